@@ -1,0 +1,1 @@
+"""ModernBERT encoders, unpadded from text to vectors."""

@@ -1,0 +1,79 @@
+"""Configs: the defaults in a dataclass, below a YAML file, below `key.sub=value` words of the command line.
+
+In: a dataclass type, a path, a list of words. Out: an instance of the dataclass with every field checked. This is the
+only file that knows the config library.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from modernbert.errors import InputError
+
+__all__ = ["fingerprint", "load", "to_yaml"]
+
+Schema = TypeVar("Schema")
+
+
+def load(schema: type[Schema], path: Path | str | None = None, overrides: Sequence[str] = ()) -> Schema:
+    """Merge the defaults of `schema`, the YAML file at `path`, and `key.sub=value` overrides.
+
+    Raises: InputError naming the file or word at fault, for an unknown key (with the nearest known one), a value of the
+    wrong type, a file that is absent or is not YAML.
+    """
+    merged = OmegaConf.structured(schema)
+    if path is not None:
+        merged = _merge(merged, _read(Path(path)), str(path))
+    for word in overrides:
+        if "=" not in word:
+            raise InputError(f"{word}: expected key=value, for example seed=7")
+        merged = _merge(merged, OmegaConf.from_dotlist([word]), word)
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise InputError(f"{path or schema.__name__}: {missing[0]} has no value, expected one in the file or as {missing[0]}=...")
+    return cast(Schema, OmegaConf.to_object(merged))
+
+
+def to_yaml(config: Any) -> str:
+    """Write a config as YAML, every field in sight."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def fingerprint(config: Any) -> str:
+    """Return sixteen hexadecimal digits that change with any field of a config dataclass."""
+    text = json.dumps(asdict(config), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> Any:
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such config file") from None
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise InputError(f"{path}: is not YAML ({_first_line(error)})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if not OmegaConf.is_dict(loaded):
+        raise InputError(f"{path}: found a list or a single value, expected `key: value` lines")
+    return loaded
+
+
+def _merge(onto: Any, update: Any, origin: str) -> Any:
+    try:
+        return OmegaConf.merge(onto, update)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        place = f"{origin}: {key}" if key and str(key) not in origin else origin
+        raise InputError(f"{place}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split("\n    ")[0].split())

@@ -1,0 +1,1 @@
+"""Texts -> answers: the `ModernBert` object and its token-budget batches."""

@@ -1,0 +1,1 @@
+"""Batches -> hidden states: config, attention, encoder, heads, initialisation, published folders."""

@@ -1,0 +1,147 @@
+"""Ragged batches: documents laid end to end, and where each begins.
+
+In: Python lengths or lists of token ids. Out: `Layout` and `Batch`, the only batch types of the package. They stand in
+a file of their own because text code and model code meet here and nowhere else.
+
+Axis letters, used in every annotation of the package:
+
+    T tokens of a batch      D width (hidden size)     V vocabulary
+    N documents of a batch   H heads                   Q queries
+    M rows with a loss       K width of one head       P passages
+    F feed-forward width     S longest document
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Int32, Int64
+from torch import Tensor
+
+from modernbert.errors import InputError
+
+__all__ = ["Batch", "Layout"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Say where each document of a flat token stream begins and ends.
+
+    `lengths` stays in Python, so that no code has to ask the device for a length; the tensors may live on any device.
+    """
+
+    lengths: tuple[int, ...]
+    cu_seqlens: Int32[Tensor, " N+1"]
+    positions: Int32[Tensor, " T"]
+
+    @staticmethod
+    def from_lengths(lengths: Sequence[int]) -> "Layout":
+        """Lay out documents of the given lengths, on the CPU.
+
+        >>> Layout.from_lengths([2, 3]).positions.tolist()
+        [0, 1, 0, 1, 2]
+
+        Raises: InputError if there is no document, or one without tokens.
+        """
+        sizes = np.asarray(lengths, dtype=np.int64)
+        if sizes.size == 0:
+            raise InputError("a batch needs at least one document, found none")
+        if sizes.min() < 1:
+            raise InputError(f"document {int(sizes.argmin())} has {sizes.min()} tokens, expected at least 1")
+        ends = np.cumsum(sizes)
+        if ends[-1] >= 2**31:
+            raise InputError(f"a batch of {ends[-1]:,} tokens exceeds the 32-bit offsets of attention kernels")
+        starts = ends - sizes
+        positions = np.arange(ends[-1], dtype=np.int64) - np.repeat(starts, sizes)
+        return Layout(
+            lengths=tuple(sizes.tolist()),
+            cu_seqlens=torch.from_numpy(np.concatenate(([0], ends)).astype(np.int32)),
+            positions=torch.from_numpy(positions.astype(np.int32)),
+        )
+
+    @property
+    def num_docs(self) -> int:
+        """Number of documents, N."""
+        return len(self.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens, T."""
+        return sum(self.lengths)
+
+    @property
+    def max_seqlen(self) -> int:
+        """Length of the longest document, as kernels ask for it: a Python integer."""
+        return max(self.lengths)
+
+    @property
+    def starts(self) -> Int32[Tensor, " N"]:
+        """Row of each document's first token."""
+        return self.cu_seqlens[:-1]
+
+    def doc_ids(self) -> Int64[Tensor, " T"]:
+        """Number of the document each token belongs to.
+
+        >>> Layout.from_lengths([2, 3]).doc_ids().tolist()
+        [0, 0, 1, 1, 1]
+        """
+        device = self.cu_seqlens.device
+        sizes = (self.cu_seqlens[1:] - self.cu_seqlens[:-1]).to(torch.int64)
+        numbers = torch.arange(self.num_docs, device=device)
+        return torch.repeat_interleave(numbers, sizes, output_size=self.num_tokens)
+
+    def to(self, device: torch.device | str) -> "Layout":
+        """Move the tensors; the lengths stay in Python."""
+        return replace(
+            self,
+            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
+            positions=self.positions.to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Hold the tokens of several documents, and the rows a loss is taken at.
+
+    `where` names rows of the stream and `labels` what is expected there: masked tokens in pretraining. `where=None` means
+    one row a document.
+    """
+
+    tokens: Int64[Tensor, " T"]
+    layout: Layout
+    where: Int64[Tensor, " M"] | None = None
+    labels: Int64[Tensor, " M"] | None = None
+
+    @staticmethod
+    def from_documents(documents: Sequence[Sequence[int] | np.ndarray]) -> "Batch":
+        """Lay token ids of documents end to end, on the CPU.
+
+        Raises: InputError if there is no document, or one without tokens.
+        """
+        layout = Layout.from_lengths([len(document) for document in documents])
+        flat = np.concatenate([np.asarray(document, dtype=np.int64) for document in documents])
+        return Batch(tokens=torch.from_numpy(flat), layout=layout)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens, T."""
+        return self.tokens.shape[0]
+
+    @property
+    def num_labels(self) -> int:
+        """Number of rows with a loss, M; known without asking the device."""
+        return 0 if self.labels is None else self.labels.shape[0]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Move every tensor to a device."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return Batch(
+            tokens=self.tokens.to(device, non_blocking=True),
+            layout=self.layout.to(device),
+            where=move(self.where),
+            labels=move(self.labels),
+        )

@@ -1,0 +1,1 @@
+"""Documents -> batches: corpus, tokenizer, shards, packing, masking, stream."""

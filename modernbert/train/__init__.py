@@ -1,0 +1,1 @@
+"""Hidden states -> weights: losses, optimizer, schedules, checkpoints, the training loop."""
