@@ -1,0 +1,87 @@
+"""Pieces of text into bins of a fixed number of tokens.
+
+In: piece numbers and lengths. Out: lists of piece numbers whose lengths come to the budget or a little less. A file of
+its own because the fill of the bins is a promise of the paper, and can be measured without any text.
+"""
+
+from bisect import bisect_right, insort
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from modernbert.errors import InputError
+
+__all__ = ["Packer"]
+
+
+class Packer:
+    """Pack by greedy best fit from a pool that the caller keeps full.
+
+    A bin begins with the oldest piece of the pool, so that none waits for ever; then the longest piece that still fits
+    goes in, the older of two of the same length, until none fits. What is packed depends only on what was added.
+
+    Source: ModernBERT, ACL edition, appendix A.2 (best fit over a buffer, above 99 % full).
+    """
+
+    def __init__(self, budget_tokens: int, pool_size: int = 4096) -> None:
+        if budget_tokens < 1 or pool_size < 1:
+            raise InputError(f"packing: found budget {budget_tokens} and pool size {pool_size}, expected at least 1")
+        self.budget_tokens = budget_tokens
+        self.pool_size = pool_size
+        self._num_added = 0
+        self._pool: OrderedDict[int, tuple[int, int]] = OrderedDict()  # age -> (piece, length), oldest first
+        self._by_length: list[tuple[int, int]] = []  # (length, -age): of equal lengths the oldest comes last
+
+    def __len__(self) -> int:
+        return len(self._pool)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the pool holds as many pieces as it should before a bin is packed."""
+        return len(self._pool) >= self.pool_size
+
+    def add(self, piece: int, length: int) -> None:
+        """Put a piece into the pool.
+
+        Raises: InputError if it is longer than the budget.
+        """
+        if not 0 < length <= self.budget_tokens:
+            raise InputError(f"piece {piece}: has {length} tokens, expected 1 to {self.budget_tokens} (the budget)")
+        self._pool[self._num_added] = (piece, length)
+        insort(self._by_length, (length, -self._num_added))
+        self._num_added += 1
+
+    def pack(self) -> list[int]:
+        """Take the pieces of one bin out of the pool.
+
+        >>> packer = Packer(budget_tokens=10)
+        >>> for piece, length in enumerate([4, 3, 5, 6]):
+        ...     packer.add(piece, length)
+        >>> packer.pack(), packer.pack()
+        ([0, 3], [1, 2])
+
+        Raises: IndexError if the pool is empty.
+        """
+        if not self._pool:
+            raise IndexError("the pool is empty")
+        pieces = []
+        free = self.budget_tokens
+        age: int | None = next(iter(self._pool))
+        while age is not None:
+            piece, length = self._pool.pop(age)
+            del self._by_length[bisect_right(self._by_length, (length, -age)) - 1]
+            pieces.append(piece)
+            free -= length
+            place = bisect_right(self._by_length, (free, 0)) - 1
+            age = -self._by_length[place][1] if place >= 0 else None
+        return pieces
+
+    def state(self) -> list[int]:
+        """Return the pieces of the pool, oldest first: all that is to be known to go on from here."""
+        return [piece for piece, _ in self._pool.values()]
+
+    def restore(self, pieces: Sequence[int], lengths: Sequence[int]) -> None:
+        """Fill the pool as `state` saw it, given the length of each piece."""
+        self._pool.clear()
+        self._by_length.clear()
+        for piece, length in zip(pieces, lengths, strict=True):
+            self.add(piece, length)
