@@ -1,0 +1,64 @@
+"""Where to compute and in which precision.
+
+In: what the user asked for, `auto` included. Out: a torch device and a dtype for autocast. Training and inference
+choose in the same way, so the choice stands above both.
+"""
+
+import torch
+
+from modernbert.errors import InputError
+
+__all__ = ["autocast", "choose_device", "choose_precision"]
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called `name`; `auto` is the first CUDA device where there is one, else the CPU.
+
+    >>> choose_device("cpu")
+    device(type='cpu')
+
+    Raises: InputError if a device asked for by name is not on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device: found {name!r}, expected auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device: found {name!r}, expected auto, cpu, cuda or cuda:N")
+    num_devices = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= num_devices:
+        raise InputError(f"device: found {name!r}, but torch can use {num_devices} CUDA devices on this machine")
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype matrix products run in; `auto` is bfloat16 where the hardware multiplies it, else float32.
+
+    >>> choose_precision("float32", torch.device("cpu"))
+    torch.float32
+
+    Raises: InputError for any other name.
+    """
+    if name == "auto":
+        return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
+    if name == "float32":
+        return torch.float32
+    if name == "bfloat16":
+        return torch.bfloat16
+    raise InputError(f"precision: found {name!r}, expected auto, float32 or bfloat16")
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Return the autocast context for a dtype; for float32 it changes nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # torch has no public question for these two instruction sets; where a version lacks the private one, say no.
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    has_avx512_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return bool(has_amx() or has_avx512_bf16())

@@ -1,0 +1,140 @@
+"""The optimizer of the recipe, and its state by name.
+
+In: a model and its gradients. Out: updated weights, and the two moments of every parameter under that parameter's name,
+as a checkpoint stores them. One step costs no wait for the device.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from modernbert.errors import InputError
+
+__all__ = ["StableAdamW", "grad_norm", "load_named_state", "named_state", "parameter_groups"]
+
+
+class StableAdamW(torch.optim.Optimizer):
+    """AdamW whose step is shortened, per tensor, where the gradient outgrew its second moment.
+
+    The moments' betas are debiased. With RMS = sqrt(mean(g^2 / max(v, eps^2))) of a tensor, its step size is
+    lr / max(1, RMS). Weights decay by 1 - weight_decay * (lr / max_lr) / max(1, RMS): at the peak of the schedule
+    `weight_decay` is the fraction lost a step, whatever the learning rate. `lr` at construction is the peak, `max_lr`.
+
+    Source: section 2.2.1 of the paper, Wortsman et al. 2023 (StableAdamW), Loshchilov & Hutter 2019 (AdamW). Equal to
+    `optimi.StableAdamW(decouple_lr=True)`, except that gradients stay as they were.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        lr: float,
+        *,
+        betas: tuple[float, float] = (0.9, 0.98),
+        eps: float = 1e-6,
+        weight_decay: float = 1e-5,
+    ):
+        if lr <= 0:
+            raise InputError(f"lr: found {lr}, expected a peak learning rate above 0")
+        defaults = {"lr": lr, "max_lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0}
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            group["step"] += 1
+            if parameters:
+                self._update(parameters, group)
+
+    def _update(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter] = {
+                    "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                }
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        exp_avgs = [self.state[parameter]["exp_avg"] for parameter in parameters]
+        exp_avg_sqs = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
+        beta1, beta2 = (_debiased(beta, group["step"]) for beta in group["betas"])
+        torch._foreach_lerp_(exp_avgs, gradients, 1 - beta1)
+        torch._foreach_mul_(exp_avg_sqs, beta2)
+        torch._foreach_addcmul_(exp_avg_sqs, gradients, gradients, 1 - beta2)
+
+        roots = torch._foreach_sqrt(exp_avg_sqs)
+        ratios = torch._foreach_div(gradients, torch._foreach_clamp_min(roots, group["eps"]))
+        sizes = torch.stack([_norm(ratio) / ratio.numel() ** 0.5 for ratio in ratios])
+        del ratios
+        shortening = 1 / sizes.clamp(min=1)  # stays on the device: reading it would stop the host once a tensor
+
+        if group["weight_decay"]:
+            kept = 1 - group["weight_decay"] * (group["lr"] / group["max_lr"]) * shortening
+            torch._foreach_mul_(parameters, list(kept.unbind()))
+        torch._foreach_add_(roots, group["eps"])
+        updates = torch._foreach_div(exp_avgs, roots)
+        torch._foreach_mul_(updates, list((-group["lr"] * shortening).unbind()))
+        torch._foreach_add_(parameters, list(updates))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split parameters into those that decay (matrices, embeddings) and those that don't (norm scales, biases).
+
+    A tied parameter is taken once.
+    """
+    decayed: list[nn.Parameter] = []
+    undecayed: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            plain = parameter.ndim <= 1 or name.endswith("bias")
+            (undecayed if plain else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def grad_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
+    """Return the 2-norm over all gradients, on their device; 0 if there are none."""
+    norms = [_norm(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+
+
+def named_state(model: nn.Module, optimizer: StableAdamW) -> dict[str, Tensor]:
+    """Return the optimizer's state as flat tensors: `step`, `exp_avg.NAME` and `exp_avg_sq.NAME`."""
+    named = {"step": torch.tensor(optimizer.param_groups[0]["step"], dtype=torch.int64)}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            named[f"{key}.{name}"] = value
+    return named
+
+
+def load_named_state(model: nn.Module, optimizer: StableAdamW, named: Mapping[str, Tensor]) -> None:
+    """Put back what `named_state` returned; tensors are copied to their parameter's device.
+
+    Raises: InputError for a name or a shape that the model does not have.
+    """
+    parameters = dict(model.named_parameters())
+    for key, value in named.items():
+        if key == "step":
+            continue
+        moment, _, name = key.partition(".")
+        if name not in parameters:
+            raise InputError(f"optimizer state: {key} belongs to no parameter of the model")
+        if value.shape != parameters[name].shape:
+            found, expected = tuple(value.shape), tuple(parameters[name].shape)
+            raise InputError(f"optimizer state: {key} has shape {found}, expected {expected}")
+        optimizer.state[parameters[name]][moment] = torch.empty_like(parameters[name]).copy_(value).detach()
+    for group in optimizer.param_groups:
+        group["step"] = int(named["step"])
+
+
+def _debiased(beta: float, step: int) -> float:
+    """Fold Adam's bias correction into beta: 0 at step 1, beta in the long run."""
+    return (beta**step - beta) / (beta**step - 1)
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    # Rows first: on the CPU one float32 accumulation over tens of millions of entries is off by tenths of a per cent.
+    return torch.linalg.vector_norm(torch.linalg.vector_norm(tensor, dim=-1))
