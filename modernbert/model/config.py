@@ -1,0 +1,177 @@
+"""The shape of a ModernBERT, and the published shapes by name.
+
+In: sizes, or the name of a preset. Out: a checked, frozen `ModelConfig`. Field names are those of the published
+`config.json`; only what a published model varies is a field.
+"""
+
+import difflib
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from modernbert.errors import InputError
+
+__all__ = ["PRESETS", "ModelConfig"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Describe one encoder; the defaults are ModernBERT-base after context extension.
+
+    Source: paper, tables 3 and 4; the training configs of the authors.
+    """
+
+    vocab_size: int = 50_368
+    hidden_size: int = 768
+    intermediate_size: int = 1_152
+    num_hidden_layers: int = 22
+    num_attention_heads: int = 12
+    max_position_embeddings: int = 8_192
+    global_attn_every_n_layers: int = 3
+    local_attention: int = 128
+    global_rope_theta: float = 160_000.0
+    local_rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    # The paper drops 10 % of the attention output in all three phases, and nothing else.
+    attention_output_dropout: float = 0.1
+    initializer_range: float = 0.02
+    initializer_cutoff_factor: float = 2.0
+    classifier_pooling: str = "mean"
+    pad_token_id: int = 50_283
+    cls_token_id: int = 50_281
+    sep_token_id: int = 50_282
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = _checked(field.name, getattr(self, field.name), field.type)
+            object.__setattr__(self, field.name, value)
+        for name in _POSITIVE:
+            _expect(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+        heads, width = self.num_attention_heads, self.hidden_size
+        _expect(width % (2 * heads) == 0, "hidden_size", width, f"a multiple of {2 * heads} for {heads} heads of even width")
+        _expect(self.local_attention % 2 == 0, "local_attention", self.local_attention, "an even number")
+        _expect(0 <= self.attention_output_dropout < 1, "attention_output_dropout", self.attention_output_dropout, "0 to 1")
+        _expect(self.classifier_pooling in ("cls", "mean"), "classifier_pooling", self.classifier_pooling, "cls or mean")
+        for name in ("pad_token_id", "cls_token_id", "sep_token_id"):
+            number = getattr(self, name)
+            _expect(0 <= number < self.vocab_size, name, number, f"an id below the vocabulary of {self.vocab_size:,}")
+
+    @staticmethod
+    def preset(name: str, **changes: Any) -> "ModelConfig":
+        """Return a published shape by name, with some fields changed.
+
+        >>> ModelConfig.preset("large").num_hidden_layers
+        28
+
+        Raises: InputError for an unknown name or field, with the nearest known one.
+        """
+        if name not in PRESETS:
+            raise InputError(f"model.preset: found {name!r}, expected one of {', '.join(PRESETS)}{_nearest(name, PRESETS)}")
+        known = [field.name for field in fields(ModelConfig)]
+        for key in changes:
+            if key not in known:
+                raise InputError(f"model.{key}: no such field of a model{_nearest(key, known)}")
+        return replace(PRESETS[name], **changes)
+
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head, K."""
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Keys a local layer sees to the left and to the right of a query, both inclusive."""
+        return (self.local_attention // 2, self.local_attention // 2)
+
+    def is_global(self, layer: int) -> bool:
+        """Say whether a layer attends to the whole document: every third one, beginning with the first."""
+        return layer % self.global_attn_every_n_layers == 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields as plain data."""
+        return asdict(self)
+
+
+_POSITIVE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "global_attn_every_n_layers",
+    "local_attention",
+    "global_rope_theta",
+    "local_rope_theta",
+    "norm_eps",
+    "initializer_range",
+    "initializer_cutoff_factor",
+)
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    """Return the value in its declared type; a boolean or a string is never taken for a number."""
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise InputError(f"{name}: found {value!r}, expected {kind.__name__}")
+    return value
+
+
+def _expect(holds: bool, name: str, found: Any, expected: str) -> None:
+    if not holds:
+        raise InputError(f"{name}: found {found!r}, expected {expected}")
+
+
+def _nearest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def _ettin(layers: int, width: int, feed_forward: int, heads: int) -> ModelConfig:
+    """Ettin trained both kinds of layers with theta 160,000 and 7,999 positions (arXiv 2507.11412)."""
+    return ModelConfig(
+        num_hidden_layers=layers,
+        hidden_size=width,
+        intermediate_size=feed_forward,
+        num_attention_heads=heads,
+        local_rope_theta=160_000.0,
+        max_position_embeddings=7_999,
+    )
+
+
+def _mmbert(width: int, heads: int) -> ModelConfig:
+    """Gemma-2's vocabulary on 22 layers, theta 160,000 everywhere (arXiv 2509.06888)."""
+    return ModelConfig(
+        vocab_size=256_000,
+        hidden_size=width,
+        num_attention_heads=heads,
+        local_rope_theta=160_000.0,
+        pad_token_id=0,
+        cls_token_id=2,
+        sep_token_id=1,
+    )
+
+
+PRESETS: dict[str, ModelConfig] = {
+    # The demo's: small enough to learn something on two cores in minutes; first and last layer global, as in all others.
+    "tiny": ModelConfig(
+        vocab_size=8_192,
+        hidden_size=192,
+        intermediate_size=288,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        pad_token_id=8_107,
+        cls_token_id=8_105,
+        sep_token_id=8_106,
+    ),
+    "base": ModelConfig(),
+    "large": ModelConfig(
+        num_hidden_layers=28, hidden_size=1_024, intermediate_size=2_624, num_attention_heads=16
+    ),
+    "ettin-17m": _ettin(7, 256, 384, 4),
+    "ettin-32m": _ettin(10, 384, 576, 6),
+    "ettin-68m": _ettin(19, 512, 768, 8),
+    "ettin-1b": _ettin(28, 1_792, 3_840, 28),
+    "mmbert-small": _mmbert(384, 6),
+    "mmbert-base": _mmbert(768, 12),
+}

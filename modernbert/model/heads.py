@@ -1,0 +1,49 @@
+"""Heads: hidden states -> scores.
+
+In: a batch. Out: logits, only at the rows asked for. Source: paper, section 2.1.1; masked rows are gathered before the
+head, so that head and vocabulary see about 30 % of the tokens in pretraining.
+"""
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from modernbert.model.config import ModelConfig
+from modernbert.model.encoder import Encoder
+from modernbert.ragged import Batch
+
+__all__ = ["MaskedLM", "PredictionHead"]
+
+
+class PredictionHead(nn.Module):
+    """Dense, exact GELU, norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
+
+    def forward(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
+        """Transform each row by itself."""
+        return self.norm(F.gelu(self.dense(rows)))
+
+
+class MaskedLM(nn.Module):
+    """The encoder with the masked-language-model head; the decoder's weight is the token embedding, its bias its own."""
+
+    def __init__(self, config: ModelConfig, backend: str = "banded") -> None:
+        super().__init__()
+        self.model = Encoder(config, backend)
+        self.head = PredictionHead(config)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.decoder.weight = self.model.embeddings.tok_embeddings.weight
+
+    def forward(self, batch: Batch) -> Float[Tensor, "M V"]:
+        """Return logits at the rows `batch.where`, in their order; at every row of the stream where it is None."""
+        hidden = self.model(batch.tokens, batch.layout)
+        rows = hidden if batch.where is None else hidden.index_select(0, batch.where)
+        return self.decode(rows)
+
+    def decode(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
+        """Return the logits of some rows of hidden states."""
+        return self.decoder(self.head(rows))

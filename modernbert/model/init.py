@@ -1,0 +1,32 @@
+"""Initial weights in the style of Megatron.
+
+In: a fresh module. Out: the same module, filled from a seed. Matrices are drawn from a normal distribution cut at two
+standard deviations: 0.02 wide, but 0.02 / sqrt(2 x layers) for the matrices that write into the residual stream, so that
+the sum of all layers keeps its size. Norms are 1, biases 0. Source: recipe of the authors' training code.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from modernbert.model.config import ModelConfig
+
+__all__ = ["initialize"]
+
+
+def initialize(module: nn.Module, config: ModelConfig, seed: int) -> None:
+    """Fill every parameter of an encoder or of an encoder with its head, in place."""
+    generator = torch.Generator().manual_seed(seed)
+    narrow = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 1:
+            nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
+            continue
+        std = narrow if name.endswith("Wo.weight") else config.initializer_range
+        cutoff = config.initializer_cutoff_factor * std
+        # Drawn on the CPU in float32, so that a seed gives the same weights on every device and in every precision.
+        drawn = torch.empty(parameter.shape)
+        nn.init.trunc_normal_(drawn, std=std, a=-cutoff, b=cutoff, generator=generator)
+        with torch.no_grad():
+            parameter.copy_(drawn)

@@ -1,0 +1,124 @@
+"""Write files and folders so that a reader sees the old content or the new, never a half.
+
+In: a target path. Out: a temporary sibling to fill, made durable and renamed into place at the end. A file of its own
+because shards, checkpoints, model folders and reports all make the same promise.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from modernbert.errors import InputError
+
+__all__ = ["new_folder", "remove_leftovers", "sha256_of", "sync_file", "sync_folder", "write_file"]
+
+_LEFTOVER = ".partial-"
+
+
+@contextmanager
+def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling of `target`; on success make it durable and rename it into place.
+
+    On any failure the temporary folder is removed and `target` is as it was.
+
+    Raises: InputError if `target` exists and may not be replaced, or if the disk is full or not writable.
+    """
+    if target.exists() and not replace:
+        raise InputError(f"{target}: exists already, expected a new folder")
+    partial = _partial(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
+        partial.mkdir()
+        yield partial
+        for path in sorted(partial.rglob("*")):
+            sync_file(path)
+        sync_folder(partial)
+        _rename(partial, target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise _explained(target, error) from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_file(target: Path, content: str | bytes) -> None:
+    """Write a whole file beside `target`, then rename it into place.
+
+    Raises: InputError if the disk is full or not writable; the old file is then untouched.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    partial = _partial(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        sync_file(partial)
+        os.replace(partial, target)
+        sync_folder(target.parent)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise _explained(target, error) from error
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed processes left beside `target`; a live process's folder stays."""
+    for path in target.parent.glob(f"{target.name}{_LEFTOVER}*"):
+        owner = path.name.rsplit("-", 1)[-1]
+        if owner.isdigit() and int(owner) != os.getpid() and _alive(int(owner)):
+            continue
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Force the bytes of a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Force the names in a folder to the disk; a rename is durable only after this."""
+    if os.name == "posix":
+        sync_file(path)
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f"{target.name}{_LEFTOVER}{os.getpid()}")
+
+
+def _rename(partial: Path, target: Path) -> None:
+    previous = target.with_name(f"{target.name}{_LEFTOVER}previous-{os.getpid()}")
+    if target.exists():
+        os.rename(target, previous)
+    os.rename(partial, target)
+    sync_folder(target.parent)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _explained(target: Path, error: OSError) -> InputError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(f"{target}: no space left on the disk; nothing was kept of the attempt")
+    return InputError(f"{target}: cannot be written ({error.strerror or error}); nothing was kept of the attempt")
