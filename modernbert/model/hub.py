@@ -1,0 +1,193 @@
+"""Model folders as published: `config.json` and `model.safetensors`, to and from modules.
+
+In: a folder or the name of a model on the hub. Out: a module with its weights, and back. Nothing in a folder is ever
+executed or unpickled: only JSON and safetensors are read, and only from the folder itself.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from modernbert.errors import InputError
+from modernbert.model.config import ModelConfig
+from modernbert.model.dialect import config_from_json, config_to_json
+from modernbert.model.encoder import Encoder
+from modernbert.model.heads import MaskedLM
+from modernbert.ragged import Batch
+from modernbert.storage import new_folder
+
+__all__ = ["find_folder", "load_config", "load_model", "save_folder"]
+
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_WANTED = ["*.json", "*.safetensors"]
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_MASKED_LM_HEAD = ("head.dense.weight", "head.norm.weight", "decoder.bias")
+# Weights of other heads, which neither the encoder nor the masked-LM head asks for.
+_OTHER_HEADS = ("classifier.", "head.", "decoder.", "score.", "dense.", "drop.")
+
+
+def find_folder(name: str | Path, revision: str | None = None) -> Path:
+    """Return a local folder as it is, or the local copy of a model on the hub.
+
+    Raises: InputError if there is neither, with the hub's reason.
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise InputError(f"{name}: is a file, expected a model folder")
+    if not _HUB_NAME.fullmatch(str(name)):
+        raise InputError(f"{name}: no such folder, and not a name on the hub (owner/model)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), revision=revision, allow_patterns=_WANTED))
+    except Exception as error:  # the hub's client raises a dozen types; each is one reason for one line
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{name}: neither a local folder nor a model that the hub gives ({reason})") from None
+
+
+def load_config(folder: Path) -> ModelConfig:
+    """Read `config.json` in either dialect.
+
+    Raises: InputError naming the file and the key.
+    """
+    return config_from_json(_read_json(folder / "config.json"), str(folder / "config.json"))
+
+
+def load_model(folder: Path, *, dtype: torch.dtype | None = None, backend: str = "banded") -> MaskedLM | Encoder:
+    """Build the model of a folder with its weights: a `MaskedLM` where the folder has that head, else an `Encoder`.
+
+    `dtype=None` keeps the precision of the file.
+
+    Raises: InputError naming the file and the tensor, if weights are absent, of the wrong shape, or not safetensors.
+    """
+    config = load_config(folder)
+    weights = {name.removeprefix("model."): tensor for name, tensor in _read_weights(folder).items()}
+    with torch.device("meta"):
+        model: MaskedLM | Encoder
+        model = MaskedLM(config, backend) if all(n in weights for n in _MASKED_LM_HEAD) else Encoder(config, backend)
+    expected = {name.removeprefix("model."): tensor for name, tensor in _stored_state(model).items()}
+    _check_names_and_shapes(expected, weights, folder)
+    state = {name: weights[name.removeprefix("model.")].to(dtype) for name in _stored_state(model)}
+    model.load_state_dict(state, strict=False, assign=True)
+    if isinstance(model, MaskedLM):
+        model.decoder.weight = model.model.embeddings.tok_embeddings.weight
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model.eval()
+
+
+def save_folder(
+    folder: Path,
+    model: MaskedLM | Encoder,
+    write_tokenizer: Callable[[Path], None] | None = None,
+    *,
+    replace: bool = False,
+) -> None:
+    """Write a folder that this package, `transformers` and other readers load unedited.
+
+    The folder is read back and must compute what the model computes before it is renamed into place. `write_tokenizer`
+    is called with the temporary folder, to add the tokenizer's files.
+
+    Raises: InputError if the folder exists and may not be replaced, or the disk is full.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored_state(model).items()}
+    encoder = model.model if isinstance(model, MaskedLM) else model
+    architecture = "ModernBertForMaskedLM" if isinstance(model, MaskedLM) else "ModernBertModel"
+    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    config = config_to_json(encoder.config, architecture, dtype)
+    with new_folder(folder, replace=replace) as partial:
+        (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        save_file(state, partial / _WEIGHTS, metadata={"format": "pt"})
+        if write_tokenizer is not None:
+            write_tokenizer(partial)
+        _verify(partial, model)
+
+
+def _stored_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors that are written: all but the tied decoder weight."""
+    return {name: tensor for name, tensor in model.state_dict().items() if name != "decoder.weight"}
+
+
+def _verify(folder: Path, model: MaskedLM | Encoder) -> None:
+    """Compare a written folder with the model it was written from, by what both compute."""
+    read = load_model(folder)
+    vocab_size = load_config(folder).vocab_size
+    tokens = [number * 7919 % vocab_size for number in range(150)]
+    batch = Batch.from_documents([tokens[:21], tokens])
+    original = next(model.parameters())
+    training = model.training
+    with torch.inference_mode():
+        ours = _outputs(model.eval(), batch.to(original.device))
+        theirs = _outputs(read.to(original.device), batch.to(original.device))
+    model.train(training)
+    if not torch.equal(ours, theirs):
+        raise InputError(f"{folder}: what was written computes other values than the model; it was not kept")
+
+
+def _outputs(model: MaskedLM | Encoder, batch: Batch) -> Tensor:
+    return model(batch) if isinstance(model, MaskedLM) else model(batch.tokens, batch.layout)
+
+
+def _check_names_and_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path) -> None:
+    for name, tensor in expected.items():
+        if name not in found:
+            raise InputError(f"{folder}: the weights have no {name}, expected shape {list(tensor.shape)}")
+        if found[name].shape != tensor.shape:
+            shape = list(found[name].shape)
+            raise InputError(f"{folder}: {name} has shape {shape}, expected {list(tensor.shape)} by config.json")
+        if not found[name].is_floating_point():
+            raise InputError(f"{folder}: {name} holds {found[name].dtype}, expected floating point numbers")
+    for name in sorted(set(found) - set(expected)):
+        if not name.startswith(_OTHER_HEADS) and "rotary_emb" not in name:
+            raise InputError(f"{folder}: the weights have {name}, which no ModernBERT of this config has")
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
+    if (folder / _WEIGHTS).exists():
+        return _read_safetensors(folder / _WEIGHTS)
+    if (folder / _INDEX).exists():
+        named = _read_json(folder / _INDEX).get("weight_map")
+        if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
+            raise InputError(f"{folder / _INDEX}: weight_map is missing, expected the file of each tensor")
+        weights: dict[str, Tensor] = {}
+        for file in sorted(set(named.values())):
+            if Path(file).name != file or not file.endswith(".safetensors"):
+                raise InputError(f"{folder / _INDEX}: names {file!r}, expected a .safetensors file of the same folder")
+            weights |= _read_safetensors(folder / file)
+        return weights
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise InputError(f"{folder}: has {pickles[0]}, a pickle, which is never loaded; expected {_WEIGHTS}")
+    raise InputError(f"{folder}: has no weights, expected {_WEIGHTS}")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, though the index names it") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: is not a readable safetensors file ({' '.join(str(error).split())})") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, expected a published model folder") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise InputError(f"{path}: is not readable JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: found {type(content).__name__}, expected an object")
+    return content
