@@ -1,0 +1,329 @@
+"""Collect text that is on every machine with Python: the standard library and the installed packages.
+
+In: the library folders of the running interpreter. Out: `code.jsonl` (Python files as they are), `prose.jsonl`
+(docstrings, comments, descriptions, documents) and `heldout.jsonl` (both kinds, from packages that neither of the
+others has seen). Which files are taken, and why the held-out ones are unseen, is decided here and nowhere else.
+
+The package that has given the fewest bytes so far gives its next file, until the budget is full: small packages
+are read whole and large ones to a common level, so none dominates.
+"""
+
+import hashlib
+import heapq
+import json
+import os
+import re
+import sysconfig
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from modernbert.demo.extract import (
+    Definition,
+    definitions,
+    describe,
+    functions,
+    paragraphs,
+    parse,
+    prose_of_module,
+    reads_like_english,
+    topics,
+)
+from modernbert.errors import InputError
+
+__all__ = ["Collected", "Record", "collect", "is_heldout", "library_roots", "read_records"]
+
+HELDOUT_SHARE = 10  # one package in ten
+MIN_CHARS = 200  # shorter documents say too little
+MAX_BYTES = 400_000  # longer files are tables
+MAX_LINE = 1_000  # longer lines are data or minified
+SKIPPED_FOLDERS = {"__pycache__", "site-packages", "dist-packages", "node_modules", "lib-dynload"}
+GENERATED = re.compile(
+    r"generated (by|from|automatically)|(auto|automatically)[ -]?generated|do not edit", re.IGNORECASE
+)
+LICENCE_NAMES = ("license", "licence", "copying", "notice", "authors")
+
+
+@dataclass(frozen=True)
+class Record:
+    """Hold one document, the path it has inside its library folder, and the top-level package it belongs to."""
+
+    text: str
+    origin: str
+    package: str
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Say what was collected: the three files, and counts of what is in them and what was passed over."""
+
+    code: Path
+    prose: Path
+    heldout: Path
+    num_bytes: dict[str, int]
+    num_documents: dict[str, int]
+    num_packages: int
+    heldout_packages: list[str]
+    skipped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Source:
+    path: Path
+    origin: str
+    package: str
+
+
+@dataclass(frozen=True)
+class _Taken:
+    record: Record
+    functions: frozenset[str]
+
+
+@dataclass
+class _Harvest:
+    """What has been taken so far. Hashes are kept to tell copies: of texts, of paragraphs, of functions."""
+
+    code: list[_Taken] = field(default_factory=list)
+    prose: list[_Taken] = field(default_factory=list)
+    texts: set[str] = field(default_factory=set)
+    paragraphs: set[str] = field(default_factory=set)
+    skipped: Counter[str] = field(default_factory=Counter)
+
+
+def collect(
+    out: Path,
+    *,
+    budget_mb: float,
+    seed: int,
+    roots: Sequence[Path] | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Collected:
+    """Write `code.jsonl`, `prose.jsonl` and `heldout.jsonl` into `out`, about `budget_mb` million bytes in all.
+
+    The same files, budget and seed give the same bytes. `progress` is told the bytes taken so far. Links are not
+    followed, and nothing outside `roots` (by default the interpreter's library folders) is read.
+
+    Raises: InputError if no text is found, or the folder cannot be written.
+    """
+    harvest = _Harvest()
+    roots = library_roots() if roots is None else roots
+    packages = _packages(roots, seed)
+    budget = int(budget_mb * 1_000_000)
+    total = 0
+    queue = [(0, _sha(f"{seed} {package}"), package) for package in packages]
+    heapq.heapify(queue)
+    while queue and total < budget:
+        taken, tie, package = heapq.heappop(queue)
+        if not packages[package]:
+            continue
+        gain = _take(packages[package].pop(), harvest)
+        total += gain
+        if gain and progress is not None:
+            progress(total)
+        heapq.heappush(queue, (taken + gain, tie, package))
+    if not harvest.code:
+        raise InputError(f"no Python source found under {', '.join(map(str, roots))}")
+    return _write(out, harvest)
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Read back a file that `collect` wrote.
+
+    Raises: InputError if the file is absent or a line is not a record.
+    """
+    try:
+        with open(path, encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    yield Record(**json.loads(line))
+                except (ValueError, TypeError):
+                    raise InputError(f"{path}:{number}: expected a JSON object with text, origin and package") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def library_roots() -> list[Path]:
+    """Return the library folders of the running interpreter: the standard library, then the installed packages."""
+    paths = sysconfig.get_paths()
+    found = [Path(paths[name]).resolve() for name in ("stdlib", "purelib", "platlib") if name in paths]
+    return [root for root in dict.fromkeys(found) if root.is_dir()]
+
+
+def is_heldout(package: str) -> bool:
+    """Say whether a package is held out; `_json` goes where `json` goes."""
+    return int(_sha(package.lstrip("_").lower())[:8], 16) % HELDOUT_SHARE == 0
+
+
+def _packages(roots: Sequence[Path], seed: int) -> dict[str, list[_Source]]:
+    """Files of each top-level package in the order to be popped: documents first, then modules, tests last."""
+
+    def order(source: _Source) -> tuple[bool, bool, str]:
+        tests = any(part in ("test", "tests", "testing", "idle_test") for part in source.origin.split("/")[1:])
+        return tests, source.origin.endswith(".py"), _sha(f"{seed} {source.origin}")
+
+    packages: dict[str, list[_Source]] = {}
+    for root in roots:
+        for path in _files(root):
+            origin = path.relative_to(root).as_posix()
+            package = _package(root, origin)
+            packages.setdefault(package, []).append(_Source(path, origin, package))
+    for sources in packages.values():
+        sources.sort(key=order, reverse=True)
+    return packages
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return
+    for entry in entries:
+        if entry.is_symlink():
+            continue
+        if entry.is_dir():
+            if entry.name not in SKIPPED_FOLDERS and not entry.name.startswith("."):
+                yield from _files(Path(entry.path))
+        elif entry.name == "METADATA" or entry.name.lower().startswith(LICENCE_NAMES):
+            yield Path(entry.path)
+        elif entry.name.endswith((".py", ".rst", ".md", ".txt")):
+            yield Path(entry.path)
+
+
+def _package(root: Path, origin: str) -> str:
+    top = origin.split("/")[0]
+    if not top.endswith((".dist-info", ".egg-info")):
+        return top.removesuffix(".py")
+    named = root / top / "top_level.txt"
+    try:
+        lines = named.read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError):
+        lines = []
+    public = [line for line in lines if not line.startswith("_")]
+    return (public or lines or [top.split("-")[0].lower()])[0]
+
+
+def _take(source: _Source, harvest: _Harvest) -> int:
+    """Take what one file has to give; return the bytes taken, 0 if the file was passed over."""
+    try:
+        if source.path.stat().st_size > MAX_BYTES and not source.origin.startswith("pydoc_data/"):
+            return _skip(harvest, "too large")
+        text = source.path.read_bytes().decode("utf-8")
+    except OSError:
+        return _skip(harvest, "unreadable")
+    except UnicodeDecodeError:
+        return _skip(harvest, "not UTF-8")
+    text = text.replace("\r\n", "\n")
+    if source.origin.endswith(".py"):
+        return _take_module(source, text, harvest)
+    if source.path.name == "METADATA":
+        text = describe(text)
+    elif max(map(len, text.split("\n"))) > MAX_LINE and not source.origin.endswith(".md"):
+        return _skip(harvest, "data-like")
+    return _take_prose(source.origin, source.package, paragraphs(text), harvest)
+
+
+def _take_module(source: _Source, text: str, harvest: _Harvest) -> int:
+    tree = parse(text)
+    if tree is None:
+        return _skip(harvest, "does not parse")
+    if source.origin == "pydoc_data/topics.py":
+        found = topics(tree)
+        return sum(
+            _take_prose(f"{source.origin}#{name}", source.package, paragraphs(topic), harvest) for name, topic in found
+        )
+    defined = definitions(tree)
+    reason = _objection(text, defined)
+    if reason is None and _sha(text) in harvest.texts:
+        reason = "duplicate"
+    if reason is not None:
+        return _skip(harvest, reason)
+    copies = frozenset(_sha(function) for function in functions(defined, text))
+    harvest.texts.add(_sha(text))
+    harvest.code.append(_Taken(Record(text, source.origin, source.package), copies))
+    gain = len(text.encode())
+    return gain + _take_prose(
+        f"{source.origin}#prose", source.package, prose_of_module([tree, *defined], text), harvest, copies
+    )
+
+
+def _take_prose(
+    origin: str, package: str, found: Iterable[str], harvest: _Harvest, copies: frozenset[str] = frozenset()
+) -> int:
+    """Keep the paragraphs that were not seen before: licences and copied docstrings appear once."""
+    kept = []
+    for paragraph in dict.fromkeys(found):
+        digest = _sha(" ".join(paragraph.split()))
+        long = len(paragraph) > 80
+        if long and digest in harvest.paragraphs:
+            continue
+        if long:
+            harvest.paragraphs.add(digest)
+        kept.append(paragraph)
+    text = "\n\n".join(kept)
+    if len(text) < MIN_CHARS or not reads_like_english(text):
+        return _skip(harvest, "not prose")
+    harvest.prose.append(_Taken(Record(text, origin, package), copies))
+    return len(text.encode())
+
+
+def _objection(text: str, defined: list[Definition]) -> str | None:
+    if len(text) < MIN_CHARS:
+        return "too short"
+    if GENERATED.search(text[:1_500]):
+        return "generated"
+    digits = sum(map(text.count, "0123456789"))
+    if digits > 0.15 * len(text) or max(map(len, text.split("\n"))) > MAX_LINE:
+        return "data-like"
+    return None if defined else "no definitions"
+
+
+def _write(out: Path, harvest: _Harvest) -> Collected:
+    """Share the records out; a held-out file that has a function in common with training is dropped."""
+    trained: set[str] = set()
+    trained.update(*(taken.functions for taken in harvest.code if not is_heldout(taken.record.package)))
+    kept: dict[str, list[Record]] = {"code": [], "prose": [], "heldout": []}
+    for name, every in (("code", harvest.code), ("prose", harvest.prose)):
+        for taken in every:
+            if not is_heldout(taken.record.package):
+                kept[name].append(taken.record)
+            elif taken.functions & trained:
+                harvest.skipped["held-out copy of training text"] += 1
+            else:
+                kept["heldout"].append(taken.record)
+    for name, records in kept.items():
+        _write_records(out / f"{name}.jsonl", sorted(records, key=lambda record: record.origin))
+    packages = {record.package for records in kept.values() for record in records}
+    return Collected(
+        **{name: out / f"{name}.jsonl" for name in kept},
+        num_bytes={name: sum(len(record.text.encode()) for record in records) for name, records in kept.items()},
+        num_documents={name: len(records) for name, records in kept.items()},
+        num_packages=len(packages),
+        heldout_packages=sorted(filter(is_heldout, packages)),
+        skipped=dict(sorted(harvest.skipped.items())),
+    )
+
+
+def _write_records(path: Path, records: Iterable[Record]) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(partial, "w", encoding="utf-8", newline="\n") as lines:
+            for record in records:
+                lines.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+            lines.flush()
+            os.fsync(lines.fileno())
+        os.replace(partial, path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def _skip(harvest: _Harvest, reason: str) -> int:
+    harvest.skipped[reason] += 1
+    return 0
+
+
+def _sha(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
