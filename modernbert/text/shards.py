@@ -1,0 +1,236 @@
+"""Tokenised documents on disk.
+
+In: documents and a tokenizer. Out: a folder of shards that is written once, verified when opened, and read in any order.
+A file of its own because tokenising is done once and trained on many times, by programs that must be able to trust it.
+
+A shard is two files: `.tokens` holds the raw ids of its documents end to end, little-endian, without [CLS] and [SEP],
+which depend on the length a phase cuts to; `.offsets` holds where each document begins, and the end of the last, as
+64-bit integers. `index.json` describes them.
+"""
+
+import hashlib
+import json
+import os
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, Integer
+
+from modernbert.errors import InputError
+from modernbert.storage import new_folder, sha256_of, write_file
+from modernbert.text.corpus import Document, Tally
+from modernbert.text.tokenizer import Tokenizer
+
+__all__ = ["Shards", "write_shards"]
+
+FORMAT, VERSION = "modernbert-shards", 1
+OFFSET = np.dtype("<u8")
+# Mapped files a process keeps open at a time; systems commonly allow 1,024 open files.
+OPEN_SHARDS = 256
+
+
+def write_shards(
+    documents: Iterable[Document],
+    tokenizer_file: Path | str,
+    out: Path | str,
+    *,
+    tally: Tally,
+    shard_chars: int = 16_000_000,
+    processes: int = 1,
+    progress: Callable[[int], None] = lambda num_tokens: None,
+) -> None:
+    """Tokenise documents into the new folder `out`; call `progress` with the tokens of each shard done.
+
+    The reader fills shards by characters, so the bytes written do not depend on the number of processes. `tally`, which
+    the reader of `documents` fills, goes into the index. With one process no other is started.
+
+    Raises: InputError if `out` exists, the disk is full, or a document cannot be read; nothing is left behind.
+    """
+    out = Path(out)
+    tokenizer = Tokenizer.load(tokenizer_file)
+    with new_folder(out) as folder:
+        shards = []
+        for shard in _tokenise(_grouped(documents, shard_chars), Path(tokenizer_file), tokenizer, folder, processes):
+            shards.append(shard)
+            progress(shard["num_tokens"])
+        index = {
+            "format": FORMAT,
+            "version": VERSION,
+            "dtype": _dtype(tokenizer.vocab_size).name,
+            "vocab_size": tokenizer.vocab_size,
+            "fingerprint": tokenizer.fingerprint,
+            "num_docs": sum(shard["num_docs"] for shard in shards),
+            "num_tokens": sum(shard["num_tokens"] for shard in shards),
+            "corpus": asdict(tally),
+            "shards": shards,
+        }
+        write_file(folder / "index.json", json.dumps(index, indent=1) + "\n")
+
+
+class Shards:
+    """Read tokenised documents in any order, without loading them all."""
+
+    def __init__(self, folder: Path, index: dict[str, Any]) -> None:
+        self.folder = folder
+        self.fingerprint: str = index["fingerprint"]
+        self.vocab_size: int = index["vocab_size"]
+        self.num_docs: int = index["num_docs"]
+        self.num_tokens: int = index["num_tokens"]
+        self._dtype = np.dtype(index["dtype"]).newbyteorder("<")
+        self._files = [shard["tokens"]["file"] for shard in index["shards"]]
+        offsets = [_read_offsets(folder, shard) for shard in index["shards"]]
+        self._first_docs = np.cumsum([0] + [len(part) - 1 for part in offsets])[:-1].tolist()
+        self._starts = np.concatenate([part[:-1] for part in offsets])
+        self.lengths: Int64[np.ndarray, " _"] = np.concatenate([np.diff(part) for part in offsets])
+        self._mapped = lru_cache(maxsize=OPEN_SHARDS)(self._map)
+
+    @staticmethod
+    def open(folder: Path | str, verify: bool = True) -> "Shards":
+        """Open a folder of shards; check the size of every file and, if `verify`, its sha256.
+
+        Raises: InputError naming the file that is absent, cut off or changed, what was found and what was expected.
+        """
+        folder = Path(folder)
+        index = _read_index(folder / "index.json")
+        for shard in index["shards"]:
+            for part in ("tokens", "offsets"):
+                _verify(folder / shard[part]["file"], shard[part], verify)
+        return Shards(folder, index)
+
+    def tokens(self, doc: int, start: int = 0, stop: int | None = None) -> Integer[np.ndarray, " _"]:
+        """Return ids `start` to `stop` of a document, as stored and not writable."""
+        shard = bisect_right(self._first_docs, doc) - 1
+        first, length = int(self._starts[doc]), int(self.lengths[doc])
+        stop = length if stop is None else min(stop, length)
+        return self._mapped(shard)[first + start : first + stop]
+
+    def _map(self, shard: int) -> Integer[np.ndarray, " _"]:
+        path = self.folder / self._files[shard]
+        if path.stat().st_size == 0:  # nothing to map: documents of which the tokenizer leaves nothing
+            return np.empty(0, dtype=self._dtype)
+        # A plain view of the map: slices of np.memmap itself are several times slower.
+        return np.asarray(np.memmap(path, dtype=self._dtype, mode="r"))
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a process needs to write one shard."""
+
+    number: int
+    texts: list[str]
+    folder: Path
+
+
+def _grouped(documents: Iterable[Document], shard_chars: int) -> Iterator[list[str]]:
+    texts: list[str] = []
+    num_chars = 0
+    for document in documents:
+        texts.append(document.text)
+        num_chars += len(document.text)
+        if num_chars >= shard_chars:
+            yield texts
+            texts, num_chars = [], 0
+    if texts:
+        yield texts
+
+
+def _tokenise(
+    groups: Iterator[list[str]], tokenizer_file: Path, tokenizer: Tokenizer, folder: Path, processes: int
+) -> Iterator[dict[str, Any]]:
+    """Write a shard for each group of texts, in order, and yield its entry for the index."""
+    tasks = (_Task(number, texts, folder) for number, texts in enumerate(groups))
+    if processes == 1:
+        for task in tasks:
+            yield _write_shard(task, tokenizer)
+        return
+    pool = ProcessPoolExecutor(
+        processes, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(tokenizer_file,)
+    )
+    running: deque[Future[dict[str, Any]]] = deque()
+    try:
+        for task in tasks:
+            running.append(pool.submit(_write_shard_in_worker, task))
+            if len(running) > processes:  # one waits while all work; more would only hold memory
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    except BrokenProcessPool:
+        raise InputError("a tokenising process died, perhaps for want of memory; try fewer processes") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_worker_tokenizer: list[Tokenizer] = []
+
+
+def _start_worker(tokenizer_file: Path) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every process has one core to itself
+    _worker_tokenizer.append(Tokenizer.load(tokenizer_file))
+
+
+def _write_shard_in_worker(task: _Task) -> dict[str, Any]:
+    return _write_shard(task, _worker_tokenizer[0])
+
+
+def _write_shard(task: _Task, tokenizer: Tokenizer) -> dict[str, Any]:
+    dtype = _dtype(tokenizer.vocab_size)
+    documents = tokenizer.encode(task.texts, special=False)
+    ends = np.cumsum([len(document) for document in documents])
+    name = f"shard-{task.number:05d}"
+    return {
+        "num_docs": len(documents),
+        "num_tokens": int(ends[-1]),
+        "tokens": _write(task.folder / f"{name}.tokens", np.concatenate(documents).astype(dtype)),
+        "offsets": _write(task.folder / f"{name}.offsets", np.concatenate([[0], ends]).astype(OFFSET)),
+    }
+
+
+def _write(path: Path, values: np.ndarray[Any, Any]) -> dict[str, Any]:
+    data = values.tobytes()
+    path.write_bytes(data)
+    return {"file": path.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def _dtype(vocab_size: int) -> np.dtype[Any]:
+    return np.dtype("<u2") if vocab_size <= 2**16 else np.dtype("<u4")
+
+
+def _read_index(path: Path) -> dict[str, Any]:
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: no such folder of shards; `modernbert prepare` writes one")
+    if not path.exists():
+        raise InputError(f"{path.parent}: holds no index.json, expected a folder written by `modernbert prepare`")
+    try:
+        index = json.loads(path.read_bytes())
+        found = index["format"], index["version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: is not an index of shards ({type(error).__name__}: {error})") from None
+    if found != (FORMAT, VERSION):
+        raise InputError(f"{path}: is {found[0]} version {found[1]}, expected {FORMAT} version {VERSION}")
+    return index
+
+
+def _verify(path: Path, entry: dict[str, Any], content: bool) -> None:
+    if not path.exists():
+        raise InputError(f"{path}: is absent, expected {entry['bytes']:,} bytes")
+    if path.stat().st_size != entry["bytes"]:
+        raise InputError(f"{path}: has {path.stat().st_size:,} bytes, expected {entry['bytes']:,}")
+    if content and (found := sha256_of(path)) != entry["sha256"]:
+        raise InputError(f"{path}: has sha256 {found[:16]}..., expected {entry['sha256'][:16]}...; it was changed")
+
+
+def _read_offsets(folder: Path, shard: dict[str, Any]) -> Int64[np.ndarray, " _"]:
+    path = folder / shard["offsets"]["file"]
+    offsets = np.fromfile(path, dtype=OFFSET).astype(np.int64)
+    if len(offsets) != shard["num_docs"] + 1 or offsets[-1] != shard["num_tokens"] or (np.diff(offsets) < 0).any():
+        raise InputError(f"{path}: does not describe {shard['num_docs']} documents of {shard['num_tokens']} tokens")
+    return offsets

@@ -1,0 +1,336 @@
+"""Texts to token ids and back.
+
+In: a `tokenizer.json` of any family, or text to learn one from. Out: a `Tokenizer` that knows which ids play which
+role. A file of its own because ids must be the same here, in transformers and in the published checkpoints; so nothing but
+`tokenizer.json` decides, and only the names of the roles are looked up in the files beside it.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from jaxtyping import Bool, Int64
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from modernbert.errors import InputError
+from modernbert.storage import write_file
+from modernbert.text.archive import open_plain
+
+__all__ = ["Tokenizer", "adapt_olmo", "train_tokenizer"]
+
+ROLES = ("unk", "cls", "sep", "pad", "mask")
+# The names a role goes by in tokenizer_config.json, then in vocabularies.
+CONFIG_KEYS = {"cls": ("cls_token", "bos_token"), "sep": ("sep_token", "eos_token")}
+USUAL_NAMES = {
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]", "<cls>", "<bos>", "<s>"),
+    "sep": ("[SEP]", "<sep>", "<eos>", "</s>"),
+    "pad": ("[PAD]", "<pad>"),
+    "mask": ("[MASK]", "<mask>"),
+}
+NUM_UNUSED = 83
+SPACE_RUNS = tuple(" " * n for n in range(24, 1, -1))
+OLMO_SIZE = 50_280
+
+# One call of the Rust library holds offsets and strings of every token until it returns: so many characters a call.
+CALL_CHARS = 4_000_000
+LONG_CHARS = 200_000
+
+_UNUSED = re.compile(r"[\[<]unused\d+[\]>]")
+_SAFE_CUT = re.compile(r"(?<=\S)[ \n](?=\S)")
+
+
+class Tokenizer:
+    """Encode and decode text, and name the ids that play a role.
+
+    `cls_id`, `sep_id`, `pad_id` and `mask_id` are those of the file's own template and names. `special_ids` are never
+    masked and `ordinary_ids` are what a random replacement may be drawn from: neither special nor a spare entry.
+    """
+
+    def __init__(self, core: tokenizers.Tokenizer, named: Mapping[str, str] | None = None, origin: str = "tokenizer"):
+        core.no_truncation()
+        core.no_padding()
+        self._core = core
+        self._origin = origin
+        probe = core.encode("a", add_special_tokens=False).ids
+        wrapped = core.encode("a").ids
+        start = next((i for i in range(len(wrapped)) if wrapped[i : i + len(probe)] == probe), 0)
+        self._prefix, self._suffix = wrapped[:start], wrapped[start + len(probe) :]
+        roles = {role: self._find_role(role, named or {}) for role in ROLES}
+        self.cls_id = self._required("cls", self._prefix[0] if self._prefix else roles["cls"])
+        self.sep_id = self._required("sep", self._suffix[-1] if self._suffix else roles["sep"])
+        self.pad_id = self._required("pad", roles["pad"])
+        self.mask_id = self._required("mask", roles["mask"])
+        self._unk_id = roles["unk"]
+        self._ids = sorted(core.get_vocab(with_added_tokens=True).values())
+        self.vocab_size = self._ids[-1] + 1
+
+    @staticmethod
+    def load(path: Path | str) -> "Tokenizer":
+        """Load a `tokenizer.json`, or the one in a folder.
+
+        Raises: InputError if it is absent, is not a tokenizer, or has no token for one of the roles.
+        """
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        return Tokenizer(_read_core(file), _read_names(file.parent), str(file))
+
+    @cached_property
+    def special_ids(self) -> Int64[np.ndarray, " _"]:
+        """Ids of the roles and of all tokens flagged special, in order."""
+        flagged = {i for i, token in self._core.get_added_tokens_decoder().items() if token.special}
+        roles = {self.cls_id, self.sep_id, self.pad_id, self.mask_id}
+        unk = set() if self._unk_id is None else {self._unk_id}
+        return np.array(sorted(flagged | roles | unk), dtype=np.int64)
+
+    @cached_property
+    def is_special(self) -> Bool[np.ndarray, " V"]:
+        """For each id, whether it is among `special_ids`."""
+        table = np.zeros(self.vocab_size, dtype=bool)
+        table[self.special_ids] = True
+        return table
+
+    @cached_property
+    def ordinary_ids(self) -> Int64[np.ndarray, " _"]:
+        """Ids that stand for text, in order: all but the special and the spare ones."""
+        spare = {i for text, i in self._core.get_vocab().items() if _UNUSED.fullmatch(text)}
+        return np.array([i for i in self._ids if not self.is_special[i] and i not in spare], dtype=np.int64)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with any part of the tokenizer."""
+        canonical = json.dumps(json.loads(self._core.to_str()), sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def encode(self, texts: Sequence[str], *, special: bool = True) -> list[Int64[np.ndarray, " _"]]:
+        """Encode texts on all cores, each wrapped in the template's special tokens if `special`; nothing is cut off.
+
+        Raises: InputError naming the text that holds a lone surrogate.
+        """
+        _check(texts)
+        prefix, suffix = (self._prefix, self._suffix) if special else ([], [])
+        parts = [[np.array(prefix, dtype=np.int64)] for _ in texts]
+        for group in _groups([(n, piece) for n, text in enumerate(texts) for piece in self._pieces(text)]):
+            encodings = self._core.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
+            for (n, _), encoding in zip(group, encodings, strict=True):
+                parts[n].append(np.array(encoding.ids, dtype=np.int64))
+        end = np.array(suffix, dtype=np.int64)
+        return [np.concatenate([*part, end]) for part in parts]
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Int64[np.ndarray, " _"]]:
+        """Encode pairs of texts into one row each, as the template wraps a pair: [CLS] A [SEP] B [SEP].
+
+        Raises: InputError naming the pair that holds a lone surrogate.
+        """
+        _check([first for first, _ in pairs])
+        _check([second for _, second in pairs])
+        return [np.array(encoding.ids, dtype=np.int64) for encoding in self._core.encode_batch_fast(list(pairs))]
+
+    def decode(self, ids: Iterable[int], *, special: bool = True) -> str:
+        """Turn ids back into text, with or without the special tokens among them."""
+        return self._core.decode([int(i) for i in ids], skip_special_tokens=not special)
+
+    def text_of(self, token: int) -> str:
+        """Return the text one id stands for; a part of a character shows as U+FFFD."""
+        return self.decode([token])
+
+    def save(self, path: Path | str) -> None:
+        """Write `tokenizer.json`: the file named, or one of that name in the folder named."""
+        path = Path(path)
+        write_file(path if path.suffix == ".json" else path / "tokenizer.json", self._core.to_str(pretty=True))
+
+    def save_folder(self, folder: Path | str, max_length: int) -> None:
+        """Write the three files from which other libraries load this tokenizer, with the same ids."""
+        folder = Path(folder)
+        added = {str(i): _as_json(token) for i, token in sorted(self._core.get_added_tokens_decoder().items())}
+        roles = {"unk": self._unk_id, "cls": self.cls_id, "sep": self.sep_id, "pad": self.pad_id, "mask": self.mask_id}
+        tokens = {f"{role}_token": self._core.id_to_token(i) for role, i in roles.items() if i is not None}
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_input_names": ["input_ids", "attention_mask"],
+            "model_max_length": max_length,
+            "padding_side": "right",
+            "truncation_side": "right",
+            "clean_up_tokenization_spaces": False,
+            "added_tokens_decoder": added,
+            **tokens,
+        }
+        by_text = {token["content"]: token for token in added.values()}
+        self.save(folder)
+        write_file(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+        # Whole entries, because a bare name would lose what [MASK] does to the blanks on its left.
+        described = {key: by_text.get(text, text) for key, text in tokens.items()}
+        write_file(folder / "special_tokens_map.json", json.dumps(described, indent=2) + "\n")
+
+    def _find_role(self, role: str, named: Mapping[str, str]) -> int | None:
+        keys = CONFIG_KEYS.get(role, (f"{role}_token",))
+        names = [named[key] for key in keys if key in named] + list(USUAL_NAMES[role])
+        found = (self._core.token_to_id(name) for name in names)
+        return next((i for i in found if i is not None), None)
+
+    def _required(self, role: str, found: int | None) -> int:
+        if found is None:
+            names = " or ".join(USUAL_NAMES[role])
+            raise InputError(f"{self._origin}: no {role} token, expected {names} or its name in tokenizer_config.json")
+        return found
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        """Cut a long text where the ids cannot change, so that no call of the Rust library holds all of it."""
+        start = 0
+        while self._is_cuttable and len(text) - start > LONG_CHARS:
+            cut = _SAFE_CUT.search(text, start + LONG_CHARS)
+            if cut is None:
+                break
+            yield text[start : cut.start()]
+            start = cut.start()
+        yield text[start:]
+
+    @cached_property
+    def _is_cuttable(self) -> bool:
+        """Whether a lone blank between two visible characters always begins a new token.
+
+        True of byte-level tokenizers with the regular expression of GPT-2: a blank can only be the first character of a
+        word there, and NFC neither joins it to its neighbours nor turns a visible character into a blank. Added tokens
+        are found before words are; those with inner blanks, or that take the blanks on their right, rule cutting out.
+        """
+        plan: dict[str, Any] = json.loads(self._core.to_str())
+        splitter = plan["pre_tokenizer"] or {}
+        return (
+            (plan["normalizer"] or {"type": "NFC"}) == {"type": "NFC"}
+            and splitter.get("type") == "ByteLevel"
+            and splitter.get("use_regex", True)
+            and not splitter["add_prefix_space"]
+            and not any(token["rstrip"] for token in plan["added_tokens"])
+            and all(t["content"].isspace() or not re.search(r"\s", t["content"]) for t in plan["added_tokens"])
+        )
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Learn a byte-level BPE vocabulary with ModernBERT's layout: pieces, runs of blanks, five roles, 83 spare entries.
+
+    Raises: InputError if `vocab_size` is not a multiple of 64, is too small for the layout, or cannot be reached.
+
+    Source: the published tokenizer.json; the regular expression of GPT-2, NFC before it.
+    """
+    num_pieces = vocab_size - len(SPACE_RUNS) - len(ROLES) - NUM_UNUSED
+    if vocab_size % 64 or num_pieces <= 256:
+        raise InputError(f"vocab_size: found {vocab_size}, expected a multiple of 64, at least 384")
+    core = tokenizers.Tokenizer(models.BPE())
+    core.normalizer = normalizers.NFC()
+    splitter = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    # Runs of blanks are tokens of their own, found before words are: no merges should be spent on them.
+    runs = pre_tokenizers.Split(Regex(" {2,}"), "removed")
+    core.pre_tokenizer = pre_tokenizers.Sequence([runs, splitter])
+    trainer = trainers.BpeTrainer(
+        vocab_size=num_pieces,
+        min_frequency=2,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    core.train_from_iterator(texts, trainer)
+    if core.get_vocab_size() < num_pieces:
+        reached = core.get_vocab_size() + vocab_size - num_pieces
+        raise InputError(
+            f"vocab_size: the text gives {reached} entries, expected {vocab_size}; add text or ask for fewer"
+        )
+    core.pre_tokenizer = splitter
+    core.decoder = decoders.ByteLevel()
+    core.add_tokens([AddedToken(run, normalized=True) for run in SPACE_RUNS])
+    return Tokenizer(_with_roles(core))
+
+
+def adapt_olmo(path: Path | str) -> Tokenizer:
+    """Turn OLMo's `tokenizer.json` (dolma v1.5) into ModernBERT's, with the same ids as the published one.
+
+    Raises: InputError if the file is not that tokenizer.
+
+    Source: the authors did not train a tokenizer, they added roles and spare entries to OLMo's.
+    """
+    core = _read_core(Path(path))
+    size = core.get_vocab_size(with_added_tokens=True)
+    if size != OLMO_SIZE or core.token_to_id("<|endoftext|>") != OLMO_SIZE - 1:
+        raise InputError(f"{path}: found a vocabulary of {size:,}, expected OLMo's of {OLMO_SIZE:,} (dolma v1.5)")
+    return Tokenizer(_with_roles(core))
+
+
+def _with_roles(core: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Add what every ModernBERT vocabulary ends with, and the template that uses it."""
+    names = [USUAL_NAMES[role][0] for role in ROLES]
+    core.add_special_tokens([AddedToken(name, lstrip=name == "[MASK]", normalized=False) for name in names])
+    core.add_tokens([AddedToken(f"[unused{n}]", normalized=True) for n in range(NUM_UNUSED)])
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0",
+        pair="[CLS]:0 $A:0 [SEP]:0 $B:0 [SEP]:0",
+        special_tokens=[(name, core.token_to_id(name)) for name in names],
+    )
+    return core
+
+
+def _read_core(file: Path) -> tokenizers.Tokenizer:
+    if not file.exists():
+        raise InputError(f"{file}: no such tokenizer file")
+    with open_plain(file) as stream:
+        content = b"".join(stream.lines())
+    try:
+        return tokenizers.Tokenizer.from_buffer(content)
+    except Exception as error:  # the library raises nothing more particular
+        raise InputError(f"{file}: is not a tokenizer.json ({error})") from None
+
+
+def _read_names(folder: Path) -> dict[str, str]:
+    """Read which token plays which role from the files beside `tokenizer.json`, if they are there."""
+    names: dict[str, str] = {}
+    for file in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
+        if not file.exists():
+            continue
+        try:
+            content = json.loads(file.read_bytes())
+        except ValueError as error:
+            raise InputError(f"{file}: is not JSON ({error})") from None
+        for key, value in content.items() if isinstance(content, dict) else ():
+            text = value.get("content") if isinstance(value, dict) else value
+            if key.endswith("_token") and isinstance(text, str):
+                names[key] = text
+    return names
+
+
+def _check(texts: Sequence[str]) -> None:
+    for n, text in enumerate(texts):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            code = ord(text[error.start])
+            raise InputError(
+                f"text {n}: lone surrogate U+{code:04X} at character {error.start}, expected text"
+            ) from None
+
+
+def _groups(pieces: Sequence[tuple[int, str]]) -> Iterator[list[tuple[int, str]]]:
+    """Share pieces out to calls of a bounded number of characters."""
+    group: list[tuple[int, str]] = []
+    num_chars = 0
+    for n, piece in pieces:
+        group.append((n, piece))
+        num_chars += len(piece)
+        if num_chars >= CALL_CHARS:
+            yield group
+            group, num_chars = [], 0
+    if group:
+        yield group
+
+
+def _as_json(token: AddedToken) -> dict[str, Any]:
+    return {
+        "content": token.content,
+        "single_word": token.single_word,
+        "lstrip": token.lstrip,
+        "rstrip": token.rstrip,
+        "normalized": token.normalized,
+        "special": token.special,
+    }
