@@ -6,7 +6,6 @@ its own because the fill of the bins is a promise of the paper, and can be measu
 
 from bisect import bisect_right, insort
 from collections import OrderedDict
-from collections.abc import Sequence
 
 from modernbert.errors import InputError
 
@@ -75,13 +74,6 @@ class Packer:
             age = -self._by_length[place][1] if place >= 0 else None
         return pieces
 
-    def state(self) -> list[int]:
-        """Return the pieces of the pool, oldest first: all that is to be known to go on from here."""
-        return [piece for piece, _ in self._pool.values()]
-
-    def restore(self, pieces: Sequence[int], lengths: Sequence[int]) -> None:
-        """Fill the pool as `state` saw it, given the length of each piece."""
-        self._pool.clear()
-        self._by_length.clear()
-        for piece, length in zip(pieces, lengths, strict=True):
-            self.add(piece, length)
+    def state(self) -> tuple[tuple[int, int], ...]:
+        """Return (piece, length) of the pool, oldest first: added to an empty packer, they make it go on from here."""
+        return tuple(self._pool.values())

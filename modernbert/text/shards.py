@@ -1,7 +1,8 @@
 """Tokenised documents on disk.
 
-In: documents and a tokenizer. Out: a folder of shards that is written once, verified when opened, and read in any order.
-A file of its own because tokenising is done once and trained on many times, by programs that must be able to trust it.
+In: documents and a tokenizer. Out: a folder of shards that is written once, verified when opened, and read in any
+order. A file of its own because tokenising is done once and trained on many times, by programs that must be able to
+trust what they find.
 
 A shard is two files: `.tokens` holds the raw ids of its documents end to end, little-endian, without [CLS] and [SEP],
 which depend on the length a phase cuts to; `.offsets` holds where each document begins, and the end of the last, as
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -101,10 +102,13 @@ class Shards:
         """
         folder = Path(folder)
         index = _read_index(folder / "index.json")
-        for shard in index["shards"]:
-            for part in ("tokens", "offsets"):
-                _verify(folder / shard[part]["file"], shard[part], verify)
-        return Shards(folder, index)
+        try:
+            for shard in index["shards"]:
+                for part in ("tokens", "offsets"):
+                    _verify(folder / shard[part]["file"], shard[part], verify)
+            return Shards(folder, index)
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{folder / 'index.json'}: is not complete ({type(error).__name__}: {error})") from None
 
     def tokens(self, doc: int, start: int = 0, stop: int | None = None) -> Integer[np.ndarray, " _"]:
         """Return ids `start` to `stop` of a document, as stored and not writable."""
@@ -152,13 +156,11 @@ def _tokenise(
         for task in tasks:
             yield _write_shard(task, tokenizer)
         return
-    pool = ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(tokenizer_file,)
-    )
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start_worker)
     running: deque[Future[dict[str, Any]]] = deque()
     try:
         for task in tasks:
-            running.append(pool.submit(_write_shard_in_worker, task))
+            running.append(pool.submit(_write_shard_in_worker, task, tokenizer_file))
             if len(running) > processes:  # one waits while all work; more would only hold memory
                 yield running.popleft().result()
         while running:
@@ -169,16 +171,17 @@ def _tokenise(
         pool.shutdown(cancel_futures=True)
 
 
-_worker_tokenizer: list[Tokenizer] = []
-
-
-def _start_worker(tokenizer_file: Path) -> None:
+def _start_worker() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every process has one core to itself
-    _worker_tokenizer.append(Tokenizer.load(tokenizer_file))
 
 
-def _write_shard_in_worker(task: _Task) -> dict[str, Any]:
-    return _write_shard(task, _worker_tokenizer[0])
+@cache
+def _loaded(tokenizer_file: Path) -> Tokenizer:
+    return Tokenizer.load(tokenizer_file)
+
+
+def _write_shard_in_worker(task: _Task, tokenizer_file: Path) -> dict[str, Any]:
+    return _write_shard(task, _loaded(tokenizer_file))
 
 
 def _write_shard(task: _Task, tokenizer: Tokenizer) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Texts to token ids and back.
 
 In: a `tokenizer.json` of any family, or text to learn one from. Out: a `Tokenizer` that knows which ids play which
-role. A file of its own because ids must be the same here, in transformers and in the published checkpoints; so nothing but
-`tokenizer.json` decides, and only the names of the roles are looked up in the files beside it.
+role. A file of its own because ids must be the same here, in transformers and in the published checkpoints; so nothing
+but `tokenizer.json` decides, and only the names of the roles are looked up in the files beside it.
 """
 
 import hashlib

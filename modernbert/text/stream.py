@@ -1,0 +1,290 @@
+"""Shards to batches: the endless stream that training draws from, and the finite one that it is judged by.
+
+In: named shards, a tokenizer, a seed. Out: packed and masked batches. A file of its own because the order of training
+is decided here: what bin number b holds, and what is masked in it, depends on the seed and b alone.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from queue import Empty, Full, Queue
+from threading import Event, Thread
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+
+from modernbert.errors import InputError
+from modernbert.ragged import Batch, Layout
+from modernbert.text.masking import mask_tokens
+from modernbert.text.packing import Packer
+from modernbert.text.pieces import Order, Pieces
+from modernbert.text.shards import Shards
+from modernbert.text.tokenizer import Tokenizer
+
+__all__ = ["Packed", "Stream", "heldout_batches", "prefetch"]
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Hold one batch of a stream, its number, and where the stream stood when it was made."""
+
+    batch: Batch
+    bin: int
+    budget_tokens: int
+    source_tokens: dict[str, int]
+    """Tokens of each source in all bins up to this one."""
+    _identity: dict[str, Any]
+    _sources: tuple[tuple[tuple[int, int], int], ...]
+    _pool: tuple[tuple[int, int], ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the batch; `num_tokens / budget_tokens` is the fill."""
+        return self.batch.num_tokens
+
+    def cursor(self) -> dict[str, Any]:
+        """Describe the stream right behind this batch, for JSON; what was fetched ahead does not matter."""
+        return {
+            "identity": self._identity,
+            "bin": self.bin + 1,
+            "sources": {
+                name: {"place": list(place), "drawn": drawn, "served": self.source_tokens[name]}
+                for name, (place, drawn) in zip(self.source_tokens, self._sources, strict=True)
+            },
+            "pool": [piece for piece, _ in self._pool],
+        }
+
+
+class Stream:
+    """Serve packed and masked batches without end.
+
+    Documents are cut into pieces of at most `max_len` tokens, [CLS] and [SEP] included; nothing is dropped. Where there
+    are several sources, the next piece comes from the one furthest behind its share of the tokens; shares are as
+    `weights`, or as the sources' sizes. A `cursor` of an earlier batch makes the stream go on behind it, with batches
+    equal to the bit.
+
+    Raises: InputError if tokenizer, shards, weights, lengths or cursor do not go together.
+
+    Source: ModernBERT, ACL edition, appendix A.2 for the packing, C.1 for the order.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Shards],
+        tokenizer: Tokenizer,
+        *,
+        seed: int,
+        max_len: int,
+        budget_tokens: int,
+        mask_rate: float,
+        weights: Mapping[str, float] | None = None,
+        pool_size: int = 4096,
+        cursor: Mapping[str, Any] | None = None,
+    ) -> None:
+        _check(sources, tokenizer, seed, max_len, budget_tokens, mask_rate)
+        pieces = Pieces(list(sources.values()), max_len, tokenizer.cls_id, tokenizer.sep_id)
+        self._builder = _Builder(pieces, tokenizer, seed, mask_rate)
+        self._packer = Packer(budget_tokens, pool_size)
+        self._names = list(sources)
+        self._shares = _shares({name: pieces.num_tokens(n) for n, name in enumerate(sources)}, weights)
+        self._identity: dict[str, Any] = {
+            "seed": seed,
+            "max_len": max_len,
+            "budget_tokens": budget_tokens,
+            "pool_size": pool_size,
+            "sources": {name: [shards.num_docs, shards.num_tokens] for name, shards in sources.items()},
+        }
+        cursor = cursor or {"identity": self._identity, "bin": 0, "pool": [], "sources": {}}
+        _check_cursor(cursor, self._identity)
+        start = [cursor["sources"].get(name, {"place": (0, 0), "drawn": 0, "served": 0}) for name in self._names]
+        self._bin: int = cursor["bin"]
+        self._orders = [Order(pieces, n, seed, source["place"]) for n, source in enumerate(start)]
+        self._drawn: list[int] = [source["drawn"] for source in start]
+        self._served: list[int] = [source["served"] for source in start]
+        pool = np.array(cursor["pool"], dtype=np.int64)
+        for piece, length in zip(pool.tolist(), pieces.lengths(pool).tolist(), strict=True):
+            self._packer.add(piece, length)
+
+    def __iter__(self) -> Iterator[Packed]:
+        """Yield batch after batch; a stream has one place, so go over it once."""
+        while True:
+            while not self._packer.is_full:
+                self._draw()
+            batch, by_source = self._builder.build(self._packer.pack(), self._bin)
+            self._served = [served + more for served, more in zip(self._served, by_source, strict=True)]
+            packed = Packed(
+                batch=batch,
+                bin=self._bin,
+                budget_tokens=self._packer.budget_tokens,
+                source_tokens=dict(zip(self._names, self._served, strict=True)),
+                _identity=self._identity,
+                _sources=tuple((order.place, drawn) for order, drawn in zip(self._orders, self._drawn, strict=True)),
+                _pool=self._packer.state(),
+            )
+            self._bin += 1
+            yield packed
+
+    def _draw(self) -> None:
+        """Move one piece into the pool, from the source furthest behind its share."""
+        total = sum(self._drawn)
+        behind = [share * total - drawn for share, drawn in zip(self._shares, self._drawn, strict=True)]
+        # With nothing drawn yet, or all in step, the largest share goes first; a share of nothing never does.
+        source = max(range(len(behind)), key=lambda n: (self._shares[n] > 0, behind[n], self._shares[n]))
+        piece, length = self._orders[source].take()
+        self._packer.add(piece, length)
+        self._drawn[source] += length
+
+
+def heldout_batches(
+    shards: Shards,
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    max_len: int,
+    budget_tokens: int,
+    mask_rate: float,
+    limit_tokens: int | None = None,
+) -> Iterator[Batch]:
+    """Yield every piece of some shards once, packed, with the same masks each time it is called.
+
+    With `limit_tokens`, stop at the first batch that reaches it; the pieces are shuffled, so that what is left is a
+    sample of all documents.
+
+    Raises: InputError if tokenizer, shards and lengths do not go together.
+    """
+    _check({"heldout": shards}, tokenizer, seed, max_len, budget_tokens, mask_rate)
+    pieces = Pieces([shards], max_len, tokenizer.cls_id, tokenizer.sep_id)
+
+    def batches() -> Iterator[Batch]:
+        builder = _Builder(pieces, tokenizer, seed, mask_rate)
+        order = Order(pieces, 0, seed)
+        packer = Packer(budget_tokens)
+        left = len(pieces.ranges[0])
+        number = num_tokens = 0
+        while (left or len(packer)) and (limit_tokens is None or num_tokens < limit_tokens):
+            while left and not packer.is_full:
+                packer.add(*order.take())
+                left -= 1
+            batch, _ = builder.build(packer.pack(), number)
+            number, num_tokens = number + 1, num_tokens + batch.num_tokens
+            yield batch
+
+    return batches()
+
+
+def prefetch(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
+    """Yield the same items, made up to `depth` ahead by one background thread.
+
+    What the thread raises is raised here. The thread ends when the items do, or when this generator is closed.
+    """
+    queue: Queue[tuple[Item] | BaseException | None] = Queue(maxsize=depth)
+    stopped = Event()
+
+    def put(entry: tuple[Item] | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                queue.put(entry, timeout=0.1)
+                return
+            except Full:
+                continue
+
+    def work() -> None:
+        try:
+            for item in items:
+                put((item,))
+                if stopped.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    thread = Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while (entry := queue.get()) is not None:
+            if isinstance(entry, BaseException):
+                raise entry
+            yield entry[0]
+    finally:
+        stopped.set()
+        while not queue.empty():
+            try:
+                queue.get_nowait()
+            except Empty:
+                break
+        thread.join()
+
+
+class _Builder:
+    """Turn the pieces of a bin into a masked batch: a function of the seed, the bin and the pieces."""
+
+    def __init__(self, pieces: Pieces, tokenizer: Tokenizer, seed: int, mask_rate: float) -> None:
+        self._pieces, self._tokenizer, self._seed, self._mask_rate = pieces, tokenizer, seed, mask_rate
+
+    def build(self, pieces: Sequence[int], bin: int) -> tuple[Batch, list[int]]:
+        """Return the batch, and how many of its tokens come from each source."""
+        numbers = np.array(pieces, dtype=np.int64)
+        tokens, lengths = self._pieces.gather(numbers)
+        by_source = np.zeros(len(self._pieces.ranges), dtype=np.int64)
+        np.add.at(by_source, self._pieces.source_of(numbers), lengths)
+        # One key a bin, so that a bin's masks don't depend on how the bins before it were made.
+        rng = np.random.Generator(np.random.Philox(key=np.array([self._seed, bin], dtype=np.uint64)))
+        masked, where, labels = mask_tokens(
+            tokens,
+            rng,
+            rate=self._mask_rate,
+            mask_id=self._tokenizer.mask_id,
+            is_special=self._tokenizer.is_special,
+            ordinary_ids=self._tokenizer.ordinary_ids,
+        )
+        batch = Batch(
+            tokens=torch.from_numpy(masked),
+            layout=Layout.from_lengths(lengths),
+            where=torch.from_numpy(where),
+            labels=torch.from_numpy(labels),
+        )
+        return batch, by_source.tolist()
+
+
+def _check(
+    sources: Mapping[str, Shards], tokenizer: Tokenizer, seed: int, max_len: int, budget_tokens: int, mask_rate: float
+) -> None:
+    if not sources:
+        raise InputError("sources: found none, expected at least one folder of shards")
+    for name, shards in sources.items():
+        if (shards.fingerprint, shards.vocab_size) != (tokenizer.fingerprint, tokenizer.vocab_size):
+            raise InputError(
+                f"{name}: {shards.folder} was made with tokenizer {shards.fingerprint} ({shards.vocab_size:,} ids), "
+                f"found {tokenizer.fingerprint} ({tokenizer.vocab_size:,} ids)"
+            )
+        if not shards.num_tokens:
+            raise InputError(f"{name}: {shards.folder} holds no tokens")
+    if not 3 <= max_len <= budget_tokens:
+        raise InputError(f"max_len: found {max_len}, expected 3 to {budget_tokens} (the tokens of a micro-batch)")
+    if not 0 < mask_rate < 1:
+        raise InputError(f"mask_rate: found {mask_rate}, expected a share between 0 and 1")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed: found {seed}, expected 0 to 2**63 - 1")
+
+
+def _shares(sizes: Mapping[str, int], weights: Mapping[str, float] | None) -> list[float]:
+    """Return each source's share of the tokens served."""
+    weights = weights or sizes
+    if set(weights) != set(sizes):
+        raise InputError(f"weights: found {sorted(weights)}, expected one for each source: {sorted(sizes)}")
+    for name, weight in weights.items():
+        if not (math.isfinite(weight) and weight >= 0):
+            raise InputError(f"weights: {name} is {weight}, expected 0 or more")
+    total = sum(weights.values())
+    if total <= 0:
+        raise InputError("weights: all are 0, expected at least one above")
+    return [weights[name] / total for name in sizes]
+
+
+def _check_cursor(cursor: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    for key, expected in identity.items():
+        if cursor["identity"].get(key) != expected:
+            raise InputError(f"cursor: was taken with {key} {cursor['identity'].get(key)}, expected {expected}")
