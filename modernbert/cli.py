@@ -1,0 +1,164 @@
+"""`modernbert VERB ...`: the command line.
+
+In: words. Out: an exit status: 0 done, 2 with one line for what the user can mend, 130 when interrupted. Every verb
+imports its job when it is called, so that `--help` answers at once.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+
+from modernbert import config as configs
+from modernbert.errors import InputError
+
+__all__ = ["main"]
+
+Schema = TypeVar("Schema")
+
+app = typer.Typer(
+    name="modernbert",
+    help="Train and use ModernBERT encoders.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigFile = Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A YAML file of differences.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]...", help="Fields to set.")]
+Print = Annotated[bool, typer.Option("--print", help="Show the resolved config and stop.")]
+Model = Annotated[str, typer.Argument(help="A model folder, or the name of a model on the hub.")]
+Texts = Annotated[list[str] | None, typer.Argument(help="Texts; without any, lines of --file or standard input.")]
+TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="One text a line, or .jsonl.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16.")]
+Backend = Annotated[str, typer.Option(help="auto, varlen, banded, dense.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
+    quick: Annotated[bool, typer.Option("--quick", help="The same in one minute, with less of everything.")] = False,
+) -> None:
+    """Train a small ModernBERT on text found on this machine, and show what it learned."""
+    from modernbert.demo.steps import run
+
+    run(out, quick=quick)
+
+
+@app.command()
+def tokenizer(config: ConfigFile = None, overrides: Overrides = None, print_config: Print = False) -> None:
+    """Learn a byte-level BPE vocabulary from text, or adapt OLMo's."""
+    from modernbert.jobs.tokenizer import TokenizerConfig, run
+
+    resolved = _resolve(TokenizerConfig, config, overrides, print_config)
+    if resolved is not None:
+        run(resolved)
+
+
+@app.command()
+def prepare(config: ConfigFile = None, overrides: Overrides = None, print_config: Print = False) -> None:
+    """Turn documents into tokenised shards."""
+    from modernbert.jobs.prepare import PrepareConfig, run
+
+    resolved = _resolve(PrepareConfig, config, overrides, print_config)
+    if resolved is not None:
+        run(resolved)
+
+
+@app.command()
+def pretrain(config: ConfigFile = None, overrides: Overrides = None, print_config: Print = False) -> None:
+    """Pretrain in phases; started again, go on from the last checkpoint."""
+    from modernbert.jobs.pretrain import PretrainConfig, run
+
+    resolved = _resolve(PretrainConfig, config, overrides, print_config)
+    if resolved is not None:
+        run(resolved)
+
+
+@app.command("fill-mask")
+def fill_mask(
+    model: Model,
+    texts: Texts = None,
+    file: TextFile = None,
+    top_k: Annotated[int, typer.Option(help="Guesses a mask.")] = 5,
+    json_lines: Annotated[bool, typer.Option("--json", help="One JSON object a text.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "auto",
+) -> None:
+    """Print what the model would put in place of each [MASK]."""
+    from modernbert.jobs.fill_mask import FillMaskConfig, run
+    from modernbert.jobs.texts import gather_texts
+
+    run(FillMaskConfig(model, gather_texts(texts or [], file), top_k, json_lines, device, dtype, backend))
+
+
+@app.command()
+def embed(
+    model: Model,
+    texts: Texts = None,
+    file: TextFile = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A .npy or .jsonl file; else standard output.")] = None,
+    pooling: Annotated[str, typer.Option(help="mean or cls.")] = "mean",
+    normalize: Annotated[bool, typer.Option(help="Scale vectors to length 1.")] = True,
+    prompt: Annotated[str, typer.Option(help="Put before each text.")] = "",
+    truncate_dim: Annotated[int | None, typer.Option(help="Keep the first components only.")] = None,
+    truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "auto",
+) -> None:
+    """Write one vector a text."""
+    from modernbert.jobs.embed import EmbedConfig, run
+    from modernbert.jobs.texts import gather_texts
+
+    gathered = gather_texts(texts or [], file)
+    run(
+        EmbedConfig(
+            model, gathered, out, pooling, normalize, prompt, truncate_dim, truncate, device, dtype, backend
+        )
+    )
+
+
+def _resolve(
+    schema: type[Schema], config: Path | None, overrides: list[str] | None, print_config: bool
+) -> Schema | None:
+    """Merge defaults, file and words; print and return nothing if that is all that was asked."""
+    words = list(overrides or [])
+    if config is not None and "=" in str(config) and not config.exists():
+        words.insert(0, str(config))
+        config = None
+    resolved = configs.load(schema, config, words)
+    if print_config:
+        print(configs.to_yaml(resolved), end="")
+        return None
+    return resolved
+
+
+def main() -> None:
+    """Run a verb and turn what went wrong into one line and an exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    # Other libraries' chatter is not ours to print.
+    for name in ("httpx", "huggingface_hub", "matplotlib", "bm25s"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        app()
+    except InputError as error:
+        print(f"modernbert: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("modernbert: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has left; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()
