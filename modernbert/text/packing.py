@@ -7,6 +7,8 @@ its own because the fill of the bins is a promise of the paper, and can be measu
 from bisect import bisect_right, insort
 from collections import OrderedDict
 
+import numpy as np
+
 from modernbert.errors import InputError
 
 __all__ = ["Packer"]
@@ -16,7 +18,8 @@ class Packer:
     """Pack by greedy best fit from a pool that the caller keeps full.
 
     A bin begins with the oldest piece of the pool, so that none waits for ever; then the longest piece that still fits
-    goes in, the older of two of the same length, until none fits. What is packed depends only on what was added.
+    goes in, as long as another will fit after it. What is left for the end goes to the one piece, or the two, that fill
+    it best. Of equal lengths the older goes first. What is packed depends only on what was added.
 
     Source: ModernBERT, ACL edition, appendix A.2 (best fit over a buffer, above 99 % full).
     """
@@ -29,6 +32,7 @@ class Packer:
         self._num_added = 0
         self._pool: OrderedDict[int, tuple[int, int]] = OrderedDict()  # age -> (piece, length), oldest first
         self._by_length: list[tuple[int, int]] = []  # (length, -age): of equal lengths the oldest comes last
+        self._counts = np.zeros(budget_tokens + 1, dtype=np.int64)  # pieces in the pool by length
 
     def __len__(self) -> int:
         return len(self._pool)
@@ -47,6 +51,7 @@ class Packer:
             raise InputError(f"piece {piece}: has {length} tokens, expected 1 to {self.budget_tokens} (the budget)")
         self._pool[self._num_added] = (piece, length)
         insort(self._by_length, (length, -self._num_added))
+        self._counts[length] += 1
         self._num_added += 1
 
     def pack(self) -> list[int]:
@@ -62,17 +67,44 @@ class Packer:
         """
         if not self._pool:
             raise IndexError("the pool is empty")
-        pieces = []
-        free = self.budget_tokens
-        age: int | None = next(iter(self._pool))
-        while age is not None:
-            piece, length = self._pool.pop(age)
-            del self._by_length[bisect_right(self._by_length, (length, -age)) - 1]
-            pieces.append(piece)
-            free -= length
-            place = bisect_right(self._by_length, (free, 0)) - 1
-            age = -self._by_length[place][1] if place >= 0 else None
+        oldest = next(iter(self._pool))
+        piece, length = self._take(oldest)
+        pieces = [piece]
+        free = self.budget_tokens - length
+        while lengths := self._choose(free):
+            for length in lengths:
+                place = bisect_right(self._by_length, (length, 0)) - 1
+                piece, _ = self._take(-self._by_length[place][1])
+                pieces.append(piece)
+                free -= length
         return pieces
+
+    def _take(self, age: int) -> tuple[int, int]:
+        piece, length = self._pool.pop(age)
+        del self._by_length[bisect_right(self._by_length, (length, -age)) - 1]
+        self._counts[length] -= 1
+        return piece, length
+
+    def _choose(self, free: int) -> tuple[int, ...]:
+        """Return the lengths to go into the bin next; none if nothing fits."""
+        place = bisect_right(self._by_length, (free, 0)) - 1
+        if place < 0:
+            return ()
+        longest = self._by_length[place][0]
+        rest = free - longest
+        if rest == 0 or rest >= self._by_length[0][0]:
+            return (longest,)
+        return max((longest,), self._best_pair(free), key=sum)
+
+    def _best_pair(self, free: int) -> tuple[int, ...]:
+        """Return the two lengths in the pool with the largest sum that fits; none if no two fit."""
+        lengths = np.flatnonzero(self._counts[: free + 1])
+        partners = np.searchsorted(lengths, free - lengths, side="right") - 1
+        is_lone = (partners == np.arange(len(lengths))) & (self._counts[lengths] == 1)
+        partners -= is_lone
+        sums = np.where(partners >= 0, lengths + lengths[partners], 0)
+        best = int(sums.argmax())
+        return (int(lengths[best]), int(lengths[partners[best]])) if sums[best] else ()
 
     def state(self) -> tuple[tuple[int, int], ...]:
         """Return (piece, length) of the pool, oldest first: added to an empty packer, they make it go on from here."""
