@@ -1,0 +1,1 @@
+"""Weights to scores: metrics, and the lexical ranking they are compared with."""

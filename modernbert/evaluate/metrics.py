@@ -1,0 +1,103 @@
+"""Ranking metrics as trec_eval defines them.
+
+In: the ranked ids of a query and its graded judgments; or, where one passage a query is right, its rank. Out: nDCG@k,
+MRR@k and recall@k between 0 and 1. A query without a relevant judgment has no score and is left out of means.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+__all__ = [
+    "mean_over_queries",
+    "mrr_at",
+    "ndcg_at",
+    "ndcg_of_ranks",
+    "mrr_of_ranks",
+    "rank_ids",
+    "ranks_of",
+    "recall_at",
+]
+
+Judgments = Mapping[str, int]
+
+
+def rank_ids(scores: Mapping[str, float]) -> list[str]:
+    """Order ids by falling score; among equal scores the greater id comes first, as in trec_eval.
+
+    >>> rank_ids({"a": 1.0, "b": 2.0, "c": 1.0})
+    ['b', 'c', 'a']
+    """
+    return sorted(scores, key=lambda name: (scores[name], name), reverse=True)
+
+
+def ndcg_at(k: int, ranked: Sequence[str], judgments: Judgments) -> float:
+    """Return the discounted gain of the first k, over that of the best order; gains are the grades themselves.
+
+    >>> round(ndcg_at(10, ["x", "good", "best"], {"best": 2, "good": 1}), 4)
+    0.6199
+    """
+    gains = [max(judgments.get(name, 0), 0) for name in ranked[:k]]
+    best = sorted((grade for grade in judgments.values() if grade > 0), reverse=True)[:k]
+    return _discounted(gains) / _discounted(best)
+
+
+def mrr_at(k: int, ranked: Sequence[str], judgments: Judgments) -> float:
+    """Return one over the rank of the first relevant id, or 0 if it is not among the first k.
+
+    >>> mrr_at(10, ["x", "good", "best"], {"best": 2, "good": 1})
+    0.5
+    """
+    hits = (1 / rank for rank, name in enumerate(ranked[:k], 1) if judgments.get(name, 0) > 0)
+    return next(hits, 0.0)
+
+
+def recall_at(k: int, ranked: Sequence[str], judgments: Judgments) -> float:
+    """Return the share of the relevant ids that are among the first k.
+
+    >>> recall_at(2, ["x", "good", "best"], {"best": 2, "good": 1})
+    0.5
+    """
+    relevant = {name for name, grade in judgments.items() if grade > 0}
+    return len(relevant.intersection(ranked[:k])) / len(relevant)
+
+
+def mean_over_queries(
+    metric: Callable[[int, Sequence[str], Judgments], float],
+    k: int,
+    rankings: Mapping[str, Sequence[str]],
+    judgments: Mapping[str, Judgments],
+) -> float:
+    """Average a metric over the queries that have a relevant judgment; one without a ranking counts as 0."""
+    asked = [query for query, grades in judgments.items() if any(grade > 0 for grade in grades.values())]
+    if not asked:
+        return math.nan
+    return sum(metric(k, rankings.get(query, ()), judgments[query]) for query in asked) / len(asked)
+
+
+def ranks_of(scores: Float[np.ndarray, "Q P"], positives: Int[np.ndarray, " Q"]) -> Int[np.ndarray, " Q"]:
+    """Return the rank, from 1, of each query's one right passage; what scores the same counts as ranked above it.
+
+    Counting ties against the model keeps one that gives every passage the same vector from looking perfect.
+
+    >>> ranks_of(np.array([[0.1, 0.9, 0.5], [0.3, 0.3, 0.3]]), np.array([2, 0])).tolist()
+    [2, 3]
+    """
+    right = np.take_along_axis(scores, positives[:, None], axis=1)
+    return scores.shape[1] - (scores < right).sum(axis=1)
+
+
+def ndcg_of_ranks(k: int, ranks: Int[np.ndarray, " Q"]) -> float:
+    """Average nDCG@k over queries with one right passage each."""
+    return float(np.where(ranks <= k, 1 / np.log2(ranks + 1), 0).mean())
+
+
+def mrr_of_ranks(k: int, ranks: Int[np.ndarray, " Q"]) -> float:
+    """Average MRR@k over queries with one right passage each."""
+    return float(np.where(ranks <= k, 1 / ranks, 0).mean())
+
+
+def _discounted(gains: Sequence[int]) -> float:
+    return math.fsum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, 1))
