@@ -8,7 +8,7 @@ Axis letters, used in every annotation of the package:
     T tokens of a batch      D width (hidden size)     V vocabulary
     N documents of a batch   H heads                   Q queries
     M rows with a loss       K width of one head       P passages
-    F feed-forward width     S longest document
+    F feed-forward width     S longest document        offsets = N + 1
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class Layout:
     """
 
     lengths: tuple[int, ...]
-    cu_seqlens: Int32[Tensor, " N+1"]
+    cu_seqlens: Int32[Tensor, " offsets"]
     positions: Int32[Tensor, " T"]
 
     @staticmethod

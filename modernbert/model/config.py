@@ -5,6 +5,7 @@ In: sizes, or the name of a preset. Out: a checked, frozen `ModelConfig`. Field 
 """
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -41,9 +42,6 @@ class ModelConfig:
     sep_token_id: int = 50_282
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = _checked(field.name, getattr(self, field.name), field.type)
-            object.__setattr__(self, field.name, value)
         for name in _POSITIVE:
             _expect(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         heads, width = self.num_attention_heads, self.hidden_size
@@ -70,7 +68,15 @@ class ModelConfig:
         for key in changes:
             if key not in known:
                 raise InputError(f"model.{key}: no such field of a model{_nearest(key, known)}")
-        return replace(PRESETS[name], **changes)
+        return replace(PRESETS[name], **_typed(changes))
+
+    @staticmethod
+    def from_fields(values: Mapping[str, Any]) -> "ModelConfig":
+        """Return a config from parsed JSON or YAML, whose values may be of any type.
+
+        Raises: InputError naming the first field whose value has the wrong type or makes an impossible shape.
+        """
+        return ModelConfig(**_typed(values))
 
     @property
     def head_width(self) -> int:
@@ -108,13 +114,16 @@ _POSITIVE = (
 )
 
 
-def _checked(name: str, value: Any, kind: Any) -> Any:
-    """Return the value in its declared type; a boolean or a string is never taken for a number."""
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is not kind:
-        raise InputError(f"{name}: found {value!r}, expected {kind.__name__}")
-    return value
+def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields in their declared types; a boolean or a string is never taken for a number."""
+    kinds: dict[str, Any] = {field.name: field.type for field in fields(ModelConfig)}
+    typed = {}
+    for name, value in values.items():
+        kind = kinds[name]
+        typed[name] = float(value) if kind is float and type(value) is int else value
+        if type(typed[name]) is not kind:
+            raise InputError(f"{name}: found {value!r}, expected {kind.__name__}")
+    return typed
 
 
 def _expect(holds: bool, name: str, found: Any, expected: str) -> None:

@@ -43,7 +43,7 @@ def config_from_json(found: Mapping[str, Any], origin: str) -> ModelConfig:
         values |= _aliases(found)
         values |= _thetas(found)
         values |= _interval(found)
-        return ModelConfig(**values)
+        return ModelConfig.from_fields(values)
     except InputError as error:
         raise InputError(f"{origin}: {error}") from None
 

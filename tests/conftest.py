@@ -1,0 +1,56 @@
+"""What several test files start from."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Tests of small tensors run slower on many threads than on one, and several run at once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+
+from modernbert.model.config import ModelConfig
+from modernbert.model.heads import MaskedLM
+from modernbert.model.init import initialize
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
+@pytest.fixture
+def small_config() -> ModelConfig:
+    """Seven layers: global, two local, global, two local, global."""
+    return ModelConfig(
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=7,
+        num_attention_heads=2,
+        attention_output_dropout=0.0,
+        pad_token_id=3,
+        cls_token_id=1,
+        sep_token_id=2,
+    )
+
+
+@pytest.fixture
+def small_model(small_config: ModelConfig) -> MaskedLM:
+    model = MaskedLM(small_config)
+    initialize(model, small_config, seed=0)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Real corpora and published tokenizers, where the developer has them."""
+    folder = Path(os.environ.get("MODERNBERT_DATA", "/nonexistent"))
+    if not folder.is_dir():
+        pytest.skip("MODERNBERT_DATA does not name a folder")
+    return folder

@@ -1,0 +1,165 @@
+"""`ModernBert`: what users hold, from a folder made with random weights."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from modernbert import Batch, InputError, ModelConfig, ModernBert, Tokenizer
+from modernbert.model.heads import MaskedLM
+from modernbert.model.hub import save_folder
+from modernbert.model.init import initialize
+from modernbert.text.tokenizer import train_tokenizer
+
+TEXTS = ["The capital of France is Paris.", "", "x", "def f(a):\n    return a  # naïve ✓", "word " * 150, "x"]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    texts = [f"The capital of country {n} is city {n * 7}, in a land of {n % 11} rivers." for n in range(3000)]
+    tokenizer = train_tokenizer(texts, 512)
+    config = ModelConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=1,
+        max_position_embeddings=1_000,
+        pad_token_id=tokenizer.pad_id,
+        cls_token_id=tokenizer.cls_id,
+        sep_token_id=tokenizer.sep_id,
+    )
+    model = MaskedLM(config)
+    initialize(model, config, seed=0)
+    path = tmp_path_factory.mktemp("pipeline") / "model"
+    ModernBert(tokenizer, model.eval()).save(path)
+    return path
+
+
+@pytest.fixture
+def bert(folder: Path) -> ModernBert:
+    return ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+
+
+def test_vectors_equal_those_of_transformers(bert: ModernBert, folder: Path) -> None:
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder).eval()
+    for number, text in enumerate(TEXTS):
+        inputs = tokenizer(text, return_tensors="pt")
+        with torch.no_grad():
+            hidden = model(**inputs).last_hidden_state[0]
+        np.testing.assert_allclose(bert.embed(TEXTS, normalize=False)[number], hidden.mean(0), atol=1e-5)
+        np.testing.assert_allclose(bert.embed(TEXTS, pooling="cls", normalize=False)[number], hidden[0], atol=1e-5)
+        np.testing.assert_allclose(bert.embed_tokens(TEXTS)[number], hidden, atol=1e-5)
+
+
+def test_a_text_has_the_same_vector_alone_and_in_any_batch(bert: ModernBert) -> None:
+    together = bert.embed(TEXTS)
+    for budget in (1, 40, 16_384):
+        bert.budget_tokens = budget
+        np.testing.assert_allclose(bert.embed(TEXTS), together, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([bert.embed(text) for text in TEXTS]), together, atol=1e-5)
+    assert together.dtype == np.float32 and together.shape == (6, 64)
+    np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-6)
+
+
+def test_options_of_embed(bert: ModernBert) -> None:
+    whole = bert.embed(TEXTS, normalize=False)
+    short = bert.embed(TEXTS, truncate_dim=16)
+    np.testing.assert_allclose(short, whole[:, :16] / np.linalg.norm(whole[:, :16], axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(bert.embed("b", prompt="a "), bert.embed("a b"), atol=1e-6)
+    assert bert.embed([]).shape == (0, 64) and bert.embed_tokens([]) == []
+
+
+def test_a_text_that_is_too_long_is_named_or_cut_as_asked(bert: ModernBert) -> None:
+    long = "word " * 2_000
+    with pytest.raises(InputError, match=r"text 1: has [\d,]+ tokens, expected at most 1,000 unless truncated"):
+        bert.embed(["short", long])
+    (cut,) = bert.embed_tokens([long], truncate=True)
+    ids = bert.tokenizer.encode([long])[0]
+    assert len(cut) == 1_000
+    kept = np.append(ids[:999], bert.tokenizer.sep_id)
+    batch = Batch.from_documents([kept])
+    with torch.no_grad():
+        np.testing.assert_allclose(cut, bert.encoder(batch.tokens, batch.layout), atol=1e-5)
+
+
+def test_fill_mask_gives_the_likeliest_tokens_of_each_mask(bert: ModernBert) -> None:
+    text = "The [MASK] of France is [MASK]."
+    first, second = bert.fill_mask(text, top_k=3)
+    batch = Batch.from_documents(bert.tokenizer.encode([text]))
+    assert isinstance(bert.model, MaskedLM)
+    with torch.no_grad():
+        shares = bert.model(batch).softmax(-1)[(batch.tokens == bert.tokenizer.mask_id).nonzero().flatten()]
+    for guesses, expected in zip((first, second), shares, strict=True):
+        best = expected.topk(3)
+        assert [guess.token for guess in guesses] == best.indices.tolist()
+        np.testing.assert_allclose([guess.probability for guess in guesses], best.values, atol=1e-6)
+    assert bert.fill_mask([text, text], top_k=3)[1][0][0].token == first[0].token
+    with pytest.raises(InputError, match=r"text 1: has no \[MASK\]"):
+        bert.fill_mask([text, "none"])
+
+
+def test_texts_that_are_none(bert: ModernBert) -> None:
+    with pytest.raises(InputError, match="pooling: found 'max', expected mean or cls"):
+        bert.embed("a", pooling="max")
+    with pytest.raises(InputError, match="truncate_dim: found 65, expected 1 to 64"):
+        bert.embed("a", truncate_dim=65)
+
+
+def test_a_tokenizer_that_does_not_fit_and_a_folder_without_the_head(bert: ModernBert, tmp_path: Path) -> None:
+    config = ModelConfig(**(bert.config.as_dict() | {"vocab_size": 448, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}))
+    with pytest.raises(InputError, match="tokenizer has 512 entries, which does not fit the model's vocabulary of 448"):
+        ModernBert(bert.tokenizer, MaskedLM(config))
+    save_folder(tmp_path / "encoder", bert.encoder, lambda to: bert.tokenizer.save_folder(to, 1_000))
+    headless = ModernBert.load(tmp_path / "encoder", device="cpu", dtype="float32", backend="banded")
+    np.testing.assert_allclose(headless.embed(TEXTS), bert.embed(TEXTS), atol=1e-6)
+    with pytest.raises(InputError, match="has no masked-LM head"):
+        headless.fill_mask("a [MASK]")
+
+
+def test_bfloat16_stays_near_float32(bert: ModernBert, folder: Path) -> None:
+    half = ModernBert.load(folder, device="cpu", dtype="bfloat16", backend="banded")
+    cosines = (half.embed(TEXTS) * bert.embed(TEXTS)).sum(axis=1)
+    assert cosines.min() > 0.999
+
+
+def modernbert(*words: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "modernbert.cli", *words]
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120)
+
+
+def test_command_line_embeds_and_fills(bert: ModernBert, folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    done = modernbert("embed", str(folder), "--file", str(file), "--out", str(tmp_path / "v.npy"))
+    assert done.returncode == 0, done.stderr
+    assert "attention banded" in done.stderr
+    np.testing.assert_allclose(np.load(io.BytesIO((tmp_path / "v.npy").read_bytes())), bert.embed(TEXTS), atol=1e-5)
+    done = modernbert("fill-mask", str(folder), "--json", text="The [MASK] of France.\n")
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line)["masks"][0][0]["token"] == bert.fill_mask("The [MASK] of France.")[0][0].token  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["embed", "/absent", "a"], "/absent: no such folder"),
+        (["embed", "{folder}", "a", "--out", "v.txt"], "v.txt: expected a name that ends in .npy or .jsonl"),
+        (["embed", "{folder}", "--file", "/absent.txt"], "/absent.txt: cannot be read"),
+        (["fill-mask", "{folder}", "no mask here"], "has no [MASK]"),
+        (["embed", "{folder}", "a", "--device", "cuda:7"], "device: found 'cuda:7'"),
+        (["embed", "{folder}", "a", "--backend", "varlen"], "varlen needs a CUDA device"),
+        (["pretrain", "/absent.yaml"], "/absent.yaml: no such config file"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_and_status_2(words: list[str], message: str, folder: Path) -> None:
+    done = modernbert(*[word.format(folder=folder) for word in words])
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert done.stdout == ""

@@ -1,0 +1,263 @@
+"""Model folders: both ways with `transformers`, both dialects, and every folder that must be refused."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForMaskedLM,
+    ModernBertConfig,
+    ModernBertForMaskedLM,
+    ModernBertForSequenceClassification,
+    ModernBertModel,
+)
+
+from modernbert.errors import InputError
+from modernbert.model.config import PRESETS, ModelConfig
+from modernbert.model.dialect import config_from_json, config_to_json
+from modernbert.model.encoder import Encoder
+from modernbert.model.heads import MaskedLM
+from modernbert.model.hub import find_folder, load_config, load_model, save_folder
+from modernbert.ragged import Batch
+
+SIZES: dict[str, Any] = dict(
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=4,
+    num_attention_heads=2,
+    pad_token_id=3,
+    bos_token_id=1,
+    cls_token_id=1,
+    eos_token_id=2,
+    sep_token_id=2,
+)
+
+
+@pytest.fixture
+def theirs() -> ModernBertForMaskedLM:
+    return ModernBertForMaskedLM(ModernBertConfig(**SIZES)).eval()
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return Batch.from_documents([torch.arange(200).remainder(512).numpy()])
+
+
+def test_folder_of_transformers_loads_with_equal_logits_and_comes_back_byte_for_byte(
+    tmp_path: Path, theirs: ModernBertForMaskedLM, batch: Batch
+) -> None:
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_model(tmp_path / "theirs")
+    assert isinstance(ours, MaskedLM)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(batch), theirs(batch.tokens[None]).logits[0], atol=1e-5, rtol=0)
+    save_folder(tmp_path / "ours", ours)
+    weights = [tmp_path / name / "model.safetensors" for name in ("theirs", "ours")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_folder_of_ours_loads_unedited_in_transformers(
+    tmp_path: Path, small_model: MaskedLM, batch: Batch
+) -> None:
+    save_folder(tmp_path / "ours", small_model)
+    read = AutoModelForMaskedLM.from_pretrained(tmp_path / "ours").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(small_model(batch), read(batch.tokens[None]).logits[0], atol=1e-5, rtol=0)
+    read.save_pretrained(tmp_path / "again")
+    assert load_config(tmp_path / "again") == small_model.model.config
+
+
+def test_folders_without_the_masked_lm_head_give_the_encoder(tmp_path: Path, batch: Batch) -> None:
+    for number, kind in enumerate((ModernBertModel, ModernBertForSequenceClassification)):
+        model = kind(ModernBertConfig(**SIZES)).eval()
+        model.save_pretrained(tmp_path / str(number))
+        ours = load_model(tmp_path / str(number))
+        assert isinstance(ours, Encoder)
+        expected = getattr(model, "model", model)(batch.tokens[None]).last_hidden_state[0]
+        torch.testing.assert_close(ours(batch.tokens, batch.layout), expected, atol=1e-5, rtol=0)
+
+
+def test_weights_in_several_files_and_in_half_precision(
+    tmp_path: Path, theirs: ModernBertForMaskedLM, batch: Batch
+) -> None:
+    theirs.to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    kept = load_model(tmp_path)
+    assert {parameter.dtype for parameter in kept.parameters()} == {torch.bfloat16}
+    wide = load_model(tmp_path, dtype=torch.float32)
+    assert isinstance(wide, MaskedLM)
+    with torch.no_grad():
+        expected = theirs.float()(batch.tokens[None]).logits[0]
+        torch.testing.assert_close(wide(batch), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_both_dialects_say_the_same(name: str) -> None:
+    config = ModelConfig.preset(name)
+    words = config_to_json(config, "ModernBertForMaskedLM", "float32")
+    assert config_from_json(words, "x") == config
+    new = {k: v for k, v in words.items() if k not in ("global_attn_every_n_layers", "layer_norm_eps")}
+    new = {k: v for k, v in new.items() if not k.endswith("rope_theta")}
+    old = {k: v for k, v in words.items() if k not in ("layer_types", "rope_parameters", "norm_eps")}
+    assert config_from_json(new, "x") == config_from_json(old, "x") == config
+    assert ModernBertConfig(**words).layer_types == words["layer_types"]
+
+
+def test_a_null_local_theta_means_that_of_global_layers() -> None:
+    read = config_from_json({"global_rope_theta": 80_000.0, "local_rope_theta": None}, "x")
+    assert read.local_rope_theta == read.global_rope_theta == 80_000.0
+
+
+def test_keys_that_other_readers_insist_on_are_written() -> None:
+    words = config_to_json(ModelConfig(), "ModernBertForMaskedLM", "float32")
+    for_tei = (
+        "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads hidden_activation "
+        "max_position_embeddings initializer_range initializer_cutoff_factor norm_eps norm_bias pad_token_id "
+        "eos_token_id bos_token_id cls_token_id sep_token_id global_rope_theta local_rope_theta "
+        "global_attn_every_n_layers attention_bias attention_dropout local_attention classifier_activation"
+    )
+    for_others = "layer_norm_eps layer_types rope_parameters architectures dtype torch_dtype classifier_pooling"
+    for key in (for_tei + " " + for_others).split():
+        assert words[key] is not None, key
+
+
+def test_output_dropout_survives_the_folder(tmp_path: Path) -> None:
+    config = ModelConfig(**{k: v for k, v in SIZES.items() if k[:3] not in ("bos", "eos")})
+    save_folder(tmp_path / "m", MaskedLM(config))
+    assert load_config(tmp_path / "m").attention_output_dropout == 0.1
+
+
+REFUSED_CONFIGS = {
+    "hidden_size: found '64', expected int": {"hidden_size": "64"},
+    "hidden_size: found 65, expected a multiple of 4": {"hidden_size": 65},
+    "num_hidden_layers: found True, expected int": {"num_hidden_layers": True, "layer_types": None},
+    "vocab_size: found -1": {"vocab_size": -1},
+    "norm_eps: found 0.0": {"norm_eps": 0.0},
+    "local_attention: found 127": {"local_attention": 127},
+    "hidden_activation: found 'silu', expected 'gelu'": {"hidden_activation": "silu"},
+    "norm_bias: found True": {"norm_bias": True},
+    "model_type: found 'bert', expected 'modernbert'": {"model_type": "bert"},
+    "rope_scaling: found": {"rope_scaling": {"type": "yarn", "factor": 4}},
+    "rope_parameters.full_attention.rope_type: found 'yarn'": {
+        "rope_parameters": {"full_attention": {"rope_type": "yarn", "rope_theta": 1.0}}
+    },
+    "layer_types: found an irregular pattern": {
+        "layer_types": ["full_attention", "full_attention", "sliding_attention", "full_attention"]
+    },
+    "layer_types: found 1 entries, expected num_hidden_layers = 4": {"layer_types": ["full_attention"]},
+    "pad_token_id: found 512": {"pad_token_id": 512},
+    "tie_word_embeddings: found False": {"tie_word_embeddings": False},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED_CONFIGS)
+def test_wrong_values_are_refused_by_name(tmp_path: Path, theirs: ModernBertForMaskedLM, message: str) -> None:
+    theirs.save_pretrained(tmp_path)
+    words = json.loads((tmp_path / "config.json").read_text()) | REFUSED_CONFIGS[message]
+    (tmp_path / "config.json").write_text(json.dumps(words))
+    with pytest.raises(InputError) as caught:
+        load_model(tmp_path)
+    assert message in str(caught.value) and "config.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_unknown_config_keys_are_ignored(tmp_path: Path, theirs: ModernBertForMaskedLM) -> None:
+    theirs.save_pretrained(tmp_path)
+    words = json.loads((tmp_path / "config.json").read_text())
+    extra = {"auto_map": {"AutoModel": "evil.Model"}, "reference_compile": None, "something_new": [1]}
+    (tmp_path / "config.json").write_text(json.dumps(words | extra))
+    assert isinstance(load_model(tmp_path), MaskedLM)
+
+
+class _Canary:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+def test_a_pickle_is_named_and_never_opened(tmp_path: Path, theirs: ModernBertForMaskedLM) -> None:
+    theirs.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="has no weights, expected model.safetensors"):
+        load_model(tmp_path)
+    canary = tmp_path / "executed"
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(_Canary(canary)))
+    with pytest.raises(InputError, match=r"pytorch_model.bin, a pickle, which is never loaded"):
+        load_model(tmp_path)
+    # The same bytes under the right name are not taken for weights either.
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "model.safetensors")
+    with pytest.raises(InputError, match="is not a readable safetensors file"):
+        load_model(tmp_path)
+    assert not canary.exists()
+
+
+def test_wrong_weights_are_named(tmp_path: Path, theirs: ModernBertForMaskedLM) -> None:
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    good = load_file(file)
+    name = "model.layers.2.attn.Wqkv.weight"
+    cases = {
+        r"layers.2.attn.Wqkv.weight has shape \[2, 2\], expected \[192, 64\]": good | {name: torch.zeros(2, 2)},
+        "weights have no layers.2.attn.Wqkv.weight": {k: v for k, v in good.items() if k != name},
+        "layers.2.attn.Wqkv.weight holds torch.int64": good | {name: torch.zeros(192, 64, dtype=torch.int64)},
+        "have layers.9.attn.Wo.weight, which no": good | {"model.layers.9.attn.Wo.weight": torch.zeros(1)},
+    }
+    for message, weights in cases.items():
+        save_file(weights, file)
+        with pytest.raises(InputError, match=message):
+            load_model(tmp_path)
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="is not a readable safetensors file"):
+        load_model(tmp_path)
+
+
+def test_an_index_may_only_name_files_of_its_folder(tmp_path: Path, theirs: ModernBertForMaskedLM) -> None:
+    theirs.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    index = {"weight_map": {"model.final_norm.weight": "../outside.safetensors"}}
+    (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"names '../outside.safetensors', expected a .safetensors file of the same"):
+        load_model(tmp_path / "model")
+
+
+def test_folders_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such folder, and not a name on the hub"):
+        find_folder(tmp_path / "absent")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file, expected a model folder"):
+        find_folder(tmp_path / "file")
+    with pytest.raises(InputError, match="config.json: no such file"):
+        load_model(tmp_path)
+    (tmp_path / "config.json").write_text("{" * 5)
+    with pytest.raises(InputError, match="config.json: is not readable JSON"):
+        load_model(tmp_path)
+
+
+def test_saving_never_leaves_half_a_folder(tmp_path: Path, small_model: MaskedLM) -> None:
+    def fails(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match="no space left"):
+        save_folder(tmp_path / "model", small_model, fails)
+    assert list(tmp_path.iterdir()) == []
+    save_folder(tmp_path / "model", small_model)
+    with pytest.raises(InputError, match="exists already"):
+        save_folder(tmp_path / "model", small_model)
+    with pytest.raises(InputError, match="no space left"):
+        save_folder(tmp_path / "model", small_model, fails, replace=True)
+    assert isinstance(load_model(tmp_path / "model"), MaskedLM)
+
+
+def test_golden_config_of_the_published_base(data_folder: Path) -> None:
+    words = json.loads((data_folder / "tokenizer/modernbert/config.json").read_text())
+    read = config_from_json(words, "config.json")
+    # Nothing in that file tells of the output dropout it was trained with.
+    assert read == ModelConfig(attention_output_dropout=0.0)
