@@ -63,6 +63,8 @@ def write_shards(
         for shard in _tokenise(_grouped(documents, shard_chars), Path(tokenizer_file), tokenizer, folder, processes):
             shards.append(shard)
             progress(shard["num_tokens"])
+        if not shards:
+            raise InputError(f"{out}: no document to write")
         index = {
             "format": FORMAT,
             "version": VERSION,

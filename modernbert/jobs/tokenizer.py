@@ -1,0 +1,59 @@
+"""`modernbert tokenizer`: learn a vocabulary from text, or make ModernBERT's own from OLMo's."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from modernbert.errors import InputError
+from modernbert.storage import new_folder
+from modernbert.text.corpus import Tally, read_documents, stored_bytes
+from modernbert.text.progress import show_reading, watched
+from modernbert.text.tokenizer import Tokenizer, adapt_olmo, train_tokenizer
+
+__all__ = ["TokenizerConfig", "run"]
+
+
+@dataclass
+class TokenizerConfig:
+    """What to learn from and where the tokenizer's folder goes."""
+
+    out: str
+    sources: list[str] = field(default_factory=list)
+    vocab_size: int = 50_368
+    max_length: int = 8_192
+    """Written into tokenizer_config.json for other libraries; nothing here cuts by it."""
+    text_field: str = "text"
+    txt_unit: str = "file"
+    """What is a document in .txt, .md and .rst: file, line or paragraph."""
+    invalid: str = "repair"
+    """What to do with text that is not UTF-8: repair or refuse."""
+    adapt: str | None = None
+    """OLMo's tokenizer.json: add ModernBERT's roles to it and learn nothing."""
+
+
+def run(config: TokenizerConfig) -> Path:
+    """Write a folder with `tokenizer.json` and the two files other libraries want beside it.
+
+    Raises: InputError if there is nothing to learn from, too little, or `out` exists.
+    """
+    if bool(config.sources) == bool(config.adapt):
+        raise InputError("tokenizer: expected either sources to learn from or adapt=OLMO_TOKENIZER_JSON")
+    out = Path(config.out)
+    with new_folder(out) as folder:
+        tokenizer = adapt_olmo(config.adapt) if config.adapt else _train(config)
+        tokenizer.save_folder(folder, config.max_length)
+    print(f"{out}: {tokenizer.vocab_size:,} entries, fingerprint {tokenizer.fingerprint}")
+    return out
+
+
+def _train(config: TokenizerConfig) -> Tokenizer:
+    tally = Tally()
+    documents = read_documents(
+        config.sources, tally, text_field=config.text_field, txt_unit=config.txt_unit, invalid=config.invalid
+    )
+    with show_reading("counting words", tally, stored_bytes(config.sources)) as show:
+        texts = (document.text for document in watched(documents, show))
+        tokenizer = train_tokenizer(texts, config.vocab_size)
+    counted = f"{tally.documents:,} documents, {tally.empty:,} empty ones left out, {tally.repaired:,} repaired"
+    print(f"learned from {tally.bytes / 1e6:,.1f} MB in {counted}", file=sys.stderr)
+    return tokenizer
