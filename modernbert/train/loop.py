@@ -103,7 +103,7 @@ def train_step(
         torch.manual_seed(derive_seed(seed, number))
         with autocast(device, dtype):
             part, count = loss(model, batch.to(device))
-        part.backward()
+        part.backward()  # type: ignore[no-untyped-call]
         loss_sum += part.detach()
         num_rows += count
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]

@@ -1,0 +1,71 @@
+"""The record of a run: one JSON object a line, in two files.
+
+In: rows. Out: `log.jsonl`, which holds only what is a function of data and seed, and `timing.jsonl`, which holds the
+rest. A resumed run cuts both back to where its checkpoint was taken, so that its log is byte for byte that of a run
+that was never stopped.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from modernbert.errors import InputError
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """Append rows to the two files of a run folder; `sizes` says how far they reach."""
+
+    def __init__(self, folder: Path, sizes: Mapping[str, int]) -> None:
+        """Open both files and cut them back to `sizes`; what is not named begins anew.
+
+        Raises: InputError if a file is shorter than it was at the checkpoint, or cannot be written.
+        """
+        self._files = {name: _open(folder / f"{name}.jsonl", sizes.get(name, 0)) for name in ("log", "timing")}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def log(self, **row: Any) -> None:
+        """Write what would be the same in any run of this config."""
+        self._write("log", row)
+
+    def time(self, **row: Any) -> None:
+        """Write what depends on the machine and the day."""
+        self._write("timing", row)
+
+    def sizes(self) -> dict[str, int]:
+        """Force everything written so far to the disk, and return the length of each file in bytes."""
+        for file in self._files.values():
+            os.fsync(file.fileno())
+        return {name: file.tell() for name, file in self._files.items()}
+
+    def _write(self, name: str, row: Mapping[str, Any]) -> None:
+        file = self._files[name]
+        try:
+            # Flushed line by line: a person watches these files while they grow.
+            file.write((json.dumps(row) + "\n").encode())
+            file.flush()
+        except OSError as error:
+            raise InputError(f"{file.name}: cannot be written ({error.strerror})") from None
+
+
+def _open(path: Path, size: int) -> BinaryIO:
+    try:
+        file = path.open("a+b")
+        found = file.seek(0, os.SEEK_END)
+        if found >= size:
+            file.truncate(size)
+            file.seek(0, os.SEEK_END)
+            return file
+        file.close()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    raise InputError(f"{path}: found {found:,} bytes, expected at least the {size:,} it had at the checkpoint")

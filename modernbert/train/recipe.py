@@ -1,0 +1,183 @@
+"""What a pretraining run is made of, and what must hold before it begins.
+
+In: fields, from YAML or Python. Out: a checked config, the schedule of each phase, the shape of the model. A file of
+its own so that the run itself reads as a run.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+from modernbert.errors import InputError
+from modernbert.model.config import ModelConfig
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.train.schedule import Schedule
+
+__all__ = ["Phase", "PretrainConfig", "model_config", "schedule_of"]
+
+DECAYS = ("none", "one_minus_sqrt")
+# Fields of the model that a phase or the tokenizer decides.
+_DECIDED = {
+    "max_position_embeddings": "max_len of the last phase",
+    "global_rope_theta": "global_rope_theta of each phase",
+    "local_rope_theta": "local_rope_theta of each phase",
+    "pad_token_id": "the tokenizer",
+    "cls_token_id": "the tokenizer",
+    "sep_token_id": "the tokenizer",
+}
+
+
+@dataclass
+class Phase:
+    """One phase: its tokens, lengths, batch, learning rate and data.
+
+    A step is up to `max_micro_batches` micro-batches of `micro_batch_tokens` tokens; the number grows from 1 over
+    `batch_warmup_tokens`. `decay: one_minus_sqrt` lets the learning rate fall over the whole phase to `lr_floor` of its
+    peak. `weights` are the sources' shares of the tokens; by default as their sizes.
+    """
+
+    tokens: int = MISSING
+    lr: float = MISSING
+    max_len: int = 1_024
+    micro_batch_tokens: int = 16_384
+    max_micro_batches: int = 1
+    batch_warmup_tokens: int = 0
+    warmup_tokens: int = 0
+    decay: str = "none"
+    lr_floor: float = 0.001
+    weight_decay: float = 1e-5
+    mask_rate: float = 0.3
+    global_rope_theta: float = 10_000.0
+    local_rope_theta: float = 10_000.0
+    weights: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class PretrainConfig:
+    """A run: where it goes, what it learns from, its model, its phases in order.
+
+    `model` has `preset` and any field of `ModelConfig` to change; the vocabulary is the tokenizer's, rounded up to a
+    multiple of 64, unless named. `sources` and `heldout` are folders of shards. Steps are counted over all phases;
+    `eval_every` 0 scores held-out text at the end of each phase only, a `save_every_...` of 0 is off.
+    """
+
+    out: str = MISSING
+    tokenizer: str = MISSING
+    sources: dict[str, str] = field(default_factory=dict)
+    heldout: str | None = None
+    model: dict[str, Any] = field(default_factory=lambda: {"preset": "base"})
+    phases: dict[str, Phase] = field(default_factory=dict)
+    seed: int = 17
+    device: str = "auto"
+    precision: str = "auto"
+    backend: str = "auto"
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    eval_every: int = 0
+    eval_mask_rate: float = 0.15
+    heldout_tokens: int | None = None
+    log_every: int = 1
+    save_every_steps: int = 0
+    save_every_s: float = 300.0
+    keep: int = 2
+    verify: bool = True
+
+    def check(self) -> None:
+        """Check all that can be checked without opening a file.
+
+        Raises: InputError naming the field, what was found and what was expected.
+        """
+        if not self.phases:
+            raise InputError("phases: found none, expected at least one with its tokens and lr")
+        if not self.sources:
+            raise InputError("sources: found none, expected at least one `name: folder of shards`")
+        _expect("seed", self.seed, 0 <= self.seed < 2**32, "0 to 2**32 - 1")
+        _expect("log_every", self.log_every, self.log_every >= 1, "at least 1")
+        _expect("eval_every", self.eval_every, self.eval_every >= 0, "0 or more steps")
+        _expect("save_every_steps", self.save_every_steps, self.save_every_steps >= 0, "0 or more")
+        _expect("save_every_s", self.save_every_s, self.save_every_s >= 0, "0 or more seconds")
+        _expect("keep", self.keep, self.keep >= 2, "at least 2 checkpoints, in case one is damaged")
+        _expect("eval_mask_rate", self.eval_mask_rate, 0 < self.eval_mask_rate < 1, "a share between 0 and 1")
+        _expect("heldout_tokens", self.heldout_tokens, (self.heldout_tokens or 1) > 0, "a number above 0, or null")
+        for name in ("beta1", "beta2"):
+            _expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        _expect("eps", self.eps, self.eps > 0, "a number above 0")
+        for name, phase in self.phases.items():
+            _check_phase(f"phases.{name}", phase, self.sources)
+
+
+def schedule_of(phase: Phase) -> Schedule:
+    """Return the schedule of a phase."""
+    return Schedule(
+        tokens=phase.tokens,
+        micro_batch_tokens=phase.micro_batch_tokens,
+        peak_lr=phase.lr,
+        warmup_tokens=phase.warmup_tokens,
+        decay_tokens=0 if phase.decay == "none" else phase.tokens,
+        lr_floor=phase.lr_floor,
+        max_micro_batches=phase.max_micro_batches,
+        batch_warmup_tokens=phase.batch_warmup_tokens,
+    )
+
+
+def model_config(config: PretrainConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """Return the shape of the model as it is after the last phase.
+
+    Raises: InputError for an unknown preset or field, or a vocabulary too small for the tokenizer.
+    """
+    changes = {str(key): value for key, value in config.model.items()}
+    for key, decider in _DECIDED.items():
+        if key in changes:
+            raise InputError(f"model.{key}: found {changes[key]}, but it follows from {decider}; leave it out")
+    preset = changes.pop("preset", "base")
+    vocab_size = changes.setdefault("vocab_size", -(-tokenizer.vocab_size // 64) * 64)
+    if not isinstance(vocab_size, int) or vocab_size < tokenizer.vocab_size:
+        expected = f"at least the {tokenizer.vocab_size:,} of {config.tokenizer}"
+        raise InputError(f"model.vocab_size: found {vocab_size}, expected {expected}")
+    last = list(config.phases.values())[-1]
+    return ModelConfig.preset(
+        str(preset),
+        **changes,
+        max_position_embeddings=last.max_len,
+        global_rope_theta=last.global_rope_theta,
+        local_rope_theta=last.local_rope_theta,
+        pad_token_id=tokenizer.pad_id,
+        cls_token_id=tokenizer.cls_id,
+        sep_token_id=tokenizer.sep_id,
+    )
+
+
+def _check_phase(key: str, phase: Phase, sources: dict[str, str]) -> None:
+    def expect(name: str, holds: Callable[[Any], bool], expected: str) -> None:
+        found = getattr(phase, name)
+        _expect(f"{key}.{name}", found, holds(found), expected)
+
+    for name in ("max_micro_batches", "lr", "global_rope_theta", "local_rope_theta", "micro_batch_tokens"):
+        expect(name, lambda value: value > 0, "a number above 0")
+    for name in ("batch_warmup_tokens", "warmup_tokens", "weight_decay"):
+        expect(name, lambda value: value >= 0, "0 or more")
+    expect("decay", lambda value: value in DECAYS, " or ".join(DECAYS))
+    expect("lr_floor", lambda value: 0 <= value <= 1, "a share of lr, 0 to 1")
+    expect("mask_rate", lambda value: 0 < value < 1, "a share between 0 and 1")
+    budget = phase.micro_batch_tokens
+    expect("max_len", lambda value: 3 <= value <= budget, f"3 to {budget} (micro_batch_tokens)")
+    first_step = schedule_of(phase).plan(0).num_micro_batches * budget
+    expect("tokens", lambda _: schedule_of(phase).num_steps >= 1, f"at least the {first_step:,} of one step")
+    for name, weight in phase.weights.items():
+        known = ", ".join(sources)
+        _expect(f"{key}.weights", name, name in sources, f"a name in sources ({known})")
+        _expect(f"{key}.weights.{name}", weight, weight >= 0, "0 or more")
+    if phase.weights:
+        absent = [name for name in sources if name not in phase.weights]
+        _expect(
+            f"{key}.weights", list(phase.weights), not absent, f"a weight for {', '.join(absent)} too, 0 to leave out"
+        )
+        _expect(f"{key}.weights", dict(phase.weights), sum(phase.weights.values()) > 0, "one weight above 0")
+
+
+def _expect(key: str, found: Any, holds: bool, expected: str) -> None:
+    if not holds:
+        raise InputError(f"{key}: found {found!r}, expected {expected}")
