@@ -31,6 +31,7 @@ from modernbert.demo.extract import (
     topics,
 )
 from modernbert.errors import InputError
+from modernbert.storage import write_file
 
 __all__ = ["Collected", "Record", "collect", "is_heldout", "library_roots", "read_records"]
 
@@ -261,7 +262,8 @@ def _take_prose(
         if long:
             harvest.paragraphs.add(digest)
         kept.append(paragraph)
-    text = "\n\n".join(kept)
+    # An escape in a docstring can spell half a surrogate pair, which no UTF-8 file can hold.
+    text = "\n\n".join(kept).encode("utf-8", "replace").decode()
     if len(text) < MIN_CHARS or not reads_like_english(text):
         return _skip(harvest, "not prose")
     harvest.prose.append(_Taken(Record(text, origin, package), copies))
@@ -293,7 +295,9 @@ def _write(out: Path, harvest: _Harvest) -> Collected:
             else:
                 kept["heldout"].append(taken.record)
     for name, records in kept.items():
-        _write_records(out / f"{name}.jsonl", sorted(records, key=lambda record: record.origin))
+        ordered = sorted(records, key=lambda record: record.origin)
+        lines = [json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in ordered]
+        write_file(out / f"{name}.jsonl", "".join(lines))
     packages = {record.package for records in kept.values() for record in records}
     return Collected(
         **{name: out / f"{name}.jsonl" for name in kept},
@@ -303,21 +307,6 @@ def _write(out: Path, harvest: _Harvest) -> Collected:
         heldout_packages=sorted(filter(is_heldout, packages)),
         skipped=dict(sorted(harvest.skipped.items())),
     )
-
-
-def _write_records(path: Path, records: Iterable[Record]) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "w", encoding="utf-8", newline="\n") as lines:
-            for record in records:
-                lines.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
-            lines.flush()
-            os.fsync(lines.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
 
 
 def _skip(harvest: _Harvest, reason: str) -> int:

@@ -100,6 +100,11 @@ def test_links_are_not_followed(tmp_path: Path) -> None:
     assert [record.origin for record in read_records(found.code)] == [f"{TRAINED}/a.py"]
 
 
+def test_a_docstring_with_half_a_surrogate_pair_is_written(tmp_path: Path) -> None:
+    found, _ = gather(tmp_path, {f"{TRAINED}/a.py": f'"""{PROSE * 2} It ends in \\ud800."""\n\n' + module("a")})
+    assert "It ends in ?." in "".join(record.text for record in read_records(found.prose))
+
+
 def test_a_large_package_does_not_crowd_out_a_small_one(tmp_path: Path) -> None:
     files = {f"large/m{number}.py": module(f"n{number}", lines=60) for number in range(40)}
     files |= {f"{name}/a.py": module(name) for name in ("small", "little")}
