@@ -19,12 +19,12 @@ from modernbert.infer.batching import batches
 from modernbert.model.attention import choose_backend
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
-from modernbert.model.heads import MaskedLM
+from modernbert.model.heads import MaskedLM, pool
 from modernbert.model.hub import find_folder, load_model, save_folder
-from modernbert.ragged import Batch, Layout
+from modernbert.ragged import Batch
 from modernbert.text.tokenizer import Tokenizer
 
-__all__ = ["Guess", "ModernBert", "pool"]
+__all__ = ["Guess", "ModernBert"]
 
 logger = logging.getLogger("modernbert")
 
@@ -202,11 +202,3 @@ class ModernBert:
                     )
                 # What is cut is the end of the text; the last special token stays last.
                 yield ids if len(ids) <= longest else np.append(ids[: longest - 1], ids[-1])
-
-
-def pool(hidden: Tensor, layout: Layout, pooling: str) -> Tensor:
-    """Return one vector a document [N, D]: the mean of its tokens, or its first token."""
-    if pooling == "cls":
-        return hidden.index_select(0, layout.starts.long())
-    lengths = (layout.cu_seqlens[1:] - layout.cu_seqlens[:-1]).long()
-    return torch.segment_reduce(hidden, "mean", lengths=lengths, axis=0)

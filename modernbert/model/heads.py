@@ -1,18 +1,19 @@
-"""Heads: hidden states -> scores.
+"""Heads: hidden states -> scores and vectors.
 
-In: a batch. Out: logits, only at the rows asked for. Source: paper, section 2.1.1; masked rows are gathered before the
+In: a batch, or its hidden states. Out: logits, only at the rows asked for; one vector a document. Source: paper, section 2.1.1; masked rows are gathered before the
 head, so that head and vocabulary see about 30 % of the tokens in pretraining.
 """
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
-from modernbert.ragged import Batch
+from modernbert.ragged import Batch, Layout
 
-__all__ = ["MaskedLM", "PredictionHead"]
+__all__ = ["MaskedLM", "PredictionHead", "pool"]
 
 
 class PredictionHead(nn.Module):
@@ -47,3 +48,11 @@ class MaskedLM(nn.Module):
     def decode(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
         """Return the logits of some rows of hidden states."""
         return self.decoder(self.head(rows))
+
+
+def pool(hidden: Float[Tensor, "T D"], layout: Layout, pooling: str) -> Float[Tensor, "N D"]:
+    """Return one vector a document: the `mean` of its tokens, or its first token `cls`."""
+    if pooling == "cls":
+        return hidden.index_select(0, layout.starts.long())
+    lengths = (layout.cu_seqlens[1:] - layout.cu_seqlens[:-1]).long()
+    return torch.segment_reduce(hidden, "mean", lengths=lengths, axis=0)
