@@ -1,0 +1,1 @@
+"""Runs to read: charts of a run's log, and the page that shows them."""

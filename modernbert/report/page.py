@@ -1,0 +1,180 @@
+"""Write the page that shows what a run did: one HTML file that needs nothing beside it.
+
+In: a `Report`, a tree of plain values. Out: a file to be opened in a browser, mailed or kept; it holds its charts and
+styles and asks no network for anything.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from modernbert.errors import InputError
+from modernbert.report.charts import read_rows, speed_chart, training_chart
+from modernbert.storage import write_file
+
+__all__ = ["Figure", "FilledMask", "Guess", "Question", "Report", "Retrieval", "Table", "write_report"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Hold one number to be seen first: `held-out accuracy`, `41.2 %`, `0.1 % before training`."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Hold rows of text under column names; columns of numbers are set flush right."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """Hold a word the model proposes for a mask, and its probability."""
+
+    word: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class FilledMask:
+    """Hold a line around a masked word, the word itself, and the guesses, best first."""
+
+    before: str
+    word: str
+    after: str
+    guesses: Sequence[Guess]
+    origin: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Say whether the first guess is right, another one, or none; white space around a word does not count."""
+        words = [guess.word.strip() for guess in self.guesses]
+        if self.word.strip() not in words:
+            return "missed"
+        return "right" if words[0] == self.word.strip() else f"right at guess {words.index(self.word.strip()) + 1}"
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Hold the scores of one way to rank, between 0 and 1."""
+
+    system: str
+    ndcg: float
+    mrr: float
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Hold a query, the function it belongs to, that function's rank by each system, and the model's first hit."""
+
+    query: str
+    answer: str
+    ranks: Mapping[str, int]
+    hit: str
+    hit_passage: str
+    is_right: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """Hold everything the page shows; what is left empty is left out.
+
+    `run` is a folder with `log.jsonl` and `timing.jsonl`. `usage` is code to copy. `files` and `facts` are pairs of a
+    name and what to say of it; `timings` pairs of a step and its seconds.
+    """
+
+    title: str
+    subtitle: Sequence[str] = ()
+    headline: Sequence[Figure] = ()
+    run: Path | None = None
+    phases: Table | None = None
+    masks: Sequence[FilledMask] = ()
+    masks_note: str = ""
+    retrieval: Sequence[Retrieval] = ()
+    retrieval_note: str = ""
+    questions: Sequence[Question] = ()
+    tables: Sequence[Table] = ()
+    usage: str = ""
+    files: Sequence[tuple[str, str]] = ()
+    timings: Sequence[tuple[str, float]] = ()
+    facts: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
+
+
+def write_report(path: Path, report: Report) -> None:
+    """Write a report as one HTML file, whole or not at all; every text in it is escaped.
+
+    Raises: InputError if jinja2 or matplotlib is not installed, a log cannot be read, or the file cannot be written.
+    """
+    try:
+        import jinja2
+        import markupsafe
+    except ImportError:
+        raise InputError("reports need jinja2: pip install 'modernbert[demo]'") from None
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters.update(percent=_percent, duration=_duration, is_number=_is_number)
+    template = resources.files("modernbert.report").joinpath("report.html.j2").read_text(encoding="utf-8")
+    charts = [(note, [markupsafe.Markup(svg) for svg in drawn]) for note, drawn in _charts(report.run)]
+    write_file(path, environment.from_string(template).render(report=report, charts=charts))
+
+
+def _charts(run: Path | None) -> list[tuple[str, list[str]]]:
+    """Return a caption, the wide and the narrow drawing of each chart."""
+    if run is None:
+        return []
+    log, timing = read_rows(run / "log.jsonl"), read_rows(run / "timing.jsonl")
+    return [
+        (
+            "Thin lines are single steps, thick lines a running mean. "
+            "Dots are the loss on held-out text, which is never trained on.",
+            [training_chart(log), training_chart(log, narrow=True)],
+        ),
+        (
+            "Every batch is filled with whole documents and pieces up to a token budget; nothing is padding.",
+            [speed_chart(log, timing), speed_chart(log, timing, narrow=True)],
+        ),
+    ]
+
+
+def _percent(share: float) -> str:
+    """Write a share with two figures or more: 41 %, 3.2 %, 0.04 %.
+
+    >>> [_percent(share) for share in (0.412, 0.0317, 0.0004, 0.0)]
+    ['41 %', '3.2 %', '0.04 %', '0 %']
+    """
+    value = 100 * share
+    for digits, least in ((0, 9.95), (1, 0.95), (2, 0.005)):
+        if value >= least:
+            return f"{value:.{digits}f} %"
+    return "0 %"
+
+
+def _duration(seconds: float) -> str:
+    """Write a time as people say it.
+
+    >>> [_duration(seconds) for seconds in (0.42, 9.96, 75.0, 3700.0)]
+    ['0.4 s', '10 s', '1 min 15 s', '1 h 01 min']
+    """
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _is_number(text: Any) -> bool:
+    return bool(text) and str(text)[0] in "0123456789+-.−" and any(map(str.isdigit, str(text)))
