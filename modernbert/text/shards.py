@@ -199,7 +199,7 @@ def _write_shard(task: _Task, tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _write(path: Path, values: np.ndarray[Any, Any]) -> dict[str, Any]:
+def _write(path: Path, values: Integer[np.ndarray, " _"]) -> dict[str, Any]:
     data = values.tobytes()
     path.write_bytes(data)
     return {"file": path.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

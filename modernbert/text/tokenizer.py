@@ -132,7 +132,7 @@ class Tokenizer:
         _check([second for _, second in pairs])
         return [np.array(encoding.ids, dtype=np.int64) for encoding in self._core.encode_batch_fast(list(pairs))]
 
-    def decode(self, ids: Iterable[int], *, special: bool = True) -> str:
+    def decode(self, ids: Iterable[int] | Int64[np.ndarray, " _"], *, special: bool = True) -> str:
         """Turn ids back into text, with or without the special tokens among them."""
         return self._core.decode([int(i) for i in ids], skip_special_tokens=not special)
 
