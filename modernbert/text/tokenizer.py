@@ -39,11 +39,11 @@ SPACE_RUNS = tuple(" " * n for n in range(24, 1, -1))
 OLMO_SIZE = 50_280
 
 # One call of the Rust library holds offsets and strings of every token until it returns: so many characters a call.
-CALL_CHARS = 4_000_000
-LONG_CHARS = 200_000
+CALL_CHARS = 2_000_000
+LONG_CHARS = 100_000
 
 _UNUSED = re.compile(r"[\[<]unused\d+[\]>]")
-_SAFE_CUT = re.compile(r"(?<=\S)[ \n](?=\S)")
+_SAFE_CUT = re.compile(r"(?<=\S)[ \n](?=\S)|(?<=[A-Za-z])(?=[0-9])")
 
 
 class Tokenizer:
@@ -148,7 +148,7 @@ class Tokenizer:
     def save_folder(self, folder: Path | str, max_length: int) -> None:
         """Write the three files from which other libraries load this tokenizer, with the same ids."""
         folder = Path(folder)
-        added = {str(i): _as_json(token) for i, token in sorted(self._core.get_added_tokens_decoder().items())}
+        added = {str(token.pop("id")): token for token in json.loads(self._core.to_str())["added_tokens"]}
         roles = {"unk": self._unk_id, "cls": self.cls_id, "sep": self.sep_id, "pad": self.pad_id, "mask": self.mask_id}
         tokens = {f"{role}_token": self._core.id_to_token(i) for role, i in roles.items() if i is not None}
         config = {
@@ -184,20 +184,40 @@ class Tokenizer:
         """Cut a long text where the ids cannot change, so that no call of the Rust library holds all of it."""
         start = 0
         while self._is_cuttable and len(text) - start > LONG_CHARS:
-            cut = _SAFE_CUT.search(text, start + LONG_CHARS)
+            cut = self._find_cut(text, start + LONG_CHARS)
             if cut is None:
                 break
-            yield text[start : cut.start()]
-            start = cut.start()
+            yield text[start:cut]
+            start = cut
         yield text[start:]
+
+    def _find_cut(self, text: str, start: int) -> int | None:
+        for match in _SAFE_CUT.finditer(text, start):
+            cut = match.start()
+            if match[0]:
+                return cut
+            # Between a letter and a digit, a cut must not come near an added token such as [unused7].
+            near = text[max(0, cut - self._added_chars) : cut + self._added_chars]
+            if near.isascii() and not any(token in near for token in self._added):
+                return cut
+        return None
+
+    @cached_property
+    def _added(self) -> list[str]:
+        return [token.content for token in self._core.get_added_tokens_decoder().values()]
+
+    @cached_property
+    def _added_chars(self) -> int:
+        return max(map(len, self._added))
 
     @cached_property
     def _is_cuttable(self) -> bool:
-        """Whether a lone blank between two visible characters always begins a new token.
+        """Whether words always end before a lone blank between visible characters, and between a letter and a digit.
 
         True of byte-level tokenizers with the regular expression of GPT-2: a blank can only be the first character of a
-        word there, and NFC neither joins it to its neighbours nor turns a visible character into a blank. Added tokens
-        are found before words are; those with inner blanks, or that take the blanks on their right, rule cutting out.
+        word there, and none has both letters and digits. NFC neither joins a blank or a digit to what is before it nor
+        turns a visible character into a blank. Added tokens are found before words are; those with inner blanks, or
+        that take the blanks on their right, rule cutting out.
         """
         plan: dict[str, Any] = json.loads(self._core.to_str())
         splitter = plan["pre_tokenizer"] or {}
@@ -323,14 +343,3 @@ def _groups(pieces: Sequence[tuple[int, str]]) -> Iterator[list[tuple[int, str]]
             group, num_chars = [], 0
     if group:
         yield group
-
-
-def _as_json(token: AddedToken) -> dict[str, Any]:
-    return {
-        "content": token.content,
-        "single_word": token.single_word,
-        "lstrip": token.lstrip,
-        "rstrip": token.rstrip,
-        "normalized": token.normalized,
-        "special": token.special,
-    }
