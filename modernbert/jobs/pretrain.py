@@ -39,7 +39,7 @@ from modernbert.train.progress import Report, show_progress
 from modernbert.train.recipe import Phase, PretrainConfig, model_config, schedule_of
 from modernbert.train.schedule import StepPlan
 
-__all__ = ["Phase", "PretrainConfig", "run"]
+__all__ = ["Phase", "PretrainConfig", "begin_run_folder", "pretrain", "run"]
 
 # They change when and where a run is computed and kept, never what it computes.
 _FREE_TO_CHANGE = ("out", "device", "save_every_steps", "save_every_s", "keep", "verify")
@@ -84,6 +84,13 @@ class _Run:
 
 
 def run(config: PretrainConfig) -> Path:
+    """Pretrain and say where the model is; see `pretrain`."""
+    folder = pretrain(config)
+    print(f"model: {folder}")
+    return folder
+
+
+def pretrain(config: PretrainConfig) -> Path:
     """Pretrain, or go on with a stopped run, and return the exported model folder.
 
     Raises: InputError, before anything is written, for what does not fit together: phases, sources, tokenizer, model,
@@ -91,9 +98,9 @@ def run(config: PretrainConfig) -> Path:
     """
     out = Path(config.out)
     inputs = _open_inputs(config)
-    _claim(out, config)
+    begin_run_folder(out, config)
     if (out / "model").exists():
-        print(f"{out}: this run is finished; its model is in {out / 'model'}")
+        print(f"{out}: this run is finished")
         return out / "model"
     model = MaskedLM(inputs.model, inputs.backend)
     initialize(model, inputs.model, config.seed)
@@ -307,8 +314,11 @@ def _open_inputs(config: PretrainConfig) -> _Inputs:
     )
 
 
-def _claim(out: Path, config: PretrainConfig) -> None:
-    """Write the config into a new run folder, or check that a begun one has the same."""
+def begin_run_folder(out: Path, config: PretrainConfig) -> None:
+    """Write the config into a new run folder, or check that a begun one has the same.
+
+    Raises: InputError naming the first field that differs, or the folder if it is something else.
+    """
     path = out / "config.yaml"
     if path.exists():
         begun, asked = _flat(asdict(load(PretrainConfig, path))), _flat(asdict(config))

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import modernbert
 from modernbert.config import load, to_yaml
 from modernbert.errors import InputError
 from modernbert.jobs import pretrain
@@ -311,7 +312,7 @@ def test_a_run_that_diverges_stops_with_the_step_and_saves_nothing_of_it(data, t
 
 
 def test_the_demo_config_is_read(data):
-    path = Path(__file__).parents[2] / "configs" / "pretrain" / "demo.yaml"
+    path = Path(modernbert.__file__).parent / "configs" / "pretrain" / "demo.yaml"
     config = load(PretrainConfig, path, ["out=x", "tokenizer=y", "sources.code=a", "sources.prose=b"])
     config.check()
     assert list(config.phases) == ["stable", "extension", "decay"]
