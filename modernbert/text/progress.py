@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from modernbert.text.corpus import Document, Tally
 
@@ -24,19 +24,27 @@ Show = Callable[[str], None]
 def show_reading(label: str, tally: Tally, total_bytes: int, *, interval_s: float = 5.0) -> Iterator[Show]:
     """Yield the function that shows how far the reading is, given the bytes on disk to be read in all."""
     console = Console(stderr=True)
+    begun = time.monotonic()
+
+    def text(state: str) -> str:
+        speed = tally.bytes / 1e6 / (time.monotonic() - begun)
+        return f"{label}  {tally.documents:,} documents  {speed:,.1f} MB/s  {state}".rstrip()
+
+    def line(state: str) -> None:
+        share = min(1.0, tally.stored_bytes / max(1, total_bytes))
+        left = f"  {(time.monotonic() - begun) * (1 - share) / share:,.0f} s left" if share else ""
+        print(f"{text(state)}  {share:.0%}{left}", file=sys.stderr, flush=True)
+
     if not console.is_terminal:
-        yield _throttled(_line(label, tally, total_bytes), interval_s)
+        yield _throttled(line, interval_s)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=console) as progress:
+    columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.percentage:>3.0f} %"))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task(label, total=total_bytes)
-
-        def update(state: str) -> None:
-            text = f"{label}  {tally.documents:,} documents  {state}".rstrip()
-            progress.update(task, completed=tally.stored_bytes, description=text)
-
-        yield _throttled(update, 0.1)
-        update("")
+        yield _throttled(
+            lambda state: progress.update(task, completed=tally.stored_bytes, description=text(state)), 0.1
+        )
+        progress.update(task, completed=tally.stored_bytes)
 
 
 def watched(documents: Iterable[Document], show: Show) -> Iterator[Document]:
@@ -44,20 +52,6 @@ def watched(documents: Iterable[Document], show: Show) -> Iterator[Document]:
     for document in documents:
         show("")
         yield document
-
-
-def _line(label: str, tally: Tally, total_bytes: int) -> Show:
-    begun = time.monotonic()
-
-    def show(state: str) -> None:
-        seconds = time.monotonic() - begun
-        share = min(1.0, tally.stored_bytes / max(1, total_bytes))
-        parts = [f"{label}  {share:.0%}", f"{tally.documents:,} documents", f"{tally.bytes / 1e6 / seconds:,.1f} MB/s"]
-        if share > 0:
-            parts.append(f"{seconds * (1 - share) / share:,.0f} s left")
-        print("  ".join([*parts, state]).rstrip(), file=sys.stderr, flush=True)
-
-    return show
 
 
 def _throttled(show: Show, interval_s: float) -> Show:
