@@ -5,10 +5,31 @@
     vectors = bert.embed(["a text", "another"])
 """
 
-from modernbert.errors import InputError
-from modernbert.infer.pipeline import Guess, ModernBert
-from modernbert.model.config import ModelConfig
-from modernbert.ragged import Batch, Layout
-from modernbert.text.tokenizer import Tokenizer
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from modernbert.errors import InputError
+    from modernbert.infer.pipeline import Guess, ModernBert
+    from modernbert.model.config import ModelConfig
+    from modernbert.ragged import Batch, Layout
+    from modernbert.text.tokenizer import Tokenizer
 
 __all__ = ["Batch", "Guess", "InputError", "Layout", "ModelConfig", "ModernBert", "Tokenizer"]
+
+_HOMES = {
+    "Batch": "modernbert.ragged",
+    "Guess": "modernbert.infer.pipeline",
+    "InputError": "modernbert.errors",
+    "Layout": "modernbert.ragged",
+    "ModelConfig": "modernbert.model.config",
+    "ModernBert": "modernbert.infer.pipeline",
+    "Tokenizer": "modernbert.text.tokenizer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for: a process that only tokenises never waits for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'modernbert' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -11,13 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from omegaconf import OmegaConf
+from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from modernbert.errors import InputError
 
-__all__ = ["fingerprint", "load", "to_yaml"]
+__all__ = ["MISSING", "fingerprint", "load", "to_yaml"]
 
 Schema = TypeVar("Schema")
 

@@ -91,8 +91,8 @@ def print_summary(out: Path) -> None:
     table = ConsoleTable("ranked by", title=title, title_justify="left")
     table.add_column("nDCG@10", justify="right")
     table.add_column("MRR@10", justify="right")
-    for row in _retrieval(before, after):
-        table.add_row(row.system, f"{row.ndcg:.3f}", f"{row.mrr:.3f}")
+    for ranked in _retrieval(before, after):
+        table.add_row(ranked.system, f"{ranked.ndcg:.3f}", f"{ranked.mrr:.3f}")
     console.print(table)
     for name, text in _files():
         console.print(f"{out / name}  [dim]{text}[/dim]", soft_wrap=True)
@@ -172,13 +172,13 @@ def _questions(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Ques
     stride = max(1, len(pairs) // NUM_QUESTIONS_SHOWN)
     found = []
     for number in range(0, stride * min(NUM_QUESTIONS_SHOWN, len(pairs)), stride):
-        pair, first = pairs[number], pairs[after["model"]["first"][number]]
+        pair, hit = pairs[number], after["model"]["first"][number]
         ranks = {
             "BM25": before["bm25"]["ranks"][number],
             "pretrained": before["model"]["ranks"][number],
             "tuned": after["model"]["ranks"][number],
         }
-        found.append(Question(pair["query"], pair["name"], ranks, first["name"], first["passage"]))
+        found.append(Question(pair["query"], pair["name"], ranks, pairs[hit]["name"], pairs[hit]["passage"], hit == number))
     return found
 
 

@@ -14,10 +14,11 @@ A window (64, 64) lets a token see 64 tokens to each side and itself, 129 keys, 
 import inspect
 import math
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
@@ -79,7 +80,8 @@ def _varlen(layout: Layout, window: Window, dtype: torch.dtype) -> Attend:
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # -1 is the kernel's word for an open side.
-        return varlen_attn(q, k, v, offsets, offsets, longest, longest, window_size=window or (-1, -1))
+        sides = window or (-1, -1)
+        return cast(Tensor, varlen_attn(q, k, v, offsets, offsets, longest, longest, window_size=sides))
 
     return attend
 
@@ -143,19 +145,21 @@ def _band_mask(layout: Layout, window: tuple[int, int], block: int, tail: int) -
 def _banded_global(layout: Layout, dtype: torch.dtype) -> Attend:
     """Run fused attention per group of documents of like length."""
     device = layout.cu_seqlens.device
-    groups = _groups(layout.lengths)
-    starts = [0]
-    for length in layout.lengths:
-        starts.append(starts[-1] + length)
-    plans = [_Group(group, starts, dtype, device) for group in groups]
-    order = [document for group in groups for document in group]
-    rows = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in order])
-    back = None if order == sorted(order) else torch.argsort(rows).to(device)
+    grouped = _groups(layout.lengths)
+    order = [document for group in grouped for document in group]
+    groups = [_Group([layout.lengths[i] for i in group], dtype, device) for group in grouped]
+    sizes = [group.num_tokens for group in groups]
+    rows = back = None
+    if order != sorted(order):
+        spans = torch.arange(layout.num_tokens).split(list(layout.lengths))
+        rows = torch.cat([spans[i] for i in order]).to(device)
+        back = torch.argsort(rows)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        parts = [plan.attend(q, k, v) for plan in plans]
-        joined = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return joined if back is None else joined.index_select(0, back)
+        # Cut all at once: the gradient of a cut is one concatenation, that of a slice a whole stream of zeros.
+        parts = zip(groups, *(_take(x, rows, back).split(sizes) for x in (q, k, v)), strict=True)
+        mixed = [group.attend(*part) for group, *part in parts]
+        return _take(mixed[0] if len(mixed) == 1 else torch.cat(mixed), back, rows)
 
     return attend
 
@@ -178,36 +182,58 @@ def _groups(lengths: tuple[int, ...]) -> list[list[int]]:
 
 
 class _Group:
-    """Documents of like length, attended to in one call."""
+    """Documents of like length, end to end, attended to in one call."""
 
-    def __init__(self, documents: list[int], starts: list[int], dtype: torch.dtype, device: torch.device) -> None:
-        lengths = [starts[i + 1] - starts[i] for i in documents]
-        self.size, self.longest = len(documents), max(lengths)
-        first, last = starts[documents[0]], starts[documents[-1] + 1]
-        adjacent = documents == list(range(documents[0], documents[-1] + 1))
-        equal = min(lengths) == self.longest
-        self.span = (first, last) if adjacent and equal else None
+    def __init__(self, lengths: list[int], dtype: torch.dtype, device: torch.device) -> None:
+        self.size, self.longest, self.num_tokens = len(lengths), max(lengths), sum(lengths)
+        self.slots: Tensor | None = None
+        self.rows: Tensor | None = None
+        self.real: Tensor | None = None
         self.mask: Tensor | None = None
-        if self.span is None:
+        if min(lengths) < self.longest:
             offsets = torch.arange(self.longest)
+            ends = torch.tensor(lengths).cumsum(0)
             real = offsets < torch.tensor(lengths)[:, None]
-            # A padding slot repeats the document's first token; the mask hides it from every query.
-            rows = torch.tensor([starts[i] for i in documents])[:, None] + offsets * real
-            self.gather: Int64[Tensor, " slots"] = rows.flatten().to(device)
-            self.keep: Int64[Tensor, " rows"] = real.flatten().nonzero().flatten().to(device)
-            if not equal:
-                hidden = torch.zeros(real.shape).masked_fill(~real, -math.inf)
-                self.mask = hidden[:, None, None, :].to(device, dtype)
+            # A slot of padding repeats its document's first token; the mask hides it from every query.
+            slots = (ends - torch.tensor(lengths))[:, None] + offsets * real
+            self.slots = slots.flatten().to(device)
+            self.rows = real.flatten().nonzero().flatten().to(device)
+            self.real = real.flatten()[:, None, None].to(device)
+            self.mask = torch.zeros(real.shape).masked_fill(~real, -math.inf)[:, None, None, :].to(device, dtype)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mixed = F.scaled_dot_product_attention(*(self._batch(x) for x in (q, k, v)), attn_mask=self.mask)
-        flat = mixed.transpose(1, 2).flatten(0, 1)
-        return flat if self.span or self.mask is None else flat.index_select(0, self.keep)
+        queries, keys, values = self._batch(q), self._batch(k), self._batch(v)
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=self.mask)
+        return _take(mixed.transpose(1, 2).flatten(0, 1), self.rows, self.slots, self.real)
 
     def _batch(self, x: Tensor) -> Tensor:
-        """[T, H, K] -> [documents, H, S, K]."""
-        rows = x[self.span[0] : self.span[1]] if self.span else x.index_select(0, self.gather)
-        return rows.unflatten(0, (self.size, self.longest)).transpose(1, 2)
+        """[tokens, H, K] -> [documents, H, S, K]."""
+        slots = _take(x, self.slots, self.rows)
+        return slots.unflatten(0, (self.size, self.longest)).transpose(1, 2)
+
+
+def _take(x: Tensor, rows: Tensor | None, back: Tensor | None, real: Tensor | None = None) -> Tensor:
+    """Return some rows of a tensor, or all of it where `rows` is None."""
+    return x if rows is None else cast(Tensor, _Rows.apply(x, rows, back, real))
+
+
+class _Rows(torch.autograd.Function):
+    """Take rows, knowing for each row of the source which taken row returns its gradient.
+
+    Autograd would add gradients up row by row, which costs more on a CPU than the attention between. `real` is zero for
+    rows of the source that were not taken.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rows: Tensor, back: Tensor, real: Tensor | None) -> Tensor:
+        ctx.save_for_backward(back, real)
+        return x.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        back, real = ctx.saved_tensors
+        taken = gradients[0].index_select(0, back)
+        return (taken if real is None else taken * real), None, None, None
 
 
 BACKENDS: dict[str, Backend] = {"varlen": _varlen, "banded": _banded, "dense": _dense}

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
-
+from modernbert.config import MISSING
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.text.tokenizer import Tokenizer
