@@ -141,6 +141,8 @@ def _run_phase(run: _Run, name: str, number: int, optimizer_state: Mapping[str, 
         model, masked_lm, optimizer, schedule, feed,
         seed=seed, device=inputs.device, dtype=inputs.dtype, first_step=position.phase_step,
     )  # fmt: skip
+    if position.step == 0:
+        _score_heldout(run, name)
     saved_at = begun = time.monotonic()
     with closing(feed):
         for plan, result in steps:
