@@ -1,8 +1,8 @@
 """ModernBERT encoders, unpadded from text to vectors.
 
-    from modernbert import ModernBert
-    bert = ModernBert.load("answerdotai/ModernBERT-base")
-    vectors = bert.embed(["a text", "another"])
+from modernbert import ModernBert
+bert = ModernBert.load("answerdotai/ModernBERT-base")
+vectors = bert.embed(["a text", "another"])
 """
 
 from importlib import import_module

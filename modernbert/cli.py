@@ -103,7 +103,9 @@ def embed(
     model: Model,
     texts: Texts = None,
     file: TextFile = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A .npy or .jsonl file; else standard output.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="A .npy or .jsonl file; else standard output.")
+    ] = None,
     pooling: Annotated[str, typer.Option(help="mean or cls.")] = "mean",
     normalize: Annotated[bool, typer.Option(help="Scale vectors to length 1.")] = True,
     prompt: Annotated[str, typer.Option(help="Put before each text.")] = "",
@@ -118,11 +120,7 @@ def embed(
     from modernbert.jobs.texts import gather_texts
 
     gathered = gather_texts(texts or [], file)
-    run(
-        EmbedConfig(
-            model, gathered, out, pooling, normalize, prompt, truncate_dim, truncate, device, dtype, backend
-        )
-    )
+    run(EmbedConfig(model, gathered, out, pooling, normalize, prompt, truncate_dim, truncate, device, dtype, backend))
 
 
 def _resolve(

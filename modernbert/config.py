@@ -37,7 +37,9 @@ def load(schema: type[Schema], path: Path | str | None = None, overrides: Sequen
         merged = _merge(merged, OmegaConf.from_dotlist([word]), word)
     missing = sorted(OmegaConf.missing_keys(merged))
     if missing:
-        raise InputError(f"{path or schema.__name__}: {missing[0]} has no value, expected one in the file or as {missing[0]}=...")
+        raise InputError(
+            f"{path or schema.__name__}: {missing[0]} has no value, expected one in the file or as {missing[0]}=..."
+        )
     return cast(Schema, OmegaConf.to_object(merged))
 
 

@@ -104,8 +104,8 @@ class Layout:
 class Batch:
     """Hold the tokens of several documents, and the rows a loss is taken at.
 
-    `where` names rows of the stream and `labels` what is expected there: masked tokens in pretraining. `where=None` means
-    one row a document.
+    `where` names rows of the stream and `labels` what is expected there: masked tokens in pretraining. Both are None
+    where no rows are named.
     """
 
     tokens: Int64[Tensor, " T"]

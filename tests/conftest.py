@@ -13,9 +13,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
+from modernbert import ModernBert
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.init import initialize
+from modernbert.text.tokenizer import train_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +56,24 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip("MODERNBERT_DATA does not name a folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_bert() -> ModernBert:
+    """A tokenizer and a model that fit, with random weights."""
+    texts = [f"The capital of country {n} is city {n * 7}, in a land of {n % 11} rivers." for n in range(3000)]
+    tokenizer = train_tokenizer(texts, 512)
+    config = ModelConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=4,
+        num_attention_heads=1,
+        max_position_embeddings=1_000,
+        pad_token_id=tokenizer.pad_id,
+        cls_token_id=tokenizer.cls_id,
+        sep_token_id=tokenizer.sep_id,
+    )
+    model = MaskedLM(config)
+    initialize(model, config, seed=0)
+    return ModernBert(tokenizer, model.eval())

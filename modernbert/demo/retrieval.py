@@ -1,7 +1,7 @@
 """Find a function by its docstring: scores of a model, and a short contrastive tuning.
 
-In: pairs of a docstring and its function. Out: ranks of the right function among all, and tuned weights. The tuning runs
-through the same loop as pretraining; only the loss and the batches differ.
+In: pairs of a docstring and its function. Out: ranks of the right function among all, and tuned weights. The tuning
+runs through the same loop as pretraining; only the loss and the batches differ.
 """
 
 from collections.abc import Iterator, Sequence
@@ -68,7 +68,7 @@ def tune(
 ) -> Iterator[float]:
     """Teach an encoder to put a docstring beside its function, in place; yield the loss of each step.
 
-    A step's docstrings are told from each other's functions. A tuning that was stopped goes on from its last checkpoint.
+    A step's docstrings are told from each other's functions. A tuning that was stopped goes on from its checkpoint.
     """
     optimizer = StableAdamW(parameter_groups(encoder, weight_decay=1e-5), lr=tuning.lr)
     checkpoint = latest(checkpoints)

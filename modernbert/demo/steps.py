@@ -29,7 +29,7 @@ from modernbert.jobs.pretrain import PretrainConfig, begin_run_folder, pretrain
 from modernbert.storage import new_folder, write_file
 from modernbert.text.corpus import Document, Tally
 from modernbert.text.shards import write_shards
-from modernbert.text.tokenizer import Tokenizer, train_tokenizer
+from modernbert.text.tokenizer import train_tokenizer
 
 __all__ = ["run"]
 
@@ -136,7 +136,9 @@ def _collect(folder: Path, scale: Scale) -> None:
         facts = {key: value for key, value in asdict(collected).items() if not isinstance(value, Path)}
         write_file(partial / "collected.json", json.dumps(facts, indent=2) + "\n")
     megabytes = sum(collected.num_bytes.values()) / 1e6
-    print(f"{megabytes:.1f} MB from {collected.num_packages} packages, {len(collected.heldout_packages)} of them held out")
+    print(
+        f"{megabytes:.1f} MB from {collected.num_packages} packages, {len(collected.heldout_packages)} of them held out"
+    )
 
 
 def _tokenizer(out: Path, scale: Scale) -> None:
@@ -197,5 +199,3 @@ def _heldout(out: Path) -> list[Record]:
 def _load(folder: Path) -> ModernBert:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return ModernBert.load(folder, device=device, dtype="float32", backend="banded")
-
-

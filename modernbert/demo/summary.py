@@ -153,8 +153,8 @@ def _masks_note(masks: list[dict[str, Any]]) -> str:
     first = sum(guesses[0] == row["word"] for guesses, row in zip(words, masks, strict=True))
     among = sum(row["word"] in guesses for guesses, row in zip(words, masks, strict=True))
     return (
-        f"One word hidden in each of {len(masks)} lines of held-out packages, chosen by a seed: the first guess is right "
-        f"in {first / len(masks):.0%}, one of five in {among / len(masks):.0%}. The first {NUM_MASKS_SHOWN} of them:"
+        f"One word hidden in each of {len(masks)} lines of held-out packages, chosen by a seed: the first guess is "
+        f"right in {first / len(masks):.0%}, one of five in {among / len(masks):.0%}. The first {NUM_MASKS_SHOWN} of them:"
     )
 
 
@@ -178,7 +178,9 @@ def _questions(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Ques
             "pretrained": before["model"]["ranks"][number],
             "tuned": after["model"]["ranks"][number],
         }
-        found.append(Question(pair["query"], pair["name"], ranks, pairs[hit]["name"], pairs[hit]["passage"], hit == number))
+        found.append(
+            Question(pair["query"], pair["name"], ranks, pairs[hit]["name"], pairs[hit]["passage"], hit == number)
+        )
     return found
 
 

@@ -4,6 +4,7 @@ In: queries and passages as text. Out: a score for each pair. The words are lowe
 stemming, no stop words; identifiers are split into their parts.
 """
 
+import logging
 import re
 from collections.abc import Sequence
 
@@ -38,6 +39,7 @@ def bm25_scores(
         import bm25s
     except ImportError:
         raise InputError("BM25 needs bm25s: pip install 'modernbert[demo]'") from None
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
     corpus = [words_of(passage) for passage in passages]
     if not any(corpus):
         raise InputError(f"BM25 needs passages with words, found none in {len(corpus)}")

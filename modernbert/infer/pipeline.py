@@ -126,9 +126,7 @@ class ModernBert:
             found.append(vectors.cpu().numpy())
         return np.concatenate(found)
 
-    def embed_tokens(
-        self, texts: str | Sequence[str], *, prompt: str = "", truncate: bool = False
-    ) -> list[np.ndarray]:
+    def embed_tokens(self, texts: str | Sequence[str], *, prompt: str = "", truncate: bool = False) -> list[np.ndarray]:
         """Return the hidden states of every text, each float32 [its tokens, D], special tokens included.
 
         Raises: InputError for a text that is too long or not text.
@@ -179,9 +177,7 @@ class ModernBert:
             for tokens, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True):
                 yield [Guess(self.tokenizer.text_of(t), t, p) for t, p in zip(tokens, shares, strict=True)]
 
-    def _hidden_states(
-        self, texts: str | Sequence[str], prompt: str, truncate: bool
-    ) -> Iterator[tuple[Batch, Tensor]]:
+    def _hidden_states(self, texts: str | Sequence[str], prompt: str, truncate: bool) -> Iterator[tuple[Batch, Tensor]]:
         documents = self._encode([texts] if isinstance(texts, str) else texts, prompt, truncate)
         for batch in batches(documents, self.budget_tokens):
             moved = batch.to(self.device)

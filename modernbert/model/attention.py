@@ -4,8 +4,8 @@ In: a `Layout` and a window, then queries, keys and values [T, H, K]. Out: [T, H
 layout what all layers of one kind share (masks, groups of documents), and returns the function that each layer calls.
 
 - `varlen`: the flash kernels of core torch, on CUDA in half precision.
-- `banded`: everywhere. Local layers cut the stream into blocks of queries against their own band of keys, O(T x window);
-  global layers run fused attention over documents grouped by length. No S x S tensor is ever held.
+- `banded`: everywhere. Local layers cut the stream into blocks of queries against their own band of keys, which is
+  O(T x window); global layers run fused attention over documents grouped by length. No S x S tensor is ever held.
 - `dense`: masked softmax over the whole stream, the reference the others are tested against.
 
 A window (64, 64) lets a token see 64 tokens to each side and itself, 129 keys, never across documents (paper, 2.1.2).

@@ -45,10 +45,16 @@ class ModelConfig:
         for name in _POSITIVE:
             _expect(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
         heads, width = self.num_attention_heads, self.hidden_size
-        _expect(width % (2 * heads) == 0, "hidden_size", width, f"a multiple of {2 * heads} for {heads} heads of even width")
+        _expect(
+            width % (2 * heads) == 0, "hidden_size", width, f"a multiple of {2 * heads} for {heads} heads of even width"
+        )
         _expect(self.local_attention % 2 == 0, "local_attention", self.local_attention, "an even number")
-        _expect(0 <= self.attention_output_dropout < 1, "attention_output_dropout", self.attention_output_dropout, "0 to 1")
-        _expect(self.classifier_pooling in ("cls", "mean"), "classifier_pooling", self.classifier_pooling, "cls or mean")
+        _expect(
+            0 <= self.attention_output_dropout < 1, "attention_output_dropout", self.attention_output_dropout, "0 to 1"
+        )
+        _expect(
+            self.classifier_pooling in ("cls", "mean"), "classifier_pooling", self.classifier_pooling, "cls or mean"
+        )
         for name in ("pad_token_id", "cls_token_id", "sep_token_id"):
             number = getattr(self, name)
             _expect(0 <= number < self.vocab_size, name, number, f"an id below the vocabulary of {self.vocab_size:,}")
@@ -63,7 +69,9 @@ class ModelConfig:
         Raises: InputError for an unknown name or field, with the nearest known one.
         """
         if name not in PRESETS:
-            raise InputError(f"model.preset: found {name!r}, expected one of {', '.join(PRESETS)}{_nearest(name, PRESETS)}")
+            raise InputError(
+                f"model.preset: found {name!r}, expected one of {', '.join(PRESETS)}{_nearest(name, PRESETS)}"
+            )
         known = [field.name for field in fields(ModelConfig)]
         for key in changes:
             if key not in known:
@@ -162,7 +170,7 @@ def _mmbert(width: int, heads: int) -> ModelConfig:
 
 
 PRESETS: dict[str, ModelConfig] = {
-    # The demo's: small enough to learn something on two cores in minutes; first and last layer global, as in all others.
+    # The demo's: small enough to learn something on two cores in minutes; first and last layer global, as in all.
     "tiny": ModelConfig(
         vocab_size=8_192,
         hidden_size=192,
@@ -174,9 +182,7 @@ PRESETS: dict[str, ModelConfig] = {
         sep_token_id=8_106,
     ),
     "base": ModelConfig(),
-    "large": ModelConfig(
-        num_hidden_layers=28, hidden_size=1_024, intermediate_size=2_624, num_attention_heads=16
-    ),
+    "large": ModelConfig(num_hidden_layers=28, hidden_size=1_024, intermediate_size=2_624, num_attention_heads=16),
     "ettin-17m": _ettin(7, 256, 384, 4),
     "ettin-32m": _ettin(10, 384, 576, 6),
     "ettin-68m": _ettin(19, 512, 768, 8),

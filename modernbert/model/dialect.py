@@ -95,7 +95,9 @@ def _aliases(found: Mapping[str, Any]) -> dict[str, Any]:
 def _thetas(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return both thetas, from the new keys or the old ones."""
     if found.get("rope_scaling"):
-        raise InputError(f"rope_scaling: found {found['rope_scaling']!r}, expected null; ModernBERT scales by theta alone")
+        raise InputError(
+            f"rope_scaling: found {found['rope_scaling']!r}, expected null; ModernBERT scales by theta alone"
+        )
     values = {"global_rope_theta": found.get("global_rope_theta"), "local_rope_theta": found.get("local_rope_theta")}
     parameters = found.get("rope_parameters") or {}
     if not isinstance(parameters, Mapping):
@@ -121,7 +123,9 @@ def _interval(found: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(kinds, list) or set(kinds) - {_FULL, _SLIDING}:
         raise InputError(f"layer_types: found {str(kinds)[:80]}, expected a list of {_FULL!r} and {_SLIDING!r}")
     if isinstance(found.get("num_hidden_layers"), int) and len(kinds) != found["num_hidden_layers"]:
-        raise InputError(f"layer_types: found {len(kinds)} entries, expected num_hidden_layers = {found['num_hidden_layers']}")
+        raise InputError(
+            f"layer_types: found {len(kinds)} entries, expected num_hidden_layers = {found['num_hidden_layers']}"
+        )
     second = next((layer for layer, kind in enumerate(kinds) if kind == _FULL and layer > 0), len(kinds))
     if kinds != [_FULL if layer % second == 0 else _SLIDING for layer in range(len(kinds))]:
         raise InputError("layer_types: found an irregular pattern, expected every n-th layer global from the first on")

@@ -1,7 +1,7 @@
 """Heads: hidden states -> scores and vectors.
 
-In: a batch, or its hidden states. Out: logits, only at the rows asked for; one vector a document. Source: paper, section 2.1.1; masked rows are gathered before the
-head, so that head and vocabulary see about 30 % of the tokens in pretraining.
+In: a batch, or its hidden states. Out: logits, only at the rows asked for; one vector a document. Masked rows are
+gathered before the head, so that head and vocabulary see about 30 % of the tokens in pretraining. Source: paper, 2.1.1.
 """
 
 import torch
@@ -30,7 +30,7 @@ class PredictionHead(nn.Module):
 
 
 class MaskedLM(nn.Module):
-    """The encoder with the masked-language-model head; the decoder's weight is the token embedding, its bias its own."""
+    """The encoder with the masked-language-model head; the decoder shares the token embedding and has its own bias."""
 
     def __init__(self, config: ModelConfig, backend: str = "banded") -> None:
         super().__init__()

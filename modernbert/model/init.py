@@ -1,8 +1,8 @@
 """Initial weights in the style of Megatron.
 
 In: a fresh module. Out: the same module, filled from a seed. Matrices are drawn from a normal distribution cut at two
-standard deviations: 0.02 wide, but 0.02 / sqrt(2 x layers) for the matrices that write into the residual stream, so that
-the sum of all layers keeps its size. Norms are 1, biases 0. Source: recipe of the authors' training code.
+standard deviations: 0.02 wide, but 0.02 / sqrt(2 x layers) for the matrices that write into the residual stream, so
+that the sum of all layers keeps its size. Norms are 1, biases 0. Source: the authors' training code.
 """
 
 import math

@@ -11,34 +11,17 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from modernbert import Batch, InputError, ModelConfig, ModernBert, Tokenizer
+from modernbert import Batch, InputError, ModelConfig, ModernBert
 from modernbert.model.heads import MaskedLM
 from modernbert.model.hub import save_folder
-from modernbert.model.init import initialize
-from modernbert.text.tokenizer import train_tokenizer
 
 TEXTS = ["The capital of France is Paris.", "", "x", "def f(a):\n    return a  # naïve ✓", "word " * 150, "x"]
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    texts = [f"The capital of country {n} is city {n * 7}, in a land of {n % 11} rivers." for n in range(3000)]
-    tokenizer = train_tokenizer(texts, 512)
-    config = ModelConfig(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=4,
-        num_attention_heads=1,
-        max_position_embeddings=1_000,
-        pad_token_id=tokenizer.pad_id,
-        cls_token_id=tokenizer.cls_id,
-        sep_token_id=tokenizer.sep_id,
-    )
-    model = MaskedLM(config)
-    initialize(model, config, seed=0)
+def folder(small_bert: ModernBert, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pipeline") / "model"
-    ModernBert(tokenizer, model.eval()).save(path)
+    small_bert.save(path)
     return path
 
 
@@ -113,7 +96,9 @@ def test_texts_that_are_none(bert: ModernBert) -> None:
 
 
 def test_a_tokenizer_that_does_not_fit_and_a_folder_without_the_head(bert: ModernBert, tmp_path: Path) -> None:
-    config = ModelConfig(**(bert.config.as_dict() | {"vocab_size": 448, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}))
+    config = ModelConfig(
+        **(bert.config.as_dict() | {"vocab_size": 448, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2})
+    )
     with pytest.raises(InputError, match="tokenizer has 512 entries, which does not fit the model's vocabulary of 448"):
         ModernBert(bert.tokenizer, MaskedLM(config))
     save_folder(tmp_path / "encoder", bert.encoder, lambda to: bert.tokenizer.save_folder(to, 1_000))

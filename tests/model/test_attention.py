@@ -1,4 +1,4 @@
-"""Every backend against the dense reference, on the CPU; the flash kernels through a stand-in and, marked gpu, for real."""
+"""Every backend against the dense reference; the flash kernels through a stand-in and, marked gpu, for real."""
 
 import inspect
 import math
@@ -136,9 +136,7 @@ def test_varlen_hands_the_kernel_what_it_expects(
         torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
 
 
-def test_whole_model_through_varlen_equals_banded(
-    small_model: MaskedLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whole_model_through_varlen_equals_banded(small_model: MaskedLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "varlen_attn", stand_in)
     generator = torch.Generator().manual_seed(0)
     batch = Batch.from_documents([torch.randint(0, 512, (n,), generator=generator).numpy() for n in (5, 200, 64)])

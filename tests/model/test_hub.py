@@ -61,9 +61,7 @@ def test_folder_of_transformers_loads_with_equal_logits_and_comes_back_byte_for_
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
-def test_folder_of_ours_loads_unedited_in_transformers(
-    tmp_path: Path, small_model: MaskedLM, batch: Batch
-) -> None:
+def test_folder_of_ours_loads_unedited_in_transformers(tmp_path: Path, small_model: MaskedLM, batch: Batch) -> None:
     save_folder(tmp_path / "ours", small_model)
     read = AutoModelForMaskedLM.from_pretrained(tmp_path / "ours").eval()
     with torch.no_grad():

@@ -45,7 +45,9 @@ def test_first_loss_is_the_logarithm_of_the_vocabulary(name: str) -> None:
     model = model_of(config).eval()
     tokens = torch.randint(0, config.vocab_size, (200,))
     with torch.no_grad():
-        loss = F.cross_entropy(model(Batch.from_documents([tokens.numpy()])), torch.randint(0, config.vocab_size, (200,)))
+        loss = F.cross_entropy(
+            model(Batch.from_documents([tokens.numpy()])), torch.randint(0, config.vocab_size, (200,))
+        )
     assert loss.item() == pytest.approx(math.log(config.vocab_size), rel=0.02)
 
 

@@ -126,7 +126,14 @@ def test_published_shapes_equal_transformers(name: str) -> None:
 
 # Ettin and mmBERT: by the closed form, and as their papers round them.
 COUNTS = {"base": 149_655_232, "large": 395_881_664}
-MILLIONS = {"ettin-17m": 17, "ettin-32m": 32, "ettin-68m": 68, "ettin-1b": 1_000, "mmbert-small": 140, "mmbert-base": 307}
+MILLIONS = {
+    "ettin-17m": 17,
+    "ettin-32m": 32,
+    "ettin-68m": 68,
+    "ettin-1b": 1_000,
+    "mmbert-small": 140,
+    "mmbert-base": 307,
+}
 
 
 @pytest.mark.parametrize("name", PRESETS)
