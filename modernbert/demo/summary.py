@@ -154,7 +154,7 @@ def _masks_note(masks: list[dict[str, Any]]) -> str:
     among = sum(row["word"] in guesses for guesses, row in zip(words, masks, strict=True))
     return (
         f"One word hidden in each of {len(masks)} lines of held-out packages, chosen by a seed: the first guess is "
-        f"right in {first / len(masks):.0%}, one of five in {among / len(masks):.0%}. The first {NUM_MASKS_SHOWN} of them:"
+        f"right in {first / len(masks):.0%}, one of five in {among / len(masks):.0%}. The first {NUM_MASKS_SHOWN}:"
     )
 
 
