@@ -14,7 +14,7 @@ from pathlib import Path
 
 from modernbert.errors import InputError
 
-__all__ = ["new_folder", "remove_leftovers", "sha256_of", "sync_file", "sync_folder", "write_file"]
+__all__ = ["new_folder", "only_process", "remove_leftovers", "sha256_of", "sync_file", "sync_folder", "write_file"]
 
 _LEFTOVER = ".partial-"
 
@@ -45,6 +45,25 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone; the system lets go of it however the process ends.
+
+    Raises: InputError if another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as handle:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass  # a system without such locks; there two processes are the user's to avoid
+        except OSError:
+            raise InputError(f"{folder}: another process is at work in this folder") from None
+        yield
 
 
 def write_file(target: Path, content: str | bytes) -> None:

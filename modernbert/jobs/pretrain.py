@@ -26,7 +26,7 @@ from modernbert.model.heads import MaskedLM
 from modernbert.model.hub import save_folder
 from modernbert.model.init import initialize
 from modernbert.ragged import Batch
-from modernbert.storage import write_file
+from modernbert.storage import only_process, write_file
 from modernbert.text.shards import Shards
 from modernbert.text.stream import Packed, Stream, heldout_batches, prefetch
 from modernbert.text.tokenizer import Tokenizer
@@ -99,9 +99,16 @@ def pretrain(config: PretrainConfig) -> Path:
     out = Path(config.out)
     inputs = _open_inputs(config)
     begin_run_folder(out, config)
-    if (out / "model").exists():
-        print(f"{out}: this run is finished")
-        return out / "model"
+    with only_process(out):
+        if (out / "model").exists():
+            print(f"{out}: this run is finished")
+        else:
+            _pretrain(out, config, inputs)
+    return out / "model"
+
+
+def _pretrain(out: Path, config: PretrainConfig, inputs: _Inputs) -> None:
+    """Go through the phases that are left, from the newest checkpoint on, and export the model."""
     model = MaskedLM(inputs.model, inputs.backend)
     initialize(model, inputs.model, config.seed)
     checkpoint = latest(out / "checkpoints")
@@ -119,7 +126,6 @@ def pretrain(config: PretrainConfig) -> Path:
         for number in range(position.phase, len(config.phases)):
             optimizer_state = _run_phase(begun, list(config.phases)[number], number, optimizer_state)
     _export(out / "model", model, inputs)
-    return out / "model"
 
 
 def _run_phase(run: _Run, name: str, number: int, optimizer_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -278,9 +284,6 @@ def _restore(model: MaskedLM, checkpoint: Checkpoint | None) -> dict[str, Tensor
 
 
 def _export(folder: Path, model: MaskedLM, inputs: _Inputs) -> None:
-    # Verified in float32 on the CPU, where every backend's reader can repeat it.
-    model.cpu()
-    model.model.backend = "banded"
     model.model.config = inputs.model
     save_folder(
         folder, model, lambda partial: inputs.tokenizer.save_folder(partial, inputs.model.max_position_embeddings)
