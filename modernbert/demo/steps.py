@@ -48,7 +48,7 @@ class Scale:
     num_lines: int
 
 
-FULL = Scale("runs/demo", "demo.yaml", budget_mb=24, vocab_size=8_192, tuning=Tuning(num_steps=70), num_lines=300)
+FULL = Scale("runs/demo", "demo.yaml", budget_mb=24, vocab_size=4_096, tuning=Tuning(num_steps=70), num_lines=300)
 QUICK = Scale(
     "runs/demo-quick",
     "demo-quick.yaml",

@@ -130,7 +130,7 @@ def _phases(config: PretrainConfig) -> Table:
         rows.append(
             [
                 name,
-                f"{phase.tokens / 1e6:g} M",
+                f"{phase.tokens:,}",
                 f"{phase.max_len:,}",
                 f"{phase.lr:g}" + (" → 1 − √t" if phase.decay != "none" else ""),
                 f"{phase.global_rope_theta:,.0f}",

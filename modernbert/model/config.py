@@ -172,14 +172,16 @@ def _mmbert(width: int, heads: int) -> ModelConfig:
 PRESETS: dict[str, ModelConfig] = {
     # The demo's: small enough to learn something on two cores in minutes; first and last layer global, as in all.
     "tiny": ModelConfig(
-        vocab_size=8_192,
-        hidden_size=192,
-        intermediate_size=288,
+        vocab_size=4_096,
+        hidden_size=128,
+        intermediate_size=192,
         num_hidden_layers=4,
-        num_attention_heads=3,
-        pad_token_id=8_107,
-        cls_token_id=8_105,
-        sep_token_id=8_106,
+        num_attention_heads=2,
+        # As wide for its width as 0.02 is for base: the size of a product grows with the root of the width.
+        initializer_range=0.05,
+        pad_token_id=4_011,
+        cls_token_id=4_009,
+        sep_token_id=4_010,
     ),
     "base": ModelConfig(),
     "large": ModelConfig(num_hidden_layers=28, hidden_size=1_024, intermediate_size=2_624, num_attention_heads=16),
