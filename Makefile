@@ -19,14 +19,14 @@ demo-quick: $(VENV)/demo.stamp
 	$(BIN)/modernbert demo --quick
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .

@@ -45,8 +45,8 @@ class Tuning:
 
     num_steps: int
     pairs_per_step: int = 64
-    max_len: int = 192
-    lr: float = 1e-3
+    max_len: int = 96
+    lr: float = 2e-3
     temperature: float = 0.05
     save_every_steps: int = 20
 

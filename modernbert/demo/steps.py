@@ -48,13 +48,13 @@ class Scale:
     num_lines: int
 
 
-FULL = Scale("runs/demo", "demo.yaml", budget_mb=24, vocab_size=4_096, tuning=Tuning(num_steps=70), num_lines=300)
+FULL = Scale("runs/demo", "demo.yaml", budget_mb=24.0, vocab_size=4_096, tuning=Tuning(num_steps=140), num_lines=300)
 QUICK = Scale(
     "runs/demo-quick",
     "demo-quick.yaml",
-    budget_mb=3,
+    budget_mb=3.0,
     vocab_size=2_048,
-    tuning=Tuning(num_steps=8, pairs_per_step=32, max_len=128),
+    tuning=Tuning(num_steps=8, pairs_per_step=32),
     num_lines=60,
 )
 
