@@ -27,11 +27,16 @@ def fill(name: str, shards: Shards, tokenizer: Tokenizer) -> None:
         used = sum(packed.num_tokens for packed in itertools.islice(stream, number))
         speed = used / (time.perf_counter() - begun)
         share = used / (number * budget)
-        print(f"{name:16s} length {max_len:5,} budget {budget:6,}: fill {share:8.3%}, loader {speed / 1e6:5.1f} M tokens/s")
+        print(
+            f"{name:16s} length {max_len:5,} budget {budget:6,}: fill {share:8.3%}, loader {speed / 1e6:5.1f} M tokens/s"
+        )
     pieces = sum(-(-int(n) // 1_022) for n in shards.lengths)
     batches = heldout_batches(shards, tokenizer, seed=1, max_len=1_024, budget_tokens=8_192, mask_rate=0.3)
     out = sum(batch.num_tokens for batch in batches)
-    print(f"{name:16s} one pass: {out:,} tokens out = {shards.num_tokens:,} in + 2 for each of {pieces:,} pieces", flush=True)
+    print(
+        f"{name:16s} one pass: {out:,} tokens out = {shards.num_tokens:,} in + 2 for each of {pieces:,} pieces",
+        flush=True,
+    )
     assert out == shards.num_tokens + 2 * pieces
 
 
@@ -54,7 +59,9 @@ def main(data: Path) -> None:
     adapted = adapt_olmo(data / "tokenizer/olmo/tokenizer.json.gz")
     print(f"{vectors(data / 'tokenizer/modernbert', published)} vectors reproduced by the published tokenizer")
     print(f"{vectors(data / 'tokenizer/modernbert', adapted)} vectors reproduced by the adapted one")
-    corpora = {path.name.split(".")[0] + path.name.count("test") * "_test": path for path in (data / "corpus").glob("*.gz")}
+    corpora = {
+        path.name.split(".")[0] + path.name.count("test") * "_test": path for path in (data / "corpus").glob("*.gz")
+    }
     texts, size = [], 0
     for path in corpora.values():
         taken = 0
@@ -77,7 +84,9 @@ def main(data: Path) -> None:
             write_shards(documents, Path(folder) / "tokenizer.json", out, tally=Tally(), processes=2)
             shards = Shards.open(out)
             seconds = time.perf_counter() - begun
-            print(f"{name:16s} {shards.num_docs:,} documents, {shards.num_tokens:,} tokens, tokenised in {seconds:.1f} s")
+            print(
+                f"{name:16s} {shards.num_docs:,} documents, {shards.num_tokens:,} tokens, tokenised in {seconds:.1f} s"
+            )
             fill(name, shards, published)
 
 
