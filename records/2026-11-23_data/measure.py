@@ -27,9 +27,8 @@ def fill(name: str, shards: Shards, tokenizer: Tokenizer) -> None:
         used = sum(packed.num_tokens for packed in itertools.islice(stream, number))
         speed = used / (time.perf_counter() - begun)
         share = used / (number * budget)
-        print(
-            f"{name:16s} length {max_len:5,} budget {budget:6,}: fill {share:8.3%}, loader {speed / 1e6:5.1f} M tokens/s"
-        )
+        setting = f"{name:16s} length {max_len:5,} budget {budget:6,}"
+        print(f"{setting}: fill {share:8.3%}, loader {speed / 1e6:5.1f} M tokens/s")
     pieces = sum(-(-int(n) // 1_022) for n in shards.lengths)
     batches = heldout_batches(shards, tokenizer, seed=1, max_len=1_024, budget_tokens=8_192, mask_rate=0.3)
     out = sum(batch.num_tokens for batch in batches)

@@ -100,9 +100,7 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         memory(int(sys.argv[1]))
         sys.exit()
-    print(
-        f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads, float32"
-    )
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads")
     for name in ("base", "large"):
         with torch.device("meta"):
             count = sum(p.numel() for p in MaskedLM(ModelConfig.preset(name)).parameters())
