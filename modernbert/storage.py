@@ -7,14 +7,25 @@ because shards, checkpoints, model folders and reports all make the same promise
 import errno
 import hashlib
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from modernbert.errors import InputError
 
-__all__ = ["new_folder", "only_process", "remove_leftovers", "sha256_of", "sync_file", "sync_folder", "write_file"]
+__all__ = [
+    "new_folder",
+    "only_process",
+    "remove_leftovers",
+    "sha256_of",
+    "sync_file",
+    "sync_folder",
+    "write_file",
+    "write_tensors",
+]
 
 _LEFTOVER = ".partial-"
 
@@ -82,6 +93,23 @@ def write_file(target: Path, content: str | bytes) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise _explained(target, error) from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Write named tensors as safetensors, for a folder of `new_folder`.
+
+    Raises: OSError with the system's number if the disk is full or not writable.
+    """
+    # Here, not above: whoever writes shards of text has no need of torch.
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        # The library wraps the system's error in its own; unwrapped, a full disk is told like any other full disk.
+        number = re.search(r"os error (\d+)", str(error))
+        raise OSError(int(number[1]) if number else 0, str(error)) from None
 
 
 def remove_leftovers(target: Path) -> None:

@@ -6,19 +6,17 @@ counts only if its manifest verifies.
 """
 
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from modernbert.errors import InputError
-from modernbert.storage import new_folder, remove_leftovers, sha256_of
+from modernbert.storage import new_folder, remove_leftovers, sha256_of, write_tensors
 
 __all__ = ["Checkpoint", "latest", "save"]
 
@@ -56,7 +54,7 @@ def save(
     final = root / f"step-{step:08d}"
     with new_folder(final, replace=True) as folder:
         for stem, named in tensors.items():
-            _write_tensors(folder / f"{stem}.safetensors", named)
+            write_tensors(folder / f"{stem}.safetensors", named)
         (folder / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         files = {path.name: [path.stat().st_size, sha256_of(path)] for path in sorted(folder.iterdir())}
         (folder / _MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1), encoding="utf-8")
@@ -121,12 +119,3 @@ def _folders(root: Path) -> list[Path]:
 
 def _step(folder: Path) -> int:
     return int(folder.name.removeprefix("step-"))
-
-
-def _write_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
-    try:
-        save_file({name: tensor.detach().contiguous() for name, tensor in named.items()}, path)
-    except SafetensorError as error:
-        # The library wraps the system's error in its own; unwrapped, a full disk is told like any other full disk.
-        number = re.search(r"os error (\d+)", str(error))
-        raise OSError(int(number[1]) if number else 0, str(error)) from None
