@@ -10,7 +10,7 @@ from modernbert.errors import InputError
 from modernbert.storage import new_folder
 from modernbert.text.corpus import Document, Tally, read_documents, stored_bytes
 from modernbert.text.progress import show_reading, watched
-from modernbert.text.shards import Shards, write_shards
+from modernbert.text.shards import Shards, fill_folder
 
 __all__ = ["PrepareConfig", "run"]
 
@@ -48,6 +48,7 @@ def run(config: PrepareConfig) -> Path:
         if config.heldout:
             _write_split(config, folder, "heldout")
     counted = f"{tally.documents:,} documents read, {tally.empty:,} empty ones left out, {tally.repaired:,} repaired"
+    counted += f", {tally.passed_over:,} files of other formats or linked folders passed over"
     print(f"{out}: {counted}")
     for split in ("train", "heldout") if config.heldout else ("train",):
         shards = Shards.open(out / split, verify=False)
@@ -69,8 +70,9 @@ def _write_split(config: PrepareConfig, folder: Path, split: str) -> Tally:
             num_tokens += more
             show(f"{num_tokens:,} tokens")
 
-        write_shards(
-            _of_split(watched(documents, show), split, config.heldout),
+        (folder / split).mkdir()
+        fill_folder(
+            _of_split(watched(documents, show), split, config.heldout, tally),
             config.tokenizer,
             folder / split,
             tally=tally,
@@ -80,12 +82,23 @@ def _write_split(config: PrepareConfig, folder: Path, split: str) -> Tally:
     return tally
 
 
-def _of_split(documents: Iterable[Document], split: str, heldout: float) -> Iterator[Document]:
+def _of_split(documents: Iterable[Document], split: str, heldout: float, tally: Tally) -> Iterator[Document]:
+    """Pass on the documents of one split.
+
+    Raises: InputError after the last document if the split has none.
+    """
+    is_empty = True
     for document in documents:
         digest = hashlib.sha256(document.text.encode()).digest()
         is_heldout = int.from_bytes(digest[:8]) < heldout * 2**64
         if is_heldout == (split == "heldout"):
+            is_empty = False
             yield document
+    if is_empty:
+        found = f"the share {heldout} of {tally.documents:,} documents"
+        if split == "heldout":
+            raise InputError(f"heldout: {found} holds none out, expected a larger share or more documents")
+        raise InputError(f"heldout: {found} leaves none for train, expected a smaller share or more documents")
 
 
 def _num_cores() -> int:

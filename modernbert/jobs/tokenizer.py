@@ -38,6 +38,8 @@ def run(config: TokenizerConfig) -> Path:
     """
     if bool(config.sources) == bool(config.adapt):
         raise InputError("tokenizer: expected either sources to learn from or adapt=OLMO_TOKENIZER_JSON")
+    if config.max_length < 3:
+        raise InputError(f"max_length: found {config.max_length}, expected at least 3: [CLS], one token and [SEP]")
     out = Path(config.out)
     with new_folder(out) as folder:
         tokenizer = adapt_olmo(config.adapt) if config.adapt else _train(config)
@@ -55,5 +57,6 @@ def _train(config: TokenizerConfig) -> Tokenizer:
         texts = (document.text for document in watched(documents, show))
         tokenizer = train_tokenizer(texts, config.vocab_size)
     counted = f"{tally.documents:,} documents, {tally.empty:,} empty ones left out, {tally.repaired:,} repaired"
+    counted += f", {tally.passed_over:,} files of other formats or linked folders passed over"
     print(f"learned from {tally.bytes / 1e6:,.1f} MB in {counted}", file=sys.stderr)
     return tokenizer

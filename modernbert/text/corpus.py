@@ -49,6 +49,8 @@ class Tally:
     """UTF-8 bytes of the documents."""
     stored_bytes: int = 0
     """Bytes read from the disk, compressed as they are there."""
+    passed_over: int = 0
+    """Files of unknown formats and links to folders, met below the folders given."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def read_documents(
         raise InputError(f"txt_unit: found {txt_unit!r}, expected 'file', 'line' or 'paragraph'")
     if invalid not in ("repair", "refuse"):
         raise InputError(f"invalid: found {invalid!r}, expected 'repair' or 'refuse'")
-    files = find_files(paths)
+    files = find_files(paths, tally)
 
     def documents() -> Iterator[Document]:
         for path in files:
@@ -96,10 +98,11 @@ def read_documents(
     return documents()
 
 
-def find_files(paths: Sequence[Path | str]) -> list[Path]:
+def find_files(paths: Sequence[Path | str], tally: Tally | None = None) -> list[Path]:
     """List the files to read: those given, and those of known formats below the folders given, sorted by name.
 
-    Hidden files and folders, `__pycache__` and `node_modules` are passed over.
+    Hidden files and folders, `__pycache__` and `node_modules` are passed over; so are files of unknown formats and
+    links to folders, which are counted in `tally`.
 
     Raises: InputError if a path is absent, or a folder has no file of a known format, or a file has an unknown suffix.
     """
@@ -108,7 +111,7 @@ def find_files(paths: Sequence[Path | str]) -> list[Path]:
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found = list(_walk(path))
+            found = list(_walk(path, tally or Tally()))
             if not found:
                 raise InputError(f"{path}: no file of a known format below this folder ({_known()})")
             files += found
@@ -126,7 +129,7 @@ def stored_bytes(paths: Sequence[Path | str]) -> int:
     return sum(path.stat().st_size for path in find_files(paths))
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, tally: Tally) -> Iterator[Path]:
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -136,9 +139,11 @@ def _walk(folder: Path) -> Iterator[Path]:
             continue
         if entry.is_dir() and not entry.is_symlink():
             if entry.name not in SKIPPED_FOLDERS:
-                yield from _walk(entry)
+                yield from _walk(entry, tally)
         elif entry.is_file() and _suffix(entry) in SUFFIXES:
             yield entry
+        else:
+            tally.passed_over += 1
 
 
 def _suffix(path: Path) -> str:

@@ -12,6 +12,7 @@ which depend on the length a phase cuts to; `.offsets` holds where each document
 import hashlib
 import json
 import os
+import threading
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import cache, lru_cache
-from multiprocessing import get_context
+from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,11 @@ import numpy as np
 from jaxtyping import Int64, Integer
 
 from modernbert.errors import InputError
-from modernbert.storage import new_folder, sha256_of, write_file
+from modernbert.storage import new_folder, sha256_of
 from modernbert.text.corpus import Document, Tally
 from modernbert.text.tokenizer import Tokenizer
 
-__all__ = ["Shards", "write_shards"]
+__all__ = ["Shards", "fill_folder", "write_shards"]
 
 FORMAT, VERSION = "modernbert-shards", 1
 OFFSET = np.dtype("<u8")
@@ -49,34 +50,59 @@ def write_shards(
     processes: int = 1,
     progress: Callable[[int], None] = lambda num_tokens: None,
 ) -> None:
-    """Tokenise documents into the new folder `out`; call `progress` with the tokens of each shard done.
+    """Tokenise documents into the new folder `out`, as `fill_folder` does; it appears whole or not at all.
+
+    Raises: InputError if `out` exists, the disk is full, or a document cannot be read; nothing is left behind.
+    """
+    with new_folder(Path(out)) as folder:
+        fill_folder(
+            documents,
+            tokenizer_file,
+            folder,
+            tally=tally,
+            shard_chars=shard_chars,
+            processes=processes,
+            progress=progress,
+        )
+
+
+def fill_folder(
+    documents: Iterable[Document],
+    tokenizer_file: Path | str,
+    folder: Path,
+    *,
+    tally: Tally,
+    shard_chars: int = 16_000_000,
+    processes: int = 1,
+    progress: Callable[[int], None] = lambda num_tokens: None,
+) -> None:
+    """Tokenise documents into an empty folder of `new_folder`; call `progress` with the tokens of each shard done.
 
     The reader fills shards by characters, so the bytes written do not depend on the number of processes. `tally`, which
     the reader of `documents` fills, goes into the index. With one process no other is started.
 
-    Raises: InputError if `out` exists, the disk is full, or a document cannot be read; nothing is left behind.
+    Raises: InputError if a document cannot be read or there is none; OSError with the system's number, for `new_folder`
+    to explain, if the disk is full or not writable.
     """
-    out = Path(out)
     tokenizer = Tokenizer.load(tokenizer_file)
-    with new_folder(out) as folder:
-        shards = []
-        for shard in _tokenise(_grouped(documents, shard_chars), Path(tokenizer_file), tokenizer, folder, processes):
-            shards.append(shard)
-            progress(shard["num_tokens"])
-        if not shards:
-            raise InputError(f"{out}: no document to write")
-        index = {
-            "format": FORMAT,
-            "version": VERSION,
-            "dtype": _dtype(tokenizer.vocab_size).name,
-            "vocab_size": tokenizer.vocab_size,
-            "fingerprint": tokenizer.fingerprint,
-            "num_docs": sum(shard["num_docs"] for shard in shards),
-            "num_tokens": sum(shard["num_tokens"] for shard in shards),
-            "corpus": asdict(tally),
-            "shards": shards,
-        }
-        write_file(folder / "index.json", json.dumps(index, indent=1) + "\n")
+    shards = []
+    for shard in _tokenise(_grouped(documents, shard_chars), Path(tokenizer_file), tokenizer, folder, processes):
+        shards.append(shard)
+        progress(shard["num_tokens"])
+    if not shards:
+        raise InputError("documents: found no document to write, expected at least one")
+    index = {
+        "format": FORMAT,
+        "version": VERSION,
+        "dtype": _dtype(tokenizer.vocab_size).name,
+        "vocab_size": tokenizer.vocab_size,
+        "fingerprint": tokenizer.fingerprint,
+        "num_docs": sum(shard["num_docs"] for shard in shards),
+        "num_tokens": sum(shard["num_tokens"] for shard in shards),
+        "corpus": asdict(tally),
+        "shards": shards,
+    }
+    (folder / "index.json").write_text(json.dumps(index, indent=1) + "\n")
 
 
 class Shards:
@@ -104,13 +130,11 @@ class Shards:
         """
         folder = Path(folder)
         index = _read_index(folder / "index.json")
-        try:
-            for shard in index["shards"]:
-                for part in ("tokens", "offsets"):
-                    _verify(folder / shard[part]["file"], shard[part], verify)
-            return Shards(folder, index)
-        except (KeyError, TypeError) as error:
-            raise InputError(f"{folder / 'index.json'}: is not complete ({type(error).__name__}: {error})") from None
+        _check_index(folder / "index.json", index)
+        for shard in index["shards"]:
+            for part in ("tokens", "offsets"):
+                _verify(folder / shard[part]["file"], shard[part], verify)
+        return Shards(folder, index)
 
     def tokens(self, doc: int, start: int = 0, stop: int | None = None) -> Integer[np.ndarray, " _"]:
         """Return ids `start` to `stop` of a document, as stored and not writable."""
@@ -175,6 +199,15 @@ def _tokenise(
 
 def _start_worker() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every process has one core to itself
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone: a killed parent can not tell its workers to stop."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 @cache
@@ -224,6 +257,44 @@ def _read_index(path: Path) -> dict[str, Any]:
     return index
 
 
+def _check_index(path: Path, index: dict[str, Any]) -> None:
+    """Refuse an index that lacks a field or contradicts itself: what it says decides how the files are read."""
+
+    def check(field: str, found: object, expected: object) -> None:
+        if type(found) is not type(expected) or found != expected:
+            raise InputError(f"{path}: {field} is {found!r}, expected {expected!r}")
+
+    _check_types(path, "", index, {"vocab_size": int, "fingerprint": str, "num_docs": int, "num_tokens": int})
+    _check_types(path, "", index, {"dtype": str, "shards": list})
+    dtype = _dtype(index["vocab_size"])
+    check("dtype", index["dtype"], dtype.name)
+    if not index["shards"]:
+        raise InputError(f"{path}: shards is [], expected at least one")
+    for n, shard in enumerate(index["shards"]):
+        place = f"shards[{n}]"
+        _check_types(path, place, shard, {"num_docs": int, "num_tokens": int, "tokens": dict, "offsets": dict})
+        sizes = {"tokens": shard["num_tokens"] * dtype.itemsize, "offsets": (shard["num_docs"] + 1) * OFFSET.itemsize}
+        for part, size in sizes.items():
+            _check_types(path, f"{place}.{part}", shard[part], {"file": str, "bytes": int, "sha256": str})
+            file = shard[part]["file"]
+            if Path(file).name != file:
+                raise InputError(f"{path}: {place}.{part}.file is {file!r}, expected a name without a folder")
+            check(f"{place}.{part}.bytes", shard[part]["bytes"], size)
+    for total in ("num_docs", "num_tokens"):
+        check(total, index[total], sum(shard[total] for shard in index["shards"]))
+
+
+def _check_types(path: Path, place: str, found: object, expected: dict[str, type]) -> None:
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: {place} is {found!r}, expected an object")
+    for key, kind in expected.items():
+        field = f"{place}.{key}".lstrip(".")
+        if key not in found:
+            raise InputError(f"{path}: has no {field}, expected one ({kind.__name__})")
+        if type(found[key]) is not kind or (kind is int and found[key] < 0):
+            raise InputError(f"{path}: {field} is {found[key]!r}, expected {kind.__name__}")
+
+
 def _verify(path: Path, entry: dict[str, Any], content: bool) -> None:
     if not path.exists():
         raise InputError(f"{path}: is absent, expected {entry['bytes']:,} bytes")
@@ -236,6 +307,11 @@ def _verify(path: Path, entry: dict[str, Any], content: bool) -> None:
 def _read_offsets(folder: Path, shard: dict[str, Any]) -> Int64[np.ndarray, " _"]:
     path = folder / shard["offsets"]["file"]
     offsets = np.fromfile(path, dtype=OFFSET).astype(np.int64)
-    if len(offsets) != shard["num_docs"] + 1 or offsets[-1] != shard["num_tokens"] or (np.diff(offsets) < 0).any():
+    if (
+        len(offsets) != shard["num_docs"] + 1
+        or offsets[0] != 0
+        or offsets[-1] != shard["num_tokens"]
+        or (np.diff(offsets) < 0).any()
+    ):
         raise InputError(f"{path}: does not describe {shard['num_docs']} documents of {shard['num_tokens']} tokens")
     return offsets

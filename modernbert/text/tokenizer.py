@@ -108,12 +108,12 @@ class Tokenizer:
         canonical = json.dumps(json.loads(self._core.to_str()), sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
-    def encode(self, texts: Sequence[str], *, special: bool = True) -> list[Int64[np.ndarray, " _"]]:
+    def encode(self, texts: Sequence[str], *, special: bool = True, first: int = 0) -> list[Int64[np.ndarray, " _"]]:
         """Encode texts on all cores, each wrapped in the template's special tokens if `special`; nothing is cut off.
 
-        Raises: InputError naming the text that holds a lone surrogate.
+        Raises: InputError naming the text that holds a lone surrogate, counted from `first`.
         """
-        _check(texts)
+        _check(texts, first)
         prefix, suffix = (self._prefix, self._suffix) if special else ([], [])
         parts = [[np.array(prefix, dtype=np.int64)] for _ in texts]
         for group in _groups([(n, piece) for n, text in enumerate(texts) for piece in self._pieces(text)]):
@@ -146,7 +146,10 @@ class Tokenizer:
         write_file(path if path.suffix == ".json" else path / "tokenizer.json", self._core.to_str(pretty=True))
 
     def save_folder(self, folder: Path | str, max_length: int) -> None:
-        """Write the three files from which other libraries load this tokenizer, with the same ids."""
+        """Write the three files from which other libraries load this tokenizer, with the same ids, for `new_folder`.
+
+        Raises: OSError with the system's number if the disk is full or not writable.
+        """
         folder = Path(folder)
         added = {str(token.pop("id")): token for token in json.loads(self._core.to_str())["added_tokens"]}
         roles = {"unk": self._unk_id, "cls": self.cls_id, "sep": self.sep_id, "pad": self.pad_id, "mask": self.mask_id}
@@ -162,11 +165,11 @@ class Tokenizer:
             **tokens,
         }
         by_text = {token["content"]: token for token in added.values()}
-        self.save(folder)
-        write_file(folder / "tokenizer_config.json", json.dumps(config, indent=2) + "\n")
+        (folder / "tokenizer.json").write_text(self._core.to_str(pretty=True), encoding="utf-8")
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
         # Whole entries, because a bare name would lose what [MASK] does to the blanks on its left.
         described = {key: by_text.get(text, text) for key, text in tokens.items()}
-        write_file(folder / "special_tokens_map.json", json.dumps(described, indent=2) + "\n")
+        (folder / "special_tokens_map.json").write_text(json.dumps(described, indent=2) + "\n")
 
     def _find_role(self, role: str, named: Mapping[str, str]) -> int | None:
         keys = CONFIG_KEYS.get(role, (f"{role}_token",))
@@ -320,8 +323,8 @@ def _read_names(folder: Path) -> dict[str, str]:
     return names
 
 
-def _check(texts: Sequence[str]) -> None:
-    for n, text in enumerate(texts):
+def _check(texts: Sequence[str], first: int = 0) -> None:
+    for n, text in enumerate(texts, first):
         try:
             text.encode()
         except UnicodeEncodeError as error:

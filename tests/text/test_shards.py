@@ -121,7 +121,7 @@ def test_a_bad_index_is_named(folder: Path, tmp_path: Path) -> None:
         "is not an index of": "[1]",
         r"is not an index of shards \(JSONDecodeError": "{",
         "is modernbert-shards version 9, expected modernbert-shards version 1": json.dumps(index | {"version": 9}),
-        r"is not complete \(KeyError: 'shards'": json.dumps({k: v for k, v in index.items() if k != "shards"}),
+        r"index\.json: has no shards": json.dumps({k: v for k, v in index.items() if k != "shards"}),
     }
     for message, content in cases.items():
         (folder / "index.json").write_text(content)
@@ -132,6 +132,34 @@ def test_a_bad_index_is_named(folder: Path, tmp_path: Path) -> None:
         Shards.open(folder)
     with pytest.raises(InputError, match="no such folder of shards"):
         Shards.open(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (["shards"], [], r"shards is \[\], expected at least one"),
+        (["shards"], ["x"], r"shards\[0\] is 'x', expected an object"),
+        (["num_docs"], 7, "num_docs is 7, expected 300"),
+        (["num_tokens"], "x", "num_tokens is 'x', expected int"),
+        (["dtype"], "uint32", "dtype is 'uint32', expected 'uint16'"),
+        (["vocab_size"], -1, "vocab_size is -1, expected int"),
+        (["shards", 1, "num_docs"], 3, r"shards\[1\]\.offsets\.bytes is \d+, expected 32"),
+        (["shards", 1, "num_tokens"], 3, r"shards\[1\]\.tokens\.bytes is \d+, expected 6"),
+        (["shards", 1, "tokens", "sha256"], None, r"shards\[1\]\.tokens\.sha256 is None, expected str"),
+        (["shards", 0, "tokens", "file"], "../../x", r"shards\[0\]\.tokens\.file is '\.\./\.\./x', expected a name"),
+    ],
+)
+def test_an_index_that_contradicts_itself_is_refused(
+    folder: Path, place: list[str | int], value: object, message: str
+) -> None:
+    index = json.loads((folder / "index.json").read_text())
+    entry = index
+    for key in place[:-1]:
+        entry = entry[key]
+    entry[place[-1]] = value
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=rf"index\.json: {message}"):
+        Shards.open(folder, verify=False)
 
 
 def test_an_existing_folder_is_left_alone(folder: Path, tokenizer_folder: Path) -> None:

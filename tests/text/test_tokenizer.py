@@ -200,6 +200,8 @@ def test_what_is_no_tokenizer_is_named(tmp_path: Path) -> None:
 def test_a_lone_surrogate_names_the_text(tokenizer: Tokenizer) -> None:
     with pytest.raises(InputError, match=r"text 1: lone surrogate U\+D800 at character 3"):
         tokenizer.encode(["fine", "bad\ud800"])
+    with pytest.raises(InputError, match=r"text 4097: lone surrogate"):
+        tokenizer.encode(["fine", "bad\ud800"], first=4_096)
     with pytest.raises(InputError, match=r"text 0: lone surrogate"):
         tokenizer.encode_pairs([("fine", "\udfff")])
 
