@@ -6,7 +6,10 @@ imports its job when it is called, so that `--help` answers at once.
 
 import logging
 import os
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -39,7 +42,26 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16.")]
 Backend = Annotated[str, typer.Option(help="auto, varlen, banded, dense.")]
 
 
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn what went wrong in a verb into one line and an exit status."""
+    try:
+        yield
+        sys.stdout.flush()
+    except InputError as error:
+        print(f"modernbert: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("modernbert: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output has left, as `head` does; there is nobody to tell.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
 @app.command()
+@_told()
 def demo(
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
     quick: Annotated[bool, typer.Option("--quick", help="The same in one minute, with less of everything.")] = False,
@@ -51,6 +73,7 @@ def demo(
 
 
 @app.command()
+@_told()
 def tokenizer(config: ConfigFile = None, overrides: Overrides = None, print_config: Print = False) -> None:
     """Learn a byte-level BPE vocabulary from text, or adapt OLMo's."""
     from modernbert.jobs.tokenizer import TokenizerConfig, run
@@ -61,6 +84,7 @@ def tokenizer(config: ConfigFile = None, overrides: Overrides = None, print_conf
 
 
 @app.command()
+@_told()
 def prepare(config: ConfigFile = None, overrides: Overrides = None, print_config: Print = False) -> None:
     """Turn documents into tokenised shards."""
     from modernbert.jobs.prepare import PrepareConfig, run
@@ -71,6 +95,7 @@ def prepare(config: ConfigFile = None, overrides: Overrides = None, print_config
 
 
 @app.command()
+@_told()
 def pretrain(config: ConfigFile = None, overrides: Overrides = None, print_config: Print = False) -> None:
     """Pretrain in phases; started again, go on from the last checkpoint."""
     from modernbert.jobs.pretrain import PretrainConfig, run
@@ -81,6 +106,7 @@ def pretrain(config: ConfigFile = None, overrides: Overrides = None, print_confi
 
 
 @app.command("fill-mask")
+@_told()
 def fill_mask(
     model: Model,
     texts: Texts = None,
@@ -99,6 +125,7 @@ def fill_mask(
 
 
 @app.command()
+@_told()
 def embed(
     model: Model,
     texts: Texts = None,
@@ -139,23 +166,14 @@ def _resolve(
 
 
 def main() -> None:
-    """Run a verb and turn what went wrong into one line and an exit status."""
+    """Run a verb."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     # Other libraries' chatter is not ours to print.
-    for name in ("httpx", "huggingface_hub", "matplotlib", "bm25s"):
+    for name in ("httpx", "huggingface_hub", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    try:
-        app()
-    except InputError as error:
-        print(f"modernbert: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("modernbert: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our output has left; there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    # A request to end is an exit like any other: what was begun is cleared away.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    app()
 
 
 if __name__ == "__main__":

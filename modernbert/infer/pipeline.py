@@ -5,7 +5,7 @@ nothing between calls. Vectors come back as numpy arrays in float32, in the orde
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +98,7 @@ class ModernBert:
 
     def embed(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         *,
         pooling: str = "mean",
         normalize: bool = True,
@@ -126,7 +126,7 @@ class ModernBert:
             found.append(vectors.cpu().numpy())
         return np.concatenate(found)
 
-    def embed_tokens(self, texts: str | Sequence[str], *, prompt: str = "", truncate: bool = False) -> list[np.ndarray]:
+    def embed_tokens(self, texts: str | Iterable[str], *, prompt: str = "", truncate: bool = False) -> list[np.ndarray]:
         """Return the hidden states of every text, each float32 [its tokens, D], special tokens included.
 
         Raises: InputError for a text that is too long or not text.
@@ -136,7 +136,7 @@ class ModernBert:
             found.extend(part.numpy() for part in hidden.float().cpu().split(list(batch.layout.lengths)))
         return found
 
-    def fill_mask(self, texts: str | Sequence[str], top_k: int = 5) -> list[list[Guess]] | list[list[list[Guess]]]:
+    def fill_mask(self, texts: str | Iterable[str], top_k: int = 5) -> list[list[Guess]] | list[list[list[Guess]]]:
         """Propose the `top_k` likeliest tokens for each mask of a text, in the order of the masks.
 
         One text gives one list a mask, a sequence of texts a list of those.
@@ -161,6 +161,9 @@ class ModernBert:
     def save(self, folder: str | Path) -> None:
         """Write a folder that this package, `transformers` and other readers load unedited.
 
+        Weights are written in the precision they are held in: load with `dtype="float32"` to keep every bit of a
+        float32 folder where `auto` would take bfloat16.
+
         Raises: InputError if the folder exists already, or the disk is full.
         """
         longest = self.config.max_position_embeddings
@@ -177,8 +180,12 @@ class ModernBert:
             for tokens, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True):
                 yield [Guess(self.tokenizer.text_of(t), t, p) for t, p in zip(tokens, shares, strict=True)]
 
-    def _hidden_states(self, texts: str | Sequence[str], prompt: str, truncate: bool) -> Iterator[tuple[Batch, Tensor]]:
-        documents = self._encode([texts] if isinstance(texts, str) else texts, prompt, truncate)
+    def _hidden_states(self, texts: str | Iterable[str], prompt: str, truncate: bool) -> Iterator[tuple[Batch, Tensor]]:
+        try:
+            listed = [texts] if isinstance(texts, str) else list(texts)
+        except TypeError:
+            raise InputError(f"texts: found {type(texts).__name__}, expected a text or several") from None
+        documents = self._encode(listed, prompt, truncate)
         for batch in batches(documents, self.budget_tokens):
             moved = batch.to(self.device)
             with torch.inference_mode():

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modernbert.errors import InputError
+from modernbert.text.archive import open_plain
 
 __all__ = ["gather_texts"]
 
@@ -16,7 +17,7 @@ __all__ = ["gather_texts"]
 def gather_texts(words: Sequence[str], file: Path | None, text_field: str = "text") -> list[str]:
     """Return the texts given as words, else the lines of `file`, else the lines of standard input.
 
-    A `.jsonl` file gives the field `text_field` of each line.
+    A `.jsonl` file gives the field `text_field` of each line; a file may be packed as .gz or .zst.
 
     Raises: InputError if there is no text, or the file is absent or not text.
     """
@@ -28,17 +29,22 @@ def gather_texts(words: Sequence[str], file: Path | None, text_field: str = "tex
         raise InputError("found no text, expected some as arguments, in --file, or on standard input")
     origin = "standard input" if file is None else str(file)
     try:
-        data = sys.stdin.buffer.read() if file is None else file.read_bytes()
-        lines = data.decode("utf-8").splitlines()
+        # A line ends at a line feed and nowhere else: text may hold form feeds and Unicode's own separators.
+        lines = [line.decode("utf-8-sig").rstrip("\r\n") for line in _raw_lines(file)]
     except UnicodeDecodeError as error:
-        raise InputError(f"{origin}: is not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise InputError(f"{origin}: cannot be read ({error.strerror})") from None
-    if file is not None and file.suffix == ".jsonl":
+        raise InputError(f"{origin}: is not UTF-8 text ({error.reason})") from None
+    if file is not None and ".jsonl" in file.suffixes:
         lines = [_field(line, f"{origin}:{n}", text_field) for n, line in enumerate(lines, 1) if line.strip()]
     if not lines:
         raise InputError(f"{origin}: is empty, expected one text a line")
     return lines
+
+
+def _raw_lines(file: Path | None) -> list[bytes]:
+    if file is None:
+        return list(sys.stdin.buffer)
+    with open_plain(file) as stream:
+        return list(stream.lines())
 
 
 def _field(line: str, place: str, name: str) -> str:

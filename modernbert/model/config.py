@@ -5,6 +5,7 @@ In: sizes, or the name of a preset. Out: a checked, frozen `ModelConfig`. Field 
 """
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -37,13 +38,15 @@ class ModelConfig:
     initializer_range: float = 0.02
     initializer_cutoff_factor: float = 2.0
     classifier_pooling: str = "mean"
-    pad_token_id: int = 50_283
-    cls_token_id: int = 50_281
-    sep_token_id: int = 50_282
+    # The model computes without these; they are for readers of an exported folder. None: not given.
+    pad_token_id: int | None = 50_283
+    cls_token_id: int | None = 50_281
+    sep_token_id: int | None = 50_282
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
-            _expect(getattr(self, name) > 0, name, getattr(self, name), "a number above 0")
+            number = getattr(self, name)
+            _expect(math.isfinite(number) and number > 0, name, number, "a finite number above 0")
         heads, width = self.num_attention_heads, self.hidden_size
         _expect(
             width % (2 * heads) == 0, "hidden_size", width, f"a multiple of {2 * heads} for {heads} heads of even width"
@@ -57,7 +60,12 @@ class ModelConfig:
         )
         for name in ("pad_token_id", "cls_token_id", "sep_token_id"):
             number = getattr(self, name)
-            _expect(0 <= number < self.vocab_size, name, number, f"an id below the vocabulary of {self.vocab_size:,}")
+            _expect(
+                number is None or 0 <= number < self.vocab_size,
+                name,
+                number,
+                f"an id below the vocabulary of {self.vocab_size:,}",
+            )
 
     @staticmethod
     def preset(name: str, **changes: Any) -> "ModelConfig":
@@ -129,8 +137,8 @@ def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         kind = kinds[name]
         typed[name] = float(value) if kind is float and type(value) is int else value
-        if type(typed[name]) is not kind:
-            raise InputError(f"{name}: found {value!r}, expected {kind.__name__}")
+        if isinstance(value, bool) or not isinstance(typed[name], kind):
+            raise InputError(f"{name}: found {value!r}, expected {getattr(kind, '__name__', kind)}")
     return typed
 
 

@@ -84,8 +84,9 @@ def _aliases(found: Mapping[str, Any]) -> dict[str, Any]:
     if found.get("norm_eps") is None and found.get("layer_norm_eps") is not None:
         values["norm_eps"] = found["layer_norm_eps"]
     for name, alias in _ROLES.items():
-        if found.get(name) is None and found.get(alias) is not None:
-            values[name] = found[alias]
+        if found.get(name) is None:
+            values[name] = found.get(alias)
+    values.setdefault("pad_token_id", found.get("pad_token_id"))
     # A config of another library says nothing of the output dropout but in this key; in ours the two differ.
     if "attention_output_dropout" not in found:
         values["attention_output_dropout"] = found.get("attention_dropout", 0.0)
@@ -120,7 +121,7 @@ def _interval(found: Mapping[str, Any]) -> dict[str, Any]:
     old, kinds = found.get("global_attn_every_n_layers"), found.get("layer_types")
     if kinds is None:
         return {}
-    if not isinstance(kinds, list) or set(kinds) - {_FULL, _SLIDING}:
+    if not isinstance(kinds, list) or not all(kind in (_FULL, _SLIDING) for kind in kinds):
         raise InputError(f"layer_types: found {str(kinds)[:80]}, expected a list of {_FULL!r} and {_SLIDING!r}")
     if isinstance(found.get("num_hidden_layers"), int) and len(kinds) != found["num_hidden_layers"]:
         raise InputError(

@@ -1,9 +1,12 @@
 """`ModernBert`: what users hold, from a folder made with random weights."""
 
+import gzip
 import io
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +132,40 @@ def test_command_line_embeds_and_fills(bert: ModernBert, folder: Path, tmp_path:
     done = modernbert("fill-mask", str(folder), "--json", text="The [MASK] of France.\n")
     (line,) = done.stdout.splitlines()
     assert json.loads(line)["masks"][0][0]["token"] == bert.fill_mask("The [MASK] of France.")[0][0].token  # type: ignore[union-attr]
+
+
+def test_a_line_ends_at_a_line_feed_and_nowhere_else(bert: ModernBert, folder: Path, tmp_path: Path) -> None:
+    texts = ["a\x0cb", "c\u2028d", "e\x85"]
+    (tmp_path / "t.txt").write_bytes("\r\n".join(texts).encode())
+    with gzip.open(tmp_path / "t.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    for name in ("t.txt", "t.jsonl.gz"):
+        done = modernbert("embed", str(folder), "--file", str(tmp_path / name), "--device", "cpu", "--dtype", "float32")
+        assert done.returncode == 0, done.stderr
+        found = np.array([json.loads(line) for line in done.stdout.splitlines()])
+        np.testing.assert_allclose(found, bert.embed(texts), atol=1e-5)
+
+
+def test_any_iterable_of_texts_and_nothing_else(bert: ModernBert) -> None:
+    np.testing.assert_allclose(bert.embed(text for text in TEXTS), bert.embed(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(bert.embed(np.array(TEXTS)), bert.embed(TEXTS), atol=1e-6)
+
+
+def test_a_reader_that_leaves_and_a_request_to_end(folder: Path) -> None:
+    command = f"yes word | head -20000 | {sys.executable} -m modernbert.cli embed {folder} 2>&1 | head -1"
+    done = subprocess.run(["bash", "-c", f"{command}; echo ${{PIPESTATUS[2]}}"], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0" and "Traceback" not in done.stdout + done.stderr
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "modernbert.cli", "embed", str(folder)],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(4)
+        waiting.send_signal(number)
+        _, errors = waiting.communicate(timeout=60)
+        assert waiting.returncode == status and "Traceback" not in errors
 
 
 @pytest.mark.parametrize(

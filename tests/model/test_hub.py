@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +113,18 @@ def test_a_null_local_theta_means_that_of_global_layers() -> None:
     assert read.local_rope_theta == read.global_rope_theta == 80_000.0
 
 
+def test_role_ids_that_are_null_or_absent_are_not_given() -> None:
+    read = config_from_json({"vocab_size": 600, "pad_token_id": None, "bos_token_id": 7}, "x")
+    assert (read.pad_token_id, read.cls_token_id, read.sep_token_id) == (None, 7, None)
+
+
+def test_heads_that_are_not_loaded_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ModernBertForSequenceClassification(ModernBertConfig(**SIZES)).save_pretrained(tmp_path)
+    with caplog.at_level("INFO", logger="modernbert"):
+        load_model(tmp_path)
+    assert "classifier.weight belongs to a head that is not loaded" in caplog.text
+
+
 def test_keys_that_other_readers_insist_on_are_written() -> None:
     words = config_to_json(ModelConfig(), "ModernBertForMaskedLM", "float32")
     for_tei = (
@@ -148,6 +162,8 @@ REFUSED_CONFIGS = {
         "layer_types": ["full_attention", "full_attention", "sliding_attention", "full_attention"]
     },
     "layer_types: found 1 entries, expected num_hidden_layers = 4": {"layer_types": ["full_attention"]},
+    "layer_types: found [{'a': 1}]": {"layer_types": [{"a": 1}]},
+    "global_rope_theta: found inf": {"global_rope_theta": float("inf"), "rope_parameters": None},
     "pad_token_id: found 512": {"pad_token_id": 512},
     "tie_word_embeddings: found False": {"tie_word_embeddings": False},
 }
@@ -252,6 +268,22 @@ def test_saving_never_leaves_half_a_folder(tmp_path: Path, small_model: MaskedLM
     with pytest.raises(InputError, match="no space left"):
         save_folder(tmp_path / "model", small_model, fails, replace=True)
     assert isinstance(load_model(tmp_path / "model"), MaskedLM)
+
+
+def test_a_full_disk_and_a_broken_model_are_one_line(tmp_path: Path, small_model: MaskedLM) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=f"^{tmp_path / 'model'}: cannot be written"):
+            save_folder(tmp_path / "model", small_model)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    torch.nn.init.constant_(small_model.model.final_norm.weight, float("nan"))
+    with pytest.raises(InputError, match=f"^{tmp_path / 'model'}: the model computes values that are not finite"):
+        save_folder(tmp_path / "model", small_model)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_golden_config_of_the_published_base(data_folder: Path) -> None:
