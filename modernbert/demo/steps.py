@@ -28,7 +28,7 @@ from modernbert.infer.pipeline import ModernBert
 from modernbert.jobs.pretrain import PretrainConfig, begin_run_folder, pretrain
 from modernbert.storage import new_folder, write_file
 from modernbert.text.corpus import Document, Tally
-from modernbert.text.shards import write_shards
+from modernbert.text.shards import fill_folder
 from modernbert.text.tokenizer import train_tokenizer
 
 __all__ = ["run"]
@@ -152,9 +152,8 @@ def _prepare(out: Path) -> None:
             records = read_records(out / "corpus" / f"{name}.jsonl")
             documents = (Document(record.text, record.origin) for record in records)
             # In this process: at this size, starting others takes longer than the work, and encoding uses all cores.
-            write_shards(
-                documents, out / "tokenizer.json", partial / name, tally=Tally(), processes=1, progress=lambda _: None
-            )
+            (partial / name).mkdir()
+            fill_folder(documents, out / "tokenizer.json", partial / name, tally=Tally())
 
 
 def _fill_masks(out: Path, scale: Scale) -> None:

@@ -198,7 +198,7 @@ class ModernBert:
             for offset, text in enumerate(some):
                 if not isinstance(text, str):
                     raise InputError(f"text {start + offset}: found {type(text).__name__}, expected str")
-            for offset, ids in enumerate(self.tokenizer.encode([prompt + text for text in some])):
+            for offset, ids in enumerate(self.tokenizer.encode([prompt + text for text in some], first=start)):
                 if len(ids) > longest and not truncate:
                     raise InputError(
                         f"text {start + offset}: has {len(ids):,} tokens, expected at most {longest:,} unless truncated"

@@ -65,9 +65,9 @@ def main(data: Path) -> None:
     for path in corpora.values():
         taken = 0
         for document in read_documents([path], Tally()):
-            texts.append(document.text[:20_000])
+            texts.append(document.text[:400_000])
             taken += len(texts[-1])
-            if taken > 1_500_000:
+            if taken > 2_000_000:
                 break
         size += taken
     pairs = zip(published.encode(texts), adapted.encode(texts), strict=True)
