@@ -6,7 +6,8 @@ only file that knows the config library.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -34,13 +35,17 @@ def load(schema: type[Schema], path: Path | str | None = None, overrides: Sequen
     for word in overrides:
         if "=" not in word:
             raise InputError(f"{word}: expected key=value, for example seed=7")
-        merged = _merge(merged, OmegaConf.from_dotlist([word]), word)
-    missing = sorted(OmegaConf.missing_keys(merged))
-    if missing:
-        raise InputError(
-            f"{path or schema.__name__}: {missing[0]} has no value, expected one in the file or as {missing[0]}=..."
-        )
-    return cast(Schema, OmegaConf.to_object(merged))
+        with _explained(word):
+            update = OmegaConf.from_dotlist([word])
+        merged = _merge(merged, update, word)
+    with _explained(str(path or schema.__name__)):
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            place = f"{path or schema.__name__}: {missing[0]}"
+            raise InputError(
+                f"{place} has no value, expected one in the file or as {missing[0]}=...{_siblings(merged, missing[0])}"
+            )
+        return cast(Schema, OmegaConf.to_object(merged))
 
 
 def to_yaml(config: Any) -> str:
@@ -69,12 +74,33 @@ def _read(path: Path) -> Any:
 
 
 def _merge(onto: Any, update: Any, origin: str) -> Any:
-    try:
+    with _explained(origin):
         return OmegaConf.merge(onto, update)
-    except OmegaConfBaseException as error:
+
+
+@contextmanager
+def _explained(origin: str) -> Iterator[None]:
+    """Turn what the config library raises into one line that begins with the file or word at fault."""
+    try:
+        yield
+    except (OmegaConfBaseException, YAMLError, TypeError) as error:
         key = getattr(error, "full_key", None)
         place = f"{origin}: {key}" if key and str(key) not in origin else origin
-        raise InputError(f"{place}: {_first_line(error)}") from None
+        reason = _first_line(error)
+        if "is not a ListConfig" in reason:
+            found = origin.partition("=")[2]
+            reason = f"found {found or 'one value'!r}, expected a list, such as {key}='[{found or 'a, b'}]'"
+            place = str(key) if found else place
+        if "incompatible container types" in reason:
+            reason = "found a list where key: value is expected, or key: value where a list is"
+        raise InputError(f"{place}: {reason}") from None
+
+
+def _siblings(merged: Any, key: str) -> str:
+    """Name the entries beside the one that lacks a value: a mistyped name is a new, empty entry."""
+    group = ".".join(key.split(".")[:-2])
+    entries: Any = OmegaConf.select(merged, group) if group else None
+    return f" ({group}: {', '.join(map(str, entries))})" if OmegaConf.is_dict(entries) else ""
 
 
 def _first_line(error: Exception) -> str:

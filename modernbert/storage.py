@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,19 @@ __all__ = [
 ]
 
 _LEFTOVER = ".partial-"
+_PREVIOUS = "previous-"
 
 
 @contextmanager
 def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary sibling of `target`; on success make it durable and rename it into place.
 
-    On any failure the temporary folder is removed and `target` is as it was.
+    On any failure the temporary folder is removed and `target` is as it was; after a kill in the moment between two
+    renames, the next attempt first puts back what was there.
 
     Raises: InputError if `target` exists and may not be replaced, or if the disk is full or not writable.
     """
+    _put_back(target)
     if target.exists() and not replace:
         raise InputError(f"{target}: exists already, expected a new folder")
     partial = _partial(target)
@@ -62,10 +65,14 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 def only_process(folder: Path) -> Iterator[None]:
     """Hold a folder for this process alone; the system lets go of it however the process ends.
 
-    Raises: InputError if another process holds it.
+    Raises: InputError if another process holds it, or it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as handle:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("w")
+    except OSError as error:
+        raise _explained(folder, error) from error
+    with handle:
         try:
             import fcntl
 
@@ -86,12 +93,14 @@ def write_file(target: Path, content: str | bytes) -> None:
     partial = _partial(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
         partial.write_bytes(data)
         sync_file(partial)
         os.replace(partial, target)
         sync_folder(target.parent)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
         raise _explained(target, error) from error
 
 
@@ -114,10 +123,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, st
 
 def remove_leftovers(target: Path) -> None:
     """Remove what killed processes left beside `target`; a live process's folder stays."""
-    for path in target.parent.glob(f"{target.name}{_LEFTOVER}*"):
-        owner = path.name.rsplit("-", 1)[-1]
-        if owner.isdigit() and int(owner) != os.getpid() and _alive(int(owner)):
-            continue
+    for path in _leftovers(target):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
@@ -146,13 +152,37 @@ def _partial(target: Path) -> Path:
     return target.with_name(f"{target.name}{_LEFTOVER}{os.getpid()}")
 
 
+def _leftovers(target: Path, kind: str = "") -> list[Path]:
+    """List what killed processes, or earlier attempts of this one, left beside `target`."""
+    paths = target.parent.glob(f"{target.name}{_LEFTOVER}{kind}*")
+    owners = {path: path.name.rsplit("-", 1)[-1] for path in paths}
+    return [
+        path
+        for path, owner in owners.items()
+        if not (owner.isdigit() and int(owner) != os.getpid() and _alive(int(owner)))
+    ]
+
+
 def _rename(partial: Path, target: Path) -> None:
-    previous = target.with_name(f"{target.name}{_LEFTOVER}previous-{os.getpid()}")
+    previous = target.with_name(f"{target.name}{_LEFTOVER}{_PREVIOUS}{os.getpid()}")
     if target.exists():
         os.rename(target, previous)
-    os.rename(partial, target)
+    try:
+        os.rename(partial, target)
+    except BaseException:
+        _put_back(target)
+        raise
     sync_folder(target.parent)
     shutil.rmtree(previous, ignore_errors=True)
+
+
+def _put_back(target: Path) -> None:
+    """Rename to `target` what was set aside for a new folder that never came into its place."""
+    if target.exists():
+        return
+    for previous in _leftovers(target, _PREVIOUS)[:1]:
+        with suppress(OSError):  # where nothing can be renamed, nothing can be written: the writer will say so
+            os.rename(previous, target)
 
 
 def _alive(process: int) -> bool:

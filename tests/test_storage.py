@@ -1,5 +1,6 @@
 """Files that are there whole or not at all."""
 
+import os
 import resource
 
 import pytest
@@ -7,7 +8,10 @@ import torch
 from safetensors.torch import load_file
 
 from modernbert.errors import InputError
-from modernbert.storage import new_folder, write_tensors
+from modernbert.storage import new_folder, only_process, write_file, write_tensors
+
+# No process has this number.
+DEAD = 2**31 - 1
 
 
 def names(folder):
@@ -29,3 +33,28 @@ def test_strided_tensors_are_written_by_value(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
     write_tensors(tmp_path / "x.safetensors", {"turned": base.T})
     assert torch.equal(load_file(tmp_path / "x.safetensors")["turned"], base.T)
+
+
+def test_a_parent_that_is_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for write in (lambda path: write_file(path, "y"), lambda path: only_process(path).__enter__()):
+        with pytest.raises(InputError, match="cannot be written"):
+            write(tmp_path / "file" / "below")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_file_half_written_by_a_killed_process_goes_with_the_next_write(tmp_path):
+    (tmp_path / f"report.md.partial-{DEAD}").write_text("ha")
+    (tmp_path / f"report.md.partial-{os.getppid()}").write_text("of a living process")
+    write_file(tmp_path / "report.md", "whole")
+    assert names(tmp_path) == ["report.md", f"report.md.partial-{os.getppid()}"]
+
+
+def test_what_was_set_aside_by_a_killed_process_comes_back(tmp_path):
+    aside = tmp_path / f"model.partial-previous-{DEAD}"
+    aside.mkdir()
+    (aside / "weights").write_text("old")
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "model", replace=True):
+        raise RuntimeError
+    assert names(tmp_path) == ["model"]
+    assert (tmp_path / "model" / "weights").read_text() == "old"

@@ -26,7 +26,7 @@ from modernbert.model.heads import MaskedLM
 from modernbert.model.hub import save_folder
 from modernbert.model.init import initialize
 from modernbert.ragged import Batch
-from modernbert.storage import only_process, write_file
+from modernbert.storage import only_process, sha256_of, write_file
 from modernbert.text.shards import Shards
 from modernbert.text.stream import Packed, Stream, heldout_batches, prefetch
 from modernbert.text.tokenizer import Tokenizer
@@ -44,6 +44,8 @@ __all__ = ["Phase", "PretrainConfig", "begin_run_folder", "pretrain", "run"]
 # They change when and where a run is computed and kept, never what it computes.
 _FREE_TO_CHANGE = ("out", "device", "save_every_steps", "save_every_s", "keep", "verify")
 
+_BEFORE_A_CHECKPOINT = {"config.yaml", ".lock", "log.jsonl", "timing.jsonl", "checkpoints"}
+
 
 @dataclass(frozen=True)
 class _Inputs:
@@ -56,6 +58,8 @@ class _Inputs:
     device: torch.device
     dtype: torch.dtype
     backend: str
+    digests: dict[str, str]
+    """Of the index of each folder of shards: what a resumed run must find again."""
 
 
 @dataclass
@@ -93,8 +97,9 @@ def run(config: PretrainConfig) -> Path:
 def pretrain(config: PretrainConfig) -> Path:
     """Pretrain, or go on with a stopped run, and return the exported model folder.
 
-    Raises: InputError, before anything is written, for what does not fit together: phases, sources, tokenizer, model,
-    or a run folder that was begun with another config.
+    Raises: InputError for what does not fit together: phases, sources, tokenizer, model, or a run folder that was begun
+    with another config, all before that folder is touched; and for what only a run can show, such as a loss that is not
+    finite or a full disk, with the checkpoints so far kept.
     """
     out = Path(config.out)
     inputs = _open_inputs(config)
@@ -112,6 +117,7 @@ def _pretrain(out: Path, config: PretrainConfig, inputs: _Inputs) -> None:
     model = MaskedLM(inputs.model, inputs.backend)
     initialize(model, inputs.model, config.seed)
     checkpoint = latest(out / "checkpoints")
+    _check_shards(inputs, checkpoint)
     _describe(config, inputs, model, checkpoint)
     optimizer_state = _restore(model, checkpoint)
     state = checkpoint.state if checkpoint else {"position": asdict(_Position()), "sizes": {}}
@@ -268,8 +274,19 @@ def _save(run: _Run, optimizer: StableAdamW) -> None:
         "model": dict(run.model.named_parameters()),
         "optimizer": named_state(run.model, optimizer),
     }
-    state = {"position": asdict(run.position), "sizes": run.journal.sizes()}
+    state = {"position": asdict(run.position), "sizes": run.journal.sizes(), "shards": run.inputs.digests}
     save(Path(run.config.out) / "checkpoints", run.position.step, tensors, state, keep=run.config.keep)
+
+
+def _check_shards(inputs: _Inputs, checkpoint: Checkpoint | None) -> None:
+    """Refuse to go on with shards that were made anew with other content."""
+    for key, digest in checkpoint.state["shards"].items() if checkpoint else ():
+        found = inputs.digests.get(key)
+        if found != digest:
+            raise InputError(
+                f"{key}: found other shards than this run began with (sha256 of index.json {str(found)[:16]}, "
+                f"expected {digest[:16]}); choose another `out` for other data"
+            )
 
 
 def _restore(model: MaskedLM, checkpoint: Checkpoint | None) -> dict[str, Tensor]:
@@ -316,16 +333,19 @@ def _open_inputs(config: PretrainConfig) -> _Inputs:
         device=device,
         dtype=dtype,
         backend=choose_backend(config.backend, device, dtype),
+        digests={key: sha256_of(Path(folder) / "index.json") for key, folder in named.items()},
     )
 
 
 def begin_run_folder(out: Path, config: PretrainConfig) -> None:
     """Write the config into a new run folder, or check that a begun one has the same.
 
+    A config under which no checkpoint was written, nor anything beside the run, may be corrected: it is replaced.
+
     Raises: InputError naming the first field that differs, or the folder if it is something else.
     """
     path = out / "config.yaml"
-    if path.exists():
+    if path.exists() and not _may_be_corrected(out):
         begun, asked = _flat(asdict(load(PretrainConfig, path))), _flat(asdict(config))
         for key in [*asked, *begun]:
             if key.split(".")[0] not in _FREE_TO_CHANGE and begun.get(key) != asked.get(key):
@@ -333,9 +353,16 @@ def begin_run_folder(out: Path, config: PretrainConfig) -> None:
                     f"{path}: this run was begun with {key}={begun.get(key)}, found {key}={asked.get(key)}; "
                     "choose another `out` for another config"
                 )
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif not path.exists() and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not a run folder, expected a new folder or one with config.yaml")
-    write_file(path, to_yaml(config))
+    with only_process(out):
+        write_file(path, to_yaml(config))
+
+
+def _may_be_corrected(out: Path) -> bool:
+    """Say whether a run folder has only what a run writes before its first checkpoint."""
+    names = {path.name for path in out.iterdir()}
+    return ".lock" in names and names <= _BEFORE_A_CHECKPOINT and not any((out / "checkpoints").glob("step-*"))
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

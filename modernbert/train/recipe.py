@@ -4,6 +4,7 @@ In: fields, from YAML or Python. Out: a checked config, the schedule of each pha
 its own so that the run itself reads as a run.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,16 +138,20 @@ def model_config(config: PretrainConfig, tokenizer: Tokenizer) -> ModelConfig:
         expected = f"at least the {tokenizer.vocab_size:,} of {config.tokenizer}"
         raise InputError(f"model.vocab_size: found {vocab_size}, expected {expected}")
     last = list(config.phases.values())[-1]
-    return ModelConfig.preset(
-        str(preset),
-        **changes,
-        max_position_embeddings=last.max_len,
-        global_rope_theta=last.global_rope_theta,
-        local_rope_theta=last.local_rope_theta,
-        pad_token_id=tokenizer.pad_id,
-        cls_token_id=tokenizer.cls_id,
-        sep_token_id=tokenizer.sep_id,
-    )
+    try:
+        return ModelConfig.preset(
+            str(preset),
+            **changes,
+            max_position_embeddings=last.max_len,
+            global_rope_theta=last.global_rope_theta,
+            local_rope_theta=last.local_rope_theta,
+            pad_token_id=tokenizer.pad_id,
+            cls_token_id=tokenizer.cls_id,
+            sep_token_id=tokenizer.sep_id,
+        )
+    except InputError as error:
+        # The model names its field; here that field is one of several groups.
+        raise InputError(f"model.{str(error).removeprefix('model.')}") from None
 
 
 def _check_phase(key: str, phase: Phase, sources: dict[str, str]) -> None:
@@ -163,6 +168,7 @@ def _check_phase(key: str, phase: Phase, sources: dict[str, str]) -> None:
     expect("mask_rate", lambda value: 0 < value < 1, "a share between 0 and 1")
     budget = phase.micro_batch_tokens
     expect("max_len", lambda value: 3 <= value <= budget, f"3 to {budget} (micro_batch_tokens)")
+    expect("tokens", lambda value: value > 0, "a number above 0")
     first_step = schedule_of(phase).plan(0).num_micro_batches * budget
     expect("tokens", lambda _: schedule_of(phase).num_steps >= 1, f"at least the {first_step:,} of one step")
     for name, weight in phase.weights.items():
@@ -178,5 +184,7 @@ def _check_phase(key: str, phase: Phase, sources: dict[str, str]) -> None:
 
 
 def _expect(key: str, found: Any, holds: bool, expected: str) -> None:
+    if isinstance(found, float) and not math.isfinite(found):
+        raise InputError(f"{key}: found {found!r}, expected a finite number")
     if not holds:
         raise InputError(f"{key}: found {found!r}, expected {expected}")

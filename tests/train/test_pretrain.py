@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,11 +21,15 @@ from modernbert.errors import InputError
 from modernbert.jobs import pretrain
 from modernbert.jobs.pretrain import Phase, PretrainConfig
 from modernbert.model.hub import load_model
+from modernbert.model.init import initialize
 from modernbert.storage import only_process
 from modernbert.text.corpus import Document, Tally
-from modernbert.text.shards import write_shards
+from modernbert.text.shards import Shards, write_shards
+from modernbert.text.stream import Stream
 from modernbert.text.tokenizer import Tokenizer, train_tokenizer
 from modernbert.train.checkpoint import latest
+from modernbert.train.loop import derive_seed
+from modernbert.train.losses import masked_lm
 
 WORDS = (
     "the river runs down from cold hills and old mills turn where children learn to swim in warm summer light".split()
@@ -276,6 +281,13 @@ BAD = {
         config, model=config.model | {"global_rope_theta": 10.0}),
     "model.hiden_size: no such field": lambda config: replace(config, model={"preset": "tiny", "hiden_size": 3}),
     "model.preset: found 'huge'": lambda config: replace(config, model={"preset": "huge"}),
+    "phases.stable.lr: found inf, expected a finite number": changed(lr=math.inf),
+    "phases.stable.local_rope_theta: found nan, expected a finite": changed(local_rope_theta=math.nan),
+    "phases.decay.weights.code: found inf": changed("decay", weights={"prose": 1.0, "code": math.inf}),
+    "eps: found inf": lambda config: replace(config, eps=math.inf),
+    "phases.stable.tokens: found -5, expected a number above 0": changed(tokens=-5),
+    "model.hidden_size: found 33, expected a multiple of": lambda config: replace(
+        config, model=config.model | {"hidden_size": 33}),
     "keep: found 1": lambda config: replace(config, keep=1),
     "no such tokenizer file": lambda config: replace(config, tokenizer="absent/tokenizer.json"),
 }  # fmt: skip
@@ -322,6 +334,108 @@ def test_a_run_that_diverges_stops_with_the_step_and_saves_nothing_of_it(data, t
         pretrain.run(config)
     found = latest(tmp_path / "run" / "checkpoints")
     assert found is None or all(tensor.isfinite().all() for tensor in found.tensors("model").values())
+
+
+def test_a_config_may_be_corrected_until_there_is_a_checkpoint(data, tmp_path):
+    def with_lr(lr):
+        phase = Phase(tokens=512, lr=lr, max_len=64, micro_batch_tokens=256)
+        return config_of(data, tmp_path / "run", phases={"stable": phase}, save_every_steps=0)
+
+    with pytest.raises(InputError, match=r"step \d+: loss"):
+        pretrain.run(with_lr(1e30))
+    pretrain.begin_run_folder(tmp_path / "run", with_lr(1e-2))
+    (tmp_path / "run" / "tokenizer.json").write_text("another job's work")
+    with pytest.raises(InputError, match=r"begun with phases.stable.lr=0.01, found phases.stable.lr=0.001"):
+        pretrain.run(with_lr(1e-3))
+    (tmp_path / "run" / "tokenizer.json").unlink()
+    pretrain.run(with_lr(1e-3))
+    assert [row["lr"] for row in rows(tmp_path / "run") if row["kind"] == "step"] == [1e-3, 1e-3]
+    with pytest.raises(InputError, match="this run was begun with"):
+        pretrain.run(with_lr(1e-2))
+
+
+# Within a phase, and at a border, where the stream has no cursor.
+@pytest.mark.parametrize("step", [3, 7])
+def test_a_run_does_not_go_on_with_other_shards(data, tmp_path, monkeypatch, step):
+    shutil.copytree(data / "prose", tmp_path / "prose")
+    sources = {"prose": str(tmp_path / "prose"), "code": str(data / "code")}
+    config = config_of(data, tmp_path / "run", sources=sources)
+    kill_at(monkeypatch, step, "after")
+    with pytest.raises(Kill):
+        pretrain.run(config)
+    monkeypatch.undo()
+    shutil.rmtree(tmp_path / "prose")
+    # As many documents and tokens as before, in another order.
+    documents = [Document(text, str(n)) for n, text in enumerate(texts("prose", 60))][::-1]
+    write_shards(documents, data / "tokenizer" / "tokenizer.json", tmp_path / "prose", tally=Tally())
+    with pytest.raises(InputError, match="sources.prose: found other shards than this run began with"):
+        pretrain.run(config)
+
+
+def step_loss(config, model, phase, **changes):
+    """Loss of the first step of a phase, put together by hand from the parts."""
+    number = list(config.phases).index(phase)
+    settings = replace(config.phases[phase], **changes)
+    model.model.config = replace(
+        model.model.config, global_rope_theta=settings.global_rope_theta, local_rope_theta=settings.local_rope_theta
+    )
+    stream = Stream(
+        {name: Shards.open(folder) for name, folder in config.sources.items()},
+        Tokenizer.load(config.tokenizer),
+        seed=derive_seed(config.seed, number),
+        max_len=settings.max_len,
+        budget_tokens=settings.micro_batch_tokens,
+        mask_rate=settings.mask_rate,
+        weights=settings.weights or None,
+    )
+    with torch.no_grad():
+        total, count = masked_lm(model.eval(), next(iter(stream)).batch)
+    return total.item() / count
+
+
+def test_a_phase_computes_with_its_own_settings(data, tmp_path):
+    # Weights far from 0, so that attention depends on positions, and no dropout, so that the loss is a plain function.
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    common = {"tokens": 1024, "max_len": 256, "micro_batch_tokens": 512}
+    phases = {
+        "stable": Phase(lr=1e-3, mask_rate=0.4, **common),
+        "extension": Phase(
+            lr=1e-3, mask_rate=0.2, global_rope_theta=160_000.0, local_rope_theta=500.0, weight_decay=0.3, **common
+        ),
+        "decay": Phase(lr=2e-3, decay="one_minus_sqrt", lr_floor=0.01, **common | {"tokens": 512 * 100}),
+    }
+    more = {"preset": "tiny", "attention_output_dropout": 0.0, "initializer_range": 0.3}
+    config = config_of(data, tmp_path / "run", phases=phases, model=more | shape, keep=200, eval_every=0, heldout=None)
+    pretrain.run(config)
+    steps = [row for row in rows(tmp_path / "run") if row["kind"] == "step"]
+    first = {name: next(row for row in steps if row["phase"] == name) for name in phases}
+
+    model = load_model(tmp_path / "run" / "model")
+    initialize(model, model.model.config, config.seed)
+    assert step_loss(config, model, "stable") == pytest.approx(first["stable"]["loss"], abs=1e-5)
+    others = [{"global_rope_theta": 160_000.0}, {"local_rope_theta": 500.0}, {"mask_rate": 0.3}]
+    for change in others:
+        assert abs(step_loss(config, model, "stable", **change) - first["stable"]["loss"]) > 1e-4
+
+    weights = [saved_weights(tmp_path / "run", step) for step in (2, 3)]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[0][name])
+    assert step_loss(config, model, "extension") == pytest.approx(first["extension"]["loss"], abs=1e-5)
+    others = [{"global_rope_theta": 10_000.0}, {"local_rope_theta": 10_000.0}, {"mask_rate": 0.3}]
+    for change in others:
+        assert abs(step_loss(config, model, "extension", **change) - first["extension"]["loss"]) > 1e-4
+
+    # Decay is apart from the rate: at the peak of lr matrices shrink by three tenths a step.
+    norms = [sum(tensor.norm() for tensor in part.values() if tensor.ndim == 2).item() for part in weights]
+    # A rare gradient shortens a step, and its decay with it.
+    assert 0.69 * norms[0] < norms[1] < 0.8 * norms[0]
+    # The last step begins at 99 of 100 parts of the decay.
+    assert steps[-1]["lr"] == pytest.approx(2e-3 * (0.01 + 0.99 * (1 - math.sqrt(0.99))), rel=1e-4)
+
+
+def saved_weights(out, step):
+    return load_file(out / "checkpoints" / f"step-{step:08d}" / "model.safetensors")
 
 
 def test_the_demo_config_is_read(data):
