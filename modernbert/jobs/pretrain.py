@@ -280,7 +280,7 @@ def _save(run: _Run, optimizer: StableAdamW) -> None:
 
 def _check_shards(inputs: _Inputs, checkpoint: Checkpoint | None) -> None:
     """Refuse to go on with shards that were made anew with other content."""
-    for key, digest in checkpoint.state["shards"].items() if checkpoint else ():
+    for key, digest in checkpoint.state.get("shards", {}).items() if checkpoint else ():
         found = inputs.digests.get(key)
         if found != digest:
             raise InputError(
