@@ -4,7 +4,7 @@ In: a model folder or the name of a model on the hub. Out: `ModernBert`, which j
 nothing between calls. Vectors come back as numpy arrays in float32, in the order of the texts.
 """
 
-import logging
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,6 @@ from modernbert.ragged import Batch
 from modernbert.text.tokenizer import Tokenizer
 
 __all__ = ["Guess", "ModernBert"]
-
-logger = logging.getLogger("modernbert")
 
 # Texts are tokenised so many at a time, so that a stream of millions is never held as ids.
 _TEXTS_AT_A_TIME = 4_096
@@ -67,7 +65,7 @@ class ModernBert:
         """Load a model folder, or a model of the hub by name.
 
         `auto` takes a CUDA device where there is one, bfloat16 where the hardware multiplies it, and the fastest
-        attention that runs there; what it chose is logged once.
+        attention that runs there, and says on standard error what it chose.
 
         Raises: InputError if the folder lacks a file or holds a wrong one, or if what is asked for is not to be had.
         """
@@ -78,7 +76,7 @@ class ModernBert:
         tokenizer = Tokenizer.load(folder)
         model = load_model(folder, dtype=precision, backend=chosen).to(place)
         if "auto" in (device, dtype, backend):
-            logger.info("%s: device %s, dtype %s, attention %s", name, place, str(precision)[6:], chosen)
+            print(f"{name}: device {place}, dtype {str(precision)[6:]}, attention {chosen}", file=sys.stderr)
         return ModernBert(tokenizer, model)
 
     @property

@@ -152,7 +152,7 @@ def _check_names_and_shapes(expected: Mapping[str, Tensor], found: Mapping[str, 
     for name in sorted(set(found) - set(expected)):
         if name.startswith(_OTHER_HEADS):
             if name != "decoder.weight":
-                logger.info("%s: %s belongs to a head that is not loaded", folder, name)
+                logger.warning("%s: %s belongs to a head that is not loaded", folder, name)
         elif "rotary_emb" not in name:
             raise InputError(f"{folder}: the weights have {name}, which no ModernBERT of this config has")
 

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -151,6 +152,12 @@ def test_any_iterable_of_texts_and_nothing_else(bert: ModernBert) -> None:
     np.testing.assert_allclose(bert.embed(np.array(TEXTS)), bert.embed(TEXTS), atol=1e-6)
 
 
+def catches(process: int, number: int) -> bool:
+    """Say whether a process has come so far as to handle a signal itself."""
+    (mask,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{process}/status").read_text())
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
 def test_a_reader_that_leaves_and_a_request_to_end(folder: Path) -> None:
     command = f"yes word | head -20000 | {sys.executable} -m modernbert.cli embed {folder} 2>&1 | head -1"
     done = subprocess.run(["bash", "-c", f"{command}; echo ${{PIPESTATUS[2]}}"], capture_output=True, text=True)
@@ -162,7 +169,9 @@ def test_a_reader_that_leaves_and_a_request_to_end(folder: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        time.sleep(4)
+        while not catches(waiting.pid, signal.SIGTERM):
+            time.sleep(0.05)
+        time.sleep(1)
         waiting.send_signal(number)
         _, errors = waiting.communicate(timeout=60)
         assert waiting.returncode == status and "Traceback" not in errors
