@@ -173,7 +173,9 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # A request to end is an exit like any other: what was begun is cleared away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    app()
+    # Around the verbs too: an interrupt may come before one has begun.
+    with _told():
+        app()
 
 
 if __name__ == "__main__":
