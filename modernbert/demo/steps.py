@@ -48,7 +48,7 @@ class Scale:
     num_lines: int
 
 
-FULL = Scale("runs/demo", "demo.yaml", budget_mb=24.0, vocab_size=4_096, tuning=Tuning(num_steps=140), num_lines=300)
+FULL = Scale("runs/demo", "demo.yaml", budget_mb=24.0, vocab_size=4_096, tuning=Tuning(num_steps=100), num_lines=300)
 QUICK = Scale(
     "runs/demo-quick",
     "demo-quick.yaml",
