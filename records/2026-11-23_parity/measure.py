@@ -112,4 +112,3 @@ if __name__ == "__main__":
     parity("tiny", [8_192, 3, 700], gradients=True)
     parity("base", [70, 1, 200, 513], gradients=True)
     parity("large", [70, 1, 200], gradients=False)
-    parity("base", [4_096], gradients=False)
