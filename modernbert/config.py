@@ -4,11 +4,8 @@ In: a dataclass type, a path, a list of words. Out: an instance of the dataclass
 only file that knows the config library.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,7 +15,7 @@ from yaml import YAMLError
 
 from modernbert.errors import InputError
 
-__all__ = ["MISSING", "fingerprint", "load", "to_yaml"]
+__all__ = ["MISSING", "load", "to_yaml"]
 
 Schema = TypeVar("Schema")
 
@@ -51,12 +48,6 @@ def load(schema: type[Schema], path: Path | str | None = None, overrides: Sequen
 def to_yaml(config: Any) -> str:
     """Write a config as YAML, every field in sight."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def fingerprint(config: Any) -> str:
-    """Return sixteen hexadecimal digits that change with any field of a config dataclass."""
-    text = json.dumps(asdict(config), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> Any:

@@ -12,18 +12,6 @@ from modernbert.model.heads import MaskedLM
 from modernbert.model.hub import load_model
 from modernbert.ragged import Batch
 
-SMALL = dict(
-    vocab_size=512,
-    hidden_size=128,
-    intermediate_size=192,
-    num_hidden_layers=7,
-    num_attention_heads=2,
-    attention_output_dropout=0.0,
-    pad_token_id=3,
-    cls_token_id=1,
-    sep_token_id=2,
-)
-
 
 def published(config: ModelConfig, seed: int = 0) -> ModernBertForMaskedLM:
     torch.manual_seed(seed)
@@ -61,11 +49,13 @@ BATCHES = {
 
 @pytest.mark.parametrize("backend", ["banded", "dense"])
 @pytest.mark.parametrize("name", BATCHES)
-def test_hidden_states_and_logits_equal_those_of_transformers(name: str, backend: str) -> None:
+def test_hidden_states_and_logits_equal_those_of_transformers(
+    name: str, backend: str, small_config: ModelConfig
+) -> None:
     lengths = BATCHES[name]
     if backend == "dense" and sum(lengths) > 1_500:
         pytest.skip("the reference holds all scores at once")
-    config = ModelConfig(**SMALL)
+    config = small_config
     theirs = published(config)
     ours = ours_from(theirs, config, backend)
     texts = documents(lengths, config.vocab_size)
@@ -80,8 +70,8 @@ def test_hidden_states_and_logits_equal_those_of_transformers(name: str, backend
 
 
 @pytest.mark.parametrize("lengths", [[5, 64, 200, 1, 129], [1024, 300, 700]], ids=str)
-def test_gradients_equal_those_of_transformers(lengths: list[int]) -> None:
-    config = ModelConfig(**SMALL)
+def test_gradients_equal_those_of_transformers(lengths: list[int], small_config: ModelConfig) -> None:
+    config = small_config
     theirs = published(config)
     ours = ours_from(theirs, config)
     texts = documents(lengths, config.vocab_size)
