@@ -17,6 +17,7 @@ from typing import Any
 from modernbert.errors import InputError
 
 __all__ = [
+    "explained",
     "new_folder",
     "only_process",
     "remove_leftovers",
@@ -55,7 +56,7 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         _rename(partial, target)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise _explained(target, error) from error
+        raise explained(target, error) from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -71,7 +72,7 @@ def only_process(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = (folder / ".lock").open("w")
     except OSError as error:
-        raise _explained(folder, error) from error
+        raise explained(folder, error) from error
     with handle:
         try:
             import fcntl
@@ -101,7 +102,7 @@ def write_file(target: Path, content: str | bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink()
-        raise _explained(target, error) from error
+        raise explained(target, error) from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
@@ -195,7 +196,8 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _explained(target: Path, error: OSError) -> InputError:
+def explained(target: Path, error: OSError) -> InputError:
+    """Return the one line that tells a user why `target` could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InputError(f"{target}: no space left on the disk; nothing was kept of the attempt")
     return InputError(f"{target}: cannot be written ({error.strerror or error}); nothing was kept of the attempt")

@@ -24,6 +24,7 @@ from modernbert.train.checkpoint import latest, save
 from modernbert.train.loop import derive_seed, train
 from modernbert.train.losses import contrastive
 from modernbert.train.optim import StableAdamW, load_named_state, named_state, parameter_groups
+from modernbert.train.parallel import Objective
 from modernbert.train.schedule import Schedule
 
 __all__ = ["Ranking", "Tuning", "rank_by_bm25", "rank_by_vectors", "tune"]
@@ -92,7 +93,7 @@ def tune(
     batches = _batches(tokenizer, pairs, tuning, seed, first_step)
     device = encoder.embeddings.tok_embeddings.weight.device
     steps = train(
-        encoder, loss, optimizer, schedule, batches,
+        Objective(encoder, loss), optimizer, schedule, batches,
         seed=seed, device=device, dtype=torch.float32, first_step=first_step,
     )  # fmt: skip
     for step, (_, result) in enumerate(steps, first_step + 1):

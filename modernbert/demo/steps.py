@@ -25,11 +25,12 @@ from modernbert.demo.retrieval import Tuning, rank_by_bm25, rank_by_vectors, tun
 from modernbert.demo.summary import print_summary, write_summary
 from modernbert.errors import InputError
 from modernbert.infer.pipeline import ModernBert
-from modernbert.jobs.pretrain import PretrainConfig, begin_run_folder, pretrain
+from modernbert.jobs.pretrain import PretrainConfig, pretrain
 from modernbert.storage import new_folder, write_file
 from modernbert.text.corpus import Document, Tally
 from modernbert.text.shards import fill_folder
 from modernbert.text.tokenizer import train_tokenizer
+from modernbert.train.run_folder import begin_run_folder
 
 __all__ = ["run"]
 
@@ -124,7 +125,7 @@ def _pretrain_config(out: Path, scale: Scale) -> PretrainConfig:
                 f"tokenizer={out / 'tokenizer.json'}",
                 f"sources.code={out / 'shards' / 'code'}",
                 f"sources.prose={out / 'shards' / 'prose'}",
-                f"heldout={out / 'shards' / 'heldout'}",
+                f"heldout.packages={out / 'shards' / 'heldout'}",
                 f"seed={SEED}",
             ],
         )

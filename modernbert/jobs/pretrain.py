@@ -2,23 +2,23 @@
 
 In: a `PretrainConfig`. Out: a run folder with `config.yaml`, `log.jsonl`, `timing.jsonl`, `checkpoints/`, and at the
 end `model/`. Stopped at any moment and started again, a run goes on from its last checkpoint and ends with the same
-bits.
+bits. Under `torchrun` all processes train one model on the same text as one process would.
 
 Source: section 2.2 of the paper (stable phase, context extension, decay phase).
 """
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from contextlib import closing, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from modernbert.config import load, to_yaml
-from modernbert.device import choose_device, choose_precision
+from modernbert.device import choose_precision
 from modernbert.errors import InputError
 from modernbert.model.attention import choose_backend
 from modernbert.model.config import ModelConfig
@@ -26,25 +26,24 @@ from modernbert.model.heads import MaskedLM
 from modernbert.model.hub import save_folder
 from modernbert.model.init import initialize
 from modernbert.ragged import Batch
-from modernbert.storage import only_process, sha256_of, write_file
+from modernbert.storage import only_process, sha256_of
 from modernbert.text.shards import Shards
 from modernbert.text.stream import Packed, Stream, heldout_batches, prefetch
 from modernbert.text.tokenizer import Tokenizer
-from modernbert.train.checkpoint import Checkpoint, latest, save
+from modernbert.train.checkpoint import Checkpoint, Saver, latest
+from modernbert.train.guard import Guard
 from modernbert.train.journal import Journal
 from modernbert.train.loop import StepResult, derive_seed, evaluate, train
 from modernbert.train.losses import masked_lm
 from modernbert.train.optim import StableAdamW, load_named_state, named_state, parameter_groups
+from modernbert.train.parallel import Objective, World, first_row, join, local, whole
 from modernbert.train.progress import Report, show_progress
 from modernbert.train.recipe import Phase, PretrainConfig, model_config, schedule_of
+from modernbert.train.run_folder import begin_run_folder
 from modernbert.train.schedule import StepPlan
+from modernbert.train.start import Start, find_start
 
-__all__ = ["Phase", "PretrainConfig", "begin_run_folder", "pretrain", "run"]
-
-# They change when and where a run is computed and kept, never what it computes.
-_FREE_TO_CHANGE = ("out", "device", "save_every_steps", "save_every_s", "keep", "verify")
-
-_BEFORE_A_CHECKPOINT = {"config.yaml", ".lock", "log.jsonl", "timing.jsonl", "checkpoints"}
+__all__ = ["Phase", "PretrainConfig", "pretrain", "run"]
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,9 @@ class _Inputs:
 
     tokenizer: Tokenizer
     sources: dict[str, Shards]
-    heldout: Shards | None
+    heldout: dict[str, Shards]
     model: ModelConfig
+    start: Start | None
     device: torch.device
     dtype: torch.dtype
     backend: str
@@ -72,6 +72,8 @@ class _Position:
     tokens: int = 0
     elapsed_s: float = 0.0
     cursor: dict[str, Any] | None = None
+    guard: dict[str, Any] = field(default_factory=dict)
+    heldout: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,14 @@ class _Run:
 
     config: PretrainConfig
     inputs: _Inputs
+    world: World
     model: MaskedLM
+    objective: nn.Module
     position: _Position
-    journal: Journal
-    report: Report
+    saver: Saver
+    journal: Journal | None
+    """None in all processes but the main one; so is `report`."""
+    report: Report | None
     started: float
 
 
@@ -98,60 +104,72 @@ def pretrain(config: PretrainConfig) -> Path:
     """Pretrain, or go on with a stopped run, and return the exported model folder.
 
     Raises: InputError for what does not fit together: phases, sources, tokenizer, model, or a run folder that was begun
-    with another config, all before that folder is touched; and for what only a run can show, such as a loss that is not
-    finite or a full disk, with the checkpoints so far kept.
+    with another config, all before that folder is touched; and for what only a run can show, such as a loss that stays
+    out of bounds or a full disk, with the checkpoints so far kept.
     """
+    config.check()
     out = Path(config.out)
-    inputs = _open_inputs(config)
-    begin_run_folder(out, config)
-    with only_process(out):
-        if (out / "model").exists():
-            print(f"{out}: this run is finished")
-        else:
-            _pretrain(out, config, inputs)
+    with join(config.device, config.sharding) as (world, device):
+        inputs = _open_inputs(config, world, device)
+        if world.is_main:
+            begin_run_folder(out, config)
+        world.wait()
+        with only_process(out) if world.is_main else nullcontext():
+            if not (out / "model").exists():
+                _pretrain(out, config, inputs, world)
+            elif world.is_main:
+                print(f"{out}: this run is finished")
+            world.wait()
     return out / "model"
 
 
-def _pretrain(out: Path, config: PretrainConfig, inputs: _Inputs) -> None:
+def _pretrain(out: Path, config: PretrainConfig, inputs: _Inputs, world: World) -> None:
     """Go through the phases that are left, from the newest checkpoint on, and export the model."""
-    model = MaskedLM(inputs.model, inputs.backend)
-    initialize(model, inputs.model, config.seed)
-    checkpoint = latest(out / "checkpoints")
+    checkpoint = _latest(out, world)
     _check_shards(inputs, checkpoint)
-    _describe(config, inputs, model, checkpoint)
-    optimizer_state = _restore(model, checkpoint)
+    model = MaskedLM(inputs.model, inputs.backend)
+    if world.is_main:
+        _describe(config, inputs, model, checkpoint, world)
+    model.to(inputs.device)
+    objective = world.spread(Objective(model, masked_lm), model.model.layers)
     state = checkpoint.state if checkpoint else {"position": asdict(_Position()), "sizes": {}}
     position = _Position(**state["position"])
-    num_steps, num_tokens = _whole(config)
+    num_steps, num_tokens = _whole_run(config)
+    quiet = nullcontext()
     with (
-        Journal(out, state["sizes"]) as journal,
-        show_progress(num_steps, num_tokens, position.tokens) as report,
+        Journal(out, state["sizes"]) if world.is_main else quiet as journal,
+        show_progress(num_steps, num_tokens, position.tokens) if world.is_main else quiet as report,
+        Saver(out / "checkpoints", keep=config.keep, kept_steps=_kept_steps(config), world=world) as saver,
     ):
-        model.to(inputs.device)
-        begun = _Run(config, inputs, model, position, journal, report, time.monotonic() - position.elapsed_s)
-        for number in range(position.phase, len(config.phases)):
-            optimizer_state = _run_phase(begun, list(config.phases)[number], number, optimizer_state)
-    _export(out / "model", model, inputs)
+        started = time.monotonic() - position.elapsed_s
+        begun = _Run(config, inputs, world, model, objective, position, saver, journal, report, started)
+        optimizer_state = _restore(begun, checkpoint)
+        while position.phase < len(config.phases):
+            optimizer_state = _run_phase(begun, optimizer_state)
+    _export(out / "model", model, inputs, world)
 
 
-def _run_phase(run: _Run, name: str, number: int, optimizer_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Train one phase from where the run stands to its end; return the optimizer's state."""
+def _run_phase(run: _Run, optimizer_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Train from where the run stands to the end of the phase, or until it goes back; return the optimizer's state."""
     config, inputs, model, position = run.config, run.inputs, run.model, run.position
+    name = list(config.phases)[position.phase]
     phase = config.phases[name]
     model.model.config = replace(
         inputs.model, global_rope_theta=phase.global_rope_theta, local_rope_theta=phase.local_rope_theta
     )
     optimizer = StableAdamW(
-        parameter_groups(model, phase.weight_decay), lr=phase.lr, betas=(config.beta1, config.beta2), eps=config.eps
-    )
+        parameter_groups(model, phase.weight_decay), lr=phase.lr, betas=(config.beta1, config.beta2), eps=config.eps,
+        sum_shards=run.world.sum_shards if run.world.mesh else None,
+    )  # fmt: skip
     if optimizer_state:
         load_named_state(model, optimizer, optimizer_state)
-    seed = derive_seed(config.seed, number)
+    seed = derive_seed(config.seed, position.phase)
     schedule = schedule_of(phase)
-    feed = _Feed(_stream(inputs, phase, seed, position.cursor))
+    feed = _Feed(_stream(run, phase, seed))
+    guard = Guard(config.guard, position.guard)
     steps = train(
-        model, masked_lm, optimizer, schedule, feed,
-        seed=seed, device=inputs.device, dtype=inputs.dtype, first_step=position.phase_step,
+        run.objective, optimizer, schedule, feed, seed=seed, device=inputs.device, dtype=inputs.dtype,
+        first_step=position.phase_step, judge=guard, world=run.world,
     )  # fmt: skip
     if position.step == 0:
         _score_heldout(run, name)
@@ -160,38 +178,68 @@ def _run_phase(run: _Run, name: str, number: int, optimizer_state: Mapping[str, 
         for plan, result in steps:
             seconds = time.monotonic() - begun
             is_last = position.phase_step + 1 == schedule.num_steps
-            _advance(position, result, feed.last, phase_ends=is_last)
+            _advance(position, result, feed.last, guard, phase_ends=is_last)
             _record(run, name, plan, result, feed.last, seconds)
+            if guard.is_exhausted:
+                return _go_back(run, name, feed.last, guard, result)
             if is_last or (config.eval_every and position.step % config.eval_every == 0):
                 _score_heldout(run, name)
-            if is_last or _is_due(config, position.step, saved_at):
-                _save(run, optimizer)
+            if is_last or (not guard.in_a_row and _is_due(run, saved_at)):
+                _save(run, named_state(model, optimizer))
                 saved_at = time.monotonic()
             begun = time.monotonic()
-    return named_state(model, optimizer)
+    return _whole_state(run, optimizer)
 
 
-def _stream(inputs: _Inputs, phase: Phase, seed: int, cursor: Mapping[str, Any] | None) -> Stream:
+def _go_back(run: _Run, name: str, packed: Packed, guard: Guard, result: StepResult) -> Mapping[str, Tensor]:
+    """Return to the last checkpoint with the stream where it is now: behind the text that could not be learned from.
+
+    Raises: InputError if that was done often enough.
+    """
+    position = run.position
+    if guard.rollbacks >= run.config.guard.max_rollbacks:
+        raise InputError(
+            f"step {position.step}: {guard.in_a_row} steps in a row were refused ({result.skipped}), after "
+            f"{guard.rollbacks} returns to a checkpoint; a lower lr may help, or wider bounds in guard"
+        )
+    run.saver.wait()
+    checkpoint = _latest(Path(run.config.out), run.world)
+    before = _Position(**checkpoint.state["position"]) if checkpoint else _Position()
+    if run.journal is not None:
+        run.journal.log(
+            kind="rollback", phase=name, step=position.step, to_step=before.step, reason=str(result.skipped)
+        )
+    again = {**before.guard, "in_a_row": 0, "rollbacks": guard.rollbacks + 1}
+    for key, value in asdict(replace(before, cursor=packed.cursor(), guard=again)).items():
+        setattr(position, key, value)
+    optimizer_state = _restore(run, checkpoint)
+    if checkpoint is not None:
+        _save(run, optimizer_state)  # in its place: a run that is stopped now must not go through the same text again
+    return optimizer_state
+
+
+def _stream(run: _Run, phase: Phase, seed: int) -> Stream:
     return Stream(
-        inputs.sources,
-        inputs.tokenizer,
+        run.inputs.sources,
+        run.inputs.tokenizer,
         seed=seed,
         max_len=phase.max_len,
         budget_tokens=phase.micro_batch_tokens,
         mask_rate=phase.mask_rate,
         weights=phase.weights or None,
-        cursor=cursor,
+        cursor=run.position.cursor,
+        share=(run.world.rank, run.world.size),
     )
 
 
-class _Feed(Iterator[Batch]):
+class _Feed(Iterator[Batch | None]):
     """Batches of a stream, made ahead by a thread; `last` is what the newest came in."""
 
     def __init__(self, stream: Stream) -> None:
         self.last: Packed
         self._ahead = prefetch(iter(stream))
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> Batch | None:
         self.last = next(self._ahead)
         return self.last.batch
 
@@ -199,19 +247,27 @@ class _Feed(Iterator[Batch]):
         self._ahead.close()  # type: ignore[attr-defined]
 
 
-def _advance(position: _Position, result: StepResult, packed: Packed, *, phase_ends: bool) -> None:
+def _advance(position: _Position, result: StepResult, packed: Packed, guard: Guard, *, phase_ends: bool) -> None:
     position.step += 1
-    position.tokens += result.num_tokens
+    position.tokens += 0 if result.skipped else result.num_tokens
     if phase_ends:
-        position.phase, position.phase_step, position.cursor = position.phase + 1, 0, None
+        position.phase, position.phase_step, position.cursor, position.guard = position.phase + 1, 0, None, {}
     else:
-        position.phase_step, position.cursor = position.phase_step + 1, packed.cursor()
+        position.phase_step, position.cursor, position.guard = position.phase_step + 1, packed.cursor(), guard.state()
 
 
 def _record(run: _Run, name: str, plan: StepPlan, result: StepResult, packed: Packed, seconds: float) -> None:
     """Write one step to the journal, and show it."""
     position = run.position
     position.elapsed_s = time.monotonic() - run.started
+    if run.journal is None or run.report is None:
+        return
+    if result.skipped:
+        run.journal.log(
+            kind="skipped", phase=name, step=position.step, loss=_number(result.loss),
+            grad_norm=_number(result.grad_norm), reason=result.skipped,
+        )  # fmt: skip
+        return
     tokens_per_s = result.num_tokens / seconds
     if position.step % run.config.log_every == 0:
         run.journal.log(
@@ -221,11 +277,12 @@ def _record(run: _Run, name: str, plan: StepPlan, result: StepResult, packed: Pa
             tokens=position.tokens,
             lr=float(f"{plan.lr:.6g}"),
             micro_batches=plan.num_micro_batches,
-            loss=round(result.loss, 6),
-            grad_norm=round(result.grad_norm, 6),
+            loss=_number(result.loss),
+            grad_norm=_number(result.grad_norm),
             fill=round(result.num_tokens / (plan.num_micro_batches * packed.budget_tokens), 6),
             masked=result.num_rows,
             source_tokens=packed.source_tokens,
+            epochs={name: round(epochs, 4) for name, epochs in packed.epochs.items()},
         )
         run.journal.time(
             step=position.step,
@@ -236,46 +293,89 @@ def _record(run: _Run, name: str, plan: StepPlan, result: StepResult, packed: Pa
     run.report(name, position.step, position.tokens, result.loss, tokens_per_s)
 
 
+def _number(value: float) -> float | None:
+    """Round for the log; JSON has no word for what is not a number."""
+    return round(value, 6) if abs(value) < float("inf") else None
+
+
 def _score_heldout(run: _Run, name: str) -> None:
-    """Score held-out text, cut and packed as in the first phase, so that scores of all phases compare."""
+    """Score each held-out source, cut and packed alike in all phases, so that their scores compare."""
     config, inputs, position = run.config, run.inputs, run.position
-    if inputs.heldout is None:
-        return
     first = next(iter(config.phases.values()))
-    batches = heldout_batches(
-        inputs.heldout,
-        inputs.tokenizer,
-        seed=config.seed,
-        max_len=first.max_len,
-        budget_tokens=first.micro_batch_tokens,
-        mask_rate=config.eval_mask_rate,
-        limit_tokens=config.heldout_tokens,
-    )
-    score = evaluate(run.model, batches, device=inputs.device, dtype=inputs.dtype)
-    run.journal.log(
-        kind="heldout",
-        phase=name,
-        step=position.step,
-        tokens=position.tokens,
-        loss=round(score.loss, 6),
-        accuracy=round(score.accuracy, 6),
-        perplexity=round(score.perplexity, 4),
-        masked=score.num_rows,
-    )
+    losses, rows = 0.0, 0
+    for source, shards in inputs.heldout.items():
+        for number, max_len in enumerate(config.heldout_lengths or [first.max_len]):
+            batches = heldout_batches(
+                shards,
+                inputs.tokenizer,
+                seed=config.seed,
+                max_len=max_len,
+                budget_tokens=max(max_len, first.micro_batch_tokens),
+                mask_rate=config.eval_mask_rate,
+                limit_tokens=config.heldout_tokens,
+            )
+            score = evaluate(run.objective, batches, device=inputs.device, dtype=inputs.dtype, world=run.world)
+            if number == 0:
+                losses, rows = losses + score.loss * score.num_rows, rows + score.num_rows
+            if run.journal is not None:
+                run.journal.log(
+                    kind="heldout",
+                    phase=name,
+                    step=position.step,
+                    tokens=position.tokens,
+                    source=source,
+                    max_len=max_len,
+                    loss=round(score.loss, 6),
+                    accuracy=round(score.accuracy, 6),
+                    perplexity=round(score.perplexity, 4),
+                    masked=score.num_rows,
+                    positions={
+                        f"{first}-{last}": {"loss": round(loss, 6), "masked": masked}
+                        for (first, last), (loss, masked) in score.by_position.items()
+                    },
+                )
+    if rows:
+        position.heldout = {"step": position.step, "loss": losses / rows}
 
 
-def _is_due(config: PretrainConfig, step: int, saved_at: float) -> bool:
-    by_steps = config.save_every_steps > 0 and step % config.save_every_steps == 0
-    return by_steps or (config.save_every_s > 0 and time.monotonic() - saved_at >= config.save_every_s)
+def _is_due(run: _Run, saved_at: float) -> bool:
+    """Say whether to save now; where the clock decides, the main process's does."""
+    config, step = run.config, run.position.step
+    by_steps = any(every and step % every == 0 for every in (config.save_every_steps, config.keep_every_steps))
+    by_clock = config.save_every_s > 0 and time.monotonic() - saved_at >= config.save_every_s
+    if run.world.size > 1 and config.save_every_s > 0:
+        votes = torch.tensor(float(by_clock and run.world.is_main), device=run.inputs.device)
+        by_clock = bool(run.world.sum(votes).item())
+    return by_steps or by_clock
 
 
-def _save(run: _Run, optimizer: StableAdamW) -> None:
-    tensors: dict[str, dict[str, Tensor]] = {
-        "model": dict(run.model.named_parameters()),
-        "optimizer": named_state(run.model, optimizer),
+def _kept_steps(config: PretrainConfig) -> set[int]:
+    """Return the steps whose checkpoints stay: the last of each phase, and every so many."""
+    ends = list(accumulate(schedule_of(phase).num_steps for phase in config.phases.values()))
+    every = config.keep_every_steps
+    return {*ends, *(range(every, ends[-1] + 1, every) if every else ())}
+
+
+def _save(run: _Run, optimizer_state: Mapping[str, Tensor]) -> None:
+    tensors = {"model": dict(run.model.named_parameters()), "optimizer": optimizer_state}
+    state = {
+        "position": asdict(run.position),
+        "sizes": run.journal.sizes() if run.journal else {},
+        "shards": run.inputs.digests,
+        "model": asdict(run.model.model.config),
+        "heldout": run.position.heldout,
     }
-    state = {"position": asdict(run.position), "sizes": run.journal.sizes(), "shards": run.inputs.digests}
-    save(Path(run.config.out) / "checkpoints", run.position.step, tensors, state, keep=run.config.keep)
+    run.saver.save(run.position.step, tensors, state)
+
+
+def _latest(out: Path, world: World) -> Checkpoint | None:
+    """Return the newest checkpoint; one process clears away what is half written, before the others look."""
+    if not world.is_main:
+        world.wait()
+        return latest(out / "checkpoints", clean=False)
+    found = latest(out / "checkpoints")
+    world.wait()
+    return found
 
 
 def _check_shards(inputs: _Inputs, checkpoint: Checkpoint | None) -> None:
@@ -289,47 +389,66 @@ def _check_shards(inputs: _Inputs, checkpoint: Checkpoint | None) -> None:
             )
 
 
-def _restore(model: MaskedLM, checkpoint: Checkpoint | None) -> dict[str, Tensor]:
-    """Put a checkpoint's weights into the model; return the optimizer's state."""
-    if checkpoint is None:
-        return {}
-    weights = checkpoint.tensors("model")
+def _restore(run: _Run, checkpoint: Checkpoint | None) -> Mapping[str, Tensor]:
+    """Put weights into the model: a checkpoint's, or those the run begins with; return the optimizer's state."""
+    config, inputs = run.config, run.inputs
+    if checkpoint is not None:
+        weights: Mapping[str, Tensor] = checkpoint.tensors("model")
+        optimizer_state: Mapping[str, Tensor] = checkpoint.tensors("optimizer")
+    elif inputs.start is not None:
+        weights = inputs.start.weights
+        optimizer_state = inputs.start.optimizer if config.init_optimizer else {}
+    else:
+        drawn = MaskedLM(inputs.model)
+        initialize(drawn, inputs.model, config.seed)
+        weights, optimizer_state = dict(drawn.named_parameters()), {}
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(weights[name])
-    return checkpoint.tensors("optimizer")
+        for name, parameter in run.model.named_parameters():
+            mine, first = local(parameter), first_row(parameter)
+            mine.copy_(weights[name][first : first + mine.shape[0]])
+    return optimizer_state
 
 
-def _export(folder: Path, model: MaskedLM, inputs: _Inputs) -> None:
-    model.model.config = inputs.model
+def _whole_state(run: _Run, optimizer: StableAdamW) -> Mapping[str, Tensor]:
+    """Return the optimizer's state of whole tensors, as the next phase loads it."""
+    named = named_state(run.model, optimizer)
+    return {name: whole(tensor) for name, tensor in named.items()}
+
+
+def _export(folder: Path, model: MaskedLM, inputs: _Inputs, world: World) -> None:
+    """Write the model folder; where the model is sharded, every process gives its part."""
+    weights = {name: whole(parameter.detach()).cpu() for name, parameter in model.named_parameters()}
+    if not world.is_main:
+        return
+    exported = MaskedLM(inputs.model)
+    exported.load_state_dict(weights, strict=False)
     save_folder(
-        folder, model, lambda partial: inputs.tokenizer.save_folder(partial, inputs.model.max_position_embeddings)
+        folder, exported, lambda partial: inputs.tokenizer.save_folder(partial, inputs.model.max_position_embeddings)
     )
 
 
-def _open_inputs(config: PretrainConfig) -> _Inputs:
+def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> _Inputs:
     """Check a whole config and open what it names; nothing is written."""
-    config.check()
-    device = choose_device(config.device)
     dtype = choose_precision(config.precision, device)
     tokenizer = Tokenizer.load(config.tokenizer)
     named = {f"sources.{name}": folder for name, folder in config.sources.items()}
-    if config.heldout is not None:
-        named["heldout"] = config.heldout
+    named |= {f"heldout.{name}": folder for name, folder in config.heldout.items()}
     opened = {}
     for key, folder in named.items():
-        shards = Shards.open(Path(folder), verify=config.verify)
+        shards = Shards.open(Path(folder), verify=config.verify and world.is_main)
         if shards.fingerprint != tokenizer.fingerprint:
             raise InputError(
                 f"{key}: {folder} was made with tokenizer {shards.fingerprint}, "
                 f"but {config.tokenizer} is {tokenizer.fingerprint}"
             )
         opened[key] = shards
+    start = None if config.init_from is None else _open_start(config, tokenizer)
     return _Inputs(
         tokenizer=tokenizer,
         sources={name: opened[f"sources.{name}"] for name in config.sources},
-        heldout=opened.get("heldout"),
-        model=model_config(config, tokenizer),
+        heldout={name: opened[f"heldout.{name}"] for name in config.heldout},
+        model=model_config(config, tokenizer, start.config if start else None),
+        start=start,
         device=device,
         dtype=dtype,
         backend=choose_backend(config.backend, device, dtype),
@@ -337,52 +456,38 @@ def _open_inputs(config: PretrainConfig) -> _Inputs:
     )
 
 
-def begin_run_folder(out: Path, config: PretrainConfig) -> None:
-    """Write the config into a new run folder, or check that a begun one has the same.
-
-    A config under which no checkpoint was written, nor anything beside the run, may be corrected: it is replaced.
-
-    Raises: InputError naming the first field that differs, or the folder if it is something else.
-    """
-    path = out / "config.yaml"
-    if path.exists() and not _may_be_corrected(out):
-        begun, asked = _flat(asdict(load(PretrainConfig, path))), _flat(asdict(config))
-        for key in [*asked, *begun]:
-            if key.split(".")[0] not in _FREE_TO_CHANGE and begun.get(key) != asked.get(key):
-                raise InputError(
-                    f"{path}: this run was begun with {key}={begun.get(key)}, found {key}={asked.get(key)}; "
-                    "choose another `out` for another config"
-                )
-    elif not path.exists() and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists and is not a run folder, expected a new folder or one with config.yaml")
-    with only_process(out):
-        write_file(path, to_yaml(config))
+def _open_start(config: PretrainConfig, tokenizer: Tokenizer) -> Start:
+    start = find_start(str(config.init_from))
+    if start.tokenizer.fingerprint != tokenizer.fingerprint and not config.new_vocabulary:
+        raise InputError(
+            f"init_from: {config.init_from} has tokenizer {start.tokenizer.fingerprint}, but {config.tokenizer} is "
+            f"{tokenizer.fingerprint}; set new_vocabulary=true to give the model the new one"
+        )
+    if config.init_optimizer and not start.optimizer:
+        raise InputError(f"init_optimizer: {config.init_from} has no optimizer state, expected a checkpoint or a run")
+    return start
 
 
-def _may_be_corrected(out: Path) -> bool:
-    """Say whether a run folder has only what a run writes before its first checkpoint."""
-    names = {path.name for path in out.iterdir()}
-    return ".lock" in names and names <= _BEFORE_A_CHECKPOINT and not any((out / "checkpoints").glob("step-*"))
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
-
-
-def _describe(config: PretrainConfig, inputs: _Inputs, model: MaskedLM, checkpoint: Checkpoint | None) -> None:
-    num_steps, num_tokens = _whole(config)
+def _describe(
+    config: PretrainConfig, inputs: _Inputs, model: MaskedLM, checkpoint: Checkpoint | None, world: World
+) -> None:
+    num_steps, num_tokens = _whole_run(config)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     dtype = str(inputs.dtype).removeprefix("torch.")
     print(f"device {inputs.device}, precision {dtype}, attention {inputs.backend}")
+    if world.size > 1:
+        print(f"{world.size} processes, sharding {config.sharding}")
+        for name, phase in config.phases.items():
+            if phase.max_micro_batches % world.size:
+                print(f"phases.{name}: {phase.max_micro_batches} micro-batches a step do not divide among {world.size}")
+    if checkpoint is None and config.init_from is not None:
+        print(f"starting from {config.init_from}")
     print(f"{num_parameters:,} parameters, {len(config.phases)} phases, {num_steps:,} steps, {num_tokens:,} tokens")
     if checkpoint is not None:
         print(f"going on after step {checkpoint.step:,}", flush=True)
 
 
-def _whole(config: PretrainConfig) -> tuple[int, int]:
+def _whole_run(config: PretrainConfig) -> tuple[int, int]:
     """Return the number of steps of all phases, and their nominal tokens."""
     schedules = [schedule_of(phase) for phase in config.phases.values()]
     ends = [schedule.plan(schedule.num_steps).tokens_before for schedule in schedules]

@@ -29,21 +29,23 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Packed:
-    """Hold one batch of a stream, its number, and where the stream stood when it was made."""
+    """Hold one batch of a stream, its number, and where the stream stood when it was made.
 
-    batch: Batch
+    `batch` is None where the bin is another process's to train on.
+    """
+
+    batch: Batch | None
     bin: int
+    num_tokens: int
+    """Tokens in the bin; `num_tokens / budget_tokens` is the fill."""
     budget_tokens: int
     source_tokens: dict[str, int]
     """Tokens of each source in all bins up to this one."""
+    epochs: dict[str, float]
+    """How often each source has been gone through up to here."""
     _identity: dict[str, Any]
     _sources: tuple[tuple[tuple[int, int], int], ...]
     _pool: tuple[tuple[int, int], ...]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens in the batch; `num_tokens / budget_tokens` is the fill."""
-        return self.batch.num_tokens
 
     def cursor(self) -> dict[str, Any]:
         """Describe the stream right behind this batch, for JSON; what was fetched ahead does not matter."""
@@ -66,6 +68,9 @@ class Stream:
     `weights`, or as the sources' sizes. A `cursor` of an earlier batch makes the stream go on behind it, with batches
     equal to the bit.
 
+    Every process of a run goes over the same bins; with `share=(rank, world_size)` the batches of bins rank,
+    rank + world_size, ... are built, which is nearly all of the work.
+
     Raises: InputError if tokenizer, shards, weights, lengths or cursor do not go together.
 
     Source: ModernBERT, ACL edition, appendix A.2 for the packing, C.1 for the order.
@@ -83,13 +88,16 @@ class Stream:
         weights: Mapping[str, float] | None = None,
         pool_size: int = 4096,
         cursor: Mapping[str, Any] | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         _check(sources, tokenizer, seed, max_len, budget_tokens, mask_rate)
         pieces = Pieces(list(sources.values()), max_len, tokenizer.cls_id, tokenizer.sep_id)
         self._builder = _Builder(pieces, tokenizer, seed, mask_rate)
         self._packer = Packer(budget_tokens, pool_size)
         self._names = list(sources)
-        self._shares = _shares({name: pieces.num_tokens(n) for n, name in enumerate(sources)}, weights)
+        self._rank, self._world_size = share
+        self._sizes = {name: pieces.num_tokens(n) for n, name in enumerate(sources)}
+        self._shares = _shares(self._sizes, weights)
         self._identity: dict[str, Any] = {
             "seed": seed,
             "max_len": max_len,
@@ -113,13 +121,19 @@ class Stream:
         while True:
             while not self._packer.is_full:
                 self._draw()
-            batch, by_source = self._builder.build(self._packer.pack(), self._bin)
+            numbers = self._packer.pack()
+            by_source = self._builder.count(numbers)
+            is_ours = self._bin % self._world_size == self._rank
             self._served = [served + more for served, more in zip(self._served, by_source, strict=True)]
             packed = Packed(
-                batch=batch,
+                batch=self._builder.build(numbers, self._bin) if is_ours else None,
                 bin=self._bin,
+                num_tokens=sum(by_source),
                 budget_tokens=self._packer.budget_tokens,
                 source_tokens=dict(zip(self._names, self._served, strict=True)),
+                epochs={
+                    name: served / size for (name, size), served in zip(self._sizes.items(), self._served, strict=True)
+                },
                 _identity=self._identity,
                 _sources=tuple((order.place, drawn) for order, drawn in zip(self._orders, self._drawn, strict=True)),
                 _pool=self._packer.state(),
@@ -168,7 +182,7 @@ def heldout_batches(
             while left and not packer.is_full:
                 packer.add(*order.take())
                 left -= 1
-            batch, _ = builder.build(packer.pack(), number)
+            batch = builder.build(packer.pack(), number)
             number, num_tokens = number + 1, num_tokens + batch.num_tokens
             yield batch
 
@@ -224,12 +238,16 @@ class _Builder:
     def __init__(self, pieces: Pieces, tokenizer: Tokenizer, seed: int, mask_rate: float) -> None:
         self._pieces, self._tokenizer, self._seed, self._mask_rate = pieces, tokenizer, seed, mask_rate
 
-    def build(self, pieces: Sequence[int], bin: int) -> tuple[Batch, list[int]]:
-        """Return the batch, and how many of its tokens come from each source."""
+    def count(self, pieces: Sequence[int]) -> list[int]:
+        """Return how many tokens of some pieces come from each source."""
         numbers = np.array(pieces, dtype=np.int64)
-        tokens, lengths = self._pieces.gather(numbers)
         by_source = np.zeros(len(self._pieces.ranges), dtype=np.int64)
-        np.add.at(by_source, self._pieces.source_of(numbers), lengths)
+        np.add.at(by_source, self._pieces.source_of(numbers), self._pieces.lengths(numbers))
+        return by_source.tolist()
+
+    def build(self, pieces: Sequence[int], bin: int) -> Batch:
+        """Return the masked batch of some pieces."""
+        tokens, lengths = self._pieces.gather(np.array(pieces, dtype=np.int64))
         # One key a bin, so that a bin's masks don't depend on how the bins before it were made.
         rng = np.random.Generator(np.random.Philox(key=np.array([self._seed, bin], dtype=np.uint64)))
         masked, where, labels = mask_tokens(
@@ -240,13 +258,12 @@ class _Builder:
             is_special=self._tokenizer.is_special,
             ordinary_ids=self._tokenizer.ordinary_ids,
         )
-        batch = Batch(
+        return Batch(
             tokens=torch.from_numpy(masked),
             layout=Layout.from_lengths(lengths),
             where=torch.from_numpy(where),
             labels=torch.from_numpy(labels),
         )
-        return batch, by_source.tolist()
 
 
 def _check(

@@ -10,40 +10,53 @@ step is cut into micro-batches does not change it.
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from modernbert.device import autocast
 from modernbert.errors import InputError
-from modernbert.ragged import Batch
-from modernbert.train.losses import masked_lm_scores
+from modernbert.ragged import Batch, Layout
 from modernbert.train.optim import StableAdamW, grad_norm
+from modernbert.train.parallel import ALONE, World, local, settle, syncing
 from modernbert.train.schedule import Schedule, StepPlan
 
-__all__ = ["HeldoutScore", "Loss", "StepResult", "derive_seed", "evaluate", "train", "train_step"]
+__all__ = ["HeldoutScore", "Judge", "StepResult", "derive_seed", "evaluate", "train", "train_step"]
 
-Loss = Callable[[nn.Module, Batch], tuple[Tensor, int]]
+Judge = Callable[[float, float], str | None]
+"""(loss, gradient norm) -> why a step must not be taken, or None"""
+
+# Held-out scores by position: up to here, then each time twice as far.
+FIRST_POSITIONS = 1024
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Report one step: mean loss a row, norm of the whole gradient, rows with a loss, tokens."""
+    """Report one step: mean loss a row, norm of the whole gradient, rows with a loss, tokens.
+
+    `skipped` says why the weights were left as they were, if they were.
+    """
 
     loss: float
     grad_norm: float
     num_rows: int
     num_tokens: int
+    skipped: str | None = None
 
 
 @dataclass(frozen=True)
 class HeldoutScore:
-    """Report a pass over held-out text, as means over its masked tokens."""
+    """Report a pass over held-out text, as means over its masked tokens.
+
+    `by_position` has (loss, masked tokens) for each range of positions in a document, from its first to its last.
+    """
 
     loss: float
     accuracy: float
     num_rows: int
+    by_position: dict[tuple[int, int], tuple[float, int]]
 
     @property
     def perplexity(self) -> float:
@@ -51,91 +64,142 @@ class HeldoutScore:
         return math.exp(self.loss)
 
 
+def must_be_finite(loss: float, norm: float) -> str | None:
+    """Refuse to train on with numbers that are none.
+
+    Raises: InputError for a loss or gradient that is not finite.
+    """
+    if math.isfinite(loss) and math.isfinite(norm):
+        return None
+    raise InputError(
+        f"loss {loss} and gradient norm {norm}, expected finite numbers; nothing of this step was saved, "
+        "a lower lr may help"
+    )
+
+
 def train(
-    model: nn.Module,
-    loss: Loss,
+    objective: nn.Module,
     optimizer: StableAdamW,
     schedule: Schedule,
-    batches: Iterator[Batch],
+    batches: Iterator[Batch | None],
     *,
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
     first_step: int = 0,
+    judge: Judge = must_be_finite,
+    world: World = ALONE,
 ) -> Iterator[tuple[StepPlan, StepResult]]:
     """Run the steps of a schedule from `first_step` on, and yield each when it is done.
 
-    When a step is yielded, exactly its micro-batches have been taken from `batches`. Dropout is a function of the seed,
-    the step and the micro-batch, so a run that begins at `first_step` repeats one that came to it.
+    `objective(batch)` returns the sum of a loss and its number of rows. When a step is yielded, exactly its
+    micro-batches have been taken from `batches`; None stands for one that another process trains on. Dropout is a
+    function of the seed, the step and the micro-batch, so a run that begins at `first_step` repeats one that came to
+    it.
 
-    Raises: InputError naming the step if the loss or the gradient is not finite.
+    Raises: InputError naming the step, by default if the loss or the gradient is not finite; see `judge`.
     """
-    model.train()
+    objective.train()
     for step in range(first_step, schedule.num_steps):
         plan = schedule.plan(step)
         micro_batches = [next(batches) for _ in range(plan.num_micro_batches)]
         step_seed = derive_seed(seed, step)
-        result = train_step(model, loss, micro_batches, optimizer, plan.lr, seed=step_seed, device=device, dtype=dtype)
-        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            raise InputError(
-                f"step {step + 1}: loss {result.loss} and gradient norm {result.grad_norm}, expected finite numbers; "
-                "nothing of this step was saved, a lower lr may help"
-            )
+        try:
+            result = train_step(
+                objective, micro_batches, optimizer, plan.lr,
+                seed=step_seed, device=device, dtype=dtype, judge=judge, world=world,
+            )  # fmt: skip
+        except InputError as error:
+            raise InputError(f"step {step + 1}: {error}") from None
         yield plan, result
 
 
 def train_step(
-    model: nn.Module,
-    loss: Loss,
-    micro_batches: Sequence[Batch],
+    objective: nn.Module,
+    micro_batches: Sequence[Batch | None],
     optimizer: StableAdamW,
     lr: float,
     *,
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
+    judge: Judge = must_be_finite,
+    world: World = ALONE,
 ) -> StepResult:
-    """Take one step on the mean loss over all rows of some micro-batches."""
+    """Take one step on the mean loss over all rows of some micro-batches, in all processes together.
+
+    All processes see the same loss and gradient norm, so they judge alike.
+    """
     optimizer.zero_grad(set_to_none=True)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    num_rows = 0
-    for number, batch in enumerate(micro_batches):
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    ours = [(number, batch) for number, batch in enumerate(micro_batches) if batch is not None]
+    # All processes go through the model equally often, since they exchange weights or gradients on the way.
+    ours += [(len(micro_batches), _nothing())] * (-(-len(micro_batches) // world.size) - len(ours))
+    for place, (number, batch) in enumerate(ours):
         torch.manual_seed(derive_seed(seed, number))
-        with autocast(device, dtype):
-            part, count = loss(model, batch.to(device))
-        part.backward()  # type: ignore[no-untyped-call]
-        loss_sum += part.detach()
-        num_rows += count
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    torch._foreach_div_(gradients, float(max(num_rows, 1)))
-    norm = grad_norm(model.parameters())
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
-    # The only wait for the device in a step, after all its work is queued.
-    mean, size = torch.stack([loss_sum / max(num_rows, 1), norm.double()]).tolist()
-    return StepResult(mean, size, num_rows, sum(batch.num_tokens for batch in micro_batches))
+        with syncing(objective, is_last=place == len(ours) - 1):
+            with autocast(device, dtype):
+                part, count = objective(batch.to(device))
+            part.backward()
+        sums[0] += part.detach()
+        sums[1:] += torch.tensor([count, batch.num_tokens if number < len(micro_batches) else 0])
+    loss_sum, num_rows, num_tokens = world.sum(sums).unbind()
+    gradients = [local(parameter.grad) for parameter in objective.parameters() if parameter.grad is not None]
+    # What processes exchange is the mean over them; the sum is asked for.
+    torch._foreach_div_(gradients, num_rows.clamp(min=1) / world.size)
+    norm = grad_norm(objective.parameters(), world.sum_shards if world.mesh else None)
+    # The only wait for the device in a step.
+    mean, size, rows, tokens = torch.stack([loss_sum / num_rows.clamp(min=1), norm, num_rows, num_tokens]).tolist()
+    skipped = judge(mean, size)
+    if skipped is None:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    return StepResult(mean, size, int(rows), int(tokens), skipped)
 
 
-def evaluate(model: nn.Module, batches: Iterable[Batch], *, device: torch.device, dtype: torch.dtype) -> HeldoutScore:
-    """Score masked-token prediction on held-out batches, without dropout.
+def evaluate(
+    objective: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    world: World = ALONE,
+) -> HeldoutScore:
+    """Score masked-token prediction on held-out batches, without dropout; the processes share them.
 
     Raises: InputError if no token is masked in any of them.
     """
-    training = model.training
-    model.eval()
-    sums = torch.zeros(2, dtype=torch.float64, device=device)
-    num_rows = 0
-    for batch in batches:
-        with autocast(device, dtype):
-            loss_sum, num_correct, count = masked_lm_scores(model, batch.to(device))
-        sums += torch.stack([loss_sum, num_correct])
-        num_rows += count
-    model.train(training)
+    training = objective.training
+    objective.eval()
+    # For each range of positions the sum of losses, of correct guesses, of rows.
+    sums = torch.zeros(32, 3, dtype=torch.float64, device=device)
+    bounds = torch.tensor([FIRST_POSITIONS * 2**n for n in range(31)], device=device)
+    left = iter(batches)
+    while group := list(islice(left, world.size)):
+        batch = (group[world.rank] if world.rank < len(group) else _nothing()).to(device)
+        with torch.no_grad(), autocast(device, dtype):
+            losses, correct = objective(batch, masked_lm_rows)
+        if batch.where is not None:
+            ranges = torch.bucketize(batch.layout.positions[batch.where], bounds, right=True)
+            sums.index_add_(0, ranges, torch.stack([losses, correct, torch.ones_like(losses)], dim=1).double())
+    settle(objective)
+    objective.train(training)
+    rows: list[list[float]] = world.sum(sums).tolist()
+    loss, accuracy, num_rows = (sum(column) for column in zip(*rows, strict=True))
     if num_rows == 0:
         raise InputError("held-out text: found no masked token, expected more text or a higher mask rate")
-    loss, accuracy = (sums / num_rows).tolist()
-    return HeldoutScore(loss, accuracy, num_rows)
+    starts = [0] + [FIRST_POSITIONS * 2**n for n in range(32)]
+    by_position = {
+        (starts[n], starts[n + 1] - 1): (row[0] / row[2], int(row[2])) for n, row in enumerate(rows) if row[2]
+    }
+    return HeldoutScore(loss / num_rows, accuracy / num_rows, int(num_rows), by_position)
+
+
+def _nothing() -> Batch:
+    """Return a batch without a masked row: its loss is 0, and so are its gradients."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return Batch(torch.zeros(2, dtype=torch.int64), Layout.from_lengths([2]), nothing, nothing)
 
 
 def derive_seed(*parts: int) -> int:
@@ -145,3 +209,10 @@ def derive_seed(*parts: int) -> int:
     (True, False)
     """
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
+
+
+def masked_lm_rows(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the cross entropy of each masked row, and whether its first guess is right."""
+    logits = model(batch).float()
+    labels = torch.zeros(0) if batch.labels is None else batch.labels
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="none"), logits.argmax(dim=-1) == labels

@@ -4,7 +4,7 @@ In: a model and its gradients. Out: updated weights, and the two moments of ever
 as a checkpoint stores them. One step costs no wait for the device.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from modernbert.errors import InputError
+from modernbert.train.parallel import first_row, local, sharded_like
 
 __all__ = ["StableAdamW", "grad_norm", "load_named_state", "named_state", "parameter_groups"]
 
@@ -25,6 +26,9 @@ class StableAdamW(torch.optim.Optimizer):
 
     Source: section 2.2.1 of the paper, Wortsman et al. 2023 (StableAdamW), Loshchilov & Hutter 2019 (AdamW). Equal to
     `optimi.StableAdamW(decouple_lr=True)`, except that gradients stay as they were.
+
+    A process that holds a part of each tensor updates that part; `sum_shards` adds numbers up over the processes that
+    share a tensor, for the RMS is that of the whole.
     """
 
     def __init__(
@@ -35,11 +39,13 @@ class StableAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.98),
         eps: float = 1e-6,
         weight_decay: float = 1e-5,
+        sum_shards: Callable[[Tensor], Tensor] | None = None,
     ):
         if lr <= 0:
             raise InputError(f"lr: found {lr}, expected a peak learning rate above 0")
         defaults = {"lr": lr, "max_lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0}
         super().__init__(params, defaults)
+        self._sum_shards = sum_shards
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -54,12 +60,14 @@ class StableAdamW(torch.optim.Optimizer):
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter] = {
-                    "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
-                    "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                    "exp_avg": torch.zeros_like(local(parameter), memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(local(parameter), memory_format=torch.preserve_format),
                 }
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
         exp_avgs = [self.state[parameter]["exp_avg"] for parameter in parameters]
         exp_avg_sqs = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
+        sizes_of_whole = [parameter.numel() for parameter in parameters]
+        parameters = [local(parameter) for parameter in parameters]
         beta1, beta2 = (_debiased(beta, group["step"]) for beta in group["betas"])
         torch._foreach_lerp_(exp_avgs, gradients, 1 - beta1)
         torch._foreach_mul_(exp_avg_sqs, beta2)
@@ -67,7 +75,8 @@ class StableAdamW(torch.optim.Optimizer):
 
         roots = torch._foreach_sqrt(exp_avg_sqs)
         ratios = torch._foreach_div(gradients, torch._foreach_clamp_min(roots, group["eps"]))
-        sizes = torch.stack([_norm(ratio) / ratio.numel() ** 0.5 for ratio in ratios])
+        norms = _over_shards(torch.stack([_norm(ratio) for ratio in ratios]), self._sum_shards)
+        sizes = torch.stack([norm / size**0.5 for norm, size in zip(norms.unbind(), sizes_of_whole, strict=True)])
         del ratios
         shortening = 1 / sizes.clamp(min=1)  # stays on the device: reading it would stop the host once a tensor
 
@@ -95,23 +104,28 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [group for group in groups if group["params"]]
 
 
-def grad_norm(parameters: Iterable[nn.Parameter]) -> Float[Tensor, ""]:
+def grad_norm(
+    parameters: Iterable[nn.Parameter], sum_shards: Callable[[Tensor], Tensor] | None = None
+) -> Float[Tensor, ""]:
     """Return the 2-norm over all gradients, on their device; 0 if there are none."""
-    norms = [_norm(parameter.grad) for parameter in parameters if parameter.grad is not None]
-    return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+    norms = [_norm(local(parameter.grad)) for parameter in parameters if parameter.grad is not None]
+    return torch.linalg.vector_norm(_over_shards(torch.stack(norms), sum_shards)) if norms else torch.zeros(())
 
 
 def named_state(model: nn.Module, optimizer: StableAdamW) -> dict[str, Tensor]:
-    """Return the optimizer's state as flat tensors: `step`, `exp_avg.NAME` and `exp_avg_sq.NAME`."""
+    """Return the optimizer's state as flat tensors: `step`, `exp_avg.NAME` and `exp_avg_sq.NAME`.
+
+    Where the model is sharded, so are they.
+    """
     named = {"step": torch.tensor(optimizer.param_groups[0]["step"], dtype=torch.int64)}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
-            named[f"{key}.{name}"] = value
+            named[f"{key}.{name}"] = sharded_like(value, parameter)
     return named
 
 
 def load_named_state(model: nn.Module, optimizer: StableAdamW, named: Mapping[str, Tensor]) -> None:
-    """Put back what `named_state` returned; tensors are copied to their parameter's device.
+    """Put back what `named_state` returned, of whole tensors; they are copied to their parameter's device.
 
     Raises: InputError for a name or a shape that the model does not have.
     """
@@ -125,7 +139,10 @@ def load_named_state(model: nn.Module, optimizer: StableAdamW, named: Mapping[st
         if value.shape != parameters[name].shape:
             found, expected = tuple(value.shape), tuple(parameters[name].shape)
             raise InputError(f"optimizer state: {key} has shape {found}, expected {expected}")
-        optimizer.state[parameters[name]][moment] = torch.empty_like(parameters[name]).copy_(value).detach()
+        mine = local(parameters[name])
+        start = first_row(parameters[name])
+        part = value[start : start + mine.shape[0]] if mine.ndim else value
+        optimizer.state[parameters[name]][moment] = torch.empty_like(mine).copy_(part).detach()
     for group in optimizer.param_groups:
         group["step"] = int(named["step"])
 
@@ -133,6 +150,11 @@ def load_named_state(model: nn.Module, optimizer: StableAdamW, named: Mapping[st
 def _debiased(beta: float, step: int) -> float:
     """Fold Adam's bias correction into beta: 0 at step 1, beta in the long run."""
     return (beta**step - beta) / (beta**step - 1)
+
+
+def _over_shards(norms: Tensor, sum_shards: Callable[[Tensor], Tensor] | None) -> Tensor:
+    """Return the norms of whole tensors, given those of the parts here."""
+    return norms if sum_shards is None else sum_shards(norms.square()).sqrt()
 
 
 def _norm(tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ its own so that the run itself reads as a run.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from modernbert.config import MISSING
@@ -18,6 +18,15 @@ from modernbert.train.schedule import Schedule
 __all__ = ["Phase", "PretrainConfig", "model_config", "schedule_of"]
 
 DECAYS = ("none", "one_minus_sqrt")
+# Fields that decide which weights there are, and how they meet.
+_SHAPE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "global_attn_every_n_layers",
+)
 # Fields of the model that a phase or the tokenizer decides.
 _DECIDED = {
     "max_position_embeddings": "max_len of the last phase",
@@ -33,9 +42,10 @@ _DECIDED = {
 class Phase:
     """One phase: its tokens, lengths, batch, learning rate and data.
 
-    A step is up to `max_micro_batches` micro-batches of `micro_batch_tokens` tokens; the number grows from 1 over
-    `batch_warmup_tokens`. `decay: one_minus_sqrt` lets the learning rate fall over the whole phase to `lr_floor` of its
-    peak. `weights` are the sources' shares of the tokens; by default as their sizes.
+    A step is `max_micro_batches` micro-batches of `micro_batch_tokens` tokens, shared out over the processes; the
+    number grows up to there by `batch_growth` at a time over `batch_warmup_tokens`. `decay: one_minus_sqrt` lets the
+    learning rate fall over the whole phase to `lr_floor` of its peak. `weights` are the sources' shares of the tokens;
+    by default as their sizes.
     """
 
     tokens: int = MISSING
@@ -44,6 +54,7 @@ class Phase:
     micro_batch_tokens: int = 16_384
     max_micro_batches: int = 1
     batch_warmup_tokens: int = 0
+    batch_growth: int = 1
     warmup_tokens: int = 0
     decay: str = "none"
     lr_floor: float = 0.001
@@ -55,34 +66,66 @@ class Phase:
 
 
 @dataclass
+class GuardConfig:
+    """When a step is skipped, and when a run goes back: see `Guard`.
+
+    A step is not taken where its loss or gradient is not finite, its loss is `loss_rise` above the median of the last
+    `window` steps taken in the phase, or its gradient norm `norm_factor` times theirs. After `patience` such steps in a
+    row the run goes back to its last checkpoint and on with the text after them, at most `max_rollbacks` times in a
+    phase.
+    """
+
+    window: int = 128
+    loss_rise: float = 2.0
+    norm_factor: float = 20.0
+    patience: int = 5
+    max_rollbacks: int = 3
+
+
+@dataclass
 class PretrainConfig:
     """A run: where it goes, what it learns from, its model, its phases in order.
 
     `model` has `preset` and any field of `ModelConfig` to change; the vocabulary is the tokenizer's, rounded up to a
-    multiple of 64, unless named. `sources` and `heldout` are folders of shards. Steps are counted over all phases;
-    `eval_every` 0 scores held-out text at the end of each phase only, a `save_every_...` of 0 is off.
+    multiple of 64, unless named. `init_from` is a model folder, a name on the hub, a checkpoint or an earlier run to
+    start from, with its shape; `init_optimizer` takes over the optimizer's moments too. `sources` and `heldout` are
+    named folders of shards. Held-out text is scored at each of `heldout_lengths`, by default the first phase's.
+
+    Steps are counted over all phases; `eval_every` 0 scores held-out text at the end of each phase only, a
+    `save_every_...` of 0 is off. The newest `keep` checkpoints stay, the last of each phase, and every one whose step
+    is a multiple of `keep_every_steps`.
     """
 
     out: str = MISSING
     tokenizer: str = MISSING
     sources: dict[str, str] = field(default_factory=dict)
-    heldout: str | None = None
-    model: dict[str, Any] = field(default_factory=lambda: {"preset": "base"})
+    heldout: dict[str, str] = field(default_factory=dict)
+    init_from: str | None = None
+    init_optimizer: bool = False
+    new_vocabulary: bool = False
+    model: dict[str, Any] = field(default_factory=dict)
     phases: dict[str, Phase] = field(default_factory=dict)
     seed: int = 17
     device: str = "auto"
     precision: str = "auto"
     backend: str = "auto"
+    sharding: str = "none"
+    compile: bool = False
+    recompute: bool = False
     beta1: float = 0.9
     beta2: float = 0.98
     eps: float = 1e-6
     eval_every: int = 0
     eval_mask_rate: float = 0.15
     heldout_tokens: int | None = None
+    heldout_lengths: list[int] = field(default_factory=list)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    sinks: list[str] = field(default_factory=list)
     log_every: int = 1
     save_every_steps: int = 0
     save_every_s: float = 300.0
     keep: int = 2
+    keep_every_steps: int = 0
     verify: bool = True
 
     def check(self) -> None:
@@ -102,6 +145,12 @@ class PretrainConfig:
         _expect("keep", self.keep, self.keep >= 2, "at least 2 checkpoints, in case one is damaged")
         _expect("eval_mask_rate", self.eval_mask_rate, 0 < self.eval_mask_rate < 1, "a share between 0 and 1")
         _expect("heldout_tokens", self.heldout_tokens, (self.heldout_tokens or 1) > 0, "a number above 0, or null")
+        _expect("keep_every_steps", self.keep_every_steps, self.keep_every_steps >= 0, "0 or more")
+        for length in self.heldout_lengths:
+            _expect("heldout_lengths", length, length >= 3, "lengths of at least 3")
+        if self.init_optimizer or self.new_vocabulary:
+            _expect("init_from", self.init_from, self.init_from is not None, "a model to start from")
+        _check_guard(self.guard)
         for name in ("beta1", "beta2"):
             _expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         _expect("eps", self.eps, self.eps > 0, "a number above 0")
@@ -120,18 +169,27 @@ def schedule_of(phase: Phase) -> Schedule:
         lr_floor=phase.lr_floor,
         max_micro_batches=phase.max_micro_batches,
         batch_warmup_tokens=phase.batch_warmup_tokens,
+        batch_growth=phase.batch_growth,
     )
 
 
-def model_config(config: PretrainConfig, tokenizer: Tokenizer) -> ModelConfig:
-    """Return the shape of the model as it is after the last phase.
+def model_config(config: PretrainConfig, tokenizer: Tokenizer, start: ModelConfig | None = None) -> ModelConfig:
+    """Return the shape of the model as it is after the last phase: that of `start`, where a run starts from a model.
 
-    Raises: InputError for an unknown preset or field, or a vocabulary too small for the tokenizer.
+    Raises: InputError for an unknown preset or field, a vocabulary too small for the tokenizer, or a shape that the
+    model to start from does not have.
     """
     changes = {str(key): value for key, value in config.model.items()}
     for key, decider in _DECIDED.items():
         if key in changes:
             raise InputError(f"model.{key}: found {changes[key]}, but it follows from {decider}; leave it out")
+    if start is not None:
+        _check_shape(config, changes, start)
+        changes = {**asdict(start), **changes}
+        if config.new_vocabulary:
+            del changes["vocab_size"]
+    for key in _DECIDED:
+        changes.pop(key, None)
     preset = changes.pop("preset", "base")
     vocab_size = changes.setdefault("vocab_size", -(-tokenizer.vocab_size // 64) * 64)
     if not isinstance(vocab_size, int) or vocab_size < tokenizer.vocab_size:
@@ -154,6 +212,25 @@ def model_config(config: PretrainConfig, tokenizer: Tokenizer) -> ModelConfig:
         raise InputError(f"model.{str(error).removeprefix('model.')}") from None
 
 
+def _check_shape(config: PretrainConfig, changes: dict[str, Any], start: ModelConfig) -> None:
+    """Refuse what would make another model of the one to start from; what has no weights may be changed."""
+    if "preset" in changes:
+        raise InputError(
+            f"model.preset: found {changes['preset']}, but the shape is that of {config.init_from}; leave it out"
+        )
+    for key, value in changes.items():
+        found = getattr(start, key, value)
+        if key in _SHAPE and value != found and not (key == "vocab_size" and config.new_vocabulary):
+            raise InputError(f"model.{key}: found {value}, expected {found}, as in {config.init_from}")
+
+
+def _check_guard(guard: GuardConfig) -> None:
+    for name, least in (("window", 8), ("patience", 1), ("max_rollbacks", 0)):
+        _expect(f"guard.{name}", getattr(guard, name), getattr(guard, name) >= least, f"at least {least}")
+    _expect("guard.loss_rise", guard.loss_rise, guard.loss_rise > 0, "a number above 0")
+    _expect("guard.norm_factor", guard.norm_factor, guard.norm_factor > 1, "a number above 1")
+
+
 def _check_phase(key: str, phase: Phase, sources: dict[str, str]) -> None:
     def expect(name: str, holds: Callable[[Any], bool], expected: str) -> None:
         found = getattr(phase, name)
@@ -163,6 +240,9 @@ def _check_phase(key: str, phase: Phase, sources: dict[str, str]) -> None:
         expect(name, lambda value: value > 0, "a number above 0")
     for name in ("batch_warmup_tokens", "warmup_tokens", "weight_decay"):
         expect(name, lambda value: value >= 0, "0 or more")
+    expect("batch_growth", lambda value: value > 0, "a number above 0")
+    growth = phase.batch_growth
+    expect("max_micro_batches", lambda value: value % growth == 0, f"a multiple of batch_growth ({growth})")
     expect("decay", lambda value: value in DECAYS, " or ".join(DECAYS))
     expect("lr_floor", lambda value: 0 <= value <= 1, "a share of lr, 0 to 1")
     expect("mask_rate", lambda value: 0 < value < 1, "a share between 0 and 1")

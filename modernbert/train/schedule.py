@@ -27,8 +27,9 @@ class Schedule:
     """Plan one phase: a trapezoidal learning rate, and a batch that grows by one micro-batch at a time.
 
     The rate rises linearly from 0 over the first `warmup_tokens`, is flat at `peak_lr`, and over the last
-    `decay_tokens` falls as 1 - sqrt(t) to `lr_floor` times its peak. The batch takes `batch_warmup_tokens` to grow from
-    one micro-batch to `max_micro_batches`; each size on the way lasts the same number of steps.
+    `decay_tokens` falls as 1 - sqrt(t) to `lr_floor` times its peak. The batch takes `batch_warmup_tokens` to grow to
+    `max_micro_batches`, beginning with `batch_growth` micro-batches and growing by as many (one for each device, say);
+    each size on the way lasts the same number of steps.
 
     Source: section 2.2.1 and appendix A.2 of the paper (trapezoidal schedule, 1-sqrt decay, batch-size warm-up).
     """
@@ -41,11 +42,17 @@ class Schedule:
     lr_floor: float = 0.001
     max_micro_batches: int = 1
     batch_warmup_tokens: int = 0
+    batch_growth: int = 1
+
+    @property
+    def num_sizes(self) -> int:
+        """Number of batch sizes, the largest included."""
+        return self.max_micro_batches // self.batch_growth
 
     @property
     def steps_per_size(self) -> int:
         """Number of steps that each batch size below the largest lasts."""
-        num_micro_batches = self.max_micro_batches * (self.max_micro_batches - 1) // 2
+        num_micro_batches = self.batch_growth * self.num_sizes * (self.num_sizes - 1) // 2
         if num_micro_batches == 0:
             return 0
         return round(self.batch_warmup_tokens / (num_micro_batches * self.micro_batch_tokens))
@@ -59,7 +66,7 @@ class Schedule:
         """
         num_micro_batches = self.tokens // self.micro_batch_tokens
         num_steps = 0
-        for size in range(1, self.max_micro_batches):
+        for size in range(self.batch_growth, self.max_micro_batches, self.batch_growth):
             steps = min(self.steps_per_size, num_micro_batches // size)
             num_steps += steps
             num_micro_batches -= steps * size
@@ -82,13 +89,13 @@ class Schedule:
 
     def plan(self, step: int) -> StepPlan:
         """Return what step number `step` of the phase does, counted from 0."""
-        warm_steps = self.steps_per_size * (self.max_micro_batches - 1)
+        warm_steps = self.steps_per_size * (self.num_sizes - 1)
         if step < warm_steps:
             full_sizes, rest = divmod(step, self.steps_per_size)
-            size = full_sizes + 1
+            size = (full_sizes + 1) * self.batch_growth
         else:
-            full_sizes, rest = self.max_micro_batches - 1, step - warm_steps
+            full_sizes, rest = self.num_sizes - 1, step - warm_steps
             size = self.max_micro_batches
-        before = self.steps_per_size * full_sizes * (full_sizes + 1) // 2 + rest * size
+        before = self.batch_growth * self.steps_per_size * full_sizes * (full_sizes + 1) // 2 + rest * size
         tokens_before = before * self.micro_batch_tokens
         return StepPlan(size, self.learning_rate(tokens_before), tokens_before)

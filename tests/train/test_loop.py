@@ -13,6 +13,7 @@ from modernbert.ragged import Batch, Layout
 from modernbert.train.loop import evaluate, train, train_step
 from modernbert.train.losses import contrastive, masked_lm
 from modernbert.train.optim import StableAdamW, parameter_groups
+from modernbert.train.parallel import Objective
 from modernbert.train.schedule import Schedule
 
 CPU = torch.device("cpu")
@@ -54,7 +55,7 @@ def test_four_micro_batches_equal_one_large_batch():
     results, gradients = [], []
     for micro_batches in (parts, [joined(parts)]):
         model, optimizer = model_of()
-        results.append(train_step(model, masked_lm, micro_batches, optimizer, 1e-3, seed=0, **PLACE))
+        results.append(train_step(Objective(model, masked_lm), micro_batches, optimizer, 1e-3, seed=0, **PLACE))
         gradients.append([parameter.grad for parameter in model.parameters()])
     assert results[0].num_rows == results[1].num_rows == 28
     assert results[0].num_tokens == results[1].num_tokens
@@ -66,7 +67,7 @@ def test_four_micro_batches_equal_one_large_batch():
 
 def test_first_loss_is_that_of_a_uniform_guess():
     model, optimizer = model_of()
-    result = train_step(model, masked_lm, [batch_of(0, rows=20)], optimizer, 1e-3, seed=0, **PLACE)
+    result = train_step(Objective(model, masked_lm), [batch_of(0, rows=20)], optimizer, 1e-3, seed=0, **PLACE)
     assert result.loss == pytest.approx(math.log(64), rel=0.02)
 
 
@@ -74,7 +75,7 @@ def test_dropout_is_a_function_of_seed_and_micro_batch():
     def loss_with(seed):
         model, optimizer = model_of(dropout=0.5)
         model.train()
-        return train_step(model, masked_lm, [batch_of(0)] * 2, optimizer, 1e-3, seed=seed, **PLACE).loss
+        return train_step(Objective(model, masked_lm), [batch_of(0)] * 2, optimizer, 1e-3, seed=seed, **PLACE).loss
 
     first = loss_with(3)
     torch.manual_seed(999)
@@ -85,7 +86,9 @@ def test_dropout_is_a_function_of_seed_and_micro_batch():
 def steps(model, optimizer, first_step, last_step):
     schedule = Schedule(tokens=26 * last_step, micro_batch_tokens=26, peak_lr=1e-2, warmup_tokens=50, decay_tokens=100)
     batches = (batch_of(seed) for seed in range(first_step, 1000))
-    return list(train(model, masked_lm, optimizer, schedule, batches, seed=5, first_step=first_step, **PLACE))
+    return list(
+        train(Objective(model, masked_lm), optimizer, schedule, batches, seed=5, first_step=first_step, **PLACE)
+    )
 
 
 def test_training_learns_and_counts():
@@ -96,7 +99,7 @@ def test_training_learns_and_counts():
     taken = []
     batches = (taken.append(0) or batch_of(0, rows=8) for _ in iter(int, 1))
     results = []
-    for plan, result in train(model, masked_lm, optimizer, schedule, batches, seed=5, **PLACE):
+    for plan, result in train(Objective(model, masked_lm), optimizer, schedule, batches, seed=5, **PLACE):
         results.append(result)
         assert len(taken) * 26 == plan.tokens_before + result.num_tokens
         assert result.num_rows == plan.num_micro_batches * 8
@@ -108,7 +111,7 @@ def test_stopping_between_steps_changes_no_bit():
     model, optimizer = model_of(dropout=0.1)
     schedule = Schedule(tokens=26 * 8, micro_batch_tokens=26, peak_lr=1e-2, warmup_tokens=50, decay_tokens=100)
     batches = (batch_of(seed) for seed in range(1000))
-    run = train(model, masked_lm, optimizer, schedule, batches, seed=5, **PLACE)
+    run = train(Objective(model, masked_lm), optimizer, schedule, batches, seed=5, **PLACE)
     begun = [next(run) for _ in range(3)]
     torch.rand(7)  # whatever else draws random numbers in between
     assert begun + steps(model, optimizer, 3, 8) == straight
@@ -122,7 +125,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_named():
         return total * (float("nan") if batch.tokens[0] == batch_of(2).tokens[0] else 1.0), count
 
     schedule = Schedule(tokens=26 * 9, micro_batch_tokens=26, peak_lr=1e-3)
-    run = train(model, broken, optimizer, schedule, (batch_of(seed) for seed in range(9)), seed=0, **PLACE)
+    run = train(Objective(model, broken), optimizer, schedule, (batch_of(seed) for seed in range(9)), seed=0, **PLACE)
     with pytest.raises(InputError, match="step 3: loss nan"):
         list(run)
 
@@ -137,7 +140,9 @@ def test_contrastive_tuning_runs_through_the_same_loop():
     queries, passages = batch_of(0), batch_of(1)
     batch = joined([queries, passages])
     schedule = Schedule(tokens=52 * 30, micro_batch_tokens=52, peak_lr=1e-2)
-    results = [r for _, r in train(model, loss, optimizer, schedule, (batch for _ in iter(int, 1)), seed=0, **PLACE)]
+    results = [
+        r for _, r in train(Objective(model, loss), optimizer, schedule, (batch for _ in iter(int, 1)), seed=0, **PLACE)
+    ]
     assert results[0].num_rows == 3
     assert results[-1].loss < 0.5 * results[0].loss
 
@@ -146,11 +151,11 @@ def test_evaluation_is_without_dropout_and_leaves_the_mode():
     model, _ = model_of(dropout=0.5)
     model.train()
     batches = [batch_of(seed) for seed in range(3)]
-    first, second = (evaluate(model, batches, **PLACE) for _ in range(2))
+    first, second = (evaluate(Objective(model, masked_lm), batches, **PLACE) for _ in range(2))
     assert first == second
     assert model.training
     # The mean over rows, however they are shared out among batches.
-    assert evaluate(model, [joined(batches)], **PLACE).loss == pytest.approx(first.loss, rel=1e-6)
+    assert evaluate(Objective(model, masked_lm), [joined(batches)], **PLACE).loss == pytest.approx(first.loss, rel=1e-6)
     assert first.perplexity == pytest.approx(math.exp(first.loss))
     with pytest.raises(InputError, match="no masked token"):
-        evaluate(model, [batch_of(0, rows=0)], **PLACE)
+        evaluate(Objective(model, masked_lm), [batch_of(0, rows=0)], **PLACE)

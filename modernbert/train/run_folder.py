@@ -1,0 +1,69 @@
+"""The folder of a run: begun once, and gone on with only under the same config.
+
+In: a config and a path. Out: a folder with `config.yaml`. A file of its own because more than one program begins runs,
+and a run that went on under another config would be a lie.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from modernbert.config import load, to_yaml
+from modernbert.errors import InputError
+from modernbert.storage import only_process, write_file
+from modernbert.train.recipe import PretrainConfig
+
+__all__ = ["begin_run_folder"]
+
+# They change when, where and on how many devices a run is computed and kept, never what it computes.
+_FREE_TO_CHANGE = (
+    "out",
+    "device",
+    "sharding",
+    "compile",
+    "recompute",
+    "sinks",
+    "save_every_steps",
+    "save_every_s",
+    "keep",
+    "keep_every_steps",
+    "verify",
+)
+
+_BEFORE_A_CHECKPOINT = {"config.yaml", ".lock", "log.jsonl", "timing.jsonl", "checkpoints"}
+
+
+def begin_run_folder(out: Path, config: PretrainConfig) -> None:
+    """Write the config into a new run folder, or check that a begun one has the same.
+
+    A config under which no checkpoint was written, nor anything beside the run, may be corrected: it is replaced.
+
+    Raises: InputError naming the first field that differs, or the folder if it is something else.
+    """
+    path = out / "config.yaml"
+    if path.exists() and not _may_be_corrected(out):
+        begun, asked = _flat(asdict(load(PretrainConfig, path))), _flat(asdict(config))
+        for key in [*asked, *begun]:
+            if key.split(".")[0] not in _FREE_TO_CHANGE and begun.get(key) != asked.get(key):
+                raise InputError(
+                    f"{path}: this run was begun with {key}={begun.get(key)}, found {key}={asked.get(key)}; "
+                    "choose another `out` for another config"
+                )
+    elif not path.exists() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists and is not a run folder, expected a new folder or one with config.yaml")
+    with only_process(out):
+        write_file(path, to_yaml(config))
+
+
+def _may_be_corrected(out: Path) -> bool:
+    """Say whether a run folder has only what a run writes before its first checkpoint."""
+    names = {path.name for path in out.iterdir()}
+    return ".lock" in names and names <= _BEFORE_A_CHECKPOINT and not any((out / "checkpoints").glob("step-*"))
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat

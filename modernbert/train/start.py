@@ -1,0 +1,68 @@
+"""What a run starts from when it does not start from noise.
+
+In: a model folder, a name on the hub, a checkpoint, or the folder of an earlier run. Out: its shape, its weights, and
+where there are any the optimizer's moments. A file of its own because all four are read in the same way by whoever goes
+on with a model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from torch import Tensor
+
+from modernbert.config import load
+from modernbert.errors import InputError
+from modernbert.model.config import ModelConfig
+from modernbert.model.heads import MaskedLM
+from modernbert.model.hub import find_folder, load_model
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.train.checkpoint import Checkpoint, latest, open_checkpoint
+from modernbert.train.recipe import PretrainConfig
+
+__all__ = ["Start", "find_start"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Hold a model to go on from: its shape, tokenizer, weights by parameter name, and optimizer state or nothing."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Tensor]
+
+
+def find_start(name: str) -> Start:
+    """Open what is called `name`; of an earlier run, its newest checkpoint.
+
+    Raises: InputError if there is no such thing, it is damaged, or it has no masked-language-model head.
+    """
+    folder = Path(name)
+    if (folder / "checkpoints").is_dir():
+        checkpoint = latest(folder / "checkpoints", clean=False)
+        if checkpoint is None:
+            raise InputError(f"{folder}: this run has no checkpoint yet")
+        return _of_checkpoint(checkpoint)
+    if (folder / "manifest.json").exists():
+        return _of_checkpoint(open_checkpoint(folder))
+    folder = find_folder(name)
+    model = load_model(folder)
+    if not isinstance(model, MaskedLM):
+        raise InputError(f"{folder}: has no masked-language-model head (head.dense, head.norm, decoder), expected one")
+    weights = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
+    return Start(model.model.config, Tokenizer.load(folder), weights, {})
+
+
+def _of_checkpoint(checkpoint: Checkpoint) -> Start:
+    known = {each.name for each in fields(ModelConfig)}
+    found = checkpoint.state.get("model", {})
+    if not found or not set(found) <= known:
+        raise InputError(f"{checkpoint.folder}: state.json does not describe a model")
+    run = load(PretrainConfig, checkpoint.folder.parent.parent / "config.yaml")
+    return Start(
+        config=ModelConfig(**found),
+        tokenizer=Tokenizer.load(run.tokenizer),
+        weights=checkpoint.tensors("model"),
+        optimizer=checkpoint.tensors("optimizer"),
+    )
