@@ -63,15 +63,58 @@ def test_numbers_of_the_readme_have_their_record() -> None:
         assert (ROOT / path).exists(), path
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
-def test_every_config_loads_and_plans(path: Path) -> None:
-    config = load(PretrainConfig, path, ["out=x", "tokenizer=t", "sources.code=a", "sources.prose=b"])
+def config_of(name: str) -> PretrainConfig:
+    path = ROOT / "modernbert" / "configs" / "pretrain" / f"{name}.yaml"
+    words = ["out=x", "tokenizer=t", "sources.code=a", "sources.prose=b", "init_from=c"]
+    config = load(PretrainConfig, path, words)
     config.check()
-    phases = list(config.phases.values())
-    assert [phase.max_len for phase in phases] == [1024, 8192, 8192]
-    assert [phase.global_rope_theta for phase in phases] == [10_000, 160_000, 160_000]
-    assert [phase.decay for phase in phases] == ["none", "none", "one_minus_sqrt"]
+    return config
+
+
+@pytest.mark.parametrize("name", [path.stem for path in CONFIGS])
+def test_every_config_is_the_three_phases(name: str) -> None:
+    phases = list(config_of(name).phases.values())
+    lengths = list(dict.fromkeys(phase.max_len for phase in phases))
+    assert lengths == [1024, 8192]
+    assert all(phase.global_rope_theta == (160_000 if phase.max_len == 8192 else 10_000) for phase in phases)
+    assert all(phase.local_rope_theta == 10_000 for phase in phases)
+    assert [phase.decay for phase in phases] == ["none"] * (len(phases) - 1) + ["one_minus_sqrt"]
     assert all(schedule_of(phase).num_steps > 0 for phase in phases)
+
+
+def test_base_is_the_run_of_the_paper() -> None:
+    """Table 3 and appendix A.2 of the paper: tokens, batches, where the batch grows, rates."""
+    schedules = [schedule_of(phase) for phase in config_of("base").phases.values()]
+    assert [round(schedule.tokens / 1e9) for schedule in schedules] == [1719, 250, 50]
+    full = [schedule.plan(schedule.num_steps - 1).num_micro_batches for schedule in schedules]
+    assert [size * 98_304 for size in full] == [4608 * 1024, 576 * 8192, 576 * 8192]
+    assert [schedule.num_steps for schedule in schedules[1:]] == [250_000_000_000 // 4_718_592, 10_596]
+    stable = schedules[0]
+    assert [round(stable.plan(size * stable.steps_per_size).tokens_before / 1e9, 1) for size in range(1, 6)] == [
+        3.3,
+        10.0,
+        20.0,
+        33.3,
+        50.0,
+    ]
+    assert [stable.plan(size * stable.steps_per_size).num_micro_batches for size in range(6)] == [8, 16, 24, 32, 40, 48]
+    assert stable.learning_rate(1_500_000_000) == pytest.approx(4e-4)
+    assert [schedule.learning_rate(4_000_000_000) for schedule in schedules[:2]] == [8e-4, 3e-4]
+    assert schedules[2].learning_rate(50_000_000_000) == pytest.approx(3e-7)
+
+
+def test_large_is_the_run_of_the_paper() -> None:
+    phases = config_of("large").phases
+    schedules = {name: schedule_of(phase) for name, phase in phases.items()}
+    assert round((schedules["stable"].tokens + schedules["stable_restarted"].tokens) / 1e9) == 1719
+    sizes = {name: s.plan(s.num_steps - 1).num_micro_batches * s.micro_batch_tokens for name, s in schedules.items()}
+    assert list(sizes.values()) == [4928 * 1024, 4928 * 1024, 616 * 8192, 624 * 8192]
+    stable = schedules["stable"]
+    grown = [stable.plan(size * stable.steps_per_size).tokens_before / 1e9 for size in range(1, 11)]
+    # Sizes last whole steps.
+    assert grown == pytest.approx([0.18, 0.55, 1.09, 1.82, 2.73, 3.82, 5.09, 6.55, 8.18, 10.0], abs=0.03)
+    assert [phase.lr for phase in phases.values()] == [5e-4, 5e-5, 5e-5, 5e-5]
+    assert [phase.weight_decay for phase in phases.values()] == [1e-5, 1e-6, 1e-6, 1e-6]
 
 
 def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
