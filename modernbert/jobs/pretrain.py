@@ -28,12 +28,13 @@ from modernbert.model.init import initialize
 from modernbert.ragged import Batch
 from modernbert.storage import only_process, sha256_of
 from modernbert.text.shards import Shards
-from modernbert.text.stream import Packed, Stream, heldout_batches, prefetch
+from modernbert.text.stream import Packed, Stream, prefetch
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.train.checkpoint import Checkpoint, Saver, latest
 from modernbert.train.guard import Guard
-from modernbert.train.journal import Journal
-from modernbert.train.loop import StepResult, derive_seed, evaluate, train
+from modernbert.train.heldout import mean_loss, position_lines, score_heldout
+from modernbert.train.journal import Journal, read_log
+from modernbert.train.loop import StepResult, derive_seed, train
 from modernbert.train.losses import masked_lm
 from modernbert.train.optim import StableAdamW, load_named_state, named_state, parameter_groups
 from modernbert.train.parallel import Objective, World, first_row, join, local, whole
@@ -147,6 +148,9 @@ def _pretrain(out: Path, config: PretrainConfig, inputs: _Inputs, world: World) 
         while position.phase < len(config.phases):
             optimizer_state = _run_phase(begun, optimizer_state)
     _export(out / "model", model, inputs, world)
+    if world.is_main:
+        for line in position_lines(read_log(out)):
+            print(line)
 
 
 def _run_phase(run: _Run, optimizer_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -299,43 +303,18 @@ def _number(value: float) -> float | None:
 
 
 def _score_heldout(run: _Run, name: str) -> None:
-    """Score each held-out source, cut and packed alike in all phases, so that their scores compare."""
+    """Score held-out text into the journal, and remember the loss for the next checkpoint."""
     config, inputs, position = run.config, run.inputs, run.position
-    first = next(iter(config.phases.values()))
-    losses, rows = 0.0, 0
-    for source, shards in inputs.heldout.items():
-        for number, max_len in enumerate(config.heldout_lengths or [first.max_len]):
-            batches = heldout_batches(
-                shards,
-                inputs.tokenizer,
-                seed=config.seed,
-                max_len=max_len,
-                budget_tokens=max(max_len, first.micro_batch_tokens),
-                mask_rate=config.eval_mask_rate,
-                limit_tokens=config.heldout_tokens,
-            )
-            score = evaluate(run.objective, batches, device=inputs.device, dtype=inputs.dtype, world=run.world)
-            if number == 0:
-                losses, rows = losses + score.loss * score.num_rows, rows + score.num_rows
-            if run.journal is not None:
-                run.journal.log(
-                    kind="heldout",
-                    phase=name,
-                    step=position.step,
-                    tokens=position.tokens,
-                    source=source,
-                    max_len=max_len,
-                    loss=round(score.loss, 6),
-                    accuracy=round(score.accuracy, 6),
-                    perplexity=round(score.perplexity, 4),
-                    masked=score.num_rows,
-                    positions={
-                        f"{first}-{last}": {"loss": round(loss, 6), "masked": masked}
-                        for (first, last), (loss, masked) in score.by_position.items()
-                    },
-                )
-    if rows:
-        position.heldout = {"step": position.step, "loss": losses / rows}
+    if not inputs.heldout:
+        return
+    scores = score_heldout(
+        run.objective, inputs.heldout, inputs.tokenizer, config,
+        device=inputs.device, dtype=inputs.dtype, world=run.world,
+    )  # fmt: skip
+    position.heldout = {"step": position.step, "loss": mean_loss(scores)}
+    if run.journal is not None:
+        for score in scores:
+            run.journal.log(kind="heldout", phase=name, step=position.step, tokens=position.tokens, **score)
 
 
 def _is_due(run: _Run, saved_at: float) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from modernbert.errors import InputError
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "read_log"]
 
 
 class Journal:
@@ -55,6 +55,11 @@ class Journal:
             file.flush()
         except OSError as error:
             raise InputError(f"{file.name}: cannot be written ({error.strerror})") from None
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Read the rows of a run's `log.jsonl`."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def _open(path: Path, size: int) -> BinaryIO:

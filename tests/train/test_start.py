@@ -1,0 +1,107 @@
+"""Runs that begin with a model: a published folder, a checkpoint, an earlier run."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from test_pretrain import config_of, data, rows, straight, texts  # noqa: F401 (fixtures)
+
+from modernbert.errors import InputError
+from modernbert.jobs import pretrain
+from modernbert.jobs.pretrain import Phase
+from modernbert.model.hub import load_model
+from modernbert.text.corpus import Document, Tally
+from modernbert.text.shards import write_shards
+from modernbert.train.checkpoint import latest
+
+DECAY = {"decay": Phase(tokens=512, lr=1e-3, max_len=256, micro_batch_tokens=256, decay="one_minus_sqrt")}
+
+
+def begun(data, out, source, **changes):  # noqa: F811
+    settings = {"model": {}, "phases": DECAY, "init_from": str(source), "save_every_steps": 0, "eval_every": 0}
+    return config_of(data, out, **(settings | changes))
+
+
+def first_loss(out: Path) -> float:
+    return rows(out)[0]["loss"]
+
+
+def test_a_run_starts_from_a_model_folder(data, straight, tmp_path):  # noqa: F811
+    pretrain.run(begun(data, tmp_path / "run", straight / "model"))
+    # The same text, cut as in the first phase of either run.
+    finished = [row for row in rows(straight) if row["kind"] == "heldout"][-1]
+    assert finished["max_len"] == 64
+    assert first_loss(tmp_path / "run") == pytest.approx(finished["loss"], abs=0.3)
+    assert first_loss(tmp_path / "run") < math.log(448) - 0.5
+    model = load_model(tmp_path / "run" / "model")
+    assert model.model.config.global_rope_theta == 10_000.0
+    assert model.model.config.hidden_size == 32
+
+
+@pytest.mark.parametrize("kind", ["run", "checkpoint", "folder"])
+def test_all_kinds_of_start_give_the_same_weights(data, straight, tmp_path, kind):  # noqa: F811
+    source = {
+        "run": straight,
+        "checkpoint": latest(straight / "checkpoints").folder,
+        "folder": straight / "model",
+    }[kind]
+    pretrain.run(begun(data, tmp_path / "run", source))
+    pretrain.run(begun(data, tmp_path / "other", straight / "model"))
+    ours, theirs = (latest(tmp_path / name / "checkpoints").tensors("model") for name in ("run", "other"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_decay_begins_at_a_stable_checkpoint_with_its_moments(data, straight, tmp_path):  # noqa: F811
+    stable = straight / "checkpoints" / "step-00000007"
+    pretrain.run(begun(data, tmp_path / "with", stable, init_optimizer=True))
+    pretrain.run(begun(data, tmp_path / "without", stable))
+    steps = [int(latest(tmp_path / name / "checkpoints").tensors("optimizer")["step"]) for name in ("with", "without")]
+    assert steps == [9, 2]
+    losses = [[row["loss"] for row in rows(tmp_path / name) if row["kind"] == "step"] for name in ("with", "without")]
+    assert losses[0][0] == losses[1][0]
+    assert losses[0][1] != losses[1][1]
+
+
+def test_context_is_extended_and_far_positions_gain(data, tmp_path, capsys):  # noqa: F811
+    short = {"stable": Phase(tokens=8192, lr=5e-3, max_len=64, micro_batch_tokens=256)}
+    pretrain.run(config_of(data, tmp_path / "short", phases=short, eval_every=0))
+    long = {"extension": Phase(
+        tokens=2048 * 12, lr=3e-3, max_len=2048, micro_batch_tokens=2048, global_rope_theta=160_000.0
+    )}  # fmt: skip
+    for name in ("books", "heldout"):
+        documents = (Document(" ".join(texts(f"{name} {n}", 12)), str(n)) for n in range(4))
+        write_shards(documents, data / "tokenizer" / "tokenizer.json", tmp_path / name, tally=Tally())
+    changes = {"sources": {"books": str(tmp_path / "books")}, "heldout": {"books": str(tmp_path / "heldout")}}
+    pretrain.run(begun(data, tmp_path / "long", tmp_path / "short", phases=long, heldout_lengths=[64, 2048], **changes))
+    scores = [row for row in rows(tmp_path / "long") if row["kind"] == "heldout" and row["max_len"] == 2048]
+    first, last = scores[0]["positions"], scores[-1]["positions"]
+    assert set(first) == {"0-1023", "1024-2047"}
+    assert sum(each["masked"] for each in first.values()) == scores[0]["masked"]
+    assert last["1024-2047"]["loss"] < first["1024-2047"]["loss"] - 0.05
+    said = capsys.readouterr().out
+    assert f"positions    1024-2047: {first['1024-2047']['loss']:.3f} -> {last['1024-2047']['loss']:.3f}" in said
+
+
+BAD = {
+    r"model.hidden_size: found 64, expected 32, as in": {"model": {"hidden_size": 64}},
+    r"model.preset: found tiny, but the shape is that of": {"model": {"preset": "tiny"}},
+    r"init_optimizer: .* has no optimizer state": {"init_optimizer": True},
+    r"absent: no such folder|not a name on the hub|neither a local folder": {"init_from": "/absent/folder"},
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_what_does_not_fit_the_start_is_refused(data, straight, tmp_path, message):  # noqa: F811
+    config = replace(begun(data, tmp_path / "run", straight / "model"), **BAD[message])
+    with pytest.raises(InputError, match=message) as caught:
+        pretrain.run(config)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_published_model_gets_back_the_dropout_its_folder_lost(data, straight, tmp_path):  # noqa: F811
+    changed = begun(data, tmp_path / "run", straight / "model", model={"attention_output_dropout": 0.25})
+    pretrain.run(changed)
+    assert load_model(tmp_path / "run" / "model").model.config.attention_output_dropout == 0.25
