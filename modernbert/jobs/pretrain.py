@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from modernbert.device import choose_precision
 from modernbert.errors import InputError
 from modernbert.model.attention import choose_backend
+from modernbert.model.compile import compile_layers
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.hub import save_folder
@@ -132,6 +133,9 @@ def _pretrain(out: Path, config: PretrainConfig, inputs: _Inputs, world: World) 
     if world.is_main:
         _describe(config, inputs, model, checkpoint, world)
     model.to(inputs.device)
+    model.model.recompute = config.recompute
+    if config.compile and (reason := compile_layers(model, inputs.dtype)) and world.is_main:
+        print(f"compile: not possible here, going on without ({reason})")
     objective = world.spread(Objective(model, masked_lm), model.model.layers)
     state = checkpoint.state if checkpoint else {"position": asdict(_Position()), "sizes": {}}
     position = _Position(**state["position"])

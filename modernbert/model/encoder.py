@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from modernbert.model.attention import BACKENDS, Attend
 from modernbert.model.config import ModelConfig
@@ -34,7 +35,7 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with rotary positions and fused query, key and value projections."""
+    """The projections around attention: queries, keys and values with rotary positions; the way back."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -43,10 +44,13 @@ class Attention(nn.Module):
         self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.out_drop = nn.Dropout(config.attention_output_dropout)
 
-    def forward(self, hidden: Float[Tensor, "T D"], rotation: Rotation, attend: Attend) -> Float[Tensor, "T D"]:
-        """Mix the tokens of each document."""
+    def project(self, hidden: Float[Tensor, "T D"], rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values, [T, H, K] each."""
         q, k, v = self.Wqkv(hidden).unflatten(-1, self.heads_shape).unbind(1)
-        mixed = attend(rotate(q, rotation), rotate(k, rotation), v)
+        return rotate(q, rotation), rotate(k, rotation), v
+
+    def merge(self, mixed: Float[Tensor, "T H K"]) -> Float[Tensor, "T D"]:
+        """Return what attention adds to the stream."""
         return self.out_drop(self.Wo(mixed.flatten(1)))
 
 
@@ -80,7 +84,17 @@ class Layer(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "T D"], rotation: Rotation, attend: Attend) -> Float[Tensor, "T D"]:
         """Add what attention and feed-forward find to the stream."""
-        hidden = hidden + self.attn(self.attn_norm(hidden), rotation, attend)
+        # Attention stands between two functions, for those can be compiled: it is another closure for each layout.
+        mixed = attend(*self.before(hidden, rotation))
+        return self.after(hidden, mixed)
+
+    def before(self, hidden: Float[Tensor, "T D"], rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what goes into attention."""
+        return self.attn.project(self.attn_norm(hidden), rotation)
+
+    def after(self, hidden: Float[Tensor, "T D"], mixed: Float[Tensor, "T H K"]) -> Float[Tensor, "T D"]:
+        """Add attention to the stream, then the feed-forward network."""
+        hidden = hidden + self.attn.merge(mixed)
         return hidden + self.mlp(self.mlp_norm(hidden))
 
 
@@ -88,13 +102,15 @@ class Encoder(nn.Module):
     """ModernBERT without a head.
 
     `config` may be replaced by one of the same shape between batches: context extension changes the theta of global
-    layers and nothing else. `backend` names an attention backend.
+    layers and nothing else. `backend` names an attention backend. With `recompute`, training keeps the input of each
+    layer only and goes through the layer a second time on the way back: less memory for a third more work.
     """
 
     def __init__(self, config: ModelConfig, backend: str = "banded") -> None:
         super().__init__()
         self.config = config
         self.backend = backend
+        self.recompute = False
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, number) for number in range(config.num_hidden_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
@@ -103,7 +119,10 @@ class Encoder(nn.Module):
         """Return the hidden state of every token, after the final norm."""
         hidden = self.embeddings(tokens)
         for layer, rotation, attend in zip(self.layers, *self._shared(layout, hidden), strict=True):
-            hidden = layer(hidden, rotation, attend)
+            if self.recompute and torch.is_grad_enabled():
+                hidden = checkpoint(layer, hidden, rotation, attend, use_reentrant=False)
+            else:
+                hidden = layer(hidden, rotation, attend)
         return self.final_norm(hidden)
 
     def _shared(self, layout: Layout, hidden: Tensor) -> tuple[Sequence[Rotation], Sequence[Attend]]:

@@ -41,9 +41,12 @@ class MaskedLM(nn.Module):
 
     def forward(self, batch: Batch) -> Float[Tensor, "M V"]:
         """Return logits at the rows `batch.where`, in their order; at every row of the stream where it is None."""
+        return self.decoder(self.features(batch))
+
+    def features(self, batch: Batch) -> Float[Tensor, "M D"]:
+        """Return what the decoder sees: the rows `batch.where`, through the head."""
         hidden = self.model(batch.tokens, batch.layout)
-        rows = hidden if batch.where is None else hidden.index_select(0, batch.where)
-        return self.decode(rows)
+        return self.head(hidden if batch.where is None else hidden.index_select(0, batch.where))
 
     def decode(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
         """Return the logits of some rows of hidden states."""

@@ -19,6 +19,7 @@ from torch import nn
 from modernbert.device import autocast
 from modernbert.errors import InputError
 from modernbert.ragged import Batch, Layout
+from modernbert.train.losses import masked_lm_rows
 from modernbert.train.optim import StableAdamW, grad_norm
 from modernbert.train.parallel import ALONE, World, local, settle, syncing
 from modernbert.train.schedule import Schedule, StepPlan
@@ -209,10 +210,3 @@ def derive_seed(*parts: int) -> int:
     (True, False)
     """
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
-
-
-def masked_lm_rows(model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the cross entropy of each masked row, and whether its first guess is right."""
-    logits = model(batch).float()
-    labels = torch.zeros(0) if batch.labels is None else batch.labels
-    return torch.nn.functional.cross_entropy(logits, labels, reduction="none"), logits.argmax(dim=-1) == labels
