@@ -105,6 +105,28 @@ def pretrain(config: ConfigFile = None, overrides: Overrides = None, print_confi
         run(resolved)
 
 
+@app.command()
+@_told()
+def grow(config: ConfigFile = None, overrides: Overrides = None, print_config: Print = False) -> None:
+    """Make the start of a larger model from a trained one."""
+    from modernbert.jobs.grow import GrowConfig, run
+
+    resolved = _resolve(GrowConfig, config, overrides, print_config)
+    if resolved is not None:
+        run(resolved)
+
+
+@app.command()
+@_told()
+def average(config: ConfigFile = None, overrides: Overrides = None, print_config: Print = False) -> None:
+    """Average the best checkpoints of a run, or several models."""
+    from modernbert.jobs.average import AverageConfig, run
+
+    resolved = _resolve(AverageConfig, config, overrides, print_config)
+    if resolved is not None:
+        run(resolved)
+
+
 @app.command("fill-mask")
 @_told()
 def fill_mask(

@@ -26,11 +26,13 @@ from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.hub import save_folder
 from modernbert.model.init import initialize
+from modernbert.model.vocabulary import change_vocabulary
 from modernbert.ragged import Batch
 from modernbert.storage import only_process, sha256_of
 from modernbert.text.shards import Shards
 from modernbert.text.stream import Packed, Stream, prefetch
 from modernbert.text.tokenizer import Tokenizer
+from modernbert.text.vocabulary import entries_of
 from modernbert.train.checkpoint import Checkpoint, Saver, latest
 from modernbert.train.guard import Guard
 from modernbert.train.heldout import mean_loss, position_lines, score_heldout
@@ -380,6 +382,9 @@ def _restore(run: _Run, checkpoint: Checkpoint | None) -> Mapping[str, Tensor]:
         optimizer_state: Mapping[str, Tensor] = checkpoint.tensors("optimizer")
     elif inputs.start is not None:
         weights = inputs.start.weights
+        if config.new_vocabulary:
+            entries = entries_of(inputs.tokenizer, inputs.start.tokenizer)
+            weights = change_vocabulary(weights, entries, inputs.model.vocab_size)
         optimizer_state = inputs.start.optimizer if config.init_optimizer else {}
     else:
         drawn = MaskedLM(inputs.model)

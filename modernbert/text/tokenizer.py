@@ -140,6 +140,14 @@ class Tokenizer:
         """Return the text one id stands for; a part of a character shows as U+FFFD."""
         return self.decode([token])
 
+    def name_of(self, token: int) -> str:
+        """Return the entry of a token as the file spells it; empty where there is none."""
+        return self._core.id_to_token(token) or ""
+
+    def id_of(self, name: str) -> int | None:
+        """Return the id of an entry as the file spells it, or None."""
+        return self._core.token_to_id(name)
+
     def save(self, path: Path | str) -> None:
         """Write `tokenizer.json`: the file named, or one of that name in the folder named."""
         path = Path(path)

@@ -88,7 +88,8 @@ class PretrainConfig:
 
     `model` has `preset` and any field of `ModelConfig` to change; the vocabulary is the tokenizer's, rounded up to a
     multiple of 64, unless named. `init_from` is a model folder, a name on the hub, a checkpoint or an earlier run to
-    start from, with its shape; `init_optimizer` takes over the optimizer's moments too. `sources` and `heldout` are
+    start from, with its shape; `init_optimizer` takes over the optimizer's moments too; `new_vocabulary` gives it the
+    rows that another tokenizer needs. `sources` and `heldout` are
     named folders of shards. Held-out text is scored at each of `heldout_lengths`, by default the first phase's.
 
     Steps are counted over all phases; `eval_every` 0 scores held-out text at the end of each phase only, a
@@ -150,6 +151,8 @@ class PretrainConfig:
             _expect("heldout_lengths", length, length >= 3, "lengths of at least 3")
         if self.init_optimizer or self.new_vocabulary:
             _expect("init_from", self.init_from, self.init_from is not None, "a model to start from")
+        both = self.init_optimizer and self.new_vocabulary
+        _expect("init_optimizer", self.init_optimizer, not both, "false, for a new vocabulary has no moments yet")
         _check_guard(self.guard)
         for name in ("beta1", "beta2"):
             _expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")

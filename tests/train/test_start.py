@@ -105,3 +105,26 @@ def test_a_published_model_gets_back_the_dropout_its_folder_lost(data, straight,
     changed = begun(data, tmp_path / "run", straight / "model", model={"attention_output_dropout": 0.25})
     pretrain.run(changed)
     assert load_model(tmp_path / "run" / "model").model.config.attention_output_dropout == 0.25
+
+
+def test_a_model_gets_another_vocabulary(data, straight, tmp_path):  # noqa: F811
+    # All entries but one.
+    (tmp_path / "tokenizer").mkdir()
+    spelled = (data / "tokenizer" / "tokenizer.json").read_text()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text(spelled.replace("[unused5]", "[domain]"))
+    for name, number in (("prose", 60), ("heldout", 20)):
+        documents = (Document(text, str(n)) for n, text in enumerate(texts(name, number)))
+        write_shards(documents, tmp_path / "tokenizer" / "tokenizer.json", tmp_path / name, tally=Tally())
+    changes = {
+        "tokenizer": str(tmp_path / "tokenizer"),
+        "sources": {"prose": str(tmp_path / "prose")},
+        "heldout": {"mix": str(tmp_path / "heldout")},
+    }
+    with pytest.raises(InputError, match="init_from: .* set new_vocabulary=true"):
+        pretrain.run(begun(data, tmp_path / "run", straight / "model", **changes))
+    pretrain.run(begun(data, tmp_path / "run", straight / "model", new_vocabulary=True, **changes))
+    model = load_model(tmp_path / "run" / "model")
+    assert model.model.config.vocab_size == 448
+    pretrain.run(begun(data, tmp_path / "old", straight / "model"))
+    # Random replacements may be others, the rest is the same; a random start would be at ln 448 = 6.1.
+    assert first_loss(tmp_path / "run") == pytest.approx(first_loss(tmp_path / "old"), abs=0.03)

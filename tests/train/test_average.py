@@ -1,0 +1,61 @@
+"""Means of checkpoints, chosen by held-out loss."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_pretrain import config_of, data, rows, straight  # noqa: F401 (fixtures)
+
+from modernbert.errors import InputError
+from modernbert.jobs import average, pretrain
+from modernbert.jobs.average import AverageConfig
+from modernbert.train.checkpoint import checkpoints
+
+
+@pytest.fixture(scope="module")
+def scored(data, tmp_path_factory):  # noqa: F811
+    out = tmp_path_factory.mktemp("scored") / "run"
+    pretrain.run(config_of(data, out, eval_every=1, keep=20))
+    return out
+
+
+def test_the_best_of_the_decay_and_the_last(scored, tmp_path, capsys):
+    average.run(AverageConfig(out=str(tmp_path / "mean"), run=str(scored), best=2))
+    losses = {row["step"]: row["loss"] for row in rows(scored) if row["kind"] == "heldout"}
+    # Extension and decay have one shape, so their checkpoints may be averaged.
+    steps = {*sorted(range(8, 13), key=lambda step: losses[step])[:2], 12}
+    said = capsys.readouterr().out
+    assert all(f"step {step}: held-out loss {losses[step]:.4f}" in said for step in steps)
+    chosen = [each.tensors("model") for each in checkpoints(scored / "checkpoints") if each.step in steps]
+    assert len(chosen) == len(steps)
+    for name, found in load_file(tmp_path / "mean" / "model.safetensors").items():
+        expected = torch.stack([weights[name].double() for weights in chosen]).mean(dim=0)
+        torch.testing.assert_close(found, expected.float(), rtol=0, atol=1e-7)
+
+
+def test_the_mean_of_equal_models_is_the_model(scored, tmp_path):
+    average.run(AverageConfig(out=str(tmp_path / "mean"), models=[str(scored / "model")] * 3))
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "mean", scored / "model"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_single_best_is_that_checkpoint(scored, tmp_path):
+    average.run(AverageConfig(out=str(tmp_path / "best"), run=str(scored), best=1, last=False))
+    losses = {row["step"]: row["loss"] for row in rows(scored) if row["kind"] == "heldout" and row["step"] > 7}
+    best = min(losses, key=lambda step: losses[step])
+    (expected,) = (each.tensors("model") for each in checkpoints(scored / "checkpoints") if each.step == best)
+    found = load_file(tmp_path / "best" / "model.safetensors")
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_what_cannot_be_averaged_is_refused(straight, scored, tmp_path):  # noqa: F811
+    def refused(message, **settings):
+        with pytest.raises(InputError, match=message) as caught:
+            average.run(AverageConfig(out=str(tmp_path / "mean"), **settings))
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "mean").exists()
+
+    refused("expected either run=RUN or models=")
+    refused(r"best: found \d checkpoints with a held-out loss", run=str(scored), best=50)
+    refused("holds no checkpoint", run=str(tmp_path))
+    stable = str(scored / "checkpoints" / "step-00000007")
+    refused("has another config than", models=[str(scored / "model"), stable])
