@@ -121,7 +121,6 @@ class PretrainConfig:
     heldout_tokens: int | None = None
     heldout_lengths: list[int] = field(default_factory=list)
     guard: GuardConfig = field(default_factory=GuardConfig)
-    sinks: list[str] = field(default_factory=list)
     log_every: int = 1
     save_every_steps: int = 0
     save_every_s: float = 300.0

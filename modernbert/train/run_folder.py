@@ -23,7 +23,6 @@ _FREE_TO_CHANGE = (
     "sharding",
     "compile",
     "recompute",
-    "sinks",
     "save_every_steps",
     "save_every_s",
     "keep",
