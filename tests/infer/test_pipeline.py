@@ -126,11 +126,11 @@ def modernbert(*words: str, text: str | None = None) -> subprocess.CompletedProc
 def test_command_line_embeds_and_fills(bert: ModernBert, folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    done = modernbert("embed", str(folder), "--file", str(file), "--out", str(tmp_path / "v.npy"))
+    done = modernbert("embed", str(folder), "--file", str(file), "--dtype", "float32", "--out", str(tmp_path / "v.npy"))
     assert done.returncode == 0, done.stderr
     assert "attention banded" in done.stderr
     np.testing.assert_allclose(np.load(io.BytesIO((tmp_path / "v.npy").read_bytes())), bert.embed(TEXTS), atol=1e-5)
-    done = modernbert("fill-mask", str(folder), "--json", text="The [MASK] of France.\n")
+    done = modernbert("fill-mask", str(folder), "--json", "--dtype", "float32", text="The [MASK] of France.\n")
     (line,) = done.stdout.splitlines()
     assert json.loads(line)["masks"][0][0]["token"] == bert.fill_mask("The [MASK] of France.")[0][0].token  # type: ignore[union-attr]
 
