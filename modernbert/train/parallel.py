@@ -14,8 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore  # type: ignore[attr-defined]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -129,7 +131,10 @@ def join(device: str, sharding: str) -> Iterator[tuple[World, torch.device]]:
     place = choose_device(_own_device(device, local_rank))
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    store, rank, _ = next(rendezvous("env://"))
+    # torchrun hands the same store to those it starts again; what the dead left in it must not be found.
+    attempt = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", store=attempt, rank=rank, world_size=size)
     try:
         mesh = None
         if sharding == "full":

@@ -119,6 +119,19 @@ def test_a_run_goes_on_with_fewer_processes(data, alone, tmp_path, sharding):
     assert_same_course(tmp_path / "run", alone)
 
 
+def test_a_process_that_dies_costs_steps_only(data, alone, tmp_path):
+    """The others end with it, and all are started again from the last checkpoint."""
+    process = start(tmp_path, config_of(data, tmp_path / "run"))
+    log = tmp_path / "run" / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.exists() and log.read_bytes().count(b"\n") >= 6):
+        time.sleep(0.005)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    finish(process)
+    assert_same_course(tmp_path / "run", alone)
+
+
 def test_every_process_sees_the_same_bins(data):
     shards, tokenizer = Shards.open(data / "prose"), Tokenizer.load(data / "tokenizer")
 
