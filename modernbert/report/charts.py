@@ -5,9 +5,7 @@ the page's own (`var(--phase-1)`), so that one drawing serves the light and the 
 narrow, since text that shrinks with the drawing cannot be read on a phone.
 """
 
-import io
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,15 +14,11 @@ from typing import Any
 import numpy as np
 
 from modernbert.errors import InputError
+from modernbert.report.drawing import NAMES, PHASES, add_title, as_svg, new_figure, smooth, thin, unit_of
 
 __all__ = ["read_rows", "speed_chart", "training_chart"]
 
 Row = Mapping[str, Any]
-
-# matplotlib wants colours, the page wants names: each name has a colour that stands for it until the SVG is written.
-NAMES = {"ink": "#010101", "faint": "#020202", "grid": "#030303", "page": "#040404"}
-PHASES = {"phase-1": "#050505", "phase-2": "#060606", "phase-3": "#070707"}
-MAX_POINTS = 400
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -33,7 +27,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises: InputError if the file cannot be read, or another line is not a JSON object.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     rows = []
@@ -51,7 +45,7 @@ def training_chart(log: Sequence[Row], *, narrow: bool = False) -> str:
     Raises: InputError if there is no step among the rows, or matplotlib is not installed.
     """
     phases = _phases(log)
-    scale, unit = _unit(max(row["tokens"] for row in log))
+    scale, unit = unit_of(max(row["tokens"] for row in log))
     with _figure(narrow, height=4.9, ratios=(3, 1)) as (figure, (top, bottom)):
         start, reach = 0.0, _reach(phases)
         labels = []
@@ -61,21 +55,21 @@ def training_chart(log: Sequence[Row], *, narrow: bool = False) -> str:
             loss = np.array([row["loss"] for row in rows], dtype=float)
             for axes in (top, bottom):
                 axes.axvspan(start, tokens[-1], color=colour, alpha=0.07, linewidth=0)
-            top.plot(*_thin(tokens, loss), color=colour, linewidth=0.7, alpha=0.35)
-            top.plot(*_thin(tokens, _smooth(loss, reach)), color=colour, linewidth=1.8)
-            bottom.plot(*_thin(tokens, np.array([row["lr"] for row in rows])), color=colour, linewidth=1.8)
+            top.plot(*thin(tokens, loss), color=colour, linewidth=0.7, alpha=0.35)
+            top.plot(*thin(tokens, smooth(loss, reach)), color=colour, linewidth=1.8)
+            bottom.plot(*thin(tokens, np.array([row["lr"] for row in rows])), color=colour, linewidth=1.8)
             labels.append((name, start, float(tokens[-1]), colour))
             start = float(tokens[-1])
         top.set_xlim(0, start)
         _mark_heldout(top, log, scale)
-        _title(top, "Training loss, nats per masked token", _name_phases(top, labels))
-        _title(bottom, "Learning rate")
+        add_title(top, "Training loss, nats per masked token", _name_phases(top, labels))
+        add_title(bottom, "Learning rate")
         bottom.set_ylim(bottom=0)
         bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0), useMathText=False)
         bottom.yaxis.get_offset_text().set_visible(False)
         bottom.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-") if value else "0")
         bottom.set_xlabel(f"{unit} tokens seen")
-        return _svg(figure, "Training loss and learning rate over the tokens seen, by phase")
+        return as_svg(figure, "Training loss and learning rate over the tokens seen, by phase")
 
 
 def speed_chart(log: Sequence[Row], timing: Sequence[Row], *, narrow: bool = False) -> str:
@@ -100,9 +94,9 @@ def speed_chart(log: Sequence[Row], timing: Sequence[Row], *, narrow: bool = Fal
             fill = np.array([100 * row["fill"] for row in rows])
             for axes in (top, bottom):
                 axes.axvspan(start, times[-1], color=colour, alpha=0.07, linewidth=0)
-            top.plot(*_thin(times, speed), color=colour, linewidth=0.7, alpha=0.35)
-            top.plot(*_thin(times, _smooth(speed, reach)), color=colour, linewidth=1.8)
-            bottom.plot(*_thin(times, _smooth(fill, reach)), color=colour, linewidth=1.8)
+            top.plot(*thin(times, speed), color=colour, linewidth=0.7, alpha=0.35)
+            top.plot(*thin(times, smooth(speed, reach)), color=colour, linewidth=1.8)
+            bottom.plot(*thin(times, smooth(fill, reach)), color=colour, linewidth=1.8)
             labels.append((name, start, float(times[-1]), colour))
             start = float(times[-1])
         top.set_xlim(0, start)
@@ -111,10 +105,10 @@ def speed_chart(log: Sequence[Row], timing: Sequence[Row], *, narrow: bool = Fal
         lowest = min(100 * row["fill"] for rows in phases.values() for row in rows)
         bottom.set_ylim(min(lowest, 99.0) - 0.2, 100.1)
         bottom.yaxis.set_major_formatter(lambda value, _: f"{value:g} %")
-        _title(top, "Tokens per second", _name_phases(top, labels))
-        _title(bottom, "Fill of the token budget")
+        add_title(top, "Tokens per second", _name_phases(top, labels))
+        add_title(bottom, "Fill of the token budget")
         bottom.set_xlabel(f"{unit} of training")
-        return _svg(figure, "Tokens per second and fill of the batches over the time of training")
+        return as_svg(figure, "Tokens per second and fill of the batches over the time of training")
 
 
 def _phases(log: Sequence[Row]) -> dict[str, list[Row]]:
@@ -129,24 +123,8 @@ def _phases(log: Sequence[Row]) -> dict[str, list[Row]]:
 
 @contextmanager
 def _figure(narrow: bool, height: float, ratios: tuple[int, int]) -> Iterator[tuple[Any, Any]]:
-    """Yield a figure of two panels over one axis, in a style that lasts as long as the block."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise InputError("charts need matplotlib: pip install 'modernbert[demo]'") from None
-    ink, faint, grid = NAMES["ink"], NAMES["faint"], NAMES["grid"]
-    style: dict[Any, Any] = {
-        "svg.fonttype": "none", "svg.hashsalt": "modernbert", "font.size": 10, "text.color": ink,
-        "axes.labelcolor": faint, "axes.labelsize": 10, "xtick.color": faint, "ytick.color": faint,
-        "xtick.labelsize": 10, "ytick.labelsize": 10, "xtick.major.size": 0, "ytick.major.size": 0,
-        "axes.edgecolor": grid, "axes.spines.left": False, "axes.spines.right": False, "axes.spines.top": False,
-        "axes.grid": True, "axes.grid.axis": "y", "grid.color": grid, "grid.linewidth": 0.7, "axes.axisbelow": True,
-        "path.simplify": True, "lines.solid_capstyle": "round", "lines.solid_joinstyle": "round",
-        "axes.facecolor": "none", "figure.facecolor": "none", "savefig.facecolor": "none",
-    }  # fmt: skip
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(4.7 if narrow else 9.6, height), layout="constrained")
+    """Yield a figure of two panels over one axis."""
+    with new_figure(narrow, height) as figure:
         panels = figure.subplots(2, 1, sharex=True, height_ratios=ratios)
         for axes in panels:
             axes.locator_params(axis="x", nbins=5 if narrow else 9)
@@ -189,56 +167,9 @@ def _name_phases(axes: Any, labels: Sequence[tuple[str, float, float, str]]) -> 
     return 31 if crowded else 19
 
 
-def _title(axes: Any, title: str, height: int = 4) -> None:
-    axes.annotate(
-        title, (0, 1), xycoords="axes fraction", xytext=(0, height), textcoords="offset points", fontweight="bold"
-    )
-
-
 def _colour(number: int) -> str:
     return list(PHASES.values())[number % len(PHASES)]
 
 
-def _unit(most: int) -> tuple[float, str]:
-    sizes = ((1e9, "Billion"), (1e6, "Million"), (1e3, "Thousand"))
-    return next(((size, name) for size, name in sizes if most >= 2 * size), (1.0, "Number of"))
-
-
-def _smooth(values: np.ndarray, reach: int) -> np.ndarray:
-    """Average each value with up to `reach` neighbours on either side."""
-    sums = np.concatenate(([0.0], np.cumsum(values)))
-    middle = np.arange(len(values))
-    first, last = np.maximum(middle - reach, 0), np.minimum(middle + reach + 1, len(values))
-    return (sums[last] - sums[first]) / (last - first)
-
-
 def _reach(phases: Mapping[str, Sequence[Row]]) -> int:
     return max(1, sum(map(len, phases.values())) // 60)
-
-
-def _thin(across: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Average neighbours, so that a long run draws no more points than can be seen."""
-    if len(values) <= MAX_POINTS:
-        return across, values
-    groups = np.array_split(np.arange(len(values)), MAX_POINTS)
-    return tuple(np.array([array[group].mean() for group in groups]) for array in (across, values))  # type: ignore[return-value]
-
-
-def _svg(figure: Any, title: str) -> str:
-    """Write a figure as SVG that takes its fonts, colours and size from the page around it."""
-    target = io.StringIO()
-    figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None})
-    svg = target.getvalue()
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<style[^>]*>.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
-    svg = svg.replace("xlink:href", "href")
-    svg = re.sub(r" font-family: [^;\"]*;", "", svg)
-    svg = re.sub(r"font: ([0-9]+ |bold )?([0-9.]+px) [^;\"]*", r"font-weight: \1; font-size: \2", svg)
-    svg = svg.replace("font-weight: ;", "")
-    for name, colour in (NAMES | PHASES).items():
-        svg = svg.replace(colour, f"var(--{name})")
-    box = re.search(r'viewBox="[^"]*"', svg)
-    body = svg[svg.index(">") + 1 :]
-    return f'<svg {box[0] if box else ""} role="img" xmlns="http://www.w3.org/2000/svg"><title>{title}</title>{body}'

@@ -12,9 +12,24 @@ from typing import Any
 
 from modernbert.errors import InputError
 from modernbert.report.charts import read_rows, speed_chart, training_chart
+from modernbert.report.run import mean_heldout, sort_rows
 from modernbert.storage import write_file
 
-__all__ = ["Figure", "FilledMask", "Guess", "Question", "Report", "Retrieval", "Table", "write_report"]
+__all__ = [
+    "Chart",
+    "Figure",
+    "FilledMask",
+    "Guess",
+    "Key",
+    "Question",
+    "Report",
+    "Retrieval",
+    "Section",
+    "Table",
+    "write_duration",
+    "write_percent",
+    "write_report",
+]
 
 
 @dataclass(frozen=True)
@@ -28,12 +43,45 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Hold rows of text under column names; columns of numbers are set flush right."""
+    """Hold rows of text under column names; columns of numbers are set flush right, unless all `is_words`."""
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+    is_words: bool = False
+
+    def has_numbers(self, column: int) -> bool:
+        """Say whether a column holds numbers, and dashes where there is none."""
+        cells = [row[column] for row in self.rows if row[column] != "–"]
+        return bool(cells) and not self.is_words and all(_is_number(cell) for cell in cells)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Hold a drawing for a page and one for a phone, both SVG, and what is to be seen in it."""
+
+    wide: str
+    narrow: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Hold charts and tables under a heading."""
+
+    title: str
+    charts: Sequence[Chart] = ()
+    tables: Sequence[Table] = ()
+
+
+@dataclass(frozen=True)
+class Key:
+    """Hold the name that a line has in all charts, with its colour, one of the page's own, and its strokes."""
+
+    name: str
+    colour: str
+    dash: str = "none"
 
 
 @dataclass(frozen=True)
@@ -89,13 +137,16 @@ class Question:
 class Report:
     """Hold everything the page shows; what is left empty is left out.
 
-    `run` is a folder with `log.jsonl` and `timing.jsonl`. `usage` is code to copy. `files` and `facts` are pairs of a
-    name and what to say of it; `timings` pairs of a step and its seconds.
+    `run` is a folder with `log.jsonl` and `timing.jsonl`. `keys` say which line of the charts in `sections` is whose.
+    `usage` is code to copy. `files` and `facts` are pairs of a name and what to say of it; `timings` pairs of a step
+    and its seconds.
     """
 
     title: str
     subtitle: Sequence[str] = ()
     headline: Sequence[Figure] = ()
+    keys: Sequence[Key] = ()
+    sections: Sequence[Section] = ()
     run: Path | None = None
     phases: Table | None = None
     masks: Sequence[FilledMask] = ()
@@ -117,40 +168,41 @@ def write_report(path: Path, report: Report) -> None:
     """
     try:
         import jinja2
-        import markupsafe
     except ImportError:
-        raise InputError("reports need jinja2: pip install 'modernbert[demo]'") from None
+        raise InputError("reports need jinja2: pip install 'modernbert[report]'") from None
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(percent=_percent, duration=_duration, is_number=_is_number)
+    environment.filters.update(percent=write_percent, duration=write_duration)
     template = resources.files("modernbert.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    charts = [(note, [markupsafe.Markup(svg) for svg in drawn]) for note, drawn in _charts(report.run)]
-    write_file(path, environment.from_string(template).render(report=report, charts=charts))
+    write_file(path, environment.from_string(template).render(report=report, charts=_charts(report.run)))
 
 
-def _charts(run: Path | None) -> list[tuple[str, list[str]]]:
-    """Return a caption, the wide and the narrow drawing of each chart."""
+def _charts(run: Path | None) -> list[Chart]:
     if run is None:
         return []
-    log, timing = read_rows(run / "log.jsonl"), read_rows(run / "timing.jsonl")
+    steps, heldout, *_ = sort_rows(read_rows(run / "log.jsonl"))
+    log = [*steps, *({**row, "loss": loss} for row, loss in mean_heldout(heldout))]
+    timing = [row for row in read_rows(run / "timing.jsonl") if "step" in row]
     return [
-        (
+        Chart(
+            training_chart(log),
+            training_chart(log, narrow=True),
             "Thin lines are single steps, thick lines a running mean. "
             "Dots are the loss on held-out text, which is never trained on.",
-            [training_chart(log), training_chart(log, narrow=True)],
         ),
-        (
+        Chart(
+            speed_chart(log, timing),
+            speed_chart(log, timing, narrow=True),
             "Every batch is filled with whole documents and pieces up to a token budget; nothing is padding.",
-            [speed_chart(log, timing), speed_chart(log, timing, narrow=True)],
         ),
     ]
 
 
-def _percent(share: float) -> str:
+def write_percent(share: float) -> str:
     """Write a share with two figures or more: 41 %, 3.2 %, 0.04 %.
 
-    >>> [_percent(share) for share in (0.412, 0.0317, 0.0004, 0.0)]
+    >>> [write_percent(share) for share in (0.412, 0.0317, 0.0004, 0.0)]
     ['41 %', '3.2 %', '0.04 %', '0 %']
     """
     value = 100 * share
@@ -160,10 +212,10 @@ def _percent(share: float) -> str:
     return "0 %"
 
 
-def _duration(seconds: float) -> str:
+def write_duration(seconds: float) -> str:
     """Write a time as people say it.
 
-    >>> [_duration(seconds) for seconds in (0.42, 9.96, 75.0, 3700.0)]
+    >>> [write_duration(seconds) for seconds in (0.42, 9.96, 75.0, 3700.0)]
     ['0.4 s', '10 s', '1 min 15 s', '1 h 01 min']
     """
     if seconds < 9.95:
