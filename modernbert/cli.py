@@ -127,6 +127,20 @@ def average(config: ConfigFile = None, overrides: Overrides = None, print_config
         run(resolved)
 
 
+@app.command()
+@_told()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, finished or not.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The page; else RUN/report.html, or ./report.html for several.")
+    ] = None,
+) -> None:
+    """Show runs side by side on one HTML page."""
+    from modernbert.jobs.report import ReportConfig, run
+
+    run(ReportConfig(runs, out))
+
+
 @app.command("fill-mask")
 @_told()
 def fill_mask(

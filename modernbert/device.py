@@ -4,11 +4,13 @@ In: what the user asked for, `auto` included. Out: a torch device and a dtype fo
 choose in the same way, so the choice stands above both.
 """
 
+import sys
+
 import torch
 
 from modernbert.errors import InputError
 
-__all__ = ["autocast", "choose_device", "choose_precision"]
+__all__ = ["autocast", "choose_device", "choose_precision", "name_of", "peak_memory"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -62,3 +64,23 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     has_avx512_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return bool(has_amx() or has_avx512_bf16())
+
+
+def name_of(device: torch.device) -> str:
+    """Return what the driver calls a GPU; else the kind of device."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory this process ever held: a GPU's tensors, else what the system counts for the process.
+
+    Units: bytes; 0 where it cannot be known.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

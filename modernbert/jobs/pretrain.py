@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modernbert.device import choose_precision
+from modernbert.device import choose_precision, name_of, peak_memory
 from modernbert.errors import InputError
 from modernbert.model.attention import choose_backend
 from modernbert.model.compile import compile_layers
@@ -34,6 +34,7 @@ from modernbert.text.stream import Packed, Stream, prefetch
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.text.vocabulary import entries_of
 from modernbert.train.checkpoint import Checkpoint, Saver, latest
+from modernbert.train.flops import peak_flops, step_flops
 from modernbert.train.guard import Guard
 from modernbert.train.heldout import mean_loss, position_lines, score_heldout
 from modernbert.train.journal import Journal, read_log
@@ -45,6 +46,7 @@ from modernbert.train.progress import Report, show_progress
 from modernbert.train.recipe import Phase, PretrainConfig, model_config, schedule_of
 from modernbert.train.run_folder import begin_run_folder
 from modernbert.train.schedule import StepPlan
+from modernbert.train.sinks import open_sinks
 from modernbert.train.start import Start, find_start
 
 __all__ = ["Phase", "PretrainConfig", "pretrain", "run"]
@@ -142,14 +144,22 @@ def _pretrain(out: Path, config: PretrainConfig, inputs: _Inputs, world: World) 
     state = checkpoint.state if checkpoint else {"position": asdict(_Position()), "sizes": {}}
     position = _Position(**state["position"])
     num_steps, num_tokens = _whole_run(config)
+    first_step = position.step + 1 if checkpoint else 0
     quiet = nullcontext()
     with (
-        Journal(out, state["sizes"]) if world.is_main else quiet as journal,
+        open_sinks(config.watch if world.is_main else [], out, asdict(config), first_step) as sinks,
+        Journal(out, state["sizes"], sinks.write) if world.is_main else quiet as journal,
         show_progress(num_steps, num_tokens, position.tokens) if world.is_main else quiet as report,
         Saver(out / "checkpoints", keep=config.keep, kept_steps=_kept_steps(config), world=world) as saver,
     ):
         started = time.monotonic() - position.elapsed_s
         begun = _Run(config, inputs, world, model, objective, position, saver, journal, report, started)
+        if journal is not None:
+            journal.time(
+                kind="start", after_step=position.step, world_size=world.size, sharding=config.sharding,
+                device=name_of(inputs.device), dtype=str(inputs.dtype).removeprefix("torch."),
+                backend=inputs.backend, torch=torch.__version__,
+            )  # fmt: skip
         optimizer_state = _restore(begun, checkpoint)
         while position.phase < len(config.phases):
             optimizer_state = _run_phase(begun, optimizer_state)
@@ -175,7 +185,7 @@ def _run_phase(run: _Run, optimizer_state: Mapping[str, Tensor]) -> Mapping[str,
         load_named_state(model, optimizer, optimizer_state)
     seed = derive_seed(config.seed, position.phase)
     schedule = schedule_of(phase)
-    feed = _Feed(_stream(run, phase, seed))
+    feed = _Feed(_stream(run, phase, seed), model.model.config)
     guard = Guard(config.guard, position.guard)
     steps = train(
         run.objective, optimizer, schedule, feed, seed=seed, device=inputs.device, dtype=inputs.dtype,
@@ -189,7 +199,7 @@ def _run_phase(run: _Run, optimizer_state: Mapping[str, Tensor]) -> Mapping[str,
             seconds = time.monotonic() - begun
             is_last = position.phase_step + 1 == schedule.num_steps
             _advance(position, result, feed.last, guard, phase_ends=is_last)
-            _record(run, name, plan, result, feed.last, seconds)
+            _record(run, name, plan, result, feed, seconds)
             if guard.is_exhausted:
                 return _go_back(run, name, feed.last, guard, result)
             if is_last or (config.eval_every and position.step % config.eval_every == 0):
@@ -243,15 +253,23 @@ def _stream(run: _Run, phase: Phase, seed: int) -> Stream:
 
 
 class _Feed(Iterator[Batch | None]):
-    """Batches of a stream, made ahead by a thread; `last` is what the newest came in."""
+    """Batches of a stream, made ahead by a thread; `last` is what the newest came in.
 
-    def __init__(self, stream: Stream) -> None:
+    `flops` counts the operations that this process owes to the batches since it was last set to 0.
+    """
+
+    def __init__(self, stream: Stream, model: ModelConfig) -> None:
         self.last: Packed
+        self.flops = 0
+        self._model = model
         self._ahead = prefetch(iter(stream))
 
     def __next__(self) -> Batch | None:
         self.last = next(self._ahead)
-        return self.last.batch
+        batch = self.last.batch
+        if batch is not None:
+            self.flops += step_flops(self._model, batch.layout.lengths, batch.num_labels)
+        return batch
 
     def close(self) -> None:
         self._ahead.close()  # type: ignore[attr-defined]
@@ -266,9 +284,10 @@ def _advance(position: _Position, result: StepResult, packed: Packed, guard: Gua
         position.phase_step, position.cursor, position.guard = position.phase_step + 1, packed.cursor(), guard.state()
 
 
-def _record(run: _Run, name: str, plan: StepPlan, result: StepResult, packed: Packed, seconds: float) -> None:
+def _record(run: _Run, name: str, plan: StepPlan, result: StepResult, feed: _Feed, seconds: float) -> None:
     """Write one step to the journal, and show it."""
-    position = run.position
+    position, packed = run.position, feed.last
+    flops_per_s, feed.flops = feed.flops / seconds, 0
     position.elapsed_s = time.monotonic() - run.started
     if run.journal is None or run.report is None:
         return
@@ -299,8 +318,19 @@ def _record(run: _Run, name: str, plan: StepPlan, result: StepResult, packed: Pa
             seconds=round(seconds, 4),
             tokens_per_s=round(tokens_per_s, 1),
             elapsed=round(position.elapsed_s, 3),
+            **_utilisation(run.inputs, flops_per_s),
         )
     run.report(name, position.step, position.tokens, result.loss, tokens_per_s)
+
+
+def _utilisation(inputs: _Inputs, flops_per_s: float) -> dict[str, float | None]:
+    """Say how well this process's device is used: operations a second, their share of its peak, most memory so far."""
+    peak = peak_flops(inputs.device, inputs.dtype)
+    return {
+        "tflops_per_s": float(f"{flops_per_s / 1e12:.4g}"),
+        "mfu": None if peak is None else round(flops_per_s / peak, 4),
+        "memory_gib": round(peak_memory(inputs.device) / 2**30, 3),
+    }
 
 
 def _number(value: float) -> float | None:

@@ -7,7 +7,7 @@ that was never stopped.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,12 +19,15 @@ __all__ = ["Journal", "read_log"]
 class Journal:
     """Append rows to the two files of a run folder; `sizes` says how far they reach."""
 
-    def __init__(self, folder: Path, sizes: Mapping[str, int]) -> None:
-        """Open both files and cut them back to `sizes`; what is not named begins anew.
+    def __init__(
+        self, folder: Path, sizes: Mapping[str, int], watch: Callable[[Mapping[str, Any]], None] | None = None
+    ) -> None:
+        """Open both files and cut them back to `sizes`; what is not named begins anew. `watch` is told each row.
 
         Raises: InputError if a file is shorter than it was at the checkpoint, or cannot be written.
         """
         self._files = {name: _open(folder / f"{name}.jsonl", sizes.get(name, 0)) for name in ("log", "timing")}
+        self._watch = watch
 
     def __enter__(self) -> "Journal":
         return self
@@ -55,6 +58,8 @@ class Journal:
             file.flush()
         except OSError as error:
             raise InputError(f"{file.name}: cannot be written ({error.strerror})") from None
+        if self._watch is not None:
+            self._watch(row)
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.train.schedule import Schedule
+from modernbert.train.sinks import check_sinks
 
 __all__ = ["Phase", "PretrainConfig", "model_config", "schedule_of"]
 
@@ -94,7 +95,8 @@ class PretrainConfig:
 
     Steps are counted over all phases; `eval_every` 0 scores held-out text at the end of each phase only, a
     `save_every_...` of 0 is off. The newest `keep` checkpoints stay, the last of each phase, and every one whose step
-    is a multiple of `keep_every_steps`.
+    is a multiple of `keep_every_steps`. `watch` names boards that show the rows of the log besides: tensorboard, wandb,
+    trackio.
     """
 
     out: str = MISSING
@@ -122,6 +124,7 @@ class PretrainConfig:
     heldout_lengths: list[int] = field(default_factory=list)
     guard: GuardConfig = field(default_factory=GuardConfig)
     log_every: int = 1
+    watch: list[str] = field(default_factory=list)
     save_every_steps: int = 0
     save_every_s: float = 300.0
     keep: int = 2
@@ -153,6 +156,7 @@ class PretrainConfig:
         both = self.init_optimizer and self.new_vocabulary
         _expect("init_optimizer", self.init_optimizer, not both, "false, for a new vocabulary has no moments yet")
         _check_guard(self.guard)
+        check_sinks(self.watch)
         for name in ("beta1", "beta2"):
             _expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
         _expect("eps", self.eps, self.eps > 0, "a number above 0")

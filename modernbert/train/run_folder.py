@@ -28,9 +28,10 @@ _FREE_TO_CHANGE = (
     "keep",
     "keep_every_steps",
     "verify",
+    "watch",
 )
 
-_BEFORE_A_CHECKPOINT = {"config.yaml", ".lock", "log.jsonl", "timing.jsonl", "checkpoints"}
+_BEFORE_A_CHECKPOINT = {"config.yaml", ".lock", "log.jsonl", "timing.jsonl", "checkpoints", "watch", "report.html"}
 
 
 def begin_run_folder(out: Path, config: PretrainConfig) -> None:

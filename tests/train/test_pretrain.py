@@ -133,11 +133,25 @@ def test_sources_follow_the_weights_of_a_phase(straight):
 
 
 def test_timing_is_kept_apart_from_the_log(straight):
-    timing = rows(straight, "timing")
+    start, *timing = rows(straight, "timing")
+    assert start["kind"] == "start" and (start["world_size"], start["device"], start["dtype"]) == (1, "cpu", "float32")
     assert [row["step"] for row in timing] == list(range(1, 13))
     assert all(row["seconds"] > 0 and row["tokens_per_s"] > 0 for row in timing)
     assert sorted(row["elapsed"] for row in timing) == [row["elapsed"] for row in timing]
+    assert all(0.05 < row["memory_gib"] < 20 and row["mfu"] is None for row in timing)
     assert not any("seconds" in line for line in (straight / "log.jsonl").read_text().splitlines())
+
+
+def test_a_board_shows_what_the_log_says_and_changes_no_bit(straight, data, tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    out = tmp_path / "run"
+    pretrain.run(config_of(data, out, watch=["tensorboard"]))
+    assert (out / "log.jsonl").read_bytes() == (straight / "log.jsonl").read_bytes()
+    board = events.EventAccumulator(str(out / "watch" / "tensorboard"))
+    board.Reload()
+    shown = [(event.step, event.value) for event in board.Scalars("train/loss")]
+    assert shown == [(row["step"], pytest.approx(row["loss"], rel=1e-6)) for row in rows(out) if row["kind"] == "step"]
+    assert {"timing/tokens_per_s", "timing/tflops_per_s"} <= set(board.Tags()["scalars"])
 
 
 def test_exported_model_is_that_of_the_last_phase(straight, data):
