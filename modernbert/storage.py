@@ -123,7 +123,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, st
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove what killed processes left beside `target`; a live process's folder stays."""
+    """Remove what killed processes left beside `target`; a live process's folder stays.
+
+    What was set aside for a new folder that never came into its place goes back there. `target` may be a pattern.
+    """
+    for path in _leftovers(target, _PREVIOUS):
+        _put_back(path.with_name(path.name.split(_LEFTOVER)[0]))
     for path in _leftovers(target):
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 

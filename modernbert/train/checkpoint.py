@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from modernbert.errors import InputError
@@ -289,6 +289,21 @@ def _fault(folder: Path) -> str | None:
         found = sha256_of(path)
         if found != digest:
             return f"{path}: found sha256 {found[:16]}, expected {digest[:16]}"
+        # The sum is of what the disk gave back: an end lost while it was written is in the sum as well.
+        if (reason := _unreadable(path)) is not None:
+            return f"{path}: cannot be read ({reason})"
+    return None
+
+
+def _unreadable(path: Path) -> str | None:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):
+                pass
+        elif path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+    except (SafetensorError, ValueError, OSError) as error:
+        return str(error)
     return None
 
 

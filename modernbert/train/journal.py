@@ -24,7 +24,7 @@ class Journal:
     ) -> None:
         """Open both files and cut them back to `sizes`; what is not named begins anew. `watch` is told each row.
 
-        Raises: InputError if a file is shorter than it was at the checkpoint, or cannot be written.
+        Raises: InputError if a file is missing or shorter than it was at the checkpoint, or cannot be written.
         """
         self._files = {name: _open(folder / f"{name}.jsonl", sizes.get(name, 0)) for name in ("log", "timing")}
         self._watch = watch
@@ -45,9 +45,15 @@ class Journal:
         self._write("timing", row)
 
     def sizes(self) -> dict[str, int]:
-        """Force everything written so far to the disk, and return the length of each file in bytes."""
+        """Force everything written so far to the disk, and return the length of each file in bytes.
+
+        Raises: InputError naming the file if the disk does not take it.
+        """
         for file in self._files.values():
-            os.fsync(file.fileno())
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise InputError(f"{file.name}: cannot be written ({error.strerror})") from None
         return {name: file.tell() for name, file in self._files.items()}
 
     def _write(self, name: str, row: Mapping[str, Any]) -> None:
@@ -69,13 +75,16 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 def _open(path: Path, size: int) -> BinaryIO:
     try:
-        file = path.open("a+b")
+        # What should be there is not made anew: a run that is refused leaves no trace.
+        file = path.open("r+b" if size else "a+b")
         found = file.seek(0, os.SEEK_END)
         if found >= size:
             file.truncate(size)
             file.seek(0, os.SEEK_END)
             return file
         file.close()
+    except FileNotFoundError:
+        raise InputError(f"{path}: is missing, expected the {size:,} bytes it had at the checkpoint") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
     raise InputError(f"{path}: found {found:,} bytes, expected at least the {size:,} it had at the checkpoint")

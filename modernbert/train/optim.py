@@ -119,7 +119,8 @@ def named_state(model: nn.Module, optimizer: StableAdamW) -> dict[str, Tensor]:
     """
     named = {"step": torch.tensor(optimizer.param_groups[0]["step"], dtype=torch.int64)}
     for name, parameter in model.named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
+        # In one order, loaded or not: it decides which process writes what.
+        for key, value in sorted(optimizer.state.get(parameter, {}).items()):
             named[f"{key}.{name}"] = sharded_like(value, parameter)
     return named
 

@@ -50,10 +50,15 @@ def begin_run_folder(out: Path, config: PretrainConfig) -> None:
                     f"{path}: this run was begun with {key}={begun.get(key)}, found {key}={asked.get(key)}; "
                     "choose another `out` for another config"
                 )
-    elif not path.exists() and out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif not path.exists() and out.exists() and not _is_empty(out):
         raise InputError(f"{out}: exists and is not a run folder, expected a new folder or one with config.yaml")
     with only_process(out):
         write_file(path, to_yaml(config))
+
+
+def _is_empty(out: Path) -> bool:
+    """Say whether a folder has nothing but what a run leaves that is killed as it begins."""
+    return out.is_dir() and all(path.name == ".lock" or path.name.startswith("config.yaml.") for path in out.iterdir())
 
 
 def _may_be_corrected(out: Path) -> bool:
