@@ -1,6 +1,7 @@
 # make demo    train a small ModernBERT on text found on this machine, and show what it learned
 # make test    prove the package equal to the published architecture
 # make check   what a change must pass: format, lint, types, import contracts, tests
+# make faults  kill, damage and mislead runs, and write what came of it to build/faults
 #
 # Each makes its virtual environment first. It needs Python >= 3.11, pip and a C compiler.
 
@@ -10,7 +11,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-quick test check format clean
+.PHONY: demo demo-quick test check faults format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/modernbert demo
@@ -27,6 +28,9 @@ check: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+faults: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.faults --out build/faults
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .

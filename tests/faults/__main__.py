@@ -1,0 +1,122 @@
+"""`python -m tests.faults`: disturb runs in every way that is known, and write a table of what came of it."""
+
+import os
+
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # before torch: runs are forks
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from . import course, damage, kills, mistakes, ranks, steps
+
+PARTS = ("kill", "rank", "storage", "step", "mistake")
+WHAT = {
+    "kill": "A run is ended by SIGKILL and started again, a third of them twice: it must end with the same bits.",
+    "rank": "One process of two is ended: torchrun starts both again, and they end with the same bits.",
+    "storage": "A disk fails: the fault is named, the checkpoint before it used, no other weight is ever loaded.",
+    "step": "A loss or gradient that is not finite or far out: skipped, or gone back from, as the guard says.",
+    "mistake": "A mistake put in on purpose: at least one case must go red.",
+}
+
+
+def main() -> int:
+    """Run the parts asked for; return 1 if a case went other than it should."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    parser.add_argument("--out", type=Path, help="folder for table.md and cases.jsonl")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--per-point", type=int, default=7, help="kills at each point")
+    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seed", type=int, default=1)
+    words = parser.parse_args()
+    begun, rows = time.monotonic(), list[dict[str, Any]]()
+    with tempfile.TemporaryDirectory(prefix="faults-data-") as name:
+        scratch = Path(name)
+        scratch.chmod(0o755)
+        data = scratch / "data"
+        data.mkdir()
+        made = course.in_fork(lambda: course.make_data(data), scratch / "said.txt")
+        assert made.status == 0, made.said
+        for part in words.parts.split(","):
+            cases = [case for case in _cases(part, data, scratch, words) if words.only in f"{case.point} {case.name}"]
+            print(f"{part}: {len(cases)} cases", flush=True)
+            for row in course.in_turn(cases, words.workers):
+                rows.append(row)
+                if row["wrong"]:
+                    print(f"  {row['point']}: {row['name']}: {'; '.join(row['wrong'])}", flush=True)
+    table = _table(rows, time.monotonic() - begun)
+    print(table)
+    if words.out is not None:
+        words.out.mkdir(parents=True, exist_ok=True)
+        (words.out / "table.md").write_text(table + "\n")
+        (words.out / "cases.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return int(any(row["wrong"] for row in rows))
+
+
+def _cases(part: str, data: Path, scratch: Path, words: argparse.Namespace) -> list[course.Case]:
+    if part == "kill":
+        order = mistakes.sync_order(data)
+        return [order, *kills.kill_cases(data, scratch / "kills", words.seed, words.per_point)]
+    if part == "rank":
+        return ranks.rank_cases(data, scratch / "ranks")
+    if part == "storage":
+        return damage.storage_cases(data, scratch)
+    if part == "step":
+        return steps.step_cases(data, scratch)
+    straight = course.straight_run(kills.config_every(1, data, scratch / "mistakes"))
+    (scratch / "mistake-keys").mkdir()
+    keys = steps.keys_of_run(course.guarded_config(data, scratch / "mistake-keys" / "run"), scratch / "mistake-keys")
+    room = mistakes.Room(data, scratch, straight, keys)
+    return [_noticed(mistake, room) for mistake in mistakes.mistakes()]
+
+
+def _noticed(mistake: mistakes.Mistake, room: mistakes.Room) -> course.Case:
+    """Return the case that goes wrong if no case goes wrong."""
+
+    def act(folder: Path) -> list[str]:
+        for number, case in enumerate(mistake.cases(room)):
+            (folder / str(number)).mkdir()
+            (row,) = course.in_turn([case], 1)
+            if row["wrong"]:
+                course.note(folder, seen_by=f"{case.point}: {case.name}", as_=row["wrong"][0])
+                return []
+        return ["no case noticed it"]
+
+    return course.Case("mistake", mistake.name, mistake.name, act)
+
+
+def _table(rows: Iterable[dict[str, Any]], seconds: float) -> str:
+    rows = list(rows)
+    lines = []
+    for part in PARTS:
+        of_part = [row for row in rows if row["part"] == part]
+        if not of_part:
+            continue
+        right = sum(not row["wrong"] for row in of_part)
+        lines += [f"## {part}: {right} of {len(of_part)} as they should be", "", WHAT[part], ""]
+        if part == "mistake":
+            lines += ["| mistake | noticed by | as |", "| --- | --- | --- |"]
+            lines += [
+                f"| {row['name']} | {row.get('seen_by', '**nothing**')} | {row.get('as_', '')} |" for row in of_part
+            ]
+        else:
+            count, good = (
+                Counter(row["point"] for row in of_part),
+                Counter(row["point"] for row in of_part if not row["wrong"]),
+            )
+            kills_too = f" ({sum(row.get('kills', 0) for row in of_part)} kills)" if part == "kill" else ""
+            lines += [f"| point | cases{kills_too} | as they should be |", "| --- | --- | --- |"]
+            lines += [f"| {point} | {number} | {good[point]} |" for point, number in count.items()]
+        lines.append("")
+    return "\n".join([*lines, f"{len(rows)} cases in {seconds:,.0f} s."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

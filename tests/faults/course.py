@@ -1,0 +1,250 @@
+"""One small run in a process of its own, and what has to be equal of two of them.
+
+In: a config, and what to disturb. Out: how the process ended, and the end state of its run folder. A file of its own
+because every part of the suite starts runs, ends them and compares them in the same way.
+
+Each run is a fork of one parent that has imported everything and computed nothing: a start costs milliseconds.
+"""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modernbert.errors import InputError
+from modernbert.jobs import pretrain
+from modernbert.text.corpus import Document, Tally
+from modernbert.text.shards import write_shards
+from modernbert.text.tokenizer import train_tokenizer
+from modernbert.train.recipe import GuardConfig, Phase, PretrainConfig
+
+WORDS = "the river runs down from cold hills and old mills turn where children swim in warm summer light".split()
+LONGEST_S = 100
+"""A run takes a second; one that takes this long hangs, and its process is ended."""
+
+Prepare = Callable[[], None]
+
+
+@dataclass
+class Outcome:
+    """How one process ended: 0 finished, 1 an exception nobody expected, 2 one line for the user, below 0 a signal."""
+
+    status: int
+    said: str
+
+    @property
+    def was_killed(self) -> bool:
+        return self.status == -signal.SIGKILL
+
+    @property
+    def went_on_after(self) -> int:
+        """Say which checkpoint the run went on from; 0 is none."""
+        lines = [line for line in self.said.splitlines() if line.startswith("going on after step ")]
+        return int(lines[-1].split()[-1].replace(",", "")) if lines else 0
+
+    @property
+    def last_line(self) -> str:
+        return (self.said.strip().splitlines() or [""])[-1]
+
+
+@dataclass
+class Case:
+    """One disturbance: where it stands in the table, and what to do in an empty folder.
+
+    `act` returns what is wrong, nothing if all is as it should be.
+    """
+
+    part: str
+    point: str
+    name: str
+    act: Callable[[Path], list[str]]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def make_data(root: Path) -> None:
+    """Write a tokenizer and shards of two sources and of held-out text."""
+
+    def texts(seed: str, number: int) -> Iterable[str]:
+        rng = random.Random(seed)
+        return (" ".join(rng.choices(WORDS, k=rng.randint(5, 300))) for _ in range(number))
+
+    train_tokenizer((f"{text} {number}" for number, text in enumerate(texts("t", 200))), 384).save(root / "tokenizer")
+    for name, number in (("prose", 60), ("code", 20), ("heldout", 4)):
+        documents = (Document(text, str(n)) for n, text in enumerate(texts(name, number)))
+        write_shards(documents, root / "tokenizer" / "tokenizer.json", root / name, tally=Tally())
+
+
+def config_of(data: Path, out: Path, **changes: Any) -> PretrainConfig:
+    """Return three short phases, 14 steps, of a model that has one layer of each kind."""
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 1}
+    late = {"max_len": 128, "micro_batch_tokens": 128, "global_rope_theta": 160_000.0}
+    phases = {
+        "stable": Phase(tokens=2048, lr=5e-3, max_len=64, micro_batch_tokens=128, warmup_tokens=512,
+                        max_micro_batches=3, batch_warmup_tokens=768),
+        "extension": Phase(tokens=384, lr=2e-3, **late),
+        "decay": Phase(tokens=512, lr=2e-3, decay="one_minus_sqrt", weights={"prose": 1.0, "code": 3.0}, **late),
+    }  # fmt: skip
+    settings = {
+        "out": str(out), "tokenizer": str(data / "tokenizer"),
+        "sources": {"prose": str(data / "prose"), "code": str(data / "code")},
+        "heldout": {"mix": str(data / "heldout")}, "model": {"preset": "tiny", **shape}, "phases": phases,
+        "device": "cpu", "precision": "float32", "eval_every": 4, "save_every_steps": 1, "save_every_s": 0.0,
+    }  # fmt: skip
+    return PretrainConfig(**(settings | changes))
+
+
+def guarded_config(data: Path, out: Path, **changes: Any) -> PretrainConfig:
+    """Return two phases of one micro-batch a step, 30 and 15 steps, with a guard that soon has seen enough."""
+    steps = {"max_len": 64, "micro_batch_tokens": 64}
+    phases = {"first": Phase(tokens=64 * 30, lr=2e-3, **steps), "second": Phase(tokens=64 * 15, lr=1e-3, **steps)}
+    guard = GuardConfig(window=8, patience=3, max_rollbacks=3)
+    return config_of(
+        data,
+        out,
+        **({"phases": phases, "guard": guard, "save_every_steps": 4, "heldout": {}, "eval_every": 0} | changes),
+    )
+
+
+def in_fork(act: Prepare, log: Path) -> Outcome:
+    """Run a function in a fork whose output goes to a file, and wait for its end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            os.dup2(descriptor, 1)
+            os.dup2(descriptor, 2)
+            signal.alarm(LONGEST_S)
+            try:
+                act()
+                status = 0
+            except InputError as error:
+                print(f"error: {error}")
+                status = 2
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(status)
+    _, code = os.waitpid(child, 0)
+    return Outcome(os.waitstatus_to_exitcode(code), log.read_text(errors="replace"))
+
+
+def run(config: PretrainConfig, *prepare: Prepare) -> Outcome:
+    """Start the run, or start it again, in a process that is first disturbed by `prepare`."""
+
+    def act() -> None:
+        for each in prepare:
+            each()
+        pretrain.run(config)
+
+    folder = Path(config.out).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return in_fork(act, folder / "said.txt")
+
+
+def committed(out: Path) -> int:
+    """Return the newest step that has a manifest, under its own name or set aside for a new folder; 0 for none."""
+    names = [path.parent.name for path in (out / "checkpoints").glob("step-*/manifest.json")]
+    whole = [name.split(".")[0] for name in names if ".partial-" not in name or ".partial-previous-" in name]
+    return max((int(name.removeprefix("step-")) for name in whole), default=0)
+
+
+def end_state(out: Path) -> dict[str, str]:
+    """Return the SHA-256 of what must not depend on how often a run was stopped."""
+    last = sorted((out / "checkpoints").glob("step-????????"))[-1]
+    files = {"log.jsonl": out / "log.jsonl", "model/model.safetensors": out / "model" / "model.safetensors"}
+    files |= {f"{last.name}/{path.name}": path for path in last.glob("*.safetensors")}
+    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
+
+
+def differences(out: Path, straight: dict[str, str]) -> list[str]:
+    """Say what of a finished run is not as it is in the undisturbed one."""
+    if not (out / "model").is_dir():
+        return ["there is no model"]
+    found = end_state(out)
+    wrong = [f"{name} differs" for name in sorted({*found, *straight}) if found.get(name) != straight.get(name)]
+    return wrong + [f"{path.relative_to(out)} is left over" for path in out.rglob("*.partial-*")]
+
+
+def unfinished(outcome: Outcome, what: str) -> list[str]:
+    """Say how a run that should have finished ended instead."""
+    return [] if outcome.status == 0 else [f"{what} ended with {outcome.status}: {outcome.last_line[-300:]}"]
+
+
+def untyped(outcome: Outcome) -> list[str]:
+    """Say what is wrong with how a run told of a fault it cannot mend: one line that a user can read is right."""
+    lines = [line for line in outcome.said.splitlines() if line.startswith("error: ")]
+    if outcome.status == 2 and len(lines) == 1 and outcome.last_line == lines[0]:
+        return []
+    return [f"no one-line error, but status {outcome.status}: {outcome.last_line[-300:]}"]
+
+
+def straight_run(config: PretrainConfig, *prepare: Prepare) -> dict[str, str]:
+    """Return the end state of a run that nobody stopped."""
+    outcome = run(config, *prepare)
+    assert outcome.status == 0, outcome.said
+    return end_state(Path(config.out))
+
+
+def in_turn(cases: Sequence[Case], num_workers: int) -> Iterable[dict[str, Any]]:
+    """Go through cases, several at once, each in a fork and a folder of its own, and yield a row for each."""
+    with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
+        os.chmod(scratch, 0o755)  # a case may go on as another user
+        waiting, running = list(enumerate(cases)), dict[int, tuple[Case, Path, float]]()
+        while waiting or running:
+            while waiting and len(running) < num_workers:
+                number, case = waiting.pop(0)
+                folder = Path(scratch) / str(number)
+                folder.mkdir()
+                running[_start(case, folder)] = (case, folder, time.monotonic())
+            child, _ = os.wait()
+            case, folder, begun = running.pop(child)
+            told = folder / "told.json"
+            wrong = json.loads(told.read_text()) if told.exists() else ["the case itself ended early"]
+            facts_file = folder / "facts.json"
+            facts = case.facts | (json.loads(facts_file.read_text()) if facts_file.exists() else {})
+            seconds = round(time.monotonic() - begun, 2)
+            yield {"part": case.part, "point": case.point, "name": case.name, "wrong": wrong, "s": seconds, **facts}
+            _remove(folder)
+
+
+def note(folder: Path, **facts: Any) -> None:
+    """Put facts into the row of the case that runs in a folder."""
+    (folder / "facts.json").write_text(json.dumps(facts))
+
+
+def _start(case: Case, folder: Path) -> int:
+    sys.stdout.flush()
+    child = os.fork()
+    if child:
+        return child
+    try:
+        try:
+            wrong = case.act(folder)
+        except BaseException:
+            wrong = [f"the case itself: {traceback.format_exc()[-600:]}"]
+        (folder / "told.json").write_text(json.dumps(wrong))
+    finally:
+        os._exit(0)
+
+
+def _remove(folder: Path) -> None:
+    import shutil
+
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir() and not path.is_symlink():
+            path.chmod(0o755)
+    shutil.rmtree(folder, ignore_errors=True)

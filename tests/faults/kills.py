@@ -1,0 +1,222 @@
+"""Ends a run's process at a named place, by the signal that no program can catch.
+
+In: names of functions of the product, of the standard library and of torch. Out: cases that kill a run at the n-th
+call of one, before, after, or half way, start it again, and compare its end with that of a run nobody disturbed. A
+file of its own because the product has no hooks for this: everything is done to it from outside, by name.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from modernbert import storage
+from modernbert.jobs import pretrain
+from modernbert.model import hub
+from modernbert.text import stream
+from modernbert.train import checkpoint, journal, loop, optim
+
+from . import course
+from .course import Case
+
+POINTS: dict[str, tuple[Any, str]] = {
+    "begin_run_folder": (pretrain, "begin_run_folder"),
+    "os.replace": (os, "replace"),
+    "os.fsync": (os, "fsync"),
+    "os.rename": (os, "rename"),
+    "sync_folder": (storage, "sync_folder"),
+    "save_file": (safetensors.torch, "save_file"),
+    "write_text": (Path, "write_text"),
+    "sha256_of": (checkpoint, "sha256_of"),
+    "rmtree": (shutil, "rmtree"),
+    "remove_leftovers": (storage, "remove_leftovers"),
+    "Saver.save": (checkpoint.Saver, "save"),
+    "_write": (checkpoint, "_write"),
+    "_write_own": (checkpoint, "_write_own"),
+    "_commit": (checkpoint, "_commit"),
+    "_rotate": (checkpoint, "_rotate"),
+    "Journal._write": (journal.Journal, "_write"),
+    "Journal.sizes": (journal.Journal, "sizes"),
+    "Journal._open": (journal, "_open"),
+    "latest": (pretrain, "latest"),
+    "_restore": (pretrain, "_restore"),
+    "load_named_state": (pretrain, "load_named_state"),
+    "prefetch": (stream._Builder, "build"),
+    "train_step": (loop, "train_step"),
+    "backward": (torch.Tensor, "backward"),
+    "StableAdamW.step": (optim.StableAdamW, "step"),
+    "score_heldout": (pretrain, "score_heldout"),
+    "_export": (pretrain, "_export"),
+    "save_folder": (pretrain, "save_folder"),
+    "hub._verify": (hub, "_verify"),
+}
+"""Where a run can be killed: a name for the table, and the function that is wrapped."""
+
+
+@dataclass(frozen=True)
+class Kill:
+    """The n-th call of a point, counted from 1; `half` leaves half of what the call writes."""
+
+    point: str
+    n: int
+    when: str
+
+    def __str__(self) -> str:
+        return f"{self.when} call {self.n} of {self.point}"
+
+
+def wrap(point: str, around: Callable[[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], Any]) -> None:
+    """Put a function around the one that a point names, in this process."""
+    owner, name = POINTS[point]
+    original = getattr(owner, name)
+
+    def wrapped(*arguments: Any, **named: Any) -> Any:
+        return around(original, arguments, named)
+
+    setattr(owner, name, wrapped)
+
+
+def end_process() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def arm(kill: Kill) -> None:
+    """Make this process end at a call."""
+    calls = count(1)
+
+    def around(original: Callable[..., Any], arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+        number = next(calls)
+        if number == kill.n and kill.when == "before":
+            end_process()
+        if number == kill.n and kill.when == "half":
+            HALVES[kill.point](original, arguments, named)
+            end_process()
+        result = original(*arguments, **named)
+        if number == kill.n:
+            end_process()
+        return result
+
+    wrap(kill.point, around)
+
+
+def _half_file(which: int, original: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """Write a file, and leave its first half."""
+    original(*arguments, **named)
+    path = Path(arguments[which])
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def _half_line(original: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """Write half a line of the journal."""
+    files, (_, name, row) = arguments[0]._files, arguments
+    line = json.dumps(row)
+    files[name].write(line[: len(line) // 2].encode())
+    files[name].flush()
+
+
+def _half_folder(original: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    """Remove half of the files of a folder."""
+    for path in sorted(Path(arguments[0]).glob("*"))[:2]:
+        path.unlink()
+
+
+HALVES: dict[str, Callable[..., None]] = {
+    "save_file": partial(_half_file, 1),
+    "write_text": partial(_half_file, 0),
+    "Journal._write": _half_line,
+    "rmtree": _half_folder,
+}
+
+
+def count_calls(config: Any, scratch: Path, *before: Kill) -> dict[str, int]:
+    """Return how often each point is passed in a run, or in what is left of one after a kill."""
+    for kill in before:
+        outcome = course.run(config, partial(arm, kill))
+        assert outcome.was_killed, outcome.said
+    told = scratch / "counts.json"
+    counts: Counter[str] = Counter()
+
+    def counting(point: str) -> None:
+        def around(original: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
+            counts[point] += 1
+            return original(*arguments, **named)
+
+        wrap(point, around)
+
+    def act() -> None:
+        for point in POINTS:
+            counting(point)
+        pretrain.run(config)
+        told.write_text(json.dumps(counts))
+
+    outcome = course.in_fork(act, scratch / "said.txt")
+    assert outcome.status == 0, outcome.said
+    found = json.loads(told.read_text())
+    found["write_text"] -= "write_text" in found and 1  # that of the counts
+    return found
+
+
+def kill_cases(data: Path, scratch: Path, seed: int, per_point: int) -> list[Case]:
+    """Draw kills at every point: each in a run that begins or in one that goes on, a third of them killed twice."""
+    straight = course.straight_run(course.config_of(data, scratch / "straight" / "run"))
+    begun = {k: count_calls(config_every(k, data, scratch / f"count{k}"), scratch) for k in (1, 2, 3)}
+    half_way = Kill("StableAdamW.step", 8, "before")
+    left = {k: count_calls(config_every(k, data, scratch / f"left{k}"), scratch, half_way) for k in (1, 2, 3)}
+    rng = random.Random(seed)
+    cases = []
+    for place, point in enumerate(POINTS):
+        for turn in range(per_point):
+            every = rng.choice((1, 2, 3))
+            whens = ("before", "after", "half") if point in HALVES else ("before", "after")
+            calls = begun[every][point]
+            # Stretches of the run in turn, so that its end is killed as often as its beginning.
+            first = Kill(point, 1 + int(calls * (turn + rng.random()) / per_point), whens[turn % len(whens)])
+            kills = [first]
+            if (place + turn) % 3 == 0:
+                second = rng.choice([name for name, number in left[every].items() if number])
+                whens = ("before", "after", "half") if second in HALVES else ("before", "after")
+                kills.append(Kill(second, rng.randint(1, max(1, left[every][second] // 2)), rng.choice(whens)))
+            cases.append(kill_case(data, straight, every, kills))
+    return cases
+
+
+def config_every(every: int, data: Path, folder: Path, **changes: Any) -> Any:
+    """Return the config of a run that saves every so many steps, in a new folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return course.config_of(data, folder / "run", save_every_steps=every, **changes)
+
+
+def kill_case(data: Path, straight: dict[str, str], every: int, kills: list[Kill], *mistakes: course.Prepare) -> Case:
+    """Return the case of a run that is killed, and started again by the same command, until it is done."""
+
+    def act(folder: Path) -> list[str]:
+        config = config_every(every, data, folder)
+        out, wrong, landed, expected = Path(config.out), list[str](), 0, 0
+        for kill in [*kills, None]:
+            outcome = course.run(config, *mistakes, *([partial(arm, kill)] if kill else []))
+            was_whole = (out / "model").is_dir() and "this run is finished" in outcome.said
+            if expected and not was_whole and outcome.went_on_after < expected and "going on" in outcome.said:
+                wrong.append(f"step {expected} was committed, went on after {outcome.went_on_after}")
+            if "passing over" in outcome.said:
+                wrong.append("a kill left a checkpoint that has to be passed over")
+            if outcome.was_killed:
+                landed += 1
+            else:
+                wrong += course.unfinished(outcome, f"start {landed + 1}")
+            expected = course.committed(out)
+        course.note(folder, kills=landed, every=every)
+        return wrong + course.differences(out, straight)
+
+    name = ", then ".join(map(str, kills))
+    return Case("kill", kills[0].point, f"save every {every}: {name}", act)
