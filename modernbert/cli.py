@@ -85,11 +85,17 @@ def tokenizer(config: ConfigFile = None, overrides: Overrides = None, print_conf
 
 @app.command()
 @_told()
-def prepare(config: ConfigFile = None, overrides: Overrides = None, print_config: Print = False) -> None:
-    """Turn documents into tokenised shards."""
+def prepare(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    engine: Annotated[str | None, typer.Option(help="Where to tokenise: local, or ray.")] = None,
+    print_config: Print = False,
+) -> None:
+    """Turn documents into tokenised shards; started again, go on with those that are done."""
     from modernbert.jobs.prepare import PrepareConfig, run
 
-    resolved = _resolve(PrepareConfig, config, overrides, print_config)
+    words = [*(overrides or []), *([f"engine={engine}"] if engine else [])]
+    resolved = _resolve(PrepareConfig, config, words, print_config)
     if resolved is not None:
         run(resolved)
 

@@ -18,6 +18,7 @@ from modernbert.errors import InputError
 
 __all__ = [
     "explained",
+    "move_into_place",
     "new_folder",
     "only_process",
     "remove_leftovers",
@@ -50,16 +51,24 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
         remove_leftovers(target)
         partial.mkdir()
         yield partial
-        for path in sorted(partial.rglob("*")):
-            sync_file(path)
-        sync_folder(partial)
-        _rename(partial, target)
+        move_into_place(partial, target)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise explained(target, error) from error
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def move_into_place(folder: Path, target: Path) -> None:
+    """Make a folder and all in it durable, then give it the name of `target`, whose old content goes.
+
+    Raises: OSError if the disk does not take it; `target` is then as it was.
+    """
+    for path in sorted(folder.rglob("*")):
+        sync_file(path)
+    sync_folder(folder)
+    _rename(folder, target)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Plain bytes from files as they are stored: bare, gzip or Zstandard.
 
-In: a path. Out: its lines, uncompressed, with one error for everything that can be wrong with the file. A file of its
+In: a file. Out: its lines, uncompressed, with one error for everything that can be wrong with the file. A file of its
 own because the readers of formats should not know how a file is packed, and because a cut archive must never pass for
 a short one.
 """
@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from modernbert.errors import InputError
+from modernbert.text.faults import BrokenInput
+from modernbert.text.remote import RemoteFile
 
 __all__ = ["CountingReader", "open_plain"]
 
@@ -22,17 +24,17 @@ CHUNK_BYTES = 1 << 16
 class CountingReader:
     """Read the plain lines of one file and tell how much of the stored file is behind."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | RemoteFile) -> None:
         self._path = path
         try:
             self._stored: BinaryIO = path.open("rb")
         except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+            raise BrokenInput(f"{path}: cannot be read ({error.strerror})") from None
 
     def lines(self) -> Iterator[bytes]:
         """Yield lines with their line breaks; only `\\n` ends a line.
 
-        Raises: InputError if the file is damaged or ends before its last frame does.
+        Raises: BrokenInput if the file is damaged or ends before its last frame does.
         """
         suffix = self._path.suffix.lower()
         try:
@@ -44,9 +46,9 @@ class CountingReader:
             else:
                 yield from self._stored
         except EOFError:
-            raise InputError(f"{self._path}: ends too early, the archive is not complete") from None
+            raise BrokenInput(f"{self._path}: ends too early, the archive is not complete") from None
         except (OSError, zlib.error) as error:
-            raise InputError(f"{self._path}: cannot be read ({error})") from None
+            raise BrokenInput(f"{self._path}: cannot be read ({error})") from None
 
     def stored_bytes(self) -> int:
         """Return how many bytes of the file on disk have been read."""
@@ -72,12 +74,12 @@ class CountingReader:
                     yield frame.decompress(chunk)
                     started, chunk = True, frame.unused_data if frame.eof else b""
         except zstandard.ZstdError as error:
-            raise InputError(f"{self._path}: is not readable as Zstandard ({error})") from None
+            raise BrokenInput(f"{self._path}: is not readable as Zstandard ({error})") from None
         if started and not frame.eof:
             raise EOFError
 
 
-def open_plain(path: Path) -> AbstractContextManager[CountingReader]:
+def open_plain(path: Path | RemoteFile) -> AbstractContextManager[CountingReader]:
     """Open a file for reading; close it at the end of the `with` block."""
     return closing(CountingReader(path))
 

@@ -1,30 +1,24 @@
 """Documents from files of many formats, one at a time.
 
-In: paths of files and folders. Out: a stream of `Document`, and a `Tally` of what was met. A file of its own because
-everything that can be wrong with text on a disk is met here and nowhere later.
+In: paths of files and folders, URLs, names of datasets. Out: a stream of `Document`, and a `Tally` of what was met. A
+file of its own because what becomes of a text that is broken, empty or there already is decided here and nowhere later.
 """
 
-import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from modernbert.errors import InputError
-from modernbert.text.archive import open_plain
+from modernbert.text.duplicates import SeenTexts
+from modernbert.text.faults import BrokenInput
+from modernbert.text.formats import KNOWN, File, RawText, format_of, read_texts, size_of
+from modernbert.text.remote import RemoteFile, dataset_url, find_remote, is_url
 
 __all__ = ["Document", "Tally", "find_files", "read_documents", "stored_bytes"]
 
-PROSE = (".txt", ".md", ".rst")
-CODE = tuple(
-    ".py .pyi .pyx .ipynb .c .h .cc .cpp .cxx .hh .hpp .cu .cuh .java .kt .scala .js .jsx .mjs .ts .tsx .go .rs .rb"
-    " .php .cs .swift .lua .r .jl .pl .hs .ml .ex .exs .erl .clj .sh .bash .ps1 .sql .html .htm .css .scss .xml .yaml"
-    " .yml .toml .ini .cfg .cmake .proto .tex .vue".split()
-)
-SUFFIXES = (*PROSE, ".jsonl", ".parquet", *CODE)
 SKIPPED_FOLDERS = ("__pycache__", "node_modules")
-PARQUET_ROWS = 64
+REASONS_KEPT = 5
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_BYTES = re.compile("[\udc80-\udcff]+")
@@ -32,7 +26,7 @@ _ESCAPED_BYTES = re.compile("[\udc80-\udcff]+")
 
 @dataclass(frozen=True)
 class Document:
-    """Hold one document's text and where it was read: a path, or `path:line`."""
+    """Hold one document's text and where it was read: a path or URL, or `path:line`."""
 
     text: str
     origin: str
@@ -51,227 +45,205 @@ class Tally:
     """Bytes read from the disk, compressed as they are there."""
     passed_over: int = 0
     """Files of unknown formats and links to folders, met below the folders given."""
+    skipped: int = 0
+    """Broken rows, and broken files or what was left of them, left out on request."""
+    skipped_reasons: list[str] = field(default_factory=list)
+    """What was wrong with the first of them."""
+    duplicates: int = 0
+    """Documents left out on request, because the same text came before."""
 
-
-@dataclass(frozen=True)
-class _Raw:
-    """Hold text before it is checked; of a whole file, the line of an error is still to be found."""
-
-    text: str | bytes
-    origin: str
-    is_whole_file: bool = False
+    def skip(self, broken: BrokenInput) -> None:
+        """Count something broken that is left out."""
+        self.skipped += 1
+        if len(self.skipped_reasons) < REASONS_KEPT:
+            self.skipped_reasons.append(str(broken))
 
 
 def read_documents(
-    paths: Sequence[Path | str],
+    sources: Sequence[File | str],
     tally: Tally,
     *,
     text_field: str = "text",
     txt_unit: str = "file",
     invalid: str = "repair",
+    on_error: str = "refuse",
+    deduplicate: bool = False,
 ) -> Iterator[Document]:
-    """Read the documents of files and folders, in a fixed order, and count them in `tally`.
+    """Read the documents of all sources, in a fixed order, and count them in `tally`.
 
     `.txt`, `.md` and `.rst` give one document a file, line or paragraph (`txt_unit`), source code one a file, `.jsonl`
     and `.parquet` one a row from `text_field`; each may end in `.gz` or `.zst`. Documents of white space alone are
     counted and left out. Bytes that are not UTF-8 and lone surrogates become U+FFFD (`invalid="repair"`), or are an
-    error (`"refuse"`).
+    error (`"refuse"`). With `deduplicate`, only the first of the documents with the same text stays; that takes 16
+    bytes of memory a document.
 
-    Raises: InputError naming the file, and the line where there is one, at the first thing that cannot be read; at
-    once if a path is absent or has no known format.
+    What is broken is an error (`on_error="refuse"`), or is counted and left out (`"skip"`): a row, or a damaged file
+    from the place of the damage on. A network that fails is an error either way, since what it lacks today it may give
+    tomorrow.
+
+    Raises: BrokenInput naming the file, and the line where there is one, at the first thing that cannot be read;
+    InputError at once if a source is absent or has no known format.
     """
-    if txt_unit not in ("file", "line", "paragraph"):
-        raise InputError(f"txt_unit: found {txt_unit!r}, expected 'file', 'line' or 'paragraph'")
-    if invalid not in ("repair", "refuse"):
-        raise InputError(f"invalid: found {invalid!r}, expected 'repair' or 'refuse'")
-    files = find_files(paths, tally)
+    for name, found, known in (
+        ("txt_unit", txt_unit, ("file", "line", "paragraph")),
+        ("invalid", invalid, ("repair", "refuse")),
+        ("on_error", on_error, ("refuse", "skip")),
+    ):
+        if found not in known:
+            raise InputError(f"{name}: found {found!r}, expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
+    lost = tally.skip if on_error == "skip" else _refuse
+    files = find_files(sources, tally, on_error=on_error)
+    seen = SeenTexts() if deduplicate else None
 
     def documents() -> Iterator[Document]:
-        for path in files:
-            for raw in _read_file(path, tally, text_field, txt_unit):
-                document = _checked(raw, tally, invalid)
-                if document is not None:
-                    yield document
+        for raw in _read_all(files, tally, text_field, txt_unit, lost):
+            try:
+                document, is_repaired = _checked(raw, invalid)
+            except BrokenInput as error:
+                lost(error)
+                continue
+            if not document.text or document.text.isspace():
+                tally.empty += 1
+            elif seen is not None and not seen.add(document.text):
+                tally.duplicates += 1
+            else:
+                tally.repaired += is_repaired
+                tally.documents += 1
+                tally.bytes += len(document.text.encode())
+                yield document
         if not tally.documents:
-            raise InputError(f"{', '.join(map(str, paths))}: no document with text in {len(files)} files")
+            more = f" ({tally.skipped_reasons[0]})" if tally.skipped_reasons else ""
+            raise InputError(f"{', '.join(map(str, sources[:9]))}: no document with text in {len(files)} files{more}")
 
     return documents()
 
 
-def find_files(paths: Sequence[Path | str], tally: Tally | None = None) -> list[Path]:
+def find_files(sources: Sequence[File | str], tally: Tally | None = None, *, on_error: str = "refuse") -> list[File]:
     """List the files to read: those given, and those of known formats below the folders given, sorted by name.
 
-    Hidden files and folders, `__pycache__` and `node_modules` are passed over; so are files of unknown formats and
-    links to folders, which are counted in `tally`.
+    A source is a path, a URL that fsspec knows (a folder's, a file's, or one with `*`), or `owner/name@revision` of a
+    dataset on the Hugging Face Hub, of which the card is passed over. So are hidden files and folders, `__pycache__`
+    and `node_modules`, and files of unknown formats and links to folders, which are counted in `tally`.
 
-    Raises: InputError if a path is absent, or a folder has no file of a known format, or a file has an unknown suffix.
+    Raises: InputError if a source is absent, or a folder has no file of a known format, or a file has an unknown
+    suffix; BrokenInput if a folder cannot be read, unless that is to be skipped.
     """
-    if not paths:
+    if not sources:
         raise InputError("sources: found none, expected at least one file or folder")
-    files: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            found = list(_walk(path, tally or Tally()))
-            if not found:
-                raise InputError(f"{path}: no file of a known format below this folder ({_known()})")
-            files += found
-        elif not path.exists():
-            raise InputError(f"{path}: no such file or folder")
-        elif _suffix(path) not in SUFFIXES:
-            raise InputError(f"{path}: unknown format {_suffix(path)!r}, expected {_known()}")
+    tally = tally or Tally()
+    files: list[File] = []
+    for source in sources:
+        if isinstance(source, RemoteFile):
+            files.append(source)
+        elif isinstance(source, str) and is_url(source):
+            files += _below_url(source, tally)
+        elif isinstance(source, str) and format_of(Path(source)) not in KNOWN and (url := dataset_url(source)):
+            files += _below_url(url, tally)
         else:
-            files.append(path)
+            files += _below_path(Path(source), tally, tally.skip if on_error == "skip" else _refuse)
     return files
 
 
-def stored_bytes(paths: Sequence[Path | str]) -> int:
+def stored_bytes(sources: Sequence[File | str]) -> int:
     """Return the bytes on disk of all files that would be read: what `Tally.stored_bytes` will come to."""
-    return sum(path.stat().st_size for path in find_files(paths))
+    return sum(map(size_of, find_files(sources)))
 
 
-def _walk(folder: Path, tally: Tally) -> Iterator[Path]:
+def _refuse(broken: BrokenInput) -> None:
+    raise broken
+
+
+def _below_path(path: Path, tally: Tally, lost: Callable[[BrokenInput], None]) -> list[File]:
+    if path.is_dir():
+        found = list(_walk(path, tally, lost))
+        if not found:
+            raise InputError(f"{path}: no file of a known format below this folder ({_known()})")
+        return found
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    _check_format(path)
+    if not path.is_file():
+        raise InputError(f"{path}: is neither a file nor a folder")
+    return [path]
+
+
+def _walk(folder: Path, tally: Tally, lost: Callable[[BrokenInput], None]) -> Iterator[File]:
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
-        raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
+        lost(BrokenInput(f"{folder}: cannot be read ({error.strerror})"))
+        return
     for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir() and not entry.is_symlink():
             if entry.name not in SKIPPED_FOLDERS:
-                yield from _walk(entry, tally)
-        elif entry.is_file() and _suffix(entry) in SUFFIXES:
+                yield from _walk(entry, tally, lost)
+        elif entry.is_file() and format_of(entry) in KNOWN:
             yield entry
         else:
             tally.passed_over += 1
 
 
-def _suffix(path: Path) -> str:
-    name = path.name.lower()
-    for packed in (".gz", ".zst"):
-        name = name.removesuffix(packed)
-    return Path(name).suffix
+def _below_url(url: str, tally: Tally) -> list[File]:
+    files: list[File] = []
+    for parts, file in find_remote(url):
+        if not parts:
+            _check_format(file)
+        if any(part.startswith(".") or part in SKIPPED_FOLDERS for part in parts):
+            continue
+        is_card = url.startswith("hf://datasets/") and parts == ("README.md",)
+        if format_of(file) in KNOWN and not is_card:
+            files.append(file)
+        else:
+            tally.passed_over += 1
+    if not files:
+        raise InputError(f"{url}: no file of a known format below this folder ({_known()})")
+    return files
+
+
+def _check_format(file: File) -> None:
+    if format_of(file) not in KNOWN:
+        raise InputError(f"{file}: unknown format {format_of(file)!r}, expected {_known()}")
 
 
 def _known() -> str:
-    return f"{' '.join(SUFFIXES[:8])} or other source code, also as .gz or .zst"
+    return f"{' '.join(KNOWN[:8])} or other source code, also as .gz or .zst"
 
 
-def _read_file(path: Path, tally: Tally, text_field: str, txt_unit: str) -> Iterator[_Raw]:
-    suffix = _suffix(path)
-    if suffix == ".parquet":
-        return _read_parquet(path, tally, text_field)
-    if suffix == ".jsonl":
-        return _read_jsonl(path, tally, text_field)
-    if suffix in PROSE and txt_unit != "file":
-        return _read_lines(path, tally) if txt_unit == "line" else _read_paragraphs(path, tally)
-    return _read_whole(path, tally)
+def _read_all(
+    files: list[File], tally: Tally, text_field: str, txt_unit: str, lost: Callable[[BrokenInput], None]
+) -> Iterator[RawText]:
+    """Read file after file; hand what is broken to `lost`, and go on if it returns."""
 
+    def count(num_bytes: int) -> None:
+        tally.stored_bytes += num_bytes
 
-def _plain_lines(path: Path, tally: Tally) -> Iterator[tuple[int, bytes]]:
-    """Yield (number from 1, line with its line break); the byte order mark of Windows editors is left out."""
-    seen = 0
-    with open_plain(path) as stream:
-        for number, line in enumerate(stream.lines(), 1):
-            tally.stored_bytes += stream.stored_bytes() - seen
-            seen = stream.stored_bytes()
-            yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        tally.stored_bytes += stream.stored_bytes() - seen
-
-
-def _read_whole(path: Path, tally: Tally) -> Iterator[_Raw]:
-    yield _Raw(b"".join(line for _, line in _plain_lines(path, tally)), str(path), is_whole_file=True)
-
-
-def _read_lines(path: Path, tally: Tally) -> Iterator[_Raw]:
-    for number, line in _plain_lines(path, tally):
-        yield _Raw(line.rstrip(b"\r\n"), f"{path}:{number}")
-
-
-def _read_paragraphs(path: Path, tally: Tally) -> Iterator[_Raw]:
-    paragraph: list[bytes] = []
-    first = 1
-    for number, line in _plain_lines(path, tally):
-        if line.strip():
-            first = first if paragraph else number
-            paragraph.append(line)
-        elif paragraph:
-            yield _Raw(b"".join(paragraph).rstrip(b"\r\n"), f"{path}:{first}")
-            paragraph = []
-    if paragraph:
-        yield _Raw(b"".join(paragraph).rstrip(b"\r\n"), f"{path}:{first}")
-
-
-def _read_jsonl(path: Path, tally: Tally, text_field: str) -> Iterator[_Raw]:
-    for number, line in _plain_lines(path, tally):
-        if not line.strip():
-            continue
-        place = f"{path}:{number}"
+    for file in files:
         try:
-            row: Any = json.loads(line.decode("utf-8", "surrogateescape"))
-        except RecursionError:
-            raise InputError(f"{place}: JSON nested too deeply") from None
-        except ValueError as error:
-            raise InputError(f"{place}: is not JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{place}: found a JSON {type(row).__name__}, expected an object with {text_field!r}")
-        if text_field not in row:
-            raise InputError(f"{place}: no field {text_field!r}, found {', '.join(map(repr, row)) or 'none'}")
-        if not isinstance(row[text_field], str):
-            raise InputError(f"{place}: field {text_field!r} is {type(row[text_field]).__name__}, expected a string")
-        yield _Raw(row[text_field], place)
+            for raw in read_texts(file, text_field, txt_unit, count):
+                if isinstance(raw, BrokenInput):
+                    lost(raw)
+                else:
+                    yield raw
+        except BrokenInput as error:
+            lost(error)
 
 
-def _read_parquet(path: Path, tally: Tally, text_field: str) -> Iterator[_Raw]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise InputError(f"{path}: needs pyarrow to be read; pip install 'modernbert[data]'") from None
-    size = path.stat().st_size
-    number = seen = 0
-    try:
-        with pq.ParquetFile(path) as table:
-            schema = table.schema_arrow
-            if text_field not in schema.names:
-                raise InputError(f"{path}: no column {text_field!r}, found {', '.join(map(repr, schema.names))}")
-            kind = schema.field(text_field).type
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-                raise InputError(f"{path}: column {text_field!r} is {kind}, expected strings")
-            for rows in table.iter_batches(batch_size=PARQUET_ROWS, columns=[text_field]):
-                # As bytes: a column may hold what is not UTF-8, and pyarrow would stop without saying in which row.
-                for text in rows.column(0).cast(pa.large_binary()).to_pylist():
-                    number += 1
-                    if text is None:
-                        raise InputError(f"{path}:{number}: column {text_field!r} is null, expected a string")
-                    yield _Raw(text, f"{path}:{number}")
-                tally.stored_bytes += size * number // table.metadata.num_rows - seen
-                seen = size * number // table.metadata.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: is not readable as parquet ({str(error).splitlines()[0]})") from None
-
-
-def _checked(raw: _Raw, tally: Tally, invalid: str) -> Document | None:
-    """Decode a text, repair or refuse what is not UTF-8, leave out what is empty."""
-    text, damaged = raw.text, False
+def _checked(raw: RawText, invalid: str) -> tuple[Document, bool]:
+    """Decode a text, repair or refuse what is not UTF-8; tell whether there was anything to repair."""
+    text = raw.text
     try:
         if isinstance(text, bytes):
-            size, text = len(text), text.decode()
+            text = text.decode()
         else:
-            size = len(text.encode())
+            text.encode()
     except UnicodeError as error:
         if invalid == "refuse":
-            raise InputError(f"{_place(raw, error)}: {_what(error)}, expected UTF-8, or invalid='repair'") from None
-        damaged = True
+            raise BrokenInput(f"{_place(raw, error)}: {_what(error)}, expected UTF-8, or invalid='repair'") from None
         text = text.decode("utf-8", "replace") if isinstance(text, bytes) else _repaired(text)
-        size = len(text.encode())
-    if not text or text.isspace():
-        tally.empty += 1
-        return None
-    tally.repaired += damaged
-    tally.documents += 1
-    tally.bytes += size
-    return Document(text, raw.origin)
+        return Document(text, raw.origin), True
+    return Document(text, raw.origin), False
 
 
 def _repaired(text: str) -> str:
@@ -283,7 +255,7 @@ def _repaired(text: str) -> str:
     return _SURROGATE.sub("\ufffd", restored)
 
 
-def _place(raw: _Raw, error: UnicodeError) -> str:
+def _place(raw: RawText, error: UnicodeError) -> str:
     if raw.is_whole_file and isinstance(error, UnicodeDecodeError):
         line = error.object[: error.start].count(b"\n") + 1
         return f"{raw.origin}:{line}"

@@ -11,16 +11,12 @@ which depend on the length a phase cuts to; `.offsets` holds where each document
 
 import hashlib
 import json
-import os
-import threading
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from functools import cache, lru_cache
-from multiprocessing import connection, get_context, parent_process
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +24,10 @@ import numpy as np
 from jaxtyping import Int64, Integer
 
 from modernbert.errors import InputError
-from modernbert.storage import new_folder, sha256_of
+from modernbert.storage import new_folder, sha256_of, sync_file, write_file
 from modernbert.text.corpus import Document, Tally
+from modernbert.text.engines import ENGINES
+from modernbert.text.faults import Outage
 from modernbert.text.tokenizer import Tokenizer
 
 __all__ = ["Shards", "fill_folder", "write_shards"]
@@ -75,18 +73,22 @@ def fill_folder(
     shard_chars: int = 16_000_000,
     processes: int = 1,
     progress: Callable[[int], None] = lambda num_tokens: None,
+    engine: str = "local",
+    done: Path | None = None,
 ) -> None:
-    """Tokenise documents into an empty folder of `new_folder`; call `progress` with the tokens of each shard done.
+    """Tokenise documents into a folder that is moved into place later; call `progress` with the tokens of each shard.
 
-    The reader fills shards by characters, so the bytes written do not depend on the number of processes. `tally`, which
-    the reader of `documents` fills, goes into the index. With one process no other is started.
+    The reader fills shards by characters, so the bytes written depend on neither the number of processes nor where
+    they run: see `ENGINES`. `tally`, which the reader of `documents` fills, goes into the index. In a folder `done`
+    each finished shard leaves its entry: given the same documents again, shards that are there and whole are kept.
 
     Raises: InputError if a document cannot be read or there is none; OSError with the system's number, for `new_folder`
     to explain, if the disk is full or not writable.
     """
     tokenizer = Tokenizer.load(tokenizer_file)
     shards = []
-    for shard in _tokenise(_grouped(documents, shard_chars), Path(tokenizer_file), tokenizer, folder, processes):
+    tasks = (Task(n, texts, folder, done) for n, texts in enumerate(_grouped(documents, shard_chars)))
+    for shard in _in_order(tasks, tokenizer_file, tokenizer, engine, processes):
         shards.append(shard)
         progress(shard["num_tokens"])
     if not shards:
@@ -152,12 +154,13 @@ class Shards:
 
 
 @dataclass(frozen=True)
-class _Task:
-    """What a process needs to write one shard."""
+class Task:
+    """What a process needs to write one shard, and where it leaves word that it did."""
 
     number: int
     texts: list[str]
     folder: Path
+    done: Path | None
 
 
 def _grouped(documents: Iterable[Document], shard_chars: int) -> Iterator[list[str]]:
@@ -173,63 +176,58 @@ def _grouped(documents: Iterable[Document], shard_chars: int) -> Iterator[list[s
         yield texts
 
 
-def _tokenise(
-    groups: Iterator[list[str]], tokenizer_file: Path, tokenizer: Tokenizer, folder: Path, processes: int
+def _in_order(
+    tasks: Iterator[Task], tokenizer_file: Path | str, tokenizer: Tokenizer, engine: str, processes: int
 ) -> Iterator[dict[str, Any]]:
-    """Write a shard for each group of texts, in order, and yield its entry for the index."""
-    tasks = (_Task(number, texts, folder) for number, texts in enumerate(groups))
-    if processes == 1:
+    """Write a shard for each task, in order, and yield its entry for the index."""
+    if engine == "local" and processes == 1:
         for task in tasks:
-            yield _write_shard(task, tokenizer)
+            yield write_shard(task, tokenizer)
         return
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start_worker)
     running: deque[Future[dict[str, Any]]] = deque()
-    try:
+    with ENGINES[engine](processes) as (write, num_workers):
         for task in tasks:
-            running.append(pool.submit(_write_shard_in_worker, task, tokenizer_file))
-            if len(running) > processes:  # one waits while all work; more would only hold memory
+            running.append(write(task, Path(tokenizer_file).absolute()))
+            if len(running) > num_workers:  # one waits while all work; more would only hold memory
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
-    except BrokenProcessPool:
-        raise InputError("a tokenising process died, perhaps for want of memory; try fewer processes") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
-def _start_worker() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every process has one core to itself
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone: a killed parent can not tell its workers to stop."""
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-
-@cache
-def _loaded(tokenizer_file: Path) -> Tokenizer:
-    return Tokenizer.load(tokenizer_file)
-
-
-def _write_shard_in_worker(task: _Task, tokenizer_file: Path) -> dict[str, Any]:
-    return _write_shard(task, _loaded(tokenizer_file))
-
-
-def _write_shard(task: _Task, tokenizer: Tokenizer) -> dict[str, Any]:
-    dtype = _dtype(tokenizer.vocab_size)
+def write_shard(task: Task, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Write the two files of a shard, unless they are there, and return its entry for the index."""
+    name = f"shard-{task.number:05d}"
+    told = task.done / f"{name}.json" if task.done else None
+    if told is not None and (entry := _entry_of_whole(told, task)) is not None:
+        return entry
     documents = tokenizer.encode(task.texts, special=False)
     ends = np.cumsum([len(document) for document in documents])
-    name = f"shard-{task.number:05d}"
-    return {
+    values = np.concatenate(documents).astype(_dtype(tokenizer.vocab_size))
+    entry = {
         "num_docs": len(documents),
         "num_tokens": int(ends[-1]),
-        "tokens": _write(task.folder / f"{name}.tokens", np.concatenate(documents).astype(dtype)),
+        "tokens": _write(task.folder / f"{name}.tokens", values),
         "offsets": _write(task.folder / f"{name}.offsets", np.concatenate([[0], ends]).astype(OFFSET)),
     }
+    if told is not None:
+        for part in ("tokens", "offsets"):
+            sync_file(task.folder / entry[part]["file"])
+        try:
+            write_file(told, json.dumps(entry))
+        except InputError as error:
+            raise Outage(str(error)) from None
+    return entry
+
+
+def _entry_of_whole(told: Path, task: Task) -> dict[str, Any] | None:
+    """Return the entry of a shard that an earlier process finished, if its files are still what it wrote."""
+    try:
+        entry: dict[str, Any] = json.loads(told.read_text())
+        for part in ("tokens", "offsets"):
+            _verify(task.folder / entry[part]["file"], entry[part], content=True)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return entry if entry["num_docs"] == len(task.texts) else None
 
 
 def _write(path: Path, values: Integer[np.ndarray, " _"]) -> dict[str, Any]:

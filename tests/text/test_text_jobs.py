@@ -79,7 +79,7 @@ def test_without_heldout_everything_is_for_training(
     corpus: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = prepare.run(prepare_config(corpus, tokenizer_folder))
-    assert [path.name for path in out.iterdir()] == ["train"]
+    assert sorted(path.name for path in out.iterdir()) == ["prepare.json", "train"]
     printed = capsys.readouterr().out
     assert "450 documents read, 1 empty ones left out, 0 repaired" in printed
     assert f"{out / 'train'}: 450 documents, {Shards.open(out / 'train').num_tokens:,} tokens" in printed
@@ -111,8 +111,10 @@ def test_the_command_line_prepares_with_two_processes(corpus: Path, tokenizer_fo
     assert done.returncode == 0, done.stderr
     assert "450 documents read" in done.stdout
     again = subprocess.run(command, capture_output=True, text=True, env=os.environ)
-    assert again.returncode == 2
-    assert again.stderr.strip().count("\n") == 0 and "exists already" in again.stderr
+    assert again.returncode == 0 and "is finished and whole" in again.stdout
+    other = subprocess.run([*command, "invalid=refuse"], capture_output=True, text=True, env=os.environ)
+    assert other.returncode == 2
+    assert other.stderr.strip().count("\n") == 0 and "exists already, prepared with another invalid" in other.stderr
 
 
 def test_what_is_passed_over_is_told(

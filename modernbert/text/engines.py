@@ -1,0 +1,101 @@
+"""Where shards are tokenised: in processes of this machine, or on a cluster.
+
+In: tasks, each for one shard. Out: futures of their entries. A file of its own because whoever writes shards should not
+know how many machines there are: the shards are the same.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache
+from multiprocessing import connection, get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+from modernbert.errors import InputError
+from modernbert.text.faults import Outage
+from modernbert.text.tokenizer import Tokenizer
+
+__all__ = ["ENGINES"]
+
+Write = Callable[[Any, Path], Future[dict[str, Any]]]
+"""(task, tokenizer file) -> the entry of the shard, later"""
+
+
+@contextmanager
+def _local(processes: int) -> Iterator[tuple[Write, int]]:
+    """Work in processes of this machine; each ends with this one."""
+    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start_worker)
+    try:
+        yield lambda task, tokenizer_file: pool.submit(_write, task, tokenizer_file), processes
+    except BrokenProcessPool:
+        raise Outage("a tokenising process died, perhaps for want of memory; try fewer processes") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _ray(processes: int) -> Iterator[tuple[Write, int]]:
+    """Work in tasks of Ray: of the cluster that RAY_ADDRESS names, whose machines share the folder, or of this machine.
+
+    Plain tasks, not a Ray dataset: which documents a shard holds is decided by the order in which they are read.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise InputError("engine: ray is not installed: pip install 'modernbert[ray]'") from None
+    address = os.environ.get("RAY_ADDRESS")
+    here: dict[str, Any] = {} if address else {"num_cpus": processes, "include_dashboard": False}
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
+    write = ray.remote(num_cpus=1)(_write)
+    try:
+        yield lambda task, tokenizer_file: write.remote(task, tokenizer_file).future(), _num_ray_workers(processes)
+    except ray.exceptions.RayTaskError as error:
+        raise (
+            error.cause if isinstance(error.cause, InputError | OSError) else Outage(f"ray: {error.cause}")
+        ) from None
+    except ray.exceptions.RayError as error:
+        raise Outage(f"ray: a tokenising task died ({str(error).splitlines()[0]})") from None
+    finally:
+        if is_ours:
+            ray.shutdown()
+
+
+def _num_ray_workers(processes: int) -> int:
+    import ray
+
+    return max(processes, int(ray.cluster_resources().get("CPU", 1)))
+
+
+ENGINES: dict[str, Callable[[int], AbstractContextManager[tuple[Write, int]]]] = {"local": _local, "ray": _ray}
+
+
+def _start_worker() -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every process has one core to itself
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone: a killed parent can not tell its workers to stop."""
+    parent = parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+@cache
+def _loaded(tokenizer_file: Path) -> Tokenizer:
+    return Tokenizer.load(tokenizer_file)
+
+
+def _write(task: Any, tokenizer_file: Path) -> dict[str, Any]:
+    # Here, not above: the writer of shards imports this file.
+    from modernbert.text.shards import write_shard
+
+    return write_shard(task, _loaded(tokenizer_file))
