@@ -2,6 +2,7 @@
 
     python measure.py throughput DATA OUT [--rounds 3]   real tokens a second and peak memory
     python measure.py loss DATA OUT [--seeds 1,2,3]      seconds of training to a fixed held-out loss
+                                    [--vocabulary own]   its own of 4,096 entries, or the published 50,368
 
 DATA holds what `make_data.sh` writes. Each run is a process of its own. The peer trains the published architecture on
 the very pieces ours trains on, in three ways:
@@ -30,7 +31,6 @@ SHAPES = {
     "tiny": {"preset": "tiny"},
 }  # fmt: skip
 VARIANTS = ("default", "best", "concatenated")
-LRS = (1e-3, 2e-3, 4e-3)
 
 
 def shards_of(data, tokenizer, split):
@@ -280,15 +280,15 @@ def throughput(data, out, rounds, device, num_steps, step_tokens):
             f"({peaks[0]:.2f} to {peaks[-1]:.2f})", out)  # fmt: skip
 
 
-def loss(data, out, seeds, device, variants, pilot_tokens, tokens, step_tokens):
-    plan = {"data": str(data), "tokenizer": "own", "warmup": 60_000, "step_tokens": step_tokens, "device": device,
+def loss(data, out, seeds, device, variants, pilot_tokens, tokens, step_tokens, vocabulary, lrs):
+    plan = {"data": str(data), "tokenizer": vocabulary, "warmup": 60_000, "step_tokens": step_tokens, "device": device,
             "heldout_tokens": 40_000, "out": str(out / "run"), "eval_every": 10}  # fmt: skip
     systems = ("ours", *variants)
     best = {}
     for system in systems:
         tried = {}
-        for lr in LRS:
-            start = str(make_start(data, out, "own", "tiny", 0))
+        for lr in lrs if len(lrs) > 1 else ():
+            start = str(make_start(data, out, vocabulary, "tiny", 0))
             each = plan | {"lr": lr, "seed": 7, "start": start, "variant": system, "tokens": pilot_tokens}
             got = in_process("ours" if system == "ours" else "peer", each)
             tried[lr] = got["scores"][-1][2]
@@ -296,11 +296,11 @@ def loss(data, out, seeds, device, variants, pilot_tokens, tokens, step_tokens):
                 f"  tuning {system:13} lr {lr:g}: held-out loss {tried[lr]:.3f} after {sum(got['tokens']):,} tokens",
                 out,
             )
-        best[system] = min(tried, key=tried.get)
+        best[system] = min(tried, key=tried.get, default=lrs[0])
     target, times = None, {system: [] for system in systems}
     for seed in seeds:
         for system in systems:
-            start = str(make_start(data, out, "own", "tiny", seed))
+            start = str(make_start(data, out, vocabulary, "tiny", seed))
             each = plan | {"lr": best[system], "seed": seed, "start": start, "variant": system, "tokens": tokens}
             if system != "ours":
                 each |= {"target": target, "tokens": 4 * tokens, "most_s": 600}
@@ -332,7 +332,9 @@ def main():
     parser.add_argument("--seeds", default="1,2,3")
     parser.add_argument("--tokens", type=int, default=900_000)
     parser.add_argument("--pilot-tokens", type=int, default=300_000)
-    parser.add_argument("--variants", default="best,concatenated")
+    parser.add_argument("--variants", default=",".join(VARIANTS))
+    parser.add_argument("--lrs", default="1e-3,2e-3,4e-3", help="rates tried by each system; one is taken as it is")
+    parser.add_argument("--vocabulary", default="own", choices=("own", "olmo"))
     parser.add_argument("--device", default="cpu")
     words = parser.parse_args()
     words.out.mkdir(parents=True, exist_ok=True)
@@ -341,7 +343,8 @@ def main():
     else:
         seeds = [int(seed) for seed in words.seeds.split(",")]
         loss(words.data, words.out, seeds, words.device, words.variants.split(","), words.pilot_tokens, words.tokens,
-             words.step_tokens or 4_096)  # fmt: skip
+             words.step_tokens or 4_096, words.vocabulary,
+             [float(lr) for lr in words.lrs.split(",")])  # fmt: skip
 
 
 if __name__ == "__main__":
