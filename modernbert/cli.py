@@ -31,7 +31,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-ConfigFile = Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A YAML file of differences.")]
+# Not a path: the first word may be a field to set, and a path makes one slash of the two in a URL.
+ConfigFile = Annotated[str | None, typer.Argument(metavar="[CONFIG.yaml]", help="A YAML file of differences.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]...", help="Fields to set.")]
 Print = Annotated[bool, typer.Option("--print", help="Show the resolved config and stop.")]
 Model = Annotated[str, typer.Argument(help="A model folder, or the name of a model on the hub.")]
@@ -193,12 +194,12 @@ def embed(
 
 
 def _resolve(
-    schema: type[Schema], config: Path | None, overrides: list[str] | None, print_config: bool
+    schema: type[Schema], config: str | None, overrides: list[str] | None, print_config: bool
 ) -> Schema | None:
     """Merge defaults, file and words; print and return nothing if that is all that was asked."""
     words = list(overrides or [])
-    if config is not None and "=" in str(config) and not config.exists():
-        words.insert(0, str(config))
+    if config is not None and "=" in config and not Path(config).exists():
+        words.insert(0, config)
         config = None
     resolved = configs.load(schema, config, words)
     if print_config:

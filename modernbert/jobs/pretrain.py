@@ -287,7 +287,9 @@ def _advance(position: _Position, result: StepResult, packed: Packed, guard: Gua
 def _record(run: _Run, name: str, plan: StepPlan, result: StepResult, feed: _Feed, seconds: float) -> None:
     """Write one step to the journal, and show it."""
     position, packed = run.position, feed.last
-    flops_per_s, feed.flops = feed.flops / seconds, 0
+    # Of all processes, for one of them may have had no batch in this step.
+    flops = run.world.sum(torch.tensor(float(feed.flops), dtype=torch.float64, device=run.inputs.device))
+    flops_per_s, feed.flops = float(flops) / run.world.size / seconds, 0
     position.elapsed_s = time.monotonic() - run.started
     if run.journal is None or run.report is None:
         return
@@ -324,7 +326,7 @@ def _record(run: _Run, name: str, plan: StepPlan, result: StepResult, feed: _Fee
 
 
 def _utilisation(inputs: _Inputs, flops_per_s: float) -> dict[str, float | None]:
-    """Say how well this process's device is used: operations a second, their share of its peak, most memory so far."""
+    """Say how well a device is used, on average: operations a second, their share of its peak, most memory so far."""
     peak = peak_flops(inputs.device, inputs.dtype)
     return {
         "tflops_per_s": float(f"{flops_per_s / 1e12:.4g}"),

@@ -3,6 +3,8 @@
 import gzip
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from modernbert.errors import InputError
 from modernbert.text.corpus import Tally, find_files, read_documents, stored_bytes
 from modernbert.text.faults import BrokenInput, Outage
 from modernbert.text.remote import dataset_url, find_remote
+from modernbert.text.tokenizer import train_tokenizer
 
 
 def read(*sources: str, **options: Any) -> tuple[list[str], Tally]:
@@ -150,3 +153,11 @@ def test_files_of_a_dataset_are_those_the_hub_lists_without_its_card(
     assert tally.passed_over == 1
     ((_, first), *_) = find_remote("hf://datasets/owner/name@abc")
     assert (first.size, first.mark) == (7, "id .gitattributes")
+
+
+def test_a_url_reaches_the_reader_as_it_was_typed(tmp_path: Path) -> None:
+    train_tokenizer((f"a text {n}" for n in range(300)), 384).save(tmp_path)
+    words = ["sources=[memory://nowhere/x]", f"tokenizer={tmp_path}", f"out={tmp_path / 'out'}"]
+    done = subprocess.run([sys.executable, "-m", "modernbert.cli", "prepare", *words], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "modernbert: memory://nowhere/x: no such file or folder\n"
