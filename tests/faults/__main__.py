@@ -14,11 +14,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from . import course, damage, kills, mistakes, ranks, steps
+from . import course, damage, kills, mistakes, prepares, ranks, steps
 
-PARTS = ("kill", "rank", "storage", "step", "mistake")
+PARTS = ("kill", "prepare", "rank", "storage", "step", "mistake")
 WHAT = {
     "kill": "A run is ended by SIGKILL and started again, a third of them twice: it must end with the same bits.",
+    "prepare": "`prepare` is ended by SIGKILL twice and started again: it must write the same shards, byte for byte.",
     "rank": "One process of two is ended: torchrun starts both again, and they end with the same bits.",
     "storage": "A disk fails: the fault is named, the checkpoint before it used, no other weight is ever loaded.",
     "step": "A loss or gradient that is not finite or far out: skipped, or gone back from, as the guard says.",
@@ -64,6 +65,8 @@ def _cases(part: str, data: Path, scratch: Path, words: argparse.Namespace) -> l
     if part == "kill":
         order = mistakes.sync_order(data)
         return [order, *kills.kill_cases(data, scratch / "kills", words.seed, words.per_point)]
+    if part == "prepare":
+        return prepares.prepare_cases(data, scratch / "prepares")
     if part == "rank":
         return ranks.rank_cases(data, scratch / "ranks")
     if part == "storage":

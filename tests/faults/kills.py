@@ -22,9 +22,9 @@ import safetensors.torch
 import torch
 
 from modernbert import storage
-from modernbert.jobs import pretrain
+from modernbert.jobs import prepare, pretrain
 from modernbert.model import hub
-from modernbert.text import stream
+from modernbert.text import shards, stream
 from modernbert.train import checkpoint, journal, loop, optim
 
 from . import course
@@ -63,6 +63,14 @@ POINTS: dict[str, tuple[Any, str]] = {
 }
 """Where a run can be killed: a name for the table, and the function that is wrapped."""
 
+PREPARE_POINTS: dict[str, tuple[Any, str]] = {
+    "write_shard": (shards, "write_shard"),
+    "shard write_file": (shards, "write_file"),
+    "shard sync_file": (shards, "sync_file"),
+    "prepare _begin": (prepare, "_begin"),
+    "move_into_place": (prepare, "move_into_place"),
+}
+
 
 @dataclass(frozen=True)
 class Kill:
@@ -78,7 +86,7 @@ class Kill:
 
 def wrap(point: str, around: Callable[[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], Any]) -> None:
     """Put a function around the one that a point names, in this process."""
-    owner, name = POINTS[point]
+    owner, name = (POINTS | PREPARE_POINTS)[point]
     original = getattr(owner, name)
 
     def wrapped(*arguments: Any, **named: Any) -> Any:
