@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from modernbert.errors import InputError
+from modernbert.model.bands import attend_in_bands, cut_bands, cut_blocks
 from modernbert.ragged import Layout
 
 __all__ = ["BACKENDS", "Attend", "Window", "attend", "choose_backend"]
@@ -115,13 +116,13 @@ def _banded_local(layout: Layout, window: tuple[int, int], dtype: torch.dtype) -
     tail = num_blocks * block - layout.num_tokens
     mask = _band_mask(layout, window, block, tail).to(dtype)
 
-    def bands(x: Tensor) -> Tensor:
-        """Cut [T, H, K] into overlapping bands [blocks, H, band, K], a view of one padded copy."""
-        return F.pad(x, (0, 0, 0, 0, left, right + tail)).unfold(0, band, block).transpose(2, 3)
-
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        queries = F.pad(q, (0, 0, 0, 0, 0, tail)).unflatten(0, (num_blocks, block)).transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(queries, bands(k), bands(v), attn_mask=mask)
+        queries = F.pad(q, (0, 0, 0, 0, 0, tail))
+        keys, values = (F.pad(x, (0, 0, 0, 0, left, right + tail)) for x in (k, v))
+        if q.device.type == "cpu":
+            return attend_in_bands(queries, keys, values, mask)[: q.shape[0]]
+        keys, values = cut_bands(keys, band, block), cut_bands(values, band, block)
+        mixed = F.scaled_dot_product_attention(cut_blocks(queries, block), keys, values, attn_mask=mask)
         return mixed.transpose(1, 2).flatten(0, 1)[: q.shape[0]]
 
     return attend

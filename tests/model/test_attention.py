@@ -62,6 +62,26 @@ def test_banded_equals_dense_for_any_lengths(lengths: list[int], side: int, is_l
         torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("lengths", [[640], [200, 30, 77, 1, 400]], ids=str)
+def test_local_gradients_in_bfloat16_are_as_near_as_those_of_torch(lengths: list[int]) -> None:
+    """The measure of nearness: what rounding alone does when torch's own backward pass runs in bfloat16."""
+    layout = Layout.from_lengths(lengths)
+    exact = outcome("dense", lengths, WINDOW, torch.float64, width=64)
+    ours = outcome("banded", lengths, WINDOW, torch.bfloat16, width=64)
+    same = layout.doc_ids()[:, None] == layout.doc_ids()[None, :]
+    near = (layout.positions[:, None] - layout.positions[None, :]).abs() <= 64
+    generator = torch.Generator().manual_seed(1)
+    shape = (sum(lengths), 2, 64)
+    q, k, v, g = (torch.randn(shape, generator=generator, dtype=torch.float64).bfloat16() for _ in range(4))
+    inputs = [x.transpose(0, 1)[None].requires_grad_() for x in (q, k, v)]
+    mixed = torch.nn.functional.scaled_dot_product_attention(*inputs, attn_mask=same & near)
+    theirs = [mixed, *torch.autograd.grad(mixed, inputs, g.transpose(0, 1)[None])]
+    for our, their, expected in zip(ours, theirs, exact, strict=True):
+        error = (our.double() - expected).norm() / expected.norm()
+        assert error < 0.01
+        assert error < 1.2 * (their[0].transpose(0, 1).double() - expected).norm() / expected.norm()
+
+
 def test_dense_is_the_formula() -> None:
     """A window of 64 lets a token see 129 keys: with equal scores each of them weighs 1/129."""
     layout = Layout.from_lengths([300])
