@@ -40,7 +40,7 @@ Texts = Annotated[list[str] | None, typer.Argument(help="Texts; without any, lin
 TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="One text a line, or .jsonl.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16.")]
-Backend = Annotated[str, typer.Option(help="auto, varlen, banded, dense.")]
+Backend = Annotated[str, typer.Option(help="auto, varlen, native, banded, dense.")]
 
 
 @contextmanager

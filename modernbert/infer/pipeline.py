@@ -20,7 +20,7 @@ from modernbert.model.attention import choose_backend
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import MaskedLM, pool
-from modernbert.model.hub import find_folder, load_model, save_folder
+from modernbert.model.hub import find_folder, load_config, load_model, save_folder
 from modernbert.ragged import Batch
 from modernbert.text.tokenizer import Tokenizer
 
@@ -71,8 +71,8 @@ class ModernBert:
         """
         place = choose_device(device)
         precision = choose_precision(dtype, place)
-        chosen = choose_backend(backend, place, precision)
         folder = find_folder(name, revision)
+        chosen = choose_backend(backend, place, precision, load_config(folder))
         tokenizer = Tokenizer.load(folder)
         model = load_model(folder, dtype=precision, backend=chosen).to(place)
         if "auto" in (device, dtype, backend):

@@ -179,7 +179,7 @@ def _run_phase(run: _Run, optimizer_state: Mapping[str, Tensor]) -> Mapping[str,
     )
     optimizer = StableAdamW(
         parameter_groups(model, phase.weight_decay), lr=phase.lr, betas=(config.beta1, config.beta2), eps=config.eps,
-        sum_shards=run.world.sum_shards if run.world.mesh else None,
+        sum_shards=run.world.sum_shards if run.world.mesh else None, in_loops=inputs.backend == "native",
     )  # fmt: skip
     if optimizer_state:
         load_named_state(model, optimizer, optimizer_state)
@@ -463,15 +463,16 @@ def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> 
             )
         opened[key] = shards
     start = None if config.init_from is None else _open_start(config, tokenizer)
+    model = model_config(config, tokenizer, start.config if start else None)
     return _Inputs(
         tokenizer=tokenizer,
         sources={name: opened[f"sources.{name}"] for name in config.sources},
         heldout={name: opened[f"heldout.{name}"] for name in config.heldout},
-        model=model_config(config, tokenizer, start.config if start else None),
+        model=model,
         start=start,
         device=device,
         dtype=dtype,
-        backend=choose_backend(config.backend, device, dtype),
+        backend=choose_backend(config.backend, device, dtype, model),
         digests={key: sha256_of(Path(folder) / "index.json") for key, folder in named.items()},
     )
 

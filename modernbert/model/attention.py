@@ -1,8 +1,11 @@
-"""Attention over a ragged stream: three backends behind one call.
+"""Attention over a ragged stream: four backends behind one call.
 
-In: a `Layout` and a window, then queries, keys and values [T, H, K]. Out: [T, H, K]. A backend first makes from the
-layout what all layers of one kind share (masks, groups of documents), and returns the function that each layer calls.
+In: a `Layout` and a window, then queries, keys and values [T, 3, H, K] as they leave their projection. Out: [T, H, K].
+`prepare` makes from the layout what all layers of one kind share (masks, groups of documents, angles), and returns the
+function that each layer calls.
 
+- `native`: loops of this package, compiled where they run, on a CPU: rotary positions, scores and mixing in one pass
+  over documents as they lie. They come with their own norms and GeGLU (`between`).
 - `varlen`: the flash kernels of core torch, on CUDA in half precision.
 - `banded`: everywhere. Local layers cut the stream into blocks of queries against their own band of keys, which is
   O(T x window); global layers run fused attention over documents grouped by length. No S x S tensor is ever held.
@@ -24,17 +27,42 @@ from torch.nn.attention.varlen import varlen_attn
 
 from modernbert.errors import InputError
 from modernbert.model.bands import attend_in_bands, cut_bands, cut_blocks
+from modernbert.model.config import ModelConfig
+from modernbert.model.rotary import Rotation, rotate_heads
+from modernbert.native import build, calls
 from modernbert.ragged import Layout
 
-__all__ = ["BACKENDS", "Attend", "Window", "attend", "choose_backend"]
+__all__ = ["BACKENDS", "Attend", "Window", "attend", "choose_backend", "prepare"]
 
 Window = tuple[int, int] | None
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-Backend = Callable[[Layout, Window, torch.dtype], Attend]
+Attend = Callable[[Tensor], Tensor]
+Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
+Rotate = Callable[[Tensor, Rotation], tuple[Tensor, Tensor, Tensor]]
+
+BACKENDS = ("varlen", "native", "banded", "dense")
 
 # Documents of one group are padded to the longest: at most this share of the group's tokens may be padding.
 _GROUP_SLACK = 0.1
 _GROUP_TOKENS = 16_384
+
+
+def prepare(
+    backend: str,
+    layout: Layout,
+    window: Window,
+    rotation: Rotation,
+    dtype: torch.dtype,
+    rotate: Rotate = rotate_heads,
+) -> Attend:
+    """Return attention for the layers of one kind: it takes queries, keys and values [T, 3, H, K], not yet rotated.
+
+    A token attends within its document, to all tokens (`window=None`) or to those at most `window` away.
+    """
+    if backend == "native":
+        cosines, sines = (part[:, 0] for part in rotation)
+        return lambda qkv: calls.attend(qkv, cosines, sines, layout.cu_seqlens, window)
+    kernel = _KERNELS[backend](layout, window, dtype)
+    return lambda qkv: kernel(*rotate(qkv, rotation))
 
 
 def attend(
@@ -45,23 +73,38 @@ def attend(
     window: Window,
     backend: str = "banded",
 ) -> Float[Tensor, "T H K"]:
-    """Attend within documents, to all tokens (`window=None`) or to those at most `window` away."""
-    return BACKENDS[backend](layout, window, q.dtype)(q, k, v)
+    """Attend within documents without rotary positions: what `prepare` does for a layer, for anybody else."""
+    angles = torch.zeros(len(q), 1, q.shape[-1] // 2, device=q.device)
+    return prepare(backend, layout, window, (angles.cos(), angles), q.dtype)(torch.stack((q, k, v), dim=1))
 
 
-def choose_backend(name: str, device: torch.device, dtype: torch.dtype) -> str:
+def choose_backend(name: str, device: torch.device, dtype: torch.dtype, model: ModelConfig) -> str:
     """Turn `auto` into the fastest backend that runs here; check one that was asked for by name.
 
-    Raises: InputError if the backend is unknown, or cannot run on this device and in this precision.
+    Raises: InputError if the backend is unknown, or cannot run on this device, in this precision, for this model.
     """
-    obstacle = _varlen_obstacle(device, dtype)
-    if name == "auto":
-        return "banded" if obstacle else "varlen"
-    if name not in BACKENDS:
+    if name not in ("auto", *BACKENDS):
         raise InputError(f"backend: found {name!r}, expected auto, {', '.join(BACKENDS)}")
-    if name == "varlen" and obstacle:
-        raise InputError(f"backend: varlen {obstacle}; banded runs everywhere")
+    obstacles = {
+        "varlen": lambda: _varlen_obstacle(device, dtype),
+        "native": lambda: _native_obstacle(device, dtype, model),
+    }
+    if name == "auto":
+        return next((each for each, obstacle in obstacles.items() if obstacle() is None), "banded")
+    obstacle = obstacles[name]() if name in obstacles else None
+    if obstacle:
+        raise InputError(f"backend: {name} {obstacle}; banded runs everywhere")
     return name
+
+
+def _native_obstacle(device: torch.device, dtype: torch.dtype, model: ModelConfig) -> str | None:
+    if device.type != "cpu":
+        return f"needs a CPU, found {device.type}"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"computes in float32 or bfloat16, found {str(dtype).removeprefix('torch.')}"
+    if model.head_width != calls.HEAD_WIDTH:
+        return f"needs heads of width {calls.HEAD_WIDTH}, found {model.head_width}"
+    return build.obstacle()
 
 
 def _varlen_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -76,7 +119,7 @@ def _varlen_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
-def _varlen(layout: Layout, window: Window, dtype: torch.dtype) -> Attend:
+def _varlen(layout: Layout, window: Window, dtype: torch.dtype) -> Kernel:
     offsets, longest = layout.cu_seqlens, layout.max_seqlen
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -87,7 +130,7 @@ def _varlen(layout: Layout, window: Window, dtype: torch.dtype) -> Attend:
     return attend
 
 
-def _dense(layout: Layout, window: Window, dtype: torch.dtype) -> Attend:
+def _dense(layout: Layout, window: Window, dtype: torch.dtype) -> Kernel:
     doc_ids = layout.doc_ids()
     allowed = doc_ids[:, None] == doc_ids[None, :]
     if window is not None:
@@ -103,11 +146,11 @@ def _dense(layout: Layout, window: Window, dtype: torch.dtype) -> Attend:
     return attend
 
 
-def _banded(layout: Layout, window: Window, dtype: torch.dtype) -> Attend:
+def _banded(layout: Layout, window: Window, dtype: torch.dtype) -> Kernel:
     return _banded_global(layout, dtype) if window is None else _banded_local(layout, window, dtype)
 
 
-def _banded_local(layout: Layout, window: tuple[int, int], dtype: torch.dtype) -> Attend:
+def _banded_local(layout: Layout, window: tuple[int, int], dtype: torch.dtype) -> Kernel:
     """Give each block of B queries the B + left + right keys its band can touch."""
     left, right = window
     block = max(left, right)
@@ -143,7 +186,7 @@ def _band_mask(layout: Layout, window: tuple[int, int], block: int, tail: int) -
     return torch.zeros(allowed.shape, device=doc_ids.device).masked_fill(~allowed, -math.inf)[:, None]
 
 
-def _banded_global(layout: Layout, dtype: torch.dtype) -> Attend:
+def _banded_global(layout: Layout, dtype: torch.dtype) -> Kernel:
     """Run fused attention per group of documents of like length."""
     device = layout.cu_seqlens.device
     grouped = _groups(layout.lengths)
@@ -237,4 +280,6 @@ class _Rows(torch.autograd.Function):
         return (taken if real is None else taken * real), None, None, None
 
 
-BACKENDS: dict[str, Backend] = {"varlen": _varlen, "banded": _banded, "dense": _dense}
+_KERNELS: dict[str, Callable[[Layout, Window, torch.dtype], Kernel]] = {
+    "varlen": _varlen, "banded": _banded, "dense": _dense
+}  # fmt: skip

@@ -8,22 +8,26 @@ import torch
 
 from modernbert.model.encoder import Layer
 from modernbert.model.heads import MaskedLM
+from modernbert.model.rotary import rotate_heads
 from modernbert.ragged import Batch
 
 __all__ = ["compile_layers"]
 
 
 def compile_layers(model: MaskedLM, dtype: torch.dtype) -> str | None:
-    """Compile what stands around attention in every layer; return why it stays as it is, if it does.
+    """Compile what stands around attention in every layer, and rotation; return why all stays as it is, if it does.
 
     All layers share two compiled functions, made for any number of tokens. Attention itself is left out, since its
     kernels are compiled already. A first pass forward and backward on a few tokens shows whether it works.
 
     Source: paper, section 2.1.2 (compilation without attention, 10 % of throughput).
     """
+    if model.model.backend == "native":
+        return "the native backend has no use for it: its loops are compiled already"
     layers = [layer for layer in model.model.layers if isinstance(layer, Layer)]
     before = torch.compile(Layer.before, dynamic=True)
     after = torch.compile(Layer.after, dynamic=True)
+    model.model.rotate = torch.compile(rotate_heads, dynamic=True)
     for layer in layers:
         layer.before = before.__get__(layer)  # type: ignore[method-assign]
         layer.after = after.__get__(layer)  # type: ignore[method-assign]
@@ -38,6 +42,7 @@ def compile_layers(model: MaskedLM, dtype: torch.dtype) -> str | None:
     except Exception as error:  # what a missing or broken compiler raises is a long list; each means the same here
         for layer in layers:
             del layer.before, layer.after
+        model.model.rotate = rotate_heads
         return " ".join(str(error).split())[:200]
     finally:
         model.zero_grad(set_to_none=True)

@@ -7,18 +7,17 @@ reading and writing them is near the identity. Source: paper, section 2.1 and ap
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from modernbert.model.attention import BACKENDS, Attend
+from modernbert.model.attention import Attend, prepare
+from modernbert.model.between import Between, between_of
 from modernbert.model.config import ModelConfig
+from modernbert.model.rotary import rotate_heads, rotation
 from modernbert.ragged import Layout
 
 __all__ = ["Encoder"]
-
-Rotation = tuple[Tensor, Tensor]
 
 
 class Embeddings(nn.Module):
@@ -35,7 +34,7 @@ class Embeddings(nn.Module):
 
 
 class Attention(nn.Module):
-    """The projections around attention: queries, keys and values with rotary positions; the way back."""
+    """The projections around attention: to queries, keys and values, and the way back."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -44,10 +43,9 @@ class Attention(nn.Module):
         self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.out_drop = nn.Dropout(config.attention_output_dropout)
 
-    def project(self, hidden: Float[Tensor, "T D"], rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values, [T, H, K] each."""
-        q, k, v = self.Wqkv(hidden).unflatten(-1, self.heads_shape).unbind(1)
-        return rotate(q, rotation), rotate(k, rotation), v
+    def project(self, normed: Float[Tensor, "T D"]) -> Float[Tensor, "T 3 H K"]:
+        """Return queries, keys and values."""
+        return self.Wqkv(normed).unflatten(-1, self.heads_shape)
 
     def merge(self, mixed: Float[Tensor, "T H K"]) -> Float[Tensor, "T D"]:
         """Return what attention adds to the stream."""
@@ -62,14 +60,16 @@ class Mlp(nn.Module):
         self.Wi = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, hidden: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
+    def forward(self, normed: Float[Tensor, "T D"], between: Between) -> Float[Tensor, "T D"]:
         """Transform each token by itself."""
-        activated, gate = self.Wi(hidden).chunk(2, dim=-1)
-        return self.Wo(F.gelu(activated) * gate)
+        return self.Wo(between.geglu(self.Wi(normed)))
 
 
 class Layer(nn.Module):
-    """A pre-norm block; the first one has no attention norm, since the embeddings are normalised already."""
+    """A pre-norm block; the first one has no attention norm, since the embeddings are normalised already.
+
+    What a block adds to the residual stream is handed on beside it and added by the next norm, in the same pass.
+    """
 
     def __init__(self, config: ModelConfig, number: int) -> None:
         super().__init__()
@@ -82,20 +82,25 @@ class Layer(nn.Module):
         self.mlp_norm = norm()
         self.mlp = Mlp(config)
 
-    def forward(self, hidden: Float[Tensor, "T D"], rotation: Rotation, attend: Attend) -> Float[Tensor, "T D"]:
-        """Add what attention and feed-forward find to the stream."""
+    def forward(
+        self, hidden: Float[Tensor, "T D"], delta: Float[Tensor, "T D"] | None, attend: Attend, between: Between
+    ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]:
+        """Take the stream and what is still to be added to it; return the same for the next layer."""
         # Attention stands between two functions, for those can be compiled: it is another closure for each layout.
-        mixed = attend(*self.before(hidden, rotation))
-        return self.after(hidden, mixed)
+        hidden, qkv = self.before(hidden, delta, between)
+        return self.after(hidden, attend(qkv), between)
 
-    def before(self, hidden: Float[Tensor, "T D"], rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what goes into attention."""
-        return self.attn.project(self.attn_norm(hidden), rotation)
+    def before(self, hidden: Tensor, delta: Tensor | None, between: Between) -> tuple[Tensor, Tensor]:
+        """Return the stream, and what goes into attention."""
+        if delta is None or isinstance(self.attn_norm, nn.Identity):
+            return hidden, self.attn.project(hidden)
+        hidden, normed = between.add_norm(hidden, delta, self.attn_norm)
+        return hidden, self.attn.project(normed)
 
-    def after(self, hidden: Float[Tensor, "T D"], mixed: Float[Tensor, "T H K"]) -> Float[Tensor, "T D"]:
-        """Add attention to the stream, then the feed-forward network."""
-        hidden = hidden + self.attn.merge(mixed)
-        return hidden + self.mlp(self.mlp_norm(hidden))
+    def after(self, hidden: Tensor, mixed: Tensor, between: Between) -> tuple[Tensor, Tensor]:
+        """Add attention to the stream; return it, and what the feed-forward network adds."""
+        hidden, normed = between.add_norm(hidden, self.attn.merge(mixed), self.mlp_norm)
+        return hidden, self.mlp(normed, between)
 
 
 class Encoder(nn.Module):
@@ -111,48 +116,36 @@ class Encoder(nn.Module):
         self.config = config
         self.backend = backend
         self.recompute = False
+        self.rotate = rotate_heads
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, number) for number in range(config.num_hidden_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
 
     def forward(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
         """Return the hidden state of every token, after the final norm."""
-        hidden = self.embeddings(tokens)
-        for layer, rotation, attend in zip(self.layers, *self._shared(layout, hidden), strict=True):
+        hidden: Tensor = self.embeddings(tokens)
+        delta: Tensor | None = None
+        between = between_of(self.backend)
+        for layer, attend in zip(self.layers, self._attention(layout, _compute_dtype(hidden)), strict=True):
             if self.recompute and torch.is_grad_enabled():
-                hidden = checkpoint(layer, hidden, rotation, attend, use_reentrant=False)
+                hidden, delta = checkpoint(layer, hidden, delta, attend, between, use_reentrant=False)
             else:
-                hidden = layer(hidden, rotation, attend)
-        return self.final_norm(hidden)
+                hidden, delta = layer(hidden, delta, attend, between)
+        assert delta is not None, "a model has layers"
+        return between.add_norm(hidden, delta, self.final_norm)[1]
 
-    def _shared(self, layout: Layout, hidden: Tensor) -> tuple[Sequence[Rotation], Sequence[Attend]]:
+    def _attention(self, layout: Layout, dtype: torch.dtype) -> Sequence[Attend]:
         """Make once a batch, for the two kinds of layers, what all layers of one kind share."""
-        config, backend = self.config, BACKENDS[self.backend]
-        dtype = _compute_dtype(hidden)
+        config = self.config
         kinds = [config.is_global(number) for number in range(config.num_hidden_layers)]
         thetas = {True: config.global_rope_theta, False: config.local_rope_theta}
         windows = {True: None, False: config.window}
         rotations = {kind: rotation(layout.positions, config.head_width, thetas[kind]) for kind in set(kinds)}
-        attends = {kind: backend(layout, windows[kind], dtype) for kind in set(kinds)}
-        return [rotations[kind] for kind in kinds], [attends[kind] for kind in kinds]
-
-
-def rotation(positions: Tensor, head_width: int, theta: float) -> Rotation:
-    """Return cosines and sines [T, 1, K/2] in float32: half the width rotates against the other half (NeoX layout)."""
-    # On the CPU first: a power in the device's own arithmetic may differ in the last bit.
-    powers = torch.arange(0, head_width, 2, dtype=torch.int64).float() / head_width
-    frequencies = (1.0 / theta**powers).to(positions.device)
-    angles = positions.float()[:, None] * frequencies[None, :]
-    return angles.cos()[:, None, :], angles.sin()[:, None, :]
-
-
-def rotate(x: Float[Tensor, "T H K"], rotation: Rotation) -> Float[Tensor, "T H K"]:
-    """Turn each pair of components by its position's angle, in float32 or wider."""
-    cosines, sines = rotation
-    wide = x if x.dtype == torch.float64 else x.float()
-    first, second = wide.chunk(2, dim=-1)
-    turned = torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1)
-    return turned.to(x.dtype)
+        attends = {
+            kind: prepare(self.backend, layout, windows[kind], rotations[kind], dtype, self.rotate)
+            for kind in set(kinds)
+        }
+        return [attends[kind] for kind in kinds]
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:

@@ -39,6 +39,11 @@ class MaskedLM(nn.Module):
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.decoder.weight = self.model.embeddings.tok_embeddings.weight
 
+    @property
+    def in_loops(self) -> bool:
+        """Whether the package's own loops compute what they can."""
+        return self.model.backend == "native"
+
     def forward(self, batch: Batch) -> Float[Tensor, "M V"]:
         """Return logits at the rows `batch.where`, in their order; at every row of the stream where it is None."""
         return self.decoder(self.features(batch))

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from modernbert.errors import InputError
+from modernbert.native import calls
 from modernbert.ragged import Batch
 
 __all__ = ["contrastive", "masked_lm", "masked_lm_rows"]
@@ -34,7 +35,8 @@ def masked_lm(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
     labels = _labels(batch)
     features = _features(model, batch)
     decoder: nn.Linear = model.decoder  # type: ignore[assignment]
-    total: Tensor = _ChunkedCrossEntropy.apply(features, decoder.weight, decoder.bias, labels)
+    in_loops = bool(getattr(model, "in_loops", False))
+    total: Tensor = _ChunkedCrossEntropy.apply(features, decoder.weight, decoder.bias, labels, in_loops)
     return total, batch.num_labels
 
 
@@ -59,7 +61,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, in_loops: bool) -> Tensor:
         wide = torch.promote_types(rows.dtype, torch.float32)
         needs_gradients = any(ctx.needs_input_grad)
         narrow_weight = weight.to(rows.dtype)
@@ -71,15 +73,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         room = rows.new_empty(size, len(weight))
         wide_room = torch.empty(wide_size, len(weight), dtype=wide, device=rows.device)
         product = rows.new_empty(weight.shape)
+        to_slopes = _to_slopes_in_loops if in_loops else _to_slopes
         for start in range(0, len(rows), max(1, size)):
             chunk, expected = rows[start : start + size], labels[start : start + size]
             logits = torch.mm(chunk, narrow_weight.T, out=room[: len(chunk)])
-            for part, answers in zip(logits.split(wide_size), expected.split(wide_size), strict=True):
-                slopes = wide_room[: len(part)].copy_(part).add_(bias)
-                total += _loss_and_slopes(slopes, answers)
-                if needs_gradients:
-                    grad_bias += slopes.sum(dim=0).to(bias.dtype)
-                    part.copy_(slopes)
+            total += to_slopes(logits, bias, expected, grad_bias if needs_gradients else None, wide_room)
             if needs_gradients:
                 torch.mm(logits, narrow_weight, out=grad_rows[start : start + size])
                 _add_in_pieces(grad_weight, torch.mm(logits.T, chunk, out=product), wide_room)
@@ -88,8 +86,31 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        grads = (grad * upstream.to(grad.dtype) for grad in ctx.saved_tensors)
-        return (*grads, None)
+        grads = ctx.saved_tensors
+        # On a CPU it costs nothing to ask whether the loss is what is differentiated, which it mostly is.
+        if upstream.device.type != "cpu" or upstream != 1:
+            grads = tuple(grad * upstream.to(grad.dtype) for grad in grads)
+        return (*grads, None, None)
+
+
+def _to_slopes(
+    logits: Float[Tensor, "rows V"], bias: Tensor, labels: Tensor, grad_bias: Tensor | None, wide_room: Tensor
+) -> Tensor:
+    """Return the summed cross entropy; with `grad_bias`, put its gradient into the logits, and add the bias's up."""
+    total = torch.zeros((), dtype=wide_room.dtype, device=logits.device)
+    for part, answers in zip(logits.split(len(wide_room)), labels.split(len(wide_room)), strict=True):
+        slopes = wide_room[: len(part)].copy_(part).add_(bias)
+        total += _loss_and_slopes(slopes, answers)
+        if grad_bias is not None:
+            grad_bias += slopes.sum(dim=0).to(bias.dtype)
+            part.copy_(slopes)
+    return total
+
+
+def _to_slopes_in_loops(
+    logits: Float[Tensor, "rows V"], bias: Tensor, labels: Tensor, grad_bias: Tensor | None, wide_room: Tensor
+) -> float:
+    return calls.cross_entropy_(logits, bias, labels, grad_bias)
 
 
 def _loss_and_slopes(logits: Float[Tensor, "rows V"], labels: Int64[Tensor, " rows"]) -> Float[Tensor, ""]:

@@ -16,6 +16,7 @@ from modernbert.model.attention import Window, attend, choose_backend
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import MaskedLM
+from modernbert.native import build
 from modernbert.ragged import Batch, Layout
 
 WINDOW = (64, 64)
@@ -167,13 +168,18 @@ def test_whole_model_through_varlen_equals_banded(small_model: MaskedLM, monkeyp
 
 
 def test_auto_takes_what_runs_and_a_name_is_never_replaced() -> None:
-    cpu = torch.device("cpu")
-    assert choose_backend("auto", cpu, torch.float32) == "banded"
-    assert choose_backend("dense", cpu, torch.float32) == "dense"
+    cpu, config = torch.device("cpu"), ModelConfig.preset("base")
+    narrow = ModelConfig.preset("base", num_attention_heads=24)
+    best = "banded" if build.obstacle() else "native"
+    assert choose_backend("auto", cpu, torch.float32, config) == best
+    assert choose_backend("auto", cpu, torch.float32, narrow) == "banded"
+    assert choose_backend("dense", cpu, torch.float32, config) == "dense"
+    with pytest.raises(InputError, match="native needs heads of width 64, found 32; banded runs everywhere"):
+        choose_backend("native", cpu, torch.float32, narrow)
     with pytest.raises(InputError, match="varlen needs a CUDA device, found cpu"):
-        choose_backend("varlen", cpu, torch.bfloat16)
-    with pytest.raises(InputError, match="backend: found 'flash', expected auto, varlen, banded, dense"):
-        choose_backend("flash", cpu, torch.float32)
+        choose_backend("varlen", cpu, torch.bfloat16, config)
+    with pytest.raises(InputError, match="backend: found 'flash', expected auto, varlen, native, banded, dense"):
+        choose_backend("flash", cpu, torch.float32, config)
 
 
 class _Largest(torch.overrides.TorchFunctionMode):

@@ -1,0 +1,107 @@
+"""The library of loops, compiled for this machine when it is first wanted.
+
+In: the C++ files beside this one. Out: a loaded library, or the reason there is none. A file of its own because a
+compiler and a processor are facts of a machine: everything else only asks whether there is a library.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch  # first, so that its OpenMP is the one the library finds
+
+from modernbert.errors import InputError
+from modernbert.storage import write_file
+
+__all__ = ["library", "obstacle"]
+
+_FLAGS = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fvisibility=hidden", "-w"]
+_FOLDER = Path(__file__).parent
+_SOURCES = ("attention.cpp", "elementwise.cpp", "training.cpp")
+
+
+def library() -> ctypes.CDLL:
+    """Return the loaded library; to be called where `obstacle` is None."""
+    loaded = _load()
+    assert isinstance(loaded, ctypes.CDLL), loaded
+    return loaded
+
+
+def obstacle() -> str | None:
+    """Say why there is no library on this machine, or return None.
+
+    The first call compiles it, a few seconds; it is kept in the user's cache folder for the next process.
+    """
+    loaded = _load()
+    return loaded if isinstance(loaded, str) else None
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | str:
+    features = _processor_features()
+    if not {"avx2", "fma"} <= features:
+        return "needs Linux and an x86-64 processor with AVX2"
+    compiler = next((found for name in ("g++", "c++") if (found := shutil.which(name))), None)
+    if compiler is None:
+        return "needs a C++ compiler (g++), found none"
+    try:
+        target = _target(compiler, features)
+        if not _is_whole(target):
+            _compile(compiler, target)
+        loaded = ctypes.CDLL(str(target))
+    except subprocess.CalledProcessError as error:
+        return f"could not be compiled by {compiler}: {_first_error(error.stderr)}"
+    except (OSError, InputError) as error:
+        return f"could not be loaded: {error}"
+    loaded.cross_entropy_float32.restype = loaded.cross_entropy_bfloat16.restype = ctypes.c_double
+    loaded.update_moments.restype = ctypes.c_double
+    return loaded if loaded.begin() else "needs AMX tiles, which the system refused"
+
+
+def _processor_features() -> set[str]:
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return set()
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def _target(compiler: str, features: set[str]) -> Path:
+    """Return where the library is kept: another file for another source, compiler, processor or torch."""
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    digest = hashlib.sha256(" ".join([version, *_FLAGS, *sorted(features), torch.__version__]).encode())
+    for path in sorted((*_FOLDER.glob("*.h"), *_FOLDER.glob("*.cpp"))):
+        digest.update(path.read_bytes())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modernbert"
+    return cache / f"loops-{digest.hexdigest()[:20]}.so"
+
+
+def _compile(compiler: str, target: Path) -> None:
+    """Raises: subprocess.CalledProcessError if it does not compile; InputError or OSError if it cannot be written."""
+    print("compiling the loops for this processor, once", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as room:
+        made = Path(room) / "loops.so"
+        sources = [str(_FOLDER / name) for name in _SOURCES]
+        subprocess.run([compiler, *_FLAGS, *sources, "-o", str(made)], capture_output=True, text=True, check=True)
+        library = made.read_bytes()
+        write_file(target, library + hashlib.sha256(library).digest())
+
+
+def _is_whole(target: Path) -> bool:
+    """Say whether a file is as it was written, with the sum of the library behind it: half of one ends the process."""
+    try:
+        content = target.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]
+
+
+def _first_error(output: str) -> str:
+    lines = [line for line in output.splitlines() if "error" in line]
+    return (lines or output.splitlines() or ["no message"])[0][:200]

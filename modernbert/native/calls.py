@@ -1,0 +1,180 @@
+"""The loops as functions of tensors, gradients included.
+
+In: tensors on the CPU, in float32 or bfloat16. Out: tensors. Shapes and meaning of every loop are written in the C++
+file it is in; here they get memory, and their place in autograd.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from modernbert.native.build import library
+
+__all__ = ["add_norm", "apply_moments_", "attend", "cross_entropy_", "geglu", "update_moments_"]
+
+HEAD_WIDTH = 64
+
+
+def attend(
+    qkv: Float[Tensor, "T 3 H K"],
+    cosines: Float[Tensor, "T half"],
+    sines: Float[Tensor, "T half"],
+    offsets: Int32[Tensor, " offsets"],
+    window: tuple[int, int] | None,
+) -> Float[Tensor, "T H K"]:
+    """Rotate queries and keys, and attend within documents; K is 64."""
+    result: Tensor = _Attend.apply(qkv, cosines, sines, offsets, window or (-1, -1))
+    return result
+
+
+def add_norm(
+    hidden: Float[Tensor, "T D"], delta: Float[Tensor, "T D"], scale: Float[Tensor, " D"], eps: float
+) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]:
+    """Return `hidden + delta` in the type of `hidden`, and its layer norm in the type of `delta`.
+
+    D divides by 16. Where no gradient is wanted, the sum is written over `hidden`.
+    """
+    result: tuple[Tensor, Tensor] = _AddNorm.apply(hidden, delta, scale, eps)
+    return result
+
+
+def geglu(both: Float[Tensor, "T twoF"]) -> Float[Tensor, "T F"]:
+    """Return the exact GELU of the first half of each row times the second half; F divides by 16."""
+    result: Tensor = _Geglu.apply(both)
+    return result
+
+
+def cross_entropy_(
+    logits: Float[Tensor, "rows V"],
+    bias: Float[Tensor, " V"],
+    labels: Int64[Tensor, " rows"],
+    grad_bias: Float[Tensor, " V"] | None,
+) -> float:
+    """Return the summed cross entropy of logits whose bias is still to be added.
+
+    With `grad_bias`, the logits become the gradient of the logits, and that of the bias is added to it.
+    """
+    num_rows, width = logits.shape
+    parts = None if grad_bias is None else torch.empty(-(-num_rows // _rows_at_a_time()), width)
+    loss = _call("cross_entropy", logits, bias.float(), labels, parts, num_rows, width)
+    if grad_bias is not None and parts is not None:
+        grad_bias += parts.sum(dim=0)
+    return float(loss)
+
+
+def update_moments_(grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, betas: tuple[float, float], eps: float) -> float:
+    """Bring the moments of one float32 tensor along; return the sum of (gradient / root of the second moment)^2."""
+    rest1, rest2 = 1 - betas[0], 1 - betas[1]
+    return float(_call_plain("update_moments", grad, exp_avg, exp_avg_sq, grad.numel(), rest1, betas[1], rest2, eps))
+
+
+def apply_moments_(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, lr: float, kept: float, eps: float) -> None:
+    """Keep a share of one float32 tensor and take an Adam step of `lr`."""
+    _call_plain("apply_moments", weight, exp_avg, exp_avg_sq, weight.numel(), lr, kept, eps)
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, cosines: Tensor, sines: Tensor, offsets: Tensor, window: tuple[int, int]
+    ) -> Tensor:
+        num_tokens, _, num_heads, width = qkv.shape
+        if width != HEAD_WIDTH:
+            raise ValueError(f"heads of width {HEAD_WIDTH}, found {width}")
+        qkv = qkv.contiguous()
+        mixed = qkv.new_empty(num_tokens, num_heads, width)
+        lse = torch.empty(num_tokens, num_heads) if ctx.needs_input_grad[0] else None
+        shape = (len(offsets) - 1, num_heads, *window)
+        _call("attend", qkv, mixed, lse, cosines, sines, offsets, *shape)
+        ctx.save_for_backward(qkv, mixed, lse, cosines, sines, offsets)
+        ctx.shape = shape
+        return mixed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        qkv, mixed, lse, *fixed = ctx.saved_tensors
+        grad_qkv = torch.empty_like(qkv)
+        _call("attend_backward", qkv, mixed, lse, grad.contiguous(), grad_qkv, *fixed, *ctx.shape)
+        return grad_qkv, None, None, None, None
+
+
+class _AddNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, delta: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        hidden, delta = hidden.contiguous(), delta.contiguous()
+        wide_scale, moments = scale.float(), torch.empty(len(hidden), 2)
+        total = torch.empty_like(hidden) if any(ctx.needs_input_grad) else hidden
+        normed = torch.empty_like(delta)
+        _call_wide("add_norm", hidden, delta, hidden, delta, wide_scale, eps, total, normed, moments, *hidden.shape)
+        ctx.save_for_backward(total, scale, wide_scale, moments)
+        ctx.narrow = delta.dtype
+        return total, normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor | None, grad_normed: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        total, scale, wide_scale, moments = ctx.saved_tensors
+        grad_hidden = torch.empty_like(total)
+        # Where both are of one type, they are one tensor.
+        grad_delta = None if ctx.narrow == total.dtype else torch.empty_like(total, dtype=ctx.narrow)
+        parts = torch.empty(-(-len(total) // _rows_at_a_time()), total.shape[1])
+        grad_total = None if grad_total is None else grad_total.contiguous()
+        _call_wide(
+            "add_norm_backward", total, grad_normed, total, wide_scale, moments, grad_total, grad_normed.contiguous(),
+            grad_hidden, grad_delta, parts, *total.shape,
+        )  # fmt: skip
+        grad_scale = parts.sum(dim=0).to(scale.dtype)
+        return grad_hidden, grad_hidden if grad_delta is None else grad_delta, grad_scale, None
+
+
+class _Geglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, both: Tensor) -> Tensor:
+        both = both.contiguous()
+        num_rows, width = both.shape[0], both.shape[1] // 2
+        out = both.new_empty(num_rows, width)
+        _call("geglu", both, out, num_rows, width)
+        ctx.save_for_backward(both)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (both,) = ctx.saved_tensors
+        grad_both = torch.empty_like(both)
+        _call("geglu_backward", both, grad.contiguous(), grad_both, *grad.shape)
+        return grad_both
+
+
+def _rows_at_a_time() -> int:
+    return int(library().rows_at_a_time())
+
+
+def _call(name: str, first: Tensor, *rest: Tensor | int | float | None) -> Any:
+    """Call the loop of a name for the type of its first tensor."""
+    return _call_plain(f"{name}_{_type(first)}", first, *rest)
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _call_wide(name: str, wide: Tensor, narrow: Tensor, *arguments: Tensor | int | float | None) -> Any:
+    """Call the loop of a name for two types, that of the residual stream and that of products."""
+    return _call_plain(f"{name}_{_type(wide)}_{_type(narrow)}", *arguments)
+
+
+def _call_plain(name: str, *arguments: Tensor | int | float | None) -> Any:
+    return getattr(library(), name)(*map(_as_c, arguments), ctypes.c_int64(torch.get_num_threads()))
+
+
+def _as_c(argument: Tensor | int | float | None) -> Any:
+    if argument is None or isinstance(argument, Tensor):
+        return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+    return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_int64(argument)

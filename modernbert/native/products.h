@@ -1,0 +1,159 @@
+// Products of small matrices that lie in a core's cache: C = A B, or C += A B, in float32.
+//
+//   A  [m][lda]                row after row
+//   B  [k / GROUP][64][GROUP]  a panel: 64 columns wide; bfloat16 in pairs of neighbouring rows, as the processor's
+//                              pair products (AVX-512 BF16, AMX) read it, float32 row after row
+//   C  [m][ldc]                float32
+//
+// m is a multiple of 16, n of 32 (at most 64) and k of 32: what the tiles of AMX hold. Smaller matrices are padded.
+#pragma once
+#include "vectors.h"
+#if defined(__linux__) && defined(__AMX_BF16__) && !defined(MODERNBERT_NO_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#define MODERNBERT_AMX 1
+#endif
+
+namespace modernbert {
+
+constexpr int PANEL = 64;
+
+template <class T>
+constexpr int GROUP = 4 / sizeof(T);
+
+// Sum over a group of neighbouring k: one product of float32, two of bfloat16.
+inline Floats multiply_add(Floats total, Floats a, Floats b, const float*) { return total + a * b; }
+inline Floats multiply_add(Floats total, Floats a, Floats b, const bfloat16*) {
+#if defined(__AVX512BF16__)
+    return (Floats)_mm512_dpbf16_ps((__m512)total, (__m512bh)a, (__m512bh)b);
+#else
+    Words x = (Words)a, y = (Words)b;
+    total += (Floats)(x << 16) * (Floats)(y << 16);
+    return total + (Floats)(x & 0xffff0000u) * (Floats)(y & 0xffff0000u);
+#endif
+}
+
+#if defined(__AVX512F__)
+constexpr int ROWS = 6, COLUMNS = 4;  // 24 accumulators, 4 vectors of B and one of A in 32 registers
+#else
+constexpr int ROWS = 6, COLUMNS = 2;  // 12, 2 and one in 16 registers
+#endif
+
+template <class T, int M, int N>
+inline void multiply_corner(const T* a, int lda, const T* b, float* c, int ldc, int k, bool add) {
+    constexpr int G = GROUP<T>;
+    Floats total[M][N];
+    for (int i = 0; i < M; ++i)
+        for (int j = 0; j < N; ++j) total[i][j] = add ? load(c + i * ldc + j * LANES) : Floats{};
+    for (int kk = 0; kk < k / G; ++kk) {
+        Floats column[N];
+        for (int j = 0; j < N; ++j) std::memcpy(&column[j], b + (kk * PANEL + j * LANES) * G, sizeof(Floats));
+        for (int i = 0; i < M; ++i) {
+            float group;
+            std::memcpy(&group, a + i * lda + kk * G, 4);
+            Floats row = spread(group);
+            for (int j = 0; j < N; ++j) total[i][j] = multiply_add(total[i][j], row, column[j], a);
+        }
+    }
+    for (int i = 0; i < M; ++i)
+        for (int j = 0; j < N; ++j) store(c + i * ldc + j * LANES, total[i][j]);
+}
+
+template <class T, int N>
+inline void multiply_columns(const T* a, int lda, const T* b, float* c, int ldc, int m, int k, bool add) {
+    int i = 0;
+    for (; m - i >= ROWS; i += ROWS) multiply_corner<T, ROWS, N>(a + i * lda, lda, b, c + i * ldc, ldc, k, add);
+    for (; m - i >= 2; i += 2) multiply_corner<T, 2, N>(a + i * lda, lda, b, c + i * ldc, ldc, k, add);
+}
+
+template <class T>
+inline void multiply_in_vectors(const T* a, int lda, const T* b, float* c, int ldc, int m, int n, int k, bool add) {
+    int j = 0;
+    for (; n - j >= COLUMNS * LANES; j += COLUMNS * LANES)
+        multiply_columns<T, COLUMNS>(a, lda, b + j * GROUP<T>, c + j, ldc, m, k, add);
+    for (; j < n; j += 2 * LANES) multiply_columns<T, 2>(a, lda, b + j * GROUP<T>, c + j, ldc, m, k, add);
+}
+
+#if defined(MODERNBERT_AMX)
+// Tiles 0 to 3 hold a 32 by 32 corner of C, 4 and 5 rows of A, 6 and 7 columns of B; each 16 rows of 64 bytes.
+struct Tiles {
+    Tiles() {
+        struct alignas(64) {
+            uint8_t palette = 1, start = 0, unused[14] = {};
+            uint16_t bytes[16] = {};
+            uint8_t rows[16] = {};
+        } shape;
+        for (int i = 0; i < 8; ++i) shape.bytes[i] = 64, shape.rows[i] = 16;
+        _tile_loadconfig(&shape);
+    }
+    ~Tiles() { _tile_release(); }
+};
+
+// Linux gives the tiles' room to a process that asks for it.
+inline bool ask_for_tiles() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+
+inline void multiply_in_tiles(const bfloat16* a, int lda, const bfloat16* b, float* c, int ldc, int m, int n, int k,
+                              bool add) {
+    const int step_a = lda * 2, step_b = PANEL * 4, step_c = ldc * 4;
+    asm volatile("" ::: "memory");  // GCC does not know that loading a tile reads memory
+    for (int j = 0; j < n; j += 32) {
+        int i = 0;
+        for (; i < m; i += 32) {
+            const bool two = m - i > 16;  // else 16 rows are left
+            float* corner = c + i * ldc + j;
+            if (add) {
+                _tile_loadd(0, corner, step_c);
+                _tile_loadd(1, corner + 16, step_c);
+                if (two) {
+                    _tile_loadd(2, corner + 16 * ldc, step_c);
+                    _tile_loadd(3, corner + 16 * ldc + 16, step_c);
+                }
+            } else {
+                _tile_zero(0);
+                _tile_zero(1);
+                _tile_zero(2);
+                _tile_zero(3);
+            }
+            for (int kk = 0; kk < k; kk += 32) {
+                const bfloat16* panel = b + kk * PANEL + j * 2;
+                _tile_loadd(6, panel, step_b);
+                _tile_loadd(7, panel + 32, step_b);
+                _tile_loadd(4, a + i * lda + kk, step_a);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 4, 7);
+                if (two) {
+                    _tile_loadd(5, a + (i + 16) * lda + kk, step_a);
+                    _tile_dpbf16ps(2, 5, 6);
+                    _tile_dpbf16ps(3, 5, 7);
+                }
+            }
+            _tile_stored(0, corner, step_c);
+            _tile_stored(1, corner + 16, step_c);
+            if (two) {
+                _tile_stored(2, corner + 16 * ldc, step_c);
+                _tile_stored(3, corner + 16 * ldc + 16, step_c);
+            }
+        }
+    }
+}
+#else
+struct Tiles {
+    Tiles() {}
+    ~Tiles() {}
+};
+inline bool ask_for_tiles() { return true; }
+#endif
+
+inline void multiply(const float* a, int lda, const float* b, float* c, int ldc, int m, int n, int k, bool add) {
+    multiply_in_vectors(a, lda, b, c, ldc, m, n, k, add);
+}
+
+inline void multiply(const bfloat16* a, int lda, const bfloat16* b, float* c, int ldc, int m, int n, int k, bool add) {
+#if defined(MODERNBERT_AMX)
+    multiply_in_tiles(a, lda, b, c, ldc, m, n, k, add);
+#else
+    multiply_in_vectors(a, lda, b, c, ldc, m, n, k, add);
+#endif
+}
+
+}  // namespace modernbert

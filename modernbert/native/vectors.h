@@ -1,0 +1,138 @@
+// Vectors as wide as the processor's, and numbers in memory as float or bfloat16.
+//
+// The vector types of GCC and Clang keep this free of any one instruction set. Only what they have no word for names
+// an instruction, where there is one.
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace modernbert {
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
+typedef float Floats __attribute__((vector_size(LANES * 4)));
+typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
+typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
+typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+
+typedef float float32;
+struct bfloat16 {
+    uint16_t bits;
+};
+
+inline Floats spread(float x) { return Floats{} + x; }
+
+inline Floats load(const float* p) {
+    Floats x;
+    std::memcpy(&x, p, sizeof x);
+    return x;
+}
+
+inline Floats load(const bfloat16* p) {
+    Halves half;
+    std::memcpy(&half, p, sizeof half);
+    return (Floats)(__builtin_convertvector(half, Words) << 16);
+}
+
+inline void store(float* p, Floats x) { std::memcpy(p, &x, sizeof x); }
+
+// Round to the nearest bfloat16, ties to even; what is not a number stays so.
+inline Halves round_to_halves(Floats x) {
+#if defined(__AVX512BF16__)
+    return (Halves)_mm512_cvtneps_pbh((__m512)x);
+#else
+    Words bits = (Words)x;
+    Words rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    Words safe = (x == x) ? rounded : (bits | 0x400000);
+    return __builtin_convertvector(safe >> 16, Halves);
+#endif
+}
+
+inline void store(bfloat16* p, Floats x) {
+    Halves half = round_to_halves(x);
+    std::memcpy(p, &half, sizeof half);
+}
+
+inline float widen(float x) { return x; }
+inline float widen(bfloat16 x) {
+    uint32_t bits = uint32_t(x.bits) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
+inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+inline Floats square_root(Floats x) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_sqrt_ps((__m512)x);
+#else
+    return (Floats)_mm256_sqrt_ps((__m256)x);
+#endif
+}
+
+inline float sum(Floats x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)x);
+#else
+    float total = 0;
+    for (int i = 0; i < LANES; ++i) total += x[i];
+    return total;
+#endif
+}
+
+inline float largest(Floats x) {
+#if defined(__AVX512F__)
+    return _mm512_reduce_max_ps((__m512)x);
+#else
+    float most = x[0];
+    for (int i = 1; i < LANES; ++i) most = x[i] > most ? x[i] : most;
+    return most;
+#endif
+}
+
+// e^x within two units of the last place; 0 below -87, which is where float32 ends. Cephes' expf, Moshier 1989.
+inline Floats exponential(Floats x) {
+    const Floats shift = spread(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+    Floats bounded = x < -87.0f ? spread(-87.0f) : x;
+    bounded = bounded > 88.0f ? spread(88.0f) : bounded;
+    Floats turns = bounded * 1.44269504088896341f + shift;
+    Ints exponent = ((Ints)turns - (Ints)shift) << 23;
+    Floats whole = turns - shift;
+    Floats r = bounded - whole * 0.693359375f + whole * 2.12194440e-4f;
+    Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    Floats scaled = (Floats)((Ints)p + exponent);
+    // The comparison is written so that what is not a number passes on.
+    return x < -87.0f ? Floats{} : (x == x ? scaled : x);
+}
+
+// Turn a square of LANES by LANES words over: interleave rows i and i + LANES / 2, as often as it takes.
+inline void transpose_square(Words rows[LANES]) {
+#if defined(__AVX512F__)
+    const Words low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
+#else
+    const Words low = {0, 8, 1, 9, 2, 10, 3, 11}, high = low + 4;
+#endif
+    for (int width = LANES; width > 1; width /= 2) {
+        Words next[LANES];
+        for (int i = 0; i < LANES / 2; ++i) {
+            next[2 * i] = __builtin_shuffle(rows[i], rows[i + LANES / 2], low);
+            next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + LANES / 2], high);
+        }
+        std::memcpy(rows, next, sizeof next);
+    }
+}
+
+}  // namespace modernbert

@@ -1,0 +1,259 @@
+"""The loops in C++ against torch and closed forms, forward and backward, at any number of threads."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from modernbert.model.attention import Window, choose_backend, prepare
+from modernbert.model.config import ModelConfig
+from modernbert.model.heads import MaskedLM
+from modernbert.model.rotary import rotation
+from modernbert.native import build, calls
+from modernbert.ragged import Batch, Layout
+from modernbert.train.losses import masked_lm
+from modernbert.train.optim import StableAdamW
+
+pytestmark = pytest.mark.skipif(build.obstacle() is not None, reason=f"native {build.obstacle()}")
+
+WINDOW = (64, 64)
+LENGTHS = [[1], [1, 1, 1], [64], [128, 64], [65, 63], [129, 1, 127], [3, 200, 2, 2, 2, 90], [640], [70] * 5, [257, 700]]
+# Of what a result is off, as a share of its length: rounding of one float32, or of one bfloat16, and a little more.
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 6e-3}
+
+
+def attention(
+    backend: str, lengths: list[int], window: Window, dtype: torch.dtype, exact: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return what comes out, and the gradient of what goes in; `exact` computes in float64 from the rounded inputs."""
+    generator = torch.Generator().manual_seed(1)
+    layout = Layout.from_lengths(lengths)
+    qkv = torch.randn(sum(lengths), 3, 2, 64, generator=generator).to(dtype)
+    upstream = torch.randn(sum(lengths), 2, 64, generator=generator).to(dtype)
+    if exact:
+        qkv, upstream = qkv.double(), upstream.double()
+    angles = rotation(layout.positions, 64, 10_000.0)
+    mixed = prepare(backend, layout, window, angles, qkv.dtype)(qkv.requires_grad_())
+    (grad,) = torch.autograd.grad(mixed, qkv, upstream)
+    return mixed.detach(), grad
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("window", [None, WINDOW, (3, 3), (0, 5), (7, 0)], ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_attention_equals_dense_forward_and_backward(lengths: list[int], window: Window, dtype: torch.dtype) -> None:
+    exact = attention("dense", lengths, window, dtype, exact=True)
+    for found, expected in zip(attention("native", lengths, window, dtype), exact, strict=True):
+        assert error(found, expected) < TOLERANCE[dtype]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=9),
+    sides=st.tuples(st.integers(0, 150), st.integers(0, 150)),
+    is_local=st.booleans(),
+)
+def test_attention_equals_dense_for_any_lengths(lengths: list[int], sides: tuple[int, int], is_local: bool) -> None:
+    window = sides if is_local else None
+    exact = attention("dense", lengths, window, torch.float32, exact=True)
+    for found, expected in zip(attention("native", lengths, window, torch.float32), exact, strict=True):
+        assert error(found, expected) < 2e-6
+
+
+def test_large_scores_do_not_overflow() -> None:
+    """Scores of hundreds, as untrained weights or long training make them: the softmax picks one key."""
+    layout = Layout.from_lengths([300])
+    qkv = torch.randn(300, 3, 1, 64) * 40
+    angles = rotation(layout.positions, 64, 10_000.0)
+    for dtype in TOLERANCE:
+        mixed = prepare("native", layout, None, angles, dtype)(qkv.to(dtype))
+        expected = prepare("dense", layout, None, tuple(a.double() for a in angles), torch.float64)(
+            qkv.to(dtype).double()
+        )
+        assert mixed.isfinite().all()
+        # Near ties flip between keys in bfloat16, where scores of a thousand are rounded to whole numbers.
+        assert error(mixed, expected) < (1e-4 if dtype == torch.float32 else 0.3)
+
+
+def test_what_is_not_a_number_is_not_hidden() -> None:
+    """A guard looks for such losses, so no loop may turn them into numbers; another document stays as it is."""
+    layout = Layout.from_lengths([20, 30])
+    qkv = torch.randn(50, 3, 1, 64)
+    qkv[3, 0, 0, 5] = torch.nan
+    angles = rotation(layout.positions, 64, 10_000.0)
+    mixed = prepare("native", layout, None, angles, torch.float32)(qkv)
+    assert mixed[3].isnan().all() and mixed[20:].isfinite().all()
+    hidden, normed = calls.add_norm(torch.full((2, 64), torch.nan), torch.zeros(2, 64), torch.ones(64), 1e-5)
+    assert hidden.isnan().all() and normed.isnan().all()
+    assert calls.geglu(torch.full((1, 64), torch.nan)).isnan().all()
+    logits = torch.zeros(2, 50)
+    logits[0, 7] = torch.nan
+    assert calls.cross_entropy_(logits, torch.zeros(50), torch.tensor([1, 2]), torch.zeros(50)) != 0
+    assert logits[0].isnan().all() and logits[1].isfinite().all()
+
+
+@pytest.mark.parametrize("wide, narrow", [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")])
+def test_sum_and_norm_equal_torch(wide: str, narrow: str) -> None:
+    wide_type, narrow_type = getattr(torch, wide), getattr(torch, narrow)
+    hidden, delta = (torch.randn(201, 96) * 3 + 1).to(wide_type), torch.randn(201, 96).to(narrow_type)
+    scale = torch.rand(96) + 0.5
+    upstream = torch.randn(201, 96).to(wide_type), torch.randn(201, 96).to(narrow_type)
+
+    def gradients(outputs: tuple[Tensor, Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(outputs, inputs, [g.to(o.dtype) for g, o in zip(upstream, outputs, strict=True)])
+
+    ours = [x.clone().requires_grad_() for x in (hidden, delta, scale)]
+    outputs = calls.add_norm(*ours, 1e-5)
+    theirs = [x.double().requires_grad_() for x in (hidden, delta, scale)]
+    total = theirs[0] + theirs[1]
+    expected = total, F.layer_norm(total, (96,), theirs[2], None, 1e-5)
+    for mine, other in zip(
+        (*outputs, *gradients(outputs, ours)), (*expected, *gradients(expected, theirs)), strict=True
+    ):
+        assert error(mine, other) < (TOLERANCE[torch.float32] if wide == narrow == "float32" else 6e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_geglu_equals_torch(dtype: torch.dtype) -> None:
+    both = torch.cat([torch.linspace(-12, 12, 4_000).view(25, 160), torch.randn(25, 160)], dim=1).to(dtype)
+    upstream = torch.randn(25, 160).to(dtype)
+    ours, theirs = both.clone().requires_grad_(), both.double().requires_grad_()
+    out = calls.geglu(ours)
+    activated, gate = theirs.chunk(2, dim=-1)
+    expected = F.gelu(activated) * gate
+    assert error(out, expected) < TOLERANCE[dtype]
+    (mine,) = torch.autograd.grad(out, ours, upstream)
+    (other,) = torch.autograd.grad(expected, theirs, upstream.double())
+    assert error(mine, other) < TOLERANCE[dtype]
+    if dtype == torch.float32:
+        torch.testing.assert_close(out, expected.float(), atol=2e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", [512, 515, 3])
+def test_cross_entropy_equals_torch(width: int, dtype: torch.dtype) -> None:
+    logits, bias = (torch.randn(150, width) * 5).to(dtype), torch.randn(width)
+    labels = torch.randint(0, width, (150,))
+    plain = (logits.double(), bias.double())
+    theirs = [x.clone().requires_grad_() for x in plain]
+    expected = F.cross_entropy(theirs[0] + theirs[1], labels, reduction="sum")
+    expected.backward()
+    expected = expected.detach()
+    found = logits.clone()
+    assert calls.cross_entropy_(found, bias, labels, None) == pytest.approx(float(expected), rel=1e-5)
+    assert torch.equal(found, logits), "without a gradient the logits stay"
+    grad_bias = torch.ones(width)
+    assert calls.cross_entropy_(found, bias, labels, grad_bias) == pytest.approx(float(expected), rel=1e-5)
+    assert error(found, theirs[0].grad) < TOLERANCE[dtype]
+    assert error(grad_bias - 1, theirs[1].grad) < 1e-5
+
+
+def test_the_optimizer_equals_its_formula_in_torch() -> None:
+    """Sizes below, at and above a vector and a block; a gradient that outgrows its second moment shortens the step."""
+    shapes = [(3,), (16,), (70, 513), (1,)]
+    ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    optimizers = [
+        StableAdamW(weights, lr=1e-2, weight_decay=0.1, in_loops=in_loops)
+        for weights, in_loops in ((ours, True), (theirs, False))
+    ]
+    for step in range(6):
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn(mine.shape) * 10.0 ** (step % 3 - 1)
+            other.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-5)
+
+
+def loss_and_gradients(model: MaskedLM, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    documents = [torch.randint(0, 512, (n,), generator=generator).numpy() for n in (5, 400, 64, 1, 130)]
+    plain = Batch.from_documents(documents)
+    where = torch.arange(0, 600, 3)
+    batch = Batch(plain.tokens, plain.layout, where, plain.tokens[where])
+    model.zero_grad(set_to_none=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        loss, _ = masked_lm(model, batch)
+    loss.backward()
+    return [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_training_step_equals_that_of_the_other_backends(small_model: MaskedLM, dtype: torch.dtype) -> None:
+    exact = loss_and_gradients(small_model, torch.float32)
+    small_model.model.backend = "native"
+    native = loss_and_gradients(small_model, dtype)
+    for found, expected in zip(native, exact, strict=True):
+        assert error(found, expected) < (5e-6 if dtype == torch.float32 else 0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_number_of_threads_changes_no_bit_of_a_loop(dtype: torch.dtype) -> None:
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            torch.manual_seed(0)
+            both = torch.randn(300, 256).to(dtype).requires_grad_()
+            delta, scale = torch.randn(300, 128).to(dtype).requires_grad_(), torch.ones(128, requires_grad=True)
+            hidden, normed = calls.add_norm(calls.geglu(both), delta, scale, 1e-5)
+            outputs = [*attention("native", [200, 900], WINDOW, dtype), *attention("native", [200, 900], None, dtype)]
+            grads = torch.autograd.grad((hidden.float() + normed.float()).square().sum(), (both, delta, scale))
+            logits, grad_bias = torch.randn(300, 700).to(dtype), torch.zeros(700)
+            loss = calls.cross_entropy_(logits, torch.zeros(700), torch.arange(300), grad_bias)
+            moments = torch.zeros(90_000), torch.zeros(90_000)
+            squares = calls.update_moments_(torch.randn(90_000), *moments, (0.9, 0.98), 1e-6)
+            found.append([*outputs, *grads, logits, grad_bias, torch.tensor([loss, squares], dtype=torch.float64)])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def test_a_machine_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, config = torch.device("cpu"), ModelConfig.preset("base")
+    build._load.cache_clear()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    try:
+        assert "needs a C++ compiler" in str(build.obstacle())
+        assert choose_backend("auto", cpu, torch.float32, config) == "banded"
+        with pytest.raises(build.InputError, match="native needs a C.. compiler"):
+            choose_backend("native", cpu, torch.float32, config)
+    finally:
+        build._load.cache_clear()
+
+
+def test_the_library_is_made_once_and_a_damaged_one_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
+        for _ in range(2):
+            build._load.cache_clear()
+            assert build.obstacle() is None
+        assert capsys.readouterr().err.count("compiling") == 1
+        (made,) = (tmp_path / "first").rglob("*.so")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
+        damaged = tmp_path / "second" / "modernbert" / made.name
+        damaged.parent.mkdir(parents=True)
+        damaged.write_bytes(made.read_bytes()[:1000])
+        build._load.cache_clear()
+        assert build.obstacle() is None
+        assert damaged.stat().st_size == made.stat().st_size
+        monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
+        build._load.cache_clear()
+        assert "could not be loaded: /proc/nowhere" in str(build.obstacle())
+    finally:
+        build._load.cache_clear()
