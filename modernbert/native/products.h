@@ -84,6 +84,7 @@ struct Tiles {
             uint8_t rows[16] = {};
         } shape;
         for (int i = 0; i < 8; ++i) shape.bytes[i] = 64, shape.rows[i] = 16;
+        asm volatile("" ::"r"(&shape) : "memory");  // GCC thinks the instruction reads 8 bytes of the 64
         _tile_loadconfig(&shape);
     }
     ~Tiles() { _tile_release(); }

@@ -1,6 +1,8 @@
 """The loops in C++ against torch and closed forms, forward and backward, at any number of threads."""
 
+import itertools
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -220,6 +222,46 @@ def test_the_number_of_threads_changes_no_bit_of_a_loop(dtype: torch.dtype) -> N
         torch.set_num_threads(before)
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("window", [None, WINDOW, (3, 3)], ids=str)
+def test_products_in_tiles_equal_dense(window: Window, tiles: None) -> None:
+    for lengths in LENGTHS:
+        exact = attention("dense", lengths, window, torch.bfloat16, exact=True)
+        for found, expected in zip(attention("native", lengths, window, torch.bfloat16), exact, strict=True):
+            assert error(found, expected) < TOLERANCE[torch.bfloat16]
+
+
+@pytest.fixture(scope="module")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The library as a processor with AMX gets it; where there is none, its instructions are emulated."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "amx_bf16" not in build._processor_features():
+            emulation = ["-include", str(Path(__file__).parent / "emulated_tiles.h"), "-D__AMX_BF16__"]
+            patch.setattr(build, "_FLAGS", [*build._FLAGS, *emulation])
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("tiles")))
+        build._load.cache_clear()
+        assert build.obstacle() is None
+        yield
+        build._load.cache_clear()
+
+
+def test_products_in_vectors_equal_dense_on_a_narrower_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a laptop has: AVX2, and no instruction for bfloat16."""
+    narrow = ["-march=haswell" if flag == "-march=native" else flag for flag in build._FLAGS]
+    monkeypatch.setattr(build, "_FLAGS", narrow)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build._load.cache_clear()
+    try:
+        assert build.obstacle() is None
+        for window, dtype in itertools.product((None, WINDOW), TOLERANCE):
+            exact = attention("dense", [3, 200, 65], window, dtype, exact=True)
+            for found, expected in zip(attention("native", [3, 200, 65], window, dtype), exact, strict=True):
+                assert error(found, expected) < TOLERANCE[dtype]
+    finally:
+        build._load.cache_clear()
 
 
 def test_a_machine_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
