@@ -1,6 +1,7 @@
 # make demo    train a small ModernBERT on text found on this machine, and show what it learned
 # make test    prove the package equal to the published architecture
 # make check   what a change must pass: format, lint, types, import contracts, tests
+# make bench-gpu  what a GPU does: parity, training, the efficiency table, into build/gpu (torch must see the GPU)
 # make faults  kill, damage and mislead runs, and write what came of it to build/faults
 #
 # Each makes its virtual environment first. It needs Python >= 3.11, pip and a C compiler.
@@ -11,7 +12,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo demo-quick test check faults format clean
+.PHONY: demo demo-quick test check faults bench-gpu format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/modernbert demo
@@ -31,6 +32,10 @@ check: $(VENV)/dev.stamp
 
 faults: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.faults --out build/faults
+
+# With the Python that is named, since a wheel for GPUs is the machine's own to choose: make bench-gpu PYTHON=python3.12
+bench-gpu:
+	$(PYTHON) -m modernbert.bench.gpu --out build/gpu
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .

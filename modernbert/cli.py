@@ -134,6 +134,103 @@ def average(config: ConfigFile = None, overrides: Overrides = None, print_config
         run(resolved)
 
 
+bench = typer.Typer(help="Measure models on the machine at hand.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("throughput")
+@_told()
+def bench_throughput(
+    models: Annotated[
+        list[str] | None, typer.Option(help="A model; again for more. All that suit, by default.")
+    ] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option(help="short-fixed, short-variable, long-fixed, long-variable, real.")
+    ] = None,
+    documents: Annotated[int | None, typer.Option(help="Documents a set.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Documents at a time.")] = None,
+    runs: Annotated[int | None, typer.Option(help="Times through a set.")] = None,
+    rounds: Annotated[int, typer.Option(help="Times through the table, model after model.")] = 1,
+    texts: Annotated[list[str] | None, typer.Option(help="Real text, for the set real.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="A tokenizer, for the set real.")] = None,
+    device: Device = "auto",
+    dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16; again for both.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for JSON and plot.")] = None,
+) -> None:
+    """Make the paper's efficiency table: tokens a second, largest batch, peak memory."""
+    from modernbert.jobs.bench_throughput import ThroughputConfig, run
+
+    config = ThroughputConfig(
+        models or [], sets or [], documents, batch, runs, rounds, texts or [], tokenizer, device, dtype or [], out
+    )
+    run(config)
+
+
+@bench.command("serving-shape")
+@_told()
+def bench_serving(
+    engines: Annotated[list[str] | None, typer.Option(help="An engine; again for more. All, by default.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option(help="short-mix, fixed-512, single-8192, latency-16, -128, -512.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="The shape.")] = "base",
+    tokens: Annotated[int, typer.Option(help="Tokens of the sets of many documents.")] = 8_192,
+    calls: Annotated[int, typer.Option(help="Calls that a latency is the median of.")] = 30,
+    rounds: Annotated[int, typer.Option(help="Times that every engine is measured.")] = 3,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for JSON.")] = None,
+) -> None:
+    """Time embedding on this CPU against transformers, sentence-transformers, ONNX Runtime and OpenVINO."""
+    from modernbert.jobs.bench_serving import ServingConfig, run
+
+    run(ServingConfig(engines or [], sets or [], preset, tokens=tokens, calls=calls, rounds=rounds, out=out))
+
+
+@bench.command("training")
+@_told()
+def bench_training(
+    systems: Annotated[
+        list[str] | None, typer.Option(help="modernbert, trainer, trainer-best, trainer-concatenated.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="The shape.")] = "base",
+    tokens: Annotated[int | None, typer.Option(help="Real tokens a step.")] = None,
+    longest: Annotated[int, typer.Option(help="Tokens of the longest document.")] = 1024,
+    steps: Annotated[int, typer.Option(help="Steps that are timed.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Times that every system is measured.")] = 3,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for JSON.")] = None,
+) -> None:
+    """Time training steps against transformers and its Trainer."""
+    from modernbert.jobs.bench_training import TrainingConfig, run
+
+    run(
+        TrainingConfig(
+            systems or [], preset, tokens=tokens, longest=longest, steps=steps, rounds=rounds, device=device,
+            dtype=dtype, out=out,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+@_told()
+def plan(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    device: Annotated[
+        list[str] | None, typer.Option(help="cpu, or t4, a10, l4, 3090, 4090, a100, h100, h200; again for more.")
+    ] = None,
+    count: Annotated[int, typer.Option(help="How many of each GPU.")] = 8,
+    length: Annotated[int | None, typer.Option(help="Tokens of every document; else the most a phase takes.")] = None,
+    shapes: Annotated[bool, typer.Option("--shapes", help="Look for shapes that fill GPUs, too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on standard output, tables beside it.")] = False,
+) -> None:
+    """Forecast what a pretraining config costs: memory, tokens a second, hours."""
+    from modernbert.jobs.plan import PlanConfig, run
+
+    config, words = _file_and_words(config, overrides)
+    run(PlanConfig(config, words, device or ["h100"], count, length, shapes, as_json))
+
+
 @app.command()
 @_told()
 def report(
@@ -197,15 +294,20 @@ def _resolve(
     schema: type[Schema], config: str | None, overrides: list[str] | None, print_config: bool
 ) -> Schema | None:
     """Merge defaults, file and words; print and return nothing if that is all that was asked."""
-    words = list(overrides or [])
-    if config is not None and "=" in config and not Path(config).exists():
-        words.insert(0, config)
-        config = None
+    config, words = _file_and_words(config, overrides)
     resolved = configs.load(schema, config, words)
     if print_config:
         print(configs.to_yaml(resolved), end="")
         return None
     return resolved
+
+
+def _file_and_words(config: str | None, overrides: list[str] | None) -> tuple[str | None, list[str]]:
+    """Tell a config file from a first word `key=value`."""
+    words = list(overrides or [])
+    if config is not None and "=" in config and not Path(config).exists():
+        return None, [config, *words]
+    return config, words
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from modernbert.errors import InputError
 
-__all__ = ["autocast", "choose_device", "choose_precision", "name_of", "peak_memory"]
+__all__ = ["autocast", "available_memory", "choose_device", "choose_precision", "name_of", "peak_memory"]
 
 
 def choose_device(name: str) -> torch.device:
@@ -84,3 +84,16 @@ def peak_memory(device: torch.device) -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_memory() -> int:
+    """Return the bytes of this machine's memory that a process may still have, as the system says.
+
+    Units: bytes; 0 where the system does not say.
+    """
+    try:
+        with open("/proc/meminfo") as file:
+            lines = dict(line.split(":") for line in file)
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return 0

@@ -12,7 +12,7 @@ import torch
 
 from modernbert.model.config import ModelConfig
 
-__all__ = ["peak_flops", "step_flops", "visible_pairs"]
+__all__ = ["known_peak", "peak_flops", "step_flops", "visible_pairs"]
 
 
 def step_flops(config: ModelConfig, lengths: Sequence[int], num_masked: int) -> int:
@@ -61,7 +61,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
     Units: operations per second. Source: the data sheets; where they name only the peak with 2:4 sparsity, half of it.
     """
-    return _known_peak(torch.cuda.get_device_name(device), dtype) if device.type == "cuda" else None
+    return known_peak(torch.cuda.get_device_name(device), dtype) if device.type == "cuda" else None
 
 
 # Name as the driver tells it, then TFLOPS in bfloat16, float16 and float32. A part of a GPU (MIG), a laptop's or a
@@ -72,6 +72,7 @@ _PEAKS = (
     (r"NVIDIA H100( SXM5)?( \d+GB)? HBM\w+", 989.4, 989.4, 66.9),
     (r"NVIDIA H100( \d+GB)? PCIe", 756.0, 756.0, 51.2),
     (r"NVIDIA A100[ -](SXM4|PCIE|PG509)-\d+GB|NVIDIA A100 80GB PCIe", 312.0, 312.0, 19.5),
+    (r"NVIDIA A10", 125.0, 125.0, 31.2),
     (r"NVIDIA L4", 121.0, 121.0, 30.3),
     (r"NVIDIA L40S", 362.0, 362.0, 91.6),
     # With sums in float32, as torch's products have them.
@@ -84,7 +85,8 @@ _PEAKS = (
 )
 
 
-def _known_peak(name: str, dtype: torch.dtype) -> float | None:
+def known_peak(name: str, dtype: torch.dtype) -> float | None:
+    """Return the dense peak of a GPU by the name its driver tells, or None."""
     for pattern, *tflops in _PEAKS:
         if re.fullmatch(pattern, name):
             of_dtype = dict(zip((torch.bfloat16, torch.float16, torch.float32), tflops, strict=True))

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.ragged import Batch, Layout
-from modernbert.train.flops import _known_peak, peak_flops, step_flops, visible_pairs
+from modernbert.train.flops import known_peak, peak_flops, step_flops, visible_pairs
 from modernbert.train.losses import masked_lm
 
 
@@ -88,16 +88,16 @@ def test_pairs_are_those_of_the_mask(lengths: list[int], window: tuple[int, int]
     ],
 )
 def test_peaks_in_bfloat16_by_the_name_of_the_device(name: str, tflops: float | None) -> None:
-    assert _known_peak(name, torch.bfloat16) == (None if tflops is None else tflops * 1e12)
+    assert known_peak(name, torch.bfloat16) == (None if tflops is None else tflops * 1e12)
 
 
 def test_peaks_in_other_precisions() -> None:
-    assert _known_peak("Tesla T4", torch.float16) == 65e12
-    assert _known_peak("NVIDIA A100-SXM4-80GB", torch.float32) == 19.5e12
-    assert _known_peak("NVIDIA A100-SXM4-80GB", torch.float64) is None
+    assert known_peak("Tesla T4", torch.float16) == 65e12
+    assert known_peak("NVIDIA A100-SXM4-80GB", torch.float32) == 19.5e12
+    assert known_peak("NVIDIA A100-SXM4-80GB", torch.float64) is None
 
 
-def test_a_cpu_has_no_known_peak() -> None:
+def test_a_cpu_has_noknown_peak() -> None:
     assert peak_flops(torch.device("cpu"), torch.float32) is None
 
 

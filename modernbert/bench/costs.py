@@ -1,0 +1,84 @@
+"""What one token costs: operations, bytes moved, bytes held.
+
+In: the shape of a model and the lengths of its documents. Out: numbers per token, whatever the device. Products are
+counted one by one, so that a device's time can be told from how it fills its tiles and how fast its memory is.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from modernbert.model.config import ModelConfig
+from modernbert.model.heads import MaskedLM
+from modernbert.train.flops import step_flops, visible_pairs
+from modernbert.train.losses import CHUNK_ROWS
+
+__all__ = ["TokenCosts", "num_parameters", "token_costs"]
+
+# In bfloat16.
+_NARROW, _WIDE = 2, 4
+# Of a parameter in training: weight, gradient and two moments in float32, and the copy that products read.
+_TRAINED = 4 * _WIDE + _NARROW
+
+
+@dataclass(frozen=True)
+class TokenCosts:
+    """Costs of one token, on average over the documents.
+
+    Units: floating-point operations (a multiplication and an addition are two) and bytes.
+    """
+
+    attention_flops: float
+    matrix_flops: float
+    training_flops: float
+    moved_forward: float
+    held_in_training: float
+    held_anyway: float
+    """Not per token: weights, gradients, moments, and the room of the logits."""
+
+    @property
+    def forward_flops(self) -> float:
+        """Operations of the encoder, without a head."""
+        return self.attention_flops + self.matrix_flops
+
+
+def token_costs(config: ModelConfig, lengths: Sequence[int], mask_rate: float = 0.3) -> TokenCosts:
+    """Count what documents of these lengths cost, a token."""
+    num_tokens, num_layers = sum(lengths), config.num_hidden_layers
+    width, feed_forward = config.hidden_size, config.intermediate_size
+    windows = [None if config.is_global(layer) else config.window for layer in range(num_layers)]
+    pairs = sum(visible_pairs(lengths, window) * windows.count(window) for window in set(windows))
+    training = step_flops(config, lengths, round(mask_rate * num_tokens))
+    return TokenCosts(
+        attention_flops=4 * pairs * width / num_tokens,
+        matrix_flops=2.0 * num_layers * (4 * width**2 + 3 * width * feed_forward),
+        training_flops=training / num_tokens,
+        moved_forward=float(_NARROW * num_layers * _numbers_moved(width, feed_forward)),
+        held_in_training=_NARROW * num_layers * _numbers_held(width, feed_forward) + mask_rate * _NARROW * 4 * width,
+        held_anyway=float(_TRAINED * num_parameters(config) + 2 * _NARROW * config.vocab_size * CHUNK_ROWS),
+    )
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Count the parameters of the model with its masked-LM head, the tied decoder once."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in MaskedLM(config).parameters())
+
+
+def _numbers_moved(width: int, feed_forward: int) -> int:
+    """Count the numbers that one layer reads and writes for a token, each step on its own but for sum and norm."""
+    products = (width + 3 * width) + (width + width) + (width + 2 * feed_forward) + (feed_forward + width)
+    attention = 3 * width + width
+    rotation = 2 * (2 * width)
+    sums_and_norms = 2 * (2 * width + 2 * width)
+    geglu = 2 * feed_forward + feed_forward
+    return products + attention + rotation + sums_and_norms + geglu
+
+
+def _numbers_held(width: int, feed_forward: int) -> int:
+    """Count the numbers that one layer keeps for its way back: the sums are in float32, as two each."""
+    sums_and_norms = 2 * (2 * width + width)
+    attention = 3 * width + width
+    mlp = 2 * feed_forward + feed_forward
+    return sums_and_norms + attention + mlp

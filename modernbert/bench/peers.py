@@ -1,0 +1,153 @@
+"""The models of the efficiency table behind one call: documents in, hidden states out, random weights.
+
+In: a model's name, a device, a precision. Out: a function over batches of documents. The peers come from
+`transformers`; one that is not installed, or that an installed version lacks, is absent and said to be.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modernbert.bench.gte import Gte, GteShape
+from modernbert.errors import InputError
+from modernbert.model.attention import choose_backend
+from modernbert.model.config import ModelConfig
+from modernbert.model.encoder import Encoder
+from modernbert.model.init import initialize
+from modernbert.ragged import Batch
+
+__all__ = ["MODELS", "Absent", "Loaded", "load"]
+
+Documents = Sequence[np.ndarray]
+
+
+class Absent(InputError):
+    """A model that cannot be had here."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to run: `encode` returns the hidden states of the last batch's tokens, padding included."""
+
+    num_parameters: int
+    longest: int
+    setting: str
+    encode: Callable[[Documents], Tensor]
+
+
+def load(name: str, device: torch.device, dtype: torch.dtype) -> Loaded:
+    """Make a model with random weights.
+
+    Raises: InputError for an unknown name; Absent if its library is.
+    """
+    if name not in MODELS:
+        raise InputError(f"models: found {name!r}, expected {', '.join(MODELS)}")
+    return MODELS[name](device, dtype)
+
+
+def _ours(preset: str) -> Callable[[torch.device, torch.dtype], Loaded]:
+    def make(device: torch.device, dtype: torch.dtype) -> Loaded:
+        config = ModelConfig.preset(preset)
+        backend = choose_backend("auto", device, dtype, config)
+        model = Encoder(config, backend)
+        initialize(model, config, seed=0)
+        model = model.to(device, dtype).eval()
+        return Loaded(_count(model), config.max_position_embeddings, backend, _ragged(model, device))
+
+    return make
+
+
+def _gte_unpadded(shape: GteShape) -> Callable[[torch.device, torch.dtype], Loaded]:
+    def make(device: torch.device, dtype: torch.dtype) -> Loaded:
+        backend = choose_backend("auto", device, dtype, ModelConfig.preset("base"))
+        model = Gte(shape, backend).to(device, dtype).eval()
+        return Loaded(_count(model), 8192, f"unpadded, {backend}", _ragged(model, device))
+
+    return make
+
+
+def _of_transformers(
+    config_name: str, model_name: str, longest: int, **fields: Any
+) -> Callable[[torch.device, torch.dtype], Loaded]:
+    def make(device: torch.device, dtype: torch.dtype) -> Loaded:
+        try:
+            library = importlib.import_module("transformers")
+            config = getattr(library, config_name)(**fields)
+            model_class = getattr(library, model_name)
+        except ImportError:
+            raise Absent("transformers is not installed") from None
+        except AttributeError:
+            raise Absent(f"this transformers has no {model_name}") from None
+        for attention in ("sdpa", "eager"):
+            try:
+                model = model_class._from_config(config, attn_implementation=attention, dtype=dtype)
+                break
+            except ValueError:  # no such attention for this architecture
+                continue
+        model = model.to(device).eval()
+        return Loaded(_count(model), longest, f"padded, {attention}", _padded(model, device))
+
+    return make
+
+
+def _ragged(model: nn.Module, device: torch.device) -> Callable[[Documents], Tensor]:
+    def encode(documents: Documents) -> Tensor:
+        batch = Batch.from_documents(documents).to(device)
+        return model(batch.tokens, batch.layout)  # type: ignore[no-any-return]
+
+    return encode
+
+
+def _padded(model: nn.Module, device: torch.device) -> Callable[[Documents], Tensor]:
+    def encode(documents: Documents) -> Tensor:
+        longest = max(map(len, documents))
+        tokens = np.zeros((len(documents), longest), dtype=np.int64)
+        for row, document in zip(tokens, documents, strict=True):
+            row[: len(document)] = document
+        # Without padding there is no mask: that is the fastest path of every one of them.
+        lengths = torch.tensor([len(document) for document in documents])
+        mask = None if int(lengths.min()) == longest else (torch.arange(longest) < lengths[:, None]).long().to(device)
+        return model(input_ids=torch.from_numpy(tokens).to(device), attention_mask=mask).last_hidden_state  # type: ignore[no-any-return]
+
+    return encode
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+_LARGE = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
+_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
+_DEBERTA_V3 = {
+    "vocab_size": 128_100, "type_vocab_size": 0, "layer_norm_eps": 1e-7, "relative_attention": True,
+    "position_buckets": 256, "max_relative_positions": -1, "position_biased_input": False, "norm_rel_ebd": "layer_norm",
+    "share_att_key": True, "pos_att_type": ["p2c", "c2p"],
+}  # fmt: skip
+_GTE = {"vocab_size": 30_528, "type_vocab_size": 0, "pad_token_id": 0}
+_ROBERTA = {"vocab_size": 50_265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
+
+MODELS: dict[str, Callable[[torch.device, torch.dtype], Loaded]] = {
+    "modernbert-base": _ours("base"),
+    "modernbert-base-transformers": _of_transformers("ModernBertConfig", "ModernBertModel", 8192),
+    "bert-base": _of_transformers("BertConfig", "BertModel", 512),
+    "roberta-base": _of_transformers("RobertaConfig", "RobertaModel", 512, **_ROBERTA),
+    "deberta-v3-base": _of_transformers("DebertaV2Config", "DebertaV2Model", 512, **_DEBERTA_V3, **_BASE),
+    "nomic-bert": _of_transformers("NomicBertConfig", "NomicBertModel", 8192, max_position_embeddings=8192),
+    "gte-en-mlm-base": _of_transformers("GteConfig", "GteModel", 8192, **_GTE),
+    "gte-en-mlm-base-unpadded": _gte_unpadded(GteShape()),
+    "modernbert-large": _ours("large"),
+    "modernbert-large-transformers": _of_transformers(
+        "ModernBertConfig", "ModernBertModel", 8192, hidden_size=1024, num_hidden_layers=28, num_attention_heads=16,
+        intermediate_size=2624,
+    ),
+    "bert-large": _of_transformers("BertConfig", "BertModel", 512, **_LARGE),
+    "roberta-large": _of_transformers("RobertaConfig", "RobertaModel", 512, **_ROBERTA, **_LARGE),
+    "deberta-v3-large": _of_transformers("DebertaV2Config", "DebertaV2Model", 512, **_DEBERTA_V3, **_LARGE),
+    "gte-en-mlm-large": _of_transformers("GteConfig", "GteModel", 8192, **_GTE, **_LARGE),
+    "gte-en-mlm-large-unpadded": _gte_unpadded(GteShape(24, 1024, 4096)),
+}  # fmt: skip

@@ -1,0 +1,215 @@
+"""Embedding engines that people put behind a server, on the same weights: this package's and others'.
+
+In: a model folder, an engine by name. Out: a function from token ids of documents to one mean vector each. What the
+engines share (the order of documents, how many go at a time) is chosen for each by trying.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modernbert.bench.peers import Absent
+from modernbert.device import choose_device, choose_precision
+from modernbert.errors import InputError
+from modernbert.model.attention import choose_backend
+from modernbert.model.config import ModelConfig
+from modernbert.model.encoder import Encoder
+from modernbert.model.heads import MaskedLM, pool
+from modernbert.model.hub import load_config, load_model, save_folder
+from modernbert.model.init import initialize
+from modernbert.ragged import Batch
+
+__all__ = ["ENGINES", "Documents", "Engine", "embed_all", "load_engine", "make_folder"]
+
+Documents = Sequence[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`embed` returns float32 [N, D] for a batch; `is_padded` says that documents of a batch should be of like length.
+
+    `dtype` is what its matrix products are in.
+    """
+
+    setting: str
+    dtype: torch.dtype
+    embed: Callable[[Documents], np.ndarray]
+    is_padded: bool
+
+
+def make_folder(folder: Path, config: ModelConfig, seed: int = 0) -> None:
+    """Write the encoder with random weights that all engines load."""
+    model = Encoder(config)
+    initialize(model, config, seed)
+    save_folder(folder, model)
+
+
+def load_engine(name: str, folder: Path, room: Path) -> Engine:
+    """Load a model folder into an engine; `room` is for what is exported on the way.
+
+    Raises: InputError for an unknown name; Absent if a library is not installed.
+    """
+    if name not in ENGINES:
+        raise InputError(f"engines: found {name!r}, expected {', '.join(ENGINES)}")
+    return ENGINES[name](folder, room)
+
+
+def embed_all(engine: Engine, documents: Documents, budget_tokens: int) -> np.ndarray:
+    """Embed documents, longest first where they are padded, as many at a time as the budget holds with padding."""
+    order = (
+        sorted(range(len(documents)), key=lambda n: -len(documents[n])) if engine.is_padded else range(len(documents))
+    )
+    vectors: list[np.ndarray] = []
+    batch: list[np.ndarray] = []
+    taken = 0
+    for number in order:
+        document = documents[number]
+        taken = (len(batch) + 1) * len(batch[0]) if engine.is_padded and batch else taken + len(document)
+        if batch and taken > budget_tokens:
+            vectors.append(engine.embed(batch))
+            batch, taken = [], len(document)
+        batch.append(document)
+    vectors.append(engine.embed(batch))
+    flat = np.concatenate(vectors)
+    found = np.empty_like(flat)
+    found[list(order)] = flat
+    return found
+
+
+def _ours(dtype_name: str) -> Callable[[Path, Path], Engine]:
+    def load(folder: Path, room: Path) -> Engine:
+        cpu = choose_device("cpu")
+        dtype = choose_precision(dtype_name, cpu)
+        backend = choose_backend("auto", cpu, dtype, load_config(folder))
+        model = load_model(folder, dtype=dtype, backend=backend)
+        encoder = model.model if isinstance(model, MaskedLM) else model
+
+        @torch.inference_mode()
+        def embed(documents: Documents) -> np.ndarray:
+            batch = Batch.from_documents(documents)
+            hidden = encoder(batch.tokens, batch.layout)
+            return pool(hidden.float(), batch.layout, "mean").numpy()  # type: ignore[no-any-return]
+
+        return Engine(f"ragged, {backend}, {str(dtype)[6:]}", dtype, embed, is_padded=False)
+
+    return load
+
+
+class _Pooled(nn.Module):
+    """A model of `transformers` with the mean over real tokens."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
+        mask = attention_mask[..., None].float()
+        return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+
+
+def _of_transformers(dtype: torch.dtype, *, compiled: bool = False) -> Callable[[Path, Path], Engine]:
+    def load(folder: Path, room: Path) -> Engine:
+        model = _pooled(folder, dtype)
+        run = torch.compile(model, dynamic=True) if compiled else model
+
+        @torch.inference_mode()
+        def embed(documents: Documents) -> np.ndarray:
+            return run(*map(torch.from_numpy, _pad(documents))).numpy()  # type: ignore[no-any-return]
+
+        setting = f"padded, sdpa, {str(dtype)[6:]}{', compiled' if compiled else ''}"
+        return Engine(setting, dtype, embed, is_padded=True)
+
+    return load
+
+
+def _sentence_transformers(folder: Path, room: Path) -> Engine:
+    library = _import("sentence_transformers")
+    # Its modules come with a tokenizer; here they are given ids, so that no engine is timed for another's tokenizer.
+    model = _pooled(folder, torch.bfloat16).model
+    pooling = library.models.Pooling(model.config.hidden_size, pooling_mode="mean")
+
+    @torch.inference_mode()
+    def embed(documents: Documents) -> np.ndarray:
+        ids, mask = map(torch.from_numpy, _pad(documents))
+        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        found = pooling({"token_embeddings": hidden, "attention_mask": mask})["sentence_embedding"]
+        return found.float().numpy()  # type: ignore[no-any-return]
+
+    return Engine("padded, sdpa, bfloat16", torch.bfloat16, embed, is_padded=True)
+
+
+def _onnxruntime(folder: Path, room: Path) -> Engine:
+    runtime = _import("onnxruntime")
+    _import("onnxscript")
+    file = room / "model.onnx"
+    example = torch.ones(2, 9, dtype=torch.int64), torch.ones(2, 9, dtype=torch.int64)
+    rows, columns = torch.export.Dim("rows"), torch.export.Dim("columns", min=2, max=8192)
+    torch.onnx.export(
+        _pooled(folder, torch.float32), example, str(file), dynamo=True, verbose=False,
+        dynamic_shapes=({0: rows, 1: columns}, {0: rows, 1: columns}),
+    )  # fmt: skip
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+
+    def embed(documents: Documents) -> np.ndarray:
+        return session.run(None, dict(zip(names, _pad(documents), strict=True)))[0]  # type: ignore[no-any-return]
+
+    return Engine("padded, float32", torch.float32, embed, is_padded=True)
+
+
+def _openvino(folder: Path, room: Path) -> Engine:
+    library = _import("openvino")
+    example = {name: torch.ones(2, 9, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+    model = library.convert_model(_pooled(folder, torch.float32), example_input=example)
+    compiled = library.Core().compile_model(
+        model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    )
+
+    def embed(documents: Documents) -> np.ndarray:
+        return np.asarray(compiled(list(_pad(documents)))[0], dtype=np.float32)
+
+    return Engine("padded, bfloat16", torch.bfloat16, embed, is_padded=True)
+
+
+def _pooled(folder: Path, dtype: torch.dtype) -> Any:
+    library = _import("transformers")
+    model = library.AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True)
+    return _Pooled(model).eval()
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise Absent(f"{name} is not installed") from None
+
+
+def _pad(documents: Documents) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and mask, padded to the longest document."""
+    longest = max(map(len, documents))
+    ids, mask = (np.zeros((len(documents), longest), dtype=np.int64) for _ in range(2))
+    for row, document in enumerate(documents):
+        ids[row, : len(document)] = document
+        mask[row, : len(document)] = 1
+    return ids, mask
+
+
+ENGINES: dict[str, Callable[[Path, Path], Engine]] = {
+    "modernbert": _ours("auto"),
+    "modernbert-float32": _ours("float32"),
+    "transformers-bfloat16": _of_transformers(torch.bfloat16),
+    "transformers-bfloat16-compiled": _of_transformers(torch.bfloat16, compiled=True),
+    "transformers-float32": _of_transformers(torch.float32),
+    "sentence-transformers": _sentence_transformers,
+    "onnxruntime": _onnxruntime,
+    "openvino": _openvino,
+}

@@ -1,0 +1,132 @@
+"""Tokens a second, memory, and the largest batch, of one model on one set.
+
+In: a model's name, documents, where to compute. Out: a row of the efficiency table. Each row is made by a process of
+its own, so that its peak memory is its own, and what does not fit ends that row and no other.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from modernbert.bench.peers import Loaded, load
+from modernbert.bench.process import in_new_process
+from modernbert.device import available_memory, choose_device, peak_memory
+from modernbert.errors import InputError
+
+__all__ = ["Row", "Work", "measure"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What to measure: documents `batch` at a time, `runs` times through all of them."""
+
+    model: str
+    documents: Sequence[np.ndarray]
+    batch: int
+    runs: int
+    device: str
+    dtype: str
+    find_largest: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: tokens are real ones, without padding. On a CPU the largest batch is worked out from the memory that one
+    batch took. Units: tokens per second, bytes.
+    """
+
+    model: str
+    setting: str
+    num_parameters: int
+    num_tokens: int
+    tokens_per_s: list[float]
+    peak_memory: int
+    largest_batch: int | None
+
+    @property
+    def mean(self) -> float:
+        """Tokens per second, on average over the runs."""
+        return statistics.mean(self.tokens_per_s)
+
+    @property
+    def deviation(self) -> float:
+        """Their standard deviation; 0 for a single run."""
+        return statistics.stdev(self.tokens_per_s) if len(self.tokens_per_s) > 1 else 0.0
+
+
+def measure(work: Work) -> Row:
+    """Measure in a new process.
+
+    Raises: InputError if the model is absent, too short for the set, or does not fit.
+    """
+    return in_new_process(_measure, work)
+
+
+def _measure(work: Work) -> Row:
+    device, dtype = choose_device(work.device), getattr(torch, work.dtype)
+    before = peak_memory(device)
+    loaded = load(work.model, device, dtype)
+    longest = max(map(len, work.documents))
+    if longest > loaded.longest:
+        raise InputError(f"takes {loaded.longest:,} tokens, the set has documents of {longest:,}")
+    batches = [work.documents[at : at + work.batch] for at in range(0, len(work.documents), work.batch)]
+    held = peak_memory(device)
+    with torch.inference_mode():
+        _wait(device, loaded, batches[:1])
+        per_document = (peak_memory(device) - held) / len(batches[0])
+        seconds = [_wait(device, loaded, batches) for _ in range(work.runs)]
+        largest = _largest_batch(work, loaded, device, per_document) if work.find_largest else None
+    num_tokens = sum(map(len, work.documents))
+    peak = peak_memory(device) - (before if device.type == "cpu" else 0)
+    return Row(
+        work.model, loaded.setting, loaded.num_parameters, num_tokens, [num_tokens / each for each in seconds], peak,
+        largest,
+    )  # fmt: skip
+
+
+def _wait(device: torch.device, loaded: Loaded, batches: Sequence[Sequence[np.ndarray]]) -> float:
+    """Return the seconds until the device is done with all batches."""
+    begun = time.perf_counter()
+    for batch in batches:
+        loaded.encode(batch)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - begun
+
+
+def _largest_batch(work: Work, loaded: Loaded, device: torch.device, per_document: float) -> int | None:
+    """Return how many of the set's longest documents fit at once."""
+    if device.type != "cuda":
+        return None if per_document <= 0 else work.batch + int(available_memory() / per_document)
+    document = max(work.documents, key=len)
+
+    def fits(size: int) -> bool:
+        try:
+            loaded.encode([document] * size)
+            torch.cuda.synchronize(device)
+            return True
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            torch.cuda.empty_cache()
+
+    return largest_that(fits, start=max(1, work.batch))
+
+
+def largest_that(fits: Callable[[int], bool], start: int) -> int:
+    """Return the largest number that fits, found within one part in fifty; 0 if none does.
+
+    >>> largest_that(lambda size: size <= 7, start=1)
+    7
+    """
+    low, high = 0, start
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > max(1, low // 50):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,205 @@
+"""`modernbert bench serving-shape`: what a CPU behind a server can embed, this package's engine beside others."""
+
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from modernbert.bench.console import open_console
+from modernbert.bench.costs import token_costs
+from modernbert.bench.process import in_new_process
+from modernbert.bench.serving import ENGINES, Engine, embed_all, load_engine, make_folder
+from modernbert.errors import InputError
+from modernbert.model.config import ModelConfig
+from modernbert.storage import write_file
+
+__all__ = ["SETS", "ServingConfig", "run"]
+
+SEED = 42
+_FIRST_ID, _LAST_ID = 100, 3_999  # ids that every vocabulary has
+SETS = ("short-mix", "fixed-512", "single-8192", "latency-16", "latency-128", "latency-512")
+_BUDGETS = (2_048, 8_192, 16_384)
+# Cosine of every vector to float32's of `transformers`: an engine below this computes something else.
+_PARITY = 0.999
+
+
+@dataclass
+class ServingConfig:
+    """Which engines on which sets, how often; all in turn, `rounds` times."""
+
+    engines: Sequence[str] = ()
+    sets: Sequence[str] = ()
+    preset: str = "base"
+    model: dict[str, Any] = field(default_factory=dict)
+    tokens: int = 8_192
+    calls: int = 30
+    rounds: int = 3
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class _Work:
+    engine: str
+    sets: Sequence[str]
+    folder: str
+    tokens: int
+    calls: int
+    expected: dict[str, np.ndarray] | None
+
+
+def run(config: ServingConfig) -> None:
+    """Check each engine against float32, then time them in turn; one that is absent or wrong is a line.
+
+    Raises: InputError for what cannot be measured at all.
+    """
+    _check(config)
+    engines, sets = list(config.engines) or list(ENGINES), list(config.sets) or list(SETS)
+    shape = ModelConfig.preset(config.preset, **config.model)
+    console = open_console()
+    console.print(
+        f"CPU, {torch.get_num_threads()} threads, {platform.platform()}, torch {torch.__version__}; {config.preset}"
+    )
+    rows: list[dict[str, Any]] = []
+    gone: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as room:
+        folder = Path(room) / "model"
+        make_folder(folder, shape)
+        expected = in_new_process(_reference, _Work("transformers-float32", sets, str(folder), config.tokens, 0, None))
+        for number in range(config.rounds):
+            for engine in engines:
+                if engine in gone:
+                    continue
+                try:
+                    found = in_new_process(
+                        _measure, _Work(engine, sets, str(folder), config.tokens, config.calls, expected)
+                    )
+                except InputError as error:
+                    gone[engine] = str(error)
+                    console.print(f"{engine}: {error}")
+                    continue
+                rows.extend({"round": number + 1, "engine": engine, **row} for row in found)
+                console.print(f"round {number + 1}, {engine}: " + ", ".join(map(_brief, found)))
+    if not rows:
+        raise InputError(f"bench: no engine could be measured ({next(iter(gone.values()))})")
+    for name in sets:
+        console.print(_table(name, [row for row in rows if row["set"] == name], shape))
+    if config.out is not None:
+        write_file(config.out / "serving.json", json.dumps({"rows": rows, "absent": gone}, indent=2) + "\n")
+
+
+def _check(config: ServingConfig) -> None:
+    for key, found, known in (("engines", config.engines, ENGINES), ("sets", config.sets, SETS)):
+        for name in found:
+            if name not in known:
+                raise InputError(f"{key}: found {name!r}, expected {', '.join(known)}")
+    for key, number in (("tokens", config.tokens), ("calls", config.calls), ("rounds", config.rounds)):
+        if number < 1:
+            raise InputError(f"{key}: found {number}, expected at least 1")
+
+
+def _documents(name: str, tokens: int) -> list[np.ndarray]:
+    """Return a set's documents: a log-normal mix with a median of 60 tokens, at most 512; or equal lengths."""
+    random = np.random.default_rng(SEED)
+    if name == "short-mix":
+        lengths = [int(x) for x in np.clip(random.lognormal(np.log(60), 0.9, max(2, tokens // 80)), 4, 512)]
+    else:
+        length = int(name.rsplit("-")[-1])
+        lengths = [length] * (1 if name.startswith(("single", "latency")) else max(1, tokens // length))
+    return [random.integers(_FIRST_ID, _LAST_ID + 1, length) for length in lengths]
+
+
+def _reference(work: _Work) -> dict[str, np.ndarray]:
+    engine = load_engine(work.engine, Path(work.folder), Path(work.folder).parent)
+    return {name: embed_all(engine, _documents(name, work.tokens), _BUDGETS[1]) for name in work.sets}
+
+
+def _measure(work: _Work) -> list[dict[str, Any]]:
+    """Check and time one engine in this process, and the rate of matrix products beside it."""
+    assert work.expected is not None
+    with tempfile.TemporaryDirectory() as room:
+        engine = load_engine(work.engine, Path(work.folder), Path(room))
+        rows = []
+        for name in work.sets:
+            documents = _documents(name, work.tokens)
+            cosine = _least_cosine(embed_all(engine, documents, _BUDGETS[1]), work.expected[name])
+            if cosine < _PARITY:
+                raise InputError(f"{name}: cosine to float32 is {cosine:.4f}, expected at least {_PARITY}")
+            timed = _latency if name.startswith("latency") else _rate
+            rows.append({"set": name, "setting": engine.setting, "cosine": cosine, "lengths": [*map(len, documents)],
+                         "products": _product_rate(engine.dtype), **timed(engine, documents, work.calls)})  # fmt: skip
+        return rows
+
+
+def _rate(engine: Engine, documents: list[np.ndarray], calls: int) -> dict[str, Any]:
+    """Return tokens per second at the best of several budgets."""
+    tried = {budget: _seconds(engine, documents, budget) for budget in _BUDGETS}
+    budget = min(tried, key=tried.__getitem__)
+    seconds = min(_seconds(engine, documents, budget), tried[budget])
+    return {"tokens_per_s": sum(map(len, documents)) / seconds, "budget": budget}
+
+
+def _latency(engine: Engine, documents: list[np.ndarray], calls: int) -> dict[str, Any]:
+    for _ in range(3):
+        _seconds(engine, documents, _BUDGETS[0])
+    seconds = sorted(_seconds(engine, documents, _BUDGETS[0]) for _ in range(calls))
+    return {"p50_ms": 1e3 * statistics.median(seconds), "p95_ms": 1e3 * seconds[int(0.95 * (len(seconds) - 1))]}
+
+
+def _seconds(engine: Engine, documents: list[np.ndarray], budget: int) -> float:
+    begun = time.perf_counter()
+    embed_all(engine, documents, budget)
+    return time.perf_counter() - begun
+
+
+def _product_rate(dtype: torch.dtype) -> float:
+    """Measure a product of the base shape, in operations per second."""
+    left, right = torch.randn(4096, 768).to(dtype), torch.randn(2304, 768).to(dtype)
+    seconds = []
+    for _ in range(6):
+        begun = time.perf_counter()
+        left @ right.T
+        seconds.append(time.perf_counter() - begun)
+    return 2 * 4096 * 768 * 2304 / min(seconds)
+
+
+def _least_cosine(found: np.ndarray, expected: np.ndarray) -> float:
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    return float(((found * expected).sum(axis=1) / norms).min())
+
+
+def _brief(row: dict[str, Any]) -> str:
+    return f"{row['set']} " + (f"{row['p50_ms']:.1f} ms" if "p50_ms" in row else f"{row['tokens_per_s']:,.0f} tokens/s")
+
+
+def _table(name: str, rows: Sequence[dict[str, Any]], shape: ModelConfig) -> Table:
+    """Show one set; ratios are of the first engine to each, round by round, above 1 where the first is faster."""
+    is_latency = name.startswith("latency")
+    table = Table(title=name, title_justify="left")
+    columns = ["p50 ms", "p95 ms"] if is_latency else ["tokens/s", "of the product rate"]
+    for column in ("engine", "setting", *columns, "least cosine", "first engine, times as fast"):
+        table.add_column(column, justify="left" if column in ("engine", "setting") else "right")
+    by_engine: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_engine.setdefault(row["engine"], []).append(row)
+    first = next(iter(by_engine.values()))
+    flops = token_costs(shape, first[0]["lengths"]).forward_flops
+    for engine, mine in by_engine.items():
+        if is_latency:
+            ratios = [b["p50_ms"] / a["p50_ms"] for a, b in zip(first, mine, strict=False)]
+            shown = [f"{statistics.median(row[key] for row in mine):.2f}" for key in ("p50_ms", "p95_ms")]
+        else:
+            ratios = [a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(first, mine, strict=False)]
+            share = statistics.median(row["tokens_per_s"] * flops / row["products"] for row in mine)
+            shown = [f"{statistics.median(row['tokens_per_s'] for row in mine):,.0f}", f"{share:.0%}"]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        table.add_row(engine, mine[0]["setting"], *shown, f"{min(row['cosine'] for row in mine):.5f}", spread)
+    return table

@@ -1,0 +1,210 @@
+"""`modernbert bench throughput`: the paper's efficiency table, for the machine at hand."""
+
+import json
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from modernbert.bench.console import open_console
+from modernbert.bench.peers import MODELS
+from modernbert.bench.sets import SETS, documents_of, real_documents
+from modernbert.bench.throughput import Row, Work, measure
+from modernbert.device import choose_device, choose_precision, name_of
+from modernbert.errors import InputError
+from modernbert.storage import write_file
+
+__all__ = ["ThroughputConfig", "run"]
+
+# As published: 8,192 documents, ten runs. A processor gets so many that a row takes seconds.
+_DOCUMENTS, _RUNS = 8_192, 10
+_CPU_DOCUMENTS, _CPU_RUNS = {"short": 16, "long": 2, "real": 64}, 3
+_CPU_BATCH = {"short": 8, "long": 1, "real": 16}
+_REAL = "real"
+
+
+@dataclass
+class ThroughputConfig:
+    """Which models on which sets, how often, where; what is not named is chosen for the device and said.
+
+    `texts` and `tokenizer` make the set `real`. Each set is gone through `rounds` times, model after model, so that
+    what changes on the machine meets all of them.
+    """
+
+    models: Sequence[str] = ()
+    sets: Sequence[str] = ()
+    documents: int | None = None
+    batch: int | None = None
+    runs: int | None = None
+    rounds: int = 1
+    texts: Sequence[str] = ()
+    tokenizer: str | None = None
+    device: str = "auto"
+    dtypes: Sequence[str] = ()
+    out: Path | None = None
+
+
+@dataclass
+class _Result:
+    device: str
+    threads: int
+    torch: str
+    documents: dict[str, int]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    absent: list[dict[str, str]] = field(default_factory=list)
+
+
+def run(config: ThroughputConfig) -> None:
+    """Measure row after row; one that cannot be had is a line, and the others still run.
+
+    Raises: InputError for what cannot be measured at all.
+    """
+    device = choose_device(config.device)
+    models, sets, dtypes = _choices(config, device)
+    documents = {name: _documents(config, name, device) for name in sets}
+    console = open_console()
+    machine = f"{name_of(device)}, {torch.get_num_threads()} threads" if device.type == "cpu" else name_of(device)
+    result = _Result(f"{machine}, {platform.platform()}", torch.get_num_threads(), torch.__version__,
+                     {name: len(texts) for name, texts in documents.items()})  # fmt: skip
+    console.print(f"{result.device}, torch {torch.__version__}")
+    runs = config.runs or (_RUNS if device.type == "cuda" else _CPU_RUNS)
+    reduced = any(len(texts) < _DOCUMENTS for texts in documents.values()) or runs < _RUNS
+    if reduced:
+        sizes = ", ".join(f"{name} {len(texts):,}" for name, texts in documents.items())
+        console.print(f"reduced from the paper's {_DOCUMENTS:,} documents and {_RUNS} runs: {sizes}; {runs} runs")
+    for dtype in dtypes:
+        for set_name, texts in documents.items():
+            found = _measure_set(console, config, models, set_name, texts, device, dtype, runs, result)
+            if found:
+                console.print(_table(f"{set_name}, {dtype}", found))
+    if not result.rows:
+        raise InputError(f"bench: no row could be measured ({result.absent[0]['reason']})")
+    if config.out is not None:
+        write_file(config.out / "throughput.json", json.dumps(asdict(result), indent=2) + "\n")
+        _plot(config.out / "throughput.png", result)
+        console.print(f"{config.out}: throughput.json, throughput.png")
+
+
+def _choices(config: ThroughputConfig, device: torch.device) -> tuple[list[str], list[str], list[str]]:
+    """Return models, sets and precisions.
+
+    Raises: InputError for a name that is not known.
+    """
+    for name in config.models:
+        if name not in MODELS:
+            raise InputError(f"models: found {name!r}, expected {', '.join(MODELS)}")
+    known = [*SETS, _REAL]
+    for name in config.sets:
+        if name not in known:
+            raise InputError(f"sets: found {name!r}, expected {', '.join(known)}")
+    for key, number in (("documents", config.documents), ("batch", config.batch), ("runs", config.runs),
+                        ("rounds", config.rounds)):  # fmt: skip
+        if number is not None and number < 1:
+            raise InputError(f"{key}: found {number}, expected at least 1")
+    if (bool(config.texts) != bool(config.tokenizer)) or (_REAL in config.sets and not config.texts):
+        raise InputError("sets: real needs texts and a tokenizer; one of them is missing")
+    bases = [name for name in MODELS if "large" not in name]
+    models = list(config.models) or (list(MODELS) if device.type == "cuda" else bases)
+    sets = list(config.sets) or [*SETS, *([_REAL] if config.texts else [])]
+    named = list(config.dtypes) or [str(choose_precision("auto", device)).removeprefix("torch.")]
+    for name in named:
+        choose_precision(name, device)
+    return models, sets, named
+
+
+def _kind(set_name: str) -> str:
+    return set_name.split("-")[0]
+
+
+def _documents(config: ThroughputConfig, name: str, device: torch.device) -> list[np.ndarray]:
+    number = config.documents or (_DOCUMENTS if device.type == "cuda" else _CPU_DOCUMENTS[_kind(name)])
+    if name == _REAL:
+        return real_documents(list(config.texts), str(config.tokenizer), number, longest=8192)
+    return documents_of(name, number)
+
+
+def _measure_set(
+    console: Console, config: ThroughputConfig, models: Sequence[str], set_name: str, documents: list[np.ndarray],
+    device: torch.device, dtype: str, runs: int, result: _Result,
+) -> dict[str, list[Row]]:  # fmt: skip
+    """Measure all models on one set, `rounds` times in turn."""
+    found: dict[str, list[Row]] = {}
+    paper = SETS[set_name].batch if set_name in SETS else 128
+    batch = config.batch or (paper if device.type == "cuda" else _CPU_BATCH[_kind(set_name)])
+    gone: set[str] = set()
+    for number in range(config.rounds):
+        for model in models:
+            if model in gone:
+                continue
+            work = Work(model, documents, batch, runs, str(device), dtype, find_largest=number == 0)
+            try:
+                row = measure(work)
+            except InputError as error:
+                gone.add(model)
+                result.absent.append({"model": model, "set": set_name, "dtype": dtype, "reason": str(error)})
+                console.print(f"{model} on {set_name} in {dtype}: {error}")
+                continue
+            found.setdefault(model, []).append(row)
+            result.rows.append({"set": set_name, "dtype": dtype, "round": number + 1, "batch": batch, **asdict(row)})
+    return found
+
+
+def _table(title: str, found: dict[str, list[Row]]) -> Table:
+    """Show one set; ratios are to the first model, round by round."""
+    table = Table(title=title, title_justify="left")
+    for column in ("model", "M parameters", "setting", "tokens/s", "+-", "most documents at once", "peak MiB",
+                   "first model, times as fast"):  # fmt: skip
+        table.add_column(column, justify="left" if column in ("model", "setting") else "right")
+    first = next(iter(found.values()))
+    for model, rows in found.items():
+        rates = [rate for row in rows for rate in row.tokens_per_s]
+        ratios = [mine.mean / other.mean for mine, other in zip(first, rows, strict=False)]
+        spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
+        largest = rows[0].largest_batch
+        table.add_row(
+            model, f"{rows[0].num_parameters / 1e6:.0f}", rows[0].setting, f"{statistics.mean(rates):,.0f}",
+            f"{statistics.stdev(rates) if len(rates) > 1 else 0:,.0f}", "" if largest is None else f"{largest:,}",
+            f"{max(row.peak_memory for row in rows) / 2**20:,.0f}",
+            f"{statistics.median(ratios):.2f}{spread}",
+        )  # fmt: skip
+    return table
+
+
+def _plot(path: Path, result: _Result) -> None:
+    """Draw tokens a second of every model, a panel a set and precision.
+
+    Raises: InputError if matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        raise InputError("throughput.png: needs matplotlib, pip install 'modernbert[report]'") from None
+    panels = list(dict.fromkeys((row["set"], row["dtype"]) for row in result.rows))
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(1 + 4.2 * len(panels), 4.5), squeeze=False)
+    for axis, (set_name, dtype) in zip(axes[0], panels, strict=True):
+        rates: dict[str, list[float]] = {}
+        for row in result.rows:
+            if (row["set"], row["dtype"]) == (set_name, dtype):
+                rates.setdefault(row["model"], []).extend(row["tokens_per_s"])
+        names = list(rates)[::-1]
+        means = [statistics.mean(rates[name]) for name in names]
+        deviations = [statistics.stdev(rates[name]) if len(rates[name]) > 1 else 0 for name in names]
+        colours = ["#c2410c" if name in ("modernbert-base", "modernbert-large") else "#64748b" for name in names]
+        axis.barh(names, means, xerr=deviations, color=colours)
+        axis.set_title(f"{set_name}, {dtype}", fontsize=10)
+        axis.set_xlabel("real tokens per second")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

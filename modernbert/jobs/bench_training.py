@@ -1,0 +1,114 @@
+"""`modernbert bench training`: a step of masked-LM training, against `transformers` and its Trainer, in turn."""
+
+import json
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from modernbert.bench.console import open_console
+from modernbert.bench.training import SYSTEMS, TrainingRow, TrainingWork, measure_training, mixed_lengths
+from modernbert.device import choose_device, choose_precision, name_of
+from modernbert.errors import InputError
+from modernbert.model.config import ModelConfig
+from modernbert.storage import write_file
+from modernbert.train.flops import peak_flops
+
+__all__ = ["TrainingConfig", "run"]
+
+
+@dataclass
+class TrainingConfig:
+    """Which systems train which shape on how many tokens a step, and how often each is measured."""
+
+    systems: Sequence[str] = ()
+    preset: str = "base"
+    model: dict[str, Any] = field(default_factory=dict)
+    tokens: int | None = None
+    longest: int = 1024
+    steps: int = 5
+    rounds: int = 3
+    device: str = "auto"
+    dtype: str = "auto"
+    out: Path | None = None
+
+
+def run(config: TrainingConfig) -> None:
+    """Measure system after system, round after round; one that cannot be had is a line.
+
+    Raises: InputError for what cannot be measured at all.
+    """
+    for key, number in (("steps", config.steps), ("rounds", config.rounds), ("tokens", config.tokens or 1)):
+        if number < 1:
+            raise InputError(f"{key}: found {number}, expected at least 1")
+    if config.longest < 16:
+        raise InputError(f"longest: found {config.longest}, expected at least 16 tokens")
+    systems = list(config.systems) or list(SYSTEMS)
+    for name in systems:
+        if name not in SYSTEMS:
+            raise InputError(f"systems: found {name!r}, expected {', '.join(SYSTEMS)}")
+    device = choose_device(config.device)
+    dtype = choose_precision(config.dtype, device)
+    shape = ModelConfig.preset(config.preset, **config.model)
+    tokens = config.tokens or (98_304 if device.type == "cuda" else 8_192)
+    lengths = mixed_lengths(tokens, config.longest)
+    dtype_name = str(dtype).removeprefix("torch.")
+    console = open_console()
+    console.print(
+        f"{name_of(device)}, {torch.get_num_threads()} threads, {platform.platform()}, torch {torch.__version__}; "
+        f"{config.preset}, {dtype_name}, {tokens:,} tokens a step in {len(lengths)} documents of {min(lengths)} to "
+        f"{max(lengths):,}"
+    )
+    rows: list[tuple[int, TrainingRow]] = []
+    absent: dict[str, str] = {}
+    for number in range(config.rounds):
+        for system in systems:
+            if system in absent:
+                continue
+            work = TrainingWork(system, shape, lengths, config.steps, str(device), dtype_name, seed=number)
+            try:
+                row = measure_training(work)
+            except InputError as error:
+                absent[system] = str(error)
+                console.print(f"{system}: {error}")
+                continue
+            rows.append((number, row))
+            console.print(f"round {number + 1}, {system}: {row.tokens_per_s:,.0f} tokens/s, "
+                          f"{row.peak_memory / 2**30:.2f} GiB")  # fmt: skip
+    if not rows:
+        raise InputError(f"bench: no system could be measured ({next(iter(absent.values()))})")
+    console.print(_table(rows, peak_flops(device, dtype)))
+    if config.out is not None:
+        said = {"lengths": lengths, "rows": [{"round": n + 1, **asdict(row)} for n, row in rows], "absent": absent}
+        write_file(config.out / "training.json", json.dumps(said, indent=2) + "\n")
+
+
+def _table(rows: Sequence[tuple[int, TrainingRow]], peak: float | None) -> Table:
+    """Show medians, and ratios of the first system to each, round by round."""
+    table = Table()
+    for column in ("system", "setting", "real tokens/s", "GiB", "TFLOP/s", "of the peak", "places that are real",
+                   "first system, times as fast", "its memory"):  # fmt: skip
+        table.add_column(column, justify="left" if column in ("system", "setting") else "right")
+    by_system: dict[str, list[TrainingRow]] = {}
+    for _, row in rows:
+        by_system.setdefault(row.system, []).append(row)
+    first = next(iter(by_system.values()))
+    for name, mine in by_system.items():
+        speeds = [a.tokens_per_s / b.tokens_per_s for a, b in zip(first, mine, strict=False)]
+        sizes = [a.peak_memory / b.peak_memory for a, b in zip(first, mine, strict=False)]
+        flops = statistics.median(row.flops_per_s for row in mine)
+        table.add_row(
+            name, mine[0].setting, f"{statistics.median(row.tokens_per_s for row in mine):,.0f}",
+            f"{statistics.median(row.peak_memory for row in mine) / 2**30:.2f}", f"{flops / 1e12:.3f}",
+            "" if peak is None else f"{flops / peak:.1%}", f"{mine[0].real_share:.1%}", _spread(speeds), _spread(sizes),
+        )  # fmt: skip
+    return table
+
+
+def _spread(ratios: Sequence[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"

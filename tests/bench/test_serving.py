@@ -1,0 +1,95 @@
+"""Engines side by side: the same vectors from each, or no time; and the verb on a small scale."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modernbert.bench.serving import ENGINES, Engine, embed_all, load_engine, make_folder
+from modernbert.errors import InputError
+from modernbert.jobs import bench_serving
+from modernbert.jobs.bench_serving import ServingConfig
+from modernbert.model.config import ModelConfig
+
+pytest.importorskip("transformers")
+
+
+def bench(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "modernbert.cli", "bench", "serving-shape", *words]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("serving") / "model"
+    make_folder(folder, ModelConfig.preset("tiny"))
+    return folder
+
+
+@pytest.mark.parametrize("name", [name for name in ENGINES if "compiled" not in name])
+def test_every_engine_embeds_alike_in_any_batches(name: str, folder: Path, tmp_path: Path) -> None:
+    documents = [np.random.default_rng(n).integers(100, 4_000, length) for n, length in enumerate((7, 150, 33, 2))]
+    expected = embed_all(load_engine("modernbert-float32", folder, tmp_path), documents, 10_000)
+    try:
+        engine = load_engine(name, folder, tmp_path)
+    except InputError as absent:
+        pytest.skip(str(absent))
+    for budget in (100, 10_000):
+        found = embed_all(engine, documents, budget)
+        assert found.shape == (4, 128) and found.dtype == np.float32
+        assert bench_serving._least_cosine(found, expected) > 0.999
+
+
+def test_padded_engines_get_batches_within_the_budget_and_vectors_in_order() -> None:
+    seen: list[list[int]] = []
+
+    def embed(documents: list[np.ndarray]) -> np.ndarray:
+        seen.append([len(document) for document in documents])
+        return np.array([[float(document[0])] for document in documents], dtype=np.float32)
+
+    documents = [np.full(length, number) for number, length in enumerate((3, 50, 4, 60, 1))]
+    found = embed_all(Engine("", torch.float32, embed, is_padded=True), documents, budget_tokens=120)
+    assert found[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert seen == [[60, 50], [4, 3, 1]]
+    seen.clear()
+    embed_all(Engine("", torch.float32, embed, is_padded=False), documents, budget_tokens=60)
+    assert seen == [[3, 50, 4], [60], [1]]
+
+
+def test_an_engine_that_computes_something_else_is_not_timed(folder: Path) -> None:
+    work = bench_serving._Work("modernbert-float32", ["latency-16"], str(folder), 100, 1, None)
+    expected = bench_serving._reference(work)
+    wrong = {"latency-16": expected["latency-16"][:, ::-1].copy()}
+    with pytest.raises(InputError, match=r"latency-16: cosine to float32 is .*, expected at least 0.999"):
+        bench_serving._measure(bench_serving._Work(*[*vars(work).values()][:-1], wrong))
+
+
+def test_the_verb_times_engines_in_turn(tmp_path: Path) -> None:
+    done = bench(
+        "--preset", "tiny", "--engines", "modernbert", "--engines", "transformers-float32", "--sets", "short-mix",
+        "--sets", "latency-16", "--tokens", "500", "--calls", "3", "--rounds", "2", "--out", str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "serving.json").read_text())["rows"]
+    assert [(row["round"], row["engine"]) for row in rows][::2] == [
+        (1, "modernbert"), (1, "transformers-float32"), (2, "modernbert"), (2, "transformers-float32"),
+    ]  # fmt: skip
+    assert all(row["p50_ms"] <= row["p95_ms"] for row in rows if row["set"] == "latency-16")
+
+
+@pytest.mark.parametrize(
+    "config, said",
+    [
+        (ServingConfig(engines=["jax"]), "engines: found 'jax', expected modernbert"),
+        (ServingConfig(sets=["long"]), "sets: found 'long', expected short-mix"),
+        (ServingConfig(rounds=0), "rounds: found 0"),
+        (ServingConfig(preset="huge"), "huge"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_runs(config: ServingConfig, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        bench_serving.run(config)
