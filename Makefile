@@ -4,7 +4,7 @@
 # make bench-gpu  what a GPU does: parity, training, the efficiency table, into build/gpu (torch must see the GPU)
 # make faults  kill, damage and mislead runs, and write what came of it to build/faults
 #
-# Each makes its virtual environment first. It needs Python >= 3.11, pip and a C compiler.
+# Each makes its virtual environment first. It needs Python >= 3.11, pip and a C++ compiler.
 
 PYTHON ?= python3
 # The release the package is tested with. Any in pyproject.toml's range may be named instead.

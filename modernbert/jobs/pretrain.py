@@ -139,7 +139,7 @@ def _pretrain(out: Path, config: PretrainConfig, inputs: _Inputs, world: World) 
     model.to(inputs.device)
     model.model.recompute = config.recompute
     if config.compile and (reason := compile_layers(model, inputs.dtype)) and world.is_main:
-        print(f"compile: not possible here, going on without ({reason})")
+        print(f"compile: going on without ({reason})")
     objective = world.spread(Objective(model, masked_lm), model.model.layers)
     state = checkpoint.state if checkpoint else {"position": asdict(_Position()), "sizes": {}}
     position = _Position(**state["position"])
@@ -380,6 +380,7 @@ def _save(run: _Run, optimizer_state: Mapping[str, Tensor]) -> None:
         "sizes": run.journal.sizes() if run.journal else {},
         "shards": run.inputs.digests,
         "model": asdict(run.model.model.config),
+        "backend": run.inputs.backend,
         "heldout": run.position.heldout,
     }
     run.saver.save(run.position.step, tensors, state)
@@ -505,6 +506,9 @@ def _describe(
         print(f"starting from {config.init_from}")
     print(f"{num_parameters:,} parameters, {len(config.phases)} phases, {num_steps:,} steps, {num_tokens:,} tokens")
     if checkpoint is not None:
+        before = checkpoint.state.get("backend", inputs.backend)
+        if before != inputs.backend:
+            print(f"attention was {before} before, and rounds otherwise: the run does not end with the same bits")
         print(f"going on after step {checkpoint.step:,}", flush=True)
 
 

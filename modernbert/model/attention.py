@@ -16,6 +16,7 @@ A window (64, 64) lets a token see 64 tokens to each side and itself, 129 keys, 
 
 import inspect
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -90,7 +91,10 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype, model: M
         "native": lambda: _native_obstacle(device, dtype, model),
     }
     if name == "auto":
-        return next((each for each, obstacle in obstacles.items() if obstacle() is None), "banded")
+        found = next((each for each, obstacle in obstacles.items() if obstacle() is None), "banded")
+        if found == "banded" and device.type == "cpu":
+            print(f"attention banded, since native {obstacles['native']()}", file=sys.stderr)
+        return found
     obstacle = obstacles[name]() if name in obstacles else None
     if obstacle:
         raise InputError(f"backend: {name} {obstacle}; banded runs everywhere")
@@ -104,6 +108,8 @@ def _native_obstacle(device: torch.device, dtype: torch.dtype, model: ModelConfi
         return f"computes in float32 or bfloat16, found {str(dtype).removeprefix('torch.')}"
     if model.head_width != calls.HEAD_WIDTH:
         return f"needs heads of width {calls.HEAD_WIDTH}, found {model.head_width}"
+    if model.intermediate_size % calls.WIDTH_STEP:
+        return f"needs an intermediate_size that divides by {calls.WIDTH_STEP}, found {model.intermediate_size}"
     return build.obstacle()
 
 

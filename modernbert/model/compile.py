@@ -23,7 +23,7 @@ def compile_layers(model: MaskedLM, dtype: torch.dtype) -> str | None:
     Source: paper, section 2.1.2 (compilation without attention, 10 % of throughput).
     """
     if model.model.backend == "native":
-        return "the native backend has no use for it: its loops are compiled already"
+        return "the loops of backend native are compiled already"
     layers = [layer for layer in model.model.layers if isinstance(layer, Layer)]
     before = torch.compile(Layer.before, dynamic=True)
     after = torch.compile(Layer.after, dynamic=True)

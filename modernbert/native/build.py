@@ -48,21 +48,34 @@ def _load() -> ctypes.CDLL | str:
     features = _processor_features()
     if not {"avx2", "fma"} <= features:
         return "needs Linux and an x86-64 processor with AVX2"
-    compiler = next((found for name in ("g++", "c++") if (found := shutil.which(name))), None)
-    if compiler is None:
-        return "needs a C++ compiler (g++), found none"
     try:
-        target = _target(compiler, features)
-        if not _is_whole(target):
-            _compile(compiler, target)
-        loaded = ctypes.CDLL(str(target))
+        loaded = _open(_target(features))
     except subprocess.CalledProcessError as error:
-        return f"could not be compiled by {compiler}: {_first_error(error.stderr)}"
+        return f"could not be compiled by {error.cmd[0]}: {_first_error(error.stderr)}"
     except (OSError, InputError) as error:
-        return f"could not be loaded: {error}"
+        return str(error)
     loaded.cross_entropy_float32.restype = loaded.cross_entropy_bfloat16.restype = ctypes.c_double
     loaded.update_moments.restype = ctypes.c_double
     return loaded if loaded.begin() else "needs AMX tiles, which the system refused"
+
+
+def _open(target: Path) -> ctypes.CDLL:
+    """Load the library that is kept, or make one; where it cannot be kept, it serves this process alone.
+
+    Raises: subprocess.CalledProcessError if it does not compile; InputError if there is no compiler; OSError if what
+    came of it is no library.
+    """
+    if _is_whole(target):
+        return ctypes.CDLL(str(target))
+    with tempfile.TemporaryDirectory() as room:
+        made = Path(room) / "loops.so"
+        _compile(made)
+        library = made.read_bytes()
+        try:
+            write_file(target, library + hashlib.sha256(library).digest())
+        except InputError as error:
+            print(f"{error}; the next process compiles them again", file=sys.stderr)
+        return ctypes.CDLL(str(made))
 
 
 def _processor_features() -> set[str]:
@@ -72,25 +85,27 @@ def _processor_features() -> set[str]:
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
-def _target(compiler: str, features: set[str]) -> Path:
-    """Return where the library is kept: another file for another source, compiler, processor or torch."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    digest = hashlib.sha256(" ".join([version, *_FLAGS, *sorted(features), torch.__version__]).encode())
+def _target(features: set[str]) -> Path:
+    """Return where the library is kept: another file for another source, processor or torch."""
+    digest = hashlib.sha256(" ".join([*_FLAGS, *sorted(features), torch.__version__]).encode())
     for path in sorted((*_FOLDER.glob("*.h"), *_FOLDER.glob("*.cpp"))):
         digest.update(path.read_bytes())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modernbert"
-    return cache / f"loops-{digest.hexdigest()[:20]}.so"
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a user without a home, as containers have them
+        cache = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
+    return cache / "modernbert" / f"loops-{digest.hexdigest()[:20]}.so"
 
 
-def _compile(compiler: str, target: Path) -> None:
-    """Raises: subprocess.CalledProcessError if it does not compile; InputError or OSError if it cannot be written."""
+def _compile(made: Path) -> None:
+    """Raises: subprocess.CalledProcessError if it does not compile; InputError if there is no compiler."""
+    compiler = next((found for name in ("g++", "c++") if (found := shutil.which(name))), None)
+    if compiler is None:
+        raise InputError("needs a C++ compiler (g++), found none")
     print("compiling the loops for this processor, once", file=sys.stderr)
-    with tempfile.TemporaryDirectory() as room:
-        made = Path(room) / "loops.so"
-        sources = [str(_FOLDER / name) for name in _SOURCES]
-        subprocess.run([compiler, *_FLAGS, *sources, "-o", str(made)], capture_output=True, text=True, check=True)
-        library = made.read_bytes()
-        write_file(target, library + hashlib.sha256(library).digest())
+    sources = [str(_FOLDER / name) for name in _SOURCES]
+    words = [compiler, *_FLAGS, *sources, "-o", str(made)]
+    subprocess.run(words, capture_output=True, text=True, errors="replace", check=True)
 
 
 def _is_whole(target: Path) -> bool:

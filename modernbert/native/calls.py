@@ -17,6 +17,8 @@ from modernbert.native.build import library
 __all__ = ["add_norm", "apply_moments_", "attend", "cross_entropy_", "geglu", "update_moments_"]
 
 HEAD_WIDTH = 64
+# Rows are gone through in whole vectors, of which the widest holds so many numbers.
+WIDTH_STEP = 16
 
 
 def attend(
@@ -108,6 +110,7 @@ class _AddNorm(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, delta: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         hidden, delta = hidden.contiguous(), delta.contiguous()
+        _must_divide(hidden.shape[1])
         wide_scale, moments = scale.float(), torch.empty(len(hidden), 2)
         total = torch.empty_like(hidden) if any(ctx.needs_input_grad) else hidden
         normed = torch.empty_like(delta)
@@ -138,6 +141,7 @@ class _Geglu(torch.autograd.Function):
     def forward(ctx: Any, both: Tensor) -> Tensor:
         both = both.contiguous()
         num_rows, width = both.shape[0], both.shape[1] // 2
+        _must_divide(width)
         out = both.new_empty(num_rows, width)
         _call("geglu", both, out, num_rows, width)
         ctx.save_for_backward(both)
@@ -150,6 +154,12 @@ class _Geglu(torch.autograd.Function):
         grad_both = torch.empty_like(both)
         _call("geglu_backward", both, grad.contiguous(), grad_both, *grad.shape)
         return grad_both
+
+
+def _must_divide(width: int) -> None:
+    """Refuse rows whose last vector would reach into the next one, or behind the last."""
+    if width % WIDTH_STEP:
+        raise ValueError(f"width {width}: expected a multiple of {WIDTH_STEP}")
 
 
 def _rows_at_a_time() -> int:

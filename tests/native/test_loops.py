@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from modernbert.errors import InputError
 from modernbert.model.attention import Window, choose_backend, prepare
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
@@ -264,38 +265,77 @@ def test_products_in_vectors_equal_dense_on_a_narrower_processor(
         build._load.cache_clear()
 
 
-def test_a_machine_without_a_compiler_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """No library is kept, and none is loaded; afterwards everything is as it was."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build._load.cache_clear()
+    yield tmp_path
+    build._load.cache_clear()
+
+
+def test_a_machine_without_a_compiler_says_so(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     cpu, config = torch.device("cpu"), ModelConfig.preset("base")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert choose_backend("auto", cpu, torch.float32, config) == "banded"
+    assert "attention banded, since native needs a C++ compiler (g++), found none" in capsys.readouterr().err
+    with pytest.raises(InputError, match="native needs a C.. compiler"):
+        choose_backend("native", cpu, torch.float32, config)
+
+
+def test_what_is_kept_serves_without_a_compiler(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert build.obstacle() is None
     build._load.cache_clear()
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    try:
-        assert "needs a C++ compiler" in str(build.obstacle())
-        assert choose_backend("auto", cpu, torch.float32, config) == "banded"
-        with pytest.raises(build.InputError, match="native needs a C.. compiler"):
-            choose_backend("native", cpu, torch.float32, config)
-    finally:
-        build._load.cache_clear()
+    assert build.obstacle() is None
 
 
 def test_the_library_is_made_once_and_a_damaged_one_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    try:
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "first"))
-        for _ in range(2):
-            build._load.cache_clear()
-            assert build.obstacle() is None
-        assert capsys.readouterr().err.count("compiling") == 1
-        (made,) = (tmp_path / "first").rglob("*.so")
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "second"))
-        damaged = tmp_path / "second" / "modernbert" / made.name
-        damaged.parent.mkdir(parents=True)
-        damaged.write_bytes(made.read_bytes()[:1000])
+    for _ in range(2):
         build._load.cache_clear()
         assert build.obstacle() is None
-        assert damaged.stat().st_size == made.stat().st_size
-        monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-        build._load.cache_clear()
-        assert "could not be loaded: /proc/nowhere" in str(build.obstacle())
-    finally:
-        build._load.cache_clear()
+    assert capsys.readouterr().err.count("compiling") == 1
+    (made,) = empty_cache.rglob("*.so")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(empty_cache / "other"))
+    damaged = empty_cache / "other" / "modernbert" / made.name
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(made.read_bytes()[:1000])
+    build._load.cache_clear()
+    assert build.obstacle() is None
+    assert damaged.stat().st_size == made.stat().st_size
+
+
+def test_where_nothing_can_be_kept_the_library_serves_one_process(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (empty_cache / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(empty_cache / "file"))
+    assert build.obstacle() is None
+    assert "the next process compiles them again" in capsys.readouterr().err
+    assert calls.geglu(torch.ones(2, 32)).shape == (2, 16)
+
+
+def test_a_user_without_a_home_has_a_cache(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert build._target({"avx2"}).is_absolute()
+
+
+@pytest.mark.parametrize("width", [8, 24, 190, 200])
+def test_widths_that_vectors_do_not_divide_are_left_to_torch(width: int) -> None:
+    """A last vector that reaches behind its row would write over other memory."""
+    cpu, config = torch.device("cpu"), ModelConfig.preset("base", intermediate_size=width)
+    assert choose_backend("auto", cpu, torch.float32, config) == "banded"
+    with pytest.raises(InputError, match=f"native needs an intermediate_size that divides by 16, found {width}"):
+        choose_backend("native", cpu, torch.float32, config)
+    with pytest.raises(ValueError, match="expected a multiple of 16"):
+        calls.geglu(torch.zeros(3, 2 * width))
+    with pytest.raises(ValueError, match="expected a multiple of 16"):
+        calls.add_norm(torch.zeros(3, width), torch.zeros(3, width), torch.ones(width), 1e-5)
