@@ -130,10 +130,10 @@ def _of_transformers(dtype: torch.dtype, *, compiled: bool = False) -> Callable[
 
 
 def _sentence_transformers(folder: Path, room: Path) -> Engine:
-    library = _import("sentence_transformers")
+    modules = _import("sentence_transformers.models")
     # Its modules come with a tokenizer; here they are given ids, so that no engine is timed for another's tokenizer.
     model = _pooled(folder, torch.bfloat16).model
-    pooling = library.models.Pooling(model.config.hidden_size, pooling_mode="mean")
+    pooling = modules.Pooling(model.config.hidden_size, pooling_mode="mean")
 
     @torch.inference_mode()
     def embed(documents: Documents) -> np.ndarray:
