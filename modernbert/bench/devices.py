@@ -15,7 +15,7 @@ from modernbert.device import available_memory
 from modernbert.errors import InputError
 from modernbert.train.flops import known_peak
 
-__all__ = ["BASKET", "Machine", "machine_of", "measure_cpu"]
+__all__ = ["BASKET", "Machine", "machine_of", "measure_cpu", "product_rate"]
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,24 @@ def measure_cpu(dtype: torch.dtype, attend: Callable[[Tensor], Tensor], attentio
 
     `attend` takes queries, keys and values [T, 3, 12, 64] of `attention_flops` operations.
     """
-    tokens, width, feed_forward = 4096, 768, 2304
-    hidden, weight = torch.randn(tokens, width).to(dtype), torch.randn(feed_forward, width).to(dtype)
     source = torch.randn(32 * 2**20)
     target = torch.empty_like(source)
-    qkv = torch.randn(tokens, 3, 12, 64).to(dtype)
+    qkv = torch.randn(4096, 3, 12, 64).to(dtype)
     with torch.inference_mode():
         return Machine(
             name=f"this CPU, {torch.get_num_threads()} threads",
-            products=2 * tokens * width * feed_forward / _fastest(lambda: hidden @ weight.T),
+            products=product_rate(dtype),
             attention=attention_flops / _fastest(lambda: attend(qkv)),
             bandwidth=2 * source.numel() * source.element_size() / _fastest(lambda: target.copy_(source)),
             memory=_MEMORY * available_memory(),
         )
+
+
+def product_rate(dtype: torch.dtype) -> float:
+    """Measure a product of the base shape on this processor, in operations per second."""
+    rows, inputs, outputs = 4096, 768, 2304
+    hidden, weight = torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
+    return 2 * rows * inputs * outputs / _fastest(lambda: hidden @ weight.T)
 
 
 def _fastest(work: Callable[[], object], times: int = 5) -> float:

@@ -12,7 +12,7 @@ from modernbert.model.config import ModelConfig
 from modernbert.train.recipe import Phase
 from modernbert.train.schedule import Schedule
 
-__all__ = ["PUBLISHED_HOURS", "PhaseForecast", "forecast_phase", "seconds_per_token"]
+__all__ = ["PUBLISHED_HOURS", "PhaseForecast", "forecast_phase", "optimizer_seconds", "seconds_per_token"]
 
 # Hours of training alone on 8 H100, phase by phase. Source: table 3 of the paper.
 PUBLISHED_HOURS = {"base": (191.1, 36.3, 7.5), "large": (420.4, 75.1, 15.3)}
@@ -54,6 +54,11 @@ def seconds_per_token(costs: TokenCosts, machine: Machine, *, training: bool) ->
     return products + _TRAINING * costs.moved_forward / machine.bandwidth
 
 
+def optimizer_seconds(model: ModelConfig, machine: Machine) -> float:
+    """Return the time of one step of the optimizer."""
+    return _OPTIMIZER_BYTES * num_parameters(model) / machine.bandwidth
+
+
 def forecast_phase(
     model: ModelConfig, phase: Phase, schedule: Schedule, machine: Machine, num_devices: int, length: int | None = None
 ) -> PhaseForecast:
@@ -62,7 +67,7 @@ def forecast_phase(
     costs = token_costs(model, [length], phase.mask_rate)
     step_tokens = phase.micro_batch_tokens * phase.max_micro_batches
     # Every device steps for all, on its part of the tokens.
-    optimizer = _OPTIMIZER_BYTES * num_parameters(model) / machine.bandwidth / step_tokens
+    optimizer = optimizer_seconds(model, machine) / step_tokens
     seconds = seconds_per_token(costs, machine, training=True) / num_devices + optimizer
     tokens = schedule.plan(schedule.num_steps).tokens_before
     return PhaseForecast(

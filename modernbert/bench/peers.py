@@ -21,7 +21,7 @@ from modernbert.model.encoder import Encoder
 from modernbert.model.init import initialize
 from modernbert.ragged import Batch
 
-__all__ = ["MODELS", "Absent", "Loaded", "load"]
+__all__ = ["MODELS", "Absent", "Documents", "Loaded", "load", "pad"]
 
 Documents = Sequence[np.ndarray]
 
@@ -105,16 +105,22 @@ def _ragged(model: nn.Module, device: torch.device) -> Callable[[Documents], Ten
 
 def _padded(model: nn.Module, device: torch.device) -> Callable[[Documents], Tensor]:
     def encode(documents: Documents) -> Tensor:
-        longest = max(map(len, documents))
-        tokens = np.zeros((len(documents), longest), dtype=np.int64)
-        for row, document in zip(tokens, documents, strict=True):
-            row[: len(document)] = document
+        ids, mask = map(torch.from_numpy, pad(documents))
         # Without padding there is no mask: that is the fastest path of every one of them.
-        lengths = torch.tensor([len(document) for document in documents])
-        mask = None if int(lengths.min()) == longest else (torch.arange(longest) < lengths[:, None]).long().to(device)
-        return model(input_ids=torch.from_numpy(tokens).to(device), attention_mask=mask).last_hidden_state  # type: ignore[no-any-return]
+        seen = None if bool(mask.all()) else mask.to(device)
+        return model(input_ids=ids.to(device), attention_mask=seen).last_hidden_state  # type: ignore[no-any-return]
 
     return encode
+
+
+def pad(documents: Documents) -> tuple[np.ndarray, np.ndarray]:
+    """Return ids and mask, padded to the longest document."""
+    longest = max(map(len, documents))
+    ids, mask = (np.zeros((len(documents), longest), dtype=np.int64) for _ in range(2))
+    for row, document in enumerate(documents):
+        ids[row, : len(document)] = document
+        mask[row, : len(document)] = 1
+    return ids, mask
 
 
 def _count(model: nn.Module) -> int:

@@ -5,7 +5,7 @@ engines share (the order of documents, how many go at a time) is chosen for each
 """
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from modernbert.bench.peers import Absent
+from modernbert.bench.peers import Absent, Documents, pad
 from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
 from modernbert.model.attention import choose_backend
@@ -25,9 +25,7 @@ from modernbert.model.hub import load_config, load_model, save_folder
 from modernbert.model.init import initialize
 from modernbert.ragged import Batch
 
-__all__ = ["ENGINES", "Documents", "Engine", "embed_all", "load_engine", "make_folder"]
-
-Documents = Sequence[np.ndarray]
+__all__ = ["ENGINES", "Engine", "embed_all", "load_engine", "make_folder"]
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def _of_transformers(dtype: torch.dtype, *, compiled: bool = False) -> Callable[
 
         @torch.inference_mode()
         def embed(documents: Documents) -> np.ndarray:
-            return run(*map(torch.from_numpy, _pad(documents))).numpy()  # type: ignore[no-any-return]
+            return run(*map(torch.from_numpy, pad(documents))).numpy()  # type: ignore[no-any-return]
 
         setting = f"padded, sdpa, {str(dtype)[6:]}{', compiled' if compiled else ''}"
         return Engine(setting, dtype, embed, is_padded=True)
@@ -137,7 +135,7 @@ def _sentence_transformers(folder: Path, room: Path) -> Engine:
 
     @torch.inference_mode()
     def embed(documents: Documents) -> np.ndarray:
-        ids, mask = map(torch.from_numpy, _pad(documents))
+        ids, mask = map(torch.from_numpy, pad(documents))
         hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
         found = pooling({"token_embeddings": hidden, "attention_mask": mask})["sentence_embedding"]
         return found.float().numpy()  # type: ignore[no-any-return]
@@ -161,7 +159,7 @@ def _onnxruntime(folder: Path, room: Path) -> Engine:
     names = [each.name for each in session.get_inputs()]
 
     def embed(documents: Documents) -> np.ndarray:
-        return session.run(None, dict(zip(names, _pad(documents), strict=True)))[0]  # type: ignore[no-any-return]
+        return session.run(None, dict(zip(names, pad(documents), strict=True)))[0]  # type: ignore[no-any-return]
 
     return Engine("padded, float32", torch.float32, embed, is_padded=True)
 
@@ -175,7 +173,7 @@ def _openvino(folder: Path, room: Path) -> Engine:
     )
 
     def embed(documents: Documents) -> np.ndarray:
-        return np.asarray(compiled(list(_pad(documents)))[0], dtype=np.float32)
+        return np.asarray(compiled(list(pad(documents)))[0], dtype=np.float32)
 
     return Engine("padded, bfloat16", torch.bfloat16, embed, is_padded=True)
 
@@ -191,16 +189,6 @@ def _import(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         raise Absent(f"{name} is not installed") from None
-
-
-def _pad(documents: Documents) -> tuple[np.ndarray, np.ndarray]:
-    """Return ids and mask, padded to the longest document."""
-    longest = max(map(len, documents))
-    ids, mask = (np.zeros((len(documents), longest), dtype=np.int64) for _ in range(2))
-    for row, document in enumerate(documents):
-        ids[row, : len(document)] = document
-        mask[row, : len(document)] = 1
-    return ids, mask
 
 
 ENGINES: dict[str, Callable[[Path, Path], Engine]] = {

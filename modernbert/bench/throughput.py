@@ -52,11 +52,6 @@ class Row:
         """Tokens per second, on average over the runs."""
         return statistics.mean(self.tokens_per_s)
 
-    @property
-    def deviation(self) -> float:
-        """Their standard deviation; 0 for a single run."""
-        return statistics.stdev(self.tokens_per_s) if len(self.tokens_per_s) > 1 else 0.0
-
 
 def measure(work: Work) -> Row:
     """Measure in a new process.

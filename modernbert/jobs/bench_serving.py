@@ -16,6 +16,7 @@ from rich.table import Table
 
 from modernbert.bench.console import open_console
 from modernbert.bench.costs import token_costs
+from modernbert.bench.devices import product_rate
 from modernbert.bench.process import in_new_process
 from modernbert.bench.serving import ENGINES, Engine, embed_all, load_engine, make_folder
 from modernbert.errors import InputError
@@ -135,7 +136,7 @@ def _measure(work: _Work) -> list[dict[str, Any]]:
                 raise InputError(f"{name}: cosine to float32 is {cosine:.4f}, expected at least {_PARITY}")
             timed = _latency if name.startswith("latency") else _rate
             rows.append({"set": name, "setting": engine.setting, "cosine": cosine, "lengths": [*map(len, documents)],
-                         "products": _product_rate(engine.dtype), **timed(engine, documents, work.calls)})  # fmt: skip
+                         "products": product_rate(engine.dtype), **timed(engine, documents, work.calls)})  # fmt: skip
         return rows
 
 
@@ -158,17 +159,6 @@ def _seconds(engine: Engine, documents: list[np.ndarray], budget: int) -> float:
     begun = time.perf_counter()
     embed_all(engine, documents, budget)
     return time.perf_counter() - begun
-
-
-def _product_rate(dtype: torch.dtype) -> float:
-    """Measure a product of the base shape, in operations per second."""
-    left, right = torch.randn(4096, 768).to(dtype), torch.randn(2304, 768).to(dtype)
-    seconds = []
-    for _ in range(6):
-        begun = time.perf_counter()
-        left @ right.T
-        seconds.append(time.perf_counter() - begun)
-    return 2 * 4096 * 768 * 2304 / min(seconds)
 
 
 def _least_cosine(found: np.ndarray, expected: np.ndarray) -> float:

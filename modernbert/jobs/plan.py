@@ -14,7 +14,13 @@ from modernbert import config as configs
 from modernbert.bench.console import open_console
 from modernbert.bench.costs import num_parameters, token_costs
 from modernbert.bench.devices import BASKET, Machine, machine_of, measure_cpu
-from modernbert.bench.forecast import PUBLISHED_HOURS, PhaseForecast, forecast_phase, seconds_per_token
+from modernbert.bench.forecast import (
+    PUBLISHED_HOURS,
+    PhaseForecast,
+    forecast_phase,
+    optimizer_seconds,
+    seconds_per_token,
+)
 from modernbert.bench.shapes import Shape, best_shapes, fill, neighbours
 from modernbert.bench.steps import time_steps
 from modernbert.device import choose_device, choose_precision
@@ -195,7 +201,7 @@ def _measure(console: Console, pretrain: PretrainConfig, model: ModelConfig, mac
     measured = num_tokens / statistics.median(seconds)
     costs = token_costs(model, _MEASURED_LENGTHS)
     # A step as small as this one pays for the optimizer by itself.
-    optimizer = 28 * num_parameters(model) / machine.bandwidth / num_tokens
+    optimizer = optimizer_seconds(model, machine) / num_tokens
     forecast = 1 / (seconds_per_token(costs, machine, training=True) + optimizer)
     console.print(
         f"measured here, {num_tokens:,} tokens a step in documents of {min(_MEASURED_LENGTHS)} to "

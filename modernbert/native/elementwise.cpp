@@ -11,8 +11,6 @@
 namespace modernbert {
 namespace {
 
-constexpr int64_t ROWS_AT_A_TIME = 64;
-
 template <class Do>
 void for_blocks(int64_t num_rows, int num_threads, const Do& run) {
     const int64_t num_blocks = (num_rows + ROWS_AT_A_TIME - 1) / ROWS_AT_A_TIME;

@@ -10,7 +10,7 @@
 namespace modernbert {
 namespace {
 
-constexpr int64_t ROWS_AT_A_TIME = 64, NUMBERS_AT_A_TIME = 1 << 15;
+constexpr int64_t NUMBERS_AT_A_TIME = 1 << 15;
 
 // The last vector of a row may be wider than what is left of it.
 template <class T>
