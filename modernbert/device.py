@@ -4,13 +4,27 @@ In: what the user asked for, `auto` included. Out: a torch device and a dtype fo
 choose in the same way, so the choice stands above both.
 """
 
+import ctypes
+import os
 import sys
 
 import torch
 
 from modernbert.errors import InputError
 
-__all__ = ["autocast", "available_memory", "choose_device", "choose_precision", "name_of", "peak_memory"]
+__all__ = [
+    "autocast",
+    "available_memory",
+    "choose_device",
+    "choose_precision",
+    "keep_freed_memory",
+    "name_of",
+    "peak_memory",
+]
+
+# Of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 2**30
 
 
 def choose_device(name: str) -> torch.device:
@@ -97,3 +111,17 @@ def available_memory() -> int:
         return int(lines["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):
         return 0
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep memory it frees, for its own next use, where glibc's malloc is what it allocates with.
+
+    Every layer frees and takes the same tens of MiB. Given back to the system each time, their pages come back one
+    fault after another, a tenth of the time of a forward pass. What the environment says about malloc goes before.
+    """
+    if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            mallopt(parameter, _KEPT_BYTES)

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from modernbert.bench.peers import Absent, Documents, pad
 from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
+from modernbert.infer.pipeline import load_for_inference
 from modernbert.model.attention import choose_backend
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import MaskedLM, pool
-from modernbert.model.hub import load_config, load_model, save_folder
+from modernbert.model.hub import load_config, save_folder
 from modernbert.model.init import initialize
 from modernbert.ragged import Batch
 
@@ -85,7 +86,7 @@ def _ours(dtype_name: str) -> Callable[[Path, Path], Engine]:
         cpu = choose_device("cpu")
         dtype = choose_precision(dtype_name, cpu)
         backend = choose_backend("auto", cpu, dtype, load_config(folder))
-        model = load_model(folder, dtype=dtype, backend=backend)
+        model = load_for_inference(folder, cpu, dtype, backend)
         encoder = model.model if isinstance(model, MaskedLM) else model
 
         @torch.inference_mode()
@@ -94,7 +95,7 @@ def _ours(dtype_name: str) -> Callable[[Path, Path], Engine]:
             hidden = encoder(batch.tokens, batch.layout)
             return pool(hidden.float(), batch.layout, "mean").numpy()  # type: ignore[no-any-return]
 
-        return Engine(f"ragged, {backend}, {str(dtype)[6:]}", dtype, embed, is_padded=False)
+        return Engine(f"ragged, {backend}, prepacked, {str(dtype)[6:]}", dtype, embed, is_padded=False)
 
     return load
 

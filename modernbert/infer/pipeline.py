@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modernbert.device import choose_device, choose_precision
+from modernbert.device import choose_device, choose_precision, keep_freed_memory
 from modernbert.errors import InputError
 from modernbert.infer.batching import batches
 from modernbert.model.attention import choose_backend
@@ -21,10 +21,11 @@ from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import MaskedLM, pool
 from modernbert.model.hub import find_folder, load_config, load_model, save_folder
+from modernbert.model.prepacked import can_prepack, prepack_
 from modernbert.ragged import Batch
 from modernbert.text.tokenizer import Tokenizer
 
-__all__ = ["Guess", "ModernBert"]
+__all__ = ["Guess", "ModernBert", "load_for_inference"]
 
 # Texts are tokenised so many at a time, so that a stream of millions is never held as ids.
 _TEXTS_AT_A_TIME = 4_096
@@ -74,7 +75,7 @@ class ModernBert:
         folder = find_folder(name, revision)
         chosen = choose_backend(backend, place, precision, load_config(folder))
         tokenizer = Tokenizer.load(folder)
-        model = load_model(folder, dtype=precision, backend=chosen).to(place)
+        model = load_for_inference(folder, place, precision, chosen)
         if "auto" in (device, dtype, backend):
             print(f"{name}: device {place}, dtype {str(precision)[6:]}, attention {chosen}", file=sys.stderr)
         return ModernBert(tokenizer, model)
@@ -87,7 +88,7 @@ class ModernBert:
     @property
     def encoder(self) -> Encoder:
         """The model without its head."""
-        return self.model.model if isinstance(self.model, MaskedLM) else self.model
+        return _encoder_of(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -203,3 +204,20 @@ class ModernBert:
                     )
                 # What is cut is the end of the text; the last special token stays last.
                 yield ids if len(ids) <= longest else np.append(ids[: longest - 1], ids[-1])
+
+
+def load_for_inference(folder: Path, device: torch.device, dtype: torch.dtype, backend: str) -> MaskedLM | Encoder:
+    """Load the model of a folder as `ModernBert` runs it: on a CPU with weights laid out for the processor.
+
+    Raises: InputError if the folder lacks a file or holds a wrong one.
+    """
+    model = load_model(folder, dtype=dtype, backend=backend).to(device)
+    if device.type == "cpu":
+        keep_freed_memory()
+        if can_prepack(dtype):
+            prepack_(_encoder_of(model))
+    return model
+
+
+def _encoder_of(model: MaskedLM | Encoder) -> Encoder:
+    return model.model if isinstance(model, MaskedLM) else model

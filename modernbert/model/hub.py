@@ -21,6 +21,7 @@ from modernbert.model.config import ModelConfig
 from modernbert.model.dialect import config_from_json, config_to_json
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import MaskedLM
+from modernbert.model.prepacked import unpacked
 from modernbert.ragged import Batch
 from modernbert.storage import new_folder, write_tensors
 
@@ -103,6 +104,7 @@ def save_folder(
 
     Raises: InputError if the folder exists and may not be replaced, or the disk is full.
     """
+    model = unpacked(model)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored_state(model).items()}
     encoder = model.model if isinstance(model, MaskedLM) else model
     architecture = "ModernBertForMaskedLM" if isinstance(model, MaskedLM) else "ModernBertModel"

@@ -1,0 +1,70 @@
+"""Weights laid out for the processor once, when a model is loaded for inference on a CPU.
+
+In: a module with `nn.Linear` layers. Out: the same module with layers that compute the same products from weights in
+oneDNN's own order. A plain `nn.Linear` has them reordered at every call, which for a short text is most of its time.
+"""
+
+import copy
+from typing import Any, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["PrepackedLinear", "can_prepack", "prepack_", "unpacked"]
+
+Module = TypeVar("Module", bound=nn.Module)
+
+# oneDNN is told how many rows to expect; the order it chooses serves a text of 16 tokens as well as a full batch.
+_ROWS = 1_024
+
+
+def can_prepack(dtype: torch.dtype) -> bool:
+    """Say whether this torch, on this processor, has products of prepacked weights in a precision."""
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+
+class PrepackedLinear(nn.Module):
+    """A linear layer for inference; no gradient goes through it."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        # Not a buffer: the tensor is opaque, and what moves or converts buffers would not know it.
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
+        self.bias = linear.bias
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PrepackedLinear":
+        return self  # nothing in it ever changes, and the opaque tensor has no storage to copy
+
+    def forward(self, rows: Float[Tensor, "T D_in"]) -> Float[Tensor, "T D_out"]:
+        """Return the product with the weights, plus the bias where there is one."""
+        return torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
+
+    def unpack(self) -> nn.Linear:
+        """Return the plain layer, with the same bits."""
+        weight = self.packed.to_dense()
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=self.bias is not None, device="meta")
+        linear.weight, linear.bias = nn.Parameter(weight), self.bias
+        return linear
+
+
+def prepack_(module: nn.Module) -> None:
+    """Put prepacked layers in place of the linear ones below a module, one by one, so that no weight is held twice."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(parent, name, PrepackedLinear(child))
+
+
+def unpacked(module: Module) -> Module:
+    """Return a copy of a module with plain linear layers, to be written; the module itself if it has no others."""
+    if not any(isinstance(each, PrepackedLinear) for each in module.modules()):
+        return module
+    plain = copy.deepcopy(module)
+    for parent in list(plain.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, PrepackedLinear):
+                setattr(parent, name, child.unpack())
+    return plain
