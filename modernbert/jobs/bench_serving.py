@@ -19,6 +19,7 @@ from modernbert.bench.costs import token_costs
 from modernbert.bench.devices import product_rate
 from modernbert.bench.process import in_new_process
 from modernbert.bench.serving import ENGINES, Engine, embed_all, load_engine, make_folder
+from modernbert.device import keep_freed_memory
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.storage import write_file
@@ -126,6 +127,7 @@ def _reference(work: _Work) -> dict[str, np.ndarray]:
 def _measure(work: _Work) -> list[dict[str, Any]]:
     """Check and time one engine in this process, and the rate of matrix products beside it."""
     assert work.expected is not None
+    keep_freed_memory()  # ours does; the others may have it too
     with tempfile.TemporaryDirectory() as room:
         engine = load_engine(work.engine, Path(work.folder), Path(room))
         rows = []

@@ -5,6 +5,7 @@ file it is in; here they get memory, and their place in autograd.
 """
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,11 +15,16 @@ from torch.autograd.function import once_differentiable
 
 from modernbert.native.build import library
 
-__all__ = ["add_norm", "apply_moments_", "attend", "cross_entropy_", "geglu", "update_moments_"]
+__all__ = [
+    "add_norm", "apply_moments_", "attend", "cross_entropy_", "encode", "geglu", "panels_of", "rows_of",
+    "update_moments_",
+]  # fmt: skip
 
 HEAD_WIDTH = 64
 # Rows are gone through in whole vectors, of which the widest holds so many numbers.
 WIDTH_STEP = 16
+# Outputs of a product that lie side by side in packed weights.
+PANEL = 64
 
 
 def attend(
@@ -31,6 +37,48 @@ def attend(
     """Rotate queries and keys, and attend within documents; K is 64."""
     result: Tensor = _Attend.apply(qkv, cosines, sines, offsets, window or (-1, -1))
     return result
+
+
+def encode(
+    embedded: Float[Tensor, "T D"],
+    table: Int64[Tensor, "layers 8"],
+    final_norm: Float[Tensor, " D"],
+    angles: Sequence[tuple[Float[Tensor, "T 1 half"], Float[Tensor, "T 1 half"]]],
+    offsets: Int32[Tensor, " offsets"],
+    window: tuple[int, int],
+    *,
+    num_heads: int,
+    feed_width: int,
+    eps: float,
+) -> Float[Tensor, "T D"]:
+    """Take embeddings through all layers of an encoder, without gradients.
+
+    `table` has a row a layer: the addresses of its panels (Wqkv, Wo, both halves of Wi, Wo) and of the scales of its
+    two norms in float32, and whether it is global. `angles` are cosines and sines of global and of local layers.
+    """
+    num_tokens, width = embedded.shape
+    num_rows = -(-num_tokens // WIDTH_STEP) * WIDTH_STEP
+    out = torch.empty_like(embedded, memory_format=torch.contiguous_format)
+    hidden = torch.empty(num_rows, width)
+    qkv, mixed = (embedded.new_empty(num_rows, number * width) for number in (3, 1))
+    _call(
+        "encode", embedded.contiguous(), out, hidden, qkv, mixed, table, final_norm, *angles[0], *angles[1], offsets,
+        len(offsets) - 1, num_tokens, len(table), width, feed_width, num_heads, *window, eps,
+    )  # fmt: skip
+    return out
+
+
+def panels_of(weight: Float[Tensor, "out in"]) -> Float[Tensor, "panels groups 64 group"]:
+    """Lay the weight of a linear layer out as products read it: 64 outputs side by side, bfloat16 inputs in pairs."""
+    group = 4 // weight.element_size()
+    num_out, num_in = weight.shape
+    cut = weight.view(num_out // PANEL, PANEL, num_in // group, group)
+    return cut.transpose(1, 2).contiguous()
+
+
+def rows_of(panels: Float[Tensor, "panels groups 64 group"]) -> Float[Tensor, "out in"]:
+    """Return the weight that `panels_of` laid out."""
+    return panels.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def add_norm(

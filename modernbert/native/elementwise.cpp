@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "interface.h"
-#include "vectors.h"
+#include "rows.h"
 
 namespace modernbert {
 namespace {
@@ -27,21 +27,11 @@ void add_norm(const Hidden* hidden, const Narrow* delta, const float* scale, flo
     for_blocks(num_rows, num_threads, [&](int64_t, int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row) {
             Hidden* here = total + row * width;
-            Floats sums = {}, squares = {};
-            for (int64_t i = 0; i < width; i += LANES) {
-                store(here + i, load(hidden + row * width + i) + load(delta + row * width + i));
-                sums += load(here + i);
-            }
-            const float mean = sum(sums) / width;
-            for (int64_t i = 0; i < width; i += LANES) {
-                Floats apart = load(here + i) - mean;
-                squares += apart * apart;
-            }
-            const float factor = 1.0f / std::sqrt(sum(squares) / width + eps);
             for (int64_t i = 0; i < width; i += LANES)
-                store(normed + row * width + i, (load(here + i) - mean) * factor * load(scale + i));
-            moments[row * 2] = mean;
-            moments[row * 2 + 1] = factor;
+                store(here + i, load(hidden + row * width + i) + load(delta + row * width + i));
+            const Moments found = norm_row(here, scale, eps, width, normed + row * width);
+            moments[row * 2] = found.mean;
+            moments[row * 2 + 1] = found.factor;
         }
     });
 }
@@ -79,20 +69,6 @@ void add_norm_backward(const Hidden* total, const float* scale, const float* mom
     });
 }
 
-// The normal distribution's function. Abramowitz & Stegun 7.1.26, within 1.5e-7.
-Floats normal_share(Floats x, Floats density) {
-    Floats size = (x < 0 ? -x : x) * 0.70710678118654752f;
-    Floats t = 1.0f / (size * 0.3275911f + 1.0f);
-    Floats p = t * 1.061405429f - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = (p * t + 0.254829592f) * t * density * 0.5f;
-    return x < 0 ? p : 1.0f - p;
-}
-
-// e^(-x^2 / 2)
-Floats bell(Floats x) { return exponential(x * x * -0.5f); }
-
 // both [T][2 F]: what is activated, then the gate -> [T][F]
 template <class T>
 void geglu(const T* both, T* out, int64_t num_rows, int64_t width, int num_threads) {
@@ -100,7 +76,7 @@ void geglu(const T* both, T* out, int64_t num_rows, int64_t width, int num_threa
         for (int64_t row = first; row < last; ++row)
             for (int64_t i = 0; i < width; i += LANES) {
                 Floats x = load(both + row * 2 * width + i), gate = load(both + (row * 2 + 1) * width + i);
-                store(out + row * width + i, x * normal_share(x, bell(x)) * gate);
+                store(out + row * width + i, gelu(x) * gate);
             }
     });
 }

@@ -1,0 +1,96 @@
+"""The encoder for inference on a CPU: all layers in one call of the package's loops.
+
+In: an `Encoder` and its weights. Out: the same function without gradients, from weights laid out for the processor
+once. Layer by layer in Python, a short text would wait for its calls, and a long one for memory between them.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from modernbert.model.config import ModelConfig
+from modernbert.model.encoder import Encoder
+from modernbert.model.rotary import rotation
+from modernbert.native import calls
+from modernbert.ragged import Layout
+
+__all__ = ["FusedEncoder", "can_fuse"]
+
+
+def can_fuse(config: ModelConfig, backend: str) -> bool:
+    """Say whether the loops compute a whole encoder of this shape faster than layer by layer."""
+    # Where a processor has AMX, products stay with oneDNN: those of the loops have not been measured against it there.
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    widths = (config.hidden_size, config.intermediate_size)
+    return backend == "native" and not any(width % calls.PANEL for width in widths) and not has_amx()
+
+
+class FusedEncoder(nn.Module):
+    """What `Encoder` computes, in the precision of its weights, with a residual stream in float32.
+
+    The encoder that it is made from gives its weights away, layer by layer, so that none is held twice.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.config = encoder.config
+        self.backend = encoder.backend
+        self.embeddings = encoder.embeddings
+        # Not buffers: addresses of these tensors are kept, so nothing may move them.
+        self.final_norm = encoder.final_norm.weight.detach().float()
+        self.layers = [_pack(encoder.layers[n]) for n in range(len(encoder.layers))]
+        addresses = [
+            [*(tensor.data_ptr() for tensor in layer), int(self.config.is_global(number))]
+            for number, layer in enumerate(self.layers)
+        ]
+        self.table = torch.tensor(addresses, dtype=torch.int64)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "FusedEncoder":
+        return self  # nothing in it ever changes
+
+    def forward(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
+        """Return the hidden state of every token, after the final norm."""
+        config = self.config
+        angles = [
+            rotation(layout.positions, config.head_width, theta)
+            for theta in (config.global_rope_theta, config.local_rope_theta)
+        ]
+        return calls.encode(
+            self.embeddings(tokens), self.table, self.final_norm, angles, layout.cu_seqlens, config.window,
+            num_heads=config.num_attention_heads, feed_width=config.intermediate_size, eps=config.norm_eps,
+        )  # fmt: skip
+
+    def unpack(self) -> Encoder:
+        """Return the plain encoder, with the same bits."""
+        dtype = self.embeddings.tok_embeddings.weight.dtype
+        with torch.device("meta"):
+            encoder = Encoder(self.config, self.backend)
+        encoder.embeddings = self.embeddings
+        encoder.final_norm.weight = nn.Parameter(self.final_norm.to(dtype))
+        for plain, packed in zip(encoder.layers, self.layers, strict=True):
+            _unpack(plain, packed, dtype)
+        return encoder.eval()
+
+
+def _pack(layer: nn.Module) -> list[Tensor]:
+    """Return a layer's tensors in the order in which the loops want them, and take its weights away."""
+    linears = [layer.attn.Wqkv, layer.attn.Wo, layer.mlp.Wi, layer.mlp.Wo]
+    qkv, out, up, down = (calls.panels_of(linear.weight.detach()) for linear in linears)
+    activated, gate = up.chunk(2)
+    # The first layer has no norm before its attention; its place is filled with what nobody reads.
+    norms = [layer.mlp_norm if isinstance(layer.attn_norm, nn.Identity) else layer.attn_norm, layer.mlp_norm]
+    packed = [qkv, out, activated, gate, down, *(norm.weight.detach().float() for norm in norms)]
+    layer.to("meta")
+    return packed
+
+
+def _unpack(layer: nn.Module, packed: list[Tensor], dtype: torch.dtype) -> None:
+    qkv, out, activated, gate, down, attn_norm, mlp_norm = packed
+    linears = [layer.attn.Wqkv, layer.attn.Wo, layer.mlp.Wi, layer.mlp.Wo]
+    for linear, panels in zip(linears, (qkv, out, torch.cat((activated, gate)), down), strict=True):
+        linear.weight = nn.Parameter(calls.rows_of(panels))
+    if not isinstance(layer.attn_norm, nn.Identity):
+        layer.attn_norm.weight = nn.Parameter(attn_norm.to(dtype))
+    layer.mlp_norm.weight = nn.Parameter(mlp_norm.to(dtype))
