@@ -2,7 +2,7 @@
 //
 //   qkv             [T][3][H][K]  queries, keys, values as they leave the projection: rotary positions come in here
 //   mixed           [T][H][K]
-//   lse             [T][H]        log of the sum of exponentials of a query's scores: all that the way back needs kept
+//   lse             [T][H]        logarithm to base 2 of the sum of a query's weights: all that the way back needs kept
 //   cosines, sines  [T][K / 2]
 //
 // A token sees all of its document, or the tokens at most `left` before and `right` after it. The work is cut into
@@ -20,6 +20,7 @@ namespace {
 
 constexpr int K = 64;  // width of a head, in every published model
 constexpr int KEYS_AT_A_TIME = 256;
+constexpr float LOG2_E = 1.44269504088896341f;
 static_assert(K == PANEL, "values of keys are panels as they are");
 
 struct Heads {
@@ -195,7 +196,8 @@ class Room {
     char* next;
 };
 
-// Weigh the columns of a row of scores that a query sees, and bring its running sums along.
+// Weigh the columns of a row of scores that a query sees, and bring its running sums along. `scale` makes a score the
+// logarithm of its weight to base 2, and `peak` is such a logarithm.
 template <class T>
 void weigh(float* scores, T* weights, int width, Span seen, float scale, float* total, float& peak, float& mass) {
     const int first = seen.first / LANES * LANES, last = up_to(seen.last, LANES);
@@ -208,13 +210,13 @@ void weigh(float* scores, T* weights, int width, Span seen, float scale, float* 
     std::memset(weights, 0, first * sizeof(T));
     Floats added = {};
     for (int j = first; j < last; j += LANES) {
-        Floats weight = exponential(load(scores + j) * scale - peak);
+        Floats weight = power_of_two<T>(load(scores + j) * scale - peak);
         added += weight;
         store(weights + j, weight);
     }
     std::memset(weights + last, 0, (width - last) * sizeof(T));
     if (peak > before && before > -INFINITY) {
-        const float shrink = std::exp(before - peak);
+        const float shrink = std::exp2(before - peak);
         mass *= shrink;
         for (int i = 0; i < K; i += LANES) store(total + i, load(total + i) * shrink);
     }
@@ -246,7 +248,7 @@ void attend_task(const T* qkv, T* mixed, float* lse, const Heads& heads, const T
         copy_rows(v, room, span, PANEL);
         panel_of(room, values + at * K, PANEL);
     }
-    const float scale = 1.0f / std::sqrt(float(K));
+    const float scale = LOG2_E / std::sqrt(float(K));
     for (int begin = task.queries.first; begin < task.queries.last; begin += block) {
         const int end = std::min(task.queries.last, begin + block), num_queries = end - begin;
         const int padded = up_to(num_queries, 16);
@@ -277,16 +279,17 @@ void attend_task(const T* qkv, T* mixed, float* lse, const Heads& heads, const T
         }
         for (int r = 0; r < num_queries; ++r) {
             for (int i = 0; i < K; i += LANES) store(out[begin + r] + i, load(totals + r * K + i) / masses[r]);
-            if (lse) lse[int64_t(task.start + begin + r) * heads.number + task.head] = peaks[r] + std::log(masses[r]);
+            if (lse) lse[int64_t(task.start + begin + r) * heads.number + task.head] = peaks[r] + std::log2(masses[r]);
         }
     }
 }
 
 // Turn scores into weights, and products of gradients and values into the gradient of the scores.
+template <class T>
 void return_row(float* scores, float* slopes, int width, Span seen, float scale, float lse, float offset) {
     const int first = seen.first / LANES * LANES, last = up_to(seen.last, LANES);
     for (int j = first; j < last; j += LANES) {
-        Floats weight = exponential(load(scores + j) * scale - lse);
+        Floats weight = power_of_two<T>(load(scores + j) * (scale * LOG2_E) - lse);
         store(scores + j, weight);
         store(slopes + j, weight * (load(slopes + j) - offset) * scale);
     }
@@ -357,7 +360,7 @@ void return_task(const T* qkv, const T* mixed, const float* lse, const T* grad, 
                 const Span mine = keys_of(heads, task.length, {begin + r, begin + r + 1});
                 Span here = {std::max(0, mine.first - at), std::min(n, mine.last - at)};
                 if (r >= num_queries || here.first >= here.last) here = {0, 0};
-                return_row(scores + r * PANEL, slopes + r * PANEL, n, here, scale, levels[r], offsets[r]);
+                return_row<T>(scores + r * PANEL, slopes + r * PANEL, n, here, scale, levels[r], offsets[r]);
             }
             const T* weight_panel = scores_as_panel(scores, weight_room, padded, n);
             const T* slope_panel = scores_as_panel(slopes, slope_room, padded, n);
