@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from modernbert.bench.gte import Gte, GteShape
 from modernbert.errors import InputError
+from modernbert.infer.loading import encoder_of, fit_for_inference
 from modernbert.model.attention import choose_backend
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
@@ -56,8 +57,9 @@ def _ours(preset: str) -> Callable[[torch.device, torch.dtype], Loaded]:
         backend = choose_backend("auto", device, dtype, config)
         model = Encoder(config, backend)
         initialize(model, config, seed=0)
-        model = model.to(device, dtype).eval()
-        return Loaded(_count(model), config.max_position_embeddings, backend, _ragged(model, device))
+        num_parameters = _count(model)
+        fitted = encoder_of(fit_for_inference(model.to(device, dtype).eval()))
+        return Loaded(num_parameters, config.max_position_embeddings, backend, _ragged(fitted, device))
 
     return make
 

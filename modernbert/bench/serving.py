@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from modernbert.bench.peers import Absent, Documents, pad
 from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
-from modernbert.infer.pipeline import load_for_inference
+from modernbert.infer.loading import encoder_of, load_for_inference
 from modernbert.model.attention import choose_backend
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
-from modernbert.model.heads import MaskedLM, pool
+from modernbert.model.heads import pool
 from modernbert.model.hub import load_config, save_folder
 from modernbert.model.init import initialize
 from modernbert.ragged import Batch
@@ -87,7 +87,7 @@ def _ours(dtype_name: str) -> Callable[[Path, Path], Engine]:
         dtype = choose_precision(dtype_name, cpu)
         backend = choose_backend("auto", cpu, dtype, load_config(folder))
         model = load_for_inference(folder, cpu, dtype, backend)
-        encoder = model.model if isinstance(model, MaskedLM) else model
+        encoder = encoder_of(model)
 
         @torch.inference_mode()
         def embed(documents: Documents) -> np.ndarray:
@@ -95,7 +95,7 @@ def _ours(dtype_name: str) -> Callable[[Path, Path], Engine]:
             hidden = encoder(batch.tokens, batch.layout)
             return pool(hidden.float(), batch.layout, "mean").numpy()  # type: ignore[no-any-return]
 
-        return Engine(f"ragged, {backend}, prepacked, {str(dtype)[6:]}", dtype, embed, is_padded=False)
+        return Engine(f"ragged, {backend}, {str(dtype)[6:]}", dtype, embed, is_padded=False)
 
     return load
 
@@ -103,12 +103,12 @@ def _ours(dtype_name: str) -> Callable[[Path, Path], Engine]:
 class _Pooled(nn.Module):
     """A model of `transformers` with the mean over real tokens."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        hidden = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, masks: dict[str, Tensor] | None = None) -> Tensor:
+        hidden = self.model(input_ids=input_ids, attention_mask=masks or attention_mask).last_hidden_state.float()
         mask = attention_mask[..., None].float()
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
 
@@ -116,13 +116,16 @@ class _Pooled(nn.Module):
 def _of_transformers(dtype: torch.dtype, *, compiled: bool = False) -> Callable[[Path, Path], Engine]:
     def load(folder: Path, room: Path) -> Engine:
         model = _pooled(folder, dtype)
-        run = torch.compile(model, dynamic=True) if compiled else model
+        if compiled:
+            # The whole model with dynamic shapes does not end compiling; a layer does, and all of a kind share it.
+            for layer in model.model.layers:
+                layer.compile(dynamic=True)
 
         @torch.inference_mode()
         def embed(documents: Documents) -> np.ndarray:
-            return run(*map(torch.from_numpy, pad(documents))).numpy()  # type: ignore[no-any-return]
+            return model(*map(torch.from_numpy, pad(documents))).numpy()  # type: ignore[no-any-return]
 
-        setting = f"padded, sdpa, {str(dtype)[6:]}{', compiled' if compiled else ''}"
+        setting = f"padded, sdpa, {str(dtype)[6:]}{', layers compiled' if compiled else ''}"
         return Engine(setting, dtype, embed, is_padded=True)
 
     return load
@@ -148,12 +151,13 @@ def _onnxruntime(folder: Path, room: Path) -> Engine:
     runtime = _import("onnxruntime")
     _import("onnxscript")
     file = room / "model.onnx"
-    example = torch.ones(2, 9, dtype=torch.int64), torch.ones(2, 9, dtype=torch.int64)
-    rows, columns = torch.export.Dim("rows"), torch.export.Dim("columns", min=2, max=8192)
-    torch.onnx.export(
-        _pooled(folder, torch.float32), example, str(file), dynamo=True, verbose=False,
-        dynamic_shapes=({0: rows, 1: columns}, {0: rows, 1: columns}),
-    )  # fmt: skip
+    if not file.exists():
+        example = torch.ones(2, 9, dtype=torch.int64), torch.ones(2, 9, dtype=torch.int64)
+        rows, columns = torch.export.Dim("rows"), torch.export.Dim("columns", min=2, max=8192)
+        torch.onnx.export(
+            _pooled(folder, torch.float32), example, str(file), dynamo=True, verbose=False,
+            dynamic_shapes=({0: rows, 1: columns}, {0: rows, 1: columns}),
+        )  # fmt: skip
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
@@ -165,18 +169,47 @@ def _onnxruntime(folder: Path, room: Path) -> Engine:
     return Engine("padded, float32", torch.float32, embed, is_padded=True)
 
 
-def _openvino(folder: Path, room: Path) -> Engine:
-    library = _import("openvino")
-    example = {name: torch.ones(2, 9, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
-    model = library.convert_model(_pooled(folder, torch.float32), example_input=example)
-    compiled = library.Core().compile_model(
-        model, "CPU", {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    )
+class _WithFiniteMasks(nn.Module):
+    """A pooled model that makes its masks itself: what it makes of its own accord, OpenVINO turns into NaN.
 
-    def embed(documents: Documents) -> np.ndarray:
-        return np.asarray(compiled(list(pad(documents)))[0], dtype=np.float32)
+    A row of padding whose window holds nothing but padding has no key, and the softmax of nothing is no number.
+    """
 
-    return Engine("padded, bfloat16", torch.bfloat16, embed, is_padded=True)
+    _HIDDEN = -1e4
+
+    def __init__(self, pooled: _Pooled) -> None:
+        super().__init__()
+        self.pooled = pooled
+        self.half_window: int = pooled.model.config.local_attention // 2
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        positions = torch.arange(input_ids.shape[1])
+        far = (positions[None, :] - positions[:, None]).abs() > self.half_window
+        everywhere = (1 - attention_mask)[:, None, None, :].float() * self._HIDDEN
+        everywhere = everywhere.expand(-1, 1, input_ids.shape[1], -1)
+        masks = {"full_attention": everywhere, "sliding_attention": everywhere + far.float() * self._HIDDEN}
+        return self.pooled(input_ids, attention_mask, masks)
+
+
+def _openvino(dtype: torch.dtype) -> Callable[[Path, Path], Engine]:
+    def load(folder: Path, room: Path) -> Engine:
+        library = _import("openvino")
+        file = room / "model.xml"
+        if not file.exists():
+            example = {name: torch.ones(2, 9, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+            model = _WithFiniteMasks(_pooled(folder, torch.float32)).eval()
+            library.save_model(library.convert_model(model, example_input=example), file, compress_to_fp16=False)
+        hint = "bf16" if dtype == torch.bfloat16 else "f32"
+        compiled = library.Core().compile_model(
+            file, "CPU", {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        )
+
+        def embed(documents: Documents) -> np.ndarray:
+            return np.asarray(compiled(list(pad(documents)))[0], dtype=np.float32)
+
+        return Engine(f"padded, {str(dtype)[6:]}", dtype, embed, is_padded=True)
+
+    return load
 
 
 def _pooled(folder: Path, dtype: torch.dtype) -> Any:
@@ -200,5 +233,6 @@ ENGINES: dict[str, Callable[[Path, Path], Engine]] = {
     "transformers-float32": _of_transformers(torch.float32),
     "sentence-transformers": _sentence_transformers,
     "onnxruntime": _onnxruntime,
-    "openvino": _openvino,
+    "openvino-bfloat16": _openvino(torch.bfloat16),
+    "openvino-float32": _openvino(torch.float32),
 }

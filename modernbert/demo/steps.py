@@ -26,10 +26,13 @@ from modernbert.demo.summary import print_summary, write_summary
 from modernbert.errors import InputError
 from modernbert.infer.pipeline import ModernBert
 from modernbert.jobs.pretrain import PretrainConfig, pretrain
+from modernbert.model.encoder import Encoder
+from modernbert.model.heads import MaskedLM
+from modernbert.model.hub import load_model
 from modernbert.storage import new_folder, write_file
 from modernbert.text.corpus import Document, Tally
 from modernbert.text.shards import fill_folder
-from modernbert.text.tokenizer import train_tokenizer
+from modernbert.text.tokenizer import Tokenizer, train_tokenizer
 from modernbert.train.run_folder import begin_run_folder
 
 __all__ = ["run"]
@@ -181,15 +184,16 @@ def _search(out: Path, name: str, folder: Path) -> None:
 
 
 def _tune(out: Path, folder: Path, scale: Scale) -> None:
-    bert = _load(out / "model")
+    # As it trains, not as it is fitted for inference.
+    tokenizer, model = Tokenizer.load(out / "model"), load_model(out / "model", dtype=torch.float32).to(_device())
+    encoder = model.model if isinstance(model, MaskedLM) else model
+    assert isinstance(encoder, Encoder)
     examples: list[Pair] = pairs(read_records(out / "corpus" / "code.jsonl"))
-    losses = tune(
-        bert.encoder, bert.tokenizer, examples, scale.tuning, checkpoints=out / "retrieval" / "checkpoints", seed=SEED
-    )
+    losses = tune(encoder, tokenizer, examples, scale.tuning, checkpoints=out / "retrieval" / "checkpoints", seed=SEED)
     for step, loss in enumerate(losses, 1):
         if step % 10 == 0:
             print(f"{step} steps, loss {loss:.3f}", file=sys.stderr, flush=True)
-    ModernBert(bert.tokenizer, bert.encoder).save(folder)
+    ModernBert(tokenizer, encoder).save(folder)
 
 
 def _heldout(out: Path) -> list[Record]:
@@ -197,5 +201,8 @@ def _heldout(out: Path) -> list[Record]:
 
 
 def _load(folder: Path) -> ModernBert:
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return ModernBert.load(folder, device=device, dtype="float32", backend="banded")
+    return ModernBert.load(folder, device=_device(), dtype="float32", backend="banded")
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"

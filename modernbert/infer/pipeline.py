@@ -13,19 +13,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modernbert.device import choose_device, choose_precision, keep_freed_memory
+from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
 from modernbert.infer.batching import batches
+from modernbert.infer.loading import encoder_of, load_for_inference
 from modernbert.model.attention import choose_backend
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
+from modernbert.model.fused import FusedEncoder
 from modernbert.model.heads import MaskedLM, pool
-from modernbert.model.hub import find_folder, load_config, load_model, save_folder
-from modernbert.model.prepacked import can_prepack, prepack_
+from modernbert.model.hub import find_folder, load_config, save_folder
 from modernbert.ragged import Batch
 from modernbert.text.tokenizer import Tokenizer
 
-__all__ = ["Guess", "ModernBert", "load_for_inference"]
+__all__ = ["Guess", "ModernBert"]
 
 # Texts are tokenised so many at a time, so that a stream of millions is never held as ids.
 _TEXTS_AT_A_TIME = 4_096
@@ -43,7 +44,9 @@ class Guess:
 class ModernBert:
     """A tokenizer and a model that belong together."""
 
-    def __init__(self, tokenizer: Tokenizer, model: MaskedLM | Encoder, budget_tokens: int = 16_384) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, model: MaskedLM | Encoder | FusedEncoder, budget_tokens: int = 16_384
+    ) -> None:
         """Join the two; `budget_tokens` bounds a batch, and with it the memory of a call."""
         self.tokenizer = tokenizer
         self.model = model
@@ -86,9 +89,9 @@ class ModernBert:
         return self.encoder.config
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Encoder | FusedEncoder:
         """The model without its head."""
-        return _encoder_of(self.model)
+        return encoder_of(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -204,20 +207,3 @@ class ModernBert:
                     )
                 # What is cut is the end of the text; the last special token stays last.
                 yield ids if len(ids) <= longest else np.append(ids[: longest - 1], ids[-1])
-
-
-def load_for_inference(folder: Path, device: torch.device, dtype: torch.dtype, backend: str) -> MaskedLM | Encoder:
-    """Load the model of a folder as `ModernBert` runs it: on a CPU with weights laid out for the processor.
-
-    Raises: InputError if the folder lacks a file or holds a wrong one.
-    """
-    model = load_model(folder, dtype=dtype, backend=backend).to(device)
-    if device.type == "cpu":
-        keep_freed_memory()
-        if can_prepack(dtype):
-            prepack_(_encoder_of(model))
-    return model
-
-
-def _encoder_of(model: MaskedLM | Encoder) -> Encoder:
-    return model.model if isinstance(model, MaskedLM) else model

@@ -40,10 +40,10 @@ class FusedEncoder(nn.Module):
         self.embeddings = encoder.embeddings
         # Not buffers: addresses of these tensors are kept, so nothing may move them.
         self.final_norm = encoder.final_norm.weight.detach().float()
-        self.layers = [_pack(encoder.layers[n]) for n in range(len(encoder.layers))]
+        self.packed = [_pack(encoder.layers[n]) for n in range(len(encoder.layers))]
         addresses = [
             [*(tensor.data_ptr() for tensor in layer), int(self.config.is_global(number))]
-            for number, layer in enumerate(self.layers)
+            for number, layer in enumerate(self.packed)
         ]
         self.table = torch.tensor(addresses, dtype=torch.int64)
 
@@ -69,12 +69,12 @@ class FusedEncoder(nn.Module):
             encoder = Encoder(self.config, self.backend)
         encoder.embeddings = self.embeddings
         encoder.final_norm.weight = nn.Parameter(self.final_norm.to(dtype))
-        for plain, packed in zip(encoder.layers, self.layers, strict=True):
+        for plain, packed in zip(encoder.layers, self.packed, strict=True):
             _unpack(plain, packed, dtype)
         return encoder.eval()
 
 
-def _pack(layer: nn.Module) -> list[Tensor]:
+def _pack(layer: Any) -> list[Tensor]:
     """Return a layer's tensors in the order in which the loops want them, and take its weights away."""
     linears = [layer.attn.Wqkv, layer.attn.Wo, layer.mlp.Wi, layer.mlp.Wo]
     qkv, out, up, down = (calls.panels_of(linear.weight.detach()) for linear in linears)
@@ -86,7 +86,7 @@ def _pack(layer: nn.Module) -> list[Tensor]:
     return packed
 
 
-def _unpack(layer: nn.Module, packed: list[Tensor], dtype: torch.dtype) -> None:
+def _unpack(layer: Any, packed: list[Tensor], dtype: torch.dtype) -> None:
     qkv, out, activated, gate, down, attn_norm, mlp_norm = packed
     linears = [layer.attn.Wqkv, layer.attn.Wo, layer.mlp.Wi, layer.mlp.Wo]
     for linear, panels in zip(linears, (qkv, out, torch.cat((activated, gate)), down), strict=True):

@@ -20,6 +20,7 @@ from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.dialect import config_from_json, config_to_json
 from modernbert.model.encoder import Encoder
+from modernbert.model.fused import FusedEncoder
 from modernbert.model.heads import MaskedLM
 from modernbert.model.prepacked import unpacked
 from modernbert.ragged import Batch
@@ -92,7 +93,7 @@ def load_model(folder: Path, *, dtype: torch.dtype | None = None, backend: str =
 
 def save_folder(
     folder: Path,
-    model: MaskedLM | Encoder,
+    model: MaskedLM | Encoder | FusedEncoder,
     write_tokenizer: Callable[[Path], None] | None = None,
     *,
     replace: bool = False,
@@ -104,7 +105,7 @@ def save_folder(
 
     Raises: InputError if the folder exists and may not be replaced, or the disk is full.
     """
-    model = unpacked(model)
+    model = _plain(model)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored_state(model).items()}
     encoder = model.model if isinstance(model, MaskedLM) else model
     architecture = "ModernBertForMaskedLM" if isinstance(model, MaskedLM) else "ModernBertModel"
@@ -116,6 +117,17 @@ def save_folder(
         if write_tokenizer is not None:
             write_tokenizer(partial)
         _verify(partial, model, folder)
+
+
+def _plain(model: MaskedLM | Encoder | FusedEncoder) -> MaskedLM | Encoder:
+    """Return a model with weights as they are published."""
+    if isinstance(model, FusedEncoder):
+        return model.unpack()
+    if isinstance(model, MaskedLM) and isinstance(model.model, FusedEncoder):
+        model = copy.copy(model)
+        # A module keeps its children in a table, which a shallow copy shares.
+        model._modules = {**model._modules, "model": model.model.unpack()}
+    return unpacked(model)
 
 
 def _stored_state(model: nn.Module) -> dict[str, Tensor]:

@@ -59,7 +59,7 @@ def prepack_(module: nn.Module) -> None:
 
 
 def unpacked(module: Module) -> Module:
-    """Return a copy of a module with plain linear layers, to be written; the module itself if it has no others."""
+    """Return a module with plain linear layers, to be written: a copy, or the module itself if it has no others."""
     if not any(isinstance(each, PrepackedLinear) for each in module.modules()):
         return module
     plain = copy.deepcopy(module)

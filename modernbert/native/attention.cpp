@@ -19,7 +19,7 @@ namespace modernbert {
 namespace {
 
 constexpr int K = 64;  // width of a head, in every published model
-constexpr int KEYS_AT_A_TIME = 256;
+constexpr int KEYS_AT_A_TIME = 512;
 constexpr float LOG2_E = 1.44269504088896341f;
 static_assert(K == PANEL, "values of keys are panels as they are");
 

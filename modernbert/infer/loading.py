@@ -1,0 +1,50 @@
+"""Models as they run for inference: on a CPU with weights laid out for the processor.
+
+In: a model folder, or a model. Out: a model that computes the same, and can be saved, but not trained.
+"""
+
+from pathlib import Path
+
+import torch
+
+from modernbert.device import keep_freed_memory
+from modernbert.model.encoder import Encoder
+from modernbert.model.fused import FusedEncoder, can_fuse
+from modernbert.model.heads import MaskedLM
+from modernbert.model.hub import load_model
+from modernbert.model.prepacked import can_prepack, prepack_
+
+__all__ = ["Model", "encoder_of", "fit_for_inference", "load_for_inference"]
+
+Model = MaskedLM | Encoder | FusedEncoder
+
+
+def load_for_inference(folder: Path, device: torch.device, dtype: torch.dtype, backend: str) -> Model:
+    """Load the model of a folder as `ModernBert` runs it.
+
+    Raises: InputError if the folder lacks a file or holds a wrong one.
+    """
+    return fit_for_inference(load_model(folder, dtype=dtype, backend=backend).to(device))
+
+
+def fit_for_inference(model: MaskedLM | Encoder) -> Model:
+    """Return the model as it runs best where it lies; the one that is given may have lost its weights to it."""
+    encoder = encoder_of(model)
+    assert isinstance(encoder, Encoder), "a model is fitted once"
+    weight = encoder.embeddings.tok_embeddings.weight
+    if weight.device.type != "cpu":
+        return model
+    keep_freed_memory()
+    if can_fuse(encoder.config, encoder.backend):
+        fused = FusedEncoder(encoder)
+        if not isinstance(model, MaskedLM):
+            return fused
+        model.model = fused  # type: ignore[assignment]  # the same call; only training asks for more
+    elif can_prepack(weight.dtype):
+        prepack_(encoder)
+    return model
+
+
+def encoder_of(model: Model) -> Encoder | FusedEncoder:
+    """Return a model without its head."""
+    return model.model if isinstance(model, MaskedLM) else model
