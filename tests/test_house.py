@@ -64,6 +64,10 @@ def test_numbers_of_the_readme_have_their_record() -> None:
         assert (ROOT / path).exists(), path
 
 
+def test_the_efficiency_tables_of_the_readme_are_those_of_the_results() -> None:
+    subprocess.run([sys.executable, str(ROOT / "records" / "efficiency_tables.py"), "--check"], check=True)
+
+
 def config_of(name: str) -> PretrainConfig:
     path = ROOT / "modernbert" / "configs" / "pretrain" / f"{name}.yaml"
     words = ["out=x", "tokenizer=t", "sources.code=a", "sources.prose=b", "init_from=c"]

@@ -1,5 +1,6 @@
 """The loops in C++ against torch and closed forms, forward and backward, at any number of threads."""
 
+import copy
 import itertools
 import shutil
 from collections.abc import Iterator
@@ -15,7 +16,10 @@ from torch import Tensor
 from modernbert.errors import InputError
 from modernbert.model.attention import Window, choose_backend, prepare
 from modernbert.model.config import ModelConfig
+from modernbert.model.encoder import Encoder
+from modernbert.model.fused import FusedEncoder
 from modernbert.model.heads import MaskedLM
+from modernbert.model.init import initialize
 from modernbert.model.rotary import rotation
 from modernbert.native import build, calls
 from modernbert.ragged import Batch, Layout
@@ -233,6 +237,24 @@ def test_products_in_tiles_equal_dense(window: Window, tiles: None) -> None:
             assert error(found, expected) < TOLERANCE[torch.bfloat16]
 
 
+def test_an_encoder_in_tiles_equals_dense(tiles: None) -> None:
+    assert_whole_encoder(torch.bfloat16)
+
+
+def assert_whole_encoder(dtype: torch.dtype) -> None:
+    """All layers in one call, threads with rows of their own and threads that share them."""
+    config = ModelConfig.preset("tiny")
+    plain = Encoder(config, "dense").eval()
+    initialize(plain, config, seed=0)
+    plain = plain.to(dtype)
+    exact, fused = copy.deepcopy(plain).double(), FusedEncoder(copy.deepcopy(plain))
+    with torch.inference_mode():
+        for lengths in ([7], [3, 200, 65], [400, 300]):
+            batch = Batch.from_documents([list(range(length)) for length in lengths])
+            expected, found = (model(batch.tokens, batch.layout) for model in (exact, fused))
+            assert error(found, expected) < 2 * TOLERANCE[dtype]
+
+
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The library as a processor with AMX gets it; where there is none, its instructions are emulated."""
@@ -261,6 +283,8 @@ def test_products_in_vectors_equal_dense_on_a_narrower_processor(
             exact = attention("dense", [3, 200, 65], window, dtype, exact=True)
             for found, expected in zip(attention("native", [3, 200, 65], window, dtype), exact, strict=True):
                 assert error(found, expected) < TOLERANCE[dtype]
+        for dtype in TOLERANCE:
+            assert_whole_encoder(dtype)
     finally:
         build._load.cache_clear()
 

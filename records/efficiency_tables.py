@@ -1,0 +1,123 @@
+"""Write the efficiency tables of the README from the raw results in records/: `python records/efficiency_tables.py`.
+
+With `--check` it changes nothing, and ends with 1 where the README says something else than the results.
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+RECORDS = Path(__file__).parent
+README = RECORDS.parent / "README.md"
+RESULTS = RECORDS / "2026-11-25_efficiency"
+BEGIN, END = "<!-- written by records/efficiency_tables.py -->", "<!-- until here -->"
+SETS = {
+    "short-mix": "short mix, tokens/s", "fixed-512": "512 tokens each, tokens/s",
+    "single-8192": "one of 8,192, tokens/s",
+    "latency-16": "16 tokens, ms", "latency-128": "128, ms", "latency-512": "512, ms",
+}  # fmt: skip
+
+Row = dict[str, Any]
+
+
+def main() -> int:
+    text = README.read_text()
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    written = f"{before}{BEGIN}\n{tables()}{END}{after}"
+    if "--check" in sys.argv:
+        return int(written != text)
+    README.write_text(written)
+    return 0
+
+
+def tables() -> str:
+    rows = [
+        {**row, "round": f"{path.name} {row['round']}"}
+        for path in sorted(RESULTS.glob("serving*.json"))
+        for row in json.loads(path.read_text())["rows"]
+    ]
+    return f"{serving(rows)}\n{training(json.loads((RESULTS / 'training.json').read_text())['rows'])}"
+
+
+def serving(rows: Sequence[Row]) -> str:
+    """Lay out medians of every engine, and the ratios of ours to the best other of each set."""
+    engines = list(dict.fromkeys(row["engine"] for row in rows))
+    lines = ["| vectors, base shape | " + " | ".join(SETS.values()) + " |", "| --- |" + " ---: |" * len(SETS)]
+    for engine in engines:
+        cells = [figure(name, value_of(rows, engine, name)) for name in SETS]
+        lines.append(f"| {engine} | {' | '.join(cells)} |")
+    for ours, others in (("modernbert", engines), ("modernbert-float32", [e for e in engines if is_wide(rows, e)])):
+        cells = [ratio(rows, ours, [e for e in others if not e.startswith("modernbert")], name) for name in SETS]
+        lines.append(
+            f"| **{ours} to the best other{' in float32' if ours != 'modernbert' else ''}** | {' | '.join(cells)} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def training(rows: Sequence[Row]) -> str:
+    """Lay out tokens a second and memory of each system, and our ratios to it."""
+    lines = [
+        "| training step, base, mixed lengths | tokens/s | peak GiB | ours, times as fast | ours, of its memory |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    by_system: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["system"] == "trainer-best":  # its rows were too few to be grouped by length: not its best
+            continue
+        by_system.setdefault(row["system"], []).append(row)
+    first = by_system["modernbert"]
+    for system, mine in by_system.items():
+        speeds = [a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(first, mine, strict=True)]
+        sizes = [a["peak_memory"] / b["peak_memory"] for a, b in zip(first, mine, strict=True)]
+        rate = statistics.median(row["tokens_per_s"] for row in mine)
+        memory = statistics.median(row["peak_memory"] for row in mine) / 2**30
+        ratios = ("", "") if system == "modernbert" else (spread(speeds), spread(sizes))
+        lines.append(f"| {system} | {rate:,.0f} | {memory:.2f} | {ratios[0]} | {ratios[1]} |")
+    return "\n".join(lines) + "\n"
+
+
+def value_of(rows: Sequence[Row], engine: str, name: str) -> float | None:
+    found = [measure(row) for row in rows if (row["engine"], row["set"]) == (engine, name)]
+    return statistics.median(found) if found else None
+
+
+def measure(row: Row) -> float:
+    return float(row.get("p50_ms") or row["tokens_per_s"])
+
+
+def figure(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.1f}" if name.startswith("latency") else f"{value:,.0f}"
+
+
+def is_wide(rows: Sequence[Row], engine: str) -> bool:
+    return any("float32" in row["setting"] for row in rows if row["engine"] == engine)
+
+
+def ratio(rows: Sequence[Row], ours: str, others: Iterable[str], name: str) -> str:
+    """Return how many times as fast ours is as the other that is best at the median, round by round."""
+    is_time = name.startswith("latency")
+    values = {other: value for other in others if (value := value_of(rows, other, name)) is not None}
+    if not values or value_of(rows, ours, name) is None:
+        return "–"
+    best = (min if is_time else max)(values, key=values.__getitem__)
+    rounds = [
+        {row["round"]: measure(row) for row in rows if (row["engine"], row["set"]) == (engine, name)}
+        for engine in (ours, best)
+    ]
+    both = [(rounds[0][number], rounds[1][number]) for number in rounds[0] if number in rounds[1]]
+    ratios = [(b / a if is_time else a / b) for a, b in both]
+    return f"{spread(ratios)}, {best}"
+
+
+def spread(ratios: Sequence[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
