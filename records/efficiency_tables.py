@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from modernbert.bench.console import spread
+
 RECORDS = Path(__file__).parent
 README = RECORDS.parent / "README.md"
 RESULTS = RECORDS / "2026-11-25_efficiency"
@@ -113,10 +115,6 @@ def ratio(rows: Sequence[Row], ours: str, others: Iterable[str], name: str) -> s
     both = [(rounds[0][number], rounds[1][number]) for number in rounds[0] if number in rounds[1]]
     ratios = [(b / a if is_time else a / b) for a, b in both]
     return f"{spread(ratios)}, {best}"
-
-
-def spread(ratios: Sequence[float]) -> str:
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
 if __name__ == "__main__":

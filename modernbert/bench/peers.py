@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from modernbert.bench.gte import Gte, GteShape
 from modernbert.errors import InputError
-from modernbert.infer.loading import encoder_of, fit_for_inference
+from modernbert.infer.loading import fit_for_inference
 from modernbert.model.attention import choose_backend
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
+from modernbert.model.heads import encoder_of
 from modernbert.model.init import initialize
 from modernbert.ragged import Batch
 

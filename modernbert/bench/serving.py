@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from modernbert.bench.peers import Absent, Documents, pad
 from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
-from modernbert.infer.loading import encoder_of, load_for_inference
+from modernbert.infer.loading import load_for_inference
 from modernbert.model.attention import choose_backend
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
-from modernbert.model.heads import pool
+from modernbert.model.heads import encoder_of, pool
 from modernbert.model.hub import load_config, save_folder
 from modernbert.model.init import initialize
 from modernbert.ragged import Batch

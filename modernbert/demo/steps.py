@@ -27,7 +27,7 @@ from modernbert.errors import InputError
 from modernbert.infer.pipeline import ModernBert
 from modernbert.jobs.pretrain import PretrainConfig, pretrain
 from modernbert.model.encoder import Encoder
-from modernbert.model.heads import MaskedLM
+from modernbert.model.heads import encoder_of
 from modernbert.model.hub import load_model
 from modernbert.storage import new_folder, write_file
 from modernbert.text.corpus import Document, Tally
@@ -186,7 +186,7 @@ def _search(out: Path, name: str, folder: Path) -> None:
 def _tune(out: Path, folder: Path, scale: Scale) -> None:
     # As it trains, not as it is fitted for inference.
     tokenizer, model = Tokenizer.load(out / "model"), load_model(out / "model", dtype=torch.float32).to(_device())
-    encoder = model.model if isinstance(model, MaskedLM) else model
+    encoder = encoder_of(model)
     assert isinstance(encoder, Encoder)
     examples: list[Pair] = pairs(read_records(out / "corpus" / "code.jsonl"))
     losses = tune(encoder, tokenizer, examples, scale.tuning, checkpoints=out / "retrieval" / "checkpoints", seed=SEED)

@@ -10,13 +10,11 @@ import torch
 from modernbert.device import keep_freed_memory
 from modernbert.model.encoder import Encoder
 from modernbert.model.fused import FusedEncoder, can_fuse
-from modernbert.model.heads import MaskedLM
+from modernbert.model.heads import MaskedLM, Model, encoder_of
 from modernbert.model.hub import load_model
 from modernbert.model.prepacked import can_prepack, prepack_
 
-__all__ = ["Model", "encoder_of", "fit_for_inference", "load_for_inference"]
-
-Model = MaskedLM | Encoder | FusedEncoder
+__all__ = ["fit_for_inference", "load_for_inference"]
 
 
 def load_for_inference(folder: Path, device: torch.device, dtype: torch.dtype, backend: str) -> Model:
@@ -43,8 +41,3 @@ def fit_for_inference(model: MaskedLM | Encoder) -> Model:
     elif can_prepack(weight.dtype):
         prepack_(encoder)
     return model
-
-
-def encoder_of(model: Model) -> Encoder | FusedEncoder:
-    """Return a model without its head."""
-    return model.model if isinstance(model, MaskedLM) else model

@@ -16,12 +16,12 @@ from torch import Tensor
 from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
 from modernbert.infer.batching import batches
-from modernbert.infer.loading import encoder_of, load_for_inference
+from modernbert.infer.loading import load_for_inference
 from modernbert.model.attention import choose_backend
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.fused import FusedEncoder
-from modernbert.model.heads import MaskedLM, pool
+from modernbert.model.heads import MaskedLM, Model, encoder_of, pool
 from modernbert.model.hub import find_folder, load_config, save_folder
 from modernbert.ragged import Batch
 from modernbert.text.tokenizer import Tokenizer
@@ -44,9 +44,7 @@ class Guess:
 class ModernBert:
     """A tokenizer and a model that belong together."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, model: MaskedLM | Encoder | FusedEncoder, budget_tokens: int = 16_384
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, model: Model, budget_tokens: int = 16_384) -> None:
         """Join the two; `budget_tokens` bounds a batch, and with it the memory of a call."""
         self.tokenizer = tokenizer
         self.model = model

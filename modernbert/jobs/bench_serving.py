@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from modernbert.bench.console import open_console
+from modernbert.bench.console import open_console, spread
 from modernbert.bench.costs import token_costs
 from modernbert.bench.devices import product_rate
 from modernbert.bench.process import in_new_process
@@ -78,6 +78,8 @@ def run(config: ServingConfig) -> None:
         expected = in_new_process(_reference, _Work("transformers-float32", sets, str(folder), config.tokens, 0, None))
         for number in range(config.rounds):
             for engine in engines:
+                if not left[engine]:
+                    continue
                 work = _Work(engine, left[engine], str(folder), config.tokens, config.calls, expected)
                 try:
                     found, wrong = in_new_process(_measure, work)
@@ -203,6 +205,5 @@ def _table(name: str, rows: Sequence[dict[str, Any]], shape: ModelConfig) -> Tab
             ratios = [a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(first, mine, strict=False)]
             share = statistics.median(row["tokens_per_s"] * flops / row["products"] for row in mine)
             shown = [f"{statistics.median(row['tokens_per_s'] for row in mine):,.0f}", f"{share:.0%}"]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        table.add_row(engine, mine[0]["setting"], *shown, f"{min(row['cosine'] for row in mine):.5f}", spread)
+        table.add_row(engine, mine[0]["setting"], *shown, f"{min(row['cosine'] for row in mine):.5f}", spread(ratios))
     return table

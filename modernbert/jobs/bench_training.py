@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from modernbert.bench.console import open_console
+from modernbert.bench.console import open_console, spread
 from modernbert.bench.training import SYSTEMS, TrainingRow, TrainingWork, measure_training, mixed_lengths
 from modernbert.device import choose_device, choose_precision, name_of
 from modernbert.errors import InputError
@@ -105,10 +105,6 @@ def _table(rows: Sequence[tuple[int, TrainingRow]], peak: float | None) -> Table
         table.add_row(
             name, mine[0].setting, f"{statistics.median(row.tokens_per_s for row in mine):,.0f}",
             f"{statistics.median(row.peak_memory for row in mine) / 2**30:.2f}", f"{flops / 1e12:.3f}",
-            "" if peak is None else f"{flops / peak:.1%}", f"{mine[0].real_share:.1%}", _spread(speeds), _spread(sizes),
+            "" if peak is None else f"{flops / peak:.1%}", f"{mine[0].real_share:.1%}", spread(speeds), spread(sizes),
         )  # fmt: skip
     return table
-
-
-def _spread(ratios: Sequence[float]) -> str:
-    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
+from modernbert.model.fused import FusedEncoder
 from modernbert.ragged import Batch, Layout
 
-__all__ = ["MaskedLM", "PredictionHead", "pool"]
+__all__ = ["MaskedLM", "Model", "PredictionHead", "encoder_of", "pool"]
 
 
 class PredictionHead(nn.Module):
@@ -56,6 +57,14 @@ class MaskedLM(nn.Module):
     def decode(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
         """Return the logits of some rows of hidden states."""
         return self.decoder(self.head(rows))
+
+
+Model = MaskedLM | Encoder | FusedEncoder
+
+
+def encoder_of(model: Model) -> Encoder | FusedEncoder:
+    """Return a model without its head."""
+    return model.model if isinstance(model, MaskedLM) else model
 
 
 def pool(hidden: Float[Tensor, "T D"], layout: Layout, pooling: str) -> Float[Tensor, "N D"]:

@@ -21,12 +21,12 @@ from modernbert.model.config import ModelConfig
 from modernbert.model.dialect import config_from_json, config_to_json
 from modernbert.model.encoder import Encoder
 from modernbert.model.fused import FusedEncoder
-from modernbert.model.heads import MaskedLM
-from modernbert.model.prepacked import unpacked
+from modernbert.model.heads import MaskedLM, Model, encoder_of
+from modernbert.model.prepacked import PrepackedLinear
 from modernbert.ragged import Batch
 from modernbert.storage import new_folder, write_tensors
 
-__all__ = ["find_folder", "load_config", "load_model", "save_folder"]
+__all__ = ["find_folder", "load_config", "load_model", "save_folder", "unpacked"]
 
 logger = logging.getLogger("modernbert")
 
@@ -35,6 +35,8 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _WANTED = ["*.json", "*.safetensors"]
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MASKED_LM_HEAD = ("head.dense.weight", "head.norm.weight", "decoder.bias")
+# Modules as they run for inference; each gives its published form back.
+_PACKED = (FusedEncoder, PrepackedLinear)
 # Weights of other heads, which neither the encoder nor the masked-LM head asks for.
 _OTHER_HEADS = ("classifier.", "head.", "decoder.", "score.", "dense.", "drop.")
 
@@ -93,7 +95,7 @@ def load_model(folder: Path, *, dtype: torch.dtype | None = None, backend: str =
 
 def save_folder(
     folder: Path,
-    model: MaskedLM | Encoder | FusedEncoder,
+    model: Model,
     write_tokenizer: Callable[[Path], None] | None = None,
     *,
     replace: bool = False,
@@ -105,9 +107,9 @@ def save_folder(
 
     Raises: InputError if the folder exists and may not be replaced, or the disk is full.
     """
-    model = _plain(model)
+    model = unpacked(model)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored_state(model).items()}
-    encoder = model.model if isinstance(model, MaskedLM) else model
+    encoder = encoder_of(model)
     architecture = "ModernBertForMaskedLM" if isinstance(model, MaskedLM) else "ModernBertModel"
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     config = config_to_json(encoder.config, architecture, dtype)
@@ -119,15 +121,18 @@ def save_folder(
         _verify(partial, model, folder)
 
 
-def _plain(model: MaskedLM | Encoder | FusedEncoder) -> MaskedLM | Encoder:
-    """Return a model with weights as they are published."""
+def unpacked(model: Model) -> MaskedLM | Encoder:
+    """Return a model with weights as they are published: a copy, or the model itself if it has no others."""
     if isinstance(model, FusedEncoder):
         return model.unpack()
-    if isinstance(model, MaskedLM) and isinstance(model.model, FusedEncoder):
-        model = copy.copy(model)
-        # A module keeps its children in a table, which a shallow copy shares.
-        model._modules = {**model._modules, "model": model.model.unpack()}
-    return unpacked(model)
+    if not any(isinstance(each, _PACKED) for each in model.modules()):
+        return model
+    plain = copy.deepcopy(model)
+    for parent in list(plain.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, _PACKED):
+                setattr(parent, name, child.unpack())
+    return plain
 
 
 def _stored_state(model: nn.Module) -> dict[str, Tensor]:
@@ -138,7 +143,7 @@ def _stored_state(model: nn.Module) -> dict[str, Tensor]:
 def _verify(written: Path, model: MaskedLM | Encoder, folder: Path) -> None:
     """Compare what was written with the model it was written from, by what both compute on the CPU."""
     original = copy.deepcopy(model).cpu().eval()
-    encoder = original.model if isinstance(original, MaskedLM) else original
+    encoder = encoder_of(original)
     encoder.backend = "banded"
     tokens = [number * 7919 % encoder.config.vocab_size for number in range(150)]
     batch = Batch.from_documents([tokens[:21], tokens])

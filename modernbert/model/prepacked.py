@@ -4,16 +4,13 @@ In: a module with `nn.Linear` layers. Out: the same module with layers that comp
 oneDNN's own order. A plain `nn.Linear` has them reordered at every call, which for a short text is most of its time.
 """
 
-import copy
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-__all__ = ["PrepackedLinear", "can_prepack", "prepack_", "unpacked"]
-
-Module = TypeVar("Module", bound=nn.Module)
+__all__ = ["PrepackedLinear", "can_prepack", "prepack_"]
 
 # oneDNN is told how many rows to expect; the order it chooses serves a text of 16 tokens as well as a full batch.
 _ROWS = 1_024
@@ -56,15 +53,3 @@ def prepack_(module: nn.Module) -> None:
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(parent, name, PrepackedLinear(child))
-
-
-def unpacked(module: Module) -> Module:
-    """Return a module with plain linear layers, to be written: a copy, or the module itself if it has no others."""
-    if not any(isinstance(each, PrepackedLinear) for each in module.modules()):
-        return module
-    plain = copy.deepcopy(module)
-    for parent in list(plain.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, PrepackedLinear):
-                setattr(parent, name, child.unpack())
-    return plain

@@ -70,8 +70,6 @@ Span keys_of(const Heads& heads, int length, Span queries) {
     return {std::max(0, queries.first - heads.left), std::min(length, queries.last + heads.right)};
 }
 
-int up_to(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
-
 // Turn a row by the angle of its position; against it with sign -1.
 template <class From, class To>
 void rotate(const From* row, To* to, const Heads& heads, int64_t token, float sign) {

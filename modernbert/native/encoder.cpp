@@ -18,11 +18,6 @@
 #include "products.h"
 #include "rows.h"
 
-EXPORT void attend_float32(const modernbert::float32*, modernbert::float32*, float*, const float*, const float*,
-                           const int32_t*, int64_t, int64_t, int64_t, int64_t, int64_t);
-EXPORT void attend_bfloat16(const modernbert::bfloat16*, modernbert::bfloat16*, float*, const float*, const float*,
-                            const int32_t*, int64_t, int64_t, int64_t, int64_t, int64_t);
-
 namespace modernbert {
 namespace {
 
@@ -156,7 +151,7 @@ void begin_rows(const Team& team, const Encoder<T>& encoder, Stream<T>& stream, 
             const int64_t at = int64_t(chunk.first + row) * encoder.width + i;
             const Floats x = row < chunk.height ? load(embedded + at) : Floats{};
             store(stream.hidden + at, x);
-            store(stream.mixed + at, Floats{});  // rows of padding stay so
+            if (row >= chunk.height) store(stream.mixed + at, Floats{});  // no attention writes there
             store(chunk.normed + int64_t(row) * encoder.width + i, x);
         }
     team.wait();
@@ -181,14 +176,12 @@ void go_on(const Team& team, const Encoder<T>& encoder, Stream<T>& stream, const
     project(team, encoder, stream, chunk, encoder.layers[number + 1].qkv);
 }
 
-int up_to_16(int number) { return (number + 15) / 16 * 16; }
-
 template <class T, class Do>
 void for_chunks(const Encoder<T>& encoder, int num_tokens, int num_threads, const Do& run) {
     const bool is_shared = num_tokens < ROWS_PER_THREAD * num_threads;
     const int least = (num_tokens + CHUNK - 1) / CHUNK;
     const int num_chunks = is_shared ? 1 : (least + num_threads - 1) / num_threads * num_threads;
-    const int height = up_to_16((num_tokens + num_chunks - 1) / num_chunks);
+    const int height = up_to((num_tokens + num_chunks - 1) / num_chunks, 16);
     const int64_t room = int64_t(height) * (encoder.width + encoder.feed);
     static thread_local std::vector<T> shared;
     if (is_shared) shared.resize(room);
@@ -200,7 +193,7 @@ void for_chunks(const Encoder<T>& encoder, int num_tokens, int num_threads, cons
         if (!is_shared) own.resize(room);
         const auto chunk_at = [&](int first, T* memory) {
             const int some = std::min(height, num_tokens - first);
-            return Chunk<T>{first, some, up_to_16(some), memory, memory + int64_t(height) * encoder.width};
+            return Chunk<T>{first, some, up_to(some, 16), memory, memory + int64_t(height) * encoder.width};
         };
         if (is_shared) {
             run(Team{omp_get_thread_num(), omp_get_num_threads()}, chunk_at(0, common));
@@ -212,16 +205,6 @@ void for_chunks(const Encoder<T>& encoder, int num_tokens, int num_threads, cons
     }
 }
 
-void attend(const float32* qkv, float32* mixed, const float* cosines, const float* sines, const int32_t* offsets,
-            int64_t num_docs, int64_t num_heads, int64_t left, int64_t right, int64_t num_threads) {
-    attend_float32(qkv, mixed, nullptr, cosines, sines, offsets, num_docs, num_heads, left, right, num_threads);
-}
-
-void attend(const bfloat16* qkv, bfloat16* mixed, const float* cosines, const float* sines, const int32_t* offsets,
-            int64_t num_docs, int64_t num_heads, int64_t left, int64_t right, int64_t num_threads) {
-    attend_bfloat16(qkv, mixed, nullptr, cosines, sines, offsets, num_docs, num_heads, left, right, num_threads);
-}
-
 }  // namespace
 }  // namespace modernbert
 
@@ -229,6 +212,8 @@ using namespace modernbert;
 
 // Angles are [T][K / 2], `left` and `right` the window of layers that are not global.
 #define FOR_TYPE(T)                                                                                                    \
+    EXPORT void attend_##T(const T*, T*, float*, const float*, const float*, const int32_t*, int64_t, int64_t,         \
+                           int64_t, int64_t, int64_t);                                                                 \
     EXPORT void encode_##T(                                                                                            \
         const T* embedded, T* out, float* hidden, T* qkv, T* mixed, const Layer<T>* layers, const float* final_norm,   \
         const float* global_cosines, const float* global_sines, const float* local_cosines, const float* local_sines,  \
@@ -241,8 +226,9 @@ using namespace modernbert;
         });                                                                                                            \
         for (int number = 0; number < num_layers; ++number) {                                                          \
             const bool all = layers[number].is_global;                                                                 \
-            attend(qkv, mixed, all ? global_cosines : local_cosines, all ? global_sines : local_sines, offsets,        \
-                   num_docs, num_heads, all ? -1 : left, all ? -1 : right, num_threads);                               \
+            attend_##T(qkv, mixed, nullptr, all ? global_cosines : local_cosines,                                      \
+                       all ? global_sines : local_sines, offsets, num_docs, num_heads, all ? -1 : left,                \
+                       all ? -1 : right, num_threads);                                                                 \
             for_chunks(encoder, stream.num_tokens, int(num_threads), [&](const Team& team, const Chunk<T>& chunk) {    \
                 go_on(team, encoder, stream, chunk, number);                                                           \
             });                                                                                                        \

@@ -18,6 +18,8 @@ namespace modernbert {
 
 constexpr int PANEL = 64;
 
+inline int up_to(int x, int multiple) { return (x + multiple - 1) / multiple * multiple; }
+
 template <class T>
 constexpr int GROUP = 4 / sizeof(T);
 

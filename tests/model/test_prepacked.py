@@ -8,8 +8,9 @@ from torch import nn
 
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
+from modernbert.model.hub import unpacked
 from modernbert.model.init import initialize
-from modernbert.model.prepacked import PrepackedLinear, can_prepack, prepack_, unpacked
+from modernbert.model.prepacked import PrepackedLinear, can_prepack, prepack_
 from modernbert.ragged import Batch
 
 DTYPES = [dtype for dtype in (torch.float32, torch.bfloat16) if can_prepack(dtype)]
