@@ -4,6 +4,8 @@ In: a function of a module and its argument. Out: what it returned.
 """
 
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar, cast
@@ -42,9 +44,18 @@ def in_new_process(function: Callable[[Argument], Answer], argument: Argument) -
 
 
 def _answer(function: Callable[[Any], Any], argument: Any, sending: Connection) -> None:
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
         sending.send((function(argument), None))
     except InputError as error:
         sending.send((None, str(error)))
     except (torch.OutOfMemoryError, MemoryError) as error:
         sending.send((None, f"does not fit: {' '.join(str(error).split())[:120]}"))
+
+
+def _end_with_the_parent() -> None:
+    """Measure for nobody no longer: a parent that is killed cannot say so."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -1,0 +1,52 @@
+"""One measurement, one process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+MEASURE = """
+import os, sys, time
+from modernbert.bench.process import in_new_process
+
+def forever(path):
+    with open(path + ".partial", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(path + ".partial", path)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    in_new_process(forever, sys.argv[1])
+"""
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_until(is_so, seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while not (found := is_so()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
+
+
+def test_a_measurement_ends_with_the_bench_that_asked_for_it(tmp_path: Path) -> None:
+    script, told = tmp_path / "measure.py", tmp_path / "pid"
+    script.write_text(MEASURE)
+    bench = subprocess.Popen([sys.executable, str(script), str(told)])
+    try:
+        assert wait_until(told.exists)
+    finally:
+        bench.kill()
+        bench.wait()
+    measuring = int(told.read_text())
+    if not wait_until(lambda: not is_running(measuring)):
+        os.kill(measuring, signal.SIGKILL)
+        raise AssertionError("the measurement went on")
