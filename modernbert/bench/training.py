@@ -4,7 +4,8 @@ In: a system by name, lengths, where to compute. Out: real tokens a second, peak
 system runs in a process of its own. The peer comes in three ways:
 
 - `trainer`: what its documentation shows: rows in random order, padded to the longest, logits of every position.
-- `trainer-best`: rows grouped by length, logits of masked positions alone.
+- `trainer-best`: rows grouped by length, logits of masked positions alone. The Trainer groups among 50 batches of rows;
+  of those a short run takes the batches at equal distances, the longest first.
 - `trainer-concatenated`: documents end to end, cut into full rows: no padding, but a document sees its neighbours, so
   it is another model that is trained.
 
@@ -36,6 +37,7 @@ __all__ = ["SYSTEMS", "TrainingRow", "TrainingWork", "measure_training", "mixed_
 
 SYSTEMS = ("modernbert", "trainer", "trainer-best", "trainer-concatenated")
 _MASK_RATE = 0.3
+_GROUPED_BATCHES = 50  # of `transformers.trainer_pt_utils.get_length_grouped_indices`
 # Ids that every vocabulary has.
 _FIRST_ID, _LAST_ID, _MASK_ID = 100, 3_999, 99
 
@@ -139,7 +141,7 @@ def _trainer(work: TrainingWork) -> TrainingRow:
         arguments = TrainingArguments(
             output_dir=folder, max_steps=work.num_steps + 1, per_device_train_batch_size=batch_rows,
             bf16=work.dtype == "bfloat16", use_cpu=device.type == "cpu", seed=work.seed, max_grad_norm=0.0,
-            train_sampling_strategy="group_by_length" if work.system == "trainer-best" else "random",
+            train_sampling_strategy="sequential" if work.system == "trainer-best" else "random",
             remove_unused_columns=False, save_strategy="no", report_to="none", logging_steps=1000, disable_tqdm=True,
         )  # fmt: skip
         Trainer(model, arguments, data_collator=collate, train_dataset=rows, callbacks=[Watch()]).train()
@@ -151,13 +153,23 @@ def _trainer(work: TrainingWork) -> TrainingRow:
 def _rows(work: TrainingWork) -> tuple[list[dict[str, Any]], int]:
     """Return rows for all steps, and how many make about as many real tokens a step as ours takes."""
     random = np.random.default_rng(work.seed)
-    lengths = [length for _ in range(work.num_steps + 3) for length in work.lengths]
+    lengths = list(work.lengths) * (work.num_steps + 3)
     if work.system == "trainer-concatenated":
         longest = max(work.lengths)
         lengths = [longest] * (sum(lengths) // longest)
-    mean = sum(lengths) / len(lengths)
+    batch_rows = max(1, round(sum(work.lengths) * len(lengths) / sum(lengths)))
+    if work.system == "trainer-best":
+        lengths = _grouped(work.lengths, batch_rows, work.num_steps)
     rows = [{"input_ids": random.integers(_FIRST_ID, _LAST_ID + 1, length)} for length in lengths]
-    return rows, max(1, round(sum(work.lengths) / mean))
+    return rows, batch_rows
+
+
+def _grouped(lengths: Sequence[int], batch_rows: int, num_steps: int) -> list[int]:
+    """Return the rows of the longest batch and of `num_steps` others, as grouping by length would make them."""
+    in_order = sorted(_GROUPED_BATCHES * list(lengths), reverse=True)
+    num_batches = len(in_order) // batch_rows
+    chosen = [0, *(int((step + 0.5) / num_steps * num_batches) for step in range(num_steps))]
+    return [length for batch in chosen for length in in_order[batch * batch_rows : (batch + 1) * batch_rows]]
 
 
 def _padded_batch(rows: Sequence[np.ndarray], seed: int) -> dict[str, torch.Tensor]:

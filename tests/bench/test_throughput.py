@@ -142,6 +142,8 @@ def test_training_is_measured_against_the_trainer(tmp_path: Path) -> None:
     rows = json.loads((tmp_path / "training.json").read_text())["rows"]
     assert [row["system"] for row in rows] == ["modernbert", "trainer", "trainer-best", "trainer-concatenated"]
     assert rows[0]["real_share"] == 1.0 and rows[1]["real_share"] < 1.0
+    grouped = rows[2]["real_share"]
+    assert grouped > 0.95, "rows of one length make a batch"
 
 
 def test_lengths_of_a_mix_add_up() -> None:
