@@ -114,6 +114,17 @@ def pretrain(config: ConfigFile = None, overrides: Overrides = None, print_confi
 
 @app.command()
 @_told()
+def finetune(config: ConfigFile = None, overrides: Overrides = None, print_config: Print = False) -> None:
+    """Teach a model to label, rate, rerank or tag; started again, go on from the last checkpoint."""
+    from modernbert.jobs.finetune import FinetuneConfig, run
+
+    resolved = _resolve(FinetuneConfig, config, overrides, print_config)
+    if resolved is not None:
+        run(resolved)
+
+
+@app.command()
+@_told()
 def grow(config: ConfigFile = None, overrides: Overrides = None, print_config: Print = False) -> None:
     """Make the start of a larger model from a trained one."""
     from modernbert.jobs.grow import GrowConfig, run

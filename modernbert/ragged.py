@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Int32, Int64
+from jaxtyping import Int32, Int64, Shaped
 from torch import Tensor
 
 from modernbert.errors import InputError
@@ -104,14 +104,14 @@ class Layout:
 class Batch:
     """Hold the tokens of several documents, and the rows a loss is taken at.
 
-    `where` names rows of the stream and `labels` what is expected there: masked tokens in pretraining. Both are None
-    where no rows are named.
+    `where` names rows of the stream and `labels` what is expected there: masked tokens in pretraining, tags of words.
+    Labels without `where` are those of the documents, one each. Both are None where nothing is expected.
     """
 
     tokens: Int64[Tensor, " T"]
     layout: Layout
     where: Int64[Tensor, " M"] | None = None
-    labels: Int64[Tensor, " M"] | None = None
+    labels: Shaped[Tensor, " M"] | None = None
 
     @staticmethod
     def from_documents(documents: Sequence[Sequence[int] | np.ndarray]) -> "Batch":

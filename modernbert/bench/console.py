@@ -1,12 +1,16 @@
-"""Where benches print: as wide as the terminal, and wide enough for a table where there is none."""
+"""What benches print, and where: as wide as the terminal, and wide enough for a table where there is none."""
 
+import platform
 import statistics
 import sys
 from collections.abc import Sequence
 
+import torch
 from rich.console import Console
 
-__all__ = ["open_console", "spread"]
+from modernbert.device import name_of
+
+__all__ = ["describe_machine", "open_console", "spread"]
 
 _WIDTH_OF_A_FILE = 200
 
@@ -16,6 +20,12 @@ def open_console(*, stderr: bool = False) -> Console:
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else _WIDTH_OF_A_FILE
     return Console(stderr=stderr, width=width, highlight=False, soft_wrap=True, markup=False)
+
+
+def describe_machine(device: torch.device) -> str:
+    """Name what was measured on: device, threads where they matter, system, and torch's version."""
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return f"{name_of(device)}{threads}, {platform.platform()}, torch {torch.__version__}"
 
 
 def spread(ratios: Sequence[float]) -> str:

@@ -117,11 +117,7 @@ def _batches(
         order = np.random.default_rng(derive_seed(seed, epoch)).permutation(len(pairs))
         chosen = order[place * number : (place + 1) * number]
         rows = [queries[i] for i in chosen] + [passages[i] for i in chosen]
-        yield Batch.from_documents([row if len(row) <= tuning.max_len else _cut(row, tuning.max_len) for row in rows])
-
-
-def _cut(row: np.ndarray, max_len: int) -> np.ndarray:
-    return np.append(row[: max_len - 1], row[-1])
+        yield Batch.from_documents([tokenizer.cut(row, tuning.max_len) for row in rows])
 
 
 def _ranking(scores: np.ndarray) -> Ranking:

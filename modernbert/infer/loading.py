@@ -10,7 +10,7 @@ import torch
 from modernbert.device import keep_freed_memory
 from modernbert.model.encoder import Encoder
 from modernbert.model.fused import FusedEncoder, can_fuse
-from modernbert.model.heads import MaskedLM, Model, encoder_of
+from modernbert.model.heads import Classifier, MaskedLM, Model, encoder_of
 from modernbert.model.hub import load_model
 from modernbert.model.prepacked import can_prepack, prepack_
 
@@ -25,7 +25,7 @@ def load_for_inference(folder: Path, device: torch.device, dtype: torch.dtype, b
     return fit_for_inference(load_model(folder, dtype=dtype, backend=backend).to(device))
 
 
-def fit_for_inference(model: MaskedLM | Encoder) -> Model:
+def fit_for_inference(model: MaskedLM | Classifier | Encoder) -> Model:
     """Return the model as it runs best where it lies; the one that is given may have lost its weights to it."""
     encoder = encoder_of(model)
     assert isinstance(encoder, Encoder), "a model is fitted once"
@@ -35,7 +35,7 @@ def fit_for_inference(model: MaskedLM | Encoder) -> Model:
     keep_freed_memory()
     if can_fuse(encoder.config, encoder.backend):
         fused = FusedEncoder(encoder)
-        if not isinstance(model, MaskedLM):
+        if isinstance(model, Encoder):
             return fused
         model.model = fused  # type: ignore[assignment]  # the same call; only training asks for more
     elif can_prepack(weight.dtype):

@@ -203,5 +203,4 @@ class ModernBert:
                     raise InputError(
                         f"text {start + offset}: has {len(ids):,} tokens, expected at most {longest:,} unless truncated"
                     )
-                # What is cut is the end of the text; the last special token stays last.
-                yield ids if len(ids) <= longest else np.append(ids[: longest - 1], ids[-1])
+                yield self.tokenizer.cut(ids, longest)

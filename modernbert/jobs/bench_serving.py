@@ -1,7 +1,6 @@
 """`modernbert bench serving-shape`: what a CPU behind a server can embed, this package's engine beside others."""
 
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -14,7 +13,8 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from modernbert.bench.console import open_console, spread
+from modernbert.bench.charts import draw_bars
+from modernbert.bench.console import describe_machine, open_console, spread
 from modernbert.bench.costs import token_costs
 from modernbert.bench.devices import product_rate
 from modernbert.bench.process import in_new_process
@@ -67,7 +67,7 @@ def run(config: ServingConfig) -> None:
     engines, sets = list(config.engines) or list(ENGINES), list(config.sets) or list(SETS)
     shape = ModelConfig.preset(config.preset, **config.model)
     console = open_console()
-    machine = f"CPU, {torch.get_num_threads()} threads, {platform.platform()}, torch {torch.__version__}"
+    machine = describe_machine(torch.device("cpu"))
     console.print(f"{machine}; {config.preset}")
     rows: list[dict[str, Any]] = []
     refused: list[dict[str, str]] = []
@@ -101,6 +101,8 @@ def run(config: ServingConfig) -> None:
             config.out / "serving.json",
             json.dumps({"machine": machine, "rows": rows, "refused": refused}, indent=2) + "\n",
         )
+        _plot(config.out / "serving.png", rows)
+        console.print(f"{config.out}: serving.json, serving.png")
 
 
 def _check(config: ServingConfig) -> None:
@@ -207,3 +209,14 @@ def _table(name: str, rows: Sequence[dict[str, Any]], shape: ModelConfig) -> Tab
             shown = [f"{statistics.median(row['tokens_per_s'] for row in mine):,.0f}", f"{share:.0%}"]
         table.add_row(engine, mine[0]["setting"], *shown, f"{min(row['cosine'] for row in mine):.5f}", spread(ratios))
     return table
+
+
+def _plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Draw every engine, a panel a set."""
+    panels: dict[str, dict[str, list[float]]] = {}
+    units: dict[str, str] = {}
+    for row in rows:
+        panel, is_latency = panels.setdefault(row["set"], {}), "p50_ms" in row
+        panel.setdefault(row["engine"], []).append(row["p50_ms"] if is_latency else row["tokens_per_s"])
+        units[row["set"]] = "milliseconds, median: less is better" if is_latency else "tokens per second"
+    draw_bars(path, panels, units)

@@ -1,7 +1,6 @@
 """`modernbert bench throughput`: the paper's efficiency table, for the machine at hand."""
 
 import json
-import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,11 +12,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from modernbert.bench.console import open_console
+from modernbert.bench.charts import draw_bars
+from modernbert.bench.console import describe_machine, open_console
 from modernbert.bench.peers import MODELS
 from modernbert.bench.sets import SETS, documents_of, real_documents
 from modernbert.bench.throughput import Row, Work, measure
-from modernbert.device import choose_device, choose_precision, name_of
+from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
 from modernbert.storage import write_file
 
@@ -53,9 +53,7 @@ class ThroughputConfig:
 
 @dataclass
 class _Result:
-    device: str
-    threads: int
-    torch: str
+    machine: str
     documents: dict[str, int]
     rows: list[dict[str, Any]] = field(default_factory=list)
     absent: list[dict[str, str]] = field(default_factory=list)
@@ -70,10 +68,8 @@ def run(config: ThroughputConfig) -> None:
     models, sets, dtypes = _choices(config, device)
     documents = {name: _documents(config, name, device) for name in sets}
     console = open_console()
-    machine = f"{name_of(device)}, {torch.get_num_threads()} threads" if device.type == "cpu" else name_of(device)
-    result = _Result(f"{machine}, {platform.platform()}", torch.get_num_threads(), torch.__version__,
-                     {name: len(texts) for name, texts in documents.items()})  # fmt: skip
-    console.print(f"{result.device}, torch {torch.__version__}")
+    result = _Result(describe_machine(device), {name: len(texts) for name, texts in documents.items()})
+    console.print(result.machine)
     runs = config.runs or (_RUNS if device.type == "cuda" else _CPU_RUNS)
     reduced = any(len(texts) < _DOCUMENTS for texts in documents.values()) or runs < _RUNS
     if reduced:
@@ -178,33 +174,9 @@ def _table(title: str, found: dict[str, list[Row]]) -> Table:
 
 
 def _plot(path: Path, result: _Result) -> None:
-    """Draw tokens a second of every model, a panel a set and precision.
-
-    Raises: InputError if matplotlib is not installed.
-    """
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        raise InputError("throughput.png: needs matplotlib, pip install 'modernbert[report]'") from None
-    panels = list(dict.fromkeys((row["set"], row["dtype"]) for row in result.rows))
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(1 + 4.2 * len(panels), 4.5), squeeze=False)
-    for axis, (set_name, dtype) in zip(axes[0], panels, strict=True):
-        rates: dict[str, list[float]] = {}
-        for row in result.rows:
-            if (row["set"], row["dtype"]) == (set_name, dtype):
-                rates.setdefault(row["model"], []).extend(row["tokens_per_s"])
-        names = list(rates)[::-1]
-        means = [statistics.mean(rates[name]) for name in names]
-        deviations = [statistics.stdev(rates[name]) if len(rates[name]) > 1 else 0 for name in names]
-        colours = ["#c2410c" if name in ("modernbert-base", "modernbert-large") else "#64748b" for name in names]
-        axis.barh(names, means, xerr=deviations, color=colours)
-        axis.set_title(f"{set_name}, {dtype}", fontsize=10)
-        axis.set_xlabel("real tokens per second")
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=8)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
+    """Draw tokens a second of every model, a panel a set and precision."""
+    panels: dict[str, dict[str, list[float]]] = {}
+    for row in result.rows:
+        panel = panels.setdefault(f"{row['set']}, {row['dtype']}", {})
+        panel.setdefault(row["model"], []).extend(row["tokens_per_s"])
+    draw_bars(path, panels, dict.fromkeys(panels, "real tokens per second"))

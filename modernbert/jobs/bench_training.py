@@ -1,19 +1,19 @@
 """`modernbert bench training`: a step of masked-LM training, against `transformers` and its Trainer, in turn."""
 
 import json
-import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.table import Table
 
-from modernbert.bench.console import open_console, spread
+from modernbert.bench.charts import draw_bars
+from modernbert.bench.console import describe_machine, open_console, spread
+from modernbert.bench.devices import product_rate
 from modernbert.bench.training import SYSTEMS, TrainingRow, TrainingWork, measure_training, mixed_lengths
-from modernbert.device import choose_device, choose_precision, name_of
+from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.storage import write_file
@@ -59,10 +59,10 @@ def run(config: TrainingConfig) -> None:
     lengths = mixed_lengths(tokens, config.longest)
     dtype_name = str(dtype).removeprefix("torch.")
     console = open_console()
+    machine = describe_machine(device)
     console.print(
-        f"{name_of(device)}, {torch.get_num_threads()} threads, {platform.platform()}, torch {torch.__version__}; "
-        f"{config.preset}, {dtype_name}, {tokens:,} tokens a step in {len(lengths)} documents of {min(lengths)} to "
-        f"{max(lengths):,}"
+        f"{machine}; {config.preset}, {dtype_name}, {tokens:,} tokens a step in {len(lengths)} documents of "
+        f"{min(lengths)} to {max(lengths):,}"
     )
     rows: list[tuple[int, TrainingRow]] = []
     absent: dict[str, str] = {}
@@ -82,14 +82,25 @@ def run(config: TrainingConfig) -> None:
                           f"{row.peak_memory / 2**30:.2f} GiB")  # fmt: skip
     if not rows:
         raise InputError(f"bench: no system could be measured ({next(iter(absent.values()))})")
-    console.print(_table(rows, peak_flops(device, dtype)))
+    peak = product_rate(dtype) if device.type == "cpu" else peak_flops(device, dtype)
+    console.print(_table(rows, peak))
     if config.out is not None:
-        said = {"lengths": lengths, "rows": [{"round": n + 1, **asdict(row)} for n, row in rows], "absent": absent}
+        said = {
+            "machine": machine,
+            "lengths": lengths,
+            "rows": [{"round": n + 1, **asdict(row)} for n, row in rows],
+            "absent": absent,
+        }
         write_file(config.out / "training.json", json.dumps(said, indent=2) + "\n")
+        _plot(config.out / "training.png", [row for _, row in rows])
+        console.print(f"{config.out}: training.json, training.png")
 
 
 def _table(rows: Sequence[tuple[int, TrainingRow]], peak: float | None) -> Table:
-    """Show medians, and ratios of the first system to each, round by round."""
+    """Show medians, and ratios of the first system to each, round by round.
+
+    `peak` is a GPU's published rate, or that of matrix products measured on this CPU.
+    """
     table = Table()
     for column in ("system", "setting", "real tokens/s", "GiB", "TFLOP/s", "of the peak", "places that are real",
                    "first system, times as fast", "its memory"):  # fmt: skip
@@ -108,3 +119,12 @@ def _table(rows: Sequence[tuple[int, TrainingRow]], peak: float | None) -> Table
             "" if peak is None else f"{flops / peak:.1%}", f"{mine[0].real_share:.1%}", spread(speeds), spread(sizes),
         )  # fmt: skip
     return table
+
+
+def _plot(path: Path, rows: Sequence[TrainingRow]) -> None:
+    """Draw speed and memory of every system."""
+    panels: dict[str, dict[str, list[float]]] = {"speed": {}, "memory": {}}
+    for row in rows:
+        panels["speed"].setdefault(row.system, []).append(row.tokens_per_s)
+        panels["memory"].setdefault(row.system, []).append(row.peak_memory / 2**30)
+    draw_bars(path, panels, {"speed": "real tokens per second", "memory": "peak GiB: less is better"})

@@ -5,6 +5,7 @@ reading and writing them is near the identity. Source: paper, section 2.1 and ap
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -133,6 +134,13 @@ class Encoder(nn.Module):
                 hidden, delta = layer(hidden, delta, attend, between)
         assert delta is not None, "a model has layers"
         return between.add_norm(hidden, delta, self.final_norm)[1]
+
+    def set_dropout(self, share: float) -> None:
+        """Drop this share of what attention adds to the stream, while training."""
+        self.config = replace(self.config, attention_output_dropout=share)
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = share
 
     def _attention(self, layout: Layout, dtype: torch.dtype) -> Sequence[Attend]:
         """Make once a batch, for the two kinds of layers, what all layers of one kind share."""

@@ -1,20 +1,35 @@
 """Heads: hidden states -> scores and vectors.
 
-In: a batch, or its hidden states. Out: logits, only at the rows asked for; one vector a document. Masked rows are
-gathered before the head, so that head and vocabulary see about 30 % of the tokens in pretraining. Source: paper, 2.1.1.
+In: a batch, or its hidden states. Out: logits, only at the rows asked for; scores of documents or words; one vector a
+document. Masked rows are gathered before the head, so that head and vocabulary see about 30 % of the tokens in
+pretraining. Source: paper, 2.1.1; the published classes in transformers.
 """
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.fused import FusedEncoder
 from modernbert.ragged import Batch, Layout
 
-__all__ = ["MaskedLM", "Model", "PredictionHead", "encoder_of", "pool"]
+__all__ = [
+    "TASKS",
+    "Classifier",
+    "MaskedLM",
+    "Model",
+    "PredictionHead",
+    "Task",
+    "encoder_of",
+    "pool",
+    "start_classifier",
+]
 
 
 class PredictionHead(nn.Module):
@@ -59,12 +74,54 @@ class MaskedLM(nn.Module):
         return self.decoder(self.head(rows))
 
 
-Model = MaskedLM | Encoder | FusedEncoder
+@dataclass(frozen=True)
+class Task:
+    """Say what is scored, and how a published config tells so."""
+
+    of_tokens: bool
+    architecture: str
+    problem_type: str | None = None
+
+
+_DOCUMENTS, _TOKENS = "ModernBertForSequenceClassification", "ModernBertForTokenClassification"
+TASKS = {
+    "classify": Task(False, _DOCUMENTS, "single_label_classification"),
+    "regress": Task(False, _DOCUMENTS, "regression"),
+    "rerank": Task(False, _DOCUMENTS),
+    "tag": Task(True, _TOKENS),
+}
+
+
+class Classifier(nn.Module):
+    """The encoder, the prediction head, and a linear layer with a row for each label.
+
+    Its parameters are named and shaped alike for every published task of the kind, so one class stands for all.
+    Documents are pooled before the head, as the config's `classifier_pooling` says.
+    """
+
+    def __init__(self, config: ModelConfig, task: str, labels: Sequence[str], backend: str = "banded") -> None:
+        super().__init__()
+        self.task, self.labels = task, tuple(labels)
+        self.model = Encoder(config, backend)
+        self.head = PredictionHead(config)
+        self.classifier = nn.Linear(config.hidden_size, len(self.labels))
+
+    def forward(self, batch: Batch) -> Float[Tensor, "M labels"]:
+        """Return scores of every document or every token; where `batch.where` names some, of those alone."""
+        hidden = self.model(batch.tokens, batch.layout)
+        if not TASKS[self.task].of_tokens:
+            hidden = pool(hidden.float(), batch.layout, self.model.config.classifier_pooling)
+        if batch.where is not None:
+            hidden = hidden.index_select(0, batch.where)
+        return self.classifier(self.head(hidden))
+
+
+Model = MaskedLM | Classifier | Encoder | FusedEncoder
 
 
 def encoder_of(model: Model) -> Encoder | FusedEncoder:
     """Return a model without its head."""
-    return model.model if isinstance(model, MaskedLM) else model
+    return model if isinstance(model, (Encoder, FusedEncoder)) else model.model
 
 
 def pool(hidden: Float[Tensor, "T D"], layout: Layout, pooling: str) -> Float[Tensor, "N D"]:
@@ -73,3 +130,47 @@ def pool(hidden: Float[Tensor, "T D"], layout: Layout, pooling: str) -> Float[Te
         return hidden.index_select(0, layout.starts.long())
     lengths = (layout.cu_seqlens[1:] - layout.cu_seqlens[:-1]).long()
     return torch.segment_reduce(hidden, "mean", lengths=lengths, axis=0)
+
+
+def start_classifier(model: MaskedLM | Encoder | Classifier, task: str, labels: Sequence[str], seed: int) -> Classifier:
+    """Return a classifier with the encoder of a model, and its prediction head where it has one.
+
+    The scores start from a seed, unless the model has scores of the same labels for the same task. The model that is
+    given shares its weights with what is returned.
+
+    Raises: InputError for an unknown task, or labels that do not fit it.
+    """
+    if task not in TASKS:
+        raise InputError(f"task: found {task!r}, expected {', '.join(TASKS)}")
+    if len(set(labels)) < len(labels) or not labels:
+        raise InputError(f"labels: found {list(labels)}, expected different ones")
+    encoder = model if isinstance(model, Encoder) else model.model
+    config = encoder.config
+    with torch.device("meta"):
+        started = Classifier(config, task, labels)
+    started.model = encoder
+    generator = torch.Generator().manual_seed(seed)
+    device = encoder.embeddings.tok_embeddings.weight.device
+    if isinstance(model, Encoder):
+        started.head.to_empty(device=device)
+        nn.init.ones_(started.head.norm.weight)
+        _fill(started.head.dense, config.initializer_range, config, generator)
+    else:
+        started.head = model.head
+    if isinstance(model, Classifier) and (model.task, model.labels) == (started.task, started.labels):
+        started.classifier = model.classifier
+    else:
+        started.classifier.to_empty(device=device)
+        # As wide as keeps the scores' size whatever the width. Source: the published classes in transformers.
+        _fill(started.classifier, config.hidden_size**-0.5, config, generator)
+    return started
+
+
+@torch.no_grad()
+def _fill(linear: nn.Linear, std: float, config: ModelConfig, generator: torch.Generator) -> None:
+    cutoff = config.initializer_cutoff_factor * std
+    drawn = torch.empty(linear.weight.shape)
+    nn.init.trunc_normal_(drawn, std=std, a=-cutoff, b=cutoff, generator=generator)
+    linear.weight.copy_(drawn)
+    if linear.bias is not None:
+        linear.bias.zero_()

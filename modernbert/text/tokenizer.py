@@ -123,14 +123,56 @@ class Tokenizer:
         end = np.array(suffix, dtype=np.int64)
         return [np.concatenate([*part, end]) for part in parts]
 
-    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Int64[np.ndarray, " _"]]:
+    def encode_pairs(
+        self, pairs: Sequence[tuple[str, str]], longest: int | None = None
+    ) -> list[Int64[np.ndarray, " _"]]:
         """Encode pairs of texts into one row each, as the template wraps a pair: [CLS] A [SEP] B [SEP].
+
+        A row longer than `longest` loses tokens from the end of whichever text is the longer one at the time.
 
         Raises: InputError naming the pair that holds a lone surrogate.
         """
         _check([first for first, _ in pairs])
         _check([second for _, second in pairs])
-        return [np.array(encoding.ids, dtype=np.int64) for encoding in self._core.encode_batch_fast(list(pairs))]
+        rows = [np.array(encoding.ids, dtype=np.int64) for encoding in self._core.encode_batch_fast(list(pairs))]
+        too_long = [] if longest is None else [n for n, row in enumerate(rows) if len(row) > longest]
+        for n in too_long:
+            first, second = self.encode(pairs[n], special=False)
+            between = rows[n][len(self._prefix) + len(first) : len(rows[n]) - len(second) - len(self._suffix)]
+            room = max(0, int(longest or 0) - len(self._prefix) - len(between) - len(self._suffix))
+            kept = min(len(first), max(room - len(second), room - room // 2))
+            parts = [self._prefix, first[:kept], between, second[: room - kept], self._suffix]
+            rows[n] = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
+        return rows
+
+    def encode_words(
+        self, texts: Sequence[str], starts: Sequence[Sequence[int]]
+    ) -> list[tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, " _"]]]:
+        """Encode texts whose words begin at the given characters; return each text's ids and its words' first tokens.
+
+        A word's first token is the one that holds its first character. Ids are wrapped in the special tokens.
+
+        Raises: InputError naming the text that holds a lone surrogate.
+        """
+        _check(texts)
+        found = []
+        for encoding, places in zip(
+            self._core.encode_batch(list(texts), add_special_tokens=False), starts, strict=True
+        ):
+            ends = np.array([end for _, end in encoding.offsets], dtype=np.int64)
+            ids = np.array([*self._prefix, *encoding.ids, *self._suffix], dtype=np.int64)
+            # Parts of one character all end where it does; the first of them comes first.
+            found.append((ids, np.searchsorted(ends, np.asarray(places, dtype=np.int64), "right") + len(self._prefix)))
+        return found
+
+    @staticmethod
+    def cut(ids: Int64[np.ndarray, " _"], longest: int) -> Int64[np.ndarray, " _"]:
+        """Return ids with no more than `longest` of them: the end of the text is cut off, the last special token stays.
+
+        >>> Tokenizer.cut(np.array([1, 5, 6, 7, 2]), 4).tolist()
+        [1, 5, 6, 2]
+        """
+        return ids if len(ids) <= longest else np.append(ids[: longest - 1], ids[-1])
 
     def decode(self, ids: Iterable[int] | Int64[np.ndarray, " _"], *, special: bool = True) -> str:
         """Turn ids back into text, with or without the special tokens among them."""

@@ -22,7 +22,7 @@ from modernbert.ragged import Batch, Layout
 from modernbert.train.losses import masked_lm_rows
 from modernbert.train.optim import StableAdamW, grad_norm
 from modernbert.train.parallel import ALONE, World, local, settle, syncing
-from modernbert.train.schedule import Schedule, StepPlan
+from modernbert.train.schedule import Plans, StepPlan
 
 __all__ = ["HeldoutScore", "Judge", "StepResult", "derive_seed", "evaluate", "train", "train_step"]
 
@@ -81,7 +81,7 @@ def must_be_finite(loss: float, norm: float) -> str | None:
 def train(
     objective: nn.Module,
     optimizer: StableAdamW,
-    schedule: Schedule,
+    schedule: Plans,
     batches: Iterator[Batch | None],
     *,
     seed: int,
@@ -154,7 +154,7 @@ def train_step(
     skipped = judge(mean, size)
     if skipped is None:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
         optimizer.step()
     return StepResult(mean, size, int(rows), int(tokens), skipped)
 

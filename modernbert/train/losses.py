@@ -4,6 +4,7 @@ In: a model and a batch, or vectors. Out: `(sum, count)`. Nothing here divides: 
 micro-batches of a step, so that the way a step is cut into micro-batches never changes its gradient.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from modernbert.errors import InputError
 from modernbert.native import calls
 from modernbert.ragged import Batch
 
-__all__ = ["contrastive", "masked_lm", "masked_lm_rows"]
+__all__ = ["binary_error", "contrastive", "label_error", "masked_lm", "masked_lm_rows", "squared_error"]
 
 
 # Rows whose logits are in memory at a time, in the precision of the product: 98 MiB of bfloat16 at 50,368 entries.
@@ -32,7 +33,7 @@ def masked_lm(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
     The model decodes the M rows named by `batch.where` alone, some at a time: there is never a tensor [M, V]. A batch
     without a masked row gives 0 and zero gradients.
     """
-    labels = _labels(batch)
+    labels = _masked(batch)
     features = _features(model, batch)
     decoder: nn.Linear = model.decoder  # type: ignore[assignment]
     in_loops = bool(getattr(model, "in_loops", False))
@@ -43,7 +44,7 @@ def masked_lm(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
 @torch.no_grad()
 def masked_lm_rows(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, " M"], Bool[Tensor, " M"]]:
     """Return the cross entropy of each masked row, and whether its first guess is right; on the device, unsummed."""
-    labels = _labels(batch)
+    labels = _masked(batch)
     features = _features(model, batch)
     losses, correct = [], []
     for rows, expected in zip(features.split(_EVAL_ROWS), labels.split(_EVAL_ROWS), strict=True):
@@ -134,6 +135,34 @@ def _add_in_pieces(total: Float[Tensor, "V D"], part: Float[Tensor, "V D"], room
         target += flat[: piece.numel()].view_as(piece).copy_(piece)
 
 
+def label_error(weights: Float[Tensor, " labels"] | None = None) -> Callable[[nn.Module, Batch], tuple[Tensor, Any]]:
+    """Return the loss that sums the cross entropy of the batch's labels, in float32, each row by its label's weight.
+
+    With weights the count is their sum, so that the mean is weighted too.
+    """
+
+    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
+        labels = _labels(batch)
+        total = F.cross_entropy(model(batch).float(), labels, weight=weights, reduction="sum")
+        return total, batch.num_labels if weights is None else float(weights[labels].sum())
+
+    return loss
+
+
+def squared_error(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
+    """Sum the squared errors of one score a row, in float32."""
+    return F.mse_loss(model(batch).float()[:, 0], _labels(batch), reduction="sum"), batch.num_labels
+
+
+def binary_error(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
+    """Sum the binary cross entropy of one score a row against a label from 0 to 1, in float32.
+
+    Source: the loss of cross-encoders in sentence-transformers.
+    """
+    scores = model(batch).float()[:, 0]
+    return F.binary_cross_entropy_with_logits(scores, _labels(batch), reduction="sum"), batch.num_labels
+
+
 def contrastive(
     vectors: Float[Tensor, "rows D"], num_queries: int, temperature: float
 ) -> tuple[Float[Tensor, ""], int]:
@@ -162,7 +191,13 @@ def _features(model: nn.Module, batch: Batch) -> Float[Tensor, "M D"]:
     return features.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else features
 
 
-def _labels(batch: Batch) -> Tensor:
+def _masked(batch: Batch) -> Tensor:
     if batch.where is None or batch.labels is None:
         raise InputError("masked language modelling: the batch names no masked rows, expected where and labels")
+    return batch.labels
+
+
+def _labels(batch: Batch) -> Tensor:
+    if batch.labels is None:
+        raise InputError("the batch has no labels, expected one for each row that is scored")
     return batch.labels

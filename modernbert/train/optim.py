@@ -26,7 +26,8 @@ class StableAdamW(torch.optim.Optimizer):
     `weight_decay` is the fraction lost a step, whatever the learning rate. `lr` at construction is the peak, `max_lr`.
 
     Source: section 2.2.1 of the paper, Wortsman et al. 2023 (StableAdamW), Loshchilov & Hutter 2019 (AdamW). Equal to
-    `optimi.StableAdamW(decouple_lr=True)`, except that gradients stay as they were.
+    `optimi.StableAdamW(decouple_lr=True)`, except that gradients stay as they were. A group's `lr_scale` is its share
+    of the rate that the loop plans.
 
     A process that holds a part of each tensor updates that part; `sum_shards` adds numbers up over the processes that
     share a tensor, for the RMS is that of the whole. `in_loops` does the same with the package's own loops, on a CPU in
@@ -46,7 +47,8 @@ class StableAdamW(torch.optim.Optimizer):
     ):
         if lr <= 0:
             raise InputError(f"lr: found {lr}, expected a peak learning rate above 0")
-        defaults = {"lr": lr, "max_lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0}
+        defaults = {"lr": lr, "max_lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0,
+                    "lr_scale": 1.0}  # fmt: skip
         super().__init__(params, defaults)
         self._sum_shards = sum_shards
         self._in_loops = in_loops

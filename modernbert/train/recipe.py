@@ -7,7 +7,7 @@ its own so that the run itself reads as a run.
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from modernbert.config import MISSING
 from modernbert.errors import InputError
@@ -98,6 +98,11 @@ class PretrainConfig:
     is a multiple of `keep_every_steps`. `watch` names boards that show the rows of the log besides: tensorboard, wandb,
     trackio.
     """
+
+    FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = (
+        "out", "device", "sharding", "compile", "recompute", "save_every_steps", "save_every_s", "keep",
+        "keep_every_steps", "verify", "watch",
+    )  # fmt: skip
 
     out: str = MISSING
     tokenizer: str = MISSING

@@ -7,34 +7,29 @@ and a run that went on under another config would be a lie.
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from modernbert.config import load, to_yaml
 from modernbert.errors import InputError
 from modernbert.storage import only_process, write_file
-from modernbert.train.recipe import PretrainConfig
 
-__all__ = ["begin_run_folder"]
-
-# They change when, where and on how many devices a run is computed and kept, never what it computes.
-_FREE_TO_CHANGE = (
-    "out",
-    "device",
-    "sharding",
-    "compile",
-    "recompute",
-    "save_every_steps",
-    "save_every_s",
-    "keep",
-    "keep_every_steps",
-    "verify",
-    "watch",
-)
+__all__ = ["RunConfig", "begin_run_folder"]
 
 _BEFORE_A_CHECKPOINT = {"config.yaml", ".lock", "log.jsonl", "timing.jsonl", "checkpoints", "watch", "report.html"}
 
 
-def begin_run_folder(out: Path, config: PretrainConfig) -> None:
+@runtime_checkable
+class RunConfig(Protocol):
+    """A config of a run: `FREE_TO_CHANGE` names the fields under which a run may go on otherwise than it was begun.
+
+    They change when, where and on how many devices it is computed and kept, never what it computes.
+    """
+
+    FREE_TO_CHANGE: ClassVar[tuple[str, ...]]
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+def begin_run_folder(out: Path, config: RunConfig) -> None:
     """Write the config into a new run folder, or check that a begun one has the same.
 
     A config under which no checkpoint was written, nor anything beside the run, may be corrected: it is replaced.
@@ -43,9 +38,9 @@ def begin_run_folder(out: Path, config: PretrainConfig) -> None:
     """
     path = out / "config.yaml"
     if path.exists() and not _may_be_corrected(out):
-        begun, asked = _flat(asdict(load(PretrainConfig, path))), _flat(asdict(config))
+        begun, asked = _flat(asdict(load(type(config), path))), _flat(asdict(config))
         for key in [*asked, *begun]:
-            if key.split(".")[0] not in _FREE_TO_CHANGE and begun.get(key) != asked.get(key):
+            if key.split(".")[0] not in config.FREE_TO_CHANGE and begun.get(key) != asked.get(key):
                 raise InputError(
                     f"{path}: this run was begun with {key}={begun.get(key)}, found {key}={asked.get(key)}; "
                     "choose another `out` for another config"

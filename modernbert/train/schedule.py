@@ -9,8 +9,9 @@ Tokens are nominal: micro-batches times their token budget, full or not, so that
 
 from dataclasses import dataclass
 from math import sqrt
+from typing import Protocol, runtime_checkable
 
-__all__ = ["Schedule", "StepPlan"]
+__all__ = ["Plans", "Schedule", "StepPlan"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,18 @@ class StepPlan:
     num_micro_batches: int
     lr: float
     tokens_before: int
+
+
+@runtime_checkable
+class Plans(Protocol):
+    """Say how many steps there are, and what each does."""
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps."""
+
+    def plan(self, step: int) -> StepPlan:
+        """Return what a step does, counted from 0."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,82 @@
+"""A retrieval collection as BEIR lays it out: documents, queries, judgments.
+
+In: a folder with `corpus.jsonl`, `queries.jsonl`, and `qrels/SPLIT.tsv` or `qrels.tsv`, each also as `.gz`. Out: a
+`Collection` whose ids fit together.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from modernbert.errors import InputError
+from modernbert.text.labelled.rows import Row, read_rows
+
+__all__ = ["Collection", "read_collection"]
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Hold documents and queries by id, and for each query the grades of its documents.
+
+    Only queries with a relevant document are kept; `num_unjudged` counts the others, `num_empty` documents without
+    text, which nothing can find.
+    """
+
+    name: str
+    documents: dict[str, str]
+    queries: dict[str, str]
+    judgments: dict[str, dict[str, int]]
+    num_unjudged: int
+    num_empty: int
+
+
+def read_collection(folder: Path, split: str = "test") -> Collection:
+    """Read a collection; a document's title stands before its text.
+
+    Raises: InputError naming the file and row, for an id that is there twice or nowhere, or a grade that is no number.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder, expected one with corpus.jsonl, queries.jsonl and qrels")
+    documents: dict[str, str] = {}
+    for row in read_rows([str(_file(folder, "corpus.jsonl"))]):
+        title, text = str(row.values.get("title") or ""), str(row.values.get("text") or "")
+        _add(documents, row, f"{title}\n{text}" if title and text else title or text)
+    queries: dict[str, str] = {}
+    for row in read_rows([str(_file(folder, "queries.jsonl"))]):
+        _add(queries, row, row.text("text"))
+    name = f"qrels/{split}.tsv" if (folder / "qrels").is_dir() else "qrels.tsv"
+    judgments: dict[str, dict[str, int]] = {}
+    for row in read_rows([str(_file(folder, name))]):
+        query, document = str(row.value("query-id")), str(row.value("corpus-id"))
+        for key, known in ((query, queries), (document, documents)):
+            if key not in known:
+                where = "queries.jsonl" if known is queries else "corpus.jsonl"
+                raise InputError(f"{row.origin}: found the id {key!r}, which {where} has not")
+        judgments.setdefault(query, {})[document] = int(row.number("score"))
+    judgments = {query: grades for query, grades in judgments.items() if any(grade > 0 for grade in grades.values())}
+    if not judgments:
+        raise InputError(f"{folder}: no query of the split {split!r} has a relevant document")
+    empty = [key for key, text in documents.items() if not text.strip()]
+    return Collection(
+        name=folder.name,
+        documents={key: text for key, text in documents.items() if text.strip()},
+        queries={key: queries[key] for key in judgments},
+        judgments=judgments,
+        num_unjudged=len(queries) - len(judgments),
+        num_empty=len(empty),
+    )
+
+
+def _add(known: dict[str, str], row: Row, text: str) -> None:
+    key = str(row.value("_id"))
+    if key in known:
+        raise InputError(f"{row.origin}: the id {key!r} is there already, expected each once")
+    known[key] = text
+
+
+def _file(folder: Path, name: str) -> Path:
+    for packed in ("", ".gz", ".zst"):
+        if (folder / f"{name}{packed}").exists():
+            return folder / f"{name}{packed}"
+    found = sorted(path.name.split(".")[0] for path in (folder / "qrels").glob("*.tsv*")) if "qrels/" in name else []
+    more = f"; found the splits {', '.join(found)}" if found else ""
+    raise InputError(f"{folder / name}: no such file, bare or with .gz or .zst{more}")

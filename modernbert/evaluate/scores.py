@@ -1,0 +1,130 @@
+"""How well labels, numbers and tags were predicted.
+
+In: what a model said and what was expected. Out: named scores. A file of its own because ranking has other metrics.
+Source: scikit-learn and scipy for what they have; spans are counted as CoNLL-2000 counts them.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from modernbert.errors import InputError
+
+__all__ = ["METRICS", "label_scores", "number_scores", "pair_scores", "score_named", "spans_of", "tag_scores"]
+
+METRICS = {
+    "classify": ("accuracy", "matthews", "macro_f1", "f1"),
+    "regress": ("correlation", "pearson", "spearman", "squared_error"),
+    "rerank": ("average_precision", "roc_auc", "accuracy"),
+    "tag": ("span_f1", "span_precision", "span_recall", "accuracy"),
+}
+"""Of each task, the one that decides by default first."""
+
+
+def label_scores(found: Int[np.ndarray, " N"], expected: Int[np.ndarray, " N"]) -> dict[str, float]:
+    """Return accuracy, Matthews correlation, macro F1, and of two labels the F1 of the second.
+
+    >>> label_scores(np.array([0, 1, 1, 0]), np.array([0, 1, 0, 0]))["accuracy"]
+    0.75
+    """
+    metrics = _metrics()
+    scores = {
+        "accuracy": float((found == expected).mean()),
+        "matthews": float(metrics.matthews_corrcoef(expected, found)),
+        "macro_f1": float(metrics.f1_score(expected, found, average="macro", zero_division=0.0)),
+    }
+    if max(found.max(), expected.max()) < 2:
+        scores["f1"] = float(metrics.f1_score(expected, found, zero_division=0.0))
+    return scores
+
+
+def number_scores(found: Float[np.ndarray, " N"], expected: Float[np.ndarray, " N"]) -> dict[str, float]:
+    """Return Pearson's and Spearman's correlation and their mean, 0 where one side does not vary; the squared error.
+
+    >>> number_scores(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 9.0]))["spearman"]
+    1.0
+    """
+    _metrics()
+    from scipy import stats
+
+    varies = found.std() > 0 and expected.std() > 0
+    pearson = float(stats.pearsonr(found, expected).statistic) if varies else 0.0
+    spearman = float(stats.spearmanr(found, expected).statistic) if varies else 0.0
+    error = float(np.square(found.astype(np.float64) - expected).mean())
+    return {
+        "correlation": (pearson + spearman) / 2, "pearson": pearson, "spearman": spearman, "squared_error": error
+    }  # fmt: skip
+
+
+def pair_scores(chances: Float[np.ndarray, " N"], expected: Float[np.ndarray, " N"]) -> dict[str, float]:
+    """Return how well chances rank pairs that fit above others; of graded pairs, the correlation with their grades."""
+    if not set(np.unique(expected)) <= {0.0, 1.0}:
+        return number_scores(chances, expected)
+    metrics = _metrics()
+    both = len(np.unique(expected)) == 2
+    return {
+        "average_precision": float(metrics.average_precision_score(expected, chances)) if expected.any() else 0.0,
+        "roc_auc": float(metrics.roc_auc_score(expected, chances)) if both else 0.0,
+        "accuracy": float(((chances > 0.5) == expected).mean()),
+    }
+
+
+def tag_scores(found: Sequence[Sequence[str]], expected: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return the share of words with the right tag, and precision, recall and F1 of whole spans, exact at both ends.
+
+    >>> tag_scores([["B-a", "I-a", "O"]], [["B-a", "O", "B-a"]])["span_f1"]
+    0.0
+    """
+    pairs = [(a, b) for one, other in zip(found, expected, strict=True) for a, b in zip(one, other, strict=True)]
+    right = guessed = wanted = 0
+    for one, other in zip(found, expected, strict=True):
+        mine, theirs = spans_of(one), spans_of(other)
+        right += len(mine & theirs)
+        guessed += len(mine)
+        wanted += len(theirs)
+    return {
+        "span_f1": 2 * right / (guessed + wanted) if guessed + wanted else 0.0,
+        "span_precision": right / guessed if guessed else 0.0,
+        "span_recall": right / wanted if wanted else 0.0,
+        "accuracy": sum(a == b for a, b in pairs) / len(pairs),
+    }
+
+
+def spans_of(tags: Sequence[str]) -> set[tuple[int, int, str]]:
+    """Return (first word, word after the last, label) of each span that tags mark.
+
+    `B-` begins a span; `I-` goes on with one of its label, and begins one where there is none. A tag without a prefix
+    is a span of one word; `O` is none.
+
+    >>> sorted(spans_of(["B-x", "I-x", "I-y", "O", "z"]))
+    [(0, 2, 'x'), (2, 3, 'y'), (4, 5, 'z')]
+    """
+    spans: set[tuple[int, int, str]] = set()
+    begin, open_label = 0, ""
+    for place, tag in enumerate([*tags, "O"]):
+        prefix, dash, label = tag.partition("-")
+        known = bool(dash) and prefix in ("B", "I")
+        if known and prefix == "I" and label == open_label:
+            continue
+        if open_label:
+            spans.add((begin, place, open_label))
+            open_label = ""
+        if known:
+            begin, open_label = place, label
+        elif tag != "O":
+            spans.add((place, place + 1, tag))
+    return spans
+
+
+def score_named(scores: dict[str, float], name: str) -> float:
+    """Return one score; for errors, less is better, so their negative."""
+    return -scores[name] if name.endswith("error") else scores[name]
+
+
+def _metrics():  # type: ignore[no-untyped-def]
+    try:
+        from sklearn import metrics
+    except ImportError:
+        raise InputError("scores need scikit-learn: pip install 'modernbert[eval]'") from None
+    return metrics

@@ -1,0 +1,1 @@
+"""Labelled rows -> examples to learn from: what fine-tuning reads."""

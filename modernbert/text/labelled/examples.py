@@ -1,0 +1,241 @@
+"""Rows -> examples: token ids of a document, and what is expected of it.
+
+In: rows, a tokenizer, which columns are what. Out: `Example`s, and batches of them. Labels are numbers here; what a
+number means is in the `names` that were learned from the training rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from modernbert.errors import InputError
+from modernbert.ragged import Batch, Layout
+from modernbert.text.labelled.rows import Row
+from modernbert.text.labelled.words import join_words, split_words
+from modernbert.text.tokenizer import Tokenizer
+
+__all__ = ["Columns", "Example", "Examples", "batch_of", "labelled", "names_of", "rated", "tag_names_of", "tagged"]
+
+_CALL_TEXTS = 4_096
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Say which columns hold what; `pair` is that of a second text, where each row has two.
+
+    Tagged rows have either `words` and `tags`, or `text` and `spans`: a list of `start`, `end` and `label` each.
+    """
+
+    text: str = "text"
+    pair: str | None = None
+    label: str = "label"
+    words: str = "words"
+    tags: str = "tags"
+    spans: str = "spans"
+
+
+@dataclass(frozen=True)
+class Example:
+    """Hold one document and what is expected: of itself, or of the rows `where` of it."""
+
+    tokens: np.ndarray
+    labels: np.ndarray
+    where: np.ndarray | None = None
+
+
+@dataclass
+class Examples:
+    """Hold the examples of one split, where each was read, and what of their texts was lost on request."""
+
+    items: list[Example] = field(default_factory=list)
+    origins: list[str] = field(default_factory=list)
+    num_cut: int = 0
+    """Texts that were longer than the limit, and were cut."""
+    num_words_cut: int = 0
+    """Words that carry a tag and were cut off with the end of their text."""
+    num_unaligned: int = 0
+    """Spans that begin or end inside a word; the whole word is taken."""
+
+
+def batch_of(examples: Sequence[Example]) -> Batch:
+    """Lay examples end to end, on the CPU; rows of a document become rows of the batch."""
+    layout = Layout.from_lengths([len(each.tokens) for each in examples])
+    where = None
+    if any(each.where is not None for each in examples):
+        starts = layout.starts.tolist()
+        rows = [start + each.where for start, each in zip(starts, examples, strict=True) if each.where is not None]
+        where = torch.from_numpy(np.concatenate(rows).astype(np.int64))
+    return Batch(
+        tokens=torch.from_numpy(np.concatenate([each.tokens for each in examples])),
+        layout=layout,
+        where=where,
+        labels=torch.from_numpy(np.concatenate([each.labels for each in examples])),
+    )
+
+
+def names_of(rows: Sequence[Row], columns: Columns) -> list[str]:
+    """Return the labels that rows have: numbers in their order if all are, else in alphabetical order.
+
+    Raises: InputError if a row has none, or all have the same.
+    """
+    found = {_name(row, columns.label) for row in rows}
+    if len(found) < 2:
+        raise InputError(f"{columns.label}: every row is {next(iter(found))!r}, expected at least two labels")
+    return sorted(found, key=int) if all(name.isdecimal() for name in found) else sorted(found)
+
+
+def labelled(
+    rows: Sequence[Row], tokenizer: Tokenizer, columns: Columns, names: Sequence[str], longest: int, *, cut: bool
+) -> Examples:
+    """Make an example of each row, with the number of its label among `names`.
+
+    Raises: InputError naming the row, for a label that is not among them, an empty text, or one that is too long.
+    """
+    numbers = {name: number for number, name in enumerate(names)}
+
+    def label(row: Row) -> np.ndarray:
+        name = _name(row, columns.label)
+        if name not in numbers:
+            raise InputError(f"{row.origin}: {columns.label} is {name!r}, which no training row has")
+        return np.array([numbers[name]])
+
+    return _documents(rows, [label(row) for row in rows], tokenizer, columns, longest, cut)
+
+
+def rated(rows: Sequence[Row], tokenizer: Tokenizer, columns: Columns, longest: int, *, cut: bool) -> Examples:
+    """Make an example of each row, with its label as a number.
+
+    Raises: InputError naming the row, for a label that is no finite number, an empty text, or one that is too long.
+    """
+    numbers = [np.array([row.number(columns.label)], dtype=np.float32) for row in rows]
+    return _documents(rows, numbers, tokenizer, columns, longest, cut)
+
+
+def tag_names_of(rows: Sequence[Row], columns: Columns) -> list[str]:
+    """Return the tags that rows have, `O` first; spans give `B-` for a first word and `I-` for the others.
+
+    Raises: InputError if a row has neither tags nor spans.
+    """
+    found = {"O"}
+    for row in rows:
+        if columns.words in row.values:
+            found.update(_listed(row, columns.tags))
+        else:
+            found.update(f"{prefix}-{span[2]}" for span in _spans(row, columns) for prefix in "BI")
+    return ["O", *sorted(found - {"O"})]
+
+
+def tagged(
+    rows: Sequence[Row], tokenizer: Tokenizer, columns: Columns, names: Sequence[str], longest: int, *, cut: bool
+) -> Examples:
+    """Make an example of each row, with the number of each word's tag at the word's first token.
+
+    Raises: InputError naming the row, for a tag that is not among `names`, as many tags as no words, an empty text, or
+    one that is too long.
+    """
+    numbers = {name: number for number, name in enumerate(names)}
+    examples = Examples()
+    for start in range(0, len(rows), _CALL_TEXTS):
+        some = rows[start : start + _CALL_TEXTS]
+        read = [_words_and_tags(row, columns, examples) for row in some]
+        starts = [[begin for begin, _ in ranges] for _, ranges, _ in read]
+        encoded = tokenizer.encode_words([text for text, _, _ in read], starts)
+        for row, (_, _, tags), (tokens, where) in zip(some, read, encoded, strict=True):
+            for tag in tags:
+                if tag not in numbers:
+                    raise InputError(f"{row.origin}: found the tag {tag!r}, which no training row has")
+            kept = _fit(row, tokens, tokenizer, longest, cut, examples)
+            labels = np.array([numbers[tag] for tag in tags], dtype=np.int64)
+            if kept is not tokens:
+                inside = where < longest - 1
+                examples.num_words_cut += int((~inside).sum())
+                where, labels = where[inside], labels[inside]
+            examples.items.append(Example(kept, labels, where))
+            examples.origins.append(row.origin)
+    return examples
+
+
+def _documents(
+    rows: Sequence[Row], labels: Sequence[np.ndarray], tokenizer: Tokenizer, columns: Columns, longest: int, cut: bool
+) -> Examples:
+    examples = Examples()
+    for start in range(0, len(rows), _CALL_TEXTS):
+        some = rows[start : start + _CALL_TEXTS]
+        if columns.pair is None:
+            encoded = tokenizer.encode([row.text(columns.text) for row in some])
+            short = None
+        else:
+            pairs = [(row.text(columns.text), row.text(columns.pair)) for row in some]
+            encoded = tokenizer.encode_pairs(pairs)
+            short = tokenizer.encode_pairs(pairs, longest) if any(len(ids) > longest for ids in encoded) else encoded
+        for number, (row, tokens) in enumerate(zip(some, encoded, strict=True)):
+            kept = _fit(row, tokens, tokenizer, longest, cut, examples)
+            kept = short[number] if short is not None else kept
+            examples.items.append(Example(kept, labels[start + number]))
+            examples.origins.append(row.origin)
+    return examples
+
+
+def _fit(row: Row, tokens: np.ndarray, tokenizer: Tokenizer, longest: int, cut: bool, examples: Examples) -> np.ndarray:
+    if len(tokens) <= longest:
+        return tokens
+    if not cut:
+        raise InputError(
+            f"{row.origin}: has {len(tokens):,} tokens, expected at most {longest:,}; cut=true cuts longer texts"
+        )
+    examples.num_cut += 1
+    return tokenizer.cut(tokens, longest)
+
+
+def _name(row: Row, column: str) -> str:
+    found = row.value(column)
+    if found is None or (isinstance(found, str) and not found.strip()) or isinstance(found, (list, dict)):
+        raise InputError(f"{row.origin}: {column} is {found!r}, expected a label")
+    return str(found)
+
+
+def _listed(row: Row, column: str) -> list[str]:
+    found = row.value(column)
+    if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
+        raise InputError(f"{row.origin}: {column} is {str(found)[:60]!r}, expected a list of texts")
+    return found
+
+
+def _words_and_tags(row: Row, columns: Columns, examples: Examples) -> tuple[str, list[tuple[int, int]], list[str]]:
+    """Return a text, the range of each word in it, and the tag of each word."""
+    if columns.words in row.values:
+        words, tags = _listed(row, columns.words), _listed(row, columns.tags)
+        if len(words) != len(tags):
+            raise InputError(f"{row.origin}: found {len(tags)} tags, expected one for each of {len(words)} words")
+        if not words or not all(words):
+            raise InputError(f"{row.origin}: {columns.words} has an empty word, expected text")
+        return (*join_words(words), tags)
+    text, spans = row.text(columns.text), _spans(row, columns)
+    ranges = split_words(text)
+    tags = ["O"] * len(ranges)
+    for begin, end, label in spans:
+        inside = [number for number, (a, b) in enumerate(ranges) if a < end and b > begin]
+        if not inside:
+            raise InputError(f"{row.origin}: the span from {begin} to {end} holds no word")
+        if any(tags[number] != "O" for number in inside):
+            raise InputError(f"{row.origin}: the span from {begin} to {end} shares a word with another")
+        examples.num_unaligned += (ranges[inside[0]][0], ranges[inside[-1]][1]) != (begin, end)
+        for place, number in enumerate(inside):
+            tags[number] = f"{'I' if place else 'B'}-{label}"
+    return text, ranges, tags
+
+
+def _spans(row: Row, columns: Columns) -> list[tuple[int, int, str]]:
+    text, found = row.text(columns.text), row.value(columns.spans)
+    try:
+        spans = [(int(span["start"]), int(span["end"]), str(span["label"])) for span in found]
+    except (TypeError, KeyError, ValueError):
+        raise InputError(
+            f"{row.origin}: {columns.spans} is {str(found)[:60]}, expected objects with start, end and label"
+        ) from None
+    for begin, end, _ in spans:
+        if not 0 <= begin < end <= len(text):
+            raise InputError(f"{row.origin}: found a span from {begin} to {end}, expected one inside 0 to {len(text)}")
+    return spans

@@ -1,0 +1,56 @@
+"""In which order, and in which micro-batches, examples are learned from.
+
+In: the lengths of the examples, how many make a step, a seed. Out: for each step the numbers of its examples, cut into
+micro-batches of a bounded number of tokens. All of it is a function of the seed and the step, so that a run can go on
+from any step.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["Lessons"]
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """Plan the steps of `epochs` passes over the examples, `batch` of them a step, in a new order each pass.
+
+    The last step of a pass has what is left.
+    """
+
+    lengths: Sequence[int]
+    batch: int
+    epochs: int
+    seed: int
+    budget_tokens: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of steps of one pass."""
+        return -(-len(self.lengths) // self.batch)
+
+    @property
+    def num_steps(self) -> int:
+        """Number of all steps."""
+        return self.epochs * self.steps_per_epoch
+
+    def micro_batches(self, step: int) -> list[list[int]]:
+        """Return the examples of a step, in micro-batches of at most `budget_tokens`, or of one example.
+
+        >>> Lessons([3, 3, 3, 9], batch=4, epochs=1, seed=0, budget_tokens=8).micro_batches(0)
+        [[2, 0], [1], [3]]
+        """
+        epoch, place = divmod(step, self.steps_per_epoch)
+        # As the loop derives its seeds: neighbouring numbers give unrelated orders.
+        order = np.random.default_rng(np.random.SeedSequence((self.seed, epoch))).permutation(len(self.lengths))
+        cut: list[list[int]] = []
+        num_tokens = self.budget_tokens
+        for number in order[place * self.batch : (place + 1) * self.batch].tolist():
+            if num_tokens + self.lengths[number] > self.budget_tokens:
+                cut.append([])
+                num_tokens = 0
+            cut[-1].append(number)
+            num_tokens += self.lengths[number]
+        return cut

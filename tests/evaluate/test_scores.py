@@ -1,0 +1,74 @@
+"""Scores against the libraries that define them, or worked out by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics
+
+from modernbert.evaluate.scores import label_scores, number_scores, pair_scores, score_named, spans_of, tag_scores
+
+
+def test_label_scores_by_hand() -> None:
+    """7 right of 10; one label has 3 hits, 1 false alarm, 2 misses."""
+    expected = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0])
+    found = np.array([1, 1, 1, 0, 0, 1, 0, 0, 0, 0])
+    scores = label_scores(found, expected)
+    assert scores["accuracy"] == 0.7
+    assert scores["f1"] == pytest.approx(6 / 9)
+    assert scores["matthews"] == pytest.approx((3 * 4 - 1 * 2) / np.sqrt(4 * 5 * 5 * 6))
+    assert scores["macro_f1"] == pytest.approx((6 / 9 + 8 / 11) / 2)
+
+
+def test_a_model_that_says_one_thing_has_no_correlation() -> None:
+    assert label_scores(np.zeros(4, int), np.array([0, 1, 0, 1]))["matthews"] == 0.0
+    scores = number_scores(np.ones(4), np.arange(4.0))
+    assert scores["pearson"] == scores["spearman"] == 0.0 and scores["squared_error"] == 1.5
+
+
+def test_number_scores_are_those_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    found, expected = rng.normal(size=50), rng.integers(0, 5, 50).astype(float)
+    scores = number_scores(found, expected)
+    assert scores["pearson"] == pytest.approx(np.corrcoef(found, expected)[0, 1])
+    ranks = [stats.rankdata(each) for each in (found, expected)]
+    assert scores["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+
+
+def test_pair_scores_rank_by_chance() -> None:
+    expected = np.array([1.0, 0.0, 1.0, 0.0])
+    scores = pair_scores(np.array([0.9, 0.8, 0.7, 0.1]), expected)
+    assert scores["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
+    assert scores["roc_auc"] == metrics.roc_auc_score(expected, [0.9, 0.8, 0.7, 0.1]) == 0.75
+    assert scores["accuracy"] == 0.75
+    graded = pair_scores(np.array([0.9, 0.8, 0.7]), np.array([0.5, 0.2, 0.1]))
+    assert "average_precision" not in graded and graded["spearman"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "tags, spans",
+    [
+        (["B-x", "I-x", "O", "B-x"], {(0, 2, "x"), (3, 4, "x")}),
+        (["B-x", "B-x"], {(0, 1, "x"), (1, 2, "x")}),
+        (["I-x", "I-x", "I-y"], {(0, 2, "x"), (2, 3, "y")}),
+        (["O", "I-x", "O"], {(1, 2, "x")}),
+        (["NOUN", "NOUN"], {(0, 1, "NOUN"), (1, 2, "NOUN")}),
+        (["B-x", "NOUN"], {(0, 1, "x"), (1, 2, "NOUN")}),
+        (["B-a-b", "I-a-b"], {(0, 2, "a-b")}),
+        ([], set()),
+    ],
+)
+def test_spans_begin_and_end_as_conll_counts_them(tags: list[str], spans: set[tuple[int, int, str]]) -> None:
+    assert spans_of(tags) == spans
+
+
+def test_tag_scores_count_whole_spans() -> None:
+    """Two of three guessed spans are among four."""
+    expected = [["B-x", "I-x", "O", "B-y"], ["B-x", "O", "B-y", "O"]]
+    found = [["B-x", "I-x", "O", "B-x"], ["B-x", "O", "O", "O"]]
+    scores = tag_scores(found, expected)
+    assert scores["span_precision"] == pytest.approx(2 / 3) and scores["span_recall"] == 0.5
+    assert scores["span_f1"] == pytest.approx(2 * 2 / 7) and scores["accuracy"] == 0.75
+
+
+def test_less_of_an_error_is_better() -> None:
+    assert score_named({"squared_error": 2.0}, "squared_error") == -2.0

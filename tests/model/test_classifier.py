@@ -1,0 +1,146 @@
+"""Classifiers against the published classes in `transformers`: weights, scores, losses, gradients, folders."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    ModernBertConfig,
+    ModernBertForSequenceClassification,
+    ModernBertForTokenClassification,
+)
+
+from modernbert.errors import InputError
+from modernbert.model.config import ModelConfig
+from modernbert.model.heads import Classifier, MaskedLM, start_classifier
+from modernbert.model.hub import load_model, save_folder
+from modernbert.ragged import Batch
+from modernbert.text.labelled.examples import Example, batch_of
+from modernbert.train.losses import label_error, squared_error
+
+LENGTHS = (3, 140, 17, 1)
+
+
+def examples(task: str) -> list[Example]:
+    rng = np.random.default_rng(0)
+    found = []
+    for length in LENGTHS:
+        tokens = rng.integers(4, 512, length)
+        if task == "tag":
+            where = np.sort(rng.choice(length, max(1, length // 3), replace=False))
+            found.append(Example(tokens, rng.integers(0, 3, len(where)), where))
+        else:
+            label = rng.integers(0, 3, 1) if task == "classify" else rng.normal(size=1).astype(np.float32)
+            found.append(Example(tokens, label))
+    return found
+
+
+def padded(task: str, items: list[Example]) -> dict[str, Tensor]:
+    """The same examples as transformers wants them."""
+    ids = torch.full((len(items), max(LENGTHS)), 3)
+    mask = torch.zeros_like(ids)
+    labels: Tensor = torch.full(ids.shape, -100)
+    for number, item in enumerate(items):
+        ids[number, : len(item.tokens)] = torch.from_numpy(item.tokens)
+        mask[number, : len(item.tokens)] = 1
+        if item.where is not None:
+            labels[number, item.where] = torch.from_numpy(item.labels)
+    if task != "tag":
+        labels = torch.from_numpy(np.concatenate([item.labels for item in items]))
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def started(small_model: MaskedLM, task: str) -> Classifier:
+    return start_classifier(small_model, task, ["score"] if task == "regress" else ["a", "b", "c"], seed=1).eval()
+
+
+PUBLISHED: dict[str, Any] = {
+    "classify": AutoModelForSequenceClassification,
+    "regress": AutoModelForSequenceClassification,
+    "tag": AutoModelForTokenClassification,
+}
+
+
+@pytest.mark.parametrize("task", PUBLISHED)
+def test_losses_and_gradients_equal_those_of_transformers_on_the_folder_we_write(
+    task: str, tmp_path: Path, small_model: MaskedLM
+) -> None:
+    ours = started(small_model, task)
+    save_folder(tmp_path / "model", ours)
+    theirs = PUBLISHED[task].from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
+    items = examples(task)
+    expected = theirs(**padded(task, items))
+    batch = batch_of(items)
+    total, count = (squared_error if task == "regress" else label_error())(ours, batch)
+    assert abs(float(total.detach() / count) - float(expected.loss.detach())) < 1e-5
+    (total / count).backward()
+    expected.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        assert parameter.grad is not None, name
+        torch.testing.assert_close(
+            parameter.grad, gradients[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n} {m}"
+        )
+    if task != "tag":
+        torch.testing.assert_close(ours(batch), expected.logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", [ModernBertForSequenceClassification, ModernBertForTokenClassification])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_folders_of_transformers_load_and_come_back_byte_for_byte(kind: Any, pooling: str, tmp_path: Path) -> None:
+    shape = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=2, vocab_size=512,
+                 pad_token_id=3, bos_token_id=1, cls_token_id=1, eos_token_id=2, sep_token_id=2)  # fmt: skip
+    names = {0: "no", 1: "maybe", 2: "yes"}
+    config = ModernBertConfig(
+        **shape, classifier_pooling=pooling, id2label=names, label2id={v: k for k, v in names.items()}
+    )
+    theirs = kind(config).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_model(tmp_path / "theirs")
+    assert isinstance(ours, Classifier) and ours.labels == ("no", "maybe", "yes")
+    tokens = torch.arange(150).remainder(512)
+    with torch.no_grad():
+        found = ours(Batch.from_documents([tokens.numpy()]))
+        torch.testing.assert_close(found, theirs(tokens[None]).logits.flatten(0, -2), atol=1e-5, rtol=0)
+    save_folder(tmp_path / "ours", ours)
+    files = [tmp_path / name / "model.safetensors" for name in ("theirs", "ours")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_class_weight_counts_an_error_as_often(small_model: MaskedLM) -> None:
+    """The weighted mean is that of the rows repeated."""
+    model = started(small_model, "classify")
+    items = examples("classify")
+    repeated = [item for item in items for _ in range([1, 2, 3][int(item.labels[0])])]
+    total, count = label_error(torch.tensor([1.0, 2.0, 3.0]))(model, batch_of(items))
+    plain, number = label_error()(model, batch_of(repeated))
+    assert float(total.detach()) == pytest.approx(float(plain.detach()), rel=1e-5) and float(count) == number
+
+
+def test_scores_start_anew_unless_labels_and_task_are_the_same(
+    small_model: MaskedLM, small_config: ModelConfig
+) -> None:
+    first = started(small_model, "classify")
+    again = start_classifier(first, "classify", ["a", "b", "c"], seed=2)
+    other = start_classifier(first, "classify", ["a", "b", "d"], seed=2)
+    assert torch.equal(again.classifier.weight, first.classifier.weight)
+    assert not torch.equal(other.classifier.weight, first.classifier.weight)
+    assert torch.equal(other.head.dense.weight, small_model.head.dense.weight)
+    assert 0.5 < float(other.classifier.weight.std() * small_config.hidden_size**0.5) < 1.1
+
+
+def test_a_folder_whose_labels_do_not_fit_its_weights_is_refused(tmp_path: Path, small_model: MaskedLM) -> None:
+    save_folder(tmp_path / "model", started(small_model, "classify"))
+    path = tmp_path / "model" / "config.json"
+    path.write_text(path.read_text().replace('"2": "c"', '"3": "c"'))
+    with pytest.raises(InputError, match="config.json: id2label"):
+        load_model(tmp_path / "model")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": [1]}))
+    with pytest.raises(InputError, match="config.json: id2label"):
+        load_model(tmp_path / "model")
