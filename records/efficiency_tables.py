@@ -68,8 +68,6 @@ def training(rows: Sequence[Row]) -> str:
     ]
     by_system: dict[str, list[Row]] = {}
     for row in rows:
-        if row["system"] == "trainer-best":  # its rows were too few to be grouped by length: not its best
-            continue
         by_system.setdefault(row["system"], []).append(row)
     first = by_system["modernbert"]
     for system, mine in by_system.items():

@@ -14,7 +14,7 @@ import torch
 
 from modernbert.bench.peers import Loaded, load
 from modernbert.bench.process import in_new_process
-from modernbert.device import available_memory, choose_device, peak_memory
+from modernbert.device import available_memory, choose_device, keep_freed_memory, peak_memory
 from modernbert.errors import InputError
 
 __all__ = ["Row", "Work", "measure"]
@@ -63,6 +63,8 @@ def measure(work: Work) -> Row:
 
 def _measure(work: Work) -> Row:
     device, dtype = choose_device(work.device), getattr(torch, work.dtype)
+    if device.type == "cpu":
+        keep_freed_memory()  # ours does; the others may have it too
     before = peak_memory(device)
     loaded = load(work.model, device, dtype)
     longest = max(map(len, work.documents))
