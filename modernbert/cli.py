@@ -115,12 +115,94 @@ def pretrain(config: ConfigFile = None, overrides: Overrides = None, print_confi
 @app.command()
 @_told()
 def finetune(config: ConfigFile = None, overrides: Overrides = None, print_config: Print = False) -> None:
-    """Teach a model to label, rate, rerank or tag; started again, go on from the last checkpoint."""
-    from modernbert.jobs.finetune import FinetuneConfig, run
+    """Teach a model to classify, regress, rerank, tag, embed, or to compare tokens (late); goes on where it was."""
+    from modernbert.jobs.finetune import run, schema_of
 
-    resolved = _resolve(FinetuneConfig, config, overrides, print_config)
+    resolved = _resolve(schema_of(*_file_and_words(config, overrides)), config, overrides, print_config)
     if resolved is not None:
         run(resolved)
+
+
+@app.command()
+@_told()
+def sweep(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    lrs: Annotated[list[float] | None, typer.Option(help="A rate to try; again for more.")] = None,
+    weight_decays: Annotated[list[float] | None, typer.Option(help="A decay to try; again for more.")] = None,
+    epochs: Annotated[list[int] | None, typer.Option(help="Epochs to try; again for more.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option(help="A seed to try; again for more.")] = None,
+    devices: Annotated[list[str] | None, typer.Option(help="A device; again for one run on each.")] = None,
+) -> None:
+    """Fine-tune with several settings, stop what does badly, keep the best model; goes on where it was."""
+    from modernbert.finetune.labels import FinetuneConfig
+    from modernbert.jobs.sweep import SweepConfig, run
+
+    base = _resolve(FinetuneConfig, config, overrides, print_config=False)
+    assert base is not None
+    run(SweepConfig(base, lrs or [], weight_decays or [], epochs or [], seeds or [], devices or []))
+
+
+evaluate = typer.Typer(help="Score models on tasks with known answers.", no_args_is_help=True)
+app.add_typer(evaluate, name="evaluate")
+
+
+@evaluate.command("glue")
+@_told()
+def evaluate_glue(
+    model: Model,
+    data: Annotated[Path, typer.Argument(help="A folder with a folder for each task: cola, sst2, ...")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where runs and results go.")],
+    tasks: Annotated[
+        list[str] | None, typer.Option(help="A task; again for more. All that are there, by default.")
+    ] = None,
+    grid: Annotated[str, typer.Option(help="chosen: the settings the paper chose; paper: all it tried.")] = "chosen",
+    lrs: Annotated[
+        list[float] | None, typer.Option(help="A rate to try, instead of the grid's; again for more.")
+    ] = None,
+    weight_decays: Annotated[list[float] | None, typer.Option(help="A decay to try; again for more.")] = None,
+    epochs: Annotated[list[int] | None, typer.Option(help="Epochs to try; again for more.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option(help="A seed; again for more. 0, 1 and 2, by default.")] = None,
+    max_len: Annotated[int, typer.Option(help="Tokens at which texts are cut.")] = 256,
+    patience: Annotated[int | None, typer.Option(help="Epochs without a gain that end a run.")] = None,
+    devices: Annotated[list[str] | None, typer.Option(help="auto, cpu, cuda:N; again for one run on each.")] = None,
+    precision: Annotated[str, typer.Option(help="auto, float32, bfloat16.")] = "auto",
+) -> None:
+    """Tune on the tasks of GLUE and show scores beside the published ones; goes on where it was."""
+    from modernbert.jobs.evaluate_glue import GlueConfig, run
+
+    config = GlueConfig(
+        model, data, out, tasks or [], grid, lrs or [], weight_decays or [], epochs or [], seeds or [0, 1, 2], max_len,
+        patience, devices or ["auto"], precision,
+    )  # fmt: skip
+    run(config)
+
+
+@evaluate.command("retrieval")
+@_told()
+def evaluate_retrieval(
+    model: Model,
+    collections: Annotated[list[str], typer.Argument(metavar="FOLDER...", help="Collections in BEIR's form.")],
+    split: Annotated[str, typer.Option(help="Whose judgments: qrels/SPLIT.tsv.")] = "test",
+    bm25: Annotated[bool, typer.Option("--bm25", help="Rank by words, too.")] = False,
+    pooling: Annotated[str | None, typer.Option(help="mean, cls or tokens; else as tuned.")] = None,
+    query_prompt: Annotated[str | None, typer.Option(help="Put before queries; else as tuned.")] = None,
+    document_prompt: Annotated[str | None, typer.Option(help="Put before documents; else as tuned.")] = None,
+    query_length: Annotated[int | None, typer.Option(help="Most tokens of a query; else as tuned.")] = None,
+    document_length: Annotated[int | None, typer.Option(help="Most tokens of a document; else as tuned.")] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A JSON file.")] = None,
+) -> None:
+    """Rank a collection's documents for its queries: nDCG@10, MRR@10, recall@100."""
+    from modernbert.jobs.evaluate_retrieval import RetrievalConfig, run
+
+    run(
+        RetrievalConfig(
+            model, collections, split, bm25, pooling, query_prompt, document_prompt, query_length, document_length,
+            device, dtype, out,
+        )
+    )  # fmt: skip
 
 
 @app.command()

@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from modernbert.errors import InputError
 
-__all__ = ["MISSING", "load", "to_yaml"]
+__all__ = ["MISSING", "load", "to_yaml", "value_of"]
 
 Schema = TypeVar("Schema")
 
@@ -43,6 +43,18 @@ def load(schema: type[Schema], path: Path | str | None = None, overrides: Sequen
                 f"{place} has no value, expected one in the file or as {missing[0]}=...{_siblings(merged, missing[0])}"
             )
         return cast(Schema, OmegaConf.to_object(merged))
+
+
+def value_of(key: str, path: Path | str | None, overrides: Sequence[str]) -> Any:
+    """Return what a file and words say of one key, whatever the schema; None if they do not.
+
+    Raises: InputError for a file that is absent or is not YAML.
+    """
+    words = [word for word in overrides if word.partition("=")[0] == key and "=" in word]
+    if words:
+        with _explained(words[-1]):
+            return OmegaConf.select(OmegaConf.from_dotlist(words[-1:]), key)
+    return None if path is None else OmegaConf.select(_read(Path(path)), key)
 
 
 def to_yaml(config: Any) -> str:

@@ -20,6 +20,7 @@ __all__ = [
     "keep_freed_memory",
     "name_of",
     "peak_memory",
+    "restart_peak",
 ]
 
 # Of glibc's malloc.h.
@@ -93,11 +94,35 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
+        with open("/proc/self/status") as file:  # unlike the system's own count, it can be started anew
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["VmHWM"].split()[0]) * 1024
+    except (OSError, KeyError):
+        pass
+    try:
         import resource
     except ImportError:  # Windows
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def restart_peak(device: torch.device) -> int:
+    """Count the peak anew from here on, and return what is held now; on a CPU, where Linux lets a process do so.
+
+    Units: bytes; the peak so far where it cannot be counted anew.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    if trim := getattr(_libc(), "malloc_trim", None):
+        trim(0)  # what is freed but kept is not held
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+    except OSError:
+        pass
+    return peak_memory(device)
 
 
 def available_memory() -> int:
@@ -121,7 +146,11 @@ def keep_freed_memory() -> None:
     """
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    mallopt = getattr(_libc(), "mallopt", None)
     if mallopt is not None:
         for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
             mallopt(parameter, _KEPT_BYTES)
+
+
+def _libc() -> ctypes.CDLL | None:
+    return ctypes.CDLL(None) if sys.platform == "linux" else None

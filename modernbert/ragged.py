@@ -11,8 +11,9 @@ Axis letters, used in every annotation of the package:
     F feed-forward width     S longest document        offsets = N + 1
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +22,9 @@ from torch import Tensor
 
 from modernbert.errors import InputError
 
-__all__ = ["Batch", "Layout"]
+__all__ = ["Batch", "Layout", "within"]
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -105,13 +108,14 @@ class Batch:
     """Hold the tokens of several documents, and the rows a loss is taken at.
 
     `where` names rows of the stream and `labels` what is expected there: masked tokens in pretraining, tags of words.
-    Labels without `where` are those of the documents, one each. Both are None where nothing is expected.
+    Labels without `where` are those of the documents, one each; a label may be a vector. Both are None where nothing is
+    expected.
     """
 
     tokens: Int64[Tensor, " T"]
     layout: Layout
     where: Int64[Tensor, " M"] | None = None
-    labels: Shaped[Tensor, " M"] | None = None
+    labels: Shaped[Tensor, "M ..."] | None = None
 
     @staticmethod
     def from_documents(documents: Sequence[Sequence[int] | np.ndarray]) -> "Batch":
@@ -145,3 +149,21 @@ class Batch:
             where=move(self.where),
             labels=move(self.labels),
         )
+
+
+def within(items: Iterable[Item], budget: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Cut items, in order, into groups of a bounded size; one that is larger makes a group of its own.
+
+    >>> list(within([3, 3, 9, 1], 6, lambda item: item))
+    [[3, 3], [9], [1]]
+    """
+    group: list[Item] = []
+    filled = 0
+    for item in items:
+        if group and filled + size(item) > budget:
+            yield group
+            group, filled = [], 0
+        group.append(item)
+        filled += size(item)
+    if group:
+        yield group

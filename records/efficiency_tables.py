@@ -42,7 +42,9 @@ def tables() -> str:
         for path in sorted(RESULTS.glob("serving*.json"))
         for row in json.loads(path.read_text())["rows"]
     ]
-    return f"{serving(rows)}\n{training(json.loads((RESULTS / 'training.json').read_text())['rows'])}"
+    rates = [row for path in sorted(RESULTS.glob("throughput-*.json")) for row in json.loads(path.read_text())["rows"]]
+    trained = json.loads((RESULTS / "training.json").read_text())["rows"]
+    return f"{serving(rows)}\n{training(trained)}\n{throughput(rates)}"
 
 
 def serving(rows: Sequence[Row]) -> str:
@@ -77,6 +79,30 @@ def training(rows: Sequence[Row]) -> str:
         memory = statistics.median(row["peak_memory"] for row in mine) / 2**30
         ratios = ("", "") if system == "modernbert" else (spread(speeds), spread(sizes))
         lines.append(f"| {system} | {rate:,.0f} | {memory:.2f} | {ratios[0]} | {ratios[1]} |")
+    return "\n".join(lines) + "\n"
+
+
+def throughput(rows: Sequence[Row]) -> str:
+    """Lay out the paper's table: tokens a second of every model on every set, and the memory it needs at two lengths."""
+    columns = {
+        "512 fixed": ("short-fixed", "bfloat16"), "512 variable": ("short-variable", "bfloat16"),
+        "8,192 fixed": ("long-fixed", "bfloat16"), "8,192 variable": ("long-variable", "bfloat16"),
+        "abstracts": ("real", "bfloat16"), "512 variable, float32": ("short-variable", "float32"),
+    }  # fmt: skip
+    peaks = {"peak MiB at 512": "memory-short", "at 8,192": "memory-long"}
+    lines = ["| bfloat16, tokens/s | " + " | ".join([*columns, *peaks]) + " |"]
+    lines.append("| --- |" + " ---: |" * (len(columns) + len(peaks)))
+    for model in dict.fromkeys(row["model"] for row in rows):
+        cells = []
+        for place in columns.values():
+            found = [each for row in rows if (row["set"], row["dtype"]) == place and row["model"] == model
+                     for each in row["tokens_per_s"]]  # fmt: skip
+            cells.append(f"{statistics.mean(found):,.0f}" if found else "–")
+        for name in peaks.values():
+            measured = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
+            held = [row["peak_memory"] / 2**20 for row in measured if row["model"] == model]
+            cells.append(f"{held[0]:,.0f}" if held else "–")
+        lines.append(f"| {model} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

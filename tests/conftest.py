@@ -1,6 +1,9 @@
 """What several test files start from."""
 
+import gzip
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +80,28 @@ def small_bert() -> ModernBert:
     model = MaskedLM(config)
     initialize(model, config, seed=0)
     return ModernBert(tokenizer, model.eval())
+
+
+def _write_collection(folder: Path, num_documents: int = 30, num_queries: int = 8, seed: int = 0) -> Path:
+    """Documents of made-up words; a query is a part of one of them."""
+    rng = np.random.default_rng(seed)
+    words = [f"w{n}" for n in range(60)]
+    (folder / "qrels").mkdir(parents=True)
+    documents = [" ".join(rng.choice(words, 20)) for _ in range(num_documents)]
+    corpus = [{"_id": f"d{n}", "title": f"Title {n}", "text": text} for n, text in enumerate(documents)]
+    chosen = rng.choice(num_documents, num_queries, replace=False)
+    queries = [{"_id": f"q{n}", "text": " ".join(documents[d].split()[3:9])} for n, d in enumerate(chosen)]
+    queries.append({"_id": "nobody", "text": "w1"})
+    corpus.append({"_id": "empty", "title": "", "text": " "})
+    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in corpus).encode()))
+    (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
+    judged = [f"q{n}\td{d}\t{1 + n % 2}" for n, d in enumerate(chosen)] + ["nobody\td0\t0"]
+    for split in ("test", "train"):
+        (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\n" + "\n".join(judged) + "\n")
+    return folder
+
+
+@pytest.fixture
+def write_collection() -> Callable[..., Path]:
+    """Write a small collection in BEIR's form: folder, number of documents, number of queries, seed."""
+    return _write_collection

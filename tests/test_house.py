@@ -37,7 +37,7 @@ def test_the_commands_of_the_readme_are_commands() -> None:
         if words[:1] == ["make"]:
             assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), line
         if words[:1] == ["modernbert"]:
-            verb = words[1 : 3 if words[1] == "bench" else 2]
+            verb = words[1 : 3 if words[1] in ("bench", "evaluate") else 2]
             done = subprocess.run(
                 [sys.executable, "-m", "modernbert.cli", *verb, "--help"], capture_output=True, text=True
             )

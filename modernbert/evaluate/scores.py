@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 
 from modernbert.errors import InputError
 
-__all__ = ["METRICS", "label_scores", "number_scores", "pair_scores", "score_named", "spans_of", "tag_scores"]
+__all__ = ["METRICS", "label_scores", "number_scores", "pair_scores", "spans_of", "tag_scores"]
 
 METRICS = {
     "classify": ("accuracy", "matthews", "macro_f1", "f1"),
@@ -115,11 +115,6 @@ def spans_of(tags: Sequence[str]) -> set[tuple[int, int, str]]:
         elif tag != "O":
             spans.add((place, place + 1, tag))
     return spans
-
-
-def score_named(scores: dict[str, float], name: str) -> float:
-    """Return one score; for errors, less is better, so their negative."""
-    return -scores[name] if name.endswith("error") else scores[name]
 
 
 def _metrics():  # type: ignore[no-untyped-def]

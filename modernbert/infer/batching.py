@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from modernbert.ragged import Batch
+from modernbert.ragged import Batch, within
 
 __all__ = ["batches"]
 
@@ -19,13 +19,4 @@ def batches(documents: Iterable[np.ndarray], budget_tokens: int) -> Iterator[Bat
     >>> [batch.layout.lengths for batch in batches([np.ones(3), np.ones(2), np.ones(9)], 5)]
     [(3, 2), (9,)]
     """
-    held: list[np.ndarray] = []
-    num_tokens = 0
-    for document in documents:
-        if held and num_tokens + len(document) > budget_tokens:
-            yield Batch.from_documents(held)
-            held, num_tokens = [], 0
-        held.append(document)
-        num_tokens += len(document)
-    if held:
-        yield Batch.from_documents(held)
+    return (Batch.from_documents(group) for group in within(documents, budget_tokens, len))

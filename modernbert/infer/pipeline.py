@@ -19,14 +19,17 @@ from modernbert.infer.batching import batches
 from modernbert.infer.loading import load_for_inference
 from modernbert.model.attention import choose_backend
 from modernbert.model.config import ModelConfig
+from modernbert.model.embedder import Embedder, Vectors, load_projection, load_vectors
 from modernbert.model.encoder import Encoder
+from modernbert.model.foreign import OURS, ForeignEncoder, family_of, load_foreign_encoder
 from modernbert.model.fused import FusedEncoder
 from modernbert.model.heads import MaskedLM, Model, encoder_of, pool
 from modernbert.model.hub import find_folder, load_config, save_folder
-from modernbert.ragged import Batch
+from modernbert.ragged import Batch, within
+from modernbert.text.forms import Form, laid_out
 from modernbert.text.tokenizer import Tokenizer
 
-__all__ = ["Guess", "ModernBert"]
+__all__ = ["Guess", "ModernBert", "TextVectors"]
 
 # Texts are tokenised so many at a time, so that a stream of millions is never held as ids.
 _TEXTS_AT_A_TIME = 4_096
@@ -41,15 +44,35 @@ class Guess:
     probability: float
 
 
+@dataclass(frozen=True)
+class TextVectors:
+    """Hold what texts became: float32 [N, E], or for late interaction [its tokens, E] each; and how many were cut."""
+
+    vectors: np.ndarray | list[np.ndarray]
+    num_cut: int
+
+
 class ModernBert:
     """A tokenizer and a model that belong together."""
 
-    def __init__(self, tokenizer: Tokenizer, model: Model, budget_tokens: int = 16_384) -> None:
-        """Join the two; `budget_tokens` bounds a batch, and with it the memory of a call."""
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        model: Model | ForeignEncoder,
+        budget_tokens: int = 16_384,
+        vectors: Vectors | None = None,
+        projection: torch.nn.Linear | None = None,
+    ) -> None:
+        """Join the two; `budget_tokens` bounds a batch, and with it the memory of a call.
+
+        `vectors` and `projection` are how the model was tuned to make vectors of queries and documents, if it was.
+        """
         self.tokenizer = tokenizer
         self.model = model
         self.budget_tokens = budget_tokens
-        if tokenizer.vocab_size > self.config.vocab_size:
+        self.vectors = vectors or Vectors()
+        self.projection = projection
+        if not isinstance(model, ForeignEncoder) and tokenizer.vocab_size > self.config.vocab_size:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size:,} entries, "
                 f"which does not fit the model's vocabulary of {self.config.vocab_size:,}"
@@ -74,27 +97,51 @@ class ModernBert:
         place = choose_device(device)
         precision = choose_precision(dtype, place)
         folder = find_folder(name, revision)
+        if family_of(folder) != OURS:
+            return _load_foreign(name, folder, place, precision)
         chosen = choose_backend(backend, place, precision, load_config(folder))
         tokenizer = Tokenizer.load(folder)
         model = load_for_inference(folder, place, precision, chosen)
         if "auto" in (device, dtype, backend):
             print(f"{name}: device {place}, dtype {str(precision)[6:]}, attention {chosen}", file=sys.stderr)
-        return ModernBert(tokenizer, model)
+        projection = load_projection(folder)
+        if projection is not None:
+            projection = projection.to(place, precision)
+        return ModernBert(tokenizer, model, vectors=load_vectors(folder), projection=projection)
 
     @property
     def config(self) -> ModelConfig:
-        """The shape of the model."""
+        """The shape of the model.
+
+        Raises: InputError for a model of another family.
+        """
+        if isinstance(self.encoder, ForeignEncoder):
+            raise InputError("a model of another family has no config of this package")
         return self.encoder.config
 
     @property
-    def encoder(self) -> Encoder | FusedEncoder:
+    def encoder(self) -> Encoder | FusedEncoder | ForeignEncoder:
         """The model without its head."""
-        return encoder_of(self.model)
+        return self.model if isinstance(self.model, ForeignEncoder) else encoder_of(self.model)
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of a text that the model was trained for."""
+        encoder = self.encoder
+        return encoder.longest if isinstance(encoder, ForeignEncoder) else encoder.config.max_position_embeddings
+
+    @property
+    def width(self) -> int:
+        """Width of the model's hidden states."""
+        return self.encoder.width if isinstance(self.encoder, ForeignEncoder) else self.encoder.config.hidden_size
 
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return self.encoder.embeddings.tok_embeddings.weight.device
+        encoder = self.encoder
+        if isinstance(encoder, ForeignEncoder):
+            return next(encoder.parameters()).device
+        return encoder.embeddings.tok_embeddings.weight.device
 
     def embed(
         self,
@@ -114,7 +161,7 @@ class ModernBert:
 
         Raises: InputError for a text that is too long or not text, or for an unknown pooling.
         """
-        width = self.config.hidden_size
+        width = self.width
         if pooling not in ("mean", "cls"):
             raise InputError(f"pooling: found {pooling!r}, expected mean or cls")
         if truncate_dim is not None and not 1 <= truncate_dim <= width:
@@ -125,6 +172,22 @@ class ModernBert:
             vectors = torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors
             found.append(vectors.cpu().numpy())
         return np.concatenate(found)
+
+    def embed_queries(self, texts: Sequence[str]) -> TextVectors:
+        """Return the vectors of queries as the model was tuned to make them; texts that are too long are cut.
+
+        Raises: InputError for what is not text.
+        """
+        vectors = self.vectors
+        return self._tuned(texts, vectors.query_prompt, vectors.query_length, vectors.expand_queries, ())
+
+    def embed_documents(self, texts: Sequence[str]) -> TextVectors:
+        """Return the vectors of documents as the model was tuned to make them; texts that are too long are cut.
+
+        Raises: InputError for what is not text.
+        """
+        vectors = self.vectors
+        return self._tuned(texts, vectors.document_prompt, vectors.document_length, False, vectors.skip)
 
     def embed_tokens(self, texts: str | Iterable[str], *, prompt: str = "", truncate: bool = False) -> list[np.ndarray]:
         """Return the hidden states of every text, each float32 [its tokens, D], special tokens included.
@@ -166,6 +229,8 @@ class ModernBert:
 
         Raises: InputError if the folder exists already, or the disk is full.
         """
+        if isinstance(self.model, ForeignEncoder):
+            raise InputError("a model of another family is saved by the library it came from")
         longest = self.config.max_position_embeddings
         save_folder(Path(folder), self.model, lambda partial: self.tokenizer.save_folder(partial, longest))
 
@@ -180,6 +245,34 @@ class ModernBert:
             for tokens, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True):
                 yield [Guess(self.tokenizer.text_of(t), t, p) for t, p in zip(tokens, shares, strict=True)]
 
+    def _tuned(
+        self, texts: Sequence[str], prompt: str, length: int | None, expand: bool, skip: Sequence[str]
+    ) -> TextVectors:
+        longest = min(length or self.longest, self.longest)
+        skipped = frozenset(token for name in skip if (token := self.tokenizer.id_of(name)) is not None)
+        form = Form(longest, prompt, expand, skipped)
+        embedder = Embedder(self.encoder, self.vectors.pooling, self.projection).eval()
+        found: list[np.ndarray] = []
+        num_cut = 0
+        for start in range(0, len(texts), _TEXTS_AT_A_TIME):
+            laid, cut = form.lay(self.tokenizer, texts[start : start + _TEXTS_AT_A_TIME], first=start)
+            num_cut += cut
+            for group in within(laid, self.budget_tokens, lambda each: len(each.tokens)):
+                with torch.inference_mode():
+                    rows = embedder(laid_out(group).to(self.device)).cpu().numpy()
+                found.extend(
+                    np.split(rows, np.cumsum([each.num_rows for each in group])[:-1]) if self.is_late else [rows]
+                )
+        if self.is_late:
+            return TextVectors(found, num_cut)
+        width = self.width if self.projection is None else self.projection.out_features
+        return TextVectors(np.concatenate([np.zeros((0, width), dtype=np.float32), *found]), num_cut)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether texts are compared by the vectors of all their tokens."""
+        return self.vectors.pooling == "tokens"
+
     def _hidden_states(self, texts: str | Iterable[str], prompt: str, truncate: bool) -> Iterator[tuple[Batch, Tensor]]:
         try:
             listed = [texts] if isinstance(texts, str) else list(texts)
@@ -192,7 +285,7 @@ class ModernBert:
                 yield moved, self.encoder(moved.tokens, moved.layout)
 
     def _encode(self, texts: Sequence[str], prompt: str, truncate: bool) -> Iterator[np.ndarray]:
-        longest = self.config.max_position_embeddings
+        longest = self.longest
         for start in range(0, len(texts), _TEXTS_AT_A_TIME):
             some = texts[start : start + _TEXTS_AT_A_TIME]
             for offset, text in enumerate(some):
@@ -204,3 +297,13 @@ class ModernBert:
                         f"text {start + offset}: has {len(ids):,} tokens, expected at most {longest:,} unless truncated"
                     )
                 yield self.tokenizer.cut(ids, longest)
+
+
+def _load_foreign(name: str | Path, folder: Path, device: torch.device, dtype: torch.dtype) -> ModernBert:
+    tokenizer = Tokenizer.load(folder)
+    encoder = load_foreign_encoder(folder, tokenizer.pad_id, tokenizer.sep_id, dtype).to(device)
+    print(f"{name}: device {device}, dtype {str(dtype)[6:]}, a {family_of(folder)} of transformers", file=sys.stderr)
+    projection = load_projection(folder)
+    if projection is not None:
+        projection = projection.to(device, dtype)
+    return ModernBert(tokenizer, encoder, vectors=load_vectors(folder), projection=projection)

@@ -4,7 +4,7 @@ In: vectors of queries and passages, ragged. Out: for each query its best passag
 through in blocks, so that memory does not grow with their number.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -12,11 +12,13 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor
 
 from modernbert.errors import InputError
+from modernbert.model.embedder import max_sims
+from modernbert.ragged import within
 
-__all__ = ["max_sim", "search_tokens", "search_vectors"]
+__all__ = ["search_tokens", "search_vectors"]
 
-_BLOCK_ROWS = 16_384
-# Similarities held at a time: 64 MiB.
+_BLOCK_ROWS = _BLOCK_TOKENS = 16_384
+# Similarities of tokens held at a time: 64 MiB.
 _BLOCK_CELLS = 2**24
 
 Found = tuple[Float32[np.ndarray, "Q k"], Int64[np.ndarray, "Q k"]]
@@ -42,45 +44,27 @@ def search_vectors(
 def search_tokens(
     queries: Sequence[Float32[np.ndarray, "_ D"]], passages: Sequence[Float32[np.ndarray, "_ D"]], k: int
 ) -> Found:
-    """Return the scores and numbers of the `k` passages nearest to each query by MaxSim, best first; see `max_sim`.
+    """Return the scores and numbers of the `k` passages nearest to each query by MaxSim, best first; see `max_sims`.
 
-    Raises: InputError if there is no passage, or one without a token.
+    Raises: InputError if there is no passage, or a text without a vector, or a vector that is not finite.
     """
-    return _best_of((_max_sims(queries, block) for block in _blocks(queries, passages)), k)
+    for name, texts in (("query", queries), ("passage", passages)):
+        for number, vectors in enumerate(texts):
+            if not len(_finite(f"{name} {number}", vectors)):
+                raise InputError(f"{name} {number}: has no vector, expected at least one")
+    return _best_of((_scores(queries, block) for block in within(passages, _BLOCK_TOKENS, len)), k)
 
 
-def max_sim(query: Float[Tensor, "q D"], passages: Float[Tensor, "T D"], lengths: Int64[Tensor, " P"]) -> Tensor:
-    """Return the late-interaction score of a query with each of some passages laid end to end.
-
-    Each token of the query counts with its most similar token of the passage. There is no padding to be left out.
-
-    Source: Khattab & Zaharia 2020 (ColBERT).
-    """
-    best = torch.segment_reduce(passages @ query.T, "max", lengths=lengths, axis=0)
-    return best.sum(dim=1)
-
-
-def _max_sims(queries: Sequence[np.ndarray], block: Sequence[np.ndarray]) -> Tensor:
+def _scores(queries: Sequence[np.ndarray], block: Sequence[np.ndarray]) -> Tensor:
+    """Score all queries with some passages, so many queries at a time that their similarities fit."""
     passages = torch.from_numpy(np.concatenate(block))
     lengths = torch.tensor([len(each) for each in block])
-    return torch.stack([max_sim(torch.from_numpy(query), passages, lengths) for query in queries])
-
-
-def _blocks(queries: Sequence[np.ndarray], passages: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    """Cut passages into blocks of so many tokens that the similarities of a query with all of them fit."""
-    most_tokens = max(1, _BLOCK_CELLS // max(map(len, queries), default=1))
-    block: list[np.ndarray] = []
-    num_tokens = 0
-    for number, passage in enumerate(passages):
-        if not len(passage):
-            raise InputError(f"passage {number}: has no token, expected at least one")
-        if block and num_tokens + len(passage) > most_tokens:
-            yield block
-            block, num_tokens = [], 0
-        block.append(_finite(f"passage {number}", passage))
-        num_tokens += len(passage)
-    if block:
-        yield block
+    most_tokens = max(1, _BLOCK_CELLS // len(passages))
+    found = []
+    for some in within(queries, most_tokens, len):
+        of_some = torch.tensor([len(each) for each in some])
+        found.append(max_sims(torch.from_numpy(np.concatenate(some)), of_some, passages, lengths))
+    return torch.cat(found)
 
 
 def _best_of(blocks: Iterable[Float[Tensor, "Q P"]], k: int) -> Found:

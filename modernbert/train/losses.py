@@ -16,7 +16,7 @@ from modernbert.errors import InputError
 from modernbert.native import calls
 from modernbert.ragged import Batch
 
-__all__ = ["binary_error", "contrastive", "label_error", "masked_lm", "masked_lm_rows", "squared_error"]
+__all__ = ["binary_error", "contrastive", "label_error", "masked_lm", "masked_lm_rows", "squared_error", "tell_apart"]
 
 
 # Rows whose logits are in memory at a time, in the precision of the product: 98 MiB of bfloat16 at 50,368 entries.
@@ -179,9 +179,17 @@ def contrastive(
             f"contrastive loss: {num_queries} queries, {num_passages} passages, expected one positive each"
         )
     unit = F.normalize(vectors.float(), dim=-1)
-    similarities = unit[:num_queries] @ unit[num_queries:].T
-    positives = torch.arange(num_queries, device=vectors.device)
-    return F.cross_entropy(similarities / temperature, positives, reduction="sum"), num_queries
+    return tell_apart(unit[:num_queries] @ unit[num_queries:].T / temperature)
+
+
+def tell_apart(scores: Float[Tensor, "Q P"], known: Bool[Tensor, "Q P"] | None = None) -> tuple[Float[Tensor, ""], int]:
+    """Sum the cross entropy of each query's own passage, number i of query i, among all that are not known to fit."""
+    own = torch.arange(len(scores), device=scores.device)
+    if known is not None:
+        others = known.clone()
+        others[own, own] = False
+        scores = scores.masked_fill(others, float("-inf"))
+    return F.cross_entropy(scores, own, reduction="sum"), len(scores)
 
 
 def _features(model: nn.Module, batch: Batch) -> Float[Tensor, "M D"]:

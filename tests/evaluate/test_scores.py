@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from modernbert.evaluate.scores import label_scores, number_scores, pair_scores, score_named, spans_of, tag_scores
+from modernbert.evaluate.scores import label_scores, number_scores, pair_scores, spans_of, tag_scores
 
 
 def test_label_scores_by_hand() -> None:
@@ -68,7 +68,3 @@ def test_tag_scores_count_whole_spans() -> None:
     scores = tag_scores(found, expected)
     assert scores["span_precision"] == pytest.approx(2 / 3) and scores["span_recall"] == 0.5
     assert scores["span_f1"] == pytest.approx(2 * 2 / 7) and scores["accuracy"] == 0.75
-
-
-def test_less_of_an_error_is_better() -> None:
-    assert score_named({"squared_error": 2.0}, "squared_error") == -2.0

@@ -1,9 +1,11 @@
 """Choosing a device and a precision."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from modernbert.device import autocast, choose_device, choose_precision
+from modernbert.device import autocast, choose_device, choose_precision, peak_memory, restart_peak
 from modernbert.errors import InputError
 
 
@@ -29,3 +31,16 @@ def test_autocast_gives_products_of_the_dtype(dtype):
     left = torch.ones(2, 2)
     with autocast(torch.device("cpu"), dtype):
         assert (left @ left).dtype == dtype
+
+
+def test_a_peak_can_be_counted_anew() -> None:
+    """Half a GiB that is written and freed shows in the peak, and no longer when it is counted anew."""
+    device = torch.device("cpu")
+    before = restart_peak(device)
+    torch.ones(2**27)
+    assert peak_memory(device) - before > 2**29 * 0.9
+    again = restart_peak(device)
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("this system does not count anew")
+    assert again - before < 2**28
+    assert peak_memory(device) - again < 2**28

@@ -5,13 +5,14 @@ number means is in the `names` that were learned from the training rows.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from modernbert.errors import InputError
-from modernbert.ragged import Batch, Layout
+from modernbert.ragged import Batch
+from modernbert.text.forms import Laid, laid_out
 from modernbert.text.labelled.rows import Row
 from modernbert.text.labelled.words import join_words, split_words
 from modernbert.text.tokenizer import Tokenizer
@@ -61,18 +62,8 @@ class Examples:
 
 def batch_of(examples: Sequence[Example]) -> Batch:
     """Lay examples end to end, on the CPU; rows of a document become rows of the batch."""
-    layout = Layout.from_lengths([len(each.tokens) for each in examples])
-    where = None
-    if any(each.where is not None for each in examples):
-        starts = layout.starts.tolist()
-        rows = [start + each.where for start, each in zip(starts, examples, strict=True) if each.where is not None]
-        where = torch.from_numpy(np.concatenate(rows).astype(np.int64))
-    return Batch(
-        tokens=torch.from_numpy(np.concatenate([each.tokens for each in examples])),
-        layout=layout,
-        where=where,
-        labels=torch.from_numpy(np.concatenate([each.labels for each in examples])),
-    )
+    labels = torch.from_numpy(np.concatenate([each.labels for each in examples]))
+    return replace(laid_out([Laid(each.tokens, each.where) for each in examples]), labels=labels)
 
 
 def names_of(rows: Sequence[Row], columns: Columns) -> list[str]:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from modernbert.ragged import within
+
 __all__ = ["Lessons"]
 
 
@@ -45,12 +47,5 @@ class Lessons:
         epoch, place = divmod(step, self.steps_per_epoch)
         # As the loop derives its seeds: neighbouring numbers give unrelated orders.
         order = np.random.default_rng(np.random.SeedSequence((self.seed, epoch))).permutation(len(self.lengths))
-        cut: list[list[int]] = []
-        num_tokens = self.budget_tokens
-        for number in order[place * self.batch : (place + 1) * self.batch].tolist():
-            if num_tokens + self.lengths[number] > self.budget_tokens:
-                cut.append([])
-                num_tokens = 0
-            cut[-1].append(number)
-            num_tokens += self.lengths[number]
-        return cut
+        numbers = order[place * self.batch : (place + 1) * self.batch].tolist()
+        return list(within(numbers, self.budget_tokens, lambda number: self.lengths[number]))

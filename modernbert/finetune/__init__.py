@@ -1,0 +1,1 @@
+"""Labelled rows and judged collections to tuned models, one at a time or in sweeps."""

@@ -1,0 +1,339 @@
+"""Labelled rows -> a model that classifies, regresses, reranks or tags.
+
+In: a `FinetuneConfig`. Out: a folder with `config.yaml`, `log.jsonl`, `timing.jsonl`, and at the end `model/` with the
+weights that did best on the dev rows, `predictions.jsonl` where there are test rows, and `scores.json`, the last.
+Stopped and started again, it goes on from its last checkpoint.
+
+Source: the paper's fine-tuning, appendix E.1: linear decay after a warm-up of a tenth of the steps, early stopping.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from modernbert.config import MISSING
+from modernbert.device import choose_device, choose_precision, keep_freed_memory
+from modernbert.errors import InputError
+from modernbert.evaluate.scores import METRICS, label_scores, number_scores, pair_scores, tag_scores
+from modernbert.model.attention import choose_backend
+from modernbert.model.encoder import Encoder
+from modernbert.model.foreign import (
+    OURS,
+    ForeignClassifier,
+    family_of,
+    load_foreign_classifier,
+    longest_of,
+    save_foreign,
+)
+from modernbert.model.heads import TASKS, Classifier, encoder_of, start_classifier
+from modernbert.model.hub import find_folder, load_config, load_model, save_folder
+from modernbert.ragged import Batch, within
+from modernbert.storage import only_process, write_file
+from modernbert.text.labelled.examples import (
+    Columns,
+    Examples,
+    batch_of,
+    labelled,
+    names_of,
+    rated,
+    tag_names_of,
+    tagged,
+)
+from modernbert.text.labelled.lessons import Lessons
+from modernbert.text.labelled.rows import Row, read_rows
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.train.losses import binary_error, label_error, squared_error
+from modernbert.train.optim import StableAdamW, parameter_groups
+from modernbert.train.parallel import Loss
+from modernbert.train.run_folder import begin_run_folder
+from modernbert.train.tuning import GiveUp, LinearPlan, Position, Tuning, groups_by_depth, predict, tune
+
+__all__ = ["FinetuneConfig", "finetune"]
+
+
+@dataclass
+class FinetuneConfig:
+    """What to start from, what to learn from, and how.
+
+    `task` is classify, regress, rerank or tag. `dev` rows decide which weights are kept, and when to stop: after
+    `patience` scorings without a gain. Rates and decays are those of section E.1 of the paper.
+    """
+
+    FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = ("out", "device", "save_every_s")
+
+    model: str = MISSING
+    task: str = MISSING
+    train: list[str] = MISSING
+    out: str = MISSING
+    dev: list[str] = field(default_factory=list)
+    test: list[str] = field(default_factory=list)
+    columns: Columns = field(default_factory=Columns)
+    max_len: int | None = None
+    """Tokens of the longest text; what the model was trained for, if None."""
+    cut: bool = False
+    epochs: int = 3
+    batch: int = 32
+    lr: float = 8e-5
+    head_lr: float | None = None
+    """Of the scores, which start from nothing; `lr` if None."""
+    layer_decay: float = 1.0
+    """Each layer learns at this times the rate of the one above it."""
+    weight_decay: float = 1e-5
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    warmup: float = 0.1
+    dropout: float | None = None
+    """Of the attention's output; what the model's config says, if None."""
+    class_weights: str = "none"
+    """`balanced`: an error costs as much more as its label is rarer."""
+    metric: str | None = None
+    scorings_per_epoch: int = 1
+    patience: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    backend: str = "auto"
+    budget_tokens: int = 16_384
+    save_every_s: float = 600.0
+
+    def check(self) -> None:
+        """Check what can be told without looking at files.
+
+        Raises: InputError naming the field.
+        """
+        if self.task not in TASKS:
+            raise InputError(f"task: found {self.task!r}, expected {', '.join(TASKS)}")
+        for name in ("epochs", "batch", "budget_tokens", "scorings_per_epoch", "patience", "max_len"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise InputError(f"{name}: found {number}, expected at least 1")
+        for name, low, high in (("layer_decay", 0, 1), ("warmup", -1e-9, 1), ("lr", 0, np.inf), ("head_lr", 0, np.inf)):
+            number = getattr(self, name)
+            if number is not None and not low < number <= high:
+                raise InputError(f"{name}: found {number}, expected more than {max(low, 0)}, at most {high}")
+        if self.class_weights not in ("none", "balanced"):
+            raise InputError(f"class_weights: found {self.class_weights!r}, expected none or balanced")
+        if self.class_weights != "none" and self.task not in ("classify", "tag"):
+            raise InputError(f"class_weights: found {self.class_weights!r}, but {self.task} has no classes")
+        if not self.dev and (self.patience is not None or self.metric is not None):
+            raise InputError("dev: found no rows, expected some to choose and stop by (patience, metric)")
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a config names, opened and checked."""
+
+    tokenizer: Tokenizer
+    labels: list[str]
+    splits: dict[str, Examples]
+    metric: str
+    device: torch.device
+    dtype: torch.dtype
+    backend: str
+    folder: Path
+    max_len: int
+
+
+def finetune(config: FinetuneConfig, give_up: GiveUp | None = None) -> Path:
+    """Fine-tune, or go on with a stopped run, and return the model folder.
+
+    `give_up` is asked after each scoring whether the run may stop.
+
+    Raises: InputError for what cannot be learned from, or does not fit together, before `out` is touched; and for what
+    only a run can show, such as a loss that is not finite.
+    """
+    config.check()
+    out = Path(config.out)
+    inputs = _open_inputs(config)
+    begin_run_folder(out, config)
+    with only_process(out):
+        if (out / "scores.json").exists():
+            print(f"{out}: this run is finished")
+        else:
+            keep_freed_memory()
+            _finetune(out, config, inputs, give_up)
+    return out / "model"
+
+
+def _open_inputs(config: FinetuneConfig) -> _Inputs:
+    device = choose_device(config.device)
+    dtype = choose_precision(config.precision, device)
+    folder = find_folder(config.model)
+    is_foreign = family_of(folder) != OURS
+    _check_family(config, folder, is_foreign)
+    tokenizer = Tokenizer.load(folder)
+    most = longest_of(folder) if is_foreign else load_config(folder).max_position_embeddings
+    longest = config.max_len or most
+    if longest > most:
+        raise InputError(f"max_len: found {longest:,}, but {folder} takes at most {most:,} tokens")
+    rows = {name: read_rows(getattr(config, name)) for name in ("train", "dev", "test") if getattr(config, name)}
+    labels = _labels(config, rows["train"])
+    splits = {name: _examples(config, some, tokenizer, labels, longest) for name, some in rows.items()}
+    for name, examples in splits.items():
+        _tell(name, examples)
+    graded = config.task == "rerank" and any(each.labels[0] not in (0, 1) for each in splits["train"].items)
+    metric = _metric(config.metric, "regress" if graded else config.task, labels)
+    backend = "transformers" if is_foreign else choose_backend(config.backend, device, dtype, load_config(folder))
+    return _Inputs(
+        tokenizer, labels, splits, metric, device, dtype, backend, folder, longest
+    )  # fmt: skip
+
+
+def _metric(asked: str | None, task: str, labels: Sequence[str]) -> str:
+    """Return the metric that decides, by default the first of the task's; of tags that mark no spans, accuracy."""
+    known = METRICS[task]
+    if task == "tag" and not any(label.startswith("B-") for label in labels):
+        known = ("accuracy",)
+    if len(labels) != 2:
+        known = tuple(name for name in known if name != "f1")
+    if asked is not None and asked not in known:
+        raise InputError(f"metric: found {asked!r}, expected {', '.join(known)}")
+    return asked or known[0]
+
+
+def _labels(config: FinetuneConfig, rows: Sequence[Row]) -> list[str]:
+    if config.task == "classify":
+        return names_of(rows, config.columns)
+    return tag_names_of(rows, config.columns) if config.task == "tag" else ["score"]
+
+
+def _examples(
+    config: FinetuneConfig, rows: Sequence[Row], tokenizer: Tokenizer, labels: Sequence[str], longest: int
+) -> Examples:
+    if config.task == "tag":
+        return tagged(rows, tokenizer, config.columns, labels, longest, cut=config.cut)
+    if config.task == "classify":
+        return labelled(rows, tokenizer, config.columns, labels, longest, cut=config.cut)
+    return rated(rows, tokenizer, config.columns, longest, cut=config.cut)
+
+
+def _tell(name: str, examples: Examples) -> None:
+    counted = (
+        (examples.num_cut, "texts cut"),
+        (examples.num_words_cut, "words cut off with them"),
+        (examples.num_unaligned, "spans widened to whole words"),
+    )
+    more = "".join(f", {number:,} {what}" for number, what in counted if number)
+    print(f"{name}: {len(examples.items):,} rows, {sum(len(each.tokens) for each in examples.items):,} tokens{more}")
+
+
+def _check_family(config: FinetuneConfig, folder: Path, is_foreign: bool) -> None:
+    """Refuse what is known of our own models alone."""
+    for name, usual in (("layer_decay", 1.0), ("head_lr", None), ("dropout", None), ("backend", "auto")):
+        if is_foreign and getattr(config, name) != usual:
+            raise InputError(f"{name}: found {getattr(config, name)!r}, but {folder} is a {family_of(folder)}")
+
+
+def _start(config: FinetuneConfig, inputs: _Inputs) -> tuple[Classifier | ForeignClassifier, list[dict[str, Any]]]:
+    """Return the model to begin with, and its parameters in groups."""
+    if inputs.backend == "transformers":
+        tokenizer = inputs.tokenizer
+        foreign = load_foreign_classifier(
+            inputs.folder, config.task, inputs.labels, config.seed, tokenizer.pad_id, tokenizer.sep_id
+        )
+        return foreign, parameter_groups(foreign, config.weight_decay)
+    loaded = load_model(inputs.folder, dtype=torch.float32, backend=inputs.backend)
+    model = start_classifier(loaded, config.task, inputs.labels, config.seed)
+    encoder = encoder_of(model)
+    assert isinstance(encoder, Encoder)
+    if config.dropout is not None:
+        encoder.set_dropout(config.dropout)
+    head_lr = config.head_lr or config.lr
+    return model, groups_by_depth(model, encoder, config.lr, head_lr, config.layer_decay, config.weight_decay)
+
+
+def _finetune(out: Path, config: FinetuneConfig, inputs: _Inputs, give_up: GiveUp | None) -> None:
+    """Train from the last checkpoint on, keep the best weights, and write what came out."""
+    model, groups = _start(config, inputs)
+    model.to(inputs.device)
+    print(f"{config.task}: {len(inputs.labels)} labels, on {inputs.device}, {str(inputs.dtype)[6:]}, {inputs.backend}")
+    optimizer = StableAdamW(
+        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, in_loops=inputs.backend == "native"
+    )
+    examples = inputs.splits["train"].items
+    lengths = [len(each.tokens) for each in examples]
+    lessons = Lessons(lengths, config.batch, config.epochs, config.seed, config.budget_tokens)
+
+    def batches_from(first: int) -> Iterator[Batch]:
+        for step in range(first, lessons.num_steps):
+            for numbers in lessons.micro_batches(step):
+                yield batch_of([examples[number] for number in numbers])
+
+    tuning = Tuning(
+        out=out, model=model, loss=_loss(config, inputs), optimizer=optimizer,
+        plan=LinearPlan(lessons.num_steps, config.lr, config.warmup, lambda step: len(lessons.micro_batches(step))),
+        steps_per_epoch=lessons.steps_per_epoch, num_tokens=config.epochs * sum(lengths), seed=config.seed,
+        device=inputs.device, dtype=inputs.dtype, metric=inputs.metric,
+        score=(lambda: _scores(config, inputs, model, "dev")[0]) if "dev" in inputs.splits else None,
+        scorings_per_epoch=config.scorings_per_epoch, patience=config.patience, save_every_s=config.save_every_s,
+        give_up=give_up,
+    )  # fmt: skip
+    _write(out, config, inputs, model, tune(tuning, batches_from))
+
+
+def _loss(config: FinetuneConfig, inputs: _Inputs) -> Loss:
+    if config.task == "regress":
+        return squared_error
+    if config.task == "rerank":
+        return binary_error
+    if config.class_weights == "none":
+        return label_error()
+    labels = np.concatenate([each.labels for each in inputs.splits["train"].items])
+    counts = np.bincount(labels, minlength=len(inputs.labels))
+    weights = torch.tensor(counts.sum() / (len(counts) * np.maximum(counts, 1)), dtype=torch.float32)
+    return label_error(weights.to(inputs.device))
+
+
+def _scores(
+    config: FinetuneConfig, inputs: _Inputs, model: nn.Module, split: str
+) -> tuple[dict[str, float], list[Any]]:
+    """Return the scores of a split, and what was predicted for each row."""
+    items = inputs.splits[split].items
+    groups = within(items, config.budget_tokens, lambda item: len(item.tokens))
+    found = predict(model, map(batch_of, groups), device=inputs.device, dtype=inputs.dtype)
+    expected = np.concatenate([each.labels for each in items])
+    if config.task == "regress":
+        return number_scores(found[:, 0], expected), found[:, 0].tolist()
+    if config.task == "rerank":
+        chances = 1 / (1 + np.exp(-found[:, 0]))
+        return pair_scores(chances, expected), chances.tolist()
+    best = found.argmax(axis=1)
+    if config.task == "classify":
+        return label_scores(best, expected), [inputs.labels[number] for number in best]
+    ends = np.cumsum([len(each.labels) for each in items])[:-1]
+    named = [[[inputs.labels[n] for n in part] for part in np.split(each, ends)] for each in (best, expected)]
+    return tag_scores(*named), named[0]
+
+
+def _write(
+    out: Path, config: FinetuneConfig, inputs: _Inputs, model: Classifier | ForeignClassifier, position: Position
+) -> None:
+    """Write predictions, the model, and scores, which come last: with them the run is finished."""
+    written: dict[str, Any] = {
+        "metric": inputs.metric,
+        "best_step": position.best_step,
+        "dev": position.best_scores,
+        "stopped": position.stopped,
+    }
+    if "test" in inputs.splits:
+        written["test"], predicted = _scores(config, inputs, model, "test")
+        lines = [
+            json.dumps({"row": origin, "predicted": each}, ensure_ascii=False)
+            for origin, each in zip(inputs.splits["test"].origins, predicted, strict=True)
+        ]
+        write_file(out / "predictions.jsonl", "\n".join(lines) + "\n")
+        print("test: " + ", ".join(f"{name} {value:.4f}" for name, value in written["test"].items()))
+    model.cpu()
+    if isinstance(model, ForeignClassifier):
+        save_foreign(out / "model", model, inputs.folder)
+    else:
+        longest = encoder_of(model).config.max_position_embeddings
+        save_folder(out / "model", model, lambda partial: inputs.tokenizer.save_folder(partial, longest), replace=True)
+    write_file(out / "scores.json", json.dumps(written, indent=2) + "\n")

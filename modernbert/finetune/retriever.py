@@ -1,0 +1,374 @@
+"""Queries and their answers -> a model that finds them, by one vector a text or one a token.
+
+In: a `RetrieverConfig`. Out: a folder with `config.yaml`, `log.jsonl`, `timing.jsonl`, and at the end `model/` with the
+weights that did best on the dev collections, and `scores.json`, the last. sentence-transformers loads the model folder
+unedited; one for late interaction is in PyLate's layout. A run that was stopped goes on from its last checkpoint.
+
+Source: section 3.1.2 and appendix E.2 of the paper.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from modernbert.config import MISSING
+from modernbert.device import autocast, choose_device, choose_precision, keep_freed_memory
+from modernbert.errors import InputError
+from modernbert.evaluate.collection import Collection, read_collection
+from modernbert.evaluate.retrieval import Retrieval, hard_negatives, rank_by_model, score_collection
+from modernbert.infer.pipeline import ModernBert
+from modernbert.model.attention import choose_backend
+from modernbert.model.embedder import Embedder, Vectors, load_projection, write_vectors
+from modernbert.model.encoder import Encoder
+from modernbert.model.foreign import OURS, ForeignEncoder, family_of, load_foreign_encoder, longest_of, save_foreign
+from modernbert.model.heads import encoder_of
+from modernbert.model.hub import find_folder, load_config, load_model, save_folder
+from modernbert.ragged import Batch, within
+from modernbert.storage import only_process, write_file
+from modernbert.text.forms import Form, Laid, laid_out
+from modernbert.text.labelled.lessons import Lessons
+from modernbert.text.labelled.questions import Question, questions_of_collection, questions_of_rows, step_of
+from modernbert.text.labelled.rows import read_rows
+from modernbert.text.tokenizer import Tokenizer
+from modernbert.train.loop import derive_seed
+from modernbert.train.optim import StableAdamW, parameter_groups
+from modernbert.train.retrieval import Comparison, RetrievalLoss
+from modernbert.train.run_folder import begin_run_folder
+from modernbert.train.tuning import LinearPlan, Position, Tuning, groups_by_depth, tune
+
+__all__ = ["TASKS", "RetrieverConfig", "finetune_retriever"]
+
+TASKS = ("embed", "late")
+_METRICS = ("ndcg_10", "mrr_10", "recall_100")
+
+
+@dataclass
+class RetrieverConfig:
+    """What to start from, what to learn from, and how.
+
+    `task` is embed (one vector a text) or late (one a token). `train` names files of rows with `query`, `positive`,
+    `negatives`, `scores`, or folders in BEIR's form, of which `train_split` is learned from; `dev` and `test` name such
+    folders. With `scores` the model learns a teacher's, else to tell a query's answer from the other passages of the
+    step; `negatives` adds to each query as many passages of the folder that share most words with it.
+    """
+
+    FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = ("out", "device", "save_every_s", "budget_tokens")
+
+    model: str = MISSING
+    task: str = MISSING
+    train: list[str] = MISSING
+    out: str = MISSING
+    dev: list[str] = field(default_factory=list)
+    test: list[str] = field(default_factory=list)
+    train_split: str = "train"
+    dev_split: str = "dev"
+    test_split: str = "test"
+    vectors: Vectors = field(default_factory=lambda: Vectors(query_length=512, document_length=512))
+    projection: int | None = 128
+    """Components of a token's vector, for late interaction; None keeps the model's width."""
+    negatives: int = 0
+    temperature: float | None = None
+    """0.05 for one vector a text, 1 for one a token, if None."""
+    normalize_scores: bool = True
+    epochs: int = 1
+    batch: int = 64
+    lr: float = 8e-5
+    projection_lr: float | None = None
+    layer_decay: float = 1.0
+    weight_decay: float = 1e-5
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    warmup: float = 0.05
+    dropout: float | None = None
+    metric: str = "ndcg_10"
+    scorings_per_epoch: int = 1
+    patience: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    backend: str = "auto"
+    budget_tokens: int = 16_384
+    save_every_s: float = 600.0
+
+    def check(self) -> None:
+        """Check what can be told without looking at files.
+
+        Raises: InputError naming the field.
+        """
+        if self.task not in TASKS:
+            raise InputError(f"task: found {self.task!r}, expected {' or '.join(TASKS)}")
+        for name in ("epochs", "batch", "budget_tokens", "scorings_per_epoch", "patience", "projection"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise InputError(f"{name}: found {number}, expected at least 1")
+        for name in ("lr", "projection_lr", "temperature", "layer_decay"):
+            number = getattr(self, name)
+            if number is not None and not number > 0:
+                raise InputError(f"{name}: found {number}, expected more than 0")
+        if self.negatives < 0:
+            raise InputError(f"negatives: found {self.negatives}, expected at least 0")
+        if self.metric not in _METRICS:
+            raise InputError(f"metric: found {self.metric!r}, expected {', '.join(_METRICS)}")
+        if self.task == "embed" and self.vectors.pooling not in ("mean", "cls"):
+            raise InputError(f"vectors.pooling: found {self.vectors.pooling!r}, expected mean or cls")
+        if not self.dev and self.patience is not None:
+            raise InputError("dev: found no collection, expected some to choose and stop by (patience)")
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What a config names, opened and checked; every text is laid out once."""
+
+    tokenizer: Tokenizer
+    folder: Path
+    longest: int
+    vectors: Vectors
+    questions: list[Question]
+    queries: dict[str, Laid]
+    passages: dict[str, Laid]
+    collections: dict[str, list[Collection]]
+    device: torch.device
+    dtype: torch.dtype
+    backend: str
+
+
+def finetune_retriever(config: RetrieverConfig) -> Path:
+    """Fine-tune, or go on with a stopped run, and return the model folder.
+
+    Raises: InputError for what cannot be learned from, or does not fit together, before `out` is touched; and for what
+    only a run can show, such as a loss that is not finite.
+    """
+    config.check()
+    out = Path(config.out)
+    inputs = _open_inputs(config)
+    begin_run_folder(out, config)
+    with only_process(out):
+        if (out / "scores.json").exists():
+            print(f"{out}: this run is finished")
+        else:
+            keep_freed_memory()
+            _finetune(out, config, inputs)
+    return out / "model"
+
+
+def _open_inputs(config: RetrieverConfig) -> _Inputs:
+    device = choose_device(config.device)
+    dtype = choose_precision(config.precision, device)
+    folder = find_folder(config.model)
+    is_foreign = family_of(folder) != OURS
+    tokenizer = Tokenizer.load(folder)
+    longest = longest_of(folder) if is_foreign else load_config(folder).max_position_embeddings
+    if is_foreign and (config.layer_decay != 1.0 or config.dropout is not None or config.backend != "auto"):
+        raise InputError(f"layer_decay, dropout, backend: found one set, but {folder} is a {family_of(folder)}")
+    vectors = replace(config.vectors, pooling="tokens") if config.task == "late" else config.vectors
+    questions = [question for source in config.train for question in _questions(config, source)]
+    if len({question.scores is None for question in questions}) > 1:
+        raise InputError("train: some sources have scores and others none, expected all or none")
+    forms = {
+        "queries": Form(min(vectors.query_length or longest, longest), vectors.query_prompt, vectors.expand_queries),
+        "passages": Form(
+            min(vectors.document_length or longest, longest),
+            vectors.document_prompt,
+            False,
+            _skipped(tokenizer, vectors),
+        ),
+    }
+    queries = _lay(tokenizer, forms["queries"], "queries", [question.query for question in questions])
+    texts = [text for question in questions for text in (question.answer, *question.others)]
+    passages = _lay(tokenizer, forms["passages"], "passages", texts)
+    collections = {
+        name: [read_collection(Path(each), getattr(config, f"{name}_split")) for each in getattr(config, name)]
+        for name in ("dev", "test")
+    }
+    return _Inputs(
+        tokenizer, folder, longest, vectors, questions, queries, passages, collections, device, dtype,
+        "transformers" if is_foreign else choose_backend(config.backend, device, dtype, load_config(folder)),
+    )  # fmt: skip
+
+
+def _questions(config: RetrieverConfig, source: str) -> list[Question]:
+    if (Path(source) / "queries.jsonl").exists() or (Path(source) / "queries.jsonl.gz").exists():
+        collection = read_collection(Path(source), config.train_split)
+        questions = questions_of_collection(collection.queries, collection.documents, collection.judgments)
+        pool = list(dict.fromkeys(collection.documents.values()))
+    else:
+        questions = questions_of_rows(read_rows([source]))
+        pool = list(dict.fromkeys(text for each in questions for text in (each.answer, *each.others)))
+    mined = hard_negatives([q.query for q in questions], [q.answers for q in questions], pool, config.negatives)
+    if config.negatives and any(question.scores is not None for question in questions):
+        raise InputError(
+            f"negatives: found {config.negatives}, but {source} has a teacher's scores of its own passages"
+        )
+    return [
+        replace(question, others=[*question.others, *more]) for question, more in zip(questions, mined, strict=True)
+    ]
+
+
+def _skipped(tokenizer: Tokenizer, vectors: Vectors) -> frozenset[int]:
+    return frozenset(token for name in vectors.skip if (token := tokenizer.id_of(name)) is not None)
+
+
+def _lay(tokenizer: Tokenizer, form: Form, name: str, texts: Sequence[str]) -> dict[str, Laid]:
+    distinct = list(dict.fromkeys(texts))
+    laid, num_cut = form.lay(tokenizer, distinct)
+    cut = f", {num_cut:,} cut at {form.longest:,} tokens" if num_cut else ""
+    print(f"{name}: {len(distinct):,} texts, {sum(len(each.tokens) for each in laid):,} tokens{cut}")
+    return dict(zip(distinct, laid, strict=True))
+
+
+def _finetune(out: Path, config: RetrieverConfig, inputs: _Inputs) -> None:
+    """Train from the last checkpoint on, keep the best weights, and write what came out."""
+    model, groups = _start(config, inputs)
+    model.to(inputs.device)
+    print(f"{config.task}: {len(inputs.questions):,} questions, on {inputs.device}, {str(inputs.dtype)[6:]}, "
+          f"{inputs.backend}")  # fmt: skip
+    temperature = config.temperature or (1.0 if config.task == "late" else 0.05)
+    loss = RetrievalLoss(temperature, config.normalize_scores)
+    optimizer = StableAdamW(
+        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, in_loops=inputs.backend == "native"
+    )
+    steps = _Steps(config, inputs)
+
+    def batches_from(first: int) -> Iterator[Batch]:
+        for step in range(first, steps.lessons.num_steps):
+            parts, comparison = steps.step(step)
+            yield from loss.micro_batches(
+                model, parts, comparison, step_seed=derive_seed(config.seed, step), device=inputs.device,
+                dtype=inputs.dtype,
+            )  # fmt: skip
+
+    tuning = Tuning(
+        out=out, model=model, loss=loss, optimizer=optimizer,
+        plan=LinearPlan(steps.lessons.num_steps, config.lr, config.warmup, steps.num_parts),
+        steps_per_epoch=steps.lessons.steps_per_epoch, num_tokens=config.epochs * sum(steps.lessons.lengths),
+        seed=config.seed, device=inputs.device, dtype=inputs.dtype, metric=config.metric,
+        score=(lambda: _mean(_scores(inputs, model, "dev"))) if config.dev else None,
+        scorings_per_epoch=config.scorings_per_epoch, patience=config.patience, save_every_s=config.save_every_s,
+        give_up=None,
+    )  # fmt: skip
+    _write(out, inputs, model, tune(tuning, batches_from))
+
+
+class _Steps:
+    """What each step compares, as micro-batches; all a function of the seed and the step."""
+
+    def __init__(self, config: RetrieverConfig, inputs: _Inputs) -> None:
+        self._inputs, self._budget = inputs, config.budget_tokens
+        lengths = [
+            len(inputs.queries[each.query].tokens)
+            + sum(len(inputs.passages[text].tokens) for text in (each.answer, *each.others))
+            for each in inputs.questions
+        ]
+        self.lessons = Lessons(lengths, config.batch, config.epochs, config.seed, config.budget_tokens)
+
+    def num_parts(self, step: int) -> int:
+        """Number of micro-batches of a step."""
+        return len(self._groups(self._texts(step)[0]))
+
+    def step(self, step: int) -> tuple[list[Batch], Comparison]:
+        """Return the micro-batches of a step, and what is compared over all of them."""
+        texts, questions, candidates, known = self._texts(step)
+        fits = torch.zeros(len(questions), len(texts) - len(questions), dtype=torch.bool)
+        for question, passage in known:
+            fits[question, passage] = True
+        late = self._inputs.vectors.pooling == "tokens"
+        teacher = [each.scores for each in questions if each.scores is not None]
+        comparison = Comparison(
+            num_queries=len(questions),
+            lengths=[each.num_rows if late else 1 for each in texts],
+            known=fits.to(self._inputs.device),
+            candidates=candidates if teacher else None,
+            teacher=teacher or None,
+        )
+        return [laid_out(group) for group in self._groups(texts)], comparison
+
+    def _texts(self, step: int) -> tuple[list[Laid], list[Question], list[list[int]], list[tuple[int, int]]]:
+        numbers = [number for part in self.lessons.micro_batches(step) for number in part]
+        questions = [self._inputs.questions[number] for number in numbers]
+        passages, candidates, known = step_of(questions)
+        laid = [self._inputs.queries[each.query] for each in questions]
+        return laid + [self._inputs.passages[text] for text in passages], questions, candidates, known
+
+    def _groups(self, texts: Sequence[Laid]) -> list[list[Laid]]:
+        return list(within(texts, self._budget, lambda each: len(each.tokens)))
+
+
+def _start(config: RetrieverConfig, inputs: _Inputs) -> tuple[Embedder, list[dict[str, Any]]]:
+    """Return the model to begin with, and its parameters in groups."""
+    if inputs.backend == "transformers":
+        tokenizer = inputs.tokenizer
+        foreign = load_foreign_encoder(inputs.folder, tokenizer.pad_id, tokenizer.sep_id, torch.float32)
+        model = Embedder(foreign, inputs.vectors.pooling, _start_projection(config, inputs, foreign.width))
+        return model, parameter_groups(model, config.weight_decay)
+    encoder = encoder_of(load_model(inputs.folder, dtype=torch.float32, backend=inputs.backend))
+    assert isinstance(encoder, Encoder)
+    if config.dropout is not None:
+        encoder.set_dropout(config.dropout)
+    projection = _start_projection(config, inputs, encoder.config.hidden_size)
+    model = Embedder(encoder, inputs.vectors.pooling, projection)
+    above = config.projection_lr or config.lr
+    return model, groups_by_depth(model, encoder, config.lr, above, config.layer_decay, config.weight_decay)
+
+
+def _start_projection(config: RetrieverConfig, inputs: _Inputs, width: int) -> nn.Linear | None:
+    """Return the linear layer behind the encoder: that of the folder, or a new one from the seed."""
+    if config.task == "embed" or config.projection is None:
+        return None
+    found = load_projection(inputs.folder)
+    if found is not None and found.out_features == config.projection:
+        return found.float()
+    projection = nn.Linear(width, config.projection, bias=False)
+    generator = torch.Generator().manual_seed(config.seed)
+    nn.init.normal_(projection.weight, std=width**-0.5, generator=generator)
+    return projection
+
+
+def _scores(inputs: _Inputs, model: Embedder, split: str) -> list[Retrieval]:
+    assert isinstance(model.model, (Encoder, ForeignEncoder))
+    bert = ModernBert(inputs.tokenizer, model.model, vectors=inputs.vectors, projection=model.projection)
+    training = model.training
+    model.eval()
+    with autocast(inputs.device, inputs.dtype):
+        found = [score_collection(collection, rank_by_model(bert)) for collection in inputs.collections[split]]
+    model.train(training)
+    return found
+
+
+def _mean(scores: Sequence[Retrieval]) -> dict[str, float]:
+    return {name: sum(getattr(each, name) for each in scores) / len(scores) for name in _METRICS}
+
+
+def _write(out: Path, inputs: _Inputs, model: Embedder, position: Position) -> None:
+    """Write the model, and scores, which come last: with them the run is finished."""
+    written: dict[str, Any] = {
+        "best_step": position.best_step,
+        "dev": position.best_scores,
+        "stopped": position.stopped,
+    }
+    if inputs.collections["test"]:
+        scores = _scores(inputs, model, "test")
+        named = zip(inputs.collections["test"], scores, strict=True)
+        written["test"] = {collection.name: asdict(each) for collection, each in named}
+        print("test: " + ", ".join(f"{name} {value:.4f}" for name, value in _mean(scores).items()))
+    model.cpu()
+    longest, encoder = inputs.longest, model.model
+
+    def write_beside(partial: Path) -> None:
+        write_vectors(partial, inputs.vectors, model.projection, longest)
+
+    def write_tokenizer_too(partial: Path) -> None:
+        inputs.tokenizer.save_folder(partial, longest)
+        write_beside(partial)
+
+    if isinstance(encoder, ForeignEncoder):
+        save_foreign(out / "model", encoder, inputs.folder, write_beside)
+    else:
+        assert isinstance(encoder, Encoder)
+        save_folder(out / "model", encoder, write_tokenizer_too, replace=True)
+    write_file(out / "scores.json", json.dumps(written, indent=2) + "\n")

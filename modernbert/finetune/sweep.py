@@ -1,0 +1,160 @@
+"""Many runs of one config, over rates, decays, epochs and seeds; what does badly is stopped early.
+
+In: a config, the points to try, devices. Out: a folder with a run folder for each point, and the points' results.
+Stopped and started again, a sweep goes on with the points that are not done. Each device has one run at a time.
+
+Source: Golovin et al. 2017 (the median rule of Vizier).
+"""
+
+import json
+import multiprocessing
+import shutil
+import statistics
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from modernbert.errors import InputError
+from modernbert.finetune.labels import FinetuneConfig, finetune
+
+__all__ = ["Point", "Result", "best_of", "points_of", "sweep"]
+
+# So many finished runs, before one is compared with them.
+_FEWEST = 3
+
+
+@dataclass(frozen=True)
+class Point:
+    """What one run tries."""
+
+    lr: float
+    weight_decay: float
+    epochs: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return f"lr{self.lr:g}-wd{self.weight_decay:g}-ep{self.epochs}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a point: its best dev scores, and why it was stopped early, if it was."""
+
+    point: Point
+    metric: str
+    scores: dict[str, float]
+    stopped: str | None
+
+    @property
+    def score(self) -> float:
+        """The score that decides."""
+        return self.scores[self.metric]
+
+
+def points_of(
+    lrs: Sequence[float], weight_decays: Sequence[float], epochs: Sequence[int], seeds: Sequence[int]
+) -> list[Point]:
+    """Return all combinations, seed after seed, so that a sweep cut short has seen every setting.
+
+    >>> [point.name for point in points_of([1e-5, 3e-5], [1e-6], [2], [0])]
+    ['lr1e-05-wd1e-06-ep2-seed0', 'lr3e-05-wd1e-06-ep2-seed0']
+    """
+    return [Point(lr, decay, number, seed) for seed, number, decay, lr in product(seeds, epochs, weight_decays, lrs)]
+
+
+def sweep(base: FinetuneConfig, out: Path, points: Sequence[Point], devices: Sequence[str] = ("auto",)) -> list[Result]:
+    """Run the points that are not done, and return the results of all; of the models, the best one's is kept.
+
+    Raises: InputError for what cannot be learned from, or no dev rows to compare by.
+    """
+    if not base.dev:
+        raise InputError("dev: found no rows, expected some to compare runs by")
+    if len({point.name for point in points}) < len(points) or not points:
+        raise InputError("sweep: expected at least one point, each once")
+    left = [point for point in points if not (out / point.name / "scores.json").exists()]
+    print(f"{out}: {len(points)} runs, {len(points) - len(left)} of them done")
+    if len(devices) > 1 and len(left) > 1:
+        _share_out(base, out, points, left, devices)
+    else:
+        for point in left:
+            _run(base, out, points, point, devices[0])
+    results = [_result(out, point) for point in points]
+    _keep_best(out, results)
+    return results
+
+
+def _share_out(
+    base: FinetuneConfig, out: Path, points: Sequence[Point], left: Sequence[Point], devices: Sequence[str]
+) -> None:
+    """Give each device a process, which takes the next point when it is done with one."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Manager().Queue()
+    for device in devices:
+        queue.put(device)
+    with ProcessPoolExecutor(len(devices), mp_context=context, initializer=_take_device, initargs=(queue,)) as pool:
+        for done in [pool.submit(_run, base, out, points, point, None) for point in left]:
+            done.result()
+
+
+def _take_device(queue: Any) -> None:
+    global _device  # of this worker process, for all runs that it takes
+    _device = queue.get()
+
+
+_device = "auto"
+
+
+def _run(base: FinetuneConfig, out: Path, points: Sequence[Point], point: Point, device: str | None) -> None:
+    folder = out / point.name
+    config = replace(
+        base, out=str(folder), lr=point.lr, weight_decay=point.weight_decay, epochs=point.epochs, seed=point.seed,
+        device=device or _device,
+    )  # fmt: skip
+    print(f"{point.name}:", flush=True)
+
+    def give_up(epochs: float, best: float) -> str | None:
+        """Stop a run whose best is below the median of what others had reached, on average, by that time."""
+        share = epochs / point.epochs
+        means = [mean for other in points if other != point and (mean := _mean_until(out, other, share)) is not None]
+        if len(means) >= _FEWEST and share < 1 and best < statistics.median(means):
+            return f"best {best:.4f} is below the median {statistics.median(means):.4f} of {len(means)} runs"
+        return None
+
+    finetune(config, give_up)
+
+
+def _mean_until(out: Path, point: Point, share: float) -> float | None:
+    """Return the mean of a finished run's scores in the first share of its epochs, more being better."""
+    folder = out / point.name
+    if not (folder / "scores.json").exists():
+        return None
+    metric = json.loads((folder / "scores.json").read_text())["metric"]
+    sign = -1 if metric.endswith("error") else 1
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    epochs = {row["step"]: row["epoch"] for row in rows if row["kind"] == "step"}
+    found = [sign * row[metric] for row in rows if row["kind"] == "dev" and epochs[row["step"]] <= share * point.epochs]
+    return statistics.mean(found) if found else None
+
+
+def _result(out: Path, point: Point) -> Result:
+    written = json.loads((out / point.name / "scores.json").read_text())
+    return Result(point, written["metric"], written["dev"], written["stopped"])
+
+
+def best_of(results: Sequence[Result]) -> Result:
+    """Return the result with the best score on dev."""
+    sign = -1 if results[0].metric.endswith("error") else 1
+    return max(results, key=lambda result: sign * result.score)
+
+
+def _keep_best(out: Path, results: Sequence[Result]) -> None:
+    best = best_of(results).point
+    for result in results:
+        if result.point != best:
+            for name in ("model", "checkpoints"):
+                shutil.rmtree(out / result.point.name / name, ignore_errors=True)

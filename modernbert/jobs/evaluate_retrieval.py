@@ -1,0 +1,104 @@
+"""`modernbert evaluate retrieval`: how well a model finds what collections in BEIR's form ask for.
+
+In: a model folder, folders of collections. Out: nDCG@10, MRR@10 and recall@100 of each, with BM25 beside them where it
+is asked for: a table, and JSON. A query without a relevant document is left out, and counted; so are texts cut.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from modernbert.errors import InputError
+from modernbert.evaluate.collection import read_collection
+from modernbert.evaluate.retrieval import Rank, rank_by_model, rank_by_words, score_collection
+from modernbert.infer.pipeline import ModernBert
+from modernbert.storage import write_file
+
+__all__ = ["RetrievalConfig", "run"]
+
+_WIDTH_OF_A_FILE = 160
+
+
+@dataclass
+class RetrievalConfig:
+    """Which model on which collections; what is None is as the model was tuned.
+
+    `pooling` is mean, cls, or tokens for late interaction; lengths are the most tokens of a text, which is cut there.
+    """
+
+    model: str
+    collections: Sequence[str]
+    split: str = "test"
+    bm25: bool = False
+    pooling: str | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    query_length: int | None = None
+    document_length: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    out: Path | None = None
+
+
+def run(config: RetrievalConfig) -> list[dict[str, Any]]:
+    """Score collection after collection; print a table, write JSON if asked to, and return the rows.
+
+    Raises: InputError for a collection whose files do not fit together, or a model that cannot be loaded.
+    """
+    if not config.collections:
+        raise InputError("collections: found none, expected a folder in BEIR's form")
+    if config.pooling not in (None, "mean", "cls", "tokens"):
+        raise InputError(f"pooling: found {config.pooling!r}, expected mean, cls or tokens")
+    collections = [read_collection(Path(name), config.split) for name in config.collections]
+    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype)
+    asked = ("pooling", "query_prompt", "document_prompt", "query_length", "document_length")
+    changes: dict[str, Any] = {name: getattr(config, name) for name in asked if getattr(config, name) is not None}
+    bert.vectors = replace(bert.vectors, **changes)
+    systems: dict[str, Rank] = {config.model: rank_by_model(bert)} | ({"BM25": rank_by_words} if config.bm25 else {})
+    rows: list[dict[str, Any]] = []
+    for collection in collections:
+        for system, rank in systems.items():
+            scored = score_collection(collection, rank)
+            rows.append({
+                "collection": collection.name, "split": config.split, "system": system, **asdict(scored),
+                "num_queries": len(collection.queries), "num_documents": len(collection.documents),
+                "num_unjudged": collection.num_unjudged, "num_empty": collection.num_empty,
+            })  # fmt: skip
+    _show(rows)
+    if config.out is not None:
+        settings = {"vectors": asdict(bert.vectors), "device": str(bert.device)}
+        write_file(config.out, json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
+    return rows
+
+
+def _show(rows: Sequence[dict[str, Any]]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _WIDTH_OF_A_FILE
+    table = Table()
+    for column in (
+        "collection",
+        "system",
+        "nDCG@10",
+        "MRR@10",
+        "recall@100",
+        "queries",
+        "documents",
+        "left out",
+        "cut",
+        "s",
+    ):
+        table.add_column(column, justify="left" if column in ("collection", "system") else "right")
+    for row in rows:
+        scores = [f"{row[name]:.3f}" for name in ("ndcg_10", "mrr_10", "recall_100")]
+        table.add_row(
+            f"{row['collection']} {row['split']}", row["system"], *scores, f"{row['num_queries']:,}",
+            f"{row['num_documents']:,}", f"{row['num_unjudged'] + row['num_empty']:,}", f"{row['num_cut']:,}",
+            f"{row['seconds']:.1f}",
+        )  # fmt: skip
+    console.print(table)

@@ -1,0 +1,188 @@
+"""Encoders of other families behind the ragged calls of this package, through `transformers`.
+
+In: a folder of BERT, RoBERTa, DeBERTa-v3, NomicBERT or another encoder. Out: modules that take batches laid end to end.
+Padding lives here and nowhere else: rows are padded for the model, and what it says of padding is dropped. Nothing in a
+folder is executed: code that comes with a model is never trusted.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from modernbert.errors import InputError
+from modernbert.model.heads import TASKS
+from modernbert.ragged import Batch, Layout
+from modernbert.storage import new_folder
+
+__all__ = [
+    "OURS",
+    "ForeignClassifier",
+    "ForeignEncoder",
+    "family_of",
+    "load_foreign_classifier",
+    "load_foreign_encoder",
+    "longest_of",
+    "save_foreign",
+]
+
+
+OURS = "modernbert"
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Where the tokens of a batch stand when its documents are rows of one length."""
+
+    ids: Int64[Tensor, "N S"]
+    mask: Int64[Tensor, "N S"]
+    real: Bool[Tensor, "N S"]
+
+
+def family_of(folder: Path) -> str:
+    """Return the `model_type` of a folder's config; `OURS` is this package's own.
+
+    Raises: InputError if there is no config.
+    """
+    return str(_config(folder).get("model_type", OURS))
+
+
+def longest_of(folder: Path) -> int:
+    """Return the most tokens a foreign model takes; RoBERTa's family counts places from behind that of padding."""
+    found = _config(folder)
+    places = int(found.get("max_position_embeddings") or found.get("n_positions") or 512)
+    behind = found.get("model_type") in ("roberta", "xlm-roberta", "camembert")
+    offset = int(found.get("pad_token_id") or 0) + 1 if behind else 0
+    return places - offset
+
+
+class ForeignEncoder(nn.Module):
+    """A bare encoder: tokens of a ragged batch -> hidden states."""
+
+    def __init__(self, inner: nn.Module, pad_id: int, sep_id: int, longest: int) -> None:
+        super().__init__()
+        self.inner, self.pad_id, self.sep_id, self.longest = inner, pad_id, sep_id, longest
+
+    @property
+    def width(self) -> int:
+        """Width of its hidden states, D."""
+        return int(self.inner.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    def forward(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
+        """Return the hidden state of every token."""
+        grid = _grid(tokens, layout, self.pad_id)
+        hidden: Tensor = self.inner(**_inputs(self.inner, grid, self.sep_id)).last_hidden_state
+        return hidden[grid.real]
+
+
+class ForeignClassifier(nn.Module):
+    """An encoder with the head that its family scores documents or tokens with."""
+
+    def __init__(self, inner: nn.Module, task: str, labels: Sequence[str], pad_id: int, sep_id: int) -> None:
+        super().__init__()
+        self.inner, self.task, self.labels = inner, task, tuple(labels)
+        self.pad_id, self.sep_id = pad_id, sep_id
+
+    def forward(self, batch: Batch) -> Float[Tensor, "M labels"]:
+        """Return scores of every document or every token; where `batch.where` names some, of those alone."""
+        grid = _grid(batch.tokens, batch.layout, self.pad_id)
+        scores: Tensor = self.inner(**_inputs(self.inner, grid, self.sep_id)).logits
+        rows = scores[grid.real] if TASKS[self.task].of_tokens else scores
+        return rows if batch.where is None else rows.index_select(0, batch.where)
+
+
+def load_foreign_encoder(folder: Path, pad_id: int, sep_id: int, dtype: torch.dtype) -> ForeignEncoder:
+    """Load a bare encoder.
+
+    Raises: InputError if transformers is not installed, or does not load the folder.
+    """
+    transformers = _transformers()
+    inner = _told(folder, lambda: transformers.AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True))
+    return ForeignEncoder(inner.eval(), pad_id, sep_id, longest_of(folder))
+
+
+def load_foreign_classifier(
+    folder: Path, task: str, labels: Sequence[str], seed: int, pad_id: int, sep_id: int
+) -> ForeignClassifier:
+    """Load an encoder with its family's head in float32; what the folder lacks of the head is drawn from the seed.
+
+    Raises: InputError if transformers is not installed, or does not load the folder.
+    """
+    transformers = _transformers()
+    kinds = {False: transformers.AutoModelForSequenceClassification, True: transformers.AutoModelForTokenClassification}
+    named = dict(enumerate(labels))
+    torch.manual_seed(seed)
+    inner = _told(
+        folder,
+        lambda: kinds[TASKS[task].of_tokens].from_pretrained(
+            folder, num_labels=len(labels), id2label=named, label2id={label: n for n, label in named.items()},
+            problem_type=TASKS[task].problem_type, ignore_mismatched_sizes=True, dtype=torch.float32,
+            use_safetensors=True,
+        ),
+    )  # fmt: skip
+    return ForeignClassifier(inner, task, labels, pad_id, sep_id)
+
+
+def save_foreign(
+    folder: Path,
+    model: ForeignClassifier | ForeignEncoder,
+    tokenizer_of: Path,
+    write_beside: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a folder that transformers loads, with the tokenizer's files of the folder it came from."""
+    with new_folder(folder, replace=True) as partial:
+        model.inner.save_pretrained(partial)  # type: ignore[operator]
+        for path in tokenizer_of.iterdir():
+            if path.name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "spm", "sentencepiece")):
+                (partial / path.name).write_bytes(path.read_bytes())
+        if write_beside is not None:
+            write_beside(partial)
+
+
+def _grid(tokens: Tensor, layout: Layout, pad_id: int) -> _Grid:
+    size = layout.max_seqlen
+    lengths = (layout.cu_seqlens[1:] - layout.cu_seqlens[:-1]).long()
+    real = torch.arange(size, device=tokens.device) < lengths[:, None]
+    ids = torch.full((layout.num_docs, size), pad_id, dtype=torch.int64, device=tokens.device)
+    ids[real] = tokens
+    return _Grid(ids, real.long(), real)
+
+
+def _inputs(inner: nn.Module, grid: _Grid, sep_id: int) -> dict[str, Tensor]:
+    """Return what a model of transformers takes; the second text of a pair has another type, where there are types."""
+    inputs = {"input_ids": grid.ids, "attention_mask": grid.mask}
+    if int(getattr(inner.config, "type_vocab_size", 0) or 0) > 1:
+        ends = (grid.ids == sep_id).long()
+        # A token is of the second text if a separator stands before it.
+        inputs["token_type_ids"] = ((ends.cumsum(1) - ends) > 0).long() * grid.mask
+    return inputs
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{folder / 'config.json'}: no such file, expected a published model folder") from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise InputError(f"{folder / 'config.json'}: is not readable JSON ({error})") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise InputError("models of other families need transformers: pip install 'modernbert[eval]'") from None
+    return transformers
+
+
+def _told(folder: Path, load: Any) -> nn.Module:
+    try:
+        return load()
+    except Exception as error:  # the library raises a dozen types; each is one reason for one line
+        raise InputError(f"{folder}: transformers does not load it ({' '.join(str(error).split())[:200]})") from None

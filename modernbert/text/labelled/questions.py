@@ -1,0 +1,105 @@
+"""Questions to learn retrieval from: a query, what answers it, what does not.
+
+In: rows, or ids of a collection. Out: `Question`s as text, and what a step of them compares.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from modernbert.errors import InputError
+from modernbert.text.labelled.rows import Row
+
+__all__ = ["Question", "questions_of_rows", "questions_of_collection", "step_of"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """Hold a query, the passage that answers it, others, and a teacher's score of each, the answer's first.
+
+    `answers` are all texts that answer the query: none of them is a negative.
+    """
+
+    query: str
+    answer: str
+    others: Sequence[str] = ()
+    scores: np.ndarray | None = None
+    answers: frozenset[str] = field(default_factory=frozenset)
+
+
+def questions_of_rows(rows: Sequence[Row]) -> list[Question]:
+    """Read `query`, `positive`, and where there are any `negatives` (or one `negative`) and `scores`.
+
+    Raises: InputError naming the row, for an empty text or as many scores as no passages.
+    """
+    answers: dict[str, set[str]] = {}
+    for row in rows:
+        answers.setdefault(row.text("query"), set()).add(row.text("positive"))
+    has_scores = [row.values.get("scores") is not None for row in rows]
+    found = []
+    for row, scored in zip(rows, has_scores, strict=True):
+        if scored != has_scores[0]:
+            raise InputError(f"{row.origin}: {'has' if scored else 'has no'} scores, the first row has it otherwise")
+        query = row.text("query")
+        others = _others(row)
+        scores = _scores(row, 1 + len(others)) if scored else None
+        found.append(Question(query, row.text("positive"), others, scores, frozenset(answers[query])))
+    return found
+
+
+def questions_of_collection(
+    queries: Mapping[str, str], documents: Mapping[str, str], judgments: Mapping[str, Mapping[str, int]]
+) -> list[Question]:
+    """Make a question of each query and each document that answers it."""
+    found = []
+    for query, grades in judgments.items():
+        fitting = [documents[key] for key, grade in grades.items() if grade > 0 and key in documents]
+        found += [Question(queries[query], each, answers=frozenset(fitting)) for each in fitting]
+    return found
+
+
+def step_of(questions: Sequence[Question]) -> tuple[list[str], list[list[int]], list[tuple[int, int]]]:
+    """Return the passages of a step, answers first; each question's own among them; and pairs that fit besides.
+
+    A pair is (question, passage): a passage of another question that answers this one too.
+
+    >>> step_of([Question("q", "a", ["x"]), Question("r", "b")])[:2]
+    (['a', 'b', 'x'], [[0, 2], [1]])
+    """
+    passages = [question.answer for question in questions]
+    candidates = []
+    for number, question in enumerate(questions):
+        candidates.append([number, *range(len(passages), len(passages) + len(question.others))])
+        passages.extend(question.others)
+    known = [
+        (number, place)
+        for number, question in enumerate(questions)
+        for place, passage in enumerate(passages)
+        if place != number and (passage in question.answers or passage == question.answer)
+    ]
+    return passages, candidates, known
+
+
+def _others(row: Row) -> list[str]:
+    if "negative" in row.values:
+        return [row.text("negative")]
+    found: Any = row.values.get("negatives") or []
+    if not isinstance(found, list) or not all(isinstance(each, str) and each.strip() for each in found):
+        raise InputError(f"{row.origin}: negatives is {str(found)[:60]!r}, expected a list of texts")
+    return found
+
+
+def _scores(row: Row, number: int) -> np.ndarray:
+    try:
+        scores = np.asarray(row.values["scores"], dtype=np.float32)
+    except (TypeError, ValueError):
+        raise InputError(f"{row.origin}: scores is {str(row.values['scores'])[:60]!r}, expected numbers") from None
+    if scores.shape != (number,) or not np.isfinite(scores).all():
+        raise InputError(
+            f"{row.origin}: found {scores.size} scores, expected {number} finite ones, the positive's first"
+        )
+    if number < 2:
+        raise InputError(f"{row.origin}: has scores of one passage, expected at least two to compare")
+    return scores

@@ -1,0 +1,297 @@
+"""Tuning for retrieval: losses beside their formulas, cached gradients beside plain ones, folders others load."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modernbert import ModernBert
+from modernbert.errors import InputError
+from modernbert.finetune.retriever import RetrieverConfig, finetune_retriever
+from modernbert.model.embedder import Embedder, Vectors
+from modernbert.model.heads import MaskedLM
+from modernbert.model.hub import load_model
+from modernbert.ragged import within
+from modernbert.text.forms import Form, Laid, laid_out
+from modernbert.text.labelled.questions import Question, questions_of_rows, step_of
+from modernbert.text.labelled.rows import Row
+from modernbert.train.loop import derive_seed, train_step
+from modernbert.train.losses import tell_apart
+from modernbert.train.optim import StableAdamW, parameter_groups
+from modernbert.train.parallel import Objective
+from modernbert.train.retrieval import Comparison, RetrievalLoss, distil
+
+CPU = torch.device("cpu")
+
+
+def texts(number: int, seed: int, late: bool) -> list[Laid]:
+    rng = np.random.default_rng(seed)
+    found = []
+    for length in rng.integers(2, 40, number):
+        where = np.sort(rng.choice(length, max(1, int(length) // 2), replace=False)) if late else None
+        found.append(Laid(rng.integers(4, 512, length), where))
+    return found
+
+
+def embedder(small_model: MaskedLM, late: bool) -> Embedder:
+    projection = torch.nn.Linear(128, 32, bias=False) if late else None
+    small_model.model.set_dropout(0.1)
+    return Embedder(small_model.model, "tokens" if late else "mean", projection)
+
+
+def comparison(items: list[Laid], late: bool, with_teacher: bool) -> Comparison:
+    rng = np.random.default_rng(5)
+    lengths = [each.num_rows if late else 1 for each in items]
+    known = torch.zeros(6, 18, dtype=torch.bool)
+    known[0, 3] = known[2, 9] = True
+    if not with_teacher:
+        return Comparison(6, lengths, known)
+    candidates = [[n, 6 + 2 * n, 7 + 2 * n] for n in range(6)]
+    return Comparison(6, lengths, None, candidates, [rng.normal(size=3).astype(np.float32) for _ in range(6)])
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("with_teacher", [False, True])
+def test_cached_gradients_equal_plain_ones(late: bool, with_teacher: bool, small_model: MaskedLM) -> None:
+    """Without dropout, micro-batches of any size give one loss and one gradient; with it, one mask for both passes."""
+    model = embedder(small_model, late)
+    model.model.set_dropout(0.0)
+    items = texts(24, 3, late)
+    found = []
+    for budget in (10_000, 100, 1):
+        loss = RetrievalLoss(0.05)
+        parts = [laid_out(group) for group in within(items, budget, lambda each: len(each.tokens))]
+        batches = list(loss.micro_batches(model, parts, comparison(items, late, with_teacher), step_seed=1, device=CPU,
+                                          dtype=torch.float32))  # fmt: skip
+        assert len(batches) == {10_000: 1, 1: 24}.get(budget, len(batches))
+        optimizer = StableAdamW(parameter_groups(model, 0.0), lr=1e-9)
+        result = train_step(Objective(model, loss), batches, optimizer, 0.0, seed=1, device=CPU, dtype=torch.float32)
+        found.append((result, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
+    (plain, gradients), *others = found
+    assert plain.num_rows == 6 and plain.grad_norm > 0
+    for result, cached in others:
+        assert (result.num_rows, result.num_tokens) == (plain.num_rows, plain.num_tokens)
+        assert result.loss == pytest.approx(plain.loss, abs=1e-5)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(cached[name], gradient, atol=1e-5, rtol=1e-4)
+
+
+def test_dropout_is_the_same_when_a_micro_batch_comes_again(small_model: MaskedLM) -> None:
+    """What the loss asked of the vectors is asked of the very vectors it saw."""
+    model = embedder(small_model, False)
+    items = texts(24, 3, False)
+    loss = RetrievalLoss(0.05)
+    parts = [laid_out(group) for group in within(items, 100, lambda each: len(each.tokens))]
+    seen: list[Tensor] = []
+    compare = loss.compare
+    loss.compare = lambda vectors, what: (seen.append(vectors), compare(vectors, what))[1]  # type: ignore[method-assign]
+    batches = list(loss.micro_batches(model, parts, comparison(items, False, False), step_seed=1, device=CPU,
+                                      dtype=torch.float32))  # fmt: skip
+    again = []
+    for number, batch in enumerate(batches):
+        torch.manual_seed(derive_seed(1, number))
+        again.append(model(batch).detach())
+    torch.testing.assert_close(torch.cat(again), seen[0].detach(), atol=0, rtol=0)
+
+
+def test_telling_apart_is_the_ranking_loss_of_sentence_transformers(small_model: MaskedLM) -> None:
+    """MultipleNegativesRankingLoss by its documentation: cross entropy of cosine times scale, the positive in place."""
+    model = embedder(small_model, False).eval()
+    items = texts(24, 3, False)
+    vectors = model(laid_out(items)).detach()
+    total, count = RetrievalLoss(0.05).compare(vectors, Comparison(6, [1] * 24))
+    cosine = F.cosine_similarity(vectors[:6, None], vectors[None, 6:], dim=-1)
+    expected = F.cross_entropy(cosine * 20.0, torch.arange(6))
+    assert float(total / count) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_late_scores_and_distillation_are_those_of_pylate(small_model: MaskedLM) -> None:
+    """By PyLate's formulas on padded tensors: sums of maxima, stretched to 0..1, KL to the teacher's log-softmax."""
+    model = embedder(small_model, True).eval()
+    items = texts(24, 3, True)
+    vectors = model(laid_out(items)).detach()
+    what = comparison(items, True, True)
+    assert what.candidates is not None and what.teacher is not None
+    rows = list(vectors.split(list(what.lengths)))
+    scores = torch.tensor(
+        [[(q @ rows[6 + n].T).amax(dim=1).sum() for n in own] for q, own in zip(rows, what.candidates, strict=False)]
+    )
+    low, high = scores.amin(1, keepdim=True), scores.amax(1, keepdim=True)
+    stretched = (scores - low) / (high - low + 1e-8)
+    teacher = torch.from_numpy(np.stack(what.teacher))
+    expected = F.kl_div(stretched.log_softmax(-1), teacher.log_softmax(-1), reduction="batchmean", log_target=True)
+    total, count = RetrievalLoss(1.0).compare(vectors, what)
+    assert float(total / count) == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_an_answer_of_another_question_that_fits_is_no_negative() -> None:
+    questions = [
+        Question("q", "a", ["x"], answers=frozenset({"a", "b"})), Question("r", "b", answers=frozenset({"b"})),
+        Question("s", "a", answers=frozenset({"a"})),
+    ]  # fmt: skip
+    passages, candidates, known = step_of(questions)
+    assert passages == ["a", "b", "a", "x"] and candidates == [[0, 3], [1], [2]]
+    assert known == [(0, 1), (0, 2), (2, 0)]
+    scores = torch.tensor([[1.0, 9.0, 9.0, 0.0], [0.0, 2.0, 1.0, 1.0], [9.0, 1.0, 3.0, 2.0]])
+    fits = torch.zeros(3, 4, dtype=torch.bool)
+    for question, passage in known:
+        fits[question, passage] = True
+    total, count = tell_apart(scores, fits)
+    by_hand = [scores[0, [0, 3]], scores[1, [1, 0, 2, 3]], scores[2, [2, 1, 3]]]
+    assert count == 3
+    assert float(total) == pytest.approx(sum(float(row.logsumexp(0) - row[0]) for row in by_hand), rel=1e-6)
+
+
+def test_a_teacher_that_agrees_costs_nothing() -> None:
+    scores = torch.tensor([[0.0, 0.25, 1.0]])
+    total, _ = distil(scores, [[0, 1, 2]], [np.array([0.0, 0.25, 1.0], np.float32)], normalize=True)
+    assert float(total) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_forms_mark_fill_up_and_skip(small_bert: ModernBert) -> None:
+    tokenizer = small_bert.tokenizer
+    form = Form(12, "[unused0]", expand=True)
+    ((laid,), num_cut) = form.lay(tokenizer, ["city"])
+    ids = laid.tokens.tolist()
+    assert len(ids) == 12 and num_cut == 0
+    assert ids[:2] == [tokenizer.cls_id, tokenizer.id_of("[unused0]")]
+    end = ids.index(tokenizer.sep_id)
+    assert ids[end + 1 :] == [tokenizer.mask_id] * (11 - end)
+    comma = tokenizer.id_of(",")
+    assert comma is not None
+    ((laid,), num_cut) = Form(9, skip=frozenset({comma})).lay(tokenizer, ["city, " * 9])
+    assert num_cut == 1 and laid.where is not None
+    assert len(laid.tokens) == 9 and comma in laid.tokens and comma not in laid.tokens[laid.where]
+
+
+@pytest.fixture
+def config(tmp_path: Path, small_bert: ModernBert, write_collection: Callable[..., Path]) -> RetrieverConfig:
+    small_bert.save(tmp_path / "start")
+    folder = str(write_collection(tmp_path / "made-up", num_documents=60, num_queries=40))
+    return RetrieverConfig(
+        model=str(tmp_path / "start"), task="embed", train=[folder], dev=[folder], test=[folder], dev_split="train",
+        out=str(tmp_path / "run"), epochs=12, batch=16, lr=2e-3, negatives=1, device="cpu", precision="float32",
+        backend="banded", dropout=0.0, vectors=Vectors(query_length=40, document_length=60),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("task", ["embed", "late"])
+def test_answers_are_learned_and_the_folder_ranks_as_the_run_did(task: str, config: RetrieverConfig) -> None:
+    from modernbert.evaluate.collection import read_collection
+    from modernbert.evaluate.retrieval import rank_by_model, score_collection
+
+    config = replace(config, task=task, projection=24 if task == "late" else None)
+    collection = read_collection(Path(config.test[0]))
+    before = score_collection(collection, rank_by_model(ModernBert.load(config.model, device="cpu", dtype="float32")))
+    folder = finetune_retriever(config)
+    bert = ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    assert bert.is_late == (task == "late") and bert.vectors.document_length == 60
+    after = score_collection(collection, rank_by_model(bert))
+    scores = json.loads((folder.parent / "scores.json").read_text())
+    assert after.ndcg_10 == pytest.approx(scores["test"]["made-up"]["ndcg_10"], abs=1e-6)
+    assert after.ndcg_10 > max(0.95, before.ndcg_10 + 0.05)
+
+
+def test_sentence_transformers_embeds_the_folder_alike(config: RetrieverConfig) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    vectors = replace(config.vectors, query_prompt="city: ", document_prompt="land: ")
+    folder = finetune_retriever(replace(config, epochs=1, vectors=vectors))
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    ours = ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    asked = ["the capital of country 3", "rivers", "a city " * 40]
+    np.testing.assert_allclose(theirs.encode_query(asked[:2]), ours.embed_queries(asked[:2]).vectors, atol=1e-5)
+    np.testing.assert_allclose(theirs.encode_document(asked), ours.embed_documents(asked).vectors, atol=1e-5)
+
+
+def test_sentence_transformers_embeds_tokens_of_the_folder_alike(config: RetrieverConfig) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    if not hasattr(sentence_transformers, "MultiVectorEncoder"):
+        pytest.skip("this version has no MultiVectorEncoder")
+    vectors = Vectors(
+        query_prompt="[unused0]", document_prompt="[unused1]", query_length=16, document_length=30,
+        expand_queries=True, skip=[",", "."],
+    )  # fmt: skip
+    folder = finetune_retriever(replace(config, task="late", projection=24, epochs=1, vectors=vectors))
+    theirs = sentence_transformers.MultiVectorEncoder(str(folder), device="cpu")
+    ours = ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    asked = ["the capital, of country 3.", "rivers"]
+    for mine, other in (
+        (ours.embed_queries(asked).vectors, theirs.encode_query(asked)),
+        (ours.embed_documents(asked).vectors, theirs.encode_document(asked)),
+    ):
+        for a, b in zip(mine, other, strict=True):
+            np.testing.assert_allclose(a, np.asarray(b), atol=1e-5)
+
+
+def test_a_teacher_is_learned_from_rows(config: RetrieverConfig, tmp_path: Path) -> None:
+    rows = [
+        {
+            "query": f"city {n % 5}",
+            "positive": f"land {n}",
+            "negatives": [f"rivers {n}", "a country"],
+            "scores": [3, 1, 0],
+        }
+        for n in range(40)
+    ]
+    (tmp_path / "triples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = replace(config, train=[str(tmp_path / "triples.jsonl")], negatives=0, dev=[], task="late", projection=None)
+    finetune_retriever(config)
+    log = [json.loads(line) for line in (Path(config.out) / "log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in log if row["kind"] == "step"]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        ({"query": "a"}, "f:1: no column 'positive'"),
+        ({"query": " ", "positive": "b"}, "f:1: query is empty"),
+        ({"query": "a", "positive": "b", "negatives": "c"}, "f:1: negatives is 'c', expected a list"),
+        ({"query": "a", "positive": "b", "negatives": ["c"], "scores": [1]}, "f:1: found 1 scores, expected 2"),
+        ({"query": "a", "positive": "b", "negatives": ["c"], "scores": [1, float("nan")]}, "f:1: found 2 scores"),
+        ({"query": "a", "positive": "b", "scores": [1]}, "f:1: has scores of one passage"),
+    ],
+)
+def test_rows_that_ask_nothing_are_named(row: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        questions_of_rows([Row(row, "f:1")])
+
+
+@pytest.mark.parametrize(
+    "changes, said",
+    [
+        ({"task": "find"}, "task: found 'find', expected embed or late"),
+        ({"temperature": -1.0}, "temperature: found -1.0"),
+        ({"metric": "accuracy"}, "metric: found 'accuracy'"),
+        ({"dev": [], "patience": 1}, "dev: found no collection"),
+        ({"vectors": Vectors(pooling="max")}, "vectors.pooling: found 'max'"),
+        ({"train": ["nowhere"]}, "nowhere: no such file"),
+        ({"dev_split": "dev"}, "dev.tsv: no such file"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_refused_and_nothing_is_written(
+    changes: dict[str, Any], said: str, config: RetrieverConfig
+) -> None:
+    with pytest.raises(InputError, match=said):
+        finetune_retriever(replace(config, **changes))
+    assert not Path(config.out).exists()
+
+
+def test_a_late_folder_that_hides_tokens_from_one_another_is_refused(config: RetrieverConfig) -> None:
+    folder = finetune_retriever(
+        replace(config, task="late", epochs=1, vectors=Vectors(query_length=16, expand_queries=True))
+    )
+    path = folder / "config_sentence_transformers.json"
+    path.write_text(
+        path.read_text().replace('"attend_to_expansion_tokens": true', '"attend_to_expansion_tokens": false')
+    )
+    assert isinstance(load_model(folder), torch.nn.Module)
+    with pytest.raises(InputError, match="attend_to_expansion_tokens is false"):
+        ModernBert.load(folder)

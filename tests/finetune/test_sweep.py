@@ -1,0 +1,167 @@
+"""Sweeps and the tasks of GLUE: every setting is tried once, the best is kept, and a table says what came of it."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modernbert import ModernBert
+from modernbert.errors import InputError
+from modernbert.finetune.glue import PUBLISHED, TASKS, config_of, tasks_in
+from modernbert.finetune.labels import FinetuneConfig
+from modernbert.finetune.sweep import Point, best_of, points_of, sweep
+from modernbert.jobs.evaluate_glue import GlueConfig, run
+
+WORDS = ["capital", "country", "city", "land", "rivers"]
+
+
+def sentences(number: int, seed: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, int(rng.integers(2, 9)))) for _ in range(number)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, small_bert: ModernBert) -> str:
+    folder = tmp_path_factory.mktemp("start") / "model"
+    small_bert.save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def base(tmp_path: Path, model: str) -> FinetuneConfig:
+    for split, number, seed in (("train", 160, 0), ("dev", 60, 1)):
+        lines = [f"{text}\t{int('city' in text)}" for text in sentences(number, seed)]
+        (tmp_path / f"{split}.tsv").write_text("text\tlabel\n" + "\n".join(lines) + "\n")
+    return FinetuneConfig(
+        model=model, task="classify", train=[str(tmp_path / "train.tsv")], dev=[str(tmp_path / "dev.tsv")],
+        out=str(tmp_path / "sweep"), epochs=2, batch=16, device="cpu", precision="float32", backend="banded",
+    )  # fmt: skip
+
+
+def test_a_sweep_keeps_the_best_model_and_goes_on_where_it_was(
+    base: FinetuneConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    points = points_of([1e-3, 1e-7], [1e-5], [2], [0, 1])
+    first = sweep(base, tmp_path / "sweep", points[:2])
+    capsys.readouterr()
+    results = sweep(base, tmp_path / "sweep", points)
+    assert "4 runs, 2 of them done" in capsys.readouterr().out
+    assert [result.point for result in results] == points and results[:2] == first
+    best = best_of(results)
+    assert best.point.lr == 1e-3 and best.score == max(result.score for result in results)
+    kept = [path.parent.name for path in (tmp_path / "sweep").glob("*/model")]
+    assert kept == [best.point.name]
+
+
+def test_a_run_below_the_median_of_others_is_stopped(base: FinetuneConfig, tmp_path: Path) -> None:
+    """Three good runs, then one that learns nothing: it ends at its first scoring."""
+    base = replace(base, epochs=4, scorings_per_epoch=2)
+    points = [Point(1e-3, 1e-5, 4, seed) for seed in range(3)] + [Point(1e-9, 1e-5, 4, 0)]
+    results = sweep(base, tmp_path / "sweep", points)
+    assert [result.stopped is None for result in results] == [True, True, True, False]
+    assert results[3].stopped is not None and "below the median" in results[3].stopped
+    rows = (tmp_path / "sweep" / points[3].name / "log.jsonl").read_text().splitlines()
+    assert sum(json.loads(row)["kind"] == "dev" for row in rows) < 8
+
+
+def test_each_device_has_a_process(base: FinetuneConfig, tmp_path: Path) -> None:
+    points = points_of([1e-3, 1e-4], [1e-5], [1], [0])
+    alone = sweep(base, tmp_path / "alone", points)
+    together = sweep(base, tmp_path / "together", points, devices=("cpu", "cpu"))
+    assert [result.scores for result in alone] == [result.scores for result in together]
+
+
+def test_a_sweep_needs_something_to_compare_by(base: FinetuneConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="dev: found no rows"):
+        sweep(replace(base, dev=[]), tmp_path / "sweep", points_of([1e-3], [1e-5], [1], [0]))
+    with pytest.raises(InputError, match="expected at least one point, each once"):
+        sweep(base, tmp_path / "sweep", [Point(1e-3, 1e-5, 1, 0)] * 2)
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_the_command_sweeps(base: FinetuneConfig, tmp_path: Path) -> None:
+    words = [f"{name}={getattr(base, name)}" for name in ("model", "task", "out", "batch", "precision", "backend")]
+    words += [f"train=[{base.train[0]}]", f"dev=[{base.dev[0]}]", "epochs=1", "device=cpu"]
+    command = [sys.executable, "-m", "modernbert.cli", "sweep", *words, "--lrs", "1e-3", "--lrs", "1e-4"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = json.loads((Path(base.out) / "sweep.json").read_text())
+    assert {run["lr"] for run in said["runs"]} == {1e-3, 1e-4}
+    assert (Path(base.out) / said["best"] / "model" / "config.json").exists()
+
+
+GLUE_ROWS: dict[str, tuple[str, Any]] = {
+    "cola": ("sentence\tlabel", lambda a, b: f"{a}\t{int('city' in a)}"),
+    "stsb": ("sentence1\tsentence2\tscore", lambda a, b: f"{a}\t{b}\t{len(a.split()) / 2}"),
+    "mnli": ("index\tsentence1\tsentence2\tgold_label", lambda a, b: f"0\t{a}\t{b}\t{'yes' if 'city' in b else 'no'}"),
+    "rte": ("sentence1\tsentence2\tlabel", lambda a, b: f"{a}\t{b}\t{'yes' if 'city' in b else 'no'}"),
+    "qnli": ("index\tquestion\tsentence\tlabel", lambda a, b: f"0\t{a}\t{b}\t{int('city' in b)}"),
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for name, (header, row) in GLUE_ROWS.items():
+        (tmp_path / "glue" / name).mkdir(parents=True)
+        for split, number, seed in (("train", 80, 0), ("dev_matched" if name == "mnli" else "dev", 40, 2)):
+            pairs = zip(sentences(number, seed), sentences(number, seed + 1), strict=True)
+            lines = [header, *(row(a, b) for a, b in pairs)]
+            (tmp_path / "glue" / name / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "glue"
+
+
+def test_columns_are_found_whatever_the_files_call_them(data: Path) -> None:
+    assert tasks_in(data) == ["cola", "stsb", "mnli", "qnli", "rte"]
+    columns = {name: config_of(name, data, FinetuneConfig()).columns for name in tasks_in(data)}
+    assert (columns["cola"].text, columns["cola"].pair) == ("sentence", None)
+    assert (columns["qnli"].text, columns["qnli"].pair) == ("question", "sentence")
+    assert columns["mnli"].label == "gold_label" and columns["stsb"].label == "score"
+
+
+def test_glue_is_tuned_scored_and_shown(
+    data: Path, tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = GlueConfig(
+        model, data, tmp_path / "out", tasks=["cola", "rte", "mnli"], lrs=[1e-3], epochs=[2], seeds=[0, 1],
+        devices=["cpu"], precision="float32",
+    )  # fmt: skip
+    said = run(config)
+    assert list(said) == ["cola", "mnli", "rte"], "what starts from MNLI comes after it"
+    assert said["cola"]["started_from"] == model
+    assert said["rte"]["started_from"] == str(tmp_path / "out" / "mnli" / said["mnli"]["best_run"] / "model")
+    for name, summary in said.items():
+        assert summary["metric"] == TASKS[name].metric
+        assert summary["best"] == max(summary["seeds"]) >= summary["median"]
+    assert said["rte"]["best"] > 0.7, "a model that has learned the same thing on MNLI"
+    shown = capsys.readouterr().out
+    assert "median of seeds" in shown and "87.4" in shown
+    again = run(config)
+    assert again == said, "a finished sweep is read, not run again"
+
+
+def test_what_is_not_there_is_named(data: Path, tmp_path: Path, model: str) -> None:
+    for changes, said in (
+        ({"tasks": ["wnli"]}, "tasks: found 'wnli', expected cola, stsb"),
+        ({"grid": "all"}, "grid: found 'all'"),
+        ({"data": tmp_path / "nowhere"}, "nowhere: holds no task of GLUE"),
+    ):
+        with pytest.raises(InputError, match=said):
+            run(replace(GlueConfig(model, data, tmp_path / "out"), **changes))  # type: ignore[arg-type]
+    (data / "cola" / "dev.tsv").unlink()
+    with pytest.raises(InputError, match="cola: has no dev split"):
+        run(GlueConfig(model, data, tmp_path / "out", tasks=["cola"]))
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_published_table_has_a_score_for_each_task() -> None:
+    """Its averages are the GLUE column of the paper's table 1."""
+    assert all(len(scores) == len(TASKS) for scores in PUBLISHED.values())
+    averages = {"BERT base": 84.7, "RoBERTa base": 86.4, "DeBERTaV3 base": 88.1, "GTE-en-MLM base": 85.6,
+                "ModernBERT base": 88.4, "ModernBERT large": 90.4}  # fmt: skip
+    for name, average in averages.items():
+        assert np.mean(PUBLISHED[name]) == pytest.approx(average, abs=0.25), name

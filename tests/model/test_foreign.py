@@ -1,0 +1,123 @@
+"""Models of other families behind the ragged calls: what they compute of a text does not depend on its neighbours."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from modernbert import ModernBert
+from modernbert.errors import InputError
+from modernbert.finetune.labels import FinetuneConfig, finetune
+from modernbert.model.foreign import family_of, load_foreign_classifier, load_foreign_encoder, longest_of
+from modernbert.ragged import Batch
+
+SIZES: dict[str, Any] = dict(
+    vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, pad_token_id=3,
+    hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+)  # fmt: skip
+FAMILIES: dict[str, Any] = {
+    "bert": transformers.BertConfig(**SIZES, max_position_embeddings=64),
+    "roberta": transformers.RobertaConfig(**SIZES, max_position_embeddings=68, type_vocab_size=1),
+    "deberta-v2": transformers.DebertaV2Config(**SIZES, max_position_embeddings=64, relative_attention=True,
+                                               position_buckets=16, pos_att_type=["p2c", "c2p"]),
+}  # fmt: skip
+LENGTHS = (3, 40, 1, 17)
+
+
+@pytest.fixture(params=FAMILIES)
+def folder(request: pytest.FixtureRequest, tmp_path: Path, small_bert: ModernBert) -> Path:
+    torch.manual_seed(1)
+    model = transformers.AutoModel.from_config(FAMILIES[request.param])
+    model.save_pretrained(tmp_path / "theirs")
+    small_bert.tokenizer.save_folder(tmp_path / "theirs", 64)
+    return tmp_path / "theirs"
+
+
+def documents() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(10, 500, length) for length in LENGTHS]
+
+
+def test_hidden_states_are_those_of_each_text_alone(folder: Path) -> None:
+    ours = load_foreign_encoder(folder, 3, 2, torch.float32)
+    theirs = transformers.AutoModel.from_pretrained(folder).eval()
+    batch = Batch.from_documents(documents())
+    with torch.no_grad():
+        found = ours(batch.tokens, batch.layout).split(list(LENGTHS))
+        for rows, document in zip(found, documents(), strict=True):
+            alone = theirs(input_ids=torch.from_numpy(document)[None]).last_hidden_state[0]
+            torch.testing.assert_close(rows, alone, atol=1e-5, rtol=0)
+    assert longest_of(folder) == 64
+
+
+def test_scores_of_documents_and_of_words(folder: Path) -> None:
+    batch = Batch.from_documents(documents())
+    whole = load_foreign_classifier(folder, "classify", ["a", "b", "c"], 0, 3, 2).eval()
+    words = load_foreign_classifier(folder, "tag", ["O", "B-x"], 0, 3, 2).eval()
+    where = torch.tensor([0, 5, 43, 60])
+    with torch.no_grad():
+        assert whole(batch).shape == (4, 3) and words(batch).shape == (61, 2)
+        torch.testing.assert_close(words(replace(batch, where=where)), words(batch)[where])
+        alone = whole(Batch.from_documents(documents()[2:3]))
+        torch.testing.assert_close(whole(batch)[2:3], alone, atol=1e-5, rtol=0)
+
+
+def test_the_second_text_of_a_pair_has_the_second_type(tmp_path: Path) -> None:
+    model = transformers.BertModel(FAMILIES["bert"])
+    model.save_pretrained(tmp_path / "bert")
+    ours = load_foreign_encoder(tmp_path / "bert", 3, 2, torch.float32)
+    ids = torch.tensor([1, 7, 8, 2, 9, 9, 2])
+    batch = Batch.from_documents([ids.numpy()])
+    types = torch.tensor([[0, 0, 0, 0, 1, 1, 1]])
+    with torch.no_grad():
+        expected = model.eval()(input_ids=ids[None], token_type_ids=types).last_hidden_state[0]
+        torch.testing.assert_close(ours(batch.tokens, batch.layout), expected, atol=1e-5, rtol=0)
+
+
+def test_a_foreign_model_is_tuned_and_loads_in_its_own_library(folder: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split in ("train", "dev"):
+        texts = [" ".join(rng.choice(["capital", "city", "land"], 5)) for _ in range(120)]
+        lines = ["text\tlabel"] + [f"{text}\t{'yes' if 'city' in text else 'no'}" for text in texts]
+        (tmp_path / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+    config = FinetuneConfig(
+        model=str(folder), task="classify", train=[str(tmp_path / "train.tsv")], dev=[str(tmp_path / "dev.tsv")],
+        out=str(tmp_path / "run"), epochs=4, batch=8, lr=2e-3, device="cpu", precision="float32",
+    )  # fmt: skip
+    model = finetune(config)
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert scores["dev"]["accuracy"] > 0.85
+    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(model)
+    assert loaded.config.id2label == {0: "no", 1: "yes"}
+    assert transformers.AutoTokenizer.from_pretrained(model)("city").input_ids
+    with pytest.raises(InputError, match="layer_decay: found 0.9, but .* is a"):
+        finetune(replace(config, layer_decay=0.9, out=str(tmp_path / "other")))
+    with pytest.raises(InputError, match="max_len: found 65, but .* takes at most 64"):
+        finetune(replace(config, max_len=65, out=str(tmp_path / "other")))
+
+
+def test_the_object_embeds_with_a_foreign_model(folder: Path) -> None:
+    bert = ModernBert.load(folder, device="cpu", dtype="float32")
+    texts = ["The capital of country 3", "a city", "x"]
+    together = bert.embed(texts)
+    for number, text in enumerate(texts):
+        np.testing.assert_allclose(bert.embed(text)[0], together[number], atol=1e-5)
+    found = bert.embed_documents(["a city " * 100])
+    assert found.num_cut == 1 and isinstance(found.vectors, np.ndarray)
+    with pytest.raises(InputError, match="saved by the library it came from"):
+        bert.save(folder.parent / "copy")
+
+
+def test_a_folder_that_wants_code_of_its_own_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({
+        "model_type": "strange", "auto_map": {"AutoModel": "modeling.Strange", "AutoConfig": "modeling.StrangeConfig"},
+    }))  # fmt: skip
+    (tmp_path / "modeling.py").write_text("raise SystemExit('code of a folder was run')")
+    assert family_of(tmp_path) == "strange"
+    with pytest.raises(InputError, match="transformers does not load it"):
+        load_foreign_encoder(tmp_path, 0, 1, torch.float32)
