@@ -83,7 +83,7 @@ def training(rows: Sequence[Row]) -> str:
 
 
 def throughput(rows: Sequence[Row]) -> str:
-    """Lay out the paper's table: tokens a second of every model on every set, and the memory it needs at two lengths."""
+    """Lay out the paper's table: tokens a second of every model on every set, and its memory at two lengths."""
     columns = {
         "512 fixed": ("short-fixed", "bfloat16"), "512 variable": ("short-variable", "bfloat16"),
         "8,192 fixed": ("long-fixed", "bfloat16"), "8,192 variable": ("long-variable", "bfloat16"),
