@@ -4,6 +4,8 @@ In: what a model said and what was expected. Out: named scores. A file of its ow
 Source: scikit-learn and scipy for what they have; spans are counted as CoNLL-2000 counts them.
 """
 
+import string
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,12 +13,14 @@ from jaxtyping import Float, Int
 
 from modernbert.errors import InputError
 
-__all__ = ["METRICS", "label_scores", "number_scores", "pair_scores", "spans_of", "tag_scores"]
+__all__ = ["METRICS", "answer_scores", "label_scores", "number_scores", "pair_scores", "spans_of", "tag_scores"]
 
 METRICS = {
     "classify": ("accuracy", "matthews", "macro_f1", "f1"),
     "regress": ("correlation", "pearson", "spearman", "squared_error"),
     "rerank": ("average_precision", "roc_auc", "accuracy"),
+    "choose": ("accuracy",),
+    "extract": ("f1", "exact"),
     "tag": ("span_f1", "span_precision", "span_recall", "accuracy"),
 }
 """Of each task, the one that decides by default first."""
@@ -68,6 +72,34 @@ def pair_scores(chances: Float[np.ndarray, " N"], expected: Float[np.ndarray, " 
         "roc_auc": float(metrics.roc_auc_score(expected, chances)) if both else 0.0,
         "accuracy": float(((chances > 0.5) == expected).mean()),
     }
+
+
+def answer_scores(found: Sequence[str], expected: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return the share of answers that are exact, and the mean F1 of their words, each with the best right answer.
+
+    Case, punctuation and articles do not count; "" is right where no answer is. Source: the SQuAD evaluation script.
+
+    >>> answer_scores(["The cat!", "a b"], [["cat"], ["b c", "d"]])
+    {'exact': 0.5, 'f1': 0.8333333333333333}
+    """
+    exact, overlap = [], []
+    for guess, answers in zip(found, expected, strict=True):
+        said, right = _words(guess), [_words(answer) for answer in answers or [""]]
+        exact.append(max(said == words for words in right))
+        overlap.append(max(_word_f1(said, words) for words in right))
+    return {"exact": float(np.mean(exact)), "f1": float(np.mean(overlap))}
+
+
+def _words(text: str) -> list[str]:
+    plain = "".join(character for character in text.lower() if character not in string.punctuation)
+    return [word for word in plain.split() if word not in ("a", "an", "the")]
+
+
+def _word_f1(found: list[str], expected: list[str]) -> float:
+    if not found or not expected:
+        return float(found == expected)
+    shared = sum((Counter(found) & Counter(expected)).values())
+    return 2 * shared / (len(found) + len(expected))
 
 
 def tag_scores(found: Sequence[Sequence[str]], expected: Sequence[Sequence[str]]) -> dict[str, float]:

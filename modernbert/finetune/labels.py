@@ -1,4 +1,4 @@
-"""Labelled rows -> a model that classifies, regresses, reranks or tags.
+"""Labelled rows -> a model that classifies, regresses, reranks, chooses or tags.
 
 In: a `FinetuneConfig`. Out: a folder with `config.yaml`, `log.jsonl`, `timing.jsonl`, and at the end `model/` with the
 weights that did best on the dev rows, `predictions.jsonl` where there are test rows, and `scores.json`, the last.
@@ -20,7 +20,7 @@ from torch import nn
 from modernbert.config import MISSING
 from modernbert.device import choose_device, choose_precision, keep_freed_memory
 from modernbert.errors import InputError
-from modernbert.evaluate.scores import METRICS, label_scores, number_scores, pair_scores, tag_scores
+from modernbert.evaluate.scores import METRICS, answer_scores, label_scores, number_scores, pair_scores, tag_scores
 from modernbert.model.attention import choose_backend
 from modernbert.model.encoder import Encoder
 from modernbert.model.foreign import (
@@ -35,10 +35,12 @@ from modernbert.model.heads import TASKS, Classifier, encoder_of, start_classifi
 from modernbert.model.hub import find_folder, load_config, load_model, save_folder
 from modernbert.ragged import Batch, within
 from modernbert.storage import only_process, write_file
+from modernbert.text.labelled.answers import Passage, answer_in, extracted
 from modernbert.text.labelled.examples import (
     Columns,
     Examples,
     batch_of,
+    chosen,
     labelled,
     names_of,
     rated,
@@ -48,7 +50,7 @@ from modernbert.text.labelled.examples import (
 from modernbert.text.labelled.lessons import Lessons
 from modernbert.text.labelled.rows import Row, read_rows
 from modernbert.text.tokenizer import Tokenizer
-from modernbert.train.losses import binary_error, label_error, squared_error
+from modernbert.train.losses import binary_error, choice_error, extract_error, label_error, squared_error
 from modernbert.train.optim import StableAdamW, parameter_groups
 from modernbert.train.parallel import Loss
 from modernbert.train.run_folder import begin_run_folder
@@ -61,8 +63,8 @@ __all__ = ["FinetuneConfig", "finetune"]
 class FinetuneConfig:
     """What to start from, what to learn from, and how.
 
-    `task` is classify, regress, rerank or tag. `dev` rows decide which weights are kept, and when to stop: after
-    `patience` scorings without a gain. Rates and decays are those of section E.1 of the paper.
+    `task` is classify, regress, rerank, choose, tag or extract. `dev` rows decide which weights are kept, and when to
+    stop: after `patience` scorings without a gain. Rates and decays are those of section E.1 of the paper.
     """
 
     FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = ("out", "device", "save_every_s")
@@ -138,7 +140,8 @@ class _Inputs:
     dtype: torch.dtype
     backend: str
     folder: Path
-    max_len: int
+    passages: dict[str, list[Passage]]
+    """Of each split, what leads from tokens back to answers; empty for other tasks."""
 
 
 def finetune(config: FinetuneConfig, give_up: GiveUp | None = None) -> Path:
@@ -175,14 +178,20 @@ def _open_inputs(config: FinetuneConfig) -> _Inputs:
         raise InputError(f"max_len: found {longest:,}, but {folder} takes at most {most:,} tokens")
     rows = {name: read_rows(getattr(config, name)) for name in ("train", "dev", "test") if getattr(config, name)}
     labels = _labels(config, rows["train"])
-    splits = {name: _examples(config, some, tokenizer, labels, longest) for name, some in rows.items()}
+    splits: dict[str, Examples] = {}
+    passages: dict[str, list[Passage]] = {}
+    for name, some in rows.items():
+        if config.task == "extract":
+            splits[name], passages[name] = extracted(some, tokenizer, config.columns, longest, cut=config.cut)
+        else:
+            splits[name] = _examples(config, some, tokenizer, labels, longest)
     for name, examples in splits.items():
         _tell(name, examples)
     graded = config.task == "rerank" and any(each.labels[0] not in (0, 1) for each in splits["train"].items)
     metric = _metric(config.metric, "regress" if graded else config.task, labels)
     backend = "transformers" if is_foreign else choose_backend(config.backend, device, dtype, load_config(folder))
     return _Inputs(
-        tokenizer, labels, splits, metric, device, dtype, backend, folder, longest
+        tokenizer, labels, splits, metric, device, dtype, backend, folder, passages
     )  # fmt: skip
 
 
@@ -191,7 +200,7 @@ def _metric(asked: str | None, task: str, labels: Sequence[str]) -> str:
     known = METRICS[task]
     if task == "tag" and not any(label.startswith("B-") for label in labels):
         known = ("accuracy",)
-    if len(labels) != 2:
+    if task == "classify" and len(labels) != 2:
         known = tuple(name for name in known if name != "f1")
     if asked is not None and asked not in known:
         raise InputError(f"metric: found {asked!r}, expected {', '.join(known)}")
@@ -201,6 +210,8 @@ def _metric(asked: str | None, task: str, labels: Sequence[str]) -> str:
 def _labels(config: FinetuneConfig, rows: Sequence[Row]) -> list[str]:
     if config.task == "classify":
         return names_of(rows, config.columns)
+    if config.task == "extract":
+        return ["start", "end"]
     return tag_names_of(rows, config.columns) if config.task == "tag" else ["score"]
 
 
@@ -209,6 +220,8 @@ def _examples(
 ) -> Examples:
     if config.task == "tag":
         return tagged(rows, tokenizer, config.columns, labels, longest, cut=config.cut)
+    if config.task == "choose":
+        return chosen(rows, tokenizer, config.columns, longest, cut=config.cut)
     if config.task == "classify":
         return labelled(rows, tokenizer, config.columns, labels, longest, cut=config.cut)
     return rated(rows, tokenizer, config.columns, longest, cut=config.cut)
@@ -283,6 +296,10 @@ def _loss(config: FinetuneConfig, inputs: _Inputs) -> Loss:
         return squared_error
     if config.task == "rerank":
         return binary_error
+    if config.task == "choose":
+        return choice_error
+    if config.task == "extract":
+        return extract_error
     if config.class_weights == "none":
         return label_error()
     labels = np.concatenate([each.labels for each in inputs.splits["train"].items])
@@ -304,6 +321,16 @@ def _scores(
     if config.task == "rerank":
         chances = 1 / (1 + np.exp(-found[:, 0]))
         return pair_scores(chances, expected), chances.tolist()
+    if config.task == "extract":
+        ends = np.cumsum([len(each.tokens) for each in items])[:-1]
+        passages = inputs.passages[split]
+        answers = [answer_in(each, scores) for each, scores in zip(passages, np.split(found, ends), strict=True)]
+        return answer_scores(answers, [each.answers for each in passages]), answers
+    if config.task == "choose":
+        ends = np.cumsum([len(each.labels) for each in items])[:-1]
+        guesses = [int(each.argmax()) for each in np.split(found[:, 0], ends)]
+        right = [int(each.labels[:, 1].argmax()) for each in items]
+        return {"accuracy": float(np.mean(np.equal(guesses, right)))}, guesses
     best = found.argmax(axis=1)
     if config.task == "classify":
         return label_scores(best, expected), [inputs.labels[number] for number in best]

@@ -113,6 +113,8 @@ def load_foreign_classifier(
 
     Raises: InputError if transformers is not installed, or does not load the folder.
     """
+    if task in ("choose", "extract"):
+        raise InputError(f"task: found {task!r}, which is for models of this package alone")
     transformers = _transformers()
     kinds = {False: transformers.AutoModelForSequenceClassification, True: transformers.AutoModelForTokenClassification}
     named = dict(enumerate(labels))

@@ -88,7 +88,9 @@ TASKS = {
     "classify": Task(False, _DOCUMENTS, "single_label_classification"),
     "regress": Task(False, _DOCUMENTS, "regression"),
     "rerank": Task(False, _DOCUMENTS),
+    "choose": Task(False, "ModernBertForMultipleChoice"),
     "tag": Task(True, _TOKENS),
+    "extract": Task(True, "ModernBertForQuestionAnswering"),
 }
 
 

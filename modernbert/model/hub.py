@@ -36,6 +36,8 @@ _WANTED = ["*.json", "*.safetensors"]
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MASKED_LM_HEAD = ("head.dense.weight", "head.norm.weight", "decoder.bias")
 _CLASSIFIER_HEAD = ("head.dense.weight", "head.norm.weight", "classifier.weight", "classifier.bias")
+# Of tasks whose published configs name others, or none.
+_FIXED_LABELS = {"choose": ["score"], "extract": ["start", "end"]}
 # Modules as they run for inference; each gives its published form back.
 _PACKED = (FusedEncoder, PrepackedLinear)
 # Weights of other heads, which neither the encoder nor the masked-LM head asks for.
@@ -145,7 +147,8 @@ def _build(
     if all(name in weights for name in _CLASSIFIER_HEAD):
         num_labels = len(weights["classifier.weight"])
         if task := _task_of(found, num_labels):
-            return Classifier(config, task, _labels_from_json(found, num_labels, folder), backend)
+            labels = _FIXED_LABELS.get(task) or _labels_from_json(found, num_labels, folder)
+            return Classifier(config, task, labels, backend)
     return Encoder(config, backend)
 
 
@@ -156,7 +159,9 @@ def _task_of(found: Mapping[str, Any], num_labels: int) -> str | None:
     if problem is not None or not named:
         return next((name for name, task in named.items() if task.problem_type == problem), None)
     # Older writers do not say: one score is that of a reranker, several are those of labels.
-    return "tag" if "tag" in named else "rerank" if num_labels == 1 else "classify"
+    if len(named) == 1:
+        return next(iter(named))
+    return "rerank" if num_labels == 1 else "classify"
 
 
 def _labels_from_json(found: Mapping[str, Any], num_labels: int, folder: Path) -> list[str]:

@@ -165,6 +165,26 @@ class Tokenizer:
             found.append((ids, np.searchsorted(ends, np.asarray(places, dtype=np.int64), "right") + len(self._prefix)))
         return found
 
+    def encode_located(
+        self, pairs: Sequence[tuple[str, str]]
+    ) -> list[tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, "_ 2"]]]:
+        """Encode pairs as `encode_pairs` does; return beside ids which characters of the second text each stands for.
+
+        Tokens of the first text and special tokens stand for (-1, -1).
+
+        Raises: InputError naming the pair that holds a lone surrogate.
+        """
+        _check([first for first, _ in pairs])
+        _check([second for _, second in pairs])
+        found = []
+        for encoding in self._core.encode_batch(list(pairs)):
+            places = [
+                offset if of == 1 else (-1, -1)
+                for offset, of in zip(encoding.offsets, encoding.sequence_ids, strict=True)
+            ]
+            found.append((np.array(encoding.ids, dtype=np.int64), np.array(places, dtype=np.int64)))
+        return found
+
     @staticmethod
     def cut(ids: Int64[np.ndarray, " _"], longest: int) -> Int64[np.ndarray, " _"]:
         """Return ids with no more than `longest` of them: the end of the text is cut off, the last special token stays.

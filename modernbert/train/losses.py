@@ -16,7 +16,17 @@ from modernbert.errors import InputError
 from modernbert.native import calls
 from modernbert.ragged import Batch
 
-__all__ = ["binary_error", "contrastive", "label_error", "masked_lm", "masked_lm_rows", "squared_error", "tell_apart"]
+__all__ = [
+    "binary_error",
+    "choice_error",
+    "contrastive",
+    "extract_error",
+    "label_error",
+    "masked_lm",
+    "masked_lm_rows",
+    "squared_error",
+    "tell_apart",
+]
 
 
 # Rows whose logits are in memory at a time, in the precision of the product: 98 MiB of bfloat16 at 50,368 entries.
@@ -161,6 +171,35 @@ def binary_error(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int
     """
     scores = model(batch).float()[:, 0]
     return F.binary_cross_entropy_with_logits(scores, _labels(batch), reduction="sum"), batch.num_labels
+
+
+def choice_error(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
+    """Sum, over questions, the cross entropy of the right choice among a question's own, in float32.
+
+    Labels are (question, 1 or 0) for each document; those of one question stand together.
+    """
+    labels = _labels(batch)
+    scores = model(batch).float()[:, 0]
+    _, sizes = labels[:, 0].unique_consecutive(return_counts=True)
+    parts = sizes.tolist()
+    losses = [
+        F.cross_entropy(mine[None], right.argmax()[None], reduction="sum")
+        for mine, right in zip(scores.split(parts), labels[:, 1].split(parts), strict=True)
+    ]
+    return torch.stack(losses).sum(), len(parts)
+
+
+def extract_error(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
+    """Sum, over documents, the cross entropy of the right first and last token among all of the document's, halved.
+
+    Labels are (first, last) for each document. Source: the loss of question answering in transformers, without padding.
+    """
+    labels = _labels(batch)
+    losses = [
+        F.cross_entropy(mine.T, right, reduction="sum")
+        for mine, right in zip(model(batch).float().split(list(batch.layout.lengths)), labels, strict=True)
+    ]
+    return torch.stack(losses).sum() / 2, len(losses)
 
 
 def contrastive(

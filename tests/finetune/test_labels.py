@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
 
 from modernbert import ModernBert
 from modernbert.errors import InputError
@@ -119,6 +119,48 @@ def test_pairs_are_reranked(config: FinetuneConfig, tmp_path: Path) -> None:
     assert logit.sigmoid().item() == pytest.approx(predicted[0], abs=1e-5)
 
 
+def test_the_right_choice_is_learned(config: FinetuneConfig, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    for name, number in (("train", 200), ("dev", 60)):
+        rows = []
+        for _ in range(number):
+            choices = [" ".join(rng.choice(["land", "rivers", "country"], 3)) for _ in range(int(rng.integers(2, 5)))]
+            right = int(rng.integers(len(choices)))
+            choices[right] += " city"
+            rows.append({"text": "the capital", "choices": choices, "label": right})
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {name: [str(tmp_path / f"{name}.jsonl")] for name in ("train", "dev")}
+    finetune(replace(config, task="choose", test=files["dev"], train=files["train"], dev=files["dev"]))
+    scores = json.loads((Path(config.out) / "scores.json").read_text())
+    assert scores["dev"]["accuracy"] > 0.9 and scores["test"] == scores["dev"]
+
+
+def test_answers_are_found_in_their_passages(config: FinetuneConfig, tmp_path: Path) -> None:
+    """The answer is the word after `city`; a passage without one answers nothing."""
+    rng = np.random.default_rng(3)
+    for name, number in (("train", 300), ("dev", 80)):
+        rows = []
+        for _ in range(number):
+            words = list(rng.choice(["land", "rivers", "country"], int(rng.integers(3, 9))))
+            answers: dict[str, list[Any]] = {"text": [], "answer_start": []}
+            if rng.random() < 0.8:
+                place = int(rng.integers(len(words)))
+                words.insert(place, "city")
+                answers = {"text": [words[place + 1]], "answer_start": [len(" ".join(words[: place + 1])) + 1]}
+            rows.append({"question": "the capital", "context": " ".join(words), "answers": answers})
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {name: [str(tmp_path / f"{name}.jsonl")] for name in ("train", "dev")}
+    config = replace(
+        config, task="extract", columns=Columns(text="question", pair="context"), epochs=6, test=[], **files
+    )
+    folder = finetune(config)
+    scores = json.loads((folder.parent / "scores.json").read_text())
+    assert scores["metric"] == "f1" and scores["dev"]["exact"] > 0.9
+    assert AutoModelForQuestionAnswering.from_pretrained(folder).config.architectures == [
+        "ModernBertForQuestionAnswering"
+    ]
+
+
 def test_micro_batches_do_not_change_what_is_learned(config: FinetuneConfig, tmp_path: Path) -> None:
     finetune(replace(config, epochs=1))
     finetune(replace(config, epochs=1, budget_tokens=40, out=str(tmp_path / "small")))
@@ -198,7 +240,7 @@ def test_the_plan_is_that_of_transformers() -> None:
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"task": "guess"}, "task: found 'guess', expected classify, regress, rerank, tag"),
+        ({"task": "guess"}, "task: found 'guess', expected classify, regress, rerank, choose, tag, extract"),
         ({"epochs": 0}, "epochs: found 0"),
         ({"lr": -1.0}, "lr: found -1.0"),
         ({"layer_decay": 1.5}, "layer_decay: found 1.5"),

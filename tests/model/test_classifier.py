@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import (
+    AutoModelForMultipleChoice,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     ModernBertConfig,
@@ -22,7 +23,7 @@ from modernbert.model.heads import Classifier, MaskedLM, start_classifier
 from modernbert.model.hub import load_model, save_folder
 from modernbert.ragged import Batch
 from modernbert.text.labelled.examples import Example, batch_of
-from modernbert.train.losses import label_error, squared_error
+from modernbert.train.losses import choice_error, label_error, squared_error
 
 LENGTHS = (3, 140, 17, 1)
 
@@ -89,6 +90,29 @@ def test_losses_and_gradients_equal_those_of_transformers_on_the_folder_we_write
         )
     if task != "tag":
         torch.testing.assert_close(ours(batch), expected.logits, atol=1e-5, rtol=0)
+
+
+def test_choices_cost_what_they_cost_in_transformers(tmp_path: Path, small_model: MaskedLM) -> None:
+    """Three questions of four choices each, as transformers wants them, and laid end to end."""
+    ours = start_classifier(small_model, "choose", ["score"], seed=1).eval()
+    save_folder(tmp_path / "model", ours)
+    theirs = AutoModelForMultipleChoice.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
+    rng = np.random.default_rng(0)
+    items, ids, mask = [], torch.full((3, 4, 80), 3), torch.zeros((3, 4, 80), dtype=torch.int64)
+    right = torch.tensor([2, 0, 3])
+    for question in range(3):
+        documents = [rng.integers(4, 512, int(length)) for length in rng.integers(3, 80, 4)]
+        labels = np.array([[question + 10, int(place == right[question])] for place in range(4)])
+        items.append(Example(np.concatenate(documents), labels, lengths=tuple(map(len, documents))))
+        for place, document in enumerate(documents):
+            ids[question, place, : len(document)] = torch.from_numpy(document)
+            mask[question, place, : len(document)] = 1
+    expected = theirs(input_ids=ids, attention_mask=mask, labels=right)
+    total, count = choice_error(ours, batch_of(items))
+    assert count == 3
+    assert float(total.detach() / count) == pytest.approx(float(expected.loss.detach()), abs=1e-5)
+    again = load_model(tmp_path / "model")
+    assert isinstance(again, Classifier) and again.task == "choose"
 
 
 @pytest.mark.parametrize("kind", [ModernBertForSequenceClassification, ModernBertForTokenClassification])

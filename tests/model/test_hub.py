@@ -14,7 +14,7 @@ from transformers import (
     AutoModelForMaskedLM,
     ModernBertConfig,
     ModernBertForMaskedLM,
-    ModernBertForQuestionAnswering,
+    ModernBertForSequenceClassification,
     ModernBertModel,
 )
 
@@ -73,8 +73,9 @@ def test_folder_of_ours_loads_unedited_in_transformers(tmp_path: Path, small_mod
 
 
 def test_folders_of_a_bare_or_an_unknown_head_give_the_encoder(tmp_path: Path, batch: Batch) -> None:
-    for number, kind in enumerate((ModernBertModel, ModernBertForQuestionAnswering)):
-        model = kind(ModernBertConfig(**SIZES)).eval()
+    unknown = {"problem_type": "multi_label_classification"}
+    for number, kind in enumerate((ModernBertModel, ModernBertForSequenceClassification)):
+        model = kind(ModernBertConfig(**SIZES, **unknown)).eval()
         model.save_pretrained(tmp_path / str(number))
         ours = load_model(tmp_path / str(number))
         assert isinstance(ours, Encoder)
@@ -119,7 +120,8 @@ def test_role_ids_that_are_null_or_absent_are_not_given() -> None:
 
 
 def test_heads_that_are_not_loaded_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    ModernBertForQuestionAnswering(ModernBertConfig(**SIZES)).save_pretrained(tmp_path)
+    config = ModernBertConfig(**SIZES, problem_type="multi_label_classification")
+    ModernBertForSequenceClassification(config).save_pretrained(tmp_path)
     with caplog.at_level("WARNING", logger="modernbert"):
         load_model(tmp_path)
     assert "classifier.weight belongs to a head that is not loaded" in caplog.text

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from modernbert import ModernBert
 from modernbert.errors import InputError
-from modernbert.text.labelled.examples import Columns, batch_of, labelled, names_of, rated, tag_names_of, tagged
+from modernbert.text.labelled.examples import Columns, batch_of, chosen, labelled, names_of, rated, tag_names_of, tagged
 from modernbert.text.labelled.lessons import Lessons
 from modernbert.text.labelled.rows import Row, read_rows
 from modernbert.text.labelled.words import join_words, split_words
@@ -101,6 +101,24 @@ def test_labels_are_numbered_as_people_count() -> None:
 def test_a_row_that_cannot_be_learned_from_is_named(row: dict[str, object], said: str, small_bert: ModernBert) -> None:
     with pytest.raises(InputError, match=said):
         labelled(rows_of(row), small_bert.tokenizer, Columns(), ["x", "y"], 500, cut=False)
+
+
+@pytest.mark.parametrize(
+    "row, said",
+    [
+        ({"text": "a", "choices": ["b"], "label": 0}, "f:1: choices has 1 texts, expected two or more"),
+        (
+            {"text": "a", "choices": ["b", " "], "label": 0},
+            "f:1: choices has 2 texts, expected two or more, none empty",
+        ),
+        ({"text": "a", "choices": "bc", "label": 0}, "f:1: choices is 'bc', expected a list"),
+        ({"text": "a", "choices": ["b", "c"], "label": 2}, "f:1: label is 2, expected 0 to 1"),
+        ({"text": "a", "choices": ["b", "c" * 4000], "label": 0}, "f:1: has .* tokens, expected at most 500"),
+    ],
+)
+def test_a_choice_that_is_none_is_named(row: dict[str, object], said: str, small_bert: ModernBert) -> None:
+    with pytest.raises(InputError, match=said):
+        chosen(rows_of(row), small_bert.tokenizer, Columns(), 500, cut=False)
 
 
 @pytest.mark.parametrize("found", ["nan", float("nan"), "x", None, True, "inf"])

@@ -17,7 +17,19 @@ from modernbert.text.labelled.rows import Row
 from modernbert.text.labelled.words import join_words, split_words
 from modernbert.text.tokenizer import Tokenizer
 
-__all__ = ["Columns", "Example", "Examples", "batch_of", "labelled", "names_of", "rated", "tag_names_of", "tagged"]
+__all__ = [
+    "Columns",
+    "Example",
+    "Examples",
+    "batch_of",
+    "chosen",
+    "fit",
+    "labelled",
+    "names_of",
+    "rated",
+    "tag_names_of",
+    "tagged",
+]
 
 _CALL_TEXTS = 4_096
 
@@ -32,6 +44,8 @@ class Columns:
     text: str = "text"
     pair: str | None = None
     label: str = "label"
+    choices: str = "choices"
+    answers: str = "answers"
     words: str = "words"
     tags: str = "tags"
     spans: str = "spans"
@@ -39,11 +53,15 @@ class Columns:
 
 @dataclass(frozen=True)
 class Example:
-    """Hold one document and what is expected: of itself, or of the rows `where` of it."""
+    """Hold one document and what is expected: of itself, or of the rows `where` of it.
+
+    With `lengths` it is several documents laid end to end, each with a label of its own.
+    """
 
     tokens: np.ndarray
     labels: np.ndarray
     where: np.ndarray | None = None
+    lengths: tuple[int, ...] | None = None
 
 
 @dataclass
@@ -63,7 +81,14 @@ class Examples:
 def batch_of(examples: Sequence[Example]) -> Batch:
     """Lay examples end to end, on the CPU; rows of a document become rows of the batch."""
     labels = torch.from_numpy(np.concatenate([each.labels for each in examples]))
-    return replace(laid_out([Laid(each.tokens, each.where) for each in examples]), labels=labels)
+    documents = [Laid(part, each.where) for each in examples for part in _documents_of(each)]
+    return replace(laid_out(documents), labels=labels)
+
+
+def _documents_of(example: Example) -> list[np.ndarray]:
+    if example.lengths is None:
+        return [example.tokens]
+    return np.split(example.tokens, np.cumsum(example.lengths)[:-1])
 
 
 def names_of(rows: Sequence[Row], columns: Columns) -> list[str]:
@@ -104,6 +129,36 @@ def rated(rows: Sequence[Row], tokenizer: Tokenizer, columns: Columns, longest: 
     return _documents(rows, numbers, tokenizer, columns, longest, cut)
 
 
+def chosen(rows: Sequence[Row], tokenizer: Tokenizer, columns: Columns, longest: int, *, cut: bool) -> Examples:
+    """Make an example of each row: a text, each of its choices after it, and which one is right.
+
+    A choice's label is (number of the row, 1 if it is the right one, else 0).
+
+    Raises: InputError naming the row, for fewer than two choices, a label that names none of them, an empty text, or
+    one that is too long.
+    """
+    examples = Examples()
+    for number, row in enumerate(rows):
+        choices = _listed(row, columns.choices)
+        if len(choices) < 2 or not all(choice.strip() for choice in choices):
+            raise InputError(
+                f"{row.origin}: {columns.choices} has {len(choices)} texts, expected two or more, none empty"
+            )
+        right = row.number(columns.label)
+        if right not in range(len(choices)):
+            raise InputError(f"{row.origin}: {columns.label} is {right:g}, expected 0 to {len(choices) - 1}")
+        pairs = [(row.text(columns.text), choice) for choice in choices]
+        whole = tokenizer.encode_pairs(pairs)
+        for tokens in whole:
+            fit(row, tokens, tokenizer, longest, cut, examples)
+        documents = tokenizer.encode_pairs(pairs, longest)
+        labels = np.array([[number, int(place == right)] for place in range(len(choices))])
+        lengths = tuple(len(each) for each in documents)
+        examples.items.append(Example(np.concatenate(documents), labels, lengths=lengths))
+        examples.origins.append(row.origin)
+    return examples
+
+
 def tag_names_of(rows: Sequence[Row], columns: Columns) -> list[str]:
     """Return the tags that rows have, `O` first; spans give `B-` for a first word and `I-` for the others.
 
@@ -137,7 +192,7 @@ def tagged(
             for tag in tags:
                 if tag not in numbers:
                     raise InputError(f"{row.origin}: found the tag {tag!r}, which no training row has")
-            kept = _fit(row, tokens, tokenizer, longest, cut, examples)
+            kept = fit(row, tokens, tokenizer, longest, cut, examples)
             labels = np.array([numbers[tag] for tag in tags], dtype=np.int64)
             if kept is not tokens:
                 inside = where < longest - 1
@@ -162,14 +217,14 @@ def _documents(
             encoded = tokenizer.encode_pairs(pairs)
             short = tokenizer.encode_pairs(pairs, longest) if any(len(ids) > longest for ids in encoded) else encoded
         for number, (row, tokens) in enumerate(zip(some, encoded, strict=True)):
-            kept = _fit(row, tokens, tokenizer, longest, cut, examples)
+            kept = fit(row, tokens, tokenizer, longest, cut, examples)
             kept = short[number] if short is not None else kept
             examples.items.append(Example(kept, labels[start + number]))
             examples.origins.append(row.origin)
     return examples
 
 
-def _fit(row: Row, tokens: np.ndarray, tokenizer: Tokenizer, longest: int, cut: bool, examples: Examples) -> np.ndarray:
+def fit(row: Row, tokens: np.ndarray, tokenizer: Tokenizer, longest: int, cut: bool, examples: Examples) -> np.ndarray:
     if len(tokens) <= longest:
         return tokens
     if not cut:

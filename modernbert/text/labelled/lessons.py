@@ -7,6 +7,7 @@ from any step.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -45,7 +46,12 @@ class Lessons:
         [[2, 0], [1], [3]]
         """
         epoch, place = divmod(step, self.steps_per_epoch)
-        # As the loop derives its seeds: neighbouring numbers give unrelated orders.
-        order = np.random.default_rng(np.random.SeedSequence((self.seed, epoch))).permutation(len(self.lengths))
+        order = _order(self.seed, epoch, len(self.lengths))
         numbers = order[place * self.batch : (place + 1) * self.batch].tolist()
         return list(within(numbers, self.budget_tokens, lambda number: self.lengths[number]))
+
+
+@lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, number: int) -> np.ndarray:
+    # As the loop derives its seeds: neighbouring numbers give unrelated orders.
+    return np.random.default_rng(np.random.SeedSequence((seed, epoch))).permutation(number)
