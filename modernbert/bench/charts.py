@@ -17,7 +17,7 @@ _OURS, _OTHERS = "#c2410c", "#64748b"
 def draw_bars(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]], units: Mapping[str, str]) -> None:
     """Draw the mean of each name's numbers, with their deviation where there are several.
 
-    `units` names the axis of each panel. Names that begin with `modernbert` stand out.
+    `units` names the axis of each panel. This package's own stand out.
     Raises: InputError if matplotlib is not installed.
     """
     try:
@@ -29,10 +29,14 @@ def draw_bars(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]], u
     for axis, (title, bars) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         names = list(bars)[::-1]
         deviations = [statistics.stdev(bars[name]) if len(bars[name]) > 1 else 0.0 for name in names]
-        colours = [_OURS if name.startswith("modernbert") else _OTHERS for name in names]
+        colours = [_OURS if _is_ours(name) else _OTHERS for name in names]
         axis.barh(names, [statistics.mean(bars[name]) for name in names], xerr=deviations, color=colours)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(units[title])
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
     figure.savefig(path, dpi=120)
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith("modernbert") and not name.endswith("-transformers")
