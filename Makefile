@@ -21,14 +21,14 @@ demo-quick: $(VENV)/demo.stamp
 	$(BIN)/modernbert demo --quick
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 faults: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.faults --out build/faults
