@@ -115,7 +115,7 @@ def pretrain(config: ConfigFile = None, overrides: Overrides = None, print_confi
 @app.command()
 @_told()
 def finetune(config: ConfigFile = None, overrides: Overrides = None, print_config: Print = False) -> None:
-    """Teach a model to classify, regress, rerank, tag, embed, or to compare tokens (late); goes on where it was."""
+    """Teach a model to classify, regress, rerank, choose, tag, extract, embed, or compare tokens (late)."""
     from modernbert.jobs.finetune import run, schema_of
 
     resolved = _resolve(schema_of(*_file_and_words(config, overrides)), config, overrides, print_config)

@@ -38,7 +38,7 @@ def read_collection(folder: Path, split: str = "test") -> Collection:
         raise InputError(f"{folder}: no such folder, expected one with corpus.jsonl, queries.jsonl and qrels")
     documents: dict[str, str] = {}
     for row in read_rows([str(_file(folder, "corpus.jsonl"))]):
-        title, text = str(row.values.get("title") or ""), str(row.values.get("text") or "")
+        title, text = (_string(row, name) for name in ("title", "text"))
         _add(documents, row, f"{title}\n{text}" if title and text else title or text)
     queries: dict[str, str] = {}
     for row in read_rows([str(_file(folder, "queries.jsonl"))]):
@@ -51,7 +51,11 @@ def read_collection(folder: Path, split: str = "test") -> Collection:
             if key not in known:
                 where = "queries.jsonl" if known is queries else "corpus.jsonl"
                 raise InputError(f"{row.origin}: found the id {key!r}, which {where} has not")
-        judgments.setdefault(query, {})[document] = int(row.number("score"))
+        grade = row.number("score")
+        if grade != int(grade):
+            raise InputError(f"{row.origin}: score is {grade:g}, expected a whole number")
+        if judgments.setdefault(query, {}).setdefault(document, int(grade)) != grade:
+            raise InputError(f"{row.origin}: {query!r} and {document!r} are judged before, expected one score")
     judgments = {query: grades for query, grades in judgments.items() if any(grade > 0 for grade in grades.values())}
     if not judgments:
         raise InputError(f"{folder}: no query of the split {split!r} has a relevant document")
@@ -66,8 +70,19 @@ def read_collection(folder: Path, split: str = "test") -> Collection:
     )
 
 
+def _string(row: Row, column: str) -> str:
+    """Return a value that is text, or is not there; a document has a text, if only an empty one."""
+    found = row.value(column) if column == "text" else row.values.get(column)
+    if found is not None and not isinstance(found, str):
+        raise InputError(f"{row.origin}: {column} is {type(found).__name__}, expected text")
+    return found or ""
+
+
 def _add(known: dict[str, str], row: Row, text: str) -> None:
-    key = str(row.value("_id"))
+    found = row.value("_id")
+    if not isinstance(found, (str, int)) or found == "":
+        raise InputError(f"{row.origin}: _id is {found!r}, expected an id")
+    key = str(found)
     if key in known:
         raise InputError(f"{row.origin}: the id {key!r} is there already, expected each once")
     known[key] = text

@@ -62,9 +62,7 @@ def number_scores(found: Float[np.ndarray, " N"], expected: Float[np.ndarray, " 
 
 
 def pair_scores(chances: Float[np.ndarray, " N"], expected: Float[np.ndarray, " N"]) -> dict[str, float]:
-    """Return how well chances rank pairs that fit above others; of graded pairs, the correlation with their grades."""
-    if not set(np.unique(expected)) <= {0.0, 1.0}:
-        return number_scores(chances, expected)
+    """Return how well chances rank pairs that fit above others: labels are 0 and 1."""
     metrics = _metrics()
     both = len(np.unique(expected)) == 2
     return {

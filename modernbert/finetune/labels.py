@@ -8,7 +8,7 @@ Source: the paper's fine-tuning, appendix E.1: linear decay after a warm-up of a
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +20,16 @@ from torch import nn
 from modernbert.config import MISSING
 from modernbert.device import choose_device, choose_precision, keep_freed_memory
 from modernbert.errors import InputError
-from modernbert.evaluate.scores import METRICS, answer_scores, label_scores, number_scores, pair_scores, tag_scores
+from modernbert.evaluate.scores import (
+    METRICS,
+    answer_scores,
+    label_scores,
+    number_scores,
+    pair_scores,
+    spans_of,
+    tag_scores,
+)
+from modernbert.finetune.checks import check_numbers
 from modernbert.model.attention import choose_backend
 from modernbert.model.encoder import Encoder
 from modernbert.model.foreign import (
@@ -112,14 +121,9 @@ class FinetuneConfig:
         """
         if self.task not in TASKS:
             raise InputError(f"task: found {self.task!r}, expected {', '.join(TASKS)}")
-        for name in ("epochs", "batch", "budget_tokens", "scorings_per_epoch", "patience", "max_len"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise InputError(f"{name}: found {number}, expected at least 1")
-        for name, low, high in (("layer_decay", 0, 1), ("warmup", -1e-9, 1), ("lr", 0, np.inf), ("head_lr", 0, np.inf)):
-            number = getattr(self, name)
-            if number is not None and not low < number <= high:
-                raise InputError(f"{name}: found {number}, expected more than {max(low, 0)}, at most {high}")
+        check_numbers(self)
+        if self.task == "rerank" and self.columns.pair is None:
+            raise InputError("columns.pair: found none, expected the column of the texts that are ranked")
         if self.class_weights not in ("none", "balanced"):
             raise InputError(f"class_weights: found {self.class_weights!r}, expected none or balanced")
         if self.class_weights != "none" and self.task not in ("classify", "tag"):
@@ -187,12 +191,24 @@ def _open_inputs(config: FinetuneConfig) -> _Inputs:
             splits[name] = _examples(config, some, tokenizer, labels, longest)
     for name, examples in splits.items():
         _tell(name, examples)
-    graded = config.task == "rerank" and any(each.labels[0] not in (0, 1) for each in splits["train"].items)
+    graded = config.task == "rerank" and _is_graded(splits)
     metric = _metric(config.metric, "regress" if graded else config.task, labels)
     backend = "transformers" if is_foreign else choose_backend(config.backend, device, dtype, load_config(folder))
     return _Inputs(
         tokenizer, labels, splits, metric, device, dtype, backend, folder, passages
     )  # fmt: skip
+
+
+def _is_graded(splits: Mapping[str, Examples]) -> bool:
+    """Say whether the labels of pairs are grades, and not only 0 and 1.
+
+    Raises: InputError naming the row, for one outside of 0 to 1.
+    """
+    for examples in splits.values():
+        for example, origin in zip(examples.items, examples.origins, strict=True):
+            if not 0 <= example.labels[0] <= 1:
+                raise InputError(f"{origin}: the label of a pair is {example.labels[0]:g}, expected 0 to 1")
+    return any(example.labels[0] not in (0, 1) for examples in splits.values() for example in examples.items)
 
 
 def _metric(asked: str | None, task: str, labels: Sequence[str]) -> str:
@@ -239,6 +255,8 @@ def _tell(name: str, examples: Examples) -> None:
 
 def _check_family(config: FinetuneConfig, folder: Path, is_foreign: bool) -> None:
     """Refuse what is known of our own models alone."""
+    if is_foreign and config.task in ("choose", "extract"):
+        raise InputError(f"task: found {config.task!r}, but {folder} is a {family_of(folder)}")
     for name, usual in (("layer_decay", 1.0), ("head_lr", None), ("dropout", None), ("backend", "auto")):
         if is_foreign and getattr(config, name) != usual:
             raise InputError(f"{name}: found {getattr(config, name)!r}, but {folder} is a {family_of(folder)}")
@@ -320,7 +338,8 @@ def _scores(
         return number_scores(found[:, 0], expected), found[:, 0].tolist()
     if config.task == "rerank":
         chances = 1 / (1 + np.exp(-found[:, 0]))
-        return pair_scores(chances, expected), chances.tolist()
+        graded = inputs.metric not in METRICS["rerank"]
+        return (number_scores if graded else pair_scores)(chances, expected), chances.tolist()
     if config.task == "extract":
         ends = np.cumsum([len(each.tokens) for each in items])[:-1]
         passages = inputs.passages[split]
@@ -336,7 +355,17 @@ def _scores(
         return label_scores(best, expected), [inputs.labels[number] for number in best]
     ends = np.cumsum([len(each.labels) for each in items])[:-1]
     named = [[[inputs.labels[n] for n in part] for part in np.split(each, ends)] for each in (best, expected)]
-    return tag_scores(*named), named[0]
+    words = inputs.splits[split].words
+    return tag_scores(*named), [_found_spans(*of_row, tags) for of_row, tags in zip(words, named[0], strict=True)]
+
+
+def _found_spans(text: str, ranges: Sequence[tuple[int, int]], tags: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the spans that tags mark, by the characters of the text they cover."""
+    spans = []
+    for first, behind, label in sorted(spans_of(tags)):
+        start, end = ranges[first][0], ranges[behind - 1][1]
+        spans.append({"start": start, "end": end, "label": label, "text": text[start:end]})
+    return spans
 
 
 def _write(

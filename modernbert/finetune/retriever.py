@@ -21,6 +21,7 @@ from modernbert.device import autocast, choose_device, choose_precision, keep_fr
 from modernbert.errors import InputError
 from modernbert.evaluate.collection import Collection, read_collection
 from modernbert.evaluate.retrieval import Retrieval, hard_negatives, rank_by_model, score_collection
+from modernbert.finetune.checks import check_numbers
 from modernbert.infer.pipeline import ModernBert
 from modernbert.model.attention import choose_backend
 from modernbert.model.embedder import Embedder, Vectors, load_projection, write_vectors
@@ -103,16 +104,8 @@ class RetrieverConfig:
         """
         if self.task not in TASKS:
             raise InputError(f"task: found {self.task!r}, expected {' or '.join(TASKS)}")
-        for name in ("epochs", "batch", "budget_tokens", "scorings_per_epoch", "patience", "projection"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise InputError(f"{name}: found {number}, expected at least 1")
-        for name in ("lr", "projection_lr", "temperature", "layer_decay"):
-            number = getattr(self, name)
-            if number is not None and not number > 0:
-                raise InputError(f"{name}: found {number}, expected more than 0")
-        if self.negatives < 0:
-            raise InputError(f"negatives: found {self.negatives}, expected at least 0")
+        check_numbers(self)
+        check_numbers(self.vectors, "vectors.")
         if self.metric not in _METRICS:
             raise InputError(f"metric: found {self.metric!r}, expected {', '.join(_METRICS)}")
         if self.task == "embed" and self.vectors.pooling not in ("mean", "cls"):
@@ -167,6 +160,11 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
     if is_foreign and (config.layer_decay != 1.0 or config.dropout is not None or config.backend != "auto"):
         raise InputError(f"layer_decay, dropout, backend: found one set, but {folder} is a {family_of(folder)}")
     vectors = replace(config.vectors, pooling="tokens") if config.task == "late" else config.vectors
+    for name in ("query_length", "document_length"):
+        if (getattr(vectors, name) or 0) > longest:
+            raise InputError(
+                f"vectors.{name}: found {getattr(vectors, name):,}, but {folder} takes at most {longest:,}"
+            )
     questions = [question for source in config.train for question in _questions(config, source)]
     if len({question.scores is None for question in questions}) > 1:
         raise InputError("train: some sources have scores and others none, expected all or none")

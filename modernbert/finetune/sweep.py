@@ -19,6 +19,7 @@ from typing import Any
 
 from modernbert.errors import InputError
 from modernbert.finetune.labels import FinetuneConfig, finetune
+from modernbert.train.run_folder import begin_run_folder
 
 __all__ = ["Point", "Result", "best_of", "points_of", "sweep"]
 
@@ -38,7 +39,7 @@ class Point:
     @property
     def name(self) -> str:
         """The name of its folder."""
-        return f"lr{self.lr:g}-wd{self.weight_decay:g}-ep{self.epochs}-seed{self.seed}"
+        return f"lr{self.lr!r}-wd{self.weight_decay!r}-ep{self.epochs}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -70,13 +71,17 @@ def points_of(
 def sweep(base: FinetuneConfig, out: Path, points: Sequence[Point], devices: Sequence[str] = ("auto",)) -> list[Result]:
     """Run the points that are not done, and return the results of all; of the models, the best one's is kept.
 
-    Raises: InputError for what cannot be learned from, or no dev rows to compare by.
+    Raises: InputError for what cannot be learned from, no dev rows to compare by, or a folder with runs of another
+    config.
     """
     if not base.dev:
         raise InputError("dev: found no rows, expected some to compare runs by")
     if len({point.name for point in points}) < len(points) or not points:
         raise InputError("sweep: expected at least one point, each once")
     left = [point for point in points if not (out / point.name / "scores.json").exists()]
+    for point in points:
+        if point not in left:
+            begin_run_folder(out / point.name, _config_of(base, out, point))  # refuses what another config has left
     print(f"{out}: {len(points)} runs, {len(points) - len(left)} of them done")
     if len(devices) > 1 and len(left) > 1:
         _share_out(base, out, points, left, devices)
@@ -110,11 +115,7 @@ _device = "auto"
 
 
 def _run(base: FinetuneConfig, out: Path, points: Sequence[Point], point: Point, device: str | None) -> None:
-    folder = out / point.name
-    config = replace(
-        base, out=str(folder), lr=point.lr, weight_decay=point.weight_decay, epochs=point.epochs, seed=point.seed,
-        device=device or _device,
-    )  # fmt: skip
+    config = replace(_config_of(base, out, point), device=device or _device)
     print(f"{point.name}:", flush=True)
 
     def give_up(epochs: float, best: float) -> str | None:
@@ -126,6 +127,13 @@ def _run(base: FinetuneConfig, out: Path, points: Sequence[Point], point: Point,
         return None
 
     finetune(config, give_up)
+
+
+def _config_of(base: FinetuneConfig, out: Path, point: Point) -> FinetuneConfig:
+    return replace(
+        base, out=str(out / point.name), lr=point.lr, weight_decay=point.weight_decay, epochs=point.epochs,
+        seed=point.seed,
+    )  # fmt: skip
 
 
 def _mean_until(out: Path, point: Point, share: float) -> float | None:

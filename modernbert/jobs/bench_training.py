@@ -43,7 +43,11 @@ def run(config: TrainingConfig) -> None:
 
     Raises: InputError for what cannot be measured at all.
     """
-    for key, number in (("steps", config.steps), ("rounds", config.rounds), ("tokens", config.tokens or 1)):
+    for key, number in (
+        ("steps", config.steps),
+        ("rounds", config.rounds),
+        ("tokens", 1 if config.tokens is None else config.tokens),
+    ):
         if number < 1:
             raise InputError(f"{key}: found {number}, expected at least 1")
     if config.longest < 16:

@@ -67,15 +67,22 @@ def run(config: GlueConfig) -> dict[str, Any]:
         model=config.model, max_len=config.max_len, cut=True, patience=config.patience, precision=config.precision
     )
     configs = {name: config_of(name, config.data, base) for name in tasks}
-    said: dict[str, Any] = {}
+    said = _earlier(config)
     for name, each in configs.items():
         start = _model_of_mnli(config.out, said) if TASKS[name].after_mnli else None
         each.model = start or config.model
         results = sweep(each, config.out / name, _points(config, TASKS[name]), config.devices)
-        said[name] = _summary(results) | {"started_from": each.model}
+        said[name] = _summary(results) | {"model": config.model, "started_from": each.model}
         write_file(config.out / "glue.json", json.dumps(said, indent=2) + "\n")
     _show(config.model, said)
     return said
+
+
+def _earlier(config: GlueConfig) -> dict[str, Any]:
+    """Return what an earlier call wrote of this model's other tasks."""
+    path = config.out / "glue.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return {name: found[name] for name in TASKS if found.get(name, {}).get("model") == config.model}
 
 
 def _points(config: GlueConfig, task: GlueTask) -> list[Point]:

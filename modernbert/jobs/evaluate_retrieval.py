@@ -16,6 +16,7 @@ from rich.table import Table
 from modernbert.errors import InputError
 from modernbert.evaluate.collection import read_collection
 from modernbert.evaluate.retrieval import Rank, rank_by_model, rank_by_words, score_collection
+from modernbert.finetune.checks import check_numbers
 from modernbert.infer.pipeline import ModernBert
 from modernbert.storage import write_file
 
@@ -54,6 +55,7 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
         raise InputError("collections: found none, expected a folder in BEIR's form")
     if config.pooling not in (None, "mean", "cls", "tokens"):
         raise InputError(f"pooling: found {config.pooling!r}, expected mean, cls or tokens")
+    check_numbers(config)
     collections = [read_collection(Path(name), config.split) for name in config.collections]
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype)
     asked = ("pooling", "query_prompt", "document_prompt", "query_length", "document_length")

@@ -180,6 +180,9 @@ def _transformers() -> Any:
         import transformers
     except ImportError:
         raise InputError("models of other families need transformers: pip install 'modernbert[eval]'") from None
+    # What it says of each load is not for whoever uses this package.
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     return transformers
 
 

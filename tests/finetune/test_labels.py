@@ -98,6 +98,33 @@ def test_tags_are_learned(config: FinetuneConfig, tmp_path: Path) -> None:
     assert scores["metric"] == "span_f1" and scores["test"]["span_f1"] > 0.95
 
 
+def test_spans_that_are_found_are_the_very_characters(config: FinetuneConfig, tmp_path: Path) -> None:
+    """Emoji, combining marks, tabs and leading blanks before a name do not shift it."""
+    rng = np.random.default_rng(0)
+    names = ["Zoë", "Zoe\u0308", "👩\u200d🚀", "Ann-Marie"]
+    for split, number in (("train", 300), ("test", 60)):
+        rows = []
+        for _ in range(number):
+            before = (
+                str(rng.choice(["  ", "\t", "🙂 ", "e\u0301, ", "“", ""])) + " ".join(rng.choice(WORDS, 3)) + " city "
+            )
+            name = str(rng.choice(names))
+            spans = [{"start": len(before), "end": len(before) + len(name), "label": "who"}]
+            rows.append({"text": f"{before}{name}\tland.", "spans": spans})
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {split: [str(tmp_path / f"{split}.jsonl")] for split in ("train", "test")}
+    finetune(replace(config, task="tag", dev=[], epochs=6, **files))
+    predicted = [
+        json.loads(line)["predicted"] for line in (Path(config.out) / "predictions.jsonl").read_text().splitlines()
+    ]
+    expected = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    right = 0
+    for spans, row in zip(predicted, expected, strict=True):
+        assert all(row["text"][span["start"] : span["end"]] == span["text"] for span in spans)
+        right += [{key: span[key] for key in ("start", "end", "label")} for span in spans] == row["spans"]
+    assert right >= 57
+
+
 def test_pairs_are_reranked(config: FinetuneConfig, tmp_path: Path) -> None:
     for name, seed in (("train", 0), ("dev", 1), ("test", 2)):
         lines = [
@@ -243,6 +270,15 @@ def test_the_plan_is_that_of_transformers() -> None:
         ({"task": "guess"}, "task: found 'guess', expected classify, regress, rerank, choose, tag, extract"),
         ({"epochs": 0}, "epochs: found 0"),
         ({"lr": -1.0}, "lr: found -1.0"),
+        ({"seed": -1}, "seed: found -1"),
+        ({"beta2": 1.0}, "beta2: found 1.0"),
+        ({"weight_decay": float("nan")}, "weight_decay: found nan"),
+        ({"dropout": 2.0}, "dropout: found 2.0"),
+        ({"task": "rerank", "columns": Columns(label="rivers")}, "columns.pair: found none"),
+        (
+            {"task": "rerank", "columns": Columns(pair="label", label="rivers")},
+            "a pair is .*, expected 0 to 1",
+        ),
         ({"layer_decay": 1.5}, "layer_decay: found 1.5"),
         ({"class_weights": "some"}, "class_weights: found 'some'"),
         ({"task": "regress", "class_weights": "balanced"}, "class_weights: found 'balanced', but regress"),
@@ -250,7 +286,7 @@ def test_the_plan_is_that_of_transformers() -> None:
         ({"metric": "bleu"}, "metric: found 'bleu', expected accuracy, matthews, macro_f1"),
         ({"columns": Columns(label="mood")}, "train.tsv:2: no column 'mood', found 'text', 'label', 'rivers'"),
         ({"task": "regress"}, "train.tsv:2: label is .*, expected a finite number"),
-        ({"max_len": 3}, "train.tsv:.*: has .* tokens, expected at most 3; cut=true"),
+        ({"max_len": 8}, "train.tsv:.*: has .* tokens, expected at most 8; cut=true"),
         ({"train": ["nowhere.tsv"]}, "nowhere.tsv: no such file"),
         ({"model": "nowhere/at/all"}, "nowhere/at/all: no such folder"),
     ],

@@ -269,6 +269,9 @@ def test_rows_that_ask_nothing_are_named(row: dict[str, Any], said: str) -> None
     [
         ({"task": "find"}, "task: found 'find', expected embed or late"),
         ({"temperature": -1.0}, "temperature: found -1.0"),
+        ({"warmup": 3.0}, "warmup: found 3.0"),
+        ({"vectors": Vectors(query_length=-5)}, "vectors.query_length: found -5"),
+        ({"vectors": Vectors(document_length=9999)}, "vectors.document_length: found 9,999, but"),
         ({"metric": "accuracy"}, "metric: found 'accuracy'"),
         ({"dev": [], "patience": 1}, "dev: found no collection"),
         ({"vectors": Vectors(pooling="max")}, "vectors.pooling: found 'max'"),

@@ -52,6 +52,8 @@ def test_a_sweep_keeps_the_best_model_and_goes_on_where_it_was(
     results = sweep(base, tmp_path / "sweep", points)
     assert "4 runs, 2 of them done" in capsys.readouterr().out
     assert [result.point for result in results] == points and results[:2] == first
+    with pytest.raises(InputError, match="begun with batch=16, found batch=8"):
+        sweep(replace(base, batch=8), tmp_path / "sweep", points)
     best = best_of(results)
     assert best.point.lr == 1e-3 and best.score == max(result.score for result in results)
     kept = [path.parent.name for path in (tmp_path / "sweep").glob("*/model")]
@@ -132,6 +134,9 @@ def test_glue_is_tuned_scored_and_shown(
     )  # fmt: skip
     said = run(config)
     assert list(said) == ["cola", "mnli", "rte"], "what starts from MNLI comes after it"
+    assert list(run(replace(config, tasks=["cola"]))) == ["cola", "mnli", "rte"], "what is there already stays"
+    with pytest.raises(InputError, match="begun with max_len=256, found max_len=64"):
+        run(replace(config, tasks=["cola"], max_len=64))
     assert said["cola"]["started_from"] == model
     assert said["rte"]["started_from"] == str(tmp_path / "out" / "mnli" / said["mnli"]["best_run"] / "model")
     for name, summary in said.items():
@@ -141,7 +146,7 @@ def test_glue_is_tuned_scored_and_shown(
     shown = capsys.readouterr().out
     assert "median of seeds" in shown and "87.4" in shown
     again = run(config)
-    assert again == said, "a finished sweep is read, not run again"
+    assert {name: again[name] for name in said} == said, "a finished sweep is read, not run again"
 
 
 def test_what_is_not_there_is_named(data: Path, tmp_path: Path, model: str) -> None:

@@ -92,6 +92,7 @@ def test_labels_are_numbered_as_people_count() -> None:
     [
         ({"text": "a"}, "f:1: no column 'label', found 'text'"),
         ({"text": "a", "label": None}, "f:1: label is None"),
+        ({"text": "a", "label": float("nan")}, "f:1: label is nan"),
         ({"text": "a", "label": "z"}, "f:1: label is 'z', which no training row has"),
         ({"text": " ", "label": "x"}, "f:1: text is empty"),
         ({"text": 7, "label": "x"}, "f:1: text is int"),
@@ -182,6 +183,8 @@ def test_spans_become_tags_of_whole_words(small_bert: ModernBert) -> None:
         ({"text": "a b", "spans": [{"start": 2, "end": 9, "label": "x"}]}, "f:1: found a span from 2 to 9"),
         ({"text": "a b", "spans": [{"start": 1, "end": 2, "label": "x"}]}, "f:1: the span from 1 to 2 holds no word"),
         ({"text": "a b", "spans": 3}, "f:1: spans is 3, expected objects"),
+        ({"text": "a b", "spans": [{"start": 0.5, "end": 1, "label": "x"}]}, "f:1: spans is .*, expected objects"),
+        ({"text": "a b", "spans": [{"start": 0, "end": 1, "label": ""}]}, "f:1: spans is .*, expected objects"),
         ({"text": "a b"}, "f:1: no column 'spans'"),
     ],
 )

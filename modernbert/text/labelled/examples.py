@@ -4,6 +4,7 @@ In: rows, a tokenizer, which columns are what. Out: `Example`s, and batches of t
 number means is in the `names` that were learned from the training rows.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -70,6 +71,8 @@ class Examples:
 
     items: list[Example] = field(default_factory=list)
     origins: list[str] = field(default_factory=list)
+    words: list[tuple[str, list[tuple[int, int]]]] = field(default_factory=list)
+    """Of each tagged row, its text and the characters of each word that is scored."""
     num_cut: int = 0
     """Texts that were longer than the limit, and were cut."""
     num_words_cut: int = 0
@@ -170,6 +173,8 @@ def tag_names_of(rows: Sequence[Row], columns: Columns) -> list[str]:
             found.update(_listed(row, columns.tags))
         else:
             found.update(f"{prefix}-{span[2]}" for span in _spans(row, columns) for prefix in "BI")
+    if len(found) < 2:
+        raise InputError(f"{columns.tags}: every word is 'O', expected at least one other tag")
     return ["O", *sorted(found - {"O"})]
 
 
@@ -188,7 +193,7 @@ def tagged(
         read = [_words_and_tags(row, columns, examples) for row in some]
         starts = [[begin for begin, _ in ranges] for _, ranges, _ in read]
         encoded = tokenizer.encode_words([text for text, _, _ in read], starts)
-        for row, (_, _, tags), (tokens, where) in zip(some, read, encoded, strict=True):
+        for row, (text, ranges, tags), (tokens, where) in zip(some, read, encoded, strict=True):
             for tag in tags:
                 if tag not in numbers:
                     raise InputError(f"{row.origin}: found the tag {tag!r}, which no training row has")
@@ -200,6 +205,7 @@ def tagged(
                 where, labels = where[inside], labels[inside]
             examples.items.append(Example(kept, labels, where))
             examples.origins.append(row.origin)
+            examples.words.append((text, ranges[: len(where)]))
     return examples
 
 
@@ -225,6 +231,10 @@ def _documents(
 
 
 def fit(row: Row, tokens: np.ndarray, tokenizer: Tokenizer, longest: int, cut: bool, examples: Examples) -> np.ndarray:
+    """Return tokens, cut at `longest` and counted as such if that was asked for.
+
+    Raises: InputError naming the row, if it was not.
+    """
     if len(tokens) <= longest:
         return tokens
     if not cut:
@@ -237,9 +247,10 @@ def fit(row: Row, tokens: np.ndarray, tokenizer: Tokenizer, longest: int, cut: b
 
 def _name(row: Row, column: str) -> str:
     found = row.value(column)
-    if found is None or (isinstance(found, str) and not found.strip()) or isinstance(found, (list, dict)):
+    is_nothing = found is None or isinstance(found, (list, dict)) or (isinstance(found, str) and not found.strip())
+    if is_nothing or (isinstance(found, float) and not math.isfinite(found)):
         raise InputError(f"{row.origin}: {column} is {found!r}, expected a label")
-    return str(found)
+    return str(int(found)) if isinstance(found, float) and found.is_integer() else str(found)
 
 
 def _listed(row: Row, column: str) -> list[str]:
@@ -255,7 +266,7 @@ def _words_and_tags(row: Row, columns: Columns, examples: Examples) -> tuple[str
         words, tags = _listed(row, columns.words), _listed(row, columns.tags)
         if len(words) != len(tags):
             raise InputError(f"{row.origin}: found {len(tags)} tags, expected one for each of {len(words)} words")
-        if not words or not all(words):
+        if not words or not all(word.strip() or word == "\u00a0" for word in words):
             raise InputError(f"{row.origin}: {columns.words} has an empty word, expected text")
         return (*join_words(words), tags)
     text, spans = row.text(columns.text), _spans(row, columns)
@@ -276,11 +287,13 @@ def _words_and_tags(row: Row, columns: Columns, examples: Examples) -> tuple[str
 def _spans(row: Row, columns: Columns) -> list[tuple[int, int, str]]:
     text, found = row.text(columns.text), row.value(columns.spans)
     try:
-        spans = [(int(span["start"]), int(span["end"]), str(span["label"])) for span in found]
-    except (TypeError, KeyError, ValueError):
+        spans = [(span["start"], span["end"], span["label"]) for span in found]
+    except (TypeError, KeyError):
+        spans = [(None, None, None)]
+    if not all(type(a) is int and type(b) is int and isinstance(c, str) and c.strip() for a, b, c in spans):
         raise InputError(
             f"{row.origin}: {columns.spans} is {str(found)[:60]}, expected objects with start, end and label"
-        ) from None
+        )
     for begin, end, _ in spans:
         if not 0 <= begin < end <= len(text):
             raise InputError(f"{row.origin}: found a span from {begin} to {end}, expected one inside 0 to {len(text)}")
