@@ -73,7 +73,8 @@ def failing_call(data: Path, straight: dict[str, str], call: str, n: int, number
 def stopped_run(data: Path, folder: Path, **changes: Any) -> Any:
     """Run to a kill in step 10, with every checkpoint written, and return the config."""
     config = course.config_of(data, folder / "run", keep=3, **changes)
-    outcome = course.run(config, partial(kills.arm, kills.Kill("Saver.save", STOPPED_AT + 1, "before")))
+    # A checkpoint is written by a thread, and the next one only when it is done.
+    outcome = course.run(config, partial(kills.arm, kills.Kill("_write", STOPPED_AT + 1, "before")))
     assert outcome.was_killed, outcome.said
     assert course.committed(folder / "run") >= STOPPED_AT, outcome.said
     return config
