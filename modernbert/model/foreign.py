@@ -33,6 +33,8 @@ __all__ = [
 
 
 OURS = "modernbert"
+# Rows are as long as the next multiple of this: libraries prepare products for each shape they meet, so few should be.
+_STEP = 8
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class ForeignEncoder(nn.Module):
 
     def forward(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
         """Return the hidden state of every token."""
-        grid = _grid(tokens, layout, self.pad_id)
+        grid = _grid(tokens, layout, self.pad_id, self.longest)
         hidden: Tensor = self.inner(**_inputs(self.inner, grid, self.sep_id)).last_hidden_state
         return hidden[grid.real]
 
@@ -83,14 +85,16 @@ class ForeignEncoder(nn.Module):
 class ForeignClassifier(nn.Module):
     """An encoder with the head that its family scores documents or tokens with."""
 
-    def __init__(self, inner: nn.Module, task: str, labels: Sequence[str], pad_id: int, sep_id: int) -> None:
+    def __init__(
+        self, inner: nn.Module, task: str, labels: Sequence[str], pad_id: int, sep_id: int, longest: int
+    ) -> None:
         super().__init__()
         self.inner, self.task, self.labels = inner, task, tuple(labels)
-        self.pad_id, self.sep_id = pad_id, sep_id
+        self.pad_id, self.sep_id, self.longest = pad_id, sep_id, longest
 
     def forward(self, batch: Batch) -> Float[Tensor, "M labels"]:
         """Return scores of every document or every token; where `batch.where` names some, of those alone."""
-        grid = _grid(batch.tokens, batch.layout, self.pad_id)
+        grid = _grid(batch.tokens, batch.layout, self.pad_id, self.longest)
         scores: Tensor = self.inner(**_inputs(self.inner, grid, self.sep_id)).logits
         rows = scores[grid.real] if TASKS[self.task].of_tokens else scores
         return rows if batch.where is None else rows.index_select(0, batch.where)
@@ -127,7 +131,7 @@ def load_foreign_classifier(
             use_safetensors=True,
         ),
     )  # fmt: skip
-    return ForeignClassifier(inner, task, labels, pad_id, sep_id)
+    return ForeignClassifier(inner, task, labels, pad_id, sep_id, longest_of(folder))
 
 
 def save_foreign(
@@ -146,8 +150,8 @@ def save_foreign(
             write_beside(partial)
 
 
-def _grid(tokens: Tensor, layout: Layout, pad_id: int) -> _Grid:
-    size = layout.max_seqlen
+def _grid(tokens: Tensor, layout: Layout, pad_id: int, longest: int) -> _Grid:
+    size = max(layout.max_seqlen, min(-(-layout.max_seqlen // _STEP) * _STEP, longest))
     lengths = (layout.cu_seqlens[1:] - layout.cu_seqlens[:-1]).long()
     real = torch.arange(size, device=tokens.device) < lengths[:, None]
     ids = torch.full((layout.num_docs, size), pad_id, dtype=torch.int64, device=tokens.device)

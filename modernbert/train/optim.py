@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from modernbert.errors import InputError
-from modernbert.native import calls
+from modernbert.native import build, calls
 from modernbert.train.parallel import first_row, local, sharded_like
 
-__all__ = ["StableAdamW", "grad_norm", "load_named_state", "named_state", "parameter_groups"]
+__all__ = ["StableAdamW", "grad_norm", "load_named_state", "loops_run_on", "named_state", "parameter_groups"]
 
 
 class StableAdamW(torch.optim.Optimizer):
@@ -111,6 +111,11 @@ class StableAdamW(torch.optim.Optimizer):
             shortening = 1 / max(1.0, norm / size**0.5)
             kept = 1 - group["weight_decay"] * (lr / group["max_lr"]) * shortening
             calls.apply_moments_(weight, m, v, lr=lr * shortening, kept=kept, eps=eps)
+
+
+def loops_run_on(device: torch.device) -> bool:
+    """Say whether `in_loops` is for this device, on this machine."""
+    return device.type == "cpu" and build.obstacle() is None
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

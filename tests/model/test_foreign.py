@@ -67,6 +67,18 @@ def test_scores_of_documents_and_of_words(folder: Path) -> None:
         torch.testing.assert_close(whole(batch)[2:3], alone, atol=1e-5, rtol=0)
 
 
+def test_a_text_may_be_as_long_as_the_model_takes_whatever_rows_are_rounded_to(tmp_path: Path) -> None:
+    config = transformers.BertConfig(**SIZES, max_position_embeddings=61)
+    transformers.BertModel(config).save_pretrained(tmp_path / "bert")
+    ours = load_foreign_encoder(tmp_path / "bert", 3, 2, torch.float32)
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "bert").eval()
+    ids = torch.arange(10, 71)
+    batch = Batch.from_documents([ids.numpy()])
+    with torch.no_grad():
+        expected = theirs(input_ids=ids[None]).last_hidden_state[0]
+        torch.testing.assert_close(ours(batch.tokens, batch.layout), expected, atol=1e-5, rtol=0)
+
+
 def test_the_second_text_of_a_pair_has_the_second_type(tmp_path: Path) -> None:
     model = transformers.BertModel(FAMILIES["bert"])
     model.save_pretrained(tmp_path / "bert")
