@@ -278,6 +278,32 @@ def bench_serving(
     run(ServingConfig(engines or [], sets or [], preset, tokens=tokens, calls=calls, rounds=rounds, out=out))
 
 
+@bench.command("finetuning")
+@_told()
+def bench_finetuning(
+    systems: Annotated[list[str] | None, typer.Option(help="modernbert, trainer, trainer-best.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option(help="Whose lengths of texts: cola, sst2, stsb, banking77; again for more.")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="The shape.")] = "base",
+    batch: Annotated[int, typer.Option(help="Rows a step.")] = 32,
+    steps: Annotated[int, typer.Option(help="Steps that are timed.")] = 20,
+    rounds: Annotated[int, typer.Option(help="Times that every system is measured.")] = 3,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for JSON and a plot.")] = None,
+) -> None:
+    """Time steps of fine-tuning against transformers and its Trainer."""
+    from modernbert.jobs.bench_finetuning import FinetuningConfig, run
+
+    run(
+        FinetuningConfig(
+            systems or [], sets or [], preset, batch=batch, steps=steps, rounds=rounds, device=device, dtype=dtype,
+            out=out,
+        )
+    )  # fmt: skip
+
+
 @bench.command("training")
 @_told()
 def bench_training(

@@ -19,6 +19,7 @@ from modernbert.bench.costs import token_costs
 from modernbert.bench.devices import product_rate
 from modernbert.bench.process import in_new_process
 from modernbert.bench.serving import ENGINES, Engine, embed_all, load_engine, make_folder
+from modernbert.bench.turns import check_choices
 from modernbert.device import keep_freed_memory
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
@@ -63,7 +64,10 @@ def run(config: ServingConfig) -> None:
 
     Raises: InputError for what cannot be measured at all.
     """
-    _check(config)
+    check_choices(
+        config.engines, list(ENGINES), "engines", tokens=config.tokens, calls=config.calls, rounds=config.rounds
+    )
+    check_choices(config.sets, SETS, "sets")
     engines, sets = list(config.engines) or list(ENGINES), list(config.sets) or list(SETS)
     shape = ModelConfig.preset(config.preset, **config.model)
     console = open_console()
@@ -103,16 +107,6 @@ def run(config: ServingConfig) -> None:
         )
         _plot(config.out / "serving.png", rows)
         console.print(f"{config.out}: serving.json, serving.png")
-
-
-def _check(config: ServingConfig) -> None:
-    for key, found, known in (("engines", config.engines, ENGINES), ("sets", config.sets, SETS)):
-        for name in found:
-            if name not in known:
-                raise InputError(f"{key}: found {name!r}, expected {', '.join(known)}")
-    for key, number in (("tokens", config.tokens), ("calls", config.calls), ("rounds", config.rounds)):
-        if number < 1:
-            raise InputError(f"{key}: found {number}, expected at least 1")
 
 
 def _documents(name: str, tokens: int) -> list[np.ndarray]:

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from modernbert.bench.charts import draw_bars
 from modernbert.bench.console import describe_machine, open_console, spread
 from modernbert.bench.devices import product_rate
 from modernbert.bench.training import SYSTEMS, TrainingRow, TrainingWork, measure_training, mixed_lengths
+from modernbert.bench.turns import check_choices, measure_in_turn
 from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
@@ -43,19 +44,13 @@ def run(config: TrainingConfig) -> None:
 
     Raises: InputError for what cannot be measured at all.
     """
-    for key, number in (
-        ("steps", config.steps),
-        ("rounds", config.rounds),
-        ("tokens", 1 if config.tokens is None else config.tokens),
-    ):
-        if number < 1:
-            raise InputError(f"{key}: found {number}, expected at least 1")
+    systems = list(config.systems) or list(SYSTEMS)
+    check_choices(
+        systems, SYSTEMS, "systems", steps=config.steps, rounds=config.rounds,
+        tokens=1 if config.tokens is None else config.tokens,
+    )  # fmt: skip
     if config.longest < 16:
         raise InputError(f"longest: found {config.longest}, expected at least 16 tokens")
-    systems = list(config.systems) or list(SYSTEMS)
-    for name in systems:
-        if name not in SYSTEMS:
-            raise InputError(f"systems: found {name!r}, expected {', '.join(SYSTEMS)}")
     device = choose_device(config.device)
     dtype = choose_precision(config.dtype, device)
     shape = ModelConfig.preset(config.preset, **config.model)
@@ -68,22 +63,13 @@ def run(config: TrainingConfig) -> None:
         f"{machine}; {config.preset}, {dtype_name}, {tokens:,} tokens a step in {len(lengths)} documents of "
         f"{min(lengths)} to {max(lengths):,}"
     )
-    rows: list[tuple[int, TrainingRow]] = []
-    absent: dict[str, str] = {}
-    for number in range(config.rounds):
-        for system in systems:
-            if system in absent:
-                continue
-            work = TrainingWork(system, shape, lengths, config.steps, str(device), dtype_name, seed=number)
-            try:
-                row = measure_training(work)
-            except InputError as error:
-                absent[system] = str(error)
-                console.print(f"{system}: {error}")
-                continue
-            rows.append((number, row))
-            console.print(f"round {number + 1}, {system}: {row.tokens_per_s:,.0f} tokens/s, "
-                          f"{row.peak_memory / 2**30:.2f} GiB")  # fmt: skip
+
+    def measure(system: str, number: int) -> TrainingRow:
+        return measure_training(
+            TrainingWork(system, shape, lengths, config.steps, str(device), dtype_name, seed=number)
+        )
+
+    rows, absent = measure_in_turn(console, systems, config.rounds, measure, _brief)
     if not rows:
         raise InputError(f"bench: no system could be measured ({next(iter(absent.values()))})")
     peak = product_rate(dtype) if device.type == "cpu" else peak_flops(device, dtype)
@@ -92,15 +78,19 @@ def run(config: TrainingConfig) -> None:
         said = {
             "machine": machine,
             "lengths": lengths,
-            "rows": [{"round": n + 1, **asdict(row)} for n, row in rows],
+            "rows": [{"round": n + 1, **asdict(row)} for mine in rows.values() for n, row in enumerate(mine)],
             "absent": absent,
         }
         write_file(config.out / "training.json", json.dumps(said, indent=2) + "\n")
-        _plot(config.out / "training.png", [row for _, row in rows])
+        _plot(config.out / "training.png", rows)
         console.print(f"{config.out}: training.json, training.png")
 
 
-def _table(rows: Sequence[tuple[int, TrainingRow]], peak: float | None) -> Table:
+def _brief(row: TrainingRow) -> str:
+    return f"{row.tokens_per_s:,.0f} tokens/s, {row.peak_memory / 2**30:.2f} GiB"
+
+
+def _table(rows: Mapping[str, Sequence[TrainingRow]], peak: float | None) -> Table:
     """Show medians, and ratios of the first system to each, round by round.
 
     `peak` is a GPU's published rate, or that of matrix products measured on this CPU.
@@ -109,11 +99,8 @@ def _table(rows: Sequence[tuple[int, TrainingRow]], peak: float | None) -> Table
     for column in ("system", "setting", "real tokens/s", "GiB", "TFLOP/s", "of the peak", "places that are real",
                    "first system, times as fast", "its memory"):  # fmt: skip
         table.add_column(column, justify="left" if column in ("system", "setting") else "right")
-    by_system: dict[str, list[TrainingRow]] = {}
-    for _, row in rows:
-        by_system.setdefault(row.system, []).append(row)
-    first = next(iter(by_system.values()))
-    for name, mine in by_system.items():
+    first = next(iter(rows.values()))
+    for name, mine in rows.items():
         speeds = [a.tokens_per_s / b.tokens_per_s for a, b in zip(first, mine, strict=False)]
         sizes = [a.peak_memory / b.peak_memory for a, b in zip(first, mine, strict=False)]
         flops = statistics.median(row.flops_per_s for row in mine)
@@ -125,10 +112,10 @@ def _table(rows: Sequence[tuple[int, TrainingRow]], peak: float | None) -> Table
     return table
 
 
-def _plot(path: Path, rows: Sequence[TrainingRow]) -> None:
+def _plot(path: Path, rows: Mapping[str, Sequence[TrainingRow]]) -> None:
     """Draw speed and memory of every system."""
-    panels: dict[str, dict[str, list[float]]] = {"speed": {}, "memory": {}}
-    for row in rows:
-        panels["speed"].setdefault(row.system, []).append(row.tokens_per_s)
-        panels["memory"].setdefault(row.system, []).append(row.peak_memory / 2**30)
+    panels = {
+        "speed": {system: [row.tokens_per_s for row in mine] for system, mine in rows.items()},
+        "memory": {system: [row.peak_memory / 2**30 for row in mine] for system, mine in rows.items()},
+    }
     draw_bars(path, panels, {"speed": "real tokens per second", "memory": "peak GiB: less is better"})

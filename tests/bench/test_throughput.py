@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from modernbert.bench import peers
+from modernbert.bench import finetuning, peers
+from modernbert.bench.finetuning import lengths_of
 from modernbert.bench.gte import Gte, GteShape
 from modernbert.bench.peers import MODELS, load
 from modernbert.bench.process import in_new_process
@@ -17,7 +19,8 @@ from modernbert.bench.sets import SETS, documents_of
 from modernbert.bench.throughput import largest_that
 from modernbert.bench.training import mixed_lengths
 from modernbert.errors import InputError
-from modernbert.jobs import bench_throughput, bench_training
+from modernbert.jobs import bench_finetuning, bench_throughput, bench_training
+from modernbert.jobs.bench_finetuning import FinetuningConfig
 from modernbert.jobs.bench_throughput import ThroughputConfig
 from modernbert.jobs.bench_training import TrainingConfig
 from modernbert.ragged import Batch
@@ -146,6 +149,28 @@ def test_training_is_measured_against_the_trainer(tmp_path: Path) -> None:
     assert grouped > 0.95, "rows of one length make a batch"
 
 
+def test_fine_tuning_is_measured_against_the_trainer(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    done = bench(
+        "finetuning", "--preset", "tiny", "--sets", "stsb", "--steps", "3", "--rounds", "1", "--batch", "8",
+        "--device", "cpu", "--dtype", "float32", "--out", str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "finetuning.json").read_text())["rows"]
+    assert [row["system"] for row in rows] == ["modernbert", "trainer", "trainer-best"]
+    ours, padded, grouped = (row["real_share"] for row in rows)
+    assert ours == 1.0 and padded < 0.9 < grouped, "rows of one length make a batch"
+    assert all(row["tokens_per_s"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("name", finetuning.SETS)
+def test_lengths_lie_between_the_deciles_of_a_set(name: str) -> None:
+    lengths, deciles = lengths_of(name, 20_000, seed=3), finetuning.SETS[name]
+    assert min(lengths) >= deciles[0] and max(lengths) <= deciles[-1]
+    found = np.percentile(lengths, range(10, 91, 10))
+    assert np.abs(found - deciles[1:-1]).max() <= 1
+
+
 def test_lengths_of_a_mix_add_up() -> None:
     lengths = mixed_lengths(8_192)
     assert sum(lengths) == 8_192 and max(lengths) <= 1024 and min(lengths) < 64
@@ -164,12 +189,21 @@ def test_lengths_of_a_mix_add_up() -> None:
         (TrainingConfig(steps=0), "steps: found 0"),
         (TrainingConfig(longest=3), "longest: found 3"),
         (TrainingConfig(preset="huge"), "huge"),
+        (FinetuningConfig(systems=["jax"]), "systems: found 'jax'"),
+        (FinetuningConfig(sets=["mnli"]), "sets: found 'mnli', expected cola, sst2"),
+        (FinetuningConfig(batch=0), "batch: found 0"),
+        (FinetuningConfig(device="cuda:7"), "cuda:7"),
     ],
 )
-def test_bad_arguments_are_refused_before_anything_runs(config: ThroughputConfig | TrainingConfig, said: str) -> None:
-    run = bench_throughput.run if isinstance(config, ThroughputConfig) else bench_training.run
+def test_bad_arguments_are_refused_before_anything_runs(
+    config: ThroughputConfig | TrainingConfig | FinetuningConfig, said: str
+) -> None:
+    runs: dict[type, Any] = {
+        ThroughputConfig: bench_throughput.run, TrainingConfig: bench_training.run,
+        FinetuningConfig: bench_finetuning.run,
+    }  # fmt: skip
     with pytest.raises(InputError, match=said):
-        run(config)  # type: ignore[arg-type]
+        runs[type(config)](config)
 
 
 def test_a_bad_argument_is_one_line_of_the_command() -> None:

@@ -1,0 +1,52 @@
+"""Systems measured in turn, round after round, so that a machine that changes its pace changes it for all.
+
+In: names and a way to measure each. Out: what was measured, and why some were not.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+
+from modernbert.errors import InputError
+
+__all__ = ["check_choices", "measure_in_turn"]
+
+Row = TypeVar("Row")
+
+
+def check_choices(names: Sequence[str], known: Sequence[str], key: str, **numbers: int) -> None:
+    """Check names, and numbers that count something.
+
+    Raises: InputError naming the field.
+    """
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(f"{name}: found {number}, expected at least 1")
+    for name in names:
+        if name not in known:
+            raise InputError(f"{key}: found {name!r}, expected {', '.join(known)}")
+
+
+def measure_in_turn(
+    console: Console, names: Sequence[str], rounds: int, measure: Callable[[str, int], Row], brief: Callable[[Row], str]
+) -> tuple[dict[str, list[Row]], dict[str, str]]:
+    """Return the rows of every name, one a round, and for those that cannot be measured the reason.
+
+    `measure(name, number)` is given the round, counted from 0.
+    """
+    rows: dict[str, list[Row]] = {}
+    absent: dict[str, str] = {}
+    for number in range(rounds):
+        for name in names:
+            if name in absent:
+                continue
+            try:
+                row = measure(name, number)
+            except InputError as error:
+                absent[name] = str(error)
+                console.print(f"{name}: {error}")
+                continue
+            rows.setdefault(name, []).append(row)
+            console.print(f"round {number + 1}, {name}: {brief(row)}")
+    return rows, absent

@@ -1,0 +1,95 @@
+"""`modernbert bench finetuning`: steps of learning labels, against `transformers` and its Trainer, in turn."""
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from modernbert.bench.charts import draw_bars
+from modernbert.bench.console import describe_machine, open_console, spread
+from modernbert.bench.finetuning import SETS, SYSTEMS, FinetuningRow, FinetuningWork, measure_finetuning
+from modernbert.bench.turns import check_choices, measure_in_turn
+from modernbert.device import choose_device, choose_precision
+from modernbert.errors import InputError
+from modernbert.model.config import ModelConfig
+from modernbert.storage import write_file
+
+__all__ = ["FinetuningConfig", "run"]
+
+
+@dataclass
+class FinetuningConfig:
+    """Which systems tune which shape on texts of which lengths, rows a step, and how often each is measured."""
+
+    systems: Sequence[str] = ()
+    sets: Sequence[str] = ()
+    preset: str = "base"
+    model: dict[str, Any] = field(default_factory=dict)
+    batch: int = 32
+    steps: int = 20
+    rounds: int = 3
+    device: str = "auto"
+    dtype: str = "auto"
+    out: Path | None = None
+
+
+def run(config: FinetuningConfig) -> None:
+    """Measure set after set, system after system, round after round; one that cannot be had is a line.
+
+    Raises: InputError for what cannot be measured at all.
+    """
+    systems, sets = list(config.systems) or list(SYSTEMS), list(config.sets) or list(SETS)
+    check_choices(systems, SYSTEMS, "systems", batch=config.batch, steps=config.steps, rounds=config.rounds)
+    check_choices(sets, list(SETS), "sets")
+    device = choose_device(config.device)
+    dtype = str(choose_precision(config.dtype, device)).removeprefix("torch.")
+    shape = ModelConfig.preset(config.preset, **config.model)
+    console = open_console()
+    machine = describe_machine(device)
+    console.print(f"{machine}; {config.preset}, {dtype}, {config.batch} rows a step")
+    found: list[dict[str, Any]] = []
+    absent: dict[str, str] = {}
+    panels: dict[str, dict[str, list[float]]] = {}
+    for name in sets:
+
+        def measure(system: str, number: int, name: str = name) -> FinetuningRow:
+            work = FinetuningWork(system, shape, name, config.batch, config.steps, str(device), dtype, seed=number)
+            return measure_finetuning(work)
+
+        left = [system for system in systems if system not in absent]
+        rows, gone = measure_in_turn(console, left, config.rounds, measure, _brief)
+        absent.update(gone)
+        if rows:
+            console.print(_table(name, rows))
+            panels[name] = {system: [row.tokens_per_s for row in mine] for system, mine in rows.items()}
+        found += [{"round": n + 1, **asdict(row)} for mine in rows.values() for n, row in enumerate(mine)]
+    if not found:
+        raise InputError(f"bench: no system could be measured ({next(iter(absent.values()))})")
+    if config.out is not None:
+        said = {"machine": machine, "batch": config.batch, "rows": found, "absent": absent}
+        write_file(config.out / "finetuning.json", json.dumps(said, indent=2) + "\n")
+        draw_bars(config.out / "finetuning.png", panels, dict.fromkeys(panels, "real tokens per second"))
+        console.print(f"{config.out}: finetuning.json, finetuning.png")
+
+
+def _brief(row: FinetuningRow) -> str:
+    return f"{row.set}, {row.tokens_per_s:,.0f} tokens/s, {row.peak_memory / 2**30:.2f} GiB"
+
+
+def _table(name: str, rows: Mapping[str, Sequence[FinetuningRow]]) -> Table:
+    """Show medians of one set, and ratios of the first system to each, round by round."""
+    table = Table(title=name, title_justify="left")
+    for column in ("system", "setting", "real tokens/s", "GiB", "places that are real", "first system, times as fast"):
+        table.add_column(column, justify="left" if column in ("system", "setting") else "right")
+    first = next(iter(rows.values()))
+    for system, mine in rows.items():
+        table.add_row(
+            system, mine[0].setting, f"{statistics.median(row.tokens_per_s for row in mine):,.0f}",
+            f"{statistics.median(row.peak_memory for row in mine) / 2**30:.2f}", f"{mine[0].real_share:.1%}",
+            spread([a.tokens_per_s / b.tokens_per_s for a, b in zip(first, mine, strict=False)]),
+        )  # fmt: skip
+    return table
