@@ -37,10 +37,15 @@ OURS = "modernbert"
 _STEP = 8
 
 
+# Places of a grid, padding included: short documents are not padded to long ones of the same batch.
+_PLACES = 8_192
+
+
 @dataclass(frozen=True)
 class _Grid:
-    """Where the tokens of a batch stand when its documents are rows of one length."""
+    """Some documents of a batch as rows of one length: `numbers` says which."""
 
+    numbers: Sequence[int]
     ids: Int64[Tensor, "N S"]
     mask: Int64[Tensor, "N S"]
     real: Bool[Tensor, "N S"]
@@ -77,9 +82,9 @@ class ForeignEncoder(nn.Module):
 
     def forward(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
         """Return the hidden state of every token."""
-        grid = _grid(tokens, layout, self.pad_id, self.longest)
-        hidden: Tensor = self.inner(**_inputs(self.inner, grid, self.sep_id)).last_hidden_state
-        return hidden[grid.real]
+        grids = _grids(tokens, layout, self.pad_id, self.longest)
+        rows = [self.inner(**_inputs(self.inner, grid, self.sep_id)).last_hidden_state[grid.real] for grid in grids]
+        return _in_order(rows, grids, layout.lengths)
 
 
 class ForeignClassifier(nn.Module):
@@ -94,9 +99,13 @@ class ForeignClassifier(nn.Module):
 
     def forward(self, batch: Batch) -> Float[Tensor, "M labels"]:
         """Return scores of every document or every token; where `batch.where` names some, of those alone."""
-        grid = _grid(batch.tokens, batch.layout, self.pad_id, self.longest)
-        scores: Tensor = self.inner(**_inputs(self.inner, grid, self.sep_id)).logits
-        rows = scores[grid.real] if TASKS[self.task].of_tokens else scores
+        grids = _grids(batch.tokens, batch.layout, self.pad_id, self.longest)
+        scores = [self.inner(**_inputs(self.inner, grid, self.sep_id)).logits for grid in grids]
+        if TASKS[self.task].of_tokens:
+            scores = [each[grid.real] for each, grid in zip(scores, grids, strict=True)]
+            rows = _in_order(scores, grids, batch.layout.lengths)
+        else:
+            rows = _in_order(scores, grids, [1] * batch.layout.num_docs)
         return rows if batch.where is None else rows.index_select(0, batch.where)
 
 
@@ -150,13 +159,29 @@ def save_foreign(
             write_beside(partial)
 
 
-def _grid(tokens: Tensor, layout: Layout, pad_id: int, longest: int) -> _Grid:
-    size = max(layout.max_seqlen, min(-(-layout.max_seqlen // _STEP) * _STEP, longest))
-    lengths = (layout.cu_seqlens[1:] - layout.cu_seqlens[:-1]).long()
-    real = torch.arange(size, device=tokens.device) < lengths[:, None]
-    ids = torch.full((layout.num_docs, size), pad_id, dtype=torch.int64, device=tokens.device)
-    ids[real] = tokens
-    return _Grid(ids, real.long(), real)
+def _grids(tokens: Tensor, layout: Layout, pad_id: int, longest: int) -> list[_Grid]:
+    """Return documents of like length together, the longest first."""
+    order = sorted(range(layout.num_docs), key=lambda number: -layout.lengths[number])
+    documents = tokens.split(list(layout.lengths))
+    grids = []
+    while order:
+        size = layout.lengths[order[0]]
+        size = max(size, min(-(-size // _STEP) * _STEP, longest))
+        most = max(1, _PLACES // size)
+        numbers, order = order[:most], order[most:]
+        lengths = torch.tensor([layout.lengths[number] for number in numbers], device=tokens.device)
+        real = torch.arange(size, device=tokens.device) < lengths[:, None]
+        ids = torch.full(real.shape, pad_id, dtype=torch.int64, device=tokens.device)
+        ids[real] = torch.cat([documents[number] for number in numbers])
+        grids.append(_Grid(numbers, ids, real.long(), real))
+    return grids
+
+
+def _in_order(rows: Sequence[Tensor], grids: Sequence[_Grid], sizes: Sequence[int]) -> Tensor:
+    """Put rows of the documents of grids, so many of each, into the order of the documents."""
+    numbers = [number for grid in grids for number in grid.numbers]
+    parts = torch.cat(list(rows)).split([sizes[number] for number in numbers])
+    return torch.cat([part for _, part in sorted(zip(numbers, parts, strict=True), key=lambda pair: pair[0])])
 
 
 def _inputs(inner: nn.Module, grid: _Grid, sep_id: int) -> dict[str, Tensor]:

@@ -67,6 +67,23 @@ def test_scores_of_documents_and_of_words(folder: Path) -> None:
         torch.testing.assert_close(whole(batch)[2:3], alone, atol=1e-5, rtol=0)
 
 
+def test_many_texts_come_back_in_their_order_though_short_ones_go_apart_from_long_ones(folder: Path) -> None:
+    rng = np.random.default_rng(1)
+    lengths = rng.permutation([*[60] * 150, *[2] * 40, *[31] * 30]).tolist()
+    batch = Batch.from_documents([rng.integers(10, 500, length) for length in lengths])
+    ours = load_foreign_encoder(folder, 3, 2, torch.float32)
+    whole = load_foreign_classifier(folder, "classify", ["a", "b", "c"], 0, 3, 2).eval()
+    words = load_foreign_classifier(folder, "tag", ["O", "B-x"], 0, 3, 2).eval()
+    with torch.no_grad():
+        hidden = ours(batch.tokens, batch.layout).split(lengths)
+        scores, tags = whole(batch), words(batch).split(lengths)
+        for number in (0, 77, 218, 219):
+            alone = Batch.from_documents([batch.tokens.split(lengths)[number].numpy()])
+            torch.testing.assert_close(hidden[number], ours(alone.tokens, alone.layout), atol=1e-5, rtol=0)
+            torch.testing.assert_close(scores[number : number + 1], whole(alone), atol=1e-5, rtol=0)
+            torch.testing.assert_close(tags[number], words(alone), atol=1e-5, rtol=0)
+
+
 def test_a_text_may_be_as_long_as_the_model_takes_whatever_rows_are_rounded_to(tmp_path: Path) -> None:
     config = transformers.BertConfig(**SIZES, max_position_embeddings=61)
     transformers.BertModel(config).save_pretrained(tmp_path / "bert")
