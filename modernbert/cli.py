@@ -264,18 +264,25 @@ def bench_throughput(
 def bench_serving(
     engines: Annotated[list[str] | None, typer.Option(help="An engine; again for more. All, by default.")] = None,
     sets: Annotated[
-        list[str] | None, typer.Option(help="short-mix, fixed-512, single-8192, latency-16, -128, -512.")
+        list[str] | None, typer.Option(help="short-mix, fixed-512, single-8192, latency-16, -128, -512, real.")
     ] = None,
     preset: Annotated[str, typer.Option(help="The shape.")] = "base",
     tokens: Annotated[int, typer.Option(help="Tokens of the sets of many documents.")] = 8_192,
     calls: Annotated[int, typer.Option(help="Calls that a latency is the median of.")] = 30,
     rounds: Annotated[int, typer.Option(help="Times that every engine is measured.")] = 3,
+    texts: Annotated[list[str] | None, typer.Option(help="Real text, for the set real.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="A tokenizer, for the set real.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for JSON.")] = None,
 ) -> None:
     """Time embedding on this CPU against transformers, sentence-transformers, ONNX Runtime and OpenVINO."""
     from modernbert.jobs.bench_serving import ServingConfig, run
 
-    run(ServingConfig(engines or [], sets or [], preset, tokens=tokens, calls=calls, rounds=rounds, out=out))
+    run(
+        ServingConfig(
+            engines or [], sets or [], preset, tokens=tokens, calls=calls, rounds=rounds, texts=texts or [],
+            tokenizer=tokenizer, out=out,
+        )
+    )  # fmt: skip
 
 
 @bench.command("finetuning")

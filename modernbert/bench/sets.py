@@ -15,7 +15,7 @@ from modernbert.errors import InputError
 from modernbert.text.corpus import Tally, read_documents
 from modernbert.text.tokenizer import Tokenizer
 
-__all__ = ["SETS", "LengthSet", "documents_of", "real_documents"]
+__all__ = ["SETS", "LengthSet", "documents_of", "real_documents", "real_lengths"]
 
 SEED = 42
 # No special tokens below or above.
@@ -63,6 +63,16 @@ def documents_of(name: str, num_documents: int) -> list[np.ndarray]:
     return [random.integers(_FIRST_ID, _LAST_ID + 1, length) for length in SETS[name].lengths(num_documents)]
 
 
+def real_lengths(paths: list[str], tokenizer: str, num_documents: int, longest: int) -> list[int]:
+    """Return the lengths of as many real documents, cut at `longest`.
+
+    Raises: InputError if a file or the tokenizer cannot be read.
+    """
+    loaded = Tokenizer.load(tokenizer)
+    texts = [document.text for document in islice(read_documents(paths, Tally()), num_documents)]
+    return [min(len(ids), longest) for ids in loaded.encode(texts)]
+
+
 def real_documents(paths: list[str], tokenizer: str, num_documents: int, longest: int) -> list[np.ndarray]:
     """Return as many documents with the lengths of real ones, cut at `longest`; ids are drawn like the others'.
 
@@ -70,8 +80,6 @@ def real_documents(paths: list[str], tokenizer: str, num_documents: int, longest
 
     Raises: InputError if a file or the tokenizer cannot be read.
     """
-    loaded = Tokenizer.load(tokenizer)
-    texts = [document.text for document in islice(read_documents(paths, Tally()), num_documents)]
     random = np.random.default_rng(SEED)
-    lengths = [min(len(ids), longest) for ids in loaded.encode(texts)]
+    lengths = real_lengths(paths, tokenizer, num_documents, longest)
     return [random.integers(_FIRST_ID, _LAST_ID + 1, length) for length in lengths]

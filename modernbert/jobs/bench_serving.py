@@ -4,7 +4,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from modernbert.bench.costs import token_costs
 from modernbert.bench.devices import product_rate
 from modernbert.bench.process import in_new_process
 from modernbert.bench.serving import ENGINES, Engine, embed_all, load_engine, make_folder
+from modernbert.bench.sets import real_lengths
 from modernbert.bench.turns import check_choices
 from modernbert.device import keep_freed_memory
 from modernbert.errors import InputError
@@ -30,6 +31,7 @@ __all__ = ["SETS", "ServingConfig", "run"]
 SEED = 42
 _FIRST_ID, _LAST_ID = 100, 3_999  # ids that every vocabulary has
 SETS = ("short-mix", "fixed-512", "single-8192", "latency-16", "latency-128", "latency-512")
+_REAL = "real"
 _BUDGETS = (2_048, 8_192)
 # Cosine of every vector to float32's of `transformers`: an engine below this computes something else.
 _PARITY = 0.999
@@ -37,7 +39,10 @@ _PARITY = 0.999
 
 @dataclass
 class ServingConfig:
-    """Which engines on which sets, how often; all in turn, `rounds` times."""
+    """Which engines on which sets, how often; all in turn, `rounds` times.
+
+    The set `real` has texts as long as the first of some files.
+    """
 
     engines: Sequence[str] = ()
     sets: Sequence[str] = ()
@@ -46,15 +51,17 @@ class ServingConfig:
     tokens: int = 8_192
     calls: int = 30
     rounds: int = 3
+    texts: Sequence[str] = ()
+    tokenizer: str | None = None
     out: Path | None = None
 
 
 @dataclass(frozen=True)
 class _Work:
     engine: str
-    sets: Sequence[str]
+    sets: Mapping[str, Sequence[int]]
+    """Lengths of the documents of each set."""
     folder: str
-    tokens: int
     calls: int
     expected: dict[str, np.ndarray] | None
 
@@ -67,24 +74,28 @@ def run(config: ServingConfig) -> None:
     check_choices(
         config.engines, list(ENGINES), "engines", tokens=config.tokens, calls=config.calls, rounds=config.rounds
     )
-    check_choices(config.sets, SETS, "sets")
-    engines, sets = list(config.engines) or list(ENGINES), list(config.sets) or list(SETS)
+    check_choices(config.sets, [*SETS, _REAL], "sets")
+    if (bool(config.texts) != bool(config.tokenizer)) or (_REAL in config.sets and not config.texts):
+        raise InputError("sets: real needs texts and a tokenizer; one of them is missing")
+    engines = list(config.engines) or list(ENGINES)
+    sets = {name: _lengths(config, name) for name in config.sets or [*SETS, *([_REAL] if config.texts else [])]}
     shape = ModelConfig.preset(config.preset, **config.model)
     console = open_console()
     machine = describe_machine(torch.device("cpu"))
     console.print(f"{machine}; {config.preset}")
     rows: list[dict[str, Any]] = []
     refused: list[dict[str, str]] = []
-    left = {engine: sets for engine in engines}
+    left = {engine: list(sets) for engine in engines}
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room) / "model"
         make_folder(folder, shape)
-        expected = in_new_process(_reference, _Work("transformers-float32", sets, str(folder), config.tokens, 0, None))
+        expected = in_new_process(_reference, _Work("transformers-float32", sets, str(folder), 0, None))
         for number in range(config.rounds):
             for engine in engines:
                 if not left[engine]:
                     continue
-                work = _Work(engine, left[engine], str(folder), config.tokens, config.calls, expected)
+                lengths = {name: sets[name] for name in left[engine]}
+                work = _Work(engine, lengths, str(folder), config.calls, expected)
                 try:
                     found, wrong = in_new_process(_measure, work)
                 except InputError as error:
@@ -109,14 +120,26 @@ def run(config: ServingConfig) -> None:
         console.print(f"{config.out}: serving.json, serving.png")
 
 
-def _documents(name: str, tokens: int) -> list[np.ndarray]:
-    """Return a set's documents: a log-normal mix with a median of 60 tokens, at most 512; or equal lengths."""
-    random = np.random.default_rng(SEED)
+def _lengths(config: ServingConfig, name: str) -> list[int]:
+    """Return lengths: a log-normal mix with a median of 60 tokens, at most 512; equal ones; or those of real texts.
+
+    Raises: InputError if the texts cannot be read.
+    """
+    if name == _REAL:
+        found = real_lengths(list(config.texts), str(config.tokenizer), max(2, config.tokens // 64), longest=8192)
+        kept = [length for length, total in zip(found, np.cumsum(found), strict=True) if total <= config.tokens]
+        if not kept:
+            raise InputError(f"texts: found none within {config.tokens:,} tokens, expected some, or more --tokens")
+        return kept
     if name == "short-mix":
-        lengths = [int(x) for x in np.clip(random.lognormal(np.log(60), 0.9, max(2, tokens // 80)), 4, 512)]
-    else:
-        length = int(name.rsplit("-")[-1])
-        lengths = [length] * (1 if name.startswith(("single", "latency")) else max(1, tokens // length))
+        drawn = np.random.default_rng(SEED).lognormal(np.log(60), 0.9, max(2, config.tokens // 80))
+        return [int(length) for length in np.clip(drawn, 4, 512)]
+    length = int(name.rsplit("-")[-1])
+    return [length] * (1 if name.startswith(("single", "latency")) else max(1, config.tokens // length))
+
+
+def _documents(lengths: Sequence[int]) -> list[np.ndarray]:
+    random = np.random.default_rng(SEED)
     # Ids as often as words come. Of ids all equally frequent, the mean over thousands is next to nothing, and what is
     # left of it after rounding to bfloat16 says nothing about an engine.
     shares = 1 / np.arange(1, _LAST_ID - _FIRST_ID + 2)
@@ -126,7 +149,7 @@ def _documents(name: str, tokens: int) -> list[np.ndarray]:
 
 def _reference(work: _Work) -> dict[str, np.ndarray]:
     engine = load_engine(work.engine, Path(work.folder), Path(work.folder).parent)
-    return {name: embed_all(engine, _documents(name, work.tokens), _BUDGETS[1]) for name in work.sets}
+    return {name: embed_all(engine, _documents(lengths), _BUDGETS[1]) for name, lengths in work.sets.items()}
 
 
 def _measure(work: _Work) -> tuple[list[dict[str, Any]], dict[str, str]]:
@@ -138,8 +161,8 @@ def _measure(work: _Work) -> tuple[list[dict[str, Any]], dict[str, str]]:
     keep_freed_memory()  # ours does; the others may have it too
     engine = load_engine(work.engine, Path(work.folder), Path(work.folder).parent)
     rows, wrong = [], {}
-    for name in work.sets:
-        documents = _documents(name, work.tokens)
+    for name, lengths in work.sets.items():
+        documents = _documents(lengths)
         cosine = _least_cosine(embed_all(engine, documents, _BUDGETS[1]), work.expected[name])
         if not cosine >= _PARITY:  # what is not a number is not near either
             wrong[name] = f"{name}: cosine to float32 is {cosine:.4f}, expected at least {_PARITY}"

@@ -4,12 +4,14 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from modernbert import ModernBert
 from modernbert.bench.serving import ENGINES, Engine, embed_all, load_engine, make_folder
 from modernbert.errors import InputError
 from modernbert.jobs import bench_serving
@@ -63,7 +65,7 @@ def test_padded_engines_get_batches_within_the_budget_and_vectors_in_order() -> 
 
 
 def test_an_engine_that_computes_something_else_is_not_timed(folder: Path) -> None:
-    work = bench_serving._Work("modernbert-float32", ["latency-16"], str(folder), 100, 1, None)
+    work = bench_serving._Work("modernbert-float32", {"latency-16": [16]}, str(folder), 1, None)
     expected = bench_serving._reference(work)
     right = expected["latency-16"]
     for wrong in (right[:, ::-1].copy(), np.full_like(right, np.nan)):
@@ -86,9 +88,21 @@ def test_the_verb_times_engines_in_turn(tmp_path: Path) -> None:
     assert all(row["p50_ms"] <= row["p95_ms"] for row in rows if row["set"] == "latency-16")
 
 
+def test_real_texts_are_as_long_as_their_tokens_and_as_many_as_fit(tmp_path: Path, small_bert: ModernBert) -> None:
+    texts = [" ".join(["word"] * number) for number in (3, 8, 1, 200)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    small_bert.save(tmp_path / "model")
+    config = ServingConfig(texts=[str(tmp_path / "texts.jsonl")], tokenizer=str(tmp_path / "model"), tokens=200)
+    found = bench_serving._lengths(config, "real")
+    assert found == [len(ids) for ids in small_bert.tokenizer.encode(texts[:3])]
+    with pytest.raises(InputError, match="texts: found none within 5 tokens"):
+        bench_serving._lengths(replace(config, tokens=5), "real")
+
+
 @pytest.mark.parametrize(
     "config, said",
     [
+        (ServingConfig(sets=["real"]), "sets: real needs texts and a tokenizer"),
         (ServingConfig(engines=["jax"]), "engines: found 'jax', expected modernbert"),
         (ServingConfig(sets=["long"]), "sets: found 'long', expected short-mix"),
         (ServingConfig(rounds=0), "rounds: found 0"),
