@@ -205,6 +205,18 @@ def evaluate_retrieval(
     )  # fmt: skip
 
 
+@evaluate.command("paper")
+@_told()
+def evaluate_paper(
+    results: Annotated[Path, typer.Argument(help="A folder with a folder of results for each model.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="A JSON file.")] = None,
+) -> None:
+    """Lay out the paper's table 1 with what was measured here, and say what is missing."""
+    from modernbert.jobs.evaluate_paper import PaperConfig, run
+
+    run(PaperConfig(results, out))
+
+
 @app.command()
 @_told()
 def grow(config: ConfigFile = None, overrides: Overrides = None, print_config: Print = False) -> None:
