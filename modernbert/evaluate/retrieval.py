@@ -4,8 +4,9 @@ In: a collection, and a model or words to rank by. Out: nDCG@10, MRR@10, recall@
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -14,10 +15,13 @@ from modernbert.evaluate.lexical import bm25_scores
 from modernbert.evaluate.metrics import mean_over_queries, mrr_at, ndcg_at, rank_ids, recall_at
 from modernbert.infer.pipeline import ModernBert
 from modernbert.infer.search import search_tokens, search_vectors
+from modernbert.ragged import within
 
 __all__ = ["Rank", "Retrieval", "hard_negatives", "rank_by_model", "rank_by_words", "score_collection"]
 
 _DEPTH = 100
+# Documents are embedded so many characters at a time, and their vectors let go once they are scored.
+_BLOCK_CHARACTERS = 2**22
 
 
 @dataclass(frozen=True)
@@ -31,15 +35,15 @@ class Retrieval:
     seconds: float
 
 
-Rank = Callable[[Collection], tuple[np.ndarray, np.ndarray, int]]
-"""collection -> scores and numbers of each query's best documents [Q, k], and how many texts were cut"""
+Rank = Callable[[Collection, int], tuple[np.ndarray, np.ndarray, int]]
+"""collection, k -> scores and numbers of each query's k best documents [Q, k], and how many texts were cut"""
 
 
 def score_collection(collection: Collection, rank: Rank) -> Retrieval:
     """Return means over the queries that have a relevant document."""
     begun = time.perf_counter()
     documents = list(collection.documents)
-    scores, numbers, num_cut = rank(collection)
+    scores, numbers, num_cut = rank(collection, _DEPTH)
     rankings = {
         query: rank_ids({documents[n]: float(score) for n, score in zip(row, found, strict=True)})
         for query, row, found in zip(collection.queries, numbers.tolist(), scores.tolist(), strict=True)
@@ -53,22 +57,32 @@ def score_collection(collection: Collection, rank: Rank) -> Retrieval:
 
 
 def rank_by_model(bert: ModernBert) -> Rank:
-    """Rank by the vectors of a model, one a text or one a token, as it was tuned."""
+    """Rank by the vectors of a model, one a text or one a token, as it was tuned; documents go through in blocks."""
 
-    def rank(collection: Collection) -> tuple[np.ndarray, np.ndarray, int]:
+    def rank(collection: Collection, k: int) -> tuple[np.ndarray, np.ndarray, int]:
         queries = bert.embed_queries(list(collection.queries.values()))
-        documents = bert.embed_documents(list(collection.documents.values()))
-        search = search_tokens if bert.is_late else search_vectors
-        scores, numbers = search(queries.vectors, documents.vectors, _DEPTH)  # type: ignore[arg-type]
-        return scores, numbers, queries.num_cut + documents.num_cut
+        num_cut = queries.num_cut
+
+        def blocks() -> Iterator[np.ndarray | list[np.ndarray]]:
+            nonlocal num_cut
+            for texts in within(collection.documents.values(), _BLOCK_CHARACTERS, len):
+                found = bert.embed_documents(texts)
+                num_cut += found.num_cut
+                yield found.vectors
+
+        if bert.is_late:
+            scores, numbers = search_tokens(queries.vectors, chain.from_iterable(blocks()), k)  # type: ignore[arg-type]
+        else:
+            scores, numbers = search_vectors(queries.vectors, blocks(), k)  # type: ignore[arg-type]
+        return scores, numbers, num_cut
 
     return rank
 
 
-def rank_by_words(collection: Collection) -> tuple[np.ndarray, np.ndarray, int]:
+def rank_by_words(collection: Collection, k: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Rank by BM25."""
     scores = bm25_scores(list(collection.queries.values()), list(collection.documents.values()))
-    numbers = np.argsort(-scores, axis=1, kind="stable")[:, :_DEPTH]
+    numbers = np.argsort(-scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, numbers, axis=1), numbers, 0
 
 

@@ -1,10 +1,10 @@
 """Exact search: which passages score highest, over single vectors and over the vectors of all tokens.
 
 In: vectors of queries and passages, ragged. Out: for each query its best passages and their scores. Passages are gone
-through in blocks, so that memory does not grow with their number.
+through in blocks, and may be made as they are asked for, so that memory does not grow with their number.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -25,34 +25,45 @@ Found = tuple[Float32[np.ndarray, "Q k"], Int64[np.ndarray, "Q k"]]
 
 
 def search_vectors(
-    queries: Float32[np.ndarray, "Q D"], passages: Float32[np.ndarray, "P D"], k: int, block_rows: int = _BLOCK_ROWS
+    queries: Float32[np.ndarray, "Q D"],
+    passages: Float32[np.ndarray, "P D"] | Iterable[Float32[np.ndarray, "_ D"]],
+    k: int,
+    block_rows: int = _BLOCK_ROWS,
 ) -> Found:
     """Return the scores and numbers of the `k` passages nearest to each query by dot product, best first.
 
-    Of passages that score the same, the one that comes first is nearer. With fewer passages than `k`, all.
+    `passages` are one array, or several that follow each other. Of passages that score the same, the one that comes
+    first is nearer. With fewer passages than `k`, all.
 
     Raises: InputError if there is no passage, or a vector is not finite.
     """
     sought = torch.from_numpy(_finite("queries", queries))
+    parts = [passages] if isinstance(passages, np.ndarray) else passages
     blocks = (
-        sought @ torch.from_numpy(_finite("passages", passages[start : start + block_rows])).T
-        for start in range(0, len(passages), block_rows)
+        sought @ torch.from_numpy(_finite("passages", part[start : start + block_rows])).T
+        for part in parts
+        for start in range(0, len(part), block_rows)
     )
     return _best_of(blocks, k)
 
 
 def search_tokens(
-    queries: Sequence[Float32[np.ndarray, "_ D"]], passages: Sequence[Float32[np.ndarray, "_ D"]], k: int
+    queries: Sequence[Float32[np.ndarray, "_ D"]], passages: Iterable[Float32[np.ndarray, "_ D"]], k: int
 ) -> Found:
     """Return the scores and numbers of the `k` passages nearest to each query by MaxSim, best first; see `max_sims`.
 
     Raises: InputError if there is no passage, or a text without a vector, or a vector that is not finite.
     """
-    for name, texts in (("query", queries), ("passage", passages)):
-        for number, vectors in enumerate(texts):
-            if not len(_finite(f"{name} {number}", vectors)):
-                raise InputError(f"{name} {number}: has no vector, expected at least one")
-    return _best_of((_scores(queries, block) for block in within(passages, _BLOCK_TOKENS, len)), k)
+    sought = list(_with_vectors("query", queries))
+    blocks = within(_with_vectors("passage", passages), _BLOCK_TOKENS, len)
+    return _best_of((_scores(sought, block) for block in blocks), k)
+
+
+def _with_vectors(name: str, texts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    for number, vectors in enumerate(texts):
+        if not len(_finite(f"{name} {number}", vectors)):
+            raise InputError(f"{name} {number}: has no vector, expected at least one")
+        yield vectors
 
 
 def _scores(queries: Sequence[np.ndarray], block: Sequence[np.ndarray]) -> Tensor:

@@ -12,10 +12,12 @@ import pytrec_eval
 
 from modernbert import ModernBert
 from modernbert.errors import InputError
+from modernbert.evaluate import retrieval
 from modernbert.evaluate.collection import read_collection
 from modernbert.evaluate.retrieval import hard_negatives, rank_by_model, rank_by_words, score_collection
 from modernbert.infer import search
 from modernbert.infer.search import search_tokens, search_vectors
+from modernbert.model.embedder import Vectors
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def test_scores_are_those_of_trec_eval(folder: Path, small_bert: ModernBert) -> 
     collection = read_collection(folder)
     for rank in (rank_by_model(small_bert), rank_by_words):
         found = score_collection(collection, rank)
-        scores, numbers, _ = rank(collection)
+        scores, numbers, _ = rank(collection, 100)
         names = list(collection.documents)
         run = {
             query: {names[n]: float(s) for n, s in zip(row, score, strict=True)}
@@ -38,6 +40,20 @@ def test_scores_are_those_of_trec_eval(folder: Path, small_bert: ModernBert) -> 
         assert found.ndcg_10 == pytest.approx(np.mean([each["ndcg_cut_10"] for each in theirs.values()]))
         assert found.recall_100 == pytest.approx(np.mean([each["recall_100"] for each in theirs.values()]))
     assert found.ndcg_10 > 0.9, "words that are there are found by words"
+
+
+@pytest.mark.parametrize("pooling", ["mean", "tokens"])
+def test_documents_in_blocks_are_ranked_as_all_at_once(
+    pooling: str, folder: Path, small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collection = read_collection(folder)
+    bert = ModernBert(small_bert.tokenizer, small_bert.model, vectors=Vectors(pooling=pooling, document_length=8))
+    scores, numbers, num_cut = rank_by_model(bert)(collection, 10)
+    monkeypatch.setattr(retrieval, "_BLOCK_CHARACTERS", 200)
+    again, same, cut = rank_by_model(bert)(collection, 10)
+    np.testing.assert_array_equal(same, numbers)
+    np.testing.assert_allclose(again, scores, rtol=1e-4)
+    assert cut == num_cut > 0
 
 
 def test_what_cannot_be_judged_or_found_is_left_out_and_counted(folder: Path) -> None:
@@ -58,6 +74,8 @@ def test_search_in_blocks_finds_what_sorting_all_finds(monkeypatch: pytest.Monke
         np.testing.assert_array_equal(numbers, np.argsort(-whole, axis=1, kind="stable")[:, :10])
         np.testing.assert_allclose(scores, -np.sort(-whole, axis=1)[:, :10], rtol=1e-5)
     assert search_vectors(queries, passages[:4], 10)[1].shape == (7, 4)
+    scores, numbers = search_vectors(queries, iter([passages[:30], passages[30:30], passages[30:]]), 10)
+    np.testing.assert_array_equal(numbers, np.argsort(-whole, axis=1, kind="stable")[:, :10])
     ragged = [rng.normal(size=(n, 8)).astype(np.float32) for n in rng.integers(1, 30, 40)]
     asked = [rng.normal(size=(n, 8)).astype(np.float32) for n in (1, 5, 32)]
     brute = np.array([[(q @ p.T).max(axis=1).sum() for p in ragged] for q in asked])
