@@ -1,7 +1,8 @@
 """`modernbert evaluate retrieval`: how well a model finds what collections in BEIR's form ask for.
 
-In: a model folder, folders of collections. Out: nDCG@10, MRR@10 and recall@100 of each, with BM25 beside them where it
-is asked for: a table, and JSON. A query without a relevant document is left out, and counted; so are texts cut.
+In: a model folder, folders of collections or `mteb:` and the name of a task. Out: nDCG@10, MRR@10 and recall@100 of
+each, with BM25 beside them where it is asked for: a table, and JSON. A query without a relevant document is left out,
+and counted; so are texts cut.
 """
 
 import json
@@ -14,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from modernbert.errors import InputError
-from modernbert.evaluate.collection import read_collection
+from modernbert.evaluate.benchmark import run_task, tasks_of
+from modernbert.evaluate.collection import Collection, read_collection
 from modernbert.evaluate.retrieval import Rank, rank_by_model, rank_by_words, score_collection
 from modernbert.finetune.checks import check_numbers
 from modernbert.infer.pipeline import ModernBert
@@ -23,6 +25,7 @@ from modernbert.storage import write_file
 __all__ = ["RetrievalConfig", "run"]
 
 _WIDTH_OF_A_FILE = 160
+_MTEB = "mteb:"
 
 
 @dataclass
@@ -56,26 +59,45 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
     if config.pooling not in (None, "mean", "cls", "tokens"):
         raise InputError(f"pooling: found {config.pooling!r}, expected mean, cls or tokens")
     check_numbers(config)
-    collections = [read_collection(Path(name), config.split) for name in config.collections]
+    collections = [
+        entry
+        for name in config.collections
+        for entry in (
+            tasks_of(name.removeprefix(_MTEB)).items()
+            if name.startswith(_MTEB)
+            else [(name, read_collection(Path(name), config.split))]
+        )
+    ]
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype)
     asked = ("pooling", "query_prompt", "document_prompt", "query_length", "document_length")
     changes: dict[str, Any] = {name: getattr(config, name) for name in asked if getattr(config, name) is not None}
     bert.vectors = replace(bert.vectors, **changes)
     systems: dict[str, Rank] = {config.model: rank_by_model(bert)} | ({"BM25": rank_by_words} if config.bm25 else {})
     rows: list[dict[str, Any]] = []
-    for collection in collections:
+    for name, collection in collections:
         for system, rank in systems.items():
-            scored = score_collection(collection, rank)
-            rows.append({
-                "collection": collection.name, "split": config.split, "system": system, **asdict(scored),
-                "num_queries": len(collection.queries), "num_documents": len(collection.documents),
-                "num_unjudged": collection.num_unjudged, "num_empty": collection.num_empty,
-            })  # fmt: skip
+            rows.extend({"system": system, **row} for row in _rows(name, collection, config.split, rank))
     _show(rows)
     if config.out is not None:
         settings = {"vectors": asdict(bert.vectors), "device": str(bert.device)}
         write_file(config.out, json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
     return rows
+
+
+def _rows(name: str, collection: Collection | Any, split: str, rank: Rank) -> list[dict[str, Any]]:
+    """Return what is said of one system on a folder, or on each subset of a task of mteb."""
+    if isinstance(collection, Collection):
+        scored = score_collection(collection, rank)
+        counts = {"num_unjudged": collection.num_unjudged, "num_empty": collection.num_empty}
+        sizes = {"num_queries": len(collection.queries), "num_documents": len(collection.documents)}
+        return [{"collection": collection.name, "split": split, **asdict(scored), **sizes, **counts}]
+    return [
+        {
+            "collection": found.collection, "split": found.split, **asdict(found.scores),
+            "num_queries": found.num_queries, "num_documents": found.num_documents, "num_unjudged": 0, "num_empty": 0,
+        }
+        for found in run_task(name, collection, split, rank)
+    ]  # fmt: skip
 
 
 def _show(rows: Sequence[dict[str, Any]]) -> None:
