@@ -182,7 +182,7 @@ def evaluate_glue(
 @_told()
 def evaluate_retrieval(
     model: Model,
-    collections: Annotated[list[str], typer.Argument(metavar="FOLDER...", help="Collections in BEIR's form.")],
+    collections: Annotated[list[str], typer.Argument(metavar="FOLDER...", help="In BEIR's form, or mteb:TASK.")],
     split: Annotated[str, typer.Option(help="Whose judgments: qrels/SPLIT.tsv.")] = "test",
     bm25: Annotated[bool, typer.Option("--bm25", help="Rank by words, too.")] = False,
     pooling: Annotated[str | None, typer.Option(help="mean, cls or tokens; else as tuned.")] = None,
@@ -193,6 +193,7 @@ def evaluate_retrieval(
     device: Device = "auto",
     dtype: Dtype = "auto",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="A JSON file.")] = None,
+    index: Annotated[Path | None, typer.Option(help="A folder to keep the documents' vectors in.")] = None,
 ) -> None:
     """Rank a collection's documents for its queries: nDCG@10, MRR@10, recall@100."""
     from modernbert.jobs.evaluate_retrieval import RetrievalConfig, run
@@ -200,7 +201,7 @@ def evaluate_retrieval(
     run(
         RetrievalConfig(
             model, collections, split, bm25, pooling, query_prompt, document_prompt, query_length, document_length,
-            device, dtype, out,
+            device, dtype, out, index,
         )
     )  # fmt: skip
 

@@ -133,6 +133,7 @@ class MtebSearch:
         self.rank = rank
         self.name = name
         self.seen: dict[tuple[str, str], _Seen] = {}
+        self.task = ""
         self._documents: dict[str, str] = {}
 
     @property
@@ -142,8 +143,9 @@ class MtebSearch:
 
         return ModelMeta.create_empty({"name": self.name})
 
-    def index(self, corpus: Any, **_: Any) -> None:
+    def index(self, corpus: Any, *, task_metadata: Any, **_: Any) -> None:
         """Take the documents of a task, titles before texts, as mteb joins them."""
+        self.task = task_metadata.name
         self._documents = {row["id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in corpus}
 
     def search(
@@ -163,7 +165,7 @@ class MtebSearch:
         texts: dict[str, str] = {row["id"]: _text(row) for row in queries}
         begun = time.perf_counter()
         depth = top_k if top_ranked is None else len(self._documents)
-        collection = Collection("", self._documents, texts, {}, 0, 0)
+        collection = Collection(f"{self.task}-{hf_subset}-{hf_split}", self._documents, texts, {}, 0, 0)
         scores, numbers, num_cut = self.rank(collection, depth)
         seconds = time.perf_counter() - begun
         self.seen[hf_split, hf_subset] = _Seen(num_cut, seconds, len(texts), len(self._documents))

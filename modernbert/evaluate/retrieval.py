@@ -4,20 +4,23 @@ In: a collection, and a model or words to rank by. Out: nDCG@10, MRR@10, recall@
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 
 from modernbert.evaluate.collection import Collection
 from modernbert.evaluate.lexical import bm25_scores
 from modernbert.evaluate.metrics import mean_over_queries, mrr_at, ndcg_at, rank_ids, recall_at
+from modernbert.infer.index import Index
 from modernbert.infer.pipeline import ModernBert
 from modernbert.infer.search import search_tokens, search_vectors
 from modernbert.ragged import within
 
-__all__ = ["Rank", "Retrieval", "hard_negatives", "rank_by_model", "rank_by_words", "score_collection"]
+__all__ = ["Rank", "Retrieval", "hard_negatives", "rank_by_index", "rank_by_model", "rank_by_words", "score_collection"]
 
 _DEPTH = 100
 # Documents are embedded so many characters at a time, and their vectors let go once they are scored.
@@ -61,22 +64,47 @@ def rank_by_model(bert: ModernBert) -> Rank:
 
     def rank(collection: Collection, k: int) -> tuple[np.ndarray, np.ndarray, int]:
         queries = bert.embed_queries(list(collection.queries.values()))
-        num_cut = queries.num_cut
-
-        def blocks() -> Iterator[np.ndarray | list[np.ndarray]]:
-            nonlocal num_cut
-            for texts in within(collection.documents.values(), _BLOCK_CHARACTERS, len):
-                found = bert.embed_documents(texts)
-                num_cut += found.num_cut
-                yield found.vectors
-
+        blocks = _Blocks(bert, collection.documents.values())
         if bert.is_late:
-            scores, numbers = search_tokens(queries.vectors, chain.from_iterable(blocks()), k)  # type: ignore[arg-type]
+            found = search_tokens(queries.vectors, chain.from_iterable(blocks), k)  # type: ignore[arg-type]
         else:
-            scores, numbers = search_vectors(queries.vectors, blocks(), k)  # type: ignore[arg-type]
-        return scores, numbers, num_cut
+            found = search_vectors(queries.vectors, blocks, k)  # type: ignore[arg-type]
+        return *found, queries.num_cut + blocks.num_cut
 
     return rank
+
+
+def rank_by_index(bert: ModernBert, model: str, folder: Path) -> Rank:
+    """Rank as `rank_by_model` does, and keep the vectors of each collection in a folder of its name.
+
+    Vectors that are there are not made again. `model` names the weights, so that those of another are refused.
+    """
+
+    def rank(collection: Collection, k: int) -> tuple[np.ndarray, np.ndarray, int]:
+        queries = bert.embed_queries(list(collection.queries.values()))
+        texts = sha256("\0".join(chain.from_iterable(collection.documents.items())).encode()).hexdigest()
+        about = {"documents": texts, "model": model, "settings": asdict(bert.vectors)}
+        width = bert.width if bert.projection is None else bert.projection.out_features
+        index = Index(folder / collection.name, about, width, bert.is_late)
+        for some in within(list(collection.documents.values())[len(index) :], _BLOCK_CHARACTERS, len):
+            block = bert.embed_documents(some)
+            index.add(block.vectors, block.num_cut)
+        return *index.search(queries.vectors, k), queries.num_cut + index.num_cut
+
+    return rank
+
+
+class _Blocks:
+    """Documents as vectors, a block at a time; `num_cut` counts the texts cut so far."""
+
+    def __init__(self, bert: ModernBert, texts: Iterable[str]) -> None:
+        self.bert, self.texts, self.num_cut = bert, texts, 0
+
+    def __iter__(self) -> Iterator[np.ndarray | list[np.ndarray]]:
+        for some in within(self.texts, _BLOCK_CHARACTERS, len):
+            found = self.bert.embed_documents(some)
+            self.num_cut += found.num_cut
+            yield found.vectors
 
 
 def rank_by_words(collection: Collection, k: int) -> tuple[np.ndarray, np.ndarray, int]:

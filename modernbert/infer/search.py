@@ -15,13 +15,14 @@ from modernbert.errors import InputError
 from modernbert.model.embedder import max_sims
 from modernbert.ragged import within
 
-__all__ = ["search_tokens", "search_vectors"]
+__all__ = ["Found", "search_tokens", "search_vectors"]
 
 _BLOCK_ROWS = _BLOCK_TOKENS = 16_384
 # Similarities of tokens held at a time: 64 MiB.
 _BLOCK_CELLS = 2**24
 
 Found = tuple[Float32[np.ndarray, "Q k"], Int64[np.ndarray, "Q k"]]
+"""scores and numbers, best first"""
 
 
 def search_vectors(

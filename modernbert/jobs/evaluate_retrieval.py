@@ -8,6 +8,7 @@ and counted; so are texts cut.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from rich.table import Table
 from modernbert.errors import InputError
 from modernbert.evaluate.benchmark import run_task, tasks_of
 from modernbert.evaluate.collection import Collection, read_collection
-from modernbert.evaluate.retrieval import Rank, rank_by_model, rank_by_words, score_collection
+from modernbert.evaluate.retrieval import Rank, rank_by_index, rank_by_model, rank_by_words, score_collection
 from modernbert.finetune.checks import check_numbers
 from modernbert.infer.pipeline import ModernBert
-from modernbert.storage import write_file
+from modernbert.model.hub import find_folder
+from modernbert.storage import sha256_of, write_file
 
 __all__ = ["RetrievalConfig", "run"]
 
@@ -33,6 +35,7 @@ class RetrievalConfig:
     """Which model on which collections; what is None is as the model was tuned.
 
     `pooling` is mean, cls, or tokens for late interaction; lengths are the most tokens of a text, which is cut there.
+    `index` is a folder in which the documents' vectors are kept, and found again.
     """
 
     model: str
@@ -47,6 +50,7 @@ class RetrievalConfig:
     device: str = "auto"
     dtype: str = "auto"
     out: Path | None = None
+    index: Path | None = None
 
 
 def run(config: RetrievalConfig) -> list[dict[str, Any]]:
@@ -72,7 +76,8 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
     asked = ("pooling", "query_prompt", "document_prompt", "query_length", "document_length")
     changes: dict[str, Any] = {name: getattr(config, name) for name in asked if getattr(config, name) is not None}
     bert.vectors = replace(bert.vectors, **changes)
-    systems: dict[str, Rank] = {config.model: rank_by_model(bert)} | ({"BM25": rank_by_words} if config.bm25 else {})
+    by_model = rank_by_model(bert) if config.index is None else rank_by_index(bert, _digest(config), config.index)
+    systems: dict[str, Rank] = {config.model: by_model} | ({"BM25": rank_by_words} if config.bm25 else {})
     rows: list[dict[str, Any]] = []
     for name, collection in collections:
         for system, rank in systems.items():
@@ -82,6 +87,12 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
         settings = {"vectors": asdict(bert.vectors), "device": str(bert.device)}
         write_file(config.out, json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
     return rows
+
+
+def _digest(config: RetrievalConfig) -> str:
+    """Return what tells the model's weights from all others."""
+    weights = sorted(find_folder(config.model).rglob("*.safetensors"))
+    return sha256(" ".join(map(sha256_of, weights)).encode()).hexdigest()
 
 
 def _rows(name: str, collection: Collection | Any, split: str, rank: Rank) -> list[dict[str, Any]]:

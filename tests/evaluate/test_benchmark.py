@@ -68,7 +68,10 @@ def test_a_task_of_mteb_scores_as_the_folder_does(
 
 def test_reranking_stays_among_what_was_given(collection: Collection) -> None:
     search = MtebSearch(rank_by_words)
-    search.index([{"id": key, "text": text, "title": None} for key, text in collection.documents.items()])
+    search.index(
+        [{"id": key, "text": text, "title": None} for key, text in collection.documents.items()],
+        task_metadata=mteb.get_task("SciFact").metadata,
+    )  # fmt: skip
     queries = [{"id": key, "text": text} for key, text in collection.queries.items()]
     given = {key: ["d3", "d7"] for key in collection.queries}
     found = search.search(queries, hf_split="test", hf_subset="default", top_k=1, top_ranked=given)

@@ -1,0 +1,118 @@
+"""Vectors of documents kept on disk, in a table of LanceDB: one a text, or one a token.
+
+In: vectors, block after block, and of what they are. Out: a folder that is opened again, and searched exactly. An index
+that was left unfinished goes on behind its last block.
+"""
+
+import importlib.util
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modernbert.errors import InputError
+from modernbert.infer.search import Found
+
+__all__ = ["Index"]
+
+_TABLE, _ABOUT = "vectors", b"modernbert"
+
+
+class Index:
+    """A table of vectors that are of length 1, numbered in the order they came in."""
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], width: int, late: bool) -> None:
+        """Open the index in a folder, or begin one there; `about` is what its vectors are of, as JSON has it.
+
+        Raises: InputError if LanceDB is not installed, or the folder holds an index of something else, or none.
+        """
+        if importlib.util.find_spec("lancedb") is None:
+            raise InputError("an index needs the package lancedb: pip install 'modernbert[index]'")
+        import lancedb
+        import pyarrow
+
+        self.folder, self.late = folder, late
+        vector = pyarrow.list_(pyarrow.float32(), width)
+        known = {_ABOUT: json.dumps(about, sort_keys=True).encode()}
+        fields = [
+            ("number", pyarrow.int64()), ("vector", pyarrow.list_(vector) if late else vector),
+            # Of the block that begins here.
+            ("num_cut", pyarrow.int64()),
+        ]  # fmt: skip
+        self._schema = pyarrow.schema(fields, metadata=known)
+        with _told(folder):
+            database = lancedb.connect(folder)
+            known_table = _TABLE in database.list_tables().tables
+            self._table = (
+                database.open_table(_TABLE) if known_table else database.create_table(_TABLE, schema=self._schema)
+            )
+            there = self._table.schema
+        found = json.loads((there.metadata or {}).get(_ABOUT, b"{}"))
+        for key, value in json.loads(known[_ABOUT]).items():
+            if found.get(key) != value:
+                raise InputError(
+                    f"{folder}: is an index with other {key}, expected {value!r}, found {found.get(key)!r}"
+                )
+        if there.field("vector").type != self._schema.field("vector").type:
+            raise InputError(f"{folder}: holds vectors of another width or kind")
+
+    def __len__(self) -> int:
+        """Count the documents that are in it."""
+        return self._table.count_rows()
+
+    @property
+    def num_cut(self) -> int:
+        """How many of its documents were cut."""
+        return int(np.sum(self._table.search().select(["num_cut"]).limit(len(self)).to_arrow()["num_cut"].to_numpy()))
+
+    def add(self, vectors: np.ndarray | Sequence[np.ndarray], num_cut: int = 0) -> None:
+        """Put the vectors of more documents behind those that are there, all or none: [N, E], or [its tokens, E] each.
+
+        `num_cut` of the documents were cut.
+
+        Raises: InputError if they cannot be written.
+        """
+        import pyarrow
+
+        width = self._schema.field("vector").type.value_type.list_size if self.late else vectors[0].shape[-1]
+        flat = np.concatenate(vectors) if self.late else np.asarray(vectors)
+        column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat.ravel()), width)
+        if self.late:
+            offsets = np.cumsum([0, *map(len, vectors)], dtype=np.int32)
+            column = pyarrow.ListArray.from_arrays(pyarrow.array(offsets), column)
+        first = len(self)
+        numbers = pyarrow.array(np.arange(first, first + len(column), dtype=np.int64))
+        cut = pyarrow.array(np.array([num_cut] + [0] * (len(column) - 1), np.int64))
+        with _told(self.folder):
+            self._table.add(pyarrow.Table.from_arrays([numbers, column, cut], schema=self._schema))
+
+    def search(self, queries: np.ndarray | Sequence[np.ndarray], k: int) -> Found:
+        """Return the scores and numbers of the `k` documents nearest to each query, as `search_vectors` and others do.
+
+        Raises: InputError if there is no document.
+        """
+        if k < 1 or not len(self):
+            raise InputError(f"{self.folder}: found {len(self)} documents, k of {k}; expected at least 1")
+        rows = min(k, len(self))
+        scores = np.zeros((len(queries), rows), np.float32)
+        numbers = np.zeros((len(queries), rows), np.int64)
+        for place, query in enumerate(queries):
+            # Distances are 1 minus the product, and of late interaction that for each token of the query.
+            asked: Any = self._table.search(query, vector_column_name="vector")
+            found = asked.distance_type("cosine" if self.late else "dot").limit(rows).to_arrow()
+            scores[place] = (len(query) if self.late else 1) - found["_distance"].to_numpy()
+            numbers[place] = found["number"].to_numpy()
+        return scores, numbers
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Say in one line what LanceDB says in many."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        first = (str(error).splitlines() or ["?"])[0]
+        raise InputError(f"{folder}: cannot be used as an index ({first})") from None
