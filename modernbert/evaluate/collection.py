@@ -10,7 +10,7 @@ from pathlib import Path
 from modernbert.errors import InputError
 from modernbert.text.labelled.rows import Row, read_rows
 
-__all__ = ["Collection", "read_collection"]
+__all__ = ["Collection", "read_collection", "read_texts"]
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,7 @@ def read_collection(folder: Path, split: str = "test") -> Collection:
 
     Raises: InputError naming the file and row, for an id that is there twice or nowhere, or a grade that is no number.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder, expected one with corpus.jsonl, queries.jsonl and qrels")
-    documents: dict[str, str] = {}
-    for row in read_rows([str(_file(folder, "corpus.jsonl"))]):
-        title, text = (_string(row, name) for name in ("title", "text"))
-        _add(documents, row, f"{title}\n{text}" if title and text else title or text)
-    queries: dict[str, str] = {}
-    for row in read_rows([str(_file(folder, "queries.jsonl"))]):
-        _add(queries, row, row.text("text"))
+    documents, queries = read_texts(folder)
     name = f"qrels/{split}.tsv" if (folder / "qrels").is_dir() else "qrels.tsv"
     judgments: dict[str, dict[str, int]] = {}
     for row in read_rows([str(_file(folder, name))]):
@@ -68,6 +60,23 @@ def read_collection(folder: Path, split: str = "test") -> Collection:
         num_unjudged=len(queries) - len(judgments),
         num_empty=len(empty),
     )
+
+
+def read_texts(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Read documents and queries of a folder by id; a document's title stands before its text.
+
+    Raises: InputError naming the file and row, for an id that is there twice.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder, expected one with corpus.jsonl, queries.jsonl and qrels")
+    documents: dict[str, str] = {}
+    for row in read_rows([str(_file(folder, "corpus.jsonl"))]):
+        title, text = (_string(row, name) for name in ("title", "text"))
+        _add(documents, row, f"{title}\n{text}" if title and text else title or text)
+    queries: dict[str, str] = {}
+    for row in read_rows([str(_file(folder, "queries.jsonl"))]):
+        _add(queries, row, row.text("text"))
+    return documents, queries
 
 
 def _string(row: Row, column: str) -> str:

@@ -115,18 +115,20 @@ def rank_by_words(collection: Collection, k: int) -> tuple[np.ndarray, np.ndarra
 
 
 def hard_negatives(
-    queries: Sequence[str], answers: Sequence[frozenset[str]], passages: Sequence[str], number: int
+    queries: Sequence[str], answers: Sequence[frozenset[str]], passages: Sequence[str], number: int, rank: Rank
 ) -> list[list[str]]:
-    """Return for each query the passages that share most words with it and do not answer it.
+    """Return for each query the passages that rank highest for it and do not answer it.
 
-    Raises: InputError if bm25s is not installed.
+    Raises: InputError if bm25s is not installed, where words rank.
     """
     if number == 0:
         return [[] for _ in queries]
-    found: dict[str, list[str]] = {}
     fitting: Mapping[str, frozenset[str]] = dict(zip(queries, answers, strict=True))
-    distinct = list(fitting)
-    for query, row in zip(distinct, bm25_scores(distinct, passages), strict=True):
-        best = np.argsort(-row, kind="stable")[: number + len(fitting[query])]
-        found[query] = [passages[n] for n in best if passages[n] not in fitting[query]][:number]
+    numbered = {str(place): text for place, text in enumerate(passages)}
+    depth = min(number + max(map(len, answers)), len(passages))
+    _, ranked, _ = rank(Collection("", numbered, {query: query for query in fitting}, {}, 0, 0), depth)
+    found = {
+        query: [passages[n] for n in best if passages[n] not in fitting[query]][:number]
+        for query, best in zip(fitting, ranked.tolist(), strict=True)
+    }
     return [found[query] for query in queries]

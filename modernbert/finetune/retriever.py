@@ -19,8 +19,8 @@ from torch import nn
 from modernbert.config import MISSING
 from modernbert.device import autocast, choose_device, choose_precision, keep_freed_memory
 from modernbert.errors import InputError
-from modernbert.evaluate.collection import Collection, read_collection
-from modernbert.evaluate.retrieval import Retrieval, hard_negatives, rank_by_model, score_collection
+from modernbert.evaluate.collection import Collection, read_collection, read_texts
+from modernbert.evaluate.retrieval import Retrieval, hard_negatives, rank_by_model, rank_by_words, score_collection
 from modernbert.finetune.checks import check_numbers
 from modernbert.infer.pipeline import ModernBert
 from modernbert.model.attention import choose_backend
@@ -33,7 +33,13 @@ from modernbert.ragged import Batch, within
 from modernbert.storage import only_process, write_file
 from modernbert.text.forms import Form, Laid, laid_out
 from modernbert.text.labelled.lessons import Lessons
-from modernbert.text.labelled.questions import Question, questions_of_collection, questions_of_rows, step_of
+from modernbert.text.labelled.questions import (
+    Question,
+    questions_of_collection,
+    questions_of_ids,
+    questions_of_rows,
+    step_of,
+)
 from modernbert.text.labelled.rows import read_rows
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.train.loop import derive_seed
@@ -55,7 +61,9 @@ class RetrieverConfig:
     `task` is embed (one vector a text) or late (one a token). `train` names files of rows with `query`, `positive`,
     `negatives`, `scores`, or folders in BEIR's form, of which `train_split` is learned from; `dev` and `test` name such
     folders. With `scores` the model learns a teacher's, else to tell a query's answer from the other passages of the
-    step; `negatives` adds to each query as many passages of the folder that share most words with it.
+    step; `negatives` adds to each query as many passages of the folder that share most words with it, or that the
+    model `mined_by` finds nearest to it. Rows with `query_id`, `document_ids` and `scores` mean the texts of the
+    folder `texts`.
     """
 
     FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = ("out", "device", "save_every_s", "budget_tokens")
@@ -72,7 +80,9 @@ class RetrieverConfig:
     vectors: Vectors = field(default_factory=lambda: Vectors(query_length=512, document_length=512))
     projection: int | None = 128
     """Components of a token's vector, for late interaction; None keeps the model's width."""
+    texts: str | None = None
     negatives: int = 0
+    mined_by: str | None = None
     temperature: float | None = None
     """0.05 for one vector a text, 1 for one a token, if None."""
     normalize_scores: bool = True
@@ -110,6 +120,8 @@ class RetrieverConfig:
             raise InputError(f"metric: found {self.metric!r}, expected {', '.join(_METRICS)}")
         if self.task == "embed" and self.vectors.pooling not in ("mean", "cls"):
             raise InputError(f"vectors.pooling: found {self.vectors.pooling!r}, expected mean or cls")
+        if self.mined_by is not None and not self.negatives:
+            raise InputError("mined_by: found a model, but negatives is 0")
         if not self.dev and self.patience is not None:
             raise InputError("dev: found no collection, expected some to choose and stop by (patience)")
 
@@ -196,16 +208,30 @@ def _questions(config: RetrieverConfig, source: str) -> list[Question]:
         questions = questions_of_collection(collection.queries, collection.documents, collection.judgments)
         pool = list(dict.fromkeys(collection.documents.values()))
     else:
-        questions = questions_of_rows(read_rows([source]))
+        rows = read_rows([source])
+        if config.texts is None:
+            questions = questions_of_rows(rows)
+        else:
+            documents, queries = read_texts(Path(config.texts))
+            questions = questions_of_ids(rows, queries, documents)
         pool = list(dict.fromkeys(text for each in questions for text in (each.answer, *each.others)))
-    mined = hard_negatives([q.query for q in questions], [q.answers for q in questions], pool, config.negatives)
-    if config.negatives and any(question.scores is not None for question in questions):
+    if not config.negatives:
+        return questions
+    if any(question.scores is not None for question in questions):
         raise InputError(
             f"negatives: found {config.negatives}, but {source} has a teacher's scores of its own passages"
         )
+    rank = rank_by_model(_miner(config)) if config.mined_by else rank_by_words
+    answers = [question.answers for question in questions]
+    mined = hard_negatives([question.query for question in questions], answers, pool, config.negatives, rank)
     return [
         replace(question, others=[*question.others, *more]) for question, more in zip(questions, mined, strict=True)
     ]
+
+
+def _miner(config: RetrieverConfig) -> ModernBert:
+    assert config.mined_by is not None
+    return ModernBert.load(config.mined_by, device=config.device, dtype=config.precision)
 
 
 def _skipped(tokenizer: Tokenizer, vectors: Vectors) -> frozenset[int]:

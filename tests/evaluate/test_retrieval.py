@@ -104,7 +104,7 @@ def test_hard_negatives_share_words_and_answer_nothing(folder: Path) -> None:
     collection = read_collection(folder)
     queries = list(collection.queries.values())
     answers = [frozenset(collection.documents[d] for d in grades) for grades in collection.judgments.values()]
-    mined = hard_negatives(queries, answers, list(collection.documents.values()), 3)
+    mined = hard_negatives(queries, answers, list(collection.documents.values()), 3, rank_by_words)
     for query, fits, others in zip(queries, answers, mined, strict=True):
         assert len(others) == 3 and not fits & set(others)
         assert set(query.split()) & set(others[0].split())

@@ -13,14 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modernbert import ModernBert
+from modernbert.config import load as load_config
 from modernbert.errors import InputError
+from modernbert.evaluate.collection import read_texts
+from modernbert.evaluate.retrieval import hard_negatives, rank_by_model
 from modernbert.finetune.retriever import RetrieverConfig, finetune_retriever
+from modernbert.jobs.finetune import schema_of
 from modernbert.model.embedder import Embedder, Vectors
 from modernbert.model.heads import MaskedLM
 from modernbert.model.hub import load_model
 from modernbert.ragged import within
 from modernbert.text.forms import Form, Laid, laid_out
-from modernbert.text.labelled.questions import Question, questions_of_rows, step_of
+from modernbert.text.labelled.questions import Question, questions_of_ids, questions_of_rows, step_of
 from modernbert.text.labelled.rows import Row
 from modernbert.train.loop import derive_seed, train_step
 from modernbert.train.losses import tell_apart
@@ -29,6 +33,7 @@ from modernbert.train.parallel import Objective
 from modernbert.train.retrieval import Comparison, RetrievalLoss, distil
 
 CPU = torch.device("cpu")
+CONFIGS = Path(__file__).parents[2] / "modernbert" / "configs" / "finetune"
 
 
 def texts(number: int, seed: int, late: bool) -> list[Laid]:
@@ -246,6 +251,57 @@ def test_a_teacher_is_learned_from_rows(config: RetrieverConfig, tmp_path: Path)
     log = [json.loads(line) for line in (Path(config.out) / "log.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in log if row["kind"] == "step"]
     assert losses[-1] < 0.5 * losses[0]
+
+
+def test_a_teachers_ids_mean_the_texts_of_a_folder(config: RetrieverConfig, tmp_path: Path) -> None:
+    documents, queries = read_texts(Path(config.train[0]))
+    row = {"query_id": "q3", "document_ids": ["d3", "d1", "d2"], "scores": [3.0, 1.0, 0.0]}
+    (question,) = questions_of_ids([Row(row, "f:1")], queries, documents)
+    assert question.query == queries["q3"] and [question.answer, *question.others] == [
+        documents[key] for key in row["document_ids"]
+    ]
+    for change, said in (
+        ({"document_ids": ["d3", "x"], "scores": [1, 2]}, "f:1: found the id 'x', which the documents have not"),
+        ({"query_id": 7}, "f:1: found the id '7', which the queries have not"),
+        ({"document_ids": "d3"}, "f:1: document_ids is 'd3', expected a list"),
+        ({"scores": [1, 2]}, "f:1: found 2 scores, expected 3"),
+    ):
+        with pytest.raises(InputError, match=said):
+            questions_of_ids([Row({**row, **change}, "f:1")], queries, documents)
+    with pytest.raises(InputError, match="f:1: no column 'scores'"):
+        questions_of_ids([Row({"query_id": "q3", "document_ids": ["d3", "d1"]}, "f:1")], queries, documents)
+    (tmp_path / "teacher.jsonl").write_text(json.dumps(row) + "\n")
+    finetune_retriever(
+        replace(
+            config, train=[str(tmp_path / "teacher.jsonl")], texts=config.train[0], negatives=0, epochs=1,
+            task="late", projection=None,
+        )
+    )  # fmt: skip
+
+
+def test_a_model_mines_what_it_finds_nearest(config: RetrieverConfig) -> None:
+    bert = ModernBert.load(config.model, device="cpu", dtype="float32", backend="banded")
+    documents, queries = (list(each.values()) for each in read_texts(Path(config.train[0])))
+    vectors = bert.embed_documents(documents).vectors
+    for text, mined in zip(
+        queries, hard_negatives(queries, [frozenset()] * len(queries), documents, 2, rank_by_model(bert)), strict=True
+    ):
+        nearest = np.argsort(-(vectors @ bert.embed_queries([text]).vectors[0]), kind="stable")[:2]
+        assert mined == [documents[n] for n in nearest]
+    finetune_retriever(replace(config, mined_by=config.model, epochs=1))
+    with pytest.raises(InputError, match="mined_by: found a model, but negatives is 0"):
+        finetune_retriever(replace(config, mined_by=config.model, negatives=0))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_published_recipe_resolves_and_trains(path: Path, config: RetrieverConfig) -> None:
+    words = [f"{key}={getattr(config, key)}" for key in ("model", "out", "device")] + [f"train=[{config.train[0]}]"]
+    longest = ["vectors.query_length=64", "vectors.document_length=64", "batch=16"]
+    schema = schema_of(str(path), words)
+    assert schema is RetrieverConfig
+    resolved = load_config(schema, str(path), words)
+    assert resolved.lr in (8e-5, 1e-4) and resolved.warmup == 0.05
+    assert finetune_retriever(load_config(schema, str(path), [*words, *longest])).is_dir()
 
 
 @pytest.mark.parametrize(

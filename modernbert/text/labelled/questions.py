@@ -12,7 +12,7 @@ import numpy as np
 from modernbert.errors import InputError
 from modernbert.text.labelled.rows import Row
 
-__all__ = ["Question", "questions_of_rows", "questions_of_collection", "step_of"]
+__all__ = ["Question", "questions_of_rows", "questions_of_collection", "questions_of_ids", "step_of"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,24 @@ def questions_of_collection(
     return found
 
 
+def questions_of_ids(rows: Sequence[Row], queries: Mapping[str, str], documents: Mapping[str, str]) -> list[Question]:
+    """Read `query_id`, `document_ids` and `scores`, a teacher's of each; texts are those of a collection.
+
+    Raises: InputError naming the row, for an id that is not there or as many scores as no documents.
+    """
+    found = []
+    for row in rows:
+        query, ids = row.value("query_id"), row.value("document_ids")
+        if isinstance(ids, str) or not isinstance(ids, Sequence) or not ids:
+            raise InputError(f"{row.origin}: document_ids is {str(ids)[:60]!r}, expected a list of ids")
+        for key, known, name in ((query, queries, "queries"), *((each, documents, "documents") for each in ids)):
+            if str(key) not in known:
+                raise InputError(f"{row.origin}: found the id {str(key)!r}, which the {name} have not")
+        first, *others = (documents[str(key)] for key in ids)
+        found.append(Question(queries[str(query)], first, others, _scores(row, len(ids)), frozenset([first])))
+    return found
+
+
 def step_of(questions: Sequence[Question]) -> tuple[list[str], list[list[int]], list[tuple[int, int]]]:
     """Return the passages of a step, answers first; each question's own among them; and pairs that fit besides.
 
@@ -92,10 +110,11 @@ def _others(row: Row) -> list[str]:
 
 
 def _scores(row: Row, number: int) -> np.ndarray:
+    written = row.value("scores")
     try:
-        scores = np.asarray(row.values["scores"], dtype=np.float32)
+        scores = np.asarray(written, dtype=np.float32)
     except (TypeError, ValueError):
-        raise InputError(f"{row.origin}: scores is {str(row.values['scores'])[:60]!r}, expected numbers") from None
+        raise InputError(f"{row.origin}: scores is {str(written)[:60]!r}, expected numbers") from None
     if scores.shape != (number,) or not np.isfinite(scores).all():
         raise InputError(
             f"{row.origin}: found {scores.size} scores, expected {number} finite ones, the positive's first"
