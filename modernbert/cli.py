@@ -115,7 +115,7 @@ def pretrain(config: ConfigFile = None, overrides: Overrides = None, print_confi
 @app.command()
 @_told()
 def finetune(config: ConfigFile = None, overrides: Overrides = None, print_config: Print = False) -> None:
-    """Teach a model to classify, regress, rerank, choose, tag, extract, embed, or compare tokens (late)."""
+    """Teach a model: classify, multilabel, regress, rerank, choose, tag, extract, embed, late."""
     from modernbert.jobs.finetune import run, schema_of
 
     resolved = _resolve(schema_of(*_file_and_words(config, overrides)), config, overrides, print_config)

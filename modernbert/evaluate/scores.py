@@ -9,14 +9,24 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from modernbert.errors import InputError
 
-__all__ = ["METRICS", "answer_scores", "label_scores", "number_scores", "pair_scores", "spans_of", "tag_scores"]
+__all__ = [
+    "METRICS",
+    "answer_scores",
+    "label_scores",
+    "multilabel_scores",
+    "number_scores",
+    "pair_scores",
+    "spans_of",
+    "tag_scores",
+]
 
 METRICS = {
     "classify": ("accuracy", "matthews", "macro_f1", "f1"),
+    "multilabel": ("micro_f1", "macro_f1", "exact"),
     "regress": ("correlation", "pearson", "spearman", "squared_error"),
     "rerank": ("average_precision", "roc_auc", "accuracy"),
     "choose": ("accuracy",),
@@ -41,6 +51,20 @@ def label_scores(found: Int[np.ndarray, " N"], expected: Int[np.ndarray, " N"]) 
     if max(found.max(), expected.max()) < 2:
         scores["f1"] = float(metrics.f1_score(expected, found, zero_division=0.0))
     return scores
+
+
+def multilabel_scores(found: Bool[np.ndarray, "N labels"], expected: Bool[np.ndarray, "N labels"]) -> dict[str, float]:
+    """Return F1 over all labels and its mean over labels, and the share of rows with just the right labels.
+
+    >>> multilabel_scores(np.array([[True, False]]), np.array([[True, True]]))["exact"]
+    0.0
+    """
+    metrics = _metrics()
+    return {
+        "micro_f1": float(metrics.f1_score(expected, found, average="micro", zero_division=0.0)),
+        "macro_f1": float(metrics.f1_score(expected, found, average="macro", zero_division=0.0)),
+        "exact": float((found == expected).all(axis=1).mean()),
+    }
 
 
 def number_scores(found: Float[np.ndarray, " N"], expected: Float[np.ndarray, " N"]) -> dict[str, float]:

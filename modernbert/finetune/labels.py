@@ -1,4 +1,4 @@
-"""Labelled rows -> a model that classifies, regresses, reranks, chooses or tags.
+"""Labelled rows -> a model that classifies, regresses, reranks, chooses, tags or extracts.
 
 In: a `FinetuneConfig`. Out: a folder with `config.yaml`, `log.jsonl`, `timing.jsonl`, and at the end `model/` with the
 weights that did best on the dev rows, `predictions.jsonl` where there are test rows, and `scores.json`, the last.
@@ -24,6 +24,7 @@ from modernbert.evaluate.scores import (
     METRICS,
     answer_scores,
     label_scores,
+    multilabel_scores,
     number_scores,
     pair_scores,
     spans_of,
@@ -51,7 +52,9 @@ from modernbert.text.labelled.examples import (
     batch_of,
     chosen,
     labelled,
+    multilabelled,
     names_of,
+    names_of_many,
     rated,
     tag_names_of,
     tagged,
@@ -72,8 +75,8 @@ __all__ = ["FinetuneConfig", "finetune"]
 class FinetuneConfig:
     """What to start from, what to learn from, and how.
 
-    `task` is classify, regress, rerank, choose, tag or extract. `dev` rows decide which weights are kept, and when to
-    stop: after `patience` scorings without a gain. Rates and decays are those of section E.1 of the paper.
+    `task` is classify, multilabel, regress, rerank, choose, tag or extract. `dev` rows decide which weights are kept,
+    and when to stop: after `patience` scorings without a gain. Rates and decays are those of section E.1 of the paper.
     """
 
     FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = ("out", "device", "save_every_s")
@@ -226,6 +229,8 @@ def _metric(asked: str | None, task: str, labels: Sequence[str]) -> str:
 def _labels(config: FinetuneConfig, rows: Sequence[Row]) -> list[str]:
     if config.task == "classify":
         return names_of(rows, config.columns)
+    if config.task == "multilabel":
+        return names_of_many(rows, config.columns)
     if config.task == "extract":
         return ["start", "end"]
     return tag_names_of(rows, config.columns) if config.task == "tag" else ["score"]
@@ -240,6 +245,8 @@ def _examples(
         return chosen(rows, tokenizer, config.columns, longest, cut=config.cut)
     if config.task == "classify":
         return labelled(rows, tokenizer, config.columns, labels, longest, cut=config.cut)
+    if config.task == "multilabel":
+        return multilabelled(rows, tokenizer, config.columns, labels, longest, cut=config.cut)
     return rated(rows, tokenizer, config.columns, longest, cut=config.cut)
 
 
@@ -312,7 +319,7 @@ def _finetune(out: Path, config: FinetuneConfig, inputs: _Inputs, give_up: GiveU
 def _loss(config: FinetuneConfig, inputs: _Inputs) -> Loss:
     if config.task == "regress":
         return squared_error
-    if config.task == "rerank":
+    if config.task in ("multilabel", "rerank"):
         return binary_error
     if config.task == "choose":
         return choice_error
@@ -340,6 +347,10 @@ def _scores(
         chances = 1 / (1 + np.exp(-found[:, 0]))
         graded = inputs.metric not in METRICS["rerank"]
         return (number_scores if graded else pair_scores)(chances, expected), chances.tolist()
+    if config.task == "multilabel":
+        has = found > 0
+        names = [[inputs.labels[number] for number in row.nonzero()[0]] for row in has]
+        return multilabel_scores(has, expected > 0), names
     if config.task == "extract":
         ends = np.cumsum([len(each.tokens) for each in items])[:-1]
         passages = inputs.passages[split]

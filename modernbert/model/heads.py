@@ -86,6 +86,7 @@ class Task:
 _DOCUMENTS, _TOKENS = "ModernBertForSequenceClassification", "ModernBertForTokenClassification"
 TASKS = {
     "classify": Task(False, _DOCUMENTS, "single_label_classification"),
+    "multilabel": Task(False, _DOCUMENTS, "multi_label_classification"),
     "regress": Task(False, _DOCUMENTS, "regression"),
     "rerank": Task(False, _DOCUMENTS),
     "choose": Task(False, "ModernBertForMultipleChoice"),

@@ -165,12 +165,13 @@ def squared_error(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], in
 
 
 def binary_error(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
-    """Sum the binary cross entropy of one score a row against a label from 0 to 1, in float32.
+    """Sum the binary cross entropy of each score against a label from 0 to 1, in float32; one or several a row.
 
-    Source: the loss of cross-encoders in sentence-transformers.
+    Source: the loss of cross-encoders in sentence-transformers, and of several labels in transformers.
     """
-    scores = model(batch).float()[:, 0]
-    return F.binary_cross_entropy_with_logits(scores, _labels(batch), reduction="sum"), batch.num_labels
+    labels = _labels(batch)
+    scores = model(batch).float().reshape(labels.shape)
+    return F.binary_cross_entropy_with_logits(scores, labels, reduction="sum"), labels.numel()
 
 
 def choice_error(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:

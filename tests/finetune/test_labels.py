@@ -79,6 +79,49 @@ def test_labels_are_learned_and_transformers_says_the_same(config: FinetuneConfi
         assert theirs.config.id2label[best] == said
 
 
+def test_several_labels_a_row_are_learned_and_transformers_says_the_same(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
+    files = {}
+    for name, seed in (("train", 0), ("dev", 1), ("test", 2)):
+        # None, one, or several of three; and as text, for files without lists.
+        marked = [(text, sorted({"city", "land", "rivers"} & set(text.split()))) for text, _, _ in texts(300, seed)]
+        rows: list[dict[str, Any]] = [{"text": text, "label": labels} for text, labels in marked]
+        rows = [{**row, "label": ", ".join(row["label"])} if name == "dev" else row for row in rows]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        files[name] = [str(tmp_path / f"{name}.jsonl")]
+    folder = finetune(replace(config, task="multilabel", epochs=4, **files))
+    scores = json.loads((folder.parent / "scores.json").read_text())
+    assert scores["metric"] == "micro_f1" and scores["test"]["micro_f1"] > 0.95 and scores["test"]["exact"] > 0.8
+    theirs = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    assert theirs.config.problem_type == "multi_label_classification"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    lines = (folder.parent / "predictions.jsonl").read_text().splitlines()
+    for (text, _, _), line in zip(texts(60, 2), lines, strict=False):
+        with torch.no_grad():
+            found = theirs(**tokenizer(text, return_tensors="pt")).logits[0] > 0
+        assert [theirs.config.id2label[n] for n in found.nonzero().flatten().tolist()] == json.loads(line)["predicted"]
+
+
+@pytest.mark.parametrize(
+    ("label", "said"),
+    [
+        (["city", "sea"], "label has 'sea', which no training row has"),
+        (["city", "city"], "expected a list of different labels"),
+        (["city", ""], "expected a list of different labels"),
+        ({"city": 1}, "expected a list of different labels"),
+        (None, "expected a list of different labels"),
+    ],
+)
+def test_labels_that_are_no_list_are_named(label: Any, said: str, config: FinetuneConfig, tmp_path: Path) -> None:
+    (tmp_path / "some.jsonl").write_text('{"text": "a city", "label": ["city"]}\n{"text": "nothing", "label": []}\n')
+    (tmp_path / "dev.jsonl").write_text(json.dumps({"text": "a city", "label": label}) + "\n")
+    with pytest.raises(InputError, match=f"dev.jsonl:1: .*{said}"):
+        files = {"train": [str(tmp_path / "some.jsonl")], "dev": [str(tmp_path / "dev.jsonl")], "test": []}
+        finetune(replace(config, task="multilabel", **files))
+    assert not Path(config.out).exists()
+
+
 def test_numbers_are_learned(config: FinetuneConfig) -> None:
     config = replace(config, task="regress", columns=Columns(label="rivers"), epochs=6)
     finetune(config)
@@ -267,7 +310,10 @@ def test_the_plan_is_that_of_transformers() -> None:
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"task": "guess"}, "task: found 'guess', expected classify, regress, rerank, choose, tag, extract"),
+        (
+            {"task": "guess"},
+            "task: found 'guess', expected classify, multilabel, regress, rerank, choose, tag, extract",
+        ),
         ({"epochs": 0}, "epochs: found 0"),
         ({"lr": -1.0}, "lr: found -1.0"),
         ({"seed": -1}, "seed: found -1"),

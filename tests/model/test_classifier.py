@@ -23,7 +23,7 @@ from modernbert.model.heads import Classifier, MaskedLM, start_classifier
 from modernbert.model.hub import load_model, save_folder
 from modernbert.ragged import Batch
 from modernbert.text.labelled.examples import Example, batch_of
-from modernbert.train.losses import choice_error, label_error, squared_error
+from modernbert.train.losses import binary_error, choice_error, label_error, squared_error
 
 LENGTHS = (3, 140, 17, 1)
 
@@ -37,7 +37,11 @@ def examples(task: str) -> list[Example]:
             where = np.sort(rng.choice(length, max(1, length // 3), replace=False))
             found.append(Example(tokens, rng.integers(0, 3, len(where)), where))
         else:
-            label = rng.integers(0, 3, 1) if task == "classify" else rng.normal(size=1).astype(np.float32)
+            label = {
+                "classify": lambda: rng.integers(0, 3, 1),
+                "multilabel": lambda: rng.integers(0, 2, (1, 3)).astype(np.float32),
+                "regress": lambda: rng.normal(size=1).astype(np.float32),
+            }[task]()
             found.append(Example(tokens, label))
     return found
 
@@ -63,6 +67,7 @@ def started(small_model: MaskedLM, task: str) -> Classifier:
 
 PUBLISHED: dict[str, Any] = {
     "classify": AutoModelForSequenceClassification,
+    "multilabel": AutoModelForSequenceClassification,
     "regress": AutoModelForSequenceClassification,
     "tag": AutoModelForTokenClassification,
 }
@@ -78,7 +83,8 @@ def test_losses_and_gradients_equal_those_of_transformers_on_the_folder_we_write
     items = examples(task)
     expected = theirs(**padded(task, items))
     batch = batch_of(items)
-    total, count = (squared_error if task == "regress" else label_error())(ours, batch)
+    loss = {"regress": squared_error, "multilabel": binary_error}.get(task, label_error())
+    total, count = loss(ours, batch)
     assert abs(float(total.detach() / count) - float(expected.loss.detach())) < 1e-5
     (total / count).backward()
     expected.loss.backward()

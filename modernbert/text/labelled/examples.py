@@ -26,7 +26,9 @@ __all__ = [
     "chosen",
     "fit",
     "labelled",
+    "multilabelled",
     "names_of",
+    "names_of_many",
     "rated",
     "tag_names_of",
     "tagged",
@@ -119,6 +121,37 @@ def labelled(
         if name not in numbers:
             raise InputError(f"{row.origin}: {columns.label} is {name!r}, which no training row has")
         return np.array([numbers[name]])
+
+    return _documents(rows, [label(row) for row in rows], tokenizer, columns, longest, cut)
+
+
+def names_of_many(rows: Sequence[Row], columns: Columns) -> list[str]:
+    """Return all labels that rows have, of which each may have several, in alphabetical order.
+
+    Raises: InputError if no row has one.
+    """
+    found = {name for row in rows for name in _names(row, columns.label)}
+    if not found:
+        raise InputError(f"{columns.label}: no row has a label, expected at least one")
+    return sorted(found)
+
+
+def multilabelled(
+    rows: Sequence[Row], tokenizer: Tokenizer, columns: Columns, names: Sequence[str], longest: int, *, cut: bool
+) -> Examples:
+    """Make an example of each row, with 1 for each of `names` that it has, else 0.
+
+    Raises: InputError naming the row, for a label that is not among them, an empty text, or one that is too long.
+    """
+    numbers = {name: number for number, name in enumerate(names)}
+
+    def label(row: Row) -> np.ndarray:
+        found = np.zeros((1, len(names)), dtype=np.float32)
+        for name in _names(row, columns.label):
+            if name not in numbers:
+                raise InputError(f"{row.origin}: {columns.label} has {name!r}, which no training row has")
+            found[0, numbers[name]] = 1
+        return found
 
     return _documents(rows, [label(row) for row in rows], tokenizer, columns, longest, cut)
 
@@ -251,6 +284,17 @@ def _name(row: Row, column: str) -> str:
     if is_nothing or (isinstance(found, float) and not math.isfinite(found)):
         raise InputError(f"{row.origin}: {column} is {found!r}, expected a label")
     return str(int(found)) if isinstance(found, float) and found.is_integer() else str(found)
+
+
+def _names(row: Row, column: str) -> list[str]:
+    """Return the labels of a row that may have several, or none: a list, or text with commas between them."""
+    found = row.value(column)
+    if isinstance(found, str):
+        found = [name.strip() for name in found.split(",")] if found.strip() else []
+    whole = isinstance(found, list) and all(type(name) in (str, int) and str(name).strip() for name in found)
+    if not whole or len(set(map(str, found))) < len(found):
+        raise InputError(f"{row.origin}: {column} is {str(found)[:60]!r}, expected a list of different labels")
+    return [str(name) for name in found]
 
 
 def _listed(row: Row, column: str) -> list[str]:
