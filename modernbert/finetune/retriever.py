@@ -29,6 +29,7 @@ from modernbert.model.encoder import Encoder
 from modernbert.model.foreign import OURS, ForeignEncoder, family_of, load_foreign_encoder, longest_of, save_foreign
 from modernbert.model.heads import encoder_of
 from modernbert.model.hub import find_folder, load_config, load_model, save_folder
+from modernbert.model.stanford import check_stanford, write_stanford
 from modernbert.ragged import Batch, within
 from modernbert.storage import only_process, write_file
 from modernbert.text.forms import Form, Laid, laid_out
@@ -46,7 +47,7 @@ from modernbert.train.loop import derive_seed
 from modernbert.train.optim import StableAdamW, loops_run_on, parameter_groups
 from modernbert.train.retrieval import Comparison, RetrievalLoss
 from modernbert.train.run_folder import begin_run_folder
-from modernbert.train.tuning import LinearPlan, Position, Tuning, groups_by_depth, tune
+from modernbert.train.tuning import GiveUp, LinearPlan, Position, Tuning, groups_by_depth, tune
 
 __all__ = ["TASKS", "RetrieverConfig", "finetune_retriever"]
 
@@ -80,6 +81,8 @@ class RetrieverConfig:
     vectors: Vectors = field(default_factory=lambda: Vectors(query_length=512, document_length=512))
     projection: int | None = 128
     """Components of a token's vector, for late interaction; None keeps the model's width."""
+    stanford: bool = False
+    """Write `stanford/` beside `model/`, for late interaction: the same in the layout of ColBERT's own library."""
     texts: str | None = None
     negatives: int = 0
     mined_by: str | None = None
@@ -120,6 +123,10 @@ class RetrieverConfig:
             raise InputError(f"metric: found {self.metric!r}, expected {', '.join(_METRICS)}")
         if self.task == "embed" and self.vectors.pooling not in ("mean", "cls"):
             raise InputError(f"vectors.pooling: found {self.vectors.pooling!r}, expected mean or cls")
+        if self.stanford and self.task != "late":
+            raise InputError(f"stanford: found true, but {self.task} is no late interaction")
+        if self.stanford:
+            check_stanford(self.vectors, self.projection)
         if self.mined_by is not None and not self.negatives:
             raise InputError("mined_by: found a model, but negatives is 0")
         if not self.dev and self.patience is not None:
@@ -143,8 +150,10 @@ class _Inputs:
     backend: str
 
 
-def finetune_retriever(config: RetrieverConfig) -> Path:
+def finetune_retriever(config: RetrieverConfig, give_up: GiveUp | None = None) -> Path:
     """Fine-tune, or go on with a stopped run, and return the model folder.
+
+    `give_up` is asked after each scoring whether the run may stop.
 
     Raises: InputError for what cannot be learned from, or does not fit together, before `out` is touched; and for what
     only a run can show, such as a loss that is not finite.
@@ -158,7 +167,7 @@ def finetune_retriever(config: RetrieverConfig) -> Path:
             print(f"{out}: this run is finished")
         else:
             keep_freed_memory()
-            _finetune(out, config, inputs)
+            _finetune(out, config, inputs, give_up)
     return out / "model"
 
 
@@ -177,6 +186,9 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
             raise InputError(
                 f"vectors.{name}: found {getattr(vectors, name):,}, but {folder} takes at most {longest:,}"
             )
+    for prompt in (vectors.query_prompt, vectors.document_prompt):
+        if config.stanford and tokenizer.id_of(prompt.strip()) is None:
+            raise InputError(f"vectors: found the mark {prompt.strip()!r}, which is no token of {folder}")
     questions = [question for source in config.train for question in _questions(config, source)]
     if len({question.scores is None for question in questions}) > 1:
         raise InputError("train: some sources have scores and others none, expected all or none")
@@ -246,7 +258,7 @@ def _lay(tokenizer: Tokenizer, form: Form, name: str, texts: Sequence[str]) -> d
     return dict(zip(distinct, laid, strict=True))
 
 
-def _finetune(out: Path, config: RetrieverConfig, inputs: _Inputs) -> None:
+def _finetune(out: Path, config: RetrieverConfig, inputs: _Inputs, give_up: GiveUp | None) -> None:
     """Train from the last checkpoint on, keep the best weights, and write what came out."""
     model, groups = _start(config, inputs)
     model.to(inputs.device)
@@ -274,9 +286,9 @@ def _finetune(out: Path, config: RetrieverConfig, inputs: _Inputs) -> None:
         seed=config.seed, device=inputs.device, dtype=inputs.dtype, metric=config.metric,
         score=(lambda: _mean(_scores(inputs, model, "dev"))) if config.dev else None,
         scorings_per_epoch=config.scorings_per_epoch, patience=config.patience, save_every_s=config.save_every_s,
-        give_up=None,
+        give_up=give_up,
     )  # fmt: skip
-    _write(out, inputs, model, tune(tuning, batches_from))
+    _write(out, config, inputs, model, tune(tuning, batches_from))
 
 
 class _Steps:
@@ -368,9 +380,10 @@ def _mean(scores: Sequence[Retrieval]) -> dict[str, float]:
     return {name: sum(getattr(each, name) for each in scores) / len(scores) for name in _METRICS}
 
 
-def _write(out: Path, inputs: _Inputs, model: Embedder, position: Position) -> None:
+def _write(out: Path, config: RetrieverConfig, inputs: _Inputs, model: Embedder, position: Position) -> None:
     """Write the model, and scores, which come last: with them the run is finished."""
     written: dict[str, Any] = {
+        "metric": config.metric,
         "best_step": position.best_step,
         "dev": position.best_scores,
         "stopped": position.stopped,
@@ -395,4 +408,7 @@ def _write(out: Path, inputs: _Inputs, model: Embedder, position: Position) -> N
     else:
         assert isinstance(encoder, Encoder)
         save_folder(out / "model", encoder, write_tokenizer_too, replace=True)
+    if config.stanford:
+        prefix = str(encoder.inner.base_model_prefix) if isinstance(encoder, ForeignEncoder) else "model"
+        write_stanford(out / "stanford", out / "model", prefix)
     write_file(out / "scores.json", json.dumps(written, indent=2) + "\n")

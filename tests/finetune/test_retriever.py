@@ -1,6 +1,7 @@
 """Tuning for retrieval: losses beside their formulas, cached gradients beside plain ones, folders others load."""
 
 import json
+import string
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -235,6 +236,51 @@ def test_sentence_transformers_embeds_tokens_of_the_folder_alike(config: Retriev
             np.testing.assert_allclose(a, np.asarray(b), atol=1e-5)
 
 
+def test_stanfords_library_would_make_the_same_vectors(config: RetrieverConfig) -> None:
+    """What its `HF_ColBERT` and its tokenizers do, written down from their source."""
+    transformers = pytest.importorskip("transformers")
+    vectors = Vectors(
+        query_prompt="[unused0] ", document_prompt="[unused1] ", query_length=16, document_length=30,
+        expand_queries=True, skip=list(string.punctuation),
+    )  # fmt: skip
+    config = replace(config, task="late", projection=24, epochs=1, vectors=vectors, stanford=True)
+    folder = finetune_retriever(config).parent / "stanford"
+    settings = json.loads((folder / "artifact.metadata").read_text())
+
+    class HFColBert(transformers.ModernBertPreTrainedModel):  # type: ignore[misc]
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.linear = torch.nn.Linear(config.hidden_size, settings["dim"], bias=False)
+            self.model = transformers.ModernBertModel(config)
+            self.post_init()
+
+    theirs, loading = HFColBert.from_pretrained(folder, output_loading_info=True)
+    assert not loading["missing_keys"] and not loading["unexpected_keys"]
+    theirs.eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ours = ModernBert.load(config.out + "/model", device="cpu", dtype="float32", backend="banded")
+    asked = ["the capital, of country 3.", "rivers"]
+
+    def encode(text: str, mark: str, length: int) -> tuple[list[int], Tensor]:
+        ids = tokenizer(". " + text, truncation=True, max_length=length)["input_ids"]
+        ids[1] = tokenizer.convert_tokens_to_ids(mark)
+        if mark == settings["query_token_id"]:
+            ids += [tokenizer.mask_token_id] * (length - len(ids))
+        with torch.no_grad():
+            hidden = theirs.model(torch.tensor([ids])).last_hidden_state[0]
+        return ids, F.normalize(theirs.linear(hidden), dim=-1)
+
+    skipped = {tokenizer.encode(symbol, add_special_tokens=False)[0] for symbol in string.punctuation}
+    for text, query, document in zip(
+        asked, ours.embed_queries(asked).vectors, ours.embed_documents(asked).vectors, strict=True
+    ):
+        _, theirs_query = encode(text, settings["query_token_id"], settings["query_maxlen"])
+        np.testing.assert_allclose(query, theirs_query.detach().numpy(), atol=1e-5)
+        ids, theirs_document = encode(text, settings["doc_token_id"], settings["doc_maxlen"])
+        kept = [number for number, token in enumerate(ids) if token not in skipped]
+        np.testing.assert_allclose(document, theirs_document[kept].detach().numpy(), atol=1e-5)
+
+
 def test_a_teacher_is_learned_from_rows(config: RetrieverConfig, tmp_path: Path) -> None:
     rows = [
         {
@@ -330,6 +376,13 @@ def test_rows_that_ask_nothing_are_named(row: dict[str, Any], said: str) -> None
         ({"vectors": Vectors(document_length=9999)}, "vectors.document_length: found 9,999, but"),
         ({"metric": "accuracy"}, "metric: found 'accuracy'"),
         ({"dev": [], "patience": 1}, "dev: found no collection"),
+        ({"stanford": True}, "stanford: found true, but embed is no late interaction"),
+        ({"task": "late", "stanford": True, "projection": None}, "projection: found None"),
+        ({"task": "late", "stanford": True}, "vectors.expand_queries: found false"),
+        (
+            {"task": "late", "stanford": True, "vectors": Vectors(expand_queries=True, query_prompt="[Q]")},
+            r"vectors.query_prompt: found '\[Q\]', but ColBERT's library takes one token",
+        ),
         ({"vectors": Vectors(pooling="max")}, "vectors.pooling: found 'max'"),
         ({"train": ["nowhere"]}, "nowhere: no such file"),
         ({"dev_split": "dev"}, "dev.tsv: no such file"),
