@@ -135,10 +135,10 @@ def sweep(
     devices: Annotated[list[str] | None, typer.Option(help="A device; again for one run on each.")] = None,
 ) -> None:
     """Fine-tune with several settings, stop what does badly, keep the best model; goes on where it was."""
-    from modernbert.finetune.labels import FinetuneConfig
+    from modernbert.jobs.finetune import schema_of
     from modernbert.jobs.sweep import SweepConfig, run
 
-    base = _resolve(FinetuneConfig, config, overrides, print_config=False)
+    base = _resolve(schema_of(*_file_and_words(config, overrides)), config, overrides, print_config=False)
     assert base is not None
     run(SweepConfig(base, lrs or [], weight_decays or [], epochs or [], seeds or [], devices or []))
 

@@ -17,12 +17,15 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from modernbert.device import choose_device
 from modernbert.errors import InputError
 from modernbert.finetune.labels import FinetuneConfig, finetune
+from modernbert.finetune.retriever import RetrieverConfig, finetune_retriever
 from modernbert.train.run_folder import begin_run_folder
 
-__all__ = ["Point", "Result", "best_of", "points_of", "sweep"]
+__all__ = ["Base", "Point", "Result", "best_of", "points_of", "sweep"]
 
+Base = FinetuneConfig | RetrieverConfig
 # So many finished runs, before one is compared with them.
 _FEWEST = 3
 
@@ -68,14 +71,16 @@ def points_of(
     return [Point(lr, decay, number, seed) for seed, number, decay, lr in product(seeds, epochs, weight_decays, lrs)]
 
 
-def sweep(base: FinetuneConfig, out: Path, points: Sequence[Point], devices: Sequence[str] = ("auto",)) -> list[Result]:
+def sweep(base: Base, out: Path, points: Sequence[Point], devices: Sequence[str] = ("auto",)) -> list[Result]:
     """Run the points that are not done, and return the results of all; of the models, the best one's is kept.
 
     Raises: InputError for what cannot be learned from, no dev rows to compare by, or a folder with runs of another
     config.
     """
     if not base.dev:
-        raise InputError("dev: found no rows, expected some to compare runs by")
+        raise InputError("dev: found nothing, expected rows or collections to compare runs by")
+    for device in devices:
+        choose_device(device)
     if len({point.name for point in points}) < len(points) or not points:
         raise InputError("sweep: expected at least one point, each once")
     left = [point for point in points if not (out / point.name / "scores.json").exists()]
@@ -93,9 +98,7 @@ def sweep(base: FinetuneConfig, out: Path, points: Sequence[Point], devices: Seq
     return results
 
 
-def _share_out(
-    base: FinetuneConfig, out: Path, points: Sequence[Point], left: Sequence[Point], devices: Sequence[str]
-) -> None:
+def _share_out(base: Base, out: Path, points: Sequence[Point], left: Sequence[Point], devices: Sequence[str]) -> None:
     """Give each device a process, which takes the next point when it is done with one."""
     context = multiprocessing.get_context("spawn")
     queue = context.Manager().Queue()
@@ -114,7 +117,7 @@ def _take_device(queue: Any) -> None:
 _device = "auto"
 
 
-def _run(base: FinetuneConfig, out: Path, points: Sequence[Point], point: Point, device: str | None) -> None:
+def _run(base: Base, out: Path, points: Sequence[Point], point: Point, device: str | None) -> None:
     config = replace(_config_of(base, out, point), device=device or _device)
     print(f"{point.name}:", flush=True)
 
@@ -126,10 +129,13 @@ def _run(base: FinetuneConfig, out: Path, points: Sequence[Point], point: Point,
             return f"best {best:.4f} is below the median {statistics.median(means):.4f} of {len(means)} runs"
         return None
 
-    finetune(config, give_up)
+    if isinstance(config, RetrieverConfig):
+        finetune_retriever(config, give_up)
+    else:
+        finetune(config, give_up)
 
 
-def _config_of(base: FinetuneConfig, out: Path, point: Point) -> FinetuneConfig:
+def _config_of(base: Base, out: Path, point: Point) -> Base:
     return replace(
         base, out=str(out / point.name), lr=point.lr, weight_decay=point.weight_decay, epochs=point.epochs,
         seed=point.seed,

@@ -8,10 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from modernbert.errors import InputError
-from modernbert.finetune.labels import FinetuneConfig
-from modernbert.finetune.retriever import TASKS
-from modernbert.finetune.sweep import best_of, points_of, sweep
+from modernbert.finetune.sweep import Base, best_of, points_of, sweep
 from modernbert.storage import write_file
 
 __all__ = ["SweepConfig", "run"]
@@ -21,7 +18,7 @@ __all__ = ["SweepConfig", "run"]
 class SweepConfig:
     """A config, whose `out` is the sweep's folder, and what to try instead of its values; where nothing is, its own."""
 
-    base: FinetuneConfig
+    base: Base
     lrs: Sequence[float] = ()
     weight_decays: Sequence[float] = ()
     epochs: Sequence[int] = ()
@@ -32,11 +29,9 @@ class SweepConfig:
 def run(config: SweepConfig) -> Path:
     """Run what is not done, print a table, write `sweep.json`, and return the folder of the best model.
 
-    Raises: InputError for what cannot be learned from, or a task that is compared by collections.
+    Raises: InputError for what cannot be learned from, or compared.
     """
     base = config.base
-    if base.task in TASKS:
-        raise InputError(f"task: found {base.task!r}, expected one that is scored by rows (classify, regress, ...)")
     points = points_of(
         config.lrs or [base.lr], config.weight_decays or [base.weight_decay], config.epochs or [base.epochs],
         config.seeds or [base.seed],

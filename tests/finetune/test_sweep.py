@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from modernbert import ModernBert
 from modernbert.errors import InputError
 from modernbert.finetune.glue import PUBLISHED, TASKS, config_of, tasks_in
 from modernbert.finetune.labels import FinetuneConfig
+from modernbert.finetune.retriever import RetrieverConfig
 from modernbert.finetune.sweep import Point, best_of, points_of, sweep
 from modernbert.jobs.evaluate_glue import GlueConfig, run
 
@@ -78,9 +80,23 @@ def test_each_device_has_a_process(base: FinetuneConfig, tmp_path: Path) -> None
     assert [result.scores for result in alone] == [result.scores for result in together]
 
 
+def test_retrievers_are_swept_too(model: str, tmp_path: Path, write_collection: Callable[..., Path]) -> None:
+    folder = str(write_collection(tmp_path / "made-up"))
+    base = RetrieverConfig(
+        model=model, task="embed", train=[folder], dev=[folder], dev_split="train", out=str(tmp_path / "sweep"),
+        batch=8, device="cpu", precision="float32", backend="banded", dropout=0.0,
+    )  # fmt: skip
+    results = sweep(base, tmp_path / "sweep", points_of([1e-3, 1e-9], [1e-5], [4], [0]))
+    assert best_of(results).point.lr == 1e-3 and results[0].metric == "ndcg_10"
+    assert [path.parent.name for path in (tmp_path / "sweep").glob("*/model")] == [results[0].point.name]
+
+
 def test_a_sweep_needs_something_to_compare_by(base: FinetuneConfig, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="dev: found no rows"):
-        sweep(replace(base, dev=[]), tmp_path / "sweep", points_of([1e-3], [1e-5], [1], [0]))
+    points = points_of([1e-3], [1e-5], [1], [0])
+    with pytest.raises(InputError, match="dev: found nothing"):
+        sweep(replace(base, dev=[]), tmp_path / "sweep", points)
+    with pytest.raises(InputError, match="device: found 'nope'"):
+        sweep(base, tmp_path / "sweep", points, devices=("cpu", "nope"))
     with pytest.raises(InputError, match="expected at least one point, each once"):
         sweep(base, tmp_path / "sweep", [Point(1e-3, 1e-5, 1, 0)] * 2)
     assert not (tmp_path / "sweep").exists()
