@@ -92,8 +92,13 @@ def _explained(origin: str) -> Iterator[None]:
         reason = _first_line(error)
         if "is not a ListConfig" in reason:
             found = origin.partition("=")[2]
-            reason = f"found {found or 'one value'!r}, expected a list, such as {key}='[{found or 'a, b'}]'"
-            place = str(key) if found else place
+            reason = "found one value, expected a list, such as [a, b]"
+            if found:
+                place, reason = str(key), f"found {found!r}, expected a list, such as {key}='[{found}]'"
+        if "Cannot assign" in reason:
+            reason = "found one value, expected key: value pairs"
+        if "is not a subclass of" in reason:
+            reason = f"found {reason.partition('value: ')[2]}, expected key: value pairs"
         if "incompatible container types" in reason:
             reason = "found a list where key: value is expected, or key: value where a list is"
         raise InputError(f"{place}: {reason}") from None

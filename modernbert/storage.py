@@ -17,6 +17,7 @@ from typing import Any
 from modernbert.errors import InputError
 
 __all__ = [
+    "check_target",
     "explained",
     "move_into_place",
     "new_folder",
@@ -31,6 +32,22 @@ __all__ = [
 
 _LEFTOVER = ".partial-"
 _PREVIOUS = "previous-"
+
+
+def check_target(target: Path | None) -> None:
+    """Check before long work that a file can be written at `target`; None is nowhere.
+
+    Raises: InputError if it is a folder, or where it would lie cannot be written.
+    """
+    if target is None:
+        return
+    if target.is_dir():
+        raise InputError(f"{target}: is a folder, expected the name of a file")
+    above = next(path for path in target.absolute().parents if path.exists())
+    if not above.is_dir():
+        raise InputError(f"{target}: cannot be written ({above} is a file)")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{target}: cannot be written ({above} is not writable)")
 
 
 @contextmanager

@@ -47,8 +47,16 @@ def test_a_wrong_word_is_one_line(tmp_path, word, message):
 def test_a_file_with_one_value_for_a_list_is_named(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("sources: corpus\n")
-    with pytest.raises(InputError, match=r"config.yaml: sources: found 'one value', expected a list"):
+    with pytest.raises(InputError, match=r"config.yaml: sources: found one value, expected a list"):
         load(Example, path)
+
+
+def test_one_value_for_a_group_is_named(tmp_path):
+    path = tmp_path / "config.yaml"
+    for text, said in (("parts: 3", "parts: found one value"), ("parts: {one: 3}", "parts.one: found 3")):
+        path.write_text(text + "\n")
+        with pytest.raises(InputError, match=f"config.yaml: {said}, expected key: value pairs"):
+            load(Example, path)
 
 
 def test_words_go_over_the_file_and_the_file_over_the_defaults(tmp_path):

@@ -2,13 +2,14 @@
 
 import os
 import resource
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from modernbert.errors import InputError
-from modernbert.storage import new_folder, only_process, write_file, write_tensors
+from modernbert.storage import check_target, new_folder, only_process, write_file, write_tensors
 
 # No process has this number.
 DEAD = 2**31 - 1
@@ -40,6 +41,22 @@ def test_a_parent_that_is_a_file_is_one_line(tmp_path):
     for write in (lambda path: write_file(path, "y"), lambda path: only_process(path).__enter__()):
         with pytest.raises(InputError, match="cannot be written"):
             write(tmp_path / "file" / "below")
+    assert names(tmp_path) == ["file"]
+
+
+def test_where_nothing_can_be_written_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for target, said in (
+        (tmp_path, "is a folder, expected the name of a file"),
+        (tmp_path / "file" / "below", "file is a file"),
+        (Path("/proc/below"), "/proc is not writable"),
+    ):
+        if said.startswith("/proc") and os.access("/proc", os.W_OK):
+            continue  # whoever is root may write anywhere, as far as the system says beforehand
+        with pytest.raises(InputError, match=said):
+            check_target(target)
+    check_target(tmp_path / "new" / "folder" / "file")
+    check_target(None)
     assert names(tmp_path) == ["file"]
 
 

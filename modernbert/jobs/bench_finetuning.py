@@ -16,7 +16,7 @@ from modernbert.bench.turns import check_choices, measure_in_turn
 from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
-from modernbert.storage import write_file
+from modernbert.storage import check_target, write_file
 
 __all__ = ["FinetuningConfig", "run"]
 
@@ -48,6 +48,7 @@ def run(config: FinetuningConfig) -> None:
     device = choose_device(config.device)
     dtype = str(choose_precision(config.dtype, device)).removeprefix("torch.")
     shape = ModelConfig.preset(config.preset, **config.model)
+    check_target(config.out and config.out / "finetuning.json")
     console = open_console()
     machine = describe_machine(device)
     console.print(f"{machine}; {config.preset}, {dtype}, {config.batch} rows a step")

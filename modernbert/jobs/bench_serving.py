@@ -24,7 +24,7 @@ from modernbert.bench.turns import check_choices
 from modernbert.device import keep_freed_memory
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
-from modernbert.storage import write_file
+from modernbert.storage import check_target, write_file
 
 __all__ = ["SETS", "ServingConfig", "run"]
 
@@ -80,6 +80,7 @@ def run(config: ServingConfig) -> None:
     engines = list(config.engines) or list(ENGINES)
     sets = {name: _lengths(config, name) for name in config.sets or [*SETS, *([_REAL] if config.texts else [])]}
     shape = ModelConfig.preset(config.preset, **config.model)
+    check_target(config.out and config.out / "serving.json")
     console = open_console()
     machine = describe_machine(torch.device("cpu"))
     console.print(f"{machine}; {config.preset}")

@@ -19,7 +19,7 @@ from modernbert.bench.sets import SETS, documents_of, real_documents
 from modernbert.bench.throughput import Row, Work, measure
 from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
-from modernbert.storage import write_file
+from modernbert.storage import check_target, write_file
 
 __all__ = ["ThroughputConfig", "run"]
 
@@ -67,6 +67,7 @@ def run(config: ThroughputConfig) -> None:
     device = choose_device(config.device)
     models, sets, dtypes = _choices(config, device)
     documents = {name: _documents(config, name, device) for name in sets}
+    check_target(config.out and config.out / "throughput.json")
     console = open_console()
     result = _Result(describe_machine(device), {name: len(texts) for name, texts in documents.items()})
     console.print(result.machine)

@@ -17,7 +17,7 @@ from modernbert.bench.turns import check_choices, measure_in_turn
 from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
-from modernbert.storage import write_file
+from modernbert.storage import check_target, write_file
 from modernbert.train.flops import peak_flops
 
 __all__ = ["TrainingConfig", "run"]
@@ -57,6 +57,7 @@ def run(config: TrainingConfig) -> None:
     tokens = config.tokens or (98_304 if device.type == "cuda" else 8_192)
     lengths = mixed_lengths(tokens, config.longest)
     dtype_name = str(dtype).removeprefix("torch.")
+    check_target(config.out and config.out / "training.json")
     console = open_console()
     machine = describe_machine(device)
     console.print(

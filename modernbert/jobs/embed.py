@@ -10,7 +10,7 @@ import numpy as np
 
 from modernbert.errors import InputError
 from modernbert.infer.pipeline import ModernBert
-from modernbert.storage import write_file
+from modernbert.storage import check_target, write_file
 
 __all__ = ["EmbedConfig", "run"]
 
@@ -39,6 +39,7 @@ def run(config: EmbedConfig) -> None:
     """
     if config.out is not None and config.out.suffix not in (".npy", ".jsonl"):
         raise InputError(f"{config.out}: expected a name that ends in .npy or .jsonl")
+    check_target(config.out)
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, backend=config.backend)
     vectors = bert.embed(
         config.texts,

@@ -22,7 +22,7 @@ from modernbert.evaluate.retrieval import Rank, rank_by_index, rank_by_model, ra
 from modernbert.finetune.checks import check_numbers
 from modernbert.infer.pipeline import ModernBert
 from modernbert.model.hub import find_folder
-from modernbert.storage import sha256_of, write_file
+from modernbert.storage import check_target, sha256_of, write_file
 
 __all__ = ["RetrievalConfig", "run"]
 
@@ -63,6 +63,8 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
     if config.pooling not in (None, "mean", "cls", "tokens"):
         raise InputError(f"pooling: found {config.pooling!r}, expected mean, cls or tokens")
     check_numbers(config)
+    check_target(config.out)
+    check_target(None if config.index is None else config.index / "vectors.lance")
     collections = [
         entry
         for name in config.collections

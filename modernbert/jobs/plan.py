@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -76,6 +77,11 @@ def run(config: PlanConfig) -> None:
     if config.length is not None and config.length < 3:
         raise InputError(f"length: found {config.length}, expected at least 3 tokens")
     pretrain, model = _load(config)
+    longest = max(phase.max_len for phase in pretrain.phases.values())
+    if config.length is not None and config.length > longest:
+        raise InputError(
+            f"length: found {config.length:,}, but no phase takes documents of more than {longest:,} tokens"
+        )
     plan = _Plan(num_parameters(model))
     console = open_console(stderr=config.as_json)
     console.print(f"{plan.parameters:,} parameters: {_shape_of(model)}")
@@ -85,9 +91,10 @@ def run(config: PlanConfig) -> None:
             plan.devices[name] = _plan_device(console, config, pretrain, model, name)
         except InputError as error:
             failures.append(str(error))
-            console.print(str(error))
     if failures and not plan.devices:
         raise InputError(failures[0])
+    for failure in failures:
+        print(f"modernbert: {failure}", file=sys.stderr)
     if config.shapes:
         plan.shapes = _plan_shapes(console)
     if config.as_json:

@@ -127,7 +127,7 @@ def test_the_papers_runs_stand_beside_their_published_hours() -> None:
 
 def test_an_unknown_device_is_a_line_and_the_others_are_planned() -> None:
     done = plan("--device", "h900", "--device", "a100")
-    assert done.returncode == 0 and "device: found 'h900', expected cpu or one of t4" in done.stdout
+    assert done.returncode == 0 and "device: found 'h900', expected cpu or one of t4" in done.stderr
     assert "A100" in done.stdout
     done = plan("--device", "h900")
     assert (done.returncode, done.stderr) == (2, f"modernbert: device: found 'h900', expected cpu or one of "
@@ -140,6 +140,7 @@ def test_an_unknown_device_is_a_line_and_the_others_are_planned() -> None:
         (PlanConfig(str(CONFIGS / "large.yaml")), "model.preset"),
         (PlanConfig(num_devices=0), "count: found 0"),
         (PlanConfig(length=1), "length: found 1"),
+        (PlanConfig(length=9_000), "length: found 9,000, but no phase takes documents of more than 8,192"),
         (PlanConfig(overrides=["phases.stable.tokens=5"]), "phases.stable.lr"),
         (PlanConfig("nowhere.yaml"), "nowhere.yaml: no such config file"),
         (PlanConfig(overrides=["model.preset=huge"]), "huge"),

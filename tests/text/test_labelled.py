@@ -96,6 +96,7 @@ def test_labels_are_numbered_as_people_count() -> None:
         ({"text": "a", "label": "z"}, "f:1: label is 'z', which no training row has"),
         ({"text": " ", "label": "x"}, "f:1: text is empty"),
         ({"text": 7, "label": "x"}, "f:1: text is int"),
+        ({"text": "a \ud800", "label": "x"}, "f:1: text has half of a character"),
         ({"text": "a " * 600, "label": "x"}, "f:1: has .* tokens, expected at most 500; cut=true"),
     ],
 )
@@ -113,6 +114,7 @@ def test_a_row_that_cannot_be_learned_from_is_named(row: dict[str, object], said
             "f:1: choices has 2 texts, expected two or more, none empty",
         ),
         ({"text": "a", "choices": "bc", "label": 0}, "f:1: choices is 'bc', expected a list"),
+        ({"text": "a", "choices": ["b", "\udc00"], "label": 0}, "f:1: choices has half of a character"),
         ({"text": "a", "choices": ["b", "c"], "label": 2}, "f:1: label is 2, expected 0 to 1"),
         ({"text": "a", "choices": ["b", "c" * 4000], "label": 0}, "f:1: has .* tokens, expected at most 500"),
     ],
@@ -122,7 +124,7 @@ def test_a_choice_that_is_none_is_named(row: dict[str, object], said: str, small
         chosen(rows_of(row), small_bert.tokenizer, Columns(), 500, cut=False)
 
 
-@pytest.mark.parametrize("found", ["nan", float("nan"), "x", None, True, "inf"])
+@pytest.mark.parametrize("found", ["nan", float("nan"), "x", None, True, "inf", 1e39, "-1e39"])
 def test_a_number_that_is_none_is_named(found: object, small_bert: ModernBert) -> None:
     with pytest.raises(InputError, match="f:1: label is .*, expected a finite number"):
         rated(rows_of({"text": "a", "label": found}), small_bert.tokenizer, Columns(), 500, cut=False)

@@ -301,6 +301,7 @@ def _listed(row: Row, column: str) -> list[str]:
     found = row.value(column)
     if not isinstance(found, list) or not all(isinstance(each, str) for each in found):
         raise InputError(f"{row.origin}: {column} is {str(found)[:60]!r}, expected a list of texts")
+    row.check_whole(column, *found)
     return found
 
 

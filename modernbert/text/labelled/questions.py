@@ -106,6 +106,7 @@ def _others(row: Row) -> list[str]:
     found: Any = row.values.get("negatives") or []
     if not isinstance(found, list) or not all(isinstance(each, str) and each.strip() for each in found):
         raise InputError(f"{row.origin}: negatives is {str(found)[:60]!r}, expected a list of texts")
+    row.check_whole("negatives", *found)
     return found
 
 

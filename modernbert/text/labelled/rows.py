@@ -19,6 +19,8 @@ from modernbert.text.remote import dataset_url, find_remote, is_url
 
 __all__ = ["Row", "read_rows"]
 
+# In float32, in which models compute.
+_LARGEST = 3.4e38
 _CONLL = (".conll", ".iob", ".bio")
 _KNOWN = (".tsv", ".csv", ".jsonl", ".parquet", *_CONLL)
 
@@ -40,10 +42,22 @@ class Row:
             raise InputError(f"{self.origin}: {column} is {type(found).__name__}, expected text")
         if not found.strip():
             raise InputError(f"{self.origin}: {column} is empty, expected text")
+        self.check_whole(column, found)
         return found
 
+    def check_whole(self, column: str, *texts: str) -> None:
+        """Check that texts are of whole characters: JSON can name halves, which no file can hold.
+
+        Raises: InputError naming the row.
+        """
+        try:
+            for text in texts:
+                text.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{self.origin}: {column} has half of a character (a lone surrogate)") from None
+
     def number(self, column: str) -> float:
-        """Return a value that must be a finite number, written as such or as text.
+        """Return a value that must be a finite number in single precision, written as such or as text.
 
         Raises: InputError naming the row.
         """
@@ -52,7 +66,7 @@ class Row:
             number = float("nan" if found is None or isinstance(found, bool) else found)
         except (TypeError, ValueError):
             number = float("nan")
-        if not abs(number) < float("inf"):
+        if not abs(number) <= _LARGEST:
             raise InputError(f"{self.origin}: {column} is {found!r}, expected a finite number")
         return number
 
