@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modernbert.errors import InputError
-    from modernbert.infer.pipeline import Guess, ModernBert
+    from modernbert.infer.answers import Span
+    from modernbert.infer.pipeline import Guess, ModernBert, Ranked
     from modernbert.model.config import ModelConfig
     from modernbert.ragged import Batch, Layout
     from modernbert.text.tokenizer import Tokenizer
 
-__all__ = ["Batch", "Guess", "InputError", "Layout", "ModelConfig", "ModernBert", "Tokenizer"]
+__all__ = ["Batch", "Guess", "InputError", "Layout", "ModelConfig", "ModernBert", "Ranked", "Span", "Tokenizer"]
 
 _HOMES = {
     "Batch": "modernbert.ragged",
@@ -24,6 +25,8 @@ _HOMES = {
     "Layout": "modernbert.ragged",
     "ModelConfig": "modernbert.model.config",
     "ModernBert": "modernbert.infer.pipeline",
+    "Ranked": "modernbert.infer.pipeline",
+    "Span": "modernbert.infer.answers",
     "Tokenizer": "modernbert.text.tokenizer",
 }
 

@@ -40,6 +40,8 @@ Texts = Annotated[list[str] | None, typer.Argument(help="Texts; without any, lin
 TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="One text a line, or .jsonl.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a text.")]
+Overflow = Annotated[str, typer.Option(help="What of too long texts: error, truncate, split-mean.")]
 Backend = Annotated[str, typer.Option(help="auto, varlen, native, banded, dense.")]
 
 
@@ -391,7 +393,7 @@ def fill_mask(
     texts: Texts = None,
     file: TextFile = None,
     top_k: Annotated[int, typer.Option(help="Guesses a mask.")] = 5,
-    json_lines: Annotated[bool, typer.Option("--json", help="One JSON object a text.")] = False,
+    json_lines: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "auto",
@@ -412,11 +414,11 @@ def embed(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A .npy or .jsonl file; else standard output.")
     ] = None,
-    pooling: Annotated[str, typer.Option(help="mean or cls.")] = "mean",
+    pooling: Annotated[str | None, typer.Option(help="mean or cls; else as tuned.")] = None,
     normalize: Annotated[bool, typer.Option(help="Scale vectors to length 1.")] = True,
     prompt: Annotated[str, typer.Option(help="Put before each text.")] = "",
     truncate_dim: Annotated[int | None, typer.Option(help="Keep the first components only.")] = None,
-    truncate: Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.")] = False,
+    overflow: Overflow = "error",
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "auto",
@@ -426,7 +428,69 @@ def embed(
     from modernbert.jobs.texts import gather_texts
 
     gathered = gather_texts(texts or [], file)
-    run(EmbedConfig(model, gathered, out, pooling, normalize, prompt, truncate_dim, truncate, device, dtype, backend))
+    run(EmbedConfig(model, gathered, out, pooling, normalize, prompt, truncate_dim, overflow, device, dtype, backend))
+
+
+@app.command()
+@_told()
+def classify(
+    model: Model,
+    texts: Texts = None,
+    file: TextFile = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Labels a text.")] = 1,
+    json_lines: Json = False,
+    overflow: Overflow = "error",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "auto",
+) -> None:
+    """Print the labels of texts, with their probabilities."""
+    from modernbert.jobs.classify import ClassifyConfig, run
+    from modernbert.jobs.texts import gather_texts
+
+    gathered = gather_texts(texts or [], file)
+    run(ClassifyConfig(model, gathered, top_k, json_lines, overflow, device, dtype, backend))
+
+
+@app.command()
+@_told()
+def tag(
+    model: Model,
+    texts: Texts = None,
+    file: TextFile = None,
+    json_lines: Json = False,
+    overflow: Overflow = "error",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "auto",
+) -> None:
+    """Print the spans a tagger finds in texts."""
+    from modernbert.jobs.tag import TagConfig, run
+    from modernbert.jobs.texts import gather_texts
+
+    run(TagConfig(model, gather_texts(texts or [], file), json_lines, overflow, device, dtype, backend))
+
+
+@app.command()
+@_told()
+def rerank(
+    model: Model,
+    query: Annotated[str, typer.Argument(help="What is asked.")],
+    texts: Texts = None,
+    file: TextFile = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="The best so many; else all.")] = None,
+    json_lines: Json = False,
+    overflow: Overflow = "error",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "auto",
+) -> None:
+    """Print texts in the order in which they answer a query."""
+    from modernbert.jobs.rerank import RerankConfig, run
+    from modernbert.jobs.texts import gather_texts
+
+    gathered = gather_texts(texts or [], file)
+    run(RerankConfig(model, query, gathered, top_k, json_lines, overflow, device, dtype, backend))
 
 
 def _resolve(

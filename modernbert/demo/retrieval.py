@@ -55,7 +55,7 @@ class Tuning:
 def rank_by_vectors(bert: ModernBert, pairs: Sequence[Pair]) -> Ranking:
     """Rank all functions for each docstring by the cosine of their vectors."""
     queries = bert.embed([pair.query for pair in pairs])
-    passages = bert.embed([pair.passage for pair in pairs], truncate=True)
+    passages = bert.embed([pair.passage for pair in pairs], overflow="truncate")
     return _ranking(queries @ passages.T)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from modernbert.errors import InputError
+from modernbert.text.labelled.words import spans_of
 
 __all__ = [
     "METRICS",
@@ -20,7 +21,6 @@ __all__ = [
     "multilabel_scores",
     "number_scores",
     "pair_scores",
-    "spans_of",
     "tag_scores",
 ]
 
@@ -143,32 +143,6 @@ def tag_scores(found: Sequence[Sequence[str]], expected: Sequence[Sequence[str]]
         "span_recall": right / wanted if wanted else 0.0,
         "accuracy": sum(a == b for a, b in pairs) / len(pairs),
     }
-
-
-def spans_of(tags: Sequence[str]) -> set[tuple[int, int, str]]:
-    """Return (first word, word after the last, label) of each span that tags mark.
-
-    `B-` begins a span; `I-` goes on with one of its label, and begins one where there is none. A tag without a prefix
-    is a span of one word; `O` is none.
-
-    >>> sorted(spans_of(["B-x", "I-x", "I-y", "O", "z"]))
-    [(0, 2, 'x'), (2, 3, 'y'), (4, 5, 'z')]
-    """
-    spans: set[tuple[int, int, str]] = set()
-    begin, open_label = 0, ""
-    for place, tag in enumerate([*tags, "O"]):
-        prefix, dash, label = tag.partition("-")
-        known = bool(dash) and prefix in ("B", "I")
-        if known and prefix == "I" and label == open_label:
-            continue
-        if open_label:
-            spans.add((begin, place, open_label))
-            open_label = ""
-        if known:
-            begin, open_label = place, label
-        elif tag != "O":
-            spans.add((place, place + 1, tag))
-    return spans
 
 
 def _metrics():  # type: ignore[no-untyped-def]

@@ -27,7 +27,6 @@ from modernbert.evaluate.scores import (
     multilabel_scores,
     number_scores,
     pair_scores,
-    spans_of,
     tag_scores,
 )
 from modernbert.finetune.checks import check_numbers
@@ -61,6 +60,7 @@ from modernbert.text.labelled.examples import (
 )
 from modernbert.text.labelled.lessons import Lessons
 from modernbert.text.labelled.rows import Row, read_rows
+from modernbert.text.labelled.words import spans_of
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.train.losses import binary_error, choice_error, extract_error, label_error, squared_error
 from modernbert.train.optim import StableAdamW, loops_run_on, parameter_groups

@@ -1,4 +1,4 @@
-"""The object users hold: texts in, vectors and filled masks out.
+"""The object users hold: texts in; vectors, labels, spans, ranks and filled masks out.
 
 In: a model folder or the name of a model on the hub. Out: `ModernBert`, which joins a tokenizer and a model, and keeps
 nothing between calls. Vectors come back as numpy arrays in float32, in the order of the texts.
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,21 +16,26 @@ from torch import Tensor
 
 from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
-from modernbert.infer.batching import batches
+from modernbert.infer import answers
+from modernbert.infer.answers import Span, Text
 from modernbert.infer.loading import load_for_inference
+from modernbert.infer.overflow import check_overflow, fitting, mean_of_parts
+from modernbert.infer.progress import show_texts
+from modernbert.infer.quantize import quantize
+from modernbert.infer.search import search_tokens, search_vectors
 from modernbert.model.attention import choose_backend
 from modernbert.model.config import ModelConfig
 from modernbert.model.embedder import Embedder, Vectors, load_projection, load_vectors
 from modernbert.model.encoder import Encoder
 from modernbert.model.foreign import OURS, ForeignEncoder, family_of, load_foreign_encoder
 from modernbert.model.fused import FusedEncoder
-from modernbert.model.heads import MaskedLM, Model, encoder_of, pool
+from modernbert.model.heads import Classifier, MaskedLM, Model, encoder_of, pool
 from modernbert.model.hub import find_folder, load_config, save_folder
 from modernbert.ragged import Batch, within
 from modernbert.text.forms import Form, laid_out
 from modernbert.text.tokenizer import Tokenizer
 
-__all__ = ["Guess", "ModernBert", "TextVectors"]
+__all__ = ["Guess", "ModernBert", "Ranked", "TextVectors"]
 
 # Texts are tokenised so many at a time, so that a stream of millions is never held as ids.
 _TEXTS_AT_A_TIME = 4_096
@@ -50,6 +56,14 @@ class TextVectors:
 
     vectors: np.ndarray | list[np.ndarray]
     num_cut: int
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Hold where in the list a passage was, and how well it answers."""
+
+    index: int
+    score: float
 
 
 class ModernBert:
@@ -147,31 +161,42 @@ class ModernBert:
         self,
         texts: str | Iterable[str],
         *,
-        pooling: str = "mean",
+        pooling: str | None = None,
         normalize: bool = True,
         prompt: str = "",
         truncate_dim: int | None = None,
-        truncate: bool = False,
+        overflow: str = "error",
+        precision: str = "float32",
+        progress: bool = False,
     ) -> np.ndarray:
-        """Return one vector a text, float32 [N, D].
+        """Return one vector a text, [N, D] in the order of the texts.
 
-        `pooling` is `mean` over all tokens of the text or its first token `cls`; `prompt` is put before each text;
-        `truncate_dim` keeps the first components, before normalising. A text longer than the model was trained for is
-        an error unless `truncate`, which cuts it.
+        `pooling` is `mean` over all tokens of the text or its first token `cls`, by default as the model was tuned;
+        `prompt` is put before each text; `truncate_dim` keeps the first components, before normalising. A text longer
+        than the model was trained for is an error; `overflow` may cut it (`truncate`), or take the mean over its parts,
+        each with the weight of its tokens (`split-mean`). `precision` is float32, float16, int8 or binary, see
+        `quantize`. `progress` shows on standard error how far it is.
 
-        Raises: InputError for a text that is too long or not text, or for an unknown pooling.
+        Raises: InputError for a text that is too long or not text, or for an unknown pooling, overflow or precision.
         """
         width = self.width
+        pooling = pooling or ("mean" if self.is_late else self.vectors.pooling)
         if pooling not in ("mean", "cls"):
             raise InputError(f"pooling: found {pooling!r}, expected mean or cls")
         if truncate_dim is not None and not 1 <= truncate_dim <= width:
             raise InputError(f"truncate_dim: found {truncate_dim}, expected 1 to {width}")
-        found = [np.zeros((0, truncate_dim or width), dtype=np.float32)]
-        for batch, hidden in self._hidden_states(texts, prompt, truncate):
-            vectors = pool(hidden.float(), batch.layout, pooling)[:, :truncate_dim]
-            vectors = torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors
-            found.append(vectors.cpu().numpy())
-        return np.concatenate(found)
+        quantize(np.zeros((0, truncate_dim or width), np.float32), precision)
+        found = [np.zeros((0, width), dtype=np.float32)]
+        numbers: list[int] = []
+        lengths: list[int] = []
+        for owners, batch, hidden in self._hidden_states(texts, prompt, overflow, progress):
+            found.append(pool(hidden.float(), batch.layout, pooling).cpu().numpy())
+            numbers += owners
+            lengths += batch.layout.lengths
+        whole = mean_of_parts(np.concatenate(found), np.array(numbers), np.array(lengths))[:, :truncate_dim]
+        if normalize:
+            whole = torch.nn.functional.normalize(torch.from_numpy(whole), dim=-1).numpy()
+        return quantize(whole, precision)
 
     def embed_queries(self, texts: Sequence[str]) -> TextVectors:
         """Return the vectors of queries as the model was tuned to make them; texts that are too long are cut.
@@ -189,15 +214,94 @@ class ModernBert:
         vectors = self.vectors
         return self._tuned(texts, vectors.document_prompt, vectors.document_length, False, vectors.skip)
 
-    def embed_tokens(self, texts: str | Iterable[str], *, prompt: str = "", truncate: bool = False) -> list[np.ndarray]:
+    def embed_tokens(
+        self, texts: str | Iterable[str], *, prompt: str = "", overflow: str = "error", progress: bool = False
+    ) -> list[np.ndarray]:
         """Return the hidden states of every text, each float32 [its tokens, D], special tokens included.
+
+        A text that is too long is an error, or is cut where `overflow` is `truncate`.
 
         Raises: InputError for a text that is too long or not text.
         """
+        if overflow == "split-mean":
+            raise InputError("overflow: found split-mean, expected error or truncate: tokens have no mean")
         found: list[np.ndarray] = []
-        for batch, hidden in self._hidden_states(texts, prompt, truncate):
+        for _, batch, hidden in self._hidden_states(texts, prompt, overflow, progress):
             found.extend(part.numpy() for part in hidden.float().cpu().split(list(batch.layout.lengths)))
         return found
+
+    def similarity(self, texts: str | Sequence[str], others: str | Sequence[str]) -> np.ndarray:
+        """Return how alike texts and others are, float32 [N, M]: cosines, or MaxSim of a late-interaction model.
+
+        Texts are embedded as the model was tuned to embed queries, others as documents; too long ones are cut.
+
+        Raises: InputError for what is not text.
+        """
+        asked, known = (_listed(each) for each in (texts, others))
+        if not asked or not known:
+            return np.zeros((len(asked), len(known)), dtype=np.float32)
+        queries, documents = self.embed_queries(asked).vectors, self.embed_documents(known).vectors
+        search = search_tokens if self.is_late else search_vectors
+        scores, numbers = search(queries, documents, len(known))  # type: ignore[arg-type]
+        found = np.zeros((len(asked), len(known)), dtype=np.float32)
+        np.put_along_axis(found, numbers, scores, axis=1)
+        return found
+
+    def rerank(
+        self, query: str, documents: Sequence[str], *, top_k: int | None = None, overflow: str = "error"
+    ) -> list[Ranked]:
+        """Rank documents by how well they answer a query, the best first.
+
+        A reranker scores each pair, 0 to 1; another model compares vectors, see `similarity`.
+
+        Raises: InputError for a pair that is too long, or what is not text.
+        """
+        if top_k is not None and top_k < 1:
+            raise InputError(f"top_k: found {top_k}, expected at least 1")
+        listed = _listed(documents)
+        if isinstance(self.model, Classifier) and self.model.task == "rerank":
+            check_overflow(overflow)
+            pairs = [(query, document) for document in listed]
+            scores = answers.pair_scores(
+                self.model, self.tokenizer, _checked(pairs), self.longest, overflow, self.budget_tokens
+            ) if pairs else np.zeros(0)  # fmt: skip
+        else:
+            scores = self.similarity([query], listed)[0]
+        order = np.argsort(-scores, kind="stable")[:top_k]
+        return [Ranked(int(number), float(scores[number])) for number in order]
+
+    def classify(
+        self, texts: Text | Iterable[Text], *, overflow: str = "error"
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """Return each label's probability, the likeliest first; a model of one score gives that. Texts may be pairs.
+
+        One text gives one answer, several a list of them. A text in parts (`split-mean`) has the mean of their scores.
+
+        Raises: InputError for a model without labels, or a text that is too long or not text.
+        """
+        check_overflow(overflow)
+        listed: list[Text] = [texts] if isinstance(texts, (str, tuple)) else list(texts)
+        found = answers.classify(
+            self._classifier(), self.tokenizer, _checked(listed), self.longest, overflow, self.budget_tokens
+        )
+        return found[0] if isinstance(texts, (str, tuple)) else found
+
+    def tag(self, texts: str | Iterable[str], *, overflow: str = "error") -> list[Span] | list[list[Span]]:
+        """Return the spans found in each text, as ranges of its characters; of one text, its spans.
+
+        Raises: InputError for a model without tags, or a text that is too long or not text.
+        """
+        check_overflow(overflow)
+        listed = _checked(_listed(texts))
+        found = answers.tag(self._classifier(), self.tokenizer, listed, self.longest, overflow, self.budget_tokens)
+        return found[0] if isinstance(texts, str) else found
+
+    def count_tokens(self, texts: str | Iterable[str]) -> list[int]:
+        """Return how many tokens each text has, special tokens included.
+
+        Raises: InputError for what is not text.
+        """
+        return [len(ids) for ids in self._encode(_checked(_listed(texts)), "")]
 
     def fill_mask(self, texts: str | Iterable[str], top_k: int = 5) -> list[list[Guess]] | list[list[list[Guess]]]:
         """Propose the `top_k` likeliest tokens for each mask of a text, in the order of the masks.
@@ -211,7 +315,7 @@ class ModernBert:
         if not 1 <= top_k <= self.tokenizer.vocab_size:
             raise InputError(f"top_k: found {top_k}, expected 1 to {self.tokenizer.vocab_size}")
         found: list[list[list[Guess]]] = []
-        for batch, hidden in self._hidden_states(texts, "", False):
+        for _, batch, hidden in self._hidden_states(texts, "", "error", False):
             rows = (batch.tokens == self.tokenizer.mask_id).nonzero().flatten()
             num_masks = torch.bincount(batch.layout.doc_ids()[rows], minlength=batch.layout.num_docs).tolist()
             if 0 in num_masks:
@@ -273,30 +377,50 @@ class ModernBert:
         """Whether texts are compared by the vectors of all their tokens."""
         return self.vectors.pooling == "tokens"
 
-    def _hidden_states(self, texts: str | Iterable[str], prompt: str, truncate: bool) -> Iterator[tuple[Batch, Tensor]]:
-        try:
-            listed = [texts] if isinstance(texts, str) else list(texts)
-        except TypeError:
-            raise InputError(f"texts: found {type(texts).__name__}, expected a text or several") from None
-        documents = self._encode(listed, prompt, truncate)
-        for batch in batches(documents, self.budget_tokens):
-            moved = batch.to(self.device)
-            with torch.inference_mode():
-                yield moved, self.encoder(moved.tokens, moved.layout)
+    def _classifier(self) -> Classifier:
+        if not isinstance(self.model, Classifier):
+            raise InputError("this model folder has no head with labels (classifier.weight)")
+        return self.model
 
-    def _encode(self, texts: Sequence[str], prompt: str, truncate: bool) -> Iterator[np.ndarray]:
-        longest = self.longest
+    def _hidden_states(
+        self, texts: str | Iterable[str], prompt: str, overflow: str, progress: bool
+    ) -> Iterator[tuple[list[int], Batch, Tensor]]:
+        """Yield batches and their hidden states, and of each document the number of its text."""
+        check_overflow(overflow)
+        listed = _checked(_listed(texts))
+        documents = fitting(self._encode(listed, prompt), self.tokenizer, self.longest, overflow)
+        with show_texts(len(listed), progress) as show:
+            for group in within(documents, self.budget_tokens, lambda each: len(each[1])):
+                moved = Batch.from_documents([ids for _, ids in group]).to(self.device)
+                with torch.inference_mode():
+                    hidden = self.encoder(moved.tokens, moved.layout)
+                yield [number for number, _ in group], moved, hidden
+                show(group[-1][0] + 1, moved.layout.num_tokens)
+
+    def _encode(self, texts: Sequence[str], prompt: str) -> Iterator[np.ndarray]:
         for start in range(0, len(texts), _TEXTS_AT_A_TIME):
-            some = texts[start : start + _TEXTS_AT_A_TIME]
-            for offset, text in enumerate(some):
-                if not isinstance(text, str):
-                    raise InputError(f"text {start + offset}: found {type(text).__name__}, expected str")
-            for offset, ids in enumerate(self.tokenizer.encode([prompt + text for text in some], first=start)):
-                if len(ids) > longest and not truncate:
-                    raise InputError(
-                        f"text {start + offset}: has {len(ids):,} tokens, expected at most {longest:,} unless truncated"
-                    )
-                yield self.tokenizer.cut(ids, longest)
+            some = [prompt + text for text in texts[start : start + _TEXTS_AT_A_TIME]]
+            yield from self.tokenizer.encode(some, first=start)
+
+
+def _listed(texts: str | Iterable[str]) -> list[str]:
+    try:
+        return [texts] if isinstance(texts, str) else list(texts)
+    except TypeError:
+        raise InputError(f"texts: found {type(texts).__name__}, expected a text or several") from None
+
+
+Texts = TypeVar("Texts", list[str], list[Text], list[tuple[str, str]])
+
+
+def _checked(texts: Texts) -> Texts:
+    """Check that every text, and each of a pair, is text."""
+    for number, text in enumerate(texts):
+        parts = text if isinstance(text, tuple) and len(text) == 2 else (text,)
+        wrong = [type(part).__name__ for part in parts if not isinstance(part, str)]
+        if wrong:
+            raise InputError(f"text {number}: found {wrong[0]}, expected str")
+    return texts
 
 
 def _load_foreign(name: str | Path, folder: Path, device: torch.device, dtype: torch.dtype) -> ModernBert:

@@ -22,11 +22,11 @@ class EmbedConfig:
     model: str
     texts: Sequence[str]
     out: Path | None = None
-    pooling: str = "mean"
+    pooling: str | None = None
     normalize: bool = True
     prompt: str = ""
     truncate_dim: int | None = None
-    truncate: bool = False
+    overflow: str = "error"
     device: str = "auto"
     dtype: str = "auto"
     backend: str = "auto"
@@ -47,7 +47,8 @@ def run(config: EmbedConfig) -> None:
         normalize=config.normalize,
         prompt=config.prompt,
         truncate_dim=config.truncate_dim,
-        truncate=config.truncate,
+        overflow=config.overflow,
+        progress=True,
     )
     if config.out is not None and config.out.suffix == ".npy":
         buffer = io.BytesIO()

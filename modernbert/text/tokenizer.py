@@ -194,6 +194,19 @@ class Tokenizer:
         """
         return ids if len(ids) <= longest else np.append(ids[: longest - 1], ids[-1])
 
+    def split(self, ids: Int64[np.ndarray, " _"], longest: int) -> list[Int64[np.ndarray, " _"]]:
+        """Return the ids of a text in as few parts of like size as fit `longest`, each wrapped in the special tokens.
+
+        Raises: InputError if nothing but special tokens fits.
+        """
+        start, end = self._prefix, self._suffix
+        room = longest - len(start) - len(end)
+        if room < 1:
+            raise InputError(f"longest: found {longest}, expected more than the {len(start) + len(end)} special tokens")
+        content = ids[len(start) : len(ids) - len(end)]
+        parts = np.array_split(content, max(1, -(-len(content) // room)))
+        return [np.concatenate([np.array(start, np.int64), part, np.array(end, np.int64)]) for part in parts]
+
     def decode(self, ids: Iterable[int] | Int64[np.ndarray, " _"], *, special: bool = True) -> str:
         """Turn ids back into text, with or without the special tokens among them."""
         return self._core.decode([int(i) for i in ids], skip_special_tokens=not special)

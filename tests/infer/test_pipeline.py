@@ -66,9 +66,9 @@ def test_options_of_embed(bert: ModernBert) -> None:
 
 def test_a_text_that_is_too_long_is_named_or_cut_as_asked(bert: ModernBert) -> None:
     long = "word " * 2_000
-    with pytest.raises(InputError, match=r"text 1: has [\d,]+ tokens, expected at most 1,000 unless truncated"):
+    with pytest.raises(InputError, match=r"text 1: has [\d,]+ tokens, expected at most 1,000; overflow may be"):
         bert.embed(["short", long])
-    (cut,) = bert.embed_tokens([long], truncate=True)
+    (cut,) = bert.embed_tokens([long], overflow="truncate")
     ids = bert.tokenizer.encode([long])[0]
     assert len(cut) == 1_000
     kept = np.append(ids[:999], bert.tokenizer.sep_id)

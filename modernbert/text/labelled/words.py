@@ -1,11 +1,13 @@
-"""Words of a text, as tags are given to them: where each begins and ends.
+"""Words of a text, as tags are given to them: where each begins and ends, and which spans their tags mark.
 
-In: a text. Out: ranges of characters. A file of its own because training and use must cut a text in the same places.
+In: a text, or tags. Out: ranges of characters, or of words. A file of its own because training and use must cut a text
+in the same places.
 """
 
 import unicodedata
+from collections.abc import Sequence
 
-__all__ = ["join_words", "split_words"]
+__all__ = ["join_words", "spans_of", "split_words"]
 
 _JOINER = "\u200d"
 
@@ -49,3 +51,29 @@ def join_words(words: list[str]) -> tuple[str, list[tuple[int, int]]]:
         ranges.append((place, place + len(word)))
         place += len(word) + 1
     return " ".join(words), ranges
+
+
+def spans_of(tags: Sequence[str]) -> set[tuple[int, int, str]]:
+    """Return (first word, word after the last, label) of each span that tags mark.
+
+    `B-` begins a span; `I-` goes on with one of its label, and begins one where there is none. A tag without a prefix
+    is a span of one word; `O` is none.
+
+    >>> sorted(spans_of(["B-x", "I-x", "I-y", "O", "z"]))
+    [(0, 2, 'x'), (2, 3, 'y'), (4, 5, 'z')]
+    """
+    spans: set[tuple[int, int, str]] = set()
+    begin, open_label = 0, ""
+    for place, tag in enumerate([*tags, "O"]):
+        prefix, dash, label = tag.partition("-")
+        known = bool(dash) and prefix in ("B", "I")
+        if known and prefix == "I" and label == open_label:
+            continue
+        if open_label:
+            spans.add((begin, place, open_label))
+            open_label = ""
+        if known:
+            begin, open_label = place, label
+        elif tag != "O":
+            spans.add((place, place + 1, tag))
+    return spans

@@ -1,0 +1,60 @@
+"""What becomes of a text that is longer than the model takes: an error, a cut, or parts that are averaged.
+
+In: token ids of texts. Out: documents that fit, each with the number of its text. A file of its own because vectors,
+labels and the server must agree about it, and drop nothing in silence.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from modernbert.errors import InputError
+from modernbert.text.tokenizer import Tokenizer
+
+__all__ = ["OVERFLOWS", "check_overflow", "fitting", "mean_of_parts"]
+
+OVERFLOWS = ("error", "truncate", "split-mean")
+
+
+def check_overflow(overflow: str) -> None:
+    """Check a name.
+
+    Raises: InputError for an unknown one.
+    """
+    if overflow not in OVERFLOWS:
+        raise InputError(f"overflow: found {overflow!r}, expected {', '.join(OVERFLOWS)}")
+
+
+def fitting(
+    documents: Iterable[np.ndarray], tokenizer: Tokenizer, longest: int, overflow: str
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each text's number and its ids: whole, cut at `longest`, or part after part of like size.
+
+    Raises: InputError naming the text that is too long, if it is to be an error.
+    """
+    for number, ids in enumerate(documents):
+        if len(ids) <= longest:
+            yield number, ids
+        elif overflow == "truncate":
+            yield number, tokenizer.cut(ids, longest)
+        elif overflow == "split-mean":
+            for part in tokenizer.split(ids, longest):
+                yield number, part
+        else:
+            raise InputError(
+                f"text {number}: has {len(ids):,} tokens, expected at most {longest:,}; overflow may be truncate or "
+                "split-mean"
+            )
+
+
+def mean_of_parts(vectors: np.ndarray, numbers: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Return one vector a text: the mean of those of its parts, each weighted by its tokens.
+
+    >>> mean_of_parts(np.array([[1.0], [2.0], [5.0]]), np.array([0, 1, 1]), np.array([4, 2, 1])).ravel().tolist()
+    [1.0, 3.0]
+    """
+    if len(vectors) == 0 or numbers[-1] + 1 == len(vectors):
+        return vectors
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+    weighted = np.add.reduceat(vectors * lengths[:, None], starts, axis=0)
+    return (weighted / np.add.reduceat(lengths, starts)[:, None]).astype(vectors.dtype)

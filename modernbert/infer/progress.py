@@ -1,0 +1,52 @@
+"""What a person sees while many texts are embedded: a bar on a terminal, a line every few seconds elsewhere.
+
+In: how many texts are done. Out: text on standard error.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+__all__ = ["Show", "show_texts"]
+
+Show = Callable[[int, int], None]
+"""(texts done in all, tokens since the last call)"""
+
+_INTERVAL_S = 10.0
+
+
+@contextmanager
+def show_texts(total: int, wanted: bool) -> Iterator[Show]:
+    """Yield the function to call after each batch; it shows nothing unless that is wanted."""
+    console = Console(stderr=True)
+    if not wanted:
+        yield lambda done, tokens: None
+    elif not console.is_terminal:
+        yield _lines(total)
+    else:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("embedding", total=total)
+            yield lambda done, tokens: bar.update(task, completed=done)
+
+
+def _lines(total: int) -> Show:
+    begun = last = time.monotonic()
+    num_tokens = 0
+
+    def show(done: int, tokens: int) -> None:
+        nonlocal last, num_tokens
+        num_tokens += tokens
+        now = time.monotonic()
+        if now - last < _INTERVAL_S:
+            return
+        last = now
+        left = (now - begun) * (total - done) / done
+        speed = num_tokens / (now - begun)
+        print(f"{done:,} of {total:,} texts  {speed:,.0f} tokens/s  {left:,.0f} s left", file=sys.stderr, flush=True)
+
+    return show
