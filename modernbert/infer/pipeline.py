@@ -100,17 +100,20 @@ class ModernBert:
         dtype: str = "auto",
         backend: str = "auto",
         revision: str | None = None,
+        token: str | None = None,
+        offline: bool = False,
     ) -> "ModernBert":
         """Load a model folder, or a model of the hub by name.
 
         `auto` takes a CUDA device where there is one, bfloat16 where the hardware multiplies it, and the fastest
-        attention that runs there, and says on standard error what it chose.
+        attention that runs there, and says on standard error what it chose. `revision` pins a model of the hub to a
+        commit, `token` is for private ones, `offline` takes what was downloaded before.
 
         Raises: InputError if the folder lacks a file or holds a wrong one, or if what is asked for is not to be had.
         """
         place = choose_device(device)
         precision = choose_precision(dtype, place)
-        folder = find_folder(name, revision)
+        folder = find_folder(name, revision, token=token, offline=offline)
         if family_of(folder) != OURS:
             return _load_foreign(name, folder, place, precision)
         chosen = choose_backend(backend, place, precision, load_config(folder))

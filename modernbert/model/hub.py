@@ -8,6 +8,7 @@ import copy
 import json
 import logging
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ logger = logging.getLogger("modernbert")
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _WANTED = ["*.json", "*.safetensors"]
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MASKED_LM_HEAD = ("head.dense.weight", "head.norm.weight", "decoder.bias")
 _CLASSIFIER_HEAD = ("head.dense.weight", "head.norm.weight", "classifier.weight", "classifier.bias")
@@ -44,13 +46,20 @@ _PACKED = (FusedEncoder, PrepackedLinear)
 _OTHER_HEADS = ("classifier.", "head.", "decoder.", "score.", "dense.", "drop.")
 
 
-def find_folder(name: str | Path, revision: str | None = None) -> Path:
+def find_folder(
+    name: str | Path, revision: str | None = None, *, token: str | None = None, offline: bool = False
+) -> Path:
     """Return a local folder as it is, or the local copy of a model on the hub.
+
+    `revision` is a commit, a tag or a branch; what is not pinned to a commit may be another model tomorrow, so standard
+    error says which commit it is today. `offline` takes what was downloaded before, and asks nobody.
 
     Raises: InputError if there is neither, with the hub's reason.
     """
     folder = Path(name)
     if folder.is_dir():
+        if revision is not None:
+            raise InputError(f"revision: found {revision!r}, but {name} is a folder, which has none")
         return folder
     if folder.exists():
         raise InputError(f"{name}: is a file, expected a model folder")
@@ -59,10 +68,18 @@ def find_folder(name: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(name), revision=revision, allow_patterns=_WANTED))
+        found = Path(
+            snapshot_download(
+                str(name), revision=revision, allow_patterns=_WANTED, token=token, local_files_only=offline
+            )
+        )
     except Exception as error:  # the hub's client raises a dozen types; each is one reason for one line
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{name}: neither a local folder nor a model that the hub gives ({reason})") from None
+    if not _COMMIT.fullmatch(revision or ""):
+        print(f"{name}: {revision or 'main'} is commit {found.name} today; revision={found.name} pins it",
+              file=sys.stderr)  # fmt: skip
+    return found
 
 
 def load_config(folder: Path) -> ModelConfig:

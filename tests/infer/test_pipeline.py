@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer
 from modernbert import Batch, InputError, ModelConfig, ModernBert
 from modernbert.model.attention import choose_backend
 from modernbert.model.heads import MaskedLM
-from modernbert.model.hub import save_folder
+from modernbert.model.hub import find_folder, save_folder
 
 TEXTS = ["The capital of France is Paris.", "", "x", "def f(a):\n    return a  # naïve ✓", "word " * 150, "x"]
 
@@ -206,3 +206,25 @@ def test_what_a_user_can_mend_is_one_line_and_status_2(words: list[str], message
     assert done.returncode == 2, done.stderr
     assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_model_of_the_hub_is_found_in_its_cache_and_its_commit_is_said(
+    tmp_path: Path, small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The folders the hub's client leaves behind, of a model that was downloaded before."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    kept = tmp_path / "models--owner--name"
+    small_bert.save(kept / "snapshots" / commit)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert find_folder("owner/name", offline=True) == kept / "snapshots" / commit
+    assert capsys.readouterr().err == f"owner/name: main is commit {commit} today; revision={commit} pins it\n"
+    assert find_folder("owner/name", commit, offline=True).name == commit
+    assert capsys.readouterr().err == ""
+    bert = ModernBert.load("owner/name", revision=commit, offline=True, device="cpu", dtype="float32")
+    np.testing.assert_allclose(bert.embed("a"), small_bert.embed("a"), atol=1e-5)
+    with pytest.raises(InputError, match="owner/other: neither a local folder nor a model that the hub gives"):
+        find_folder("owner/other", offline=True)
+    with pytest.raises(InputError, match="revision: found 'v1', but .* is a folder"):
+        find_folder(kept / "snapshots" / commit, "v1")
