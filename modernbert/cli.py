@@ -399,8 +399,8 @@ def fill_mask(
     backend: Backend = "auto",
 ) -> None:
     """Print what the model would put in place of each [MASK]."""
+    from modernbert.infer.texts import gather_texts
     from modernbert.jobs.fill_mask import FillMaskConfig, run
-    from modernbert.jobs.texts import gather_texts
 
     run(FillMaskConfig(model, gather_texts(texts or [], file), top_k, json_lines, device, dtype, backend))
 
@@ -410,25 +410,36 @@ def fill_mask(
 def embed(
     model: Model,
     texts: Texts = None,
-    file: TextFile = None,
+    files: Annotated[
+        list[Path] | None, typer.Option("--file", "-f", help="Lines, .jsonl or .parquet, of any size; again for more.")
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="Of rows of .jsonl and .parquet.")] = "text",
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="A .npy or .jsonl file; else standard output.")
+        Path | None, typer.Option("--out", "-o", help="A .npy, .jsonl, .parquet or .lance; else standard output.")
     ] = None,
     pooling: Annotated[str | None, typer.Option(help="mean or cls; else as tuned.")] = None,
     normalize: Annotated[bool, typer.Option(help="Scale vectors to length 1.")] = True,
     prompt: Annotated[str, typer.Option(help="Put before each text.")] = "",
     truncate_dim: Annotated[int | None, typer.Option(help="Keep the first components only.")] = None,
     overflow: Overflow = "error",
-    device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="float32, float16, int8, binary.")] = "float32",
+    devices: Annotated[list[str] | None, typer.Option("--device", help="auto, cpu, cuda:N; a process each.")] = None,
     dtype: Dtype = "auto",
     backend: Backend = "auto",
 ) -> None:
-    """Write one vector a text."""
+    """Write one vector a text; of files of any size, going on after a stop."""
+    from modernbert.infer.texts import gather_texts
     from modernbert.jobs.embed import EmbedConfig, run
-    from modernbert.jobs.texts import gather_texts
 
-    gathered = gather_texts(texts or [], file)
-    run(EmbedConfig(model, gathered, out, pooling, normalize, prompt, truncate_dim, overflow, device, dtype, backend))
+    if texts and files:
+        raise InputError(f"found texts and the file {files[0]}, expected one or the other")
+    words = [] if files else gather_texts(texts or [], None)
+    run(
+        EmbedConfig(
+            model, words, files or [], text_field, out, pooling, normalize, prompt, truncate_dim, overflow, precision,
+            devices or ["auto"], dtype, backend,
+        )
+    )  # fmt: skip
 
 
 @app.command()
@@ -445,8 +456,8 @@ def classify(
     backend: Backend = "auto",
 ) -> None:
     """Print the labels of texts, with their probabilities."""
+    from modernbert.infer.texts import gather_texts
     from modernbert.jobs.classify import ClassifyConfig, run
-    from modernbert.jobs.texts import gather_texts
 
     gathered = gather_texts(texts or [], file)
     run(ClassifyConfig(model, gathered, top_k, json_lines, overflow, device, dtype, backend))
@@ -465,8 +476,8 @@ def tag(
     backend: Backend = "auto",
 ) -> None:
     """Print the spans a tagger finds in texts."""
+    from modernbert.infer.texts import gather_texts
     from modernbert.jobs.tag import TagConfig, run
-    from modernbert.jobs.texts import gather_texts
 
     run(TagConfig(model, gather_texts(texts or [], file), json_lines, overflow, device, dtype, backend))
 
@@ -486,8 +497,8 @@ def rerank(
     backend: Backend = "auto",
 ) -> None:
     """Print texts in the order in which they answer a query."""
+    from modernbert.infer.texts import gather_texts
     from modernbert.jobs.rerank import RerankConfig, run
-    from modernbert.jobs.texts import gather_texts
 
     gathered = gather_texts(texts or [], file)
     run(RerankConfig(model, query, gathered, top_k, json_lines, overflow, device, dtype, backend))

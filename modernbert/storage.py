@@ -20,6 +20,7 @@ __all__ = [
     "check_target",
     "explained",
     "move_into_place",
+    "new_file",
     "new_folder",
     "only_process",
     "remove_leftovers",
@@ -116,12 +117,21 @@ def write_file(target: Path, content: str | bytes) -> None:
 
     Raises: InputError if the disk is full or not writable; the old file is then untouched.
     """
-    data = content.encode() if isinstance(content, str) else content
+    with new_file(target) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `target` to write to; on success rename it into place.
+
+    Raises: InputError if the disk is full or not writable; the old file is then untouched.
+    """
     partial = _partial(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(target)
-        partial.write_bytes(data)
+        yield partial
         sync_file(partial)
         os.replace(partial, target)
         sync_folder(target.parent)
@@ -129,6 +139,10 @@ def write_file(target: Path, content: str | bytes) -> None:
         with suppress(OSError):
             partial.unlink()
         raise explained(target, error) from error
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:

@@ -20,8 +20,8 @@ _INTERVAL_S = 10.0
 
 
 @contextmanager
-def show_texts(total: int, wanted: bool) -> Iterator[Show]:
-    """Yield the function to call after each batch; it shows nothing unless that is wanted."""
+def show_texts(total: int | None, wanted: bool) -> Iterator[Show]:
+    """Yield the function to call after each batch; it shows nothing unless that is wanted. `total` may be unknown."""
     console = Console(stderr=True)
     if not wanted:
         yield lambda done, tokens: None
@@ -34,7 +34,7 @@ def show_texts(total: int, wanted: bool) -> Iterator[Show]:
             yield lambda done, tokens: bar.update(task, completed=done)
 
 
-def _lines(total: int) -> Show:
+def _lines(total: int | None) -> Show:
     begun = last = time.monotonic()
     num_tokens = 0
 
@@ -45,8 +45,10 @@ def _lines(total: int) -> Show:
         if now - last < _INTERVAL_S:
             return
         last = now
-        left = (now - begun) * (total - done) / done
+        of_all = left = ""
+        if total is not None:
+            of_all, left = f" of {total:,}", f"  {(now - begun) * (total - done) / done:,.0f} s left"
         speed = num_tokens / (now - begun)
-        print(f"{done:,} of {total:,} texts  {speed:,.0f} tokens/s  {left:,.0f} s left", file=sys.stderr, flush=True)
+        print(f"{done:,}{of_all} texts  {speed:,.0f} tokens/s{left}", file=sys.stderr, flush=True)
 
     return show

@@ -193,7 +193,10 @@ def test_a_reader_that_leaves_and_a_request_to_end(folder: Path) -> None:
     ("words", "message"),
     [
         (["embed", "/absent", "a"], "/absent: no such folder"),
-        (["embed", "{folder}", "a", "--out", "v.txt"], "v.txt: expected a name that ends in .npy or .jsonl"),
+        (
+            ["embed", "{folder}", "a", "--out", "v.txt"],
+            "v.txt: expected a name that ends in .npy, .jsonl, .parquet or .lance",
+        ),
         (["embed", "{folder}", "--file", "/absent.txt"], "/absent.txt: cannot be read"),
         (["fill-mask", "{folder}", "no mask here"], "has no [MASK]"),
         (["embed", "{folder}", "a", "--device", "cuda:7"], "device: found 'cuda:7'"),

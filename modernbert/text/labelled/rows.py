@@ -17,7 +17,7 @@ from modernbert.text.archive import open_plain
 from modernbert.text.formats import File, format_of
 from modernbert.text.remote import dataset_url, find_remote, is_url
 
-__all__ = ["Row", "read_rows"]
+__all__ = ["Row", "read_file", "read_rows"]
 
 # In float32, in which models compute.
 _LARGEST = 3.4e38
@@ -89,7 +89,7 @@ def read_rows(sources: Sequence[str]) -> list[Row]:
 
     Raises: InputError naming the file, and the line where there is one, at the first thing that cannot be read.
     """
-    rows = [row for source in sources for file in _files(source) for row in _read(file)]
+    rows = [row for source in sources for file in _files(source) for row in read_file(file)]
     if not rows:
         raise InputError(f"{', '.join(sources)}: found no row, expected at least one")
     return rows
@@ -114,7 +114,8 @@ def _files(source: str) -> list[File]:
     return found
 
 
-def _read(file: File) -> Iterator[Row]:
+def read_file(file: File) -> Iterator[Row]:
+    """Yield the rows of one file as they are read; see `read_rows`."""
     suffix = format_of(file)
     if suffix == ".parquet":
         return _read_parquet(file)

@@ -5,13 +5,17 @@ In: what was given. Out: a list of texts. A file of its own because every verb o
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from modernbert.errors import InputError
 from modernbert.text.archive import open_plain
+from modernbert.text.labelled.rows import read_file
 
-__all__ = ["gather_texts"]
+__all__ = ["Located", "gather_texts", "stream_texts"]
+
+Located = tuple[str, str]
+"""where a text was read, `file:line`, and the text"""
 
 
 def gather_texts(words: Sequence[str], file: Path | None, text_field: str = "text") -> list[str]:
@@ -38,6 +42,30 @@ def gather_texts(words: Sequence[str], file: Path | None, text_field: str = "tex
     if not lines:
         raise InputError(f"{origin}: is empty, expected one text a line")
     return lines
+
+
+def stream_texts(files: Sequence[Path], text_field: str = "text") -> Iterator[Located]:
+    """Yield the texts of files of any size, one after another: lines, or a field of each row of `.jsonl`, `.parquet`.
+
+    Empty lines of a text file are texts too: what comes out has a row for each. Files may be packed as .gz or .zst.
+
+    Raises: InputError naming the file and line, for one that is absent, or a row without the field.
+    """
+    for file in files:
+        if file.suffix == ".parquet" or ".jsonl" in file.suffixes:
+            for row in read_file(file):
+                text = row.value(text_field)
+                if not isinstance(text, str):
+                    raise InputError(f"{row.origin}: {text_field} is {type(text).__name__}, expected text")
+                row.check_whole(text_field, text)
+                yield row.origin, text
+            continue
+        with open_plain(file) as stream:
+            for number, line in enumerate(stream.lines(), 1):
+                try:
+                    yield f"{file}:{number}", line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                except UnicodeDecodeError as error:
+                    raise InputError(f"{file}:{number}: is not UTF-8 text ({error.reason})") from None
 
 
 def _raw_lines(file: Path | None) -> list[bytes]:
