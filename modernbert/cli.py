@@ -444,6 +444,42 @@ def embed(
 
 @app.command()
 @_told()
+def index(
+    model: Model,
+    sources: Annotated[list[str], typer.Argument(help="Folders and files of text or code.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The index: a folder, new or to be brought up to date.")],
+    passage_tokens: Annotated[int, typer.Option(help="Most tokens of a passage.")] = 256,
+    text_field: Annotated[str, typer.Option(help="Of rows of .jsonl and .parquet.")] = "text",
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "auto",
+) -> None:
+    """Make files searchable; again, bring the index up to date with them."""
+    from modernbert.jobs.index import IndexConfig, run
+
+    run(IndexConfig(model, sources, out, passage_tokens, text_field, device, dtype, backend))
+
+
+@app.command()
+@_told()
+def search(
+    index: Annotated[Path, typer.Argument(help="A folder made by modernbert index.")],
+    query: Annotated[str, typer.Argument(help="What is asked.")],
+    top_k: Annotated[int, typer.Option(min=1, help="Passages.")] = 5,
+    how: Annotated[str, typer.Option(help="hybrid, vectors, words.")] = "hybrid",
+    rerank: Annotated[str | None, typer.Option(help="A model that ranks the best again.")] = None,
+    json_lines: Json = False,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+) -> None:
+    """Print the passages of indexed files that answer a query."""
+    from modernbert.jobs.search import SearchConfig, run
+
+    run(SearchConfig(index, query, top_k, how, rerank, json_lines, device, dtype))
+
+
+@app.command()
+@_told()
 def classify(
     model: Model,
     texts: Texts = None,

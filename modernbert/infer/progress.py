@@ -48,7 +48,7 @@ def _lines(total: int | None) -> Show:
         of_all = left = ""
         if total is not None:
             of_all, left = f" of {total:,}", f"  {(now - begun) * (total - done) / done:,.0f} s left"
-        speed = num_tokens / (now - begun)
-        print(f"{done:,}{of_all} texts  {speed:,.0f} tokens/s{left}", file=sys.stderr, flush=True)
+        speed = f"  {num_tokens / (now - begun):,.0f} tokens/s" if num_tokens else ""
+        print(f"{done:,}{of_all} texts{speed}{left}", file=sys.stderr, flush=True)
 
     return show

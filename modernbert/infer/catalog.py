@@ -1,0 +1,246 @@
+"""Files that can be searched: their passages, vectors and words in a table of LanceDB.
+
+In: documents, a model. Out: a folder that is brought up to date by indexing again, and passages that answer a query.
+"""
+
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modernbert.errors import InputError
+from modernbert.infer.passages import Passage, passages_of
+from modernbert.infer.pipeline import ModernBert
+from modernbert.ragged import within
+from modernbert.text.corpus import Document
+
+__all__ = ["HOW", "Catalog", "Hit", "Update"]
+
+HOW = ("hybrid", "vectors", "words")
+_TABLE, _ABOUT = "passages", b"modernbert"
+# Passages are embedded and written so many characters at a time.
+_BLOCK_CHARACTERS = 2**20
+# So many of each ranking are joined, and so many are ranked again.
+_DEPTH = 50
+# Of Cormack et al. 2009, reciprocal rank fusion.
+_FUSION = 60
+
+
+@dataclass(frozen=True)
+class Hit:
+    """Hold a passage that was found: how well it answers, its file or row, its first line, its text."""
+
+    score: float
+    origin: str
+    line: int
+    text: str
+
+
+@dataclass
+class Update:
+    """Count what indexing changed: documents new or changed, those that were as before, those that are gone."""
+
+    added: int = 0
+    kept: int = 0
+    removed: int = 0
+    passages: int = 0
+
+
+class Catalog:
+    """Passages of documents, searched by vectors, by words, or by both."""
+
+    def __init__(self, folder: Path, table: Any) -> None:
+        self.folder, self._table = folder, table
+
+    @staticmethod
+    def open(folder: Path) -> "Catalog":
+        """Open a catalog that was made before.
+
+        Raises: InputError if there is none, or LanceDB is not installed.
+        """
+        with _told(folder):
+            database = _database(folder) if folder.is_dir() else None
+            if database is None or _TABLE not in database.list_tables().tables:
+                raise InputError(f"{folder}: is no index, expected a folder made by modernbert index")
+            return Catalog(folder, database.open_table(_TABLE))
+
+    @staticmethod
+    def begin(folder: Path, bert: ModernBert, model: str, weights: str, passage_tokens: int) -> "Catalog":
+        """Open the catalog in a folder, or begin one; `model` is where it can be loaded from, `weights` names its bits.
+
+        Raises: InputError if it was begun with another model or other settings.
+        """
+        import pyarrow
+
+        vector = pyarrow.list_(
+            pyarrow.float32(), bert.width if bert.projection is None else bert.projection.out_features
+        )
+        about = {
+            "model": model, "weights": weights, "vectors": asdict(bert.vectors), "passage_tokens": passage_tokens
+        }  # fmt: skip
+        fields = [
+            ("origin", pyarrow.string()), ("digest", pyarrow.string()), ("line", pyarrow.int64()),
+            ("text", pyarrow.string()), ("vector", pyarrow.list_(vector) if bert.is_late else vector),
+        ]  # fmt: skip
+        schema = pyarrow.schema(fields, metadata={_ABOUT: json.dumps(about).encode()})
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / f"{_TABLE}.lance").exists():
+            raise InputError(f"{folder}: exists and is no index, expected a new folder or an index")
+        with _told(folder):
+            database = _database(folder)
+            if _TABLE not in database.list_tables().tables:
+                return Catalog(folder, database.create_table(_TABLE, schema=schema))
+            catalog = Catalog(folder, database.open_table(_TABLE))
+        for key, value in about.items():
+            if key != "model" and catalog.about.get(key) != value:
+                raise InputError(f"{folder}: was begun with other {key} ({catalog.about.get(key)!r}, found {value!r})")
+        return catalog
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What it was begun with."""
+        found: dict[str, Any] = json.loads((self._table.schema.metadata or {}).get(_ABOUT, b"{}"))
+        return found
+
+    def __len__(self) -> int:
+        """Count its passages."""
+        return self._table.count_rows()
+
+    def update(self, bert: ModernBert, documents: Iterable[Document]) -> Update:
+        """Bring it up to date: what is new or changed is embedded, what is no longer among the documents goes.
+
+        A stop loses nothing: indexing again goes on with what is left.
+
+        Raises: InputError if the table cannot be written.
+        """
+        with _told(self.folder):
+            rows = self._table.search().select(["origin", "digest"]).limit(max(1, len(self))).to_arrow()
+            known = dict(zip(rows["origin"].to_pylist(), rows["digest"].to_pylist(), strict=True))
+            update = Update()
+            for block in within(self._changed(bert, documents, known, update), _BLOCK_CHARACTERS, _size):
+                self._replace(bert, block)
+            self._delete([origin for origin in known if known[origin] is not None])
+            update.removed = sum(digest is not None for digest in known.values())
+            update.passages = len(self)
+            if update.passages and (update.added or update.removed):
+                self._index_words()
+            return update
+
+    def search(
+        self, bert: ModernBert, query: str, k: int, how: str = "hybrid", judge: ModernBert | None = None
+    ) -> list[Hit]:
+        """Return the `k` passages that answer a query best.
+
+        `vectors` compares meaning, `words` shares them (BM25), `hybrid` joins both rankings; `judge` ranks the best
+        again, see `ModernBert.rerank`.
+
+        Raises: InputError for an unknown way, or an empty catalog.
+        """
+        if how not in HOW:
+            raise InputError(f"how: found {how!r}, expected {', '.join(HOW)}")
+        if not query.strip() or k < 1 or not len(self):
+            raise InputError(f"{self.folder}: found {len(self)} passages, a query of {len(query)} characters, k of {k}")
+        depth = max(k, _DEPTH)
+        with _told(self.folder):
+            rankings = [self._nearest(bert, query, depth)] if how != "words" else []
+            rankings += [self._sharing(query, depth)] if how != "vectors" else []
+        if len(rankings) == 1:
+            found = rankings[0]
+        else:
+            scores: dict[tuple[str, int, str], float] = {}
+            for ranking in rankings:
+                for rank, hit in enumerate(ranking, 1):
+                    key = hit.origin, hit.line, hit.text
+                    scores[key] = scores.get(key, 0) + 1 / (_FUSION + rank)
+            found = [Hit(score, *key) for key, score in sorted(scores.items(), key=lambda item: -item[1])]
+        if judge is not None and found:
+            ranked = judge.rerank(query, [hit.text for hit in found[:depth]], overflow="truncate")
+            found = [Hit(each.score, *_place(found[each.index])) for each in ranked]
+        return found[:k]
+
+    def _nearest(self, bert: ModernBert, query: str, depth: int) -> list[Hit]:
+        (vector,) = bert.embed_queries([query]).vectors
+        asked: Any = self._table.search(vector, vector_column_name="vector")
+        rows = asked.distance_type("cosine").limit(depth).to_list()
+        whole = len(vector) if bert.is_late else 1
+        return [Hit(whole - row["_distance"], row["origin"], row["line"], row["text"]) for row in rows]
+
+    def _sharing(self, query: str, depth: int) -> list[Hit]:
+        rows = self._table.search(query, query_type="fts").limit(depth).to_list()
+        return [Hit(row["_score"], row["origin"], row["line"], row["text"]) for row in rows]
+
+    def _changed(
+        self, bert: ModernBert, documents: Iterable[Document], known: dict[str, str | None], update: Update
+    ) -> Iterator[tuple[Document, str, list[Passage]]]:
+        """Yield what is not known, and take from what is known all that was met."""
+        longest = int(self.about["passage_tokens"])
+        for document in documents:
+            digest = sha256(document.text.encode()).hexdigest()
+            if known.get(document.origin) == digest:
+                update.kept += 1
+                known[document.origin] = None
+                continue
+            if document.origin in known:
+                known[document.origin] = None
+            update.added += 1
+            yield document, digest, passages_of(document.text, bert.tokenizer, longest)
+
+    def _replace(self, bert: ModernBert, block: Sequence[tuple[Document, str, list[Passage]]]) -> None:
+        """Embed the passages of some documents, and write them in the place of what there was of these."""
+        import pyarrow
+
+        rows = [(document.origin, digest, each) for document, digest, passages in block for each in passages]
+        self._delete([document.origin for document, _, _ in block])
+        if not rows:
+            return
+        vectors = bert.embed_documents([passage.text for _, _, passage in rows]).vectors
+        columns = {
+            "origin": [origin for origin, _, _ in rows], "digest": [digest for _, digest, _ in rows],
+            "line": [passage.line for _, _, passage in rows], "text": [passage.text for _, _, passage in rows],
+            "vector": [np.asarray(vector).tolist() for vector in vectors],
+        }  # fmt: skip
+        self._table.add(pyarrow.table(columns, schema=self._table.schema))
+
+    def _delete(self, origins: Sequence[str]) -> None:
+        for first in range(0, len(origins), 256):
+            listed = ", ".join("'" + origin.replace("'", "''") + "'" for origin in origins[first : first + 256])
+            self._table.delete(f"origin IN ({listed})")
+
+    def _index_words(self) -> None:
+        from lancedb.index import FTS
+
+        self._table.create_index("text", config=FTS(), replace=True)
+        self._table.optimize()
+
+
+def _size(entry: tuple[Document, str, list[Passage]]) -> int:
+    return len(entry[0].text)
+
+
+def _place(hit: Hit) -> tuple[str, int, str]:
+    return hit.origin, hit.line, hit.text
+
+
+def _database(folder: Path) -> Any:
+    if importlib.util.find_spec("lancedb") is None:
+        raise InputError("an index needs the package lancedb: pip install 'modernbert[index]'")
+    import lancedb
+
+    return lancedb.connect(folder)
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """Say in one line what LanceDB says in many."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        first = (str(error).splitlines() or ["?"])[0]
+        raise InputError(f"{folder}: cannot be used as an index ({first})") from None

@@ -1,0 +1,50 @@
+"""`modernbert search`: the passages of indexed files that answer a query."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from modernbert.infer.catalog import Catalog
+from modernbert.infer.pipeline import ModernBert
+
+__all__ = ["SearchConfig", "run"]
+
+_LINES_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Which index, what is asked, how it is ranked, and by whom again; the index knows its model."""
+
+    index: Path
+    query: str
+    top_k: int = 5
+    how: str = "hybrid"
+    rerank: str | None = None
+    json_lines: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+
+
+def run(config: SearchConfig) -> None:
+    """Print the best passages: score, file and line, text; or a JSON object each.
+
+    Raises: InputError for a folder that is no index, or whose model is gone.
+    """
+    catalog = Catalog.open(config.index)
+    bert = ModernBert.load(str(catalog.about["model"]), device=config.device, dtype=config.dtype)
+    judge = None
+    if config.rerank is not None:
+        judge = ModernBert.load(config.rerank, device=config.device, dtype=config.dtype)
+    console = Console(highlight=False, soft_wrap=True)
+    for number, hit in enumerate(catalog.search(bert, config.query, config.top_k, config.how, judge), 1):
+        if config.json_lines:
+            print(json.dumps(asdict(hit), ensure_ascii=False))
+            continue
+        lines = hit.text.split("\n")
+        more = ["..."] if len(lines) > _LINES_SHOWN else []
+        console.print(f"[bold]{number}[/bold]  {hit.score:.3f}  [cyan]{escape(hit.origin)}:{hit.line}[/cyan]")
+        console.print("\n".join(f"    {escape(line)}" for line in [*lines[:_LINES_SHOWN], *more]))

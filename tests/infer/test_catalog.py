@@ -1,0 +1,168 @@
+"""Searching one's own files: passages that fit, an index that follows the files, hits that are where they say."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modernbert import InputError, ModernBert
+from modernbert.infer import catalog as catalogs
+from modernbert.infer.catalog import Catalog, Hit
+from modernbert.infer.passages import passages_of
+from modernbert.text.corpus import Document, Tally, read_documents
+
+pytest.importorskip("lancedb")
+
+NOTES = {
+    "rivers.md": "# Rivers\n\nThe country has two rivers.\nBoth are long.\n",
+    "cities.txt": "A city is on the land.\n\nThe capital is a city too, it's said.\n",
+    "code/sort.py": "def sort_list(values):\n    return sorted(values)\n\n\ndef read(path):\n    return open(path)\n",
+}
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    for name, text in NOTES.items():
+        path = tmp_path / "notes" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "notes"
+
+
+def index(notes: Path, folder: Path, bert: ModernBert, passage_tokens: int = 32) -> tuple[Catalog, tuple[int, ...]]:
+    catalog = Catalog.begin(folder, bert, "model", "bits", passage_tokens)
+    update = catalog.update(bert, read_documents([str(notes)], Tally()))
+    return catalog, (update.added, update.kept, update.removed)
+
+
+@given(st.lists(st.text("ab \n.é", min_size=0, max_size=40), max_size=30).map("\n".join), st.integers(8, 60))
+def test_passages_fit_and_hold_every_line_in_order(small_bert: ModernBert, text: str, longest: int) -> None:
+    tokenizer = small_bert.tokenizer
+    passages = passages_of(text, tokenizer, longest)
+    assert all(len(ids) <= longest for ids in tokenizer.encode([each.text for each in passages]))
+    kept = "".join(each.text for each in passages)
+    assert "".join(kept.split()) == "".join(text.split()), "no character is lost or said twice"
+    lines = text.split("\n")
+    assert all(each.text.split("\n")[0].strip() in lines[each.line - 1] for each in passages)
+    assert [each.line for each in passages] == sorted(each.line for each in passages)
+
+
+def test_an_empty_line_is_where_a_passage_ends(small_bert: ModernBert) -> None:
+    text = "\n".join(["one two three"] * 8 + [""] + ["four five six"] * 4)
+    sizes = {len(ids) for ids in small_bert.tokenizer.encode([text])}
+    first, second = passages_of(text, small_bert.tokenizer, max(sizes) - 3)
+    assert first.text == "\n".join(["one two three"] * 8) and second.line == 10
+
+
+@pytest.mark.parametrize("pooling", ["mean", "tokens"])
+def test_what_is_found_is_what_is_there(pooling: str, notes: Path, tmp_path: Path, small_bert: ModernBert) -> None:
+    vectors = replace(small_bert.vectors, pooling=pooling)
+    bert = ModernBert(small_bert.tokenizer, small_bert.model, vectors=vectors)
+    catalog, _ = index(notes, tmp_path / "index", bert)
+    passages = [
+        (each.text, str(notes / name), each.line)
+        for name, text in NOTES.items()
+        for each in passages_of(text, bert.tokenizer, 32)
+    ]
+    assert len(catalog) == len(passages)
+    hits = catalog.search(bert, "the capital", len(passages), how="vectors")
+    scores = bert.similarity("the capital", [text for text, _, _ in passages])[0]
+    assert {(hit.text, hit.origin, hit.line) for hit in hits} == set(passages)
+    np.testing.assert_allclose([hit.score for hit in hits], np.sort(scores)[::-1], rtol=1e-4, atol=1e-5)
+    by_words = catalog.search(bert, "sorted values", 2, how="words")
+    assert by_words[0].origin.endswith("sort.py") and "sorted(values)" in by_words[0].text
+    both = catalog.search(bert, "sorted values", 3)
+    ranked = [catalog.search(bert, "sorted values", 50, how=how) for how in ("vectors", "words")]
+    places = [{hit.text: place for place, hit in enumerate(found, 1)} for found in ranked]
+    fused = {text: sum(1 / (60 + each[text]) for each in places if text in each) for text in places[0]}
+    assert [hit.score for hit in both] == pytest.approx(sorted(fused.values(), reverse=True)[:3])
+    judged = catalog.search(bert, "the capital", 3, judge=small_bert)
+    expected = small_bert.similarity("the capital", [hit.text for hit in judged])[0]
+    np.testing.assert_allclose([hit.score for hit in judged], expected, atol=1e-5)
+    assert [hit.score for hit in judged] == sorted((hit.score for hit in judged), reverse=True)
+
+
+def test_indexing_again_follows_the_files(notes: Path, tmp_path: Path, small_bert: ModernBert) -> None:
+    catalog, counts = index(notes, tmp_path / "index", small_bert)
+    assert counts == (3, 0, 0)
+    before = len(catalog)
+    assert index(notes, tmp_path / "index", small_bert)[1] == (0, 3, 0)
+    (notes / "rivers.md").write_text("Mountains now.\n")
+    (notes / "cities.txt").unlink()
+    (notes / "it's new.txt").write_text("A quoted 'name'.\n")
+    catalog, counts = index(notes, tmp_path / "index", small_bert)
+    assert counts == (2, 1, 1)
+    texts = {hit.text for hit in catalog.search(small_bert, "a", 50, how="vectors")}
+    assert "Mountains now." in texts and "A quoted 'name'." in texts and not any("rivers" in text for text in texts)
+    assert catalog.search(small_bert, "mountains", 5, how="words")[0].text == "Mountains now."
+    assert not catalog.search(small_bert, "capital", 5, how="words")
+    assert Catalog.open(tmp_path / "index").about["model"] == "model" and before != len(catalog)
+
+
+def test_a_stop_loses_nothing(
+    notes: Path, tmp_path: Path, small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogs, "_BLOCK_CHARACTERS", 10)
+    catalog = Catalog.begin(tmp_path / "index", small_bert, "model", "bits", 32)
+    documents = list(read_documents([str(notes)], Tally()))
+
+    def stopping(number: int) -> object:
+        yield from documents[:number]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        catalog.update(small_bert, stopping(3))  # type: ignore[arg-type]
+    assert 0 < len(catalog)
+    update = catalog.update(small_bert, documents)
+    assert (update.added + update.kept, update.removed) == (3, 0) and update.kept == 2
+    whole, _ = index(notes, tmp_path / "other", small_bert)
+    assert {hit.text for hit in catalog.search(small_bert, "a", 50, how="vectors")} == {
+        hit.text for hit in whole.search(small_bert, "a", 50, how="vectors")
+    }
+
+
+def test_what_is_no_index_or_another_is_refused(notes: Path, tmp_path: Path, small_bert: ModernBert) -> None:
+    catalog, _ = index(notes, tmp_path / "index", small_bert)
+    with pytest.raises(InputError, match=r"index: was begun with other weights \('bits', found 'others'\)"):
+        Catalog.begin(tmp_path / "index", small_bert, "model", "others", 32)
+    with pytest.raises(InputError, match="was begun with other passage_tokens"):
+        Catalog.begin(tmp_path / "index", small_bert, "model", "bits", 64)
+    with pytest.raises(InputError, match="notes: exists and is no index"):
+        Catalog.begin(notes, small_bert, "model", "bits", 32)
+    for folder in (notes, tmp_path / "nowhere"):
+        with pytest.raises(InputError, match="is no index"):
+            Catalog.open(folder)
+    with pytest.raises(InputError, match="how: found 'meaning', expected hybrid, vectors, words"):
+        catalog.search(small_bert, "a", 1, how="meaning")
+    with pytest.raises(InputError, match="found 0 passages"):
+        Catalog.begin(tmp_path / "empty", small_bert, "model", "bits", 32).search(small_bert, "a", 1)
+    with pytest.raises(InputError, match="passage_tokens: found 5"):
+        passages_of("a", small_bert.tokenizer, 5)
+
+
+def test_two_lines_search_ones_own_notes(notes: Path, tmp_path: Path, small_bert: ModernBert) -> None:
+    small_bert.save(tmp_path / "model")
+    command = [sys.executable, "-m", "modernbert.cli"]
+    run = lambda *words: subprocess.run([*command, *words], capture_output=True, text=True)  # noqa: E731
+    done = run("index", str(tmp_path / "model"), str(notes), "--out", str(tmp_path / "index"), "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    assert "documents: 3 new or changed, 0 as before, 0 gone" in done.stdout
+    done = run("search", str(tmp_path / "index"), "sorted values", "--how", "words", "--json", "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    hit = Hit(**json.loads(done.stdout.splitlines()[0]))
+    assert Path(hit.origin).name == "sort.py" and Path(hit.origin).read_text().split("\n")[hit.line - 1] in hit.text
+    done = run("search", str(tmp_path / "index"), "sorted values", "--device", "cpu")
+    assert f"sort.py:{hit.line}" in done.stdout
+    done = run("search", str(notes), "a")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+
+
+def test_documents_have_their_text_whole(small_bert: ModernBert) -> None:
+    document = Document("x" * 5_000, "o")
+    assert "".join(each.text for each in passages_of(document.text, small_bert.tokenizer, 64)) == document.text
