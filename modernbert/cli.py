@@ -480,6 +480,33 @@ def search(
 
 @app.command()
 @_told()
+def serve(
+    model: Model,
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Where to listen.", min=0, max=65535)] = 8080,
+    api_key: Annotated[str | None, typer.Option(envvar="MODERNBERT_API_KEY", help="What clients must show.")] = None,
+    budget_tokens: Annotated[int, typer.Option(min=64, help="Most tokens of a batch.")] = 4_096,
+    queue_tokens: Annotated[int, typer.Option(min=1, help="Tokens that may wait.")] = 1_000_000,
+    max_requests: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 512,
+    max_bytes: Annotated[int, typer.Option(min=1, help="Of a request's body.")] = 8_000_000,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a request.")] = 120.0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    backend: Backend = "auto",
+) -> None:
+    """Answer over HTTP, as text-embeddings-inference, OpenAI and Cohere do."""
+    from modernbert.jobs.serve import ServeConfig, run
+
+    run(
+        ServeConfig(
+            model, host, port, api_key, budget_tokens, queue_tokens, max_requests, max_bytes, timeout, device, dtype,
+            backend,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+@_told()
 def classify(
     model: Model,
     texts: Texts = None,

@@ -19,7 +19,7 @@ from modernbert.text.forms import Laid, laid_out
 from modernbert.text.labelled.words import spans_of, split_words
 from modernbert.text.tokenizer import Tokenizer
 
-__all__ = ["Span", "classify", "pair_scores", "tag"]
+__all__ = ["Span", "Text", "classify", "named", "pair_scores", "spans_of_scores", "tag", "tag_documents"]
 
 Text = str | tuple[str, str]
 
@@ -48,10 +48,14 @@ def classify(
         raise InputError(f"this model has a head for {model.task}, expected one for classify, multilabel or regress")
     if not texts:
         return []
-    scores = _scores(model, tokenizer, texts, longest, overflow, budget_tokens)
-    if model.task == "classify":
+    return named(model, _scores(model, tokenizer, texts, longest, overflow, budget_tokens))
+
+
+def named(model: Classifier, scores: torch.Tensor, *, raw: bool = False) -> list[dict[str, float]]:
+    """Return the scores of texts [N, labels] by label, the highest first: as probabilities, unless `raw`."""
+    if model.task == "classify" and not raw:
         scores = torch.softmax(scores, dim=1)
-    elif model.task in ("multilabel", "rerank"):
+    elif model.task in ("multilabel", "rerank") and not raw:
         scores = torch.sigmoid(scores)
     found = [dict(zip(model.labels, row, strict=True)) for row in scores.tolist()]
     return [dict(sorted(row.items(), key=lambda item: -item[1])) for row in found]
@@ -80,29 +84,42 @@ def tag(
         raise InputError(f"this model has a head for {model.task}, expected one for tag")
     if overflow == "split-mean":
         raise InputError("overflow: found split-mean, expected error or truncate: tags have no mean")
-    ranges = [split_words(text) for text in texts]
-    laid: list[Laid] = []
-    encoded = tokenizer.encode_words(texts, [[start for start, _ in words] for words in ranges])
-    kept = (ids for _, ids in fitting((ids for ids, _ in encoded), tokenizer, longest, overflow))
-    for ids, (whole, where) in zip(kept, encoded, strict=True):
-        laid.append(Laid(ids, where if len(ids) == len(whole) else where[where < longest - 1]))
+    documents = tag_documents(tokenizer, texts, longest, overflow)
     found: list[list[Span]] = []
-    places = iter(zip(texts, ranges, laid, strict=True))
-    for group in within(laid, budget_tokens, lambda each: len(each.tokens)):
-        rows = _forward(model, laid_out(group)).softmax(dim=1)
-        best = rows.max(dim=1)
-        sizes = [each.num_rows for each in group]
-        for numbers, shares in zip(best.indices.split(sizes), best.values.split(sizes), strict=True):
-            text, words, _ = next(places)
-            found.append(_spans(text, words, [model.labels[n] for n in numbers.tolist()], shares.tolist()))
+    places = iter(zip(texts, documents, strict=True))
+    for group in within((laid for _, laid in documents), budget_tokens, lambda each: len(each.tokens)):
+        rows = _forward(model, laid_out(group)).numpy()
+        for part in np.split(rows, np.cumsum([each.num_rows for each in group])[:-1]):
+            text, (words, _) = next(places)
+            found.append(spans_of_scores(model.labels, text, words, part))
     return found
 
 
-def _spans(text: str, words: Sequence[tuple[int, int]], tags: Sequence[str], shares: Sequence[float]) -> list[Span]:
+def tag_documents(
+    tokenizer: Tokenizer, texts: Sequence[str], longest: int, overflow: str
+) -> list[tuple[list[tuple[int, int]], Laid]]:
+    """Return of each text where its words are, and its ids with the first token of each word that is not cut off.
+
+    Raises: InputError for a text that is too long, unless it is to be cut.
+    """
+    words = [split_words(text) for text in texts]
+    encoded = tokenizer.encode_words(texts, [[start for start, _ in ranges] for ranges in words])
+    kept = (ids for _, ids in fitting((ids for ids, _ in encoded), tokenizer, longest, overflow))
+    found = []
+    for ranges, ids, (whole, where) in zip(words, kept, encoded, strict=True):
+        found.append((ranges, Laid(ids, where if len(ids) == len(whole) else where[where < longest - 1])))
+    return found
+
+
+def spans_of_scores(
+    labels: Sequence[str], text: str, words: Sequence[tuple[int, int]], scores: np.ndarray
+) -> list[Span]:
+    """Return the spans that the scores of a text's words mark [words, labels]."""
+    shares, best = torch.from_numpy(scores).softmax(dim=1).max(dim=1)
     spans = []
-    for first, behind, label in sorted(spans_of(tags)):
+    for first, behind, label in sorted(spans_of([labels[n] for n in best.tolist()])):
         start, end = words[first][0], words[behind - 1][1]
-        spans.append(Span(start, end, label, text[start:end], float(np.mean(shares[first:behind]))))
+        spans.append(Span(start, end, label, text[start:end], float(shares[first:behind].mean())))
     return spans
 
 

@@ -207,6 +207,21 @@ class Tokenizer:
         parts = np.array_split(content, max(1, -(-len(content) // room)))
         return [np.concatenate([np.array(start, np.int64), part, np.array(end, np.int64)]) for part in parts]
 
+    def located(self, text: str, *, special: bool = True) -> list[tuple[int, tuple[int, int] | None]]:
+        """Return the ids of a text, each with the characters it stands for; None for special tokens put around it.
+
+        Raises: InputError for a text that holds a lone surrogate.
+        """
+        _check([text])
+        encoding = self._core.encode(text, add_special_tokens=special)
+        added = encoding.special_tokens_mask
+        places = zip(encoding.ids, encoding.offsets, added, strict=True)
+        return [(token, None if is_added else (start, end)) for token, (start, end), is_added in places]
+
+    def wrap(self, ids: Iterable[int]) -> Int64[np.ndarray, " _"]:
+        """Put the special tokens around the ids of a text that has none."""
+        return np.array([*self._prefix, *ids, *self._suffix], dtype=np.int64)
+
     def decode(self, ids: Iterable[int] | Int64[np.ndarray, " _"], *, special: bool = True) -> str:
         """Turn ids back into text, with or without the special tokens among them."""
         return self._core.decode([int(i) for i in ids], skip_special_tokens=not special)

@@ -1,0 +1,69 @@
+"""`modernbert serve`: a model behind HTTP, until it is asked to end."""
+
+import importlib.util
+import socket
+import sys
+from dataclasses import dataclass
+
+from modernbert.errors import InputError
+from modernbert.infer.pipeline import ModernBert
+
+__all__ = ["ServeConfig", "run"]
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """What to load, where to listen, and what to take; see `Limits` and `Engine`."""
+
+    model: str
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_key: str | None = None
+    budget_tokens: int = 4_096
+    queue_tokens: int = 1_000_000
+    max_requests: int = 512
+    max_bytes: int = 8_000_000
+    timeout_s: float = 120.0
+    device: str = "auto"
+    dtype: str = "auto"
+    backend: str = "auto"
+
+
+def run(config: ServeConfig) -> None:
+    """Serve until SIGTERM or an interrupt, which let what was taken be answered first.
+
+    Raises: InputError for a model that cannot be loaded, an address that is taken, or a library that is absent.
+    """
+    for library in ("fastapi", "uvicorn", "prometheus_client"):
+        if importlib.util.find_spec(library) is None:
+            raise InputError(f"serve needs the package {library}: pip install 'modernbert[serve]'")
+    import uvicorn
+
+    from modernbert.serve.app import ServeSettings, make_app
+    from modernbert.serve.engine import Engine
+    from modernbert.serve.guard import Limits
+
+    listener = _listen(config.host, config.port)
+    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, backend=config.backend)
+    engine = Engine(bert, config.budget_tokens, config.queue_tokens)
+    limits = Limits(config.max_requests, config.max_bytes, config.timeout_s, config.api_key)
+    app = make_app(bert, engine, ServeSettings(config.model, limits))
+    host, port = listener.getsockname()[:2]
+    print(f"{config.model}: http://{host}:{port}, what clients may ask is at /docs", file=sys.stderr, flush=True)
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=round(config.timeout_s))
+    )
+    server.run([listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the address before the model is loaded, which may take a while."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise InputError(f"host, port: cannot listen at {host}:{port} ({error.strerror or error})") from None
+    return listener

@@ -1,0 +1,210 @@
+"""One thread that computes for all clients: their texts laid end to end in batches of bounded size.
+
+In: token ids of a request, and what is to be made of their hidden states. Out: a future with an answer for each text.
+Without padding, texts of all clients share a batch whatever their lengths, and memory does not depend on a request.
+
+Source: Goyal et al. 1997 (start-time fair queueing), with tokens for time: who asks for much waits for those who ask
+for little, and nobody waits for ever.
+"""
+
+import heapq
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modernbert.errors import InputError
+from modernbert.infer.pipeline import ModernBert
+from modernbert.ragged import Batch
+
+__all__ = ["Busy", "Engine", "Finish", "Gone", "Request"]
+
+Finish = Callable[[Tensor, Sequence[np.ndarray]], Sequence[Any]]
+"""(hidden states of some texts of a request [t, D], their ids) -> an answer for each"""
+
+# Of a new measurement in the speed by which waiting is foretold.
+_NEWEST = 0.2
+
+
+class Busy(Exception):
+    """Say that too much is waiting, and in how many seconds there may be room."""
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(f"too many tokens are waiting, try again in {retry_after_s} s")
+        self.retry_after_s = retry_after_s
+
+
+class Gone(Exception):
+    """Say that the engine has closed, or that nobody waits for the answer any more."""
+
+
+@dataclass
+class Request:
+    """Hold what one client asked for at once; `future` gives an answer for each document, in order."""
+
+    documents: Sequence[np.ndarray]
+    finish: Finish
+    future: "Future[list[Any]]" = field(default_factory=Future)
+    queued_s: float = 0.0
+    """How long it waited for its first batch."""
+    computed_s: float = 0.0
+    """How long the batches took that it was part of."""
+    _answers: list[Any] = field(default_factory=list)
+    _next: int = 0
+    _arrived: float = field(default_factory=time.monotonic)
+    _turn: float = 0.0
+
+    def cancel(self) -> None:
+        """Say that nobody waits for the answer any more: what is left of it is not computed."""
+        self.future.cancel()
+
+
+class Engine:
+    """A model behind a fair queue."""
+
+    def __init__(self, bert: ModernBert, budget_tokens: int = 4_096, most_queued_tokens: int = 1_000_000) -> None:
+        """Begin to compute; `budget_tokens` bounds a batch, but for one text that is longer alone.
+
+        New requests are refused while `most_queued_tokens` wait.
+        """
+        self.bert = bert
+        self.budget_tokens, self.most_queued_tokens = budget_tokens, most_queued_tokens
+        self.tokens_per_s = 0.0
+        self.queued_tokens = 0
+        self.last_batch_tokens = 0
+        self._turn = 0.0
+        self._number = 0
+        self._waiting: list[tuple[float, int, Request]] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it still computes."""
+        return self._thread.is_alive()
+
+    def submit(self, documents: Sequence[np.ndarray], finish: Finish) -> Request:
+        """Put a request into the queue.
+
+        Raises: Busy if too much is waiting; Gone if the engine is closing; InputError for ids of no token.
+        """
+        request = Request(documents, finish)
+        for number, ids in enumerate(documents):
+            if not len(ids) or ids.min() < 0 or ids.max() >= self.bert.tokenizer.vocab_size:
+                raise InputError(
+                    f"text {number}: has ids outside of 0 to {self.bert.tokenizer.vocab_size - 1}, or none"
+                )
+        if not documents:
+            request.future.set_result([])
+            return request
+        with self._changed:
+            if self._closing:
+                raise Gone("the server is closing")
+            if self.queued_tokens >= self.most_queued_tokens:
+                raise Busy(max(1, round(self.queued_tokens / (self.tokens_per_s or 1_000))))
+            self.queued_tokens += sum(map(len, documents))
+            request._turn = self._turn
+            self._push(request)
+            self._changed.notify()
+        return request
+
+    def close(self, drain_s: float = 30.0) -> None:
+        """Take no more, compute what is waiting for so many seconds at most, and give up the rest."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(drain_s)
+        with self._changed:
+            for _, _, request in self._waiting:
+                _fail(request, Gone("the server has closed"))
+            self._waiting.clear()
+
+    def _push(self, request: Request) -> None:
+        self._number += 1
+        heapq.heappush(self._waiting, (request._turn, self._number, request))
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closing:
+                    self._changed.wait()
+                if not self._waiting:
+                    return
+                batch = self._take()
+            if batch:
+                self._compute(batch)
+
+    def _take(self) -> list[tuple[Request, list[np.ndarray]]]:
+        """Fill a batch: one document after another, from whoever had least so far; the gone are dropped."""
+        taken: dict[int, tuple[Request, list[np.ndarray]]] = {}
+        num_tokens = 0
+        while self._waiting:
+            turn, _, request = self._waiting[0]
+            if request.future.done():
+                heapq.heappop(self._waiting)
+                self.queued_tokens -= sum(map(len, request.documents[request._next :]))
+                continue
+            document = request.documents[request._next]
+            if num_tokens and num_tokens + len(document) > self.budget_tokens:
+                break
+            heapq.heappop(self._waiting)
+            if request._next == 0:
+                request.queued_s = time.monotonic() - request._arrived
+            num_tokens += len(document)
+            self._turn = turn
+            request._turn = turn + len(document)
+            request._next += 1
+            taken.setdefault(id(request), (request, []))[1].append(document)
+            if request._next < len(request.documents):
+                self._push(request)
+        self.queued_tokens -= num_tokens
+        self.last_batch_tokens = num_tokens
+        return list(taken.values())
+
+    def _compute(self, batch: Sequence[tuple[Request, list[np.ndarray]]]) -> None:
+        """Run the encoder once over what all ask for, then give each what it is to make of it."""
+        begun = time.monotonic()
+        try:
+            laid = Batch.from_documents([each for _, documents in batch for each in documents]).to(self.bert.device)
+            with torch.inference_mode():
+                hidden = self.bert.encoder(laid.tokens, laid.layout)
+        except Exception as error:  # whatever went wrong with a batch, the thread lives on and its clients are told
+            if len(batch) == 1:
+                return _fail(batch[0][0], error)
+            # Nobody shall suffer for a neighbour.
+            for alone in batch:
+                self._compute([alone])
+            return
+        parts = hidden.split([sum(map(len, documents)) for _, documents in batch])
+        for (request, documents), part in zip(batch, parts, strict=True):
+            try:
+                if not torch.isfinite(part).all():
+                    raise ArithmeticError("the model's hidden states are not finite")
+                with torch.inference_mode():
+                    request._answers.extend(request.finish(part, documents))
+            except Exception as error:
+                _fail(request, error)
+        seconds = time.monotonic() - begun
+        speed = laid.layout.num_tokens / seconds
+        self.tokens_per_s = speed if not self.tokens_per_s else (1 - _NEWEST) * self.tokens_per_s + _NEWEST * speed
+        for request, _ in batch:
+            request.computed_s += seconds
+            if len(request._answers) == len(request.documents):
+                # A client may leave at any moment, this one too.
+                with suppress(InvalidStateError):
+                    request.future.set_result(request._answers)
+
+
+def _fail(request: Request, error: Exception) -> None:
+    """Tell a client; what is left of its request is dropped when its turn comes."""
+    with suppress(InvalidStateError):
+        request.future.set_exception(error)

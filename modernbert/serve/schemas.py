@@ -1,0 +1,107 @@
+"""What clients send, as text-embeddings-inference, OpenAI and Cohere have it.
+
+In: JSON. Out: checked fields. What is not known is passed over, as those servers do.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+__all__ = [
+    "DecodeIn",
+    "EmbedIn",
+    "FillMaskIn",
+    "OpenAIIn",
+    "PredictIn",
+    "RerankIn",
+    "RerankV1In",
+    "SimilarityIn",
+    "TokenizeIn",
+]
+
+Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
+Inputs = str | list[str] | Ids | list[Ids]
+Dimensions = Annotated[int, Field(ge=1)] | None
+
+
+class EmbedIn(BaseModel):
+    """Ask for vectors: of a text, of ids without special tokens, or of several of either."""
+
+    inputs: Inputs
+    normalize: bool = True
+    truncate: bool | None = None
+    prompt_name: str | None = None
+    dimensions: Dimensions = None
+
+
+class OpenAIIn(BaseModel):
+    """Ask for vectors as OpenAI's clients do."""
+
+    input: Inputs
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: Dimensions = None
+    user: str | None = None
+
+
+class SimilarPair(BaseModel):
+    """A text, and those it is compared with."""
+
+    source_sentence: str
+    sentences: list[str]
+
+
+class SimilarityIn(BaseModel):
+    """Ask how alike texts are."""
+
+    inputs: SimilarPair
+    truncate: bool | None = None
+
+
+class RerankIn(BaseModel):
+    """Ask in which order texts answer a query."""
+
+    query: str
+    texts: list[str]
+    raw_scores: bool = False
+    return_text: bool = False
+    truncate: bool | None = None
+
+
+class RerankV1In(BaseModel):
+    """Ask the same in Cohere's words."""
+
+    query: str
+    documents: list[str]
+    model: str | None = None
+    top_n: Annotated[int, Field(ge=1)] | None = None
+    return_documents: bool = False
+
+
+class PredictIn(BaseModel):
+    """Ask for labels: of a text, of a pair (a list of two), or of a list of lists of one or two."""
+
+    inputs: str | list[str] | list[list[str]]
+    raw_scores: bool = False
+    truncate: bool | None = None
+
+
+class TokenizeIn(BaseModel):
+    """Ask for tokens."""
+
+    inputs: str | list[str]
+    add_special_tokens: bool = True
+
+
+class DecodeIn(BaseModel):
+    """Ask for the text of ids."""
+
+    ids: Ids | list[Ids]
+    skip_special_tokens: bool = True
+
+
+class FillMaskIn(BaseModel):
+    """Ask what stands behind each mask."""
+
+    inputs: str | list[str]
+    top_k: Annotated[int, Field(ge=1, le=100)] = 5

@@ -1,0 +1,114 @@
+"""What the routes ask of the engine: texts as token ids, and what is made of their hidden states.
+
+In: texts or ids, as a client sent them. Out: documents that fit, and functions of their hidden states. A file of its
+own because none of it knows HTTP.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modernbert.device import autocast
+from modernbert.errors import InputError
+from modernbert.infer.overflow import fitting
+from modernbert.infer.pipeline import ModernBert
+from modernbert.model.heads import Classifier, MaskedLM, pool
+from modernbert.ragged import Layout
+from modernbert.serve.engine import Finish
+
+__all__ = ["Text", "decoded", "documents_of", "pairs_of", "pooled", "scored", "token_vectors"]
+
+Text = str | list[int]
+"""A text, or the ids of one without special tokens."""
+
+
+def documents_of(bert: ModernBert, texts: Sequence[Text], prompt: str, truncate: bool) -> list[np.ndarray]:
+    """Return the ids of texts, each with the special tokens.
+
+    Raises: InputError naming the text that is too long, empty, or has ids of no token.
+    """
+    tokenizer = bert.tokenizer
+    documents = []
+    for number, text in enumerate(texts):
+        if isinstance(text, str):
+            documents += tokenizer.encode([prompt + text], first=number)
+            continue
+        if not all(0 <= token < tokenizer.vocab_size for token in text):
+            raise InputError(f"text {number}: has ids outside of 0 to {tokenizer.vocab_size - 1}")
+        documents.append(tokenizer.wrap(text))
+    return [ids for _, ids in fitting(documents, tokenizer, bert.longest, "truncate" if truncate else "error")]
+
+
+def pairs_of(bert: ModernBert, pairs: Sequence[tuple[str, str]], truncate: bool) -> list[np.ndarray]:
+    """Return the ids of pairs of texts.
+
+    Raises: InputError naming the pair that is too long.
+    """
+    documents = bert.tokenizer.encode_pairs(pairs, bert.longest if truncate else None)
+    return [ids for _, ids in fitting(documents, bert.tokenizer, bert.longest, "error")]
+
+
+def pooled(bert: ModernBert, pooling: str, normalize: bool, dimensions: int | None) -> Finish:
+    """Make one vector a text, float32 [D]."""
+
+    def finish(hidden: Tensor, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
+        layout = Layout.from_lengths([len(each) for each in documents]).to(hidden.device)
+        vectors = _projected(bert, pool(hidden.float(), layout, pooling))[:, :dimensions]
+        return list((F.normalize(vectors, dim=-1) if normalize else vectors).cpu().numpy())
+
+    return finish
+
+
+def token_vectors(bert: ModernBert, normalize: bool) -> Finish:
+    """Make one vector a token, float32 [its tokens, E] a text."""
+
+    def finish(hidden: Tensor, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
+        vectors = _projected(bert, hidden.float())
+        vectors = F.normalize(vectors, dim=-1) if normalize else vectors
+        return [part.cpu().numpy() for part in vectors.split([len(each) for each in documents])]
+
+    return finish
+
+
+def scored(model: Classifier) -> Finish:
+    """Make the scores of each text [labels], or of its tokens [its tokens, labels]."""
+
+    def finish(hidden: Tensor, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
+        lengths = [len(each) for each in documents]
+        of_tokens = model.task == "tag"
+        rows = hidden
+        if not of_tokens:
+            layout = Layout.from_lengths(lengths).to(hidden.device)
+            rows = pool(hidden.float(), layout, model.model.config.classifier_pooling)
+        weight = model.classifier.weight
+        with autocast(weight.device, weight.dtype):
+            scores = model.classifier(model.head(rows)).float().cpu()
+        return [part.numpy() for part in scores.split(lengths)] if of_tokens else list(scores.numpy())
+
+    return finish
+
+
+def decoded(bert: ModernBert, model: MaskedLM, top_k: int) -> Finish:
+    """Make the likeliest tokens of each mask of a text: (ids, probabilities), each [masks, k]."""
+
+    def finish(hidden: Tensor, documents: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+        found = []
+        for part, ids in zip(hidden.split([len(each) for each in documents]), documents, strict=True):
+            rows = part[torch.from_numpy(np.flatnonzero(ids == bert.tokenizer.mask_id)).to(part.device)]
+            weight = model.decoder.weight
+            with autocast(weight.device, weight.dtype):
+                logits = model.decode(rows).float()[:, : bert.tokenizer.vocab_size]
+            best = logits.softmax(dim=-1).topk(top_k, dim=-1)
+            found.append((best.indices.cpu().numpy(), best.values.cpu().numpy()))
+        return found
+
+    return finish
+
+
+def _projected(bert: ModernBert, vectors: Tensor) -> Tensor:
+    if bert.projection is None:
+        return vectors
+    return bert.projection(vectors.to(bert.projection.weight.dtype)).float()

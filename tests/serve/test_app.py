@@ -1,0 +1,293 @@
+"""The server: the library's answers in the shapes of others, refusals that say why, an end that loses nothing."""
+
+import base64
+import concurrent.futures
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from modernbert import ModernBert
+from modernbert.model.heads import start_classifier
+from modernbert.model.hub import load_model, save_folder
+
+pytest.importorskip("fastapi")
+from fastapi.testclient import TestClient  # noqa: E402
+
+from modernbert.serve.app import ServeSettings, make_app  # noqa: E402
+from modernbert.serve.engine import Engine  # noqa: E402
+from modernbert.serve.guard import Limits  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+TEXTS = ["The capital of France.", "x", "word " * 90, "naïve ✓"]
+Open = Callable[..., TestClient]
+
+
+@pytest.fixture(scope="module")
+def folder(small_bert: ModernBert, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("serve") / "model"
+    small_bert.save(path)
+    return path
+
+
+@pytest.fixture
+def open_app() -> Iterator[Open]:
+    """Serve a model in this process, with limits."""
+    clients: list[TestClient] = []
+
+    def open_app(bert: ModernBert, **limits: Any) -> TestClient:
+        engine = Engine(bert, budget_tokens=300, most_queued_tokens=limits.pop("queue", 100_000))
+        app = make_app(bert, engine, ServeSettings("mine", Limits(log=False, **limits)))
+        client = TestClient(app, raise_server_exceptions=False)
+        clients.append(client.__enter__())
+        return client
+
+    yield open_app
+    for client in clients:
+        client.__exit__(None, None, None)
+
+
+def tuned(folder: Path, task: str, labels: list[str], tmp_path: Path, bert: ModernBert) -> ModernBert:
+    model = start_classifier(load_model(folder), task, labels, seed=3)
+    save_folder(tmp_path / task, model, lambda partial: bert.tokenizer.save_folder(partial, 1_000))
+    return ModernBert.load(tmp_path / task, device="cpu", dtype="float32", backend="banded")
+
+
+def test_vectors_are_those_of_the_library(open_app: Open, small_bert: ModernBert) -> None:
+    client, vectors = open_app(small_bert), small_bert.embed(TEXTS)
+    found = client.post("/embed", json={"inputs": TEXTS})
+    np.testing.assert_allclose(found.json(), vectors, atol=1e-5)
+    tokens = small_bert.count_tokens(TEXTS)
+    assert int(found.headers["x-compute-tokens"]) == sum(tokens)
+    np.testing.assert_allclose(client.post("/embed", json={"inputs": TEXTS[0]}).json(), vectors[:1], atol=1e-5)
+    raw = client.post("/embed", json={"inputs": TEXTS, "normalize": False, "dimensions": 8}).json()
+    np.testing.assert_allclose(raw, small_bert.embed(TEXTS, normalize=False)[:, :8], atol=1e-5)
+    every = client.post("/embed_all", json={"inputs": TEXTS}).json()
+    for mine, expected in zip(every, small_bert.embed_tokens(TEXTS), strict=True):
+        np.testing.assert_allclose(mine, expected, atol=1e-4)
+    answer = client.post("/v1/embeddings", json={"input": TEXTS, "model": "any"}).json()
+    np.testing.assert_allclose([row["embedding"] for row in answer["data"]], vectors, atol=1e-5)
+    assert answer["usage"] == {"prompt_tokens": sum(tokens), "total_tokens": sum(tokens)} and answer["model"] == "any"
+    packed = client.post("/v1/embeddings", json={"input": TEXTS[0], "encoding_format": "base64"}).json()
+    row = np.frombuffer(base64.b64decode(packed["data"][0]["embedding"]), "<f4")
+    np.testing.assert_allclose(row, vectors[0], atol=1e-5)
+    ids = [small_bert.tokenizer.encode([text], special=False)[0].tolist() for text in TEXTS]
+    np.testing.assert_allclose(client.post("/embed", json={"inputs": ids}).json(), vectors, atol=1e-5)
+    np.testing.assert_allclose(client.post("/embed", json={"inputs": ids[0]}).json(), vectors[:1], atol=1e-5)
+    alike = client.post("/similarity", json={"inputs": {"source_sentence": TEXTS[0], "sentences": TEXTS}}).json()
+    np.testing.assert_allclose(alike, small_bert.similarity(TEXTS[0], TEXTS)[0], atol=1e-5)
+
+
+def test_ranks_labels_spans_and_masks_are_those_of_the_library(
+    open_app: Open, small_bert: ModernBert, folder: Path, tmp_path: Path
+) -> None:
+    ranker = tuned(folder, "rerank", ["score"], tmp_path, small_bert)
+    expected = ranker.rerank("what", TEXTS)
+    found = open_app(ranker).post("/rerank", json={"query": "what", "texts": TEXTS, "return_text": True}).json()
+    assert [row["index"] for row in found] == [each.index for each in expected]
+    np.testing.assert_allclose([row["score"] for row in found], [each.score for each in expected], atol=1e-5)
+    assert [row["text"] for row in found] == [TEXTS[row["index"]] for row in found]
+    cohere = open_app(ranker).post("/v1/rerank", json={"query": "what", "documents": TEXTS, "top_n": 2}).json()
+    assert [row["index"] for row in cohere["results"]] == [row["index"] for row in found[:2]]
+    by_vectors = open_app(small_bert).post("/rerank", json={"query": "what", "texts": TEXTS}).json()
+    assert [row["index"] for row in by_vectors] == [each.index for each in small_bert.rerank("what", TEXTS)]
+
+    labels = tuned(folder, "classify", ["no", "yes", "maybe"], tmp_path, small_bert)
+    client = open_app(labels)
+    rows = client.post("/predict", json={"inputs": [[text] for text in TEXTS]}).json()
+    for row, known in zip(rows, labels.classify(TEXTS), strict=True):
+        assert {each["label"]: each["score"] for each in row} == pytest.approx(known, abs=1e-5)
+    alone = client.post("/predict", json={"inputs": TEXTS[0]}).json()
+    assert [each["score"] for each in alone] == pytest.approx([each["score"] for each in rows[0]], abs=1e-5)
+    pair = client.post("/predict", json={"inputs": ["one", "two"]}).json()
+    assert {each["label"]: each["score"] for each in pair} == pytest.approx(labels.classify(("one", "two")), abs=1e-5)
+    assert client.get("/info").json()["model_type"]["classifier"]["id2label"]["1"] == "yes"
+
+    tagger = tuned(folder, "tag", ["O", "B-x", "I-x"], tmp_path, small_bert)
+    spans = open_app(tagger).post("/predict", json={"inputs": [[text] for text in TEXTS]}).json()
+    for row, known_spans, text in zip(spans, tagger.tag(TEXTS), TEXTS, strict=True):
+        assert [(span["start"], span["end"], span["label"]) for span in row] == [
+            (span.start, span.end, span.label) for span in known_spans  # type: ignore[union-attr]
+        ]  # fmt: skip
+        assert all(text[span["start"] : span["end"]] == span["text"] for span in row)
+
+    masked = "The [MASK] of France is [MASK]."
+    filled = open_app(small_bert).post("/fill-mask", json={"inputs": masked, "top_k": 3}).json()
+    assert [[each["token"] for each in mask] for mask in filled] == [
+        [guess.token for guess in mask] for mask in small_bert.fill_mask(masked, 3)  # type: ignore[union-attr]
+    ]  # fmt: skip
+
+
+def test_tokens_there_and_back(open_app: Open, small_bert: ModernBert) -> None:
+    client = open_app(small_bert)
+    for text, row in zip(TEXTS, client.post("/tokenize", json={"inputs": TEXTS}).json(), strict=True):
+        assert [each["id"] for each in row] == small_bert.tokenizer.encode([text])[0].tolist()
+        assert row[0]["special"] and row[-1]["special"] and not any(each["special"] for each in row[1:-1])
+        assert all(each["text"] == text[each["start"] : each["stop"]] for each in row if not each["special"])
+        ids = [each["id"] for each in row]
+        assert client.post("/decode", json={"ids": ids}).json() == [small_bert.tokenizer.decode(ids, special=False)]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("/embed", {"inputs": ["a", "word " * 2_000]}, 422, r"text 1: has [\d,]+ tokens, expected at most 1,000"),
+        ("/embed", {"inputs": "a", "dimensions": 65}, 422, "dimensions: found 65, expected 1 to 64"),
+        ("/embed", {"inputs": "a", "prompt_name": "x"}, 422, "prompt_name: found 'x', expected query, document, pass"),
+        ("/embed", {"inputs": [[5, 512]]}, 422, "text 0: has ids outside of 0 to 511"),
+        ("/embed", {"inputs": [[-1]]}, 422, "inputs"),
+        ("/embed", {"inputs": 3}, 422, "inputs"),
+        ("/embed", {}, 422, "inputs: Field required"),
+        ("/embed", {"inputs": "a \ud800"}, 422, "text 0: lone surrogate"),
+        ("/predict", {"inputs": "a"}, 422, "this model has no head with labels"),
+        ("/fill-mask", {"inputs": ["a"]}, 422, r"text 0: has no \[MASK\]"),
+        ("/decode", {"ids": [512]}, 422, "ids: found one outside of 0 to 511"),
+        ("/nowhere", {}, 404, ""),
+    ],
+)
+def test_what_cannot_be_answered_is_said_with_its_status(
+    path: str, body: dict[str, Any], status: int, said: str, open_app: Open, small_bert: ModernBert
+) -> None:
+    client = open_app(small_bert)
+    found = client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+    assert found.status_code == status and re.search(said, json.dumps(found.json()))
+    canary = client.post("/embed", json={"inputs": "x"}).json()
+    np.testing.assert_allclose(canary, small_bert.embed("x"), atol=1e-5)
+
+
+def test_a_long_text_is_cut_when_asked(open_app: Open, small_bert: ModernBert) -> None:
+    long = "word " * 2_000
+    found = open_app(small_bert).post("/embed", json={"inputs": long, "truncate": True}).json()
+    np.testing.assert_allclose(found, small_bert.embed([long], overflow="truncate"), atol=1e-5)
+
+
+def test_broken_bodies_are_refused(open_app: Open, small_bert: ModernBert) -> None:
+    client = open_app(small_bert, most_bytes=20_000)
+    headers = {"content-type": "application/json"}
+    for content in (b"{", b"", b"\xff\xfe", b"[" * 9_000, b'{"inputs": NaN}', b'{"inputs": [["a"', b"null", b"[1]"):
+        found = client.post("/embed", content=content, headers=headers)
+        assert found.status_code in (400, 422), (content[:20], found.status_code)
+    found = client.post("/embed", json={"inputs": "a" * 30_000})
+    assert found.status_code == 413 and "more than 20,000 bytes" in found.json()["error"]
+    # Without a length beforehand, what is too much shows as it comes.
+    found = client.post("/embed", content=(b" " * 1_000 for _ in range(30)), headers=headers)
+    assert found.status_code == 413
+    assert client.post("/embed", json={"inputs": "a"}).status_code == 200
+
+
+def test_a_key_is_asked_for(open_app: Open, small_bert: ModernBert) -> None:
+    client = open_app(small_bert, api_key="secret")
+    assert client.post("/embed", json={"inputs": "a"}).status_code == 401
+    for key, status in (("secret", 200), ("secre", 401), ("é", 401)):
+        headers = {"Authorization": f"Bearer {key}".encode()}
+        assert client.post("/embed", json={"inputs": "a"}, headers=headers).status_code == status
+    assert client.get("/health").status_code == 200 and client.get("/ready").status_code == 200
+
+
+def test_too_much_is_refused_with_a_time(open_app: Open, small_bert: ModernBert) -> None:
+    client = open_app(small_bert, queue=1_000)
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        bodies = [{"inputs": ["word " * 50] * 30}] * 12
+        found = list(pool.map(lambda body: client.post("/embed", json=body), bodies))
+    refused = [each for each in found if each.status_code == 429]
+    assert refused and all(int(each.headers["retry-after"]) >= 1 for each in refused)
+    assert {each.status_code for each in found} == {200, 429}
+    text = client.get("/metrics").text
+    assert f'modernbert_requests_total{{path="/embed",status="429"}} {len(refused)}.0' in text
+    assert "modernbert_queue_tokens 0.0" in text
+
+
+def test_many_clients_at_once_get_their_own(open_app: Open, small_bert: ModernBert) -> None:
+    client = open_app(small_bert)
+    rng = np.random.default_rng(0)
+    asked = [list(rng.choice(TEXTS, int(rng.integers(1, 6)))) for _ in range(40)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda texts: client.post("/embed", json={"inputs": texts}).json(), asked))
+    for texts, rows in zip(asked, found, strict=True):
+        np.testing.assert_allclose(rows, small_bert.embed(texts), atol=1e-5)
+
+
+class Served:
+    """A server of its own process."""
+
+    def __init__(self, folder: Path, *words: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "modernbert.cli", "serve", str(folder), "--port", str(self.port), "--device", "cpu",
+             "--dtype", "float32", *words], stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        for _ in range(600):
+            try:
+                if httpx.get(f"{self.url}/ready").status_code == 200:
+                    return
+            except httpx.TransportError:
+                assert self.process.poll() is None, self.process.stderr and self.process.stderr.read()
+            time.sleep(0.1)
+        raise TimeoutError
+
+    def __enter__(self) -> "Served":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+def test_clients_of_openai_and_of_the_hub_work_unedited(
+    folder: Path, small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+    import openai
+
+    # These tests ask nothing of the hub; a server of this machine may be asked.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with Served(folder, "--api-key", "secret") as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret")
+        found = client.embeddings.create(model="any", input=TEXTS)
+        np.testing.assert_allclose([row.embedding for row in found.data], small_bert.embed(TEXTS), atol=1e-5)
+        hub = huggingface_hub.InferenceClient(base_url=server.url, token="secret")
+        vector = np.array(hub.feature_extraction(TEXTS[0])).ravel()
+        np.testing.assert_allclose(vector, small_bert.embed(TEXTS[0])[0], atol=1e-5)
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong").embeddings.create(model="any", input="a")
+
+
+def test_a_request_to_end_loses_nothing_that_was_taken(folder: Path) -> None:
+    with Served(folder) as server, concurrent.futures.ThreadPoolExecutor(6) as pool:
+        body = {"inputs": ["word " * 50] * 60}
+        asked = [pool.submit(httpx.post, f"{server.url}/embed", json=body, timeout=60) for _ in range(6)]
+        while "modernbert_queue_tokens 0.0" in httpx.get(f"{server.url}/metrics").text:
+            time.sleep(0.01)
+        server.process.send_signal(signal.SIGTERM)
+        found = [each.result() for each in asked]
+        assert all(each.status_code == 200 and len(each.json()) == 60 for each in found)
+        assert server.process.wait(30) == 143, "128 and the signal's number, as every verb"
+        assert server.process.stderr is not None and "Traceback" not in server.process.stderr.read()
+
+
+def test_an_address_that_is_taken_is_one_line(folder: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-m", "modernbert.cli", "serve", str(folder), "--port", port],
+            capture_output=True,
+            text=True,
+        )
+    assert done.returncode == 2 and f"cannot listen at 127.0.0.1:{port}" in done.stderr and done.stderr.count("\n") == 1
