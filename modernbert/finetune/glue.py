@@ -71,13 +71,17 @@ _SUFFIXES = (".tsv", ".tsv.gz", ".csv", ".jsonl", ".jsonl.gz", ".parquet")
 
 
 def tasks_in(data: Path) -> list[str]:
-    """Return the tasks that a folder holds, in the order of the table.
+    """Return the tasks that a folder holds to learn from, in the order of the table.
 
     Raises: InputError if it holds none.
     """
-    found = [name for name in TASKS if (data / name).is_dir()]
+    found = [
+        name for name in TASKS if any((data / name / f"train{suffix}").exists() for suffix in _SUFFIXES)
+    ]  # fmt: skip
     if not found:
-        raise InputError(f"{data}: holds no task of GLUE, expected folders called {', '.join(TASKS)}")
+        raise InputError(
+            f"{data}: holds no task of GLUE, expected folders called {', '.join(TASKS)} with train and dev"
+        )
     return found
 
 

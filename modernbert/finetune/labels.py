@@ -68,7 +68,7 @@ from modernbert.train.parallel import Loss
 from modernbert.train.run_folder import begin_run_folder
 from modernbert.train.tuning import GiveUp, LinearPlan, Position, Tuning, groups_by_depth, predict, tune
 
-__all__ = ["FinetuneConfig", "finetune"]
+__all__ = ["FinetuneConfig", "check_inputs", "finetune"]
 
 
 @dataclass
@@ -170,6 +170,15 @@ def finetune(config: FinetuneConfig, give_up: GiveUp | None = None) -> Path:
             keep_freed_memory()
             _finetune(out, config, inputs, give_up)
     return out / "model"
+
+
+def check_inputs(config: FinetuneConfig) -> None:
+    """Read all that a config names, as a run does before it begins.
+
+    Raises: InputError for what cannot be learned from.
+    """
+    config.check()
+    _open_inputs(config)
 
 
 def _open_inputs(config: FinetuneConfig) -> _Inputs:

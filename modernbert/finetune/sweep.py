@@ -17,10 +17,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from modernbert.config import load
 from modernbert.device import choose_device
 from modernbert.errors import InputError
 from modernbert.finetune.labels import FinetuneConfig, finetune
 from modernbert.finetune.retriever import RetrieverConfig, finetune_retriever
+from modernbert.storage import write_file
+from modernbert.train.loop import Diverged
 from modernbert.train.run_folder import begin_run_folder
 
 __all__ = ["Base", "Point", "Result", "best_of", "points_of", "sweep"]
@@ -28,6 +31,7 @@ __all__ = ["Base", "Point", "Result", "best_of", "points_of", "sweep"]
 Base = FinetuneConfig | RetrieverConfig
 # So many finished runs, before one is compared with them.
 _FEWEST = 3
+_DIVERGED = "diverged.json"
 
 
 @dataclass(frozen=True)
@@ -72,10 +76,13 @@ def points_of(
 
 
 def sweep(base: Base, out: Path, points: Sequence[Point], devices: Sequence[str] = ("auto",)) -> list[Result]:
-    """Run the points that are not done, and return the results of all; of the models, the best one's is kept.
+    """Run the points that are not done; of the models, the best one's is kept.
 
-    Raises: InputError for what cannot be learned from, no dev rows to compare by, or a folder with runs of another
-    config.
+    Returns the results of all points of this config that are done, those of earlier sweeps in the folder too. A point
+    whose loss was not finite has none.
+
+    Raises: InputError for what cannot be learned from, no dev rows to compare by, a device that is not there, or a
+    folder with runs of another config.
     """
     if not base.dev:
         raise InputError("dev: found nothing, expected rows or collections to compare runs by")
@@ -83,19 +90,39 @@ def sweep(base: Base, out: Path, points: Sequence[Point], devices: Sequence[str]
         choose_device(device)
     if len({point.name for point in points}) < len(points) or not points:
         raise InputError("sweep: expected at least one point, each once")
-    left = [point for point in points if not (out / point.name / "scores.json").exists()]
+    left = [point for point in points if not _is_done(out / point.name)]
     for point in points:
         if point not in left:
             begin_run_folder(out / point.name, _config_of(base, out, point))  # refuses what another config has left
     print(f"{out}: {len(points)} runs, {len(points) - len(left)} of them done")
+    everything = list(dict.fromkeys([*points, *_earlier(base, out)]))
     if len(devices) > 1 and len(left) > 1:
-        _share_out(base, out, points, left, devices)
+        _share_out(base, out, everything, left, devices)
     else:
         for point in left:
-            _run(base, out, points, point, devices[0])
-    results = [_result(out, point) for point in points]
+            _run(base, out, everything, point, devices[0])
+    results = [result for point in everything if (result := _result(out, point)) is not None]
+    if not results:
+        raise InputError(f"{out}: every run ended with a loss that is not finite; a lower lr may help")
     _keep_best(out, results)
     return results
+
+
+def _is_done(folder: Path) -> bool:
+    return (folder / "scores.json").exists() or (folder / _DIVERGED).exists()
+
+
+def _earlier(base: Base, out: Path) -> list[Point]:
+    """Return the points of this config that earlier sweeps have done in the folder."""
+    found = []
+    for path in sorted(out.glob("lr*/config.yaml")):
+        if _is_done(path.parent):
+            config = load(type(base), path)
+            point = Point(config.lr, config.weight_decay, config.epochs, config.seed)
+            expected = _config_of(base, out, point)
+            if replace(config, **{name: getattr(expected, name) for name in expected.FREE_TO_CHANGE}) == expected:
+                found.append(point)
+    return found
 
 
 def _share_out(base: Base, out: Path, points: Sequence[Point], left: Sequence[Point], devices: Sequence[str]) -> None:
@@ -105,8 +132,13 @@ def _share_out(base: Base, out: Path, points: Sequence[Point], left: Sequence[Po
     for device in devices:
         queue.put(device)
     with ProcessPoolExecutor(len(devices), mp_context=context, initializer=_take_device, initargs=(queue,)) as pool:
-        for done in [pool.submit(_run, base, out, points, point, None) for point in left]:
-            done.result()
+        try:
+            for done in [pool.submit(_run, base, out, points, point, None) for point in left]:
+                done.result()
+        except BaseException:
+            # What has not begun shall not begin.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _take_device(queue: Any) -> None:
@@ -129,10 +161,14 @@ def _run(base: Base, out: Path, points: Sequence[Point], point: Point, device: s
             return f"best {best:.4f} is below the median {statistics.median(means):.4f} of {len(means)} runs"
         return None
 
-    if isinstance(config, RetrieverConfig):
-        finetune_retriever(config, give_up)
-    else:
-        finetune(config, give_up)
+    try:
+        if isinstance(config, RetrieverConfig):
+            finetune_retriever(config, give_up)
+        else:
+            finetune(config, give_up)
+    except Diverged as error:
+        print(f"{point.name}: stopped, {error}", flush=True)
+        write_file(out / point.name / _DIVERGED, json.dumps({"error": str(error)}) + "\n")
 
 
 def _config_of(base: Base, out: Path, point: Point) -> Base:
@@ -145,9 +181,10 @@ def _config_of(base: Base, out: Path, point: Point) -> Base:
 def _mean_until(out: Path, point: Point, share: float) -> float | None:
     """Return the mean of a finished run's scores in the first share of its epochs, more being better."""
     folder = out / point.name
-    if not (folder / "scores.json").exists():
+    result = _result(out, point)
+    if result is None:
         return None
-    metric = json.loads((folder / "scores.json").read_text())["metric"]
+    metric = result.metric
     sign = -1 if metric.endswith("error") else 1
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     epochs = {row["step"]: row["epoch"] for row in rows if row["kind"] == "step"}
@@ -155,9 +192,19 @@ def _mean_until(out: Path, point: Point, share: float) -> float | None:
     return statistics.mean(found) if found else None
 
 
-def _result(out: Path, point: Point) -> Result:
-    written = json.loads((out / point.name / "scores.json").read_text())
-    return Result(point, written["metric"], written["dev"], written["stopped"])
+def _result(out: Path, point: Point) -> Result | None:
+    """Return what came of a point; None if its loss was not finite.
+
+    Raises: InputError for a file that is damaged.
+    """
+    path = out / point.name / "scores.json"
+    if not path.exists():
+        return None
+    try:
+        written = json.loads(path.read_text())
+        return Result(point, written["metric"], written["dev"], written["stopped"])
+    except (ValueError, TypeError, KeyError):
+        raise InputError(f"{path}: is not readable as scores; remove its folder to run it again") from None
 
 
 def best_of(results: Sequence[Result]) -> Result:

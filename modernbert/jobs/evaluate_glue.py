@@ -8,22 +8,24 @@ settings are chosen too: the best of them flatters, as the paper's own do, so th
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from modernbert import config as configs_of
 from modernbert.errors import InputError
 from modernbert.finetune.glue import DECAYS, PUBLISHED, RATES, TASKS, GlueTask, config_of, tasks_in
-from modernbert.finetune.labels import FinetuneConfig
+from modernbert.finetune.labels import FinetuneConfig, check_inputs
 from modernbert.finetune.sweep import Point, Result, best_of, points_of, sweep
-from modernbert.storage import write_file
+from modernbert.storage import new_folder, write_file
 
 __all__ = ["GlueConfig", "run"]
 
 _WIDTH_OF_A_FILE = 160
+_MNLI_START = "mnli-start"
 
 
 @dataclass
@@ -68,9 +70,19 @@ def run(config: GlueConfig) -> dict[str, Any]:
     )
     configs = {name: config_of(name, config.data, base) for name in tasks}
     said = _earlier(config)
+    start = config.out / _MNLI_START
+    after_mnli = "mnli" in {*configs, *said}
     for name, each in configs.items():
-        start = _model_of_mnli(config.out, said) if TASKS[name].after_mnli else None
-        each.model = start or config.model
+        if TASKS[name].after_mnli and after_mnli:
+            each.model = str(start)
+            _check_start(config.out / name, each.model)
+    if len(configs) > 1:
+        # What is wrong with a task's rows is told before hours are spent on the tasks before it.
+        for each in configs.values():
+            check_inputs(replace(each, model=config.model))
+    for name, each in configs.items():
+        if each.model == str(start) and not start.exists():
+            _keep_start(config.out / "mnli" / said["mnli"]["best_run"] / "model", start)
         results = sweep(each, config.out / name, _points(config, TASKS[name]), config.devices)
         said[name] = _summary(results) | {"model": config.model, "started_from": each.model}
         write_file(config.out / "glue.json", json.dumps(said, indent=2) + "\n")
@@ -81,8 +93,11 @@ def run(config: GlueConfig) -> dict[str, Any]:
 def _earlier(config: GlueConfig) -> dict[str, Any]:
     """Return what an earlier call wrote of this model's other tasks."""
     path = config.out / "glue.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return {name: found[name] for name in TASKS if found.get(name, {}).get("model") == config.model}
+    try:
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return {name: each for name, each in found.items() if name in TASKS and each["model"] == config.model}
+    except (AttributeError, ValueError, TypeError, KeyError):
+        raise InputError(f"{path}: is not readable as results; remove it, the runs beside it stay") from None
 
 
 def _points(config: GlueConfig, task: GlueTask) -> list[Point]:
@@ -94,8 +109,25 @@ def _points(config: GlueConfig, task: GlueTask) -> list[Point]:
     )  # fmt: skip
 
 
-def _model_of_mnli(out: Path, said: dict[str, Any]) -> str | None:
-    return str(out / "mnli" / said["mnli"]["best_run"] / "model") if "mnli" in said else None
+def _check_start(folder: Path, start: str) -> None:
+    """Check that what was begun of a task started from MNLI's model too.
+
+    Raises: InputError naming the run that did not.
+    """
+    for path in sorted(folder.glob("lr*/config.yaml")):
+        found = configs_of.load(FinetuneConfig, path).model
+        if found != start:
+            raise InputError(
+                f"{path.parent}: was begun from {found}, but with MNLI among the tasks it starts from {start}; choose "
+                "another --out"
+            )
+
+
+def _keep_start(model: Path, start: Path) -> None:
+    """Keep the best model of MNLI as it is now: whatever else is tried of MNLI later, the others started from this."""
+    with new_folder(start) as partial:
+        for path in model.iterdir():
+            (partial / path.name).write_bytes(path.read_bytes())
 
 
 def _summary(results: Sequence[Result]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from modernbert.train.optim import StableAdamW, grad_norm
 from modernbert.train.parallel import ALONE, World, local, settle, syncing
 from modernbert.train.schedule import Plans, StepPlan
 
-__all__ = ["HeldoutScore", "Judge", "StepResult", "derive_seed", "evaluate", "train", "train_step"]
+__all__ = ["Diverged", "HeldoutScore", "Judge", "StepResult", "derive_seed", "evaluate", "train", "train_step"]
 
 Judge = Callable[[float, float], str | None]
 """(loss, gradient norm) -> why a step must not be taken, or None"""
@@ -65,14 +65,18 @@ class HeldoutScore:
         return math.exp(self.loss)
 
 
+class Diverged(InputError):
+    """Say that a loss or a gradient is not finite."""
+
+
 def must_be_finite(loss: float, norm: float) -> str | None:
     """Refuse to train on with numbers that are none.
 
-    Raises: InputError for a loss or gradient that is not finite.
+    Raises: Diverged for a loss or gradient that is not finite.
     """
     if math.isfinite(loss) and math.isfinite(norm):
         return None
-    raise InputError(
+    raise Diverged(
         f"loss {loss} and gradient norm {norm}, expected finite numbers; nothing of this step was saved, "
         "a lower lr may help"
     )
@@ -111,7 +115,7 @@ def train(
                 seed=step_seed, device=device, dtype=dtype, judge=judge, world=world,
             )  # fmt: skip
         except InputError as error:
-            raise InputError(f"step {step + 1}: {error}") from None
+            raise type(error)(f"step {step + 1}: {error}") from None
         yield plan, result
 
 

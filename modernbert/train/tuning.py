@@ -127,14 +127,14 @@ def tune(tuning: Tuning, batches_from: Callable[[int], Iterator[Batch]]) -> Posi
             is_last = position.step == plan.num_steps
             if is_last or position.step % every == 0:
                 best = _keep_best(tuning, position, best, journal)
-                position.elapsed_s = time.monotonic() - started
                 position.stopped = None if is_last else _stop(tuning, position)
                 if position.stopped:
                     print(f"stopped after step {position.step:,}: {position.stopped}")
                     break
-                if not is_last and time.monotonic() - saved_at >= tuning.save_every_s:
-                    _save(tuning, position, best, journal.sizes())
-                    saved_at = time.monotonic()
+            if not is_last and time.monotonic() - saved_at >= tuning.save_every_s:
+                position.elapsed_s = time.monotonic() - started
+                _save(tuning, position, best, journal.sizes())
+                saved_at = time.monotonic()
             begun = time.monotonic()
     if best:
         model.load_state_dict(best)

@@ -62,6 +62,26 @@ def test_a_sweep_keeps_the_best_model_and_goes_on_where_it_was(
     assert kept == [best.point.name]
 
 
+def test_a_sweep_with_fewer_points_keeps_what_there_is(base: FinetuneConfig, tmp_path: Path) -> None:
+    points = points_of([1e-3, 1e-7], [1e-5], [2], [0])
+    best = best_of(sweep(base, tmp_path / "sweep", points))
+    again = sweep(base, tmp_path / "sweep", [point for point in points if point != best.point])
+    assert best_of(again) == best and (tmp_path / "sweep" / best.point.name / "model").is_dir()
+    assert len(again) == 2
+
+
+def test_a_rate_that_diverges_ends_its_own_run_alone(base: FinetuneConfig, tmp_path: Path) -> None:
+    points = points_of([1e30, 1e-3], [1e-5], [1], [0])
+    for _ in range(2):
+        (result,) = sweep(base, tmp_path / "sweep", points)
+        assert result.point.lr == 1e-3
+    with pytest.raises(InputError, match="every run ended with a loss that is not finite"):
+        sweep(base, tmp_path / "other", points[:1])
+    (tmp_path / "sweep" / points[1].name / "scores.json").write_text("{")
+    with pytest.raises(InputError, match="scores.json: is not readable as scores"):
+        sweep(base, tmp_path / "sweep", points)
+
+
 def test_a_run_below_the_median_of_others_is_stopped(base: FinetuneConfig, tmp_path: Path) -> None:
     """Three good runs, then one that learns nothing: it ends at its first scoring."""
     base = replace(base, epochs=4, scorings_per_epoch=2)
@@ -154,7 +174,10 @@ def test_glue_is_tuned_scored_and_shown(
     with pytest.raises(InputError, match="begun with max_len=256, found max_len=64"):
         run(replace(config, tasks=["cola"], max_len=64))
     assert said["cola"]["started_from"] == model
-    assert said["rte"]["started_from"] == str(tmp_path / "out" / "mnli" / said["mnli"]["best_run"] / "model")
+    start = tmp_path / "out" / "mnli-start"
+    assert said["rte"]["started_from"] == str(start)
+    kept = tmp_path / "out" / "mnli" / said["mnli"]["best_run"] / "model" / "model.safetensors"
+    assert (start / "model.safetensors").read_bytes() == kept.read_bytes()
     for name, summary in said.items():
         assert summary["metric"] == TASKS[name].metric
         assert summary["best"] == max(summary["seeds"]) >= summary["median"]
@@ -163,6 +186,18 @@ def test_glue_is_tuned_scored_and_shown(
     assert "median of seeds" in shown and "87.4" in shown
     again = run(config)
     assert {name: again[name] for name in said} == said, "a finished sweep is read, not run again"
+    more = run(replace(config, seeds=[2]))
+    assert len(more["mnli"]["runs"]) == 3 and len(more["rte"]["runs"]) == 3, "earlier seeds count on"
+    assert (tmp_path / "out" / "mnli" / more["mnli"]["best_run"] / "model").is_dir()
+    assert more["rte"]["started_from"] == str(start), "whatever is best of MNLI now"
+    alone = replace(config, out=tmp_path / "alone", tasks=["rte"], seeds=[0])
+    run(alone)
+    with pytest.raises(InputError, match="was begun from .*start.*model, but with MNLI among the tasks"):
+        run(replace(alone, tasks=["mnli", "rte"]))
+    assert not (tmp_path / "alone" / "mnli").exists(), "refused before anything is trained"
+    (tmp_path / "out" / "glue.json").write_text("[]")
+    with pytest.raises(InputError, match="glue.json: is not readable as results"):
+        run(config)
 
 
 def test_what_is_not_there_is_named(data: Path, tmp_path: Path, model: str) -> None:
@@ -173,6 +208,12 @@ def test_what_is_not_there_is_named(data: Path, tmp_path: Path, model: str) -> N
     ):
         with pytest.raises(InputError, match=said):
             run(replace(GlueConfig(model, data, tmp_path / "out"), **changes))  # type: ignore[arg-type]
+    (data / "rte" / "dev.tsv").write_text("sentence1\tsentence2\tlabel\na\t\tyes\n")
+    with pytest.raises(InputError, match="rte/dev.tsv:2: sentence2 is empty"):
+        run(GlueConfig(model, data, tmp_path / "out", tasks=["cola", "rte"]))
+    assert not (tmp_path / "out").exists(), "the rows of the last task are read before the first is trained"
+    (data / "mnli" / "train.tsv").unlink()
+    assert "mnli" not in tasks_in(data)
     (data / "cola" / "dev.tsv").unlink()
     with pytest.raises(InputError, match="cola: has no dev split"):
         run(GlueConfig(model, data, tmp_path / "out", tasks=["cola"]))
