@@ -30,6 +30,8 @@ def load(schema: type[Schema], path: Path | str | None = None, overrides: Sequen
     if path is not None:
         merged = _merge(merged, _read(Path(path)), str(path))
     for word in overrides:
+        if not word.isprintable() and any("\ud800" <= character <= "\udfff" for character in word):
+            raise InputError(f"{word.encode(errors='replace').decode()}: is not UTF-8 text")
         if "=" not in word:
             raise InputError(f"{word}: expected key=value, for example seed=7")
         with _explained(word):
@@ -54,7 +56,10 @@ def value_of(key: str, path: Path | str | None, overrides: Sequence[str]) -> Any
     if words:
         with _explained(words[-1]):
             return OmegaConf.select(OmegaConf.from_dotlist(words[-1:]), key)
-    return None if path is None else OmegaConf.select(_read(Path(path)), key)
+    if path is None:
+        return None
+    with _explained(str(path)):
+        return OmegaConf.select(_read(Path(path)), key)
 
 
 def to_yaml(config: Any) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "sha256_of",
     "sync_file",
     "sync_folder",
+    "unwrapped",
     "write_file",
     "write_tensors",
 ]
@@ -151,13 +152,20 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, st
     Raises: OSError with the system's number if the disk is full or not writable.
     """
     # Here, not above: whoever writes shards of text has no need of torch.
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    try:
+    with unwrapped():
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata)
+
+
+@contextmanager
+def unwrapped() -> Iterator[None]:
+    """Raise the system's error, where safetensors wraps it in its own: a full disk is told like any other full disk."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
     except SafetensorError as error:
-        # The library wraps the system's error in its own; unwrapped, a full disk is told like any other full disk.
         number = re.search(r"os error (\d+)", str(error))
         raise OSError(int(number[1]) if number else 0, str(error)) from None
 

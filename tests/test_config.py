@@ -34,6 +34,7 @@ class Example:
         ("parts=x", "^parts=x: "),
         ("outt=x", "^outt=x: .*Did you mean: 'out'"),
         ("out", "^out: expected key=value"),
+        ("out=a\udcff", "^out=a.: is not UTF-8 text"),
     ],
 )
 def test_a_wrong_word_is_one_line(tmp_path, word, message):

@@ -10,7 +10,10 @@ from pathlib import Path
 from modernbert.errors import InputError
 from modernbert.text.labelled.rows import Row, read_rows
 
-__all__ = ["Collection", "read_collection", "read_texts"]
+__all__ = ["Collection", "is_collection", "read_collection", "read_texts"]
+
+
+_PACKED = ("", ".gz", ".zst")
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ def _string(row: Row, column: str) -> str:
     found = row.value(column) if column == "text" else row.values.get(column)
     if found is not None and not isinstance(found, str):
         raise InputError(f"{row.origin}: {column} is {type(found).__name__}, expected text")
+    row.check_whole(column, found or "")
     return found or ""
 
 
@@ -92,13 +96,19 @@ def _add(known: dict[str, str], row: Row, text: str) -> None:
     if not isinstance(found, (str, int)) or found == "":
         raise InputError(f"{row.origin}: _id is {found!r}, expected an id")
     key = str(found)
+    row.check_whole("_id", key)
     if key in known:
         raise InputError(f"{row.origin}: the id {key!r} is there already, expected each once")
     known[key] = text
 
 
+def is_collection(folder: Path) -> bool:
+    """Say whether a folder is one of a collection, by its queries."""
+    return any((folder / f"queries.jsonl{packed}").exists() for packed in _PACKED)
+
+
 def _file(folder: Path, name: str) -> Path:
-    for packed in ("", ".gz", ".zst"):
+    for packed in _PACKED:
         if (folder / f"{name}{packed}").exists():
             return folder / f"{name}{packed}"
     found = sorted(path.name.split(".")[0] for path in (folder / "qrels").glob("*.tsv*")) if "qrels/" in name else []

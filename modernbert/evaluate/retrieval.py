@@ -25,6 +25,8 @@ __all__ = ["Rank", "Retrieval", "hard_negatives", "rank_by_index", "rank_by_mode
 _DEPTH = 100
 # Documents are embedded so many characters at a time, and their vectors let go once they are scored.
 _BLOCK_CHARACTERS = 2**22
+# Settings that leave the vectors of documents as they are.
+_OF_QUERIES = ("query_prompt", "query_length", "expand_queries")
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def rank_by_index(bert: ModernBert, model: str, folder: Path) -> Rank:
     def rank(collection: Collection, k: int) -> tuple[np.ndarray, np.ndarray, int]:
         queries = bert.embed_queries(list(collection.queries.values()))
         texts = sha256("\0".join(chain.from_iterable(collection.documents.items())).encode()).hexdigest()
-        about = {"documents": texts, "model": model, "settings": asdict(bert.vectors)}
+        settings = {key: value for key, value in asdict(bert.vectors).items() if key not in _OF_QUERIES}
+        about = {"documents": texts, "model": model, "settings": settings}
         width = bert.width if bert.projection is None else bert.projection.out_features
         index = Index(folder / collection.name, about, width, bert.is_late)
         for some in within(list(collection.documents.values())[len(index) :], _BLOCK_CHARACTERS, len):

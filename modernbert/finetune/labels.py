@@ -125,6 +125,8 @@ class FinetuneConfig:
         if self.task not in TASKS:
             raise InputError(f"task: found {self.task!r}, expected {', '.join(TASKS)}")
         check_numbers(self)
+        if not self.train:
+            raise InputError("train: found none, expected files of rows")
         if self.task == "rerank" and self.columns.pair is None:
             raise InputError("columns.pair: found none, expected the column of the texts that are ranked")
         if self.class_weights not in ("none", "balanced"):

@@ -19,7 +19,7 @@ from torch import nn
 from modernbert.config import MISSING
 from modernbert.device import autocast, choose_device, choose_precision, keep_freed_memory
 from modernbert.errors import InputError
-from modernbert.evaluate.collection import Collection, read_collection, read_texts
+from modernbert.evaluate.collection import Collection, is_collection, read_collection, read_texts
 from modernbert.evaluate.retrieval import Retrieval, hard_negatives, rank_by_model, rank_by_words, score_collection
 from modernbert.finetune.checks import check_numbers
 from modernbert.infer.pipeline import ModernBert
@@ -123,6 +123,12 @@ class RetrieverConfig:
             raise InputError(f"metric: found {self.metric!r}, expected {', '.join(_METRICS)}")
         if self.task == "embed" and self.vectors.pooling not in ("mean", "cls"):
             raise InputError(f"vectors.pooling: found {self.vectors.pooling!r}, expected mean or cls")
+        if not self.train:
+            raise InputError("train: found none, expected files of rows or folders of collections")
+        for name in ("dev", "test"):
+            folders = [Path(each).name for each in getattr(self, name)]
+            if len(set(folders)) < len(folders):
+                raise InputError(f"{name}: found two folders of one name, expected other names to tell scores apart by")
         if self.stanford and self.task != "late":
             raise InputError(f"stanford: found true, but {self.task} is no late interaction")
         if self.stanford:
@@ -186,6 +192,8 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
             raise InputError(
                 f"vectors.{name}: found {getattr(vectors, name):,}, but {folder} takes at most {longest:,}"
             )
+    if not is_foreign and config.task == "late" and config.projection is not None:
+        load_projection(folder, load_config(folder).hidden_size)  # refuses one that does not fit
     for prompt in (vectors.query_prompt, vectors.document_prompt):
         if config.stanford and tokenizer.id_of(prompt.strip()) is None:
             raise InputError(f"vectors: found the mark {prompt.strip()!r}, which is no token of {folder}")
@@ -215,7 +223,7 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
 
 
 def _questions(config: RetrieverConfig, source: str) -> list[Question]:
-    if (Path(source) / "queries.jsonl").exists() or (Path(source) / "queries.jsonl.gz").exists():
+    if is_collection(Path(source)):
         collection = read_collection(Path(source), config.train_split)
         questions = questions_of_collection(collection.queries, collection.documents, collection.judgments)
         pool = list(dict.fromkeys(collection.documents.values()))
@@ -339,9 +347,15 @@ def _start(config: RetrieverConfig, inputs: _Inputs) -> tuple[Embedder, list[dic
     """Return the model to begin with, and its parameters in groups."""
     if inputs.backend == "transformers":
         tokenizer = inputs.tokenizer
+        torch.manual_seed(config.seed)  # what the folder lacks, as a BERT's pooler, is drawn
         foreign = load_foreign_encoder(inputs.folder, tokenizer.pad_id, tokenizer.sep_id, torch.float32)
         model = Embedder(foreign, inputs.vectors.pooling, _start_projection(config, inputs, foreign.width))
-        return model, parameter_groups(model, config.weight_decay)
+        groups = parameter_groups(foreign, config.weight_decay)
+        if model.projection is not None:
+            scale = (config.projection_lr or config.lr) / config.lr
+            groups += [{"params": [model.projection.weight], "weight_decay": config.weight_decay, "lr_scale": scale,
+                        "lr": config.lr * scale, "max_lr": config.lr * scale}]  # fmt: skip
+        return model, groups
     encoder = encoder_of(load_model(inputs.folder, dtype=torch.float32, backend=inputs.backend))
     assert isinstance(encoder, Encoder)
     if config.dropout is not None:
@@ -356,7 +370,7 @@ def _start_projection(config: RetrieverConfig, inputs: _Inputs, width: int) -> n
     """Return the linear layer behind the encoder: that of the folder, or a new one from the seed."""
     if config.task == "embed" or config.projection is None:
         return None
-    found = load_projection(inputs.folder)
+    found = load_projection(inputs.folder, width)
     if found is not None and found.out_features == config.projection:
         return found.float()
     projection = nn.Linear(width, config.projection, bias=False)

@@ -121,7 +121,7 @@ class ModernBert:
         model = load_for_inference(folder, place, precision, chosen)
         if "auto" in (device, dtype, backend):
             print(f"{name}: device {place}, dtype {str(precision)[6:]}, attention {chosen}", file=sys.stderr)
-        projection = load_projection(folder)
+        projection = load_projection(folder, encoder_of(model).config.hidden_size)
         if projection is not None:
             projection = projection.to(place, precision)
         return ModernBert(tokenizer, model, vectors=load_vectors(folder), projection=projection)
@@ -430,7 +430,7 @@ def _load_foreign(name: str | Path, folder: Path, device: torch.device, dtype: t
     tokenizer = Tokenizer.load(folder)
     encoder = load_foreign_encoder(folder, tokenizer.pad_id, tokenizer.sep_id, dtype).to(device)
     print(f"{name}: device {device}, dtype {str(dtype)[6:]}, a {family_of(folder)} of transformers", file=sys.stderr)
-    projection = load_projection(folder)
+    projection = load_projection(folder, encoder.width)
     if projection is not None:
         projection = projection.to(device, dtype)
     return ModernBert(tokenizer, encoder, vectors=load_vectors(folder), projection=projection)

@@ -54,7 +54,7 @@ class RetrievalConfig:
 
 
 def run(config: RetrievalConfig) -> list[dict[str, Any]]:
-    """Score collection after collection; print a table, write JSON if asked to, and return the rows.
+    """Score collection after collection, write JSON after each if asked to, print a table, and return the rows.
 
     Raises: InputError for a collection whose files do not fit together, or a model that cannot be loaded.
     """
@@ -63,6 +63,9 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
     if config.pooling not in (None, "mean", "cls", "tokens"):
         raise InputError(f"pooling: found {config.pooling!r}, expected mean, cls or tokens")
     check_numbers(config)
+    folders = [Path(name).resolve().name for name in config.collections if not name.startswith(_MTEB)]
+    if config.index is not None and len(set(folders)) < len(folders):
+        raise InputError("collections: found two folders of one name, which would share an index; expected other names")
     check_target(config.out)
     check_target(None if config.index is None else config.index / "vectors.lance")
     collections = [
@@ -80,14 +83,18 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
     bert.vectors = replace(bert.vectors, **changes)
     by_model = rank_by_model(bert) if config.index is None else rank_by_index(bert, _digest(config), config.index)
     systems: dict[str, Rank] = {config.model: by_model} | ({"BM25": rank_by_words} if config.bm25 else {})
+    settings = {"vectors": asdict(bert.vectors), "device": str(bert.device)}
     rows: list[dict[str, Any]] = []
-    for name, collection in collections:
-        for system, rank in systems.items():
-            rows.extend({"system": system, **row} for row in _rows(name, collection, config.split, rank))
-    _show(rows)
-    if config.out is not None:
-        settings = {"vectors": asdict(bert.vectors), "device": str(bert.device)}
-        write_file(config.out, json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
+    try:
+        for name, collection in collections:
+            for system, rank in systems.items():
+                rows.extend({"system": system, **row} for row in _rows(name, collection, config.split, rank))
+                # What is scored is there, whatever becomes of the next.
+                if config.out is not None:
+                    write_file(config.out, json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
+    finally:
+        if rows:
+            _show(rows)
     return rows
 
 

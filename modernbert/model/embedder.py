@@ -91,6 +91,8 @@ def write_vectors(folder: Path, vectors: Vectors, projection: nn.Linear | None, 
         "prompts": {"query": vectors.query_prompt, "document": vectors.document_prompt},
         "default_prompt_name": None,
         "similarity_fn_name": "cosine",
+        # Which sentence-transformers has no word for, and passes over.
+        "query_length": vectors.query_length,
     }
     if late:
         settings = {
@@ -132,6 +134,13 @@ def load_vectors(folder: Path) -> Vectors:
     Raises: InputError naming the file, for one that is not readable.
     """
     found = _read(folder / _SETTINGS)
+
+    def whole(key: str, said: dict[str, Any] = found, name: str = _SETTINGS) -> int | None:
+        value = said.get(key)
+        if value is not None and (type(value) is not int or value < 1):
+            raise InputError(f"{folder / name}: {key} is {value!r}, expected a number of tokens")
+        return value
+
     if found.get("model_type") == "ColBERT":
         expand = bool(found.get("do_query_expansion", True))
         if expand and not found.get("attend_to_expansion_tokens", False):
@@ -141,23 +150,26 @@ def load_vectors(folder: Path) -> Vectors:
             )
         return Vectors(
             pooling="tokens", query_prompt=str(found.get("query_prefix") or ""),
-            document_prompt=str(found.get("document_prefix") or ""), query_length=found.get("query_length") or 32,
-            document_length=found.get("document_length") or 180, expand_queries=expand,
+            document_prompt=str(found.get("document_prefix") or ""), query_length=whole("query_length") or 32,
+            document_length=whole("document_length") or 180, expand_queries=expand,
             skip=list(found.get("skiplist_words") or ()),
         )  # fmt: skip
     prompts = found.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise InputError(f"{folder / _SETTINGS}: prompts is {type(prompts).__name__}, expected names and texts")
+    limits = "sentence_bert_config.json"
     vectors = Vectors(
         query_prompt=str(prompts.get("query") or ""), document_prompt=str(prompts.get("document") or ""),
-        document_length=_read(folder / "sentence_bert_config.json").get("max_seq_length"),
+        query_length=whole("query_length"), document_length=whole("max_seq_length", _read(folder / limits), limits),
     )  # fmt: skip
     modes = _read(folder / "1_Pooling" / "config.json")
     return replace(vectors, pooling=next((mode for mode, key in _POOLINGS.items() if modes.get(key)), "mean"))
 
 
-def load_projection(folder: Path) -> nn.Linear | None:
-    """Read the linear layer behind the encoder, if the folder has one.
+def load_projection(folder: Path, width: int) -> nn.Linear | None:
+    """Read the linear layer behind an encoder of a width, if the folder has one.
 
-    Raises: InputError naming the file, for one that is not readable safetensors.
+    Raises: InputError naming the file, for one that is not readable safetensors, or does not fit.
     """
     path = folder / _DENSE / "model.safetensors"
     if not path.exists():
@@ -167,6 +179,8 @@ def load_projection(folder: Path) -> nn.Linear | None:
             weight = file.get_tensor("linear.weight")
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: is not a readable safetensors file ({' '.join(str(error).split())})") from None
+    if weight.ndim != 2 or weight.shape[1] != width:
+        raise InputError(f"{path}: linear.weight is {list(weight.shape)}, expected [any, {width}] for this model")
     projection = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     projection.weight = nn.Parameter(weight)
     return projection

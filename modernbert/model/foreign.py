@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from modernbert.errors import InputError
 from modernbert.model.heads import TASKS
 from modernbert.ragged import Batch, Layout
-from modernbert.storage import new_folder
+from modernbert.storage import new_folder, unwrapped
 
 __all__ = [
     "OURS",
@@ -151,7 +151,8 @@ def save_foreign(
 ) -> None:
     """Write a folder that transformers loads, with the tokenizer's files of the folder it came from."""
     with new_folder(folder, replace=True) as partial:
-        model.inner.save_pretrained(partial)  # type: ignore[operator]
+        with unwrapped():
+            model.inner.save_pretrained(partial)  # type: ignore[operator]
         for path in tokenizer_of.iterdir():
             if path.name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "spm", "sentencepiece")):
                 (partial / path.name).write_bytes(path.read_bytes())

@@ -253,6 +253,8 @@ def _check_names_and_shapes(expected: Mapping[str, Tensor], found: Mapping[str, 
             if name != "decoder.weight":
                 logger.warning("%s: %s belongs to a head that is not loaded", folder, name)
         elif "rotary_emb" not in name:
+            if name == "linear.weight":
+                raise InputError(f"{folder}: is for ColBERT's library; load the model folder that stands beside it")
             raise InputError(f"{folder}: the weights have {name}, which no ModernBERT of this config has")
 
 

@@ -46,11 +46,11 @@ def write_stanford(folder: Path, source: Path, prefix: str) -> None:
 
     Raises: InputError if the disk is full or not writable.
     """
-    vectors, projection = load_vectors(source), load_projection(source)
+    config = json.loads((source / "config.json").read_text()) | {"architectures": ["HF_ColBERT"]}
+    vectors, projection = load_vectors(source), load_projection(source, config["hidden_size"])
     assert projection is not None
     weights = load_file(source / "model.safetensors")
     named = {name if name.startswith(f"{prefix}.") else f"{prefix}.{name}": each for name, each in weights.items()}
-    config = json.loads((source / "config.json").read_text()) | {"architectures": ["HF_ColBERT"]}
     settings: dict[str, Any] = {
         "query_token_id": vectors.query_prompt.strip(), "doc_token_id": vectors.document_prompt.strip(),
         "query_token": "[Q]", "doc_token": "[D]", "dim": projection.out_features, "similarity": "cosine",

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from modernbert.config import load, to_yaml
 from modernbert.errors import InputError
-from modernbert.storage import only_process, write_file
+from modernbert.storage import explained, only_process, write_file
 
 __all__ = ["RunConfig", "begin_run_folder"]
 
@@ -37,6 +37,10 @@ def begin_run_folder(out: Path, config: RunConfig) -> None:
     Raises: InputError naming the first field that differs, or the folder if it is something else.
     """
     path = out / "config.yaml"
+    try:
+        path.exists()
+    except OSError as error:
+        raise explained(out, error) from error
     if path.exists() and not _may_be_corrected(out):
         begun, asked = _flat(asdict(load(type(config), path))), _flat(asdict(config))
         for key in [*asked, *begun]:

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import zstandard
+from safetensors.torch import save_file
 from torch import Tensor
 
 from modernbert import ModernBert
@@ -19,8 +21,10 @@ from modernbert.errors import InputError
 from modernbert.evaluate.collection import read_texts
 from modernbert.evaluate.retrieval import hard_negatives, rank_by_model
 from modernbert.finetune.retriever import RetrieverConfig, finetune_retriever
+from modernbert.jobs.evaluate_retrieval import RetrievalConfig
+from modernbert.jobs.evaluate_retrieval import run as evaluate
 from modernbert.jobs.finetune import schema_of
-from modernbert.model.embedder import Embedder, Vectors
+from modernbert.model.embedder import Embedder, Vectors, load_vectors
 from modernbert.model.heads import MaskedLM
 from modernbert.model.hub import load_model
 from modernbert.ragged import within
@@ -281,6 +285,61 @@ def test_stanfords_library_would_make_the_same_vectors(config: RetrieverConfig) 
         np.testing.assert_allclose(document, theirs_document[kept].detach().numpy(), atol=1e-5)
 
 
+def test_a_folder_keeps_what_it_was_tuned_with(config: RetrieverConfig) -> None:
+    folder = finetune_retriever(replace(config, epochs=1, vectors=Vectors(query_length=9, document_length=33)))
+    assert load_vectors(folder).query_length == 9 and load_vectors(folder).document_length == 33
+    scores = json.loads((folder.parent / "scores.json").read_text())
+    (row,) = evaluate(RetrievalConfig(str(folder), config.test, device="cpu", dtype="float32"))
+    assert row["ndcg_10"] == pytest.approx(scores["test"]["made-up"]["ndcg_10"], abs=1e-6)
+    assert row["num_cut"] == scores["test"]["made-up"]["num_cut"]
+    for name, change, said in (
+        ("config_sentence_transformers.json", {"query_length": "9"}, "query_length is '9', expected a number"),
+        ("sentence_bert_config.json", {"max_seq_length": 1.5}, "max_seq_length is 1.5, expected a number"),
+        ("config_sentence_transformers.json", {"prompts": [1]}, "prompts is list, expected names"),
+    ):
+        text = (folder / name).read_text()
+        (folder / name).write_text(json.dumps(json.loads(text) | change))
+        with pytest.raises(InputError, match=f"{name}: {said}"):
+            ModernBert.load(folder, device="cpu")
+        (folder / name).write_text(text)
+
+
+def test_a_projection_that_does_not_fit_is_refused_before_anything_is_begun(config: RetrieverConfig) -> None:
+    folder = finetune_retriever(replace(config, task="late", projection=24, epochs=1))
+    save_file({"linear.weight": torch.zeros(24, 99)}, folder / "1_Dense" / "model.safetensors")
+    with pytest.raises(InputError, match=r"linear.weight is \[24, 99\], expected \[any, 64\]"):
+        ModernBert.load(folder, device="cpu")
+    again = replace(config, model=str(folder), task="late", projection=24, out=config.out + "-again")
+    with pytest.raises(InputError, match="linear.weight is"):
+        finetune_retriever(again)
+    assert not Path(again.out).exists()
+
+
+def test_an_index_serves_other_queries_and_json_is_written_as_scores_come(
+    config: RetrieverConfig, tmp_path: Path, write_collection: Callable[..., Path]
+) -> None:
+    asked = RetrievalConfig(config.model, config.test, device="cpu", index=tmp_path / "kept", out=tmp_path / "r.json")
+    evaluate(asked)
+    evaluate(replace(asked, query_length=5, query_prompt="find "))
+    with pytest.raises(InputError, match="other settings"):
+        evaluate(replace(asked, document_prompt="text "))
+    broken = write_collection(tmp_path / "broken")
+    (tmp_path / "kept" / "broken").write_text("")
+    with pytest.raises(InputError, match="broken: cannot be used as an index"):
+        evaluate(replace(asked, collections=[*config.test, str(broken)]))
+    assert [row["collection"] for row in json.loads((tmp_path / "r.json").read_text())["rows"]] == ["made-up"]
+    other = write_collection(tmp_path / "elsewhere" / "made-up", seed=4)
+    with pytest.raises(InputError, match="found two folders of one name"):
+        evaluate(replace(asked, collections=[*config.test, str(other)]))
+
+
+def test_packed_queries_are_a_collection_too(config: RetrieverConfig) -> None:
+    folder = Path(config.train[0])
+    (folder / "queries.jsonl.zst").write_bytes(zstandard.compress((folder / "queries.jsonl").read_bytes()))
+    (folder / "queries.jsonl").unlink()
+    assert finetune_retriever(replace(config, epochs=1)).is_dir()
+
+
 def test_a_teacher_is_learned_from_rows(config: RetrieverConfig, tmp_path: Path) -> None:
     rows = [
         {
@@ -385,6 +444,9 @@ def test_rows_that_ask_nothing_are_named(row: dict[str, Any], said: str) -> None
         ),
         ({"vectors": Vectors(pooling="max")}, "vectors.pooling: found 'max'"),
         ({"train": ["nowhere"]}, "nowhere: no such file"),
+        ({"train": []}, "train: found none, expected files of rows or folders"),
+        ({"test": ["a/sci", "b/sci"]}, "test: found two folders of one name"),
+        ({"out": "x" * 300}, "cannot be written .File name too long"),
         ({"dev_split": "dev"}, "dev.tsv: no such file"),
     ],
 )
@@ -393,7 +455,7 @@ def test_what_cannot_be_learned_from_is_refused_and_nothing_is_written(
 ) -> None:
     with pytest.raises(InputError, match=said):
         finetune_retriever(replace(config, **changes))
-    assert not Path(config.out).exists()
+    assert not Path(config.out).exists() or "out" in changes
 
 
 def test_a_late_folder_that_hides_tokens_from_one_another_is_refused(config: RetrieverConfig) -> None:

@@ -97,6 +97,7 @@ def test_labels_are_numbered_as_people_count() -> None:
         ({"text": " ", "label": "x"}, "f:1: text is empty"),
         ({"text": 7, "label": "x"}, "f:1: text is int"),
         ({"text": "a \ud800", "label": "x"}, "f:1: text has half of a character"),
+        ({"text": "a", "label": "\ud800"}, "f:1: label has half of a character"),
         ({"text": "a " * 600, "label": "x"}, "f:1: has .* tokens, expected at most 500; cut=true"),
     ],
 )
@@ -124,7 +125,7 @@ def test_a_choice_that_is_none_is_named(row: dict[str, object], said: str, small
         chosen(rows_of(row), small_bert.tokenizer, Columns(), 500, cut=False)
 
 
-@pytest.mark.parametrize("found", ["nan", float("nan"), "x", None, True, "inf", 1e39, "-1e39"])
+@pytest.mark.parametrize("found", ["nan", float("nan"), "x", None, True, "inf", 1e39, "-1e39", 10**400])
 def test_a_number_that_is_none_is_named(found: object, small_bert: ModernBert) -> None:
     with pytest.raises(InputError, match="f:1: label is .*, expected a finite number"):
         rated(rows_of({"text": "a", "label": found}), small_bert.tokenizer, Columns(), 500, cut=False)

@@ -91,11 +91,11 @@ def _answers(row: Row, column: str, passage: str) -> list[tuple[int, str]]:
     try:
         starts, texts = found["answer_start"], found["text"]
         answers = [(int(start), str(text)) for start, text in zip(starts, texts, strict=True)]
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         raise InputError(
             f"{row.origin}: {column} is {str(found)[:60]}, expected answer_start and text, lists"
         ) from None
     for start, text in answers:
-        if not text or passage[start : start + len(text)] != text:
+        if not text or start < 0 or passage[start : start + len(text)] != text:
             raise InputError(f"{row.origin}: {text!r} does not stand at character {start:,} of the passage")
     return answers

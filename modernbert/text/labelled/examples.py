@@ -283,6 +283,7 @@ def _name(row: Row, column: str) -> str:
     is_nothing = found is None or isinstance(found, (list, dict)) or (isinstance(found, str) and not found.strip())
     if is_nothing or (isinstance(found, float) and not math.isfinite(found)):
         raise InputError(f"{row.origin}: {column} is {found!r}, expected a label")
+    row.check_whole(column, str(found))
     return str(int(found)) if isinstance(found, float) and found.is_integer() else str(found)
 
 
@@ -294,6 +295,7 @@ def _names(row: Row, column: str) -> list[str]:
     whole = isinstance(found, list) and all(type(name) in (str, int) and str(name).strip() for name in found)
     if not whole or len(set(map(str, found))) < len(found):
         raise InputError(f"{row.origin}: {column} is {str(found)[:60]!r}, expected a list of different labels")
+    row.check_whole(column, *map(str, found))
     return [str(name) for name in found]
 
 
@@ -339,6 +341,7 @@ def _spans(row: Row, columns: Columns) -> list[tuple[int, int, str]]:
         raise InputError(
             f"{row.origin}: {columns.spans} is {str(found)[:60]}, expected objects with start, end and label"
         )
+    row.check_whole(columns.spans, *(label for _, _, label in spans))
     for begin, end, _ in spans:
         if not 0 <= begin < end <= len(text):
             raise InputError(f"{row.origin}: found a span from {begin} to {end}, expected one inside 0 to {len(text)}")

@@ -114,7 +114,7 @@ def _scores(row: Row, number: int) -> np.ndarray:
     written = row.value("scores")
     try:
         scores = np.asarray(written, dtype=np.float32)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{row.origin}: scores is {str(written)[:60]!r}, expected numbers") from None
     if scores.shape != (number,) or not np.isfinite(scores).all():
         raise InputError(

@@ -64,10 +64,10 @@ class Row:
         found = self.value(column)
         try:
             number = float("nan" if found is None or isinstance(found, bool) else found)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if not abs(number) <= _LARGEST:
-            raise InputError(f"{self.origin}: {column} is {found!r}, expected a finite number")
+            raise InputError(f"{self.origin}: {column} is {str(found)[:60]!r}, expected a finite number")
         return number
 
     def value(self, column: str) -> Any:
