@@ -96,7 +96,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _number(path: Path, row: Any, key: str) -> float:
     value = row.get(key) if isinstance(row, dict) else None
-    if not isinstance(value, (int, float)) or not 0 <= abs(value) <= 1:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= abs(value) <= 1:
         raise InputError(f"{path}: {key} is {value!r}, expected a score of 0 to 1")
     return float(value)
 
