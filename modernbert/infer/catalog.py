@@ -3,10 +3,8 @@
 In: documents, a model. Out: a folder that is brought up to date by indexing again, and passages that answer a query.
 """
 
-import importlib.util
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from modernbert.errors import InputError
+from modernbert.infer.index import connect, told
 from modernbert.infer.passages import Passage, passages_of
 from modernbert.infer.pipeline import ModernBert
 from modernbert.ragged import within
@@ -64,8 +63,8 @@ class Catalog:
 
         Raises: InputError if there is none, or LanceDB is not installed.
         """
-        with _told(folder):
-            database = _database(folder) if folder.is_dir() else None
+        with told(folder):
+            database = connect(folder) if folder.is_dir() else None
             if database is None or _TABLE not in database.list_tables().tables:
                 raise InputError(f"{folder}: is no index, expected a folder made by modernbert index")
             return Catalog(folder, database.open_table(_TABLE))
@@ -91,8 +90,8 @@ class Catalog:
         schema = pyarrow.schema(fields, metadata={_ABOUT: json.dumps(about).encode()})
         if folder.is_dir() and any(folder.iterdir()) and not (folder / f"{_TABLE}.lance").exists():
             raise InputError(f"{folder}: exists and is no index, expected a new folder or an index")
-        with _told(folder):
-            database = _database(folder)
+        with told(folder):
+            database = connect(folder)
             if _TABLE not in database.list_tables().tables:
                 return Catalog(folder, database.create_table(_TABLE, schema=schema))
             catalog = Catalog(folder, database.open_table(_TABLE))
@@ -118,7 +117,7 @@ class Catalog:
 
         Raises: InputError if the table cannot be written.
         """
-        with _told(self.folder):
+        with told(self.folder):
             rows = self._table.search().select(["origin", "digest"]).limit(max(1, len(self))).to_arrow()
             known = dict(zip(rows["origin"].to_pylist(), rows["digest"].to_pylist(), strict=True))
             update = Update()
@@ -146,7 +145,7 @@ class Catalog:
         if not query.strip() or k < 1 or not len(self):
             raise InputError(f"{self.folder}: found {len(self)} passages, a query of {len(query)} characters, k of {k}")
         depth = max(k, _DEPTH)
-        with _told(self.folder):
+        with told(self.folder):
             rankings = [self._nearest(bert, query, depth)] if how != "words" else []
             rankings += [self._sharing(query, depth)] if how != "vectors" else []
         if len(rankings) == 1:
@@ -224,23 +223,3 @@ def _size(entry: tuple[Document, str, list[Passage]]) -> int:
 
 def _place(hit: Hit) -> tuple[str, int, str]:
     return hit.origin, hit.line, hit.text
-
-
-def _database(folder: Path) -> Any:
-    if importlib.util.find_spec("lancedb") is None:
-        raise InputError("an index needs the package lancedb: pip install 'modernbert[index]'")
-    import lancedb
-
-    return lancedb.connect(folder)
-
-
-@contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """Say in one line what LanceDB says in many."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, RuntimeError, ValueError) as error:
-        first = (str(error).splitlines() or ["?"])[0]
-        raise InputError(f"{folder}: cannot be used as an index ({first})") from None

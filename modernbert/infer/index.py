@@ -16,7 +16,7 @@ import numpy as np
 from modernbert.errors import InputError
 from modernbert.infer.search import Found
 
-__all__ = ["Index"]
+__all__ = ["Index", "connect", "told"]
 
 _TABLE, _ABOUT = "vectors", b"modernbert"
 
@@ -29,9 +29,8 @@ class Index:
 
         Raises: InputError if LanceDB is not installed, or the folder holds an index of something else, or none.
         """
-        if importlib.util.find_spec("lancedb") is None:
-            raise InputError("an index needs the package lancedb: pip install 'modernbert[index]'")
-        import lancedb
+        with told(folder):
+            database = connect(folder)
         import pyarrow
 
         self.folder, self.late = folder, late
@@ -43,8 +42,7 @@ class Index:
             ("num_cut", pyarrow.int64()),
         ]  # fmt: skip
         self._schema = pyarrow.schema(fields, metadata=known)
-        with _told(folder):
-            database = lancedb.connect(folder)
+        with told(folder):
             known_table = _TABLE in database.list_tables().tables
             self._table = (
                 database.open_table(_TABLE) if known_table else database.create_table(_TABLE, schema=self._schema)
@@ -86,7 +84,7 @@ class Index:
         first = len(self)
         numbers = pyarrow.array(np.arange(first, first + len(column), dtype=np.int64))
         cut = pyarrow.array(np.array([num_cut] + [0] * (len(column) - 1), np.int64))
-        with _told(self.folder):
+        with told(self.folder):
             self._table.add(pyarrow.Table.from_arrays([numbers, column, cut], schema=self._schema))
 
     def search(self, queries: np.ndarray | Sequence[np.ndarray], k: int) -> Found:
@@ -108,11 +106,25 @@ class Index:
         return scores, numbers
 
 
+def connect(folder: Path) -> Any:
+    """Open a folder as a database of LanceDB, or begin one.
+
+    Raises: InputError if LanceDB is not installed.
+    """
+    if importlib.util.find_spec("lancedb") is None:
+        raise InputError("an index needs the package lancedb: pip install 'modernbert[index]'")
+    import lancedb
+
+    return lancedb.connect(folder)
+
+
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
+def told(folder: Path) -> Iterator[None]:
     """Say in one line what LanceDB says in many."""
     try:
         yield
+    except InputError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         first = (str(error).splitlines() or ["?"])[0]
         raise InputError(f"{folder}: cannot be used as an index ({first})") from None

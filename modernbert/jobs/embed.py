@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from hashlib import sha256
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,8 +27,8 @@ from modernbert.infer.pipeline import ModernBert
 from modernbert.infer.progress import show_texts
 from modernbert.infer.texts import Located, stream_texts
 from modernbert.infer.vector_files import check_writer
-from modernbert.model.hub import find_folder
-from modernbert.storage import check_target, only_process, sha256_of, write_file
+from modernbert.model.hub import digest_of
+from modernbert.storage import check_target, only_process, write_file
 
 __all__ = ["EmbedConfig", "run"]
 
@@ -101,10 +100,9 @@ def _about(config: EmbedConfig) -> dict[str, Any]:
 
     Raises: InputError naming a file that is not there.
     """
-    weights = sorted(find_folder(config.model).rglob("*.safetensors"))
     free = ("texts", "out", "devices", "backend", "model")
     about: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in free}
-    about["model"] = sha256(" ".join(map(sha256_of, weights)).encode()).hexdigest()
+    about["model"] = digest_of(config.model)
     about["files"] = []
     for path in config.files:
         try:

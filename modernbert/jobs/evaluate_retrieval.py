@@ -8,7 +8,6 @@ and counted; so are texts cut.
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,8 @@ from modernbert.evaluate.collection import Collection, read_collection
 from modernbert.evaluate.retrieval import Rank, rank_by_index, rank_by_model, rank_by_words, score_collection
 from modernbert.finetune.checks import check_numbers
 from modernbert.infer.pipeline import ModernBert
-from modernbert.model.hub import find_folder
-from modernbert.storage import check_target, sha256_of, write_file
+from modernbert.model.hub import digest_of
+from modernbert.storage import check_target, write_file
 
 __all__ = ["RetrievalConfig", "run"]
 
@@ -81,7 +80,9 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
     asked = ("pooling", "query_prompt", "document_prompt", "query_length", "document_length")
     changes: dict[str, Any] = {name: getattr(config, name) for name in asked if getattr(config, name) is not None}
     bert.vectors = replace(bert.vectors, **changes)
-    by_model = rank_by_model(bert) if config.index is None else rank_by_index(bert, _digest(config), config.index)
+    by_model = (
+        rank_by_model(bert) if config.index is None else rank_by_index(bert, digest_of(config.model), config.index)
+    )
     systems: dict[str, Rank] = {config.model: by_model} | ({"BM25": rank_by_words} if config.bm25 else {})
     settings = {"vectors": asdict(bert.vectors), "device": str(bert.device)}
     rows: list[dict[str, Any]] = []
@@ -96,12 +97,6 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
         if rows:
             _show(rows)
     return rows
-
-
-def _digest(config: RetrievalConfig) -> str:
-    """Return what tells the model's weights from all others."""
-    weights = sorted(find_folder(config.model).rglob("*.safetensors"))
-    return sha256(" ".join(map(sha256_of, weights)).encode()).hexdigest()
 
 
 def _rows(name: str, collection: Collection | Any, split: str, rank: Rank) -> list[dict[str, Any]]:

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 from modernbert.infer.catalog import Catalog
 from modernbert.infer.pipeline import ModernBert
 from modernbert.infer.progress import show_texts
-from modernbert.model.hub import find_folder
-from modernbert.storage import only_process, sha256_of
+from modernbert.model.hub import digest_of
+from modernbert.storage import only_process
 from modernbert.text.corpus import Document, Tally, read_documents
 
 __all__ = ["IndexConfig", "run"]
@@ -37,11 +36,9 @@ def run(config: IndexConfig) -> None:
     tally = Tally()
     documents = read_documents(list(config.sources), tally, text_field=config.text_field)
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, backend=config.backend)
-    folder = find_folder(config.model)
-    weights = sha256(" ".join(map(sha256_of, sorted(folder.rglob("*.safetensors")))).encode()).hexdigest()
     model = str(Path(config.model).absolute()) if Path(config.model).is_dir() else config.model
     longest = min(config.passage_tokens, bert.longest)
-    catalog = Catalog.begin(config.out, bert, model, weights, longest)
+    catalog = Catalog.begin(config.out, bert, model, digest_of(config.model), longest)
     with only_process(config.out), show_texts(None, True) as show:
 
         def watched() -> Iterator[Document]:

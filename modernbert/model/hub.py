@@ -5,6 +5,7 @@ executed or unpickled: only JSON and safetensors are read, and only from the fol
 """
 
 import copy
+import hashlib
 import json
 import logging
 import re
@@ -25,9 +26,9 @@ from modernbert.model.fused import FusedEncoder
 from modernbert.model.heads import TASKS, Classifier, MaskedLM, Model, encoder_of
 from modernbert.model.prepacked import PrepackedLinear
 from modernbert.ragged import Batch
-from modernbert.storage import new_folder, write_tensors
+from modernbert.storage import new_folder, sha256_of, write_tensors
 
-__all__ = ["find_folder", "load_config", "load_model", "save_folder", "unpacked"]
+__all__ = ["digest_of", "find_folder", "load_config", "load_model", "save_folder", "unpacked"]
 
 logger = logging.getLogger("modernbert")
 
@@ -80,6 +81,15 @@ def find_folder(
         print(f"{name}: {revision or 'main'} is commit {found.name} today; revision={found.name} pins it",
               file=sys.stderr)  # fmt: skip
     return found
+
+
+def digest_of(name: str | Path) -> str:
+    """Return what tells a model's weights from all others: a SHA-256 of those of its files.
+
+    Raises: InputError if there is no such model.
+    """
+    weights = sorted(find_folder(name).rglob("*.safetensors"))
+    return hashlib.sha256(" ".join(map(sha256_of, weights)).encode()).hexdigest()
 
 
 def load_config(folder: Path) -> ModelConfig:
