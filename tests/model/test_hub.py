@@ -72,11 +72,18 @@ def test_folder_of_ours_loads_unedited_in_transformers(tmp_path: Path, small_mod
     assert load_config(tmp_path / "again") == small_model.model.config
 
 
+def _save_for_an_unknown_task(folder: Path, kind: Any = ModernBertForSequenceClassification) -> Any:
+    """Save a model whose config says that it is for a task that is none of ours."""
+    model = kind(ModernBertConfig(**SIZES)).eval()
+    model.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"problem_type": "ordinal_regression"}))
+    return model
+
+
 def test_folders_of_a_bare_or_an_unknown_head_give_the_encoder(tmp_path: Path, batch: Batch) -> None:
-    unknown = {"problem_type": "multi_label_classification"}
     for number, kind in enumerate((ModernBertModel, ModernBertForSequenceClassification)):
-        model = kind(ModernBertConfig(**SIZES, **unknown)).eval()
-        model.save_pretrained(tmp_path / str(number))
+        model = _save_for_an_unknown_task(tmp_path / str(number), kind)
         ours = load_model(tmp_path / str(number))
         assert isinstance(ours, Encoder)
         expected = getattr(model, "model", model)(batch.tokens[None]).last_hidden_state[0]
@@ -120,8 +127,7 @@ def test_role_ids_that_are_null_or_absent_are_not_given() -> None:
 
 
 def test_heads_that_are_not_loaded_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = ModernBertConfig(**SIZES, problem_type="multi_label_classification")
-    ModernBertForSequenceClassification(config).save_pretrained(tmp_path)
+    _save_for_an_unknown_task(tmp_path)
     with caplog.at_level("WARNING", logger="modernbert"):
         load_model(tmp_path)
     assert "classifier.weight belongs to a head that is not loaded" in caplog.text
