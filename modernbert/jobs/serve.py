@@ -59,7 +59,8 @@ def run(config: ServeConfig) -> None:
 def _listen(host: str, port: int) -> socket.socket:
     """Take the address before the model is loaded, which may take a while."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Named as TCP, which asyncio looks for before it has small answers sent at once.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))

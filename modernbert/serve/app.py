@@ -187,33 +187,34 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _add_vectors(app: FastAPI, service: _Service) -> None:
+    # Answers of many numbers are written as they are: to check each against a schema takes as long as to compute it.
     bert = service.bert
 
     @app.post("/embed")
-    async def embed(http: Request, body: schemas.EmbedIn) -> list[list[float]]:
+    async def embed(http: Request, body: schemas.EmbedIn) -> Response:
         prompt = service.prompt(body.prompt_name)
         found = await service.compute(
             http, lambda: work.documents_of(bert, _listed(body.inputs), prompt, bool(body.truncate)),
             service.finish_vectors(body.normalize, body.dimensions),
         )  # fmt: skip
-        return [vector.tolist() for vector in found]
+        return JSONResponse([vector.tolist() for vector in found])
 
     if not isinstance(bert.model, Classifier):
         app.add_api_route("/", embed, methods=["POST"], include_in_schema=False)
 
     @app.post("/embed_all")
     @app.post("/embed_multi")
-    async def embed_all(http: Request, body: schemas.EmbedIn) -> list[list[list[float]]]:
+    async def embed_all(http: Request, body: schemas.EmbedIn) -> Response:
         prompt = service.prompt(body.prompt_name)
         found = await service.compute(
             http, lambda: work.documents_of(bert, _listed(body.inputs), prompt, bool(body.truncate)),
             work.token_vectors(bert, body.normalize and bert.is_late),
         )  # fmt: skip
-        return [vectors.tolist() for vectors in found]
+        return JSONResponse([vectors.tolist() for vectors in found])
 
     @app.post("/v1/embeddings")
     @app.post("/embeddings")
-    async def openai(http: Request, body: schemas.OpenAIIn) -> dict[str, Any]:
+    async def openai(http: Request, body: schemas.OpenAIIn) -> Response:
         documents: list[np.ndarray] = []
 
         def make() -> list[np.ndarray]:
@@ -224,11 +225,11 @@ def _add_vectors(app: FastAPI, service: _Service) -> None:
         as_text = body.encoding_format == "base64"
         rows = [base64.b64encode(each.astype("<f4").tobytes()).decode() if as_text else each.tolist() for each in found]
         used = sum(map(len, documents))
-        return {
+        return JSONResponse({
             "object": "list", "model": body.model or service.settings.model_id,
             "data": [{"object": "embedding", "index": n, "embedding": row} for n, row in enumerate(rows)],
             "usage": {"prompt_tokens": used, "total_tokens": used},
-        }  # fmt: skip
+        })  # fmt: skip
 
     @app.post("/similarity")
     async def similarity(http: Request, body: schemas.SimilarityIn) -> list[float]:
