@@ -139,7 +139,7 @@ def test_every_module_imports_without_the_extras() -> None:
     """Libraries of the extras are asked for when a file or a page needs them, never before."""
     code = """
 import importlib, pkgutil, sys
-extras = "pyarrow zstandard bm25s matplotlib jinja2 transformers tensorboard wandb trackio"
+extras = "pyarrow zstandard bm25s matplotlib jinja2 transformers tensorboard wandb trackio mteb lancedb"
 for name in extras.split():
     if name != "jinja2":  # torch brings it
         sys.modules[name] = None
@@ -156,3 +156,11 @@ def test_tokenising_never_waits_for_torch() -> None:
         "import sys; from modernbert import Tokenizer; import modernbert.text.shards; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_library_brings_in_nothing_that_makes_a_process_wait() -> None:
+    """Of torch's compiler and of what draws on terminals alone, neither is wanted for a vector."""
+    unwanted = ("torch._dynamo", "rich")
+    code = f"import sys; from modernbert import ModernBert; print([n for n in {unwanted} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -8,9 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 __all__ = ["Show", "show_texts"]
 
 Show = Callable[[int, int], None]
@@ -22,14 +19,17 @@ _INTERVAL_S = 10.0
 @contextmanager
 def show_texts(total: int | None, wanted: bool) -> Iterator[Show]:
     """Yield the function to call after each batch; it shows nothing unless that is wanted. `total` may be unknown."""
-    console = Console(stderr=True)
     if not wanted:
         yield lambda done, tokens: None
-    elif not console.is_terminal:
+    elif not sys.stderr.isatty():
         yield _lines(total)
     else:
+        # Here, not above: whoever embeds from Python waits for none of it.
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
             task = bar.add_task("embedding", total=total)
             yield lambda done, tokens: bar.update(task, completed=done)
 

@@ -24,7 +24,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from modernbert.errors import InputError
 from modernbert.model.bands import attend_in_bands, cut_bands, cut_blocks
@@ -114,10 +113,10 @@ def _native_obstacle(device: torch.device, dtype: torch.dtype, model: ModelConfi
 
 
 def _varlen_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    if "window_size" not in inspect.signature(varlen_attn).parameters:
-        return f"needs a torch whose varlen_attn has a window, found torch {torch.__version__}"
     if device.type != "cuda":
         return f"needs a CUDA device, found {device.type}"
+    if "window_size" not in inspect.signature(varlen_kernel()).parameters:
+        return f"needs a torch whose varlen_attn has a window, found torch {torch.__version__}"
     if dtype not in (torch.float16, torch.bfloat16):
         return f"computes in float16 or bfloat16, found {str(dtype).removeprefix('torch.')}"
     if torch.cuda.get_device_capability(device) < (8, 0):
@@ -125,13 +124,21 @@ def _varlen_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     return None
 
 
+def varlen_kernel() -> Callable[..., Any]:
+    """Return torch's kernel, imported when it is wanted: it brings torch's compiler with it, most of a second."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return varlen_attn
+
+
 def _varlen(layout: Layout, window: Window, dtype: torch.dtype) -> Kernel:
     offsets, longest = layout.cu_seqlens, layout.max_seqlen
+    kernel = varlen_kernel()
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # -1 is the kernel's word for an open side.
         sides = window or (-1, -1)
-        return cast(Tensor, varlen_attn(q, k, v, offsets, offsets, longest, longest, window_size=sides))
+        return cast(Tensor, kernel(q, k, v, offsets, offsets, longest, longest, window_size=sides))
 
     return attend
 

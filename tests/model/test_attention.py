@@ -148,7 +148,7 @@ def test_the_stand_in_has_the_signature_of_torch() -> None:
 def test_varlen_hands_the_kernel_what_it_expects(
     lengths: list[int], window: Window, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "varlen_attn", stand_in)
+    monkeypatch.setattr(attention, "varlen_kernel", lambda: stand_in)
     for found, expected in zip(
         outcome("varlen", lengths, window, torch.float64),
         outcome("dense", lengths, window, torch.float64),
@@ -158,7 +158,7 @@ def test_varlen_hands_the_kernel_what_it_expects(
 
 
 def test_whole_model_through_varlen_equals_banded(small_model: MaskedLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "varlen_attn", stand_in)
+    monkeypatch.setattr(attention, "varlen_kernel", lambda: stand_in)
     generator = torch.Generator().manual_seed(0)
     batch = Batch.from_documents([torch.randint(0, 512, (n,), generator=generator).numpy() for n in (5, 200, 64)])
     with torch.no_grad():
