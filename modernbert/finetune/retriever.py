@@ -20,7 +20,14 @@ from modernbert.config import MISSING
 from modernbert.device import autocast, choose_device, choose_precision, keep_freed_memory
 from modernbert.errors import InputError
 from modernbert.evaluate.collection import Collection, is_collection, read_collection, read_texts
-from modernbert.evaluate.retrieval import Retrieval, hard_negatives, rank_by_model, rank_by_words, score_collection
+from modernbert.evaluate.retrieval import (
+    Rank,
+    Retrieval,
+    hard_negatives,
+    rank_by_model,
+    rank_by_words,
+    score_collection,
+)
 from modernbert.finetune.checks import check_numbers
 from modernbert.infer.pipeline import ModernBert
 from modernbert.model.attention import choose_backend
@@ -197,7 +204,11 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
     for prompt in (vectors.query_prompt, vectors.document_prompt):
         if config.stanford and tokenizer.id_of(prompt.strip()) is None:
             raise InputError(f"vectors: found the mark {prompt.strip()!r}, which is no token of {folder}")
-    questions = [question for source in config.train for question in _questions(config, source)]
+    texts_of_ids = None if config.texts is None else read_texts(Path(config.texts))
+    rank = rank_by_model(_miner(config)) if config.mined_by else rank_by_words
+    questions = [
+        question for source in config.train for question in _questions(config, source, texts_of_ids, rank)
+    ]  # fmt: skip
     if len({question.scores is None for question in questions}) > 1:
         raise InputError("train: some sources have scores and others none, expected all or none")
     forms = {
@@ -222,17 +233,20 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
     )  # fmt: skip
 
 
-def _questions(config: RetrieverConfig, source: str) -> list[Question]:
+def _questions(
+    config: RetrieverConfig, source: str, texts_of_ids: tuple[dict[str, str], dict[str, str]] | None, rank: Rank
+) -> list[Question]:
+    """Read the questions of a source; `texts_of_ids` are documents and queries, `rank` finds negatives."""
     if is_collection(Path(source)):
         collection = read_collection(Path(source), config.train_split)
         questions = questions_of_collection(collection.queries, collection.documents, collection.judgments)
         pool = list(dict.fromkeys(collection.documents.values()))
     else:
         rows = read_rows([source])
-        if config.texts is None:
+        if texts_of_ids is None:
             questions = questions_of_rows(rows)
         else:
-            documents, queries = read_texts(Path(config.texts))
+            documents, queries = texts_of_ids
             questions = questions_of_ids(rows, queries, documents)
         pool = list(dict.fromkeys(text for each in questions for text in (each.answer, *each.others)))
     if not config.negatives:
@@ -241,7 +255,6 @@ def _questions(config: RetrieverConfig, source: str) -> list[Question]:
         raise InputError(
             f"negatives: found {config.negatives}, but {source} has a teacher's scores of its own passages"
         )
-    rank = rank_by_model(_miner(config)) if config.mined_by else rank_by_words
     answers = [question.answers for question in questions]
     mined = hard_negatives([question.query for question in questions], answers, pool, config.negatives, rank)
     return [

@@ -26,7 +26,7 @@ from modernbert.storage import write_file
 from modernbert.train.loop import Diverged
 from modernbert.train.run_folder import begin_run_folder
 
-__all__ = ["Base", "Point", "Result", "best_of", "points_of", "sweep"]
+__all__ = ["Base", "Point", "Result", "best_of", "left_of", "points_of", "sweep"]
 
 Base = FinetuneConfig | RetrieverConfig
 # So many finished runs, before one is compared with them.
@@ -90,7 +90,7 @@ def sweep(base: Base, out: Path, points: Sequence[Point], devices: Sequence[str]
         choose_device(device)
     if len({point.name for point in points}) < len(points) or not points:
         raise InputError("sweep: expected at least one point, each once")
-    left = [point for point in points if not _is_done(out / point.name)]
+    left = left_of(out, points)
     for point in points:
         if point not in left:
             begin_run_folder(out / point.name, _config_of(base, out, point))  # refuses what another config has left
@@ -106,6 +106,11 @@ def sweep(base: Base, out: Path, points: Sequence[Point], devices: Sequence[str]
         raise InputError(f"{out}: every run ended with a loss that is not finite; a lower lr may help")
     _keep_best(out, results)
     return results
+
+
+def left_of(out: Path, points: Sequence[Point]) -> list[Point]:
+    """Return the points that a sweep in this folder has not done."""
+    return [point for point in points if not _is_done(out / point.name)]
 
 
 def _is_done(folder: Path) -> bool:

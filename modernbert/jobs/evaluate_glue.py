@@ -19,7 +19,7 @@ from modernbert import config as configs_of
 from modernbert.errors import InputError
 from modernbert.finetune.glue import DECAYS, PUBLISHED, RATES, TASKS, GlueTask, config_of, tasks_in
 from modernbert.finetune.labels import FinetuneConfig, check_inputs
-from modernbert.finetune.sweep import Point, Result, best_of, points_of, sweep
+from modernbert.finetune.sweep import Point, Result, best_of, left_of, points_of, sweep
 from modernbert.storage import new_folder, write_file
 
 __all__ = ["GlueConfig", "run"]
@@ -78,8 +78,9 @@ def run(config: GlueConfig) -> dict[str, Any]:
             _check_start(config.out / name, each.model)
     if len(configs) > 1:
         # What is wrong with a task's rows is told before hours are spent on the tasks before it.
-        for each in configs.values():
-            check_inputs(replace(each, model=config.model))
+        for name, each in configs.items():
+            if left_of(config.out / name, _points(config, TASKS[name])):
+                check_inputs(replace(each, model=config.model))
     for name, each in configs.items():
         if each.model == str(start) and not start.exists():
             _keep_start(config.out / "mnli" / said["mnli"]["best_run"] / "model", start)
