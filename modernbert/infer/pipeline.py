@@ -153,6 +153,11 @@ class ModernBert:
         return self.encoder.width if isinstance(self.encoder, ForeignEncoder) else self.encoder.config.hidden_size
 
     @property
+    def vector_width(self) -> int:
+        """Width of the vectors that the model was tuned to make: that of its projection, if it has one."""
+        return self.width if self.projection is None else self.projection.out_features
+
+    @property
     def device(self) -> torch.device:
         """Where the model computes."""
         encoder = self.encoder
@@ -372,8 +377,7 @@ class ModernBert:
                 )
         if self.is_late:
             return TextVectors(found, num_cut)
-        width = self.width if self.projection is None else self.projection.out_features
-        return TextVectors(np.concatenate([np.zeros((0, width), dtype=np.float32), *found]), num_cut)
+        return TextVectors(np.concatenate([np.zeros((0, self.vector_width), dtype=np.float32), *found]), num_cut)
 
     @property
     def is_late(self) -> bool:

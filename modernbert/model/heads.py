@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from modernbert.errors import InputError
@@ -111,11 +111,16 @@ class Classifier(nn.Module):
 
     def forward(self, batch: Batch) -> Float[Tensor, "M labels"]:
         """Return scores of every document or every token; where `batch.where` names some, of those alone."""
-        hidden = self.model(batch.tokens, batch.layout)
+        return self.score(self.model(batch.tokens, batch.layout), batch.layout, batch.where)
+
+    def score(
+        self, hidden: Float[Tensor, "T D"], layout: Layout, where: Int64[Tensor, " M"] | None = None
+    ) -> Float[Tensor, "M labels"]:
+        """Return the scores of hidden states of documents, as `forward` does."""
         if not TASKS[self.task].of_tokens:
-            hidden = pool(hidden.float(), batch.layout, self.model.config.classifier_pooling)
-        if batch.where is not None:
-            hidden = hidden.index_select(0, batch.where)
+            hidden = pool(hidden.float(), layout, self.model.config.classifier_pooling)
+        if where is not None:
+            hidden = hidden.index_select(0, where)
         return self.classifier(self.head(hidden))
 
 

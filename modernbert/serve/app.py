@@ -25,7 +25,7 @@ from modernbert.infer.pipeline import ModernBert
 from modernbert.model.heads import Classifier, MaskedLM
 from modernbert.serve import schemas, work
 from modernbert.serve.engine import Busy, Engine, Finish, Gone
-from modernbert.serve.guard import Guard, Limits, Meters
+from modernbert.serve.guard import Guard, Limits, Meters, refusal_of
 
 __all__ = ["ServeSettings", "make_app"]
 
@@ -107,9 +107,8 @@ class _Service:
     def finish_vectors(self, normalize: bool, dimensions: int | None) -> Finish:
         """Return what makes vectors as the model was tuned."""
         bert = self.bert
-        width = bert.width if bert.projection is None else bert.projection.out_features
-        if dimensions is not None and dimensions > width:
-            raise InputError(f"dimensions: found {dimensions}, expected 1 to {width}")
+        if dimensions is not None and dimensions > bert.vector_width:
+            raise InputError(f"dimensions: found {dimensions}, expected 1 to {bert.vector_width}")
         return work.pooled(bert, "mean" if bert.is_late else bert.vectors.pooling, normalize, dimensions)
 
     def classifier(self) -> Classifier:
@@ -159,8 +158,7 @@ def _listed(inputs: Any) -> list[work.Text]:
 
 def _add_errors(app: FastAPI) -> None:
     def told(status: int, kind: str, text: str, headers: dict[str, str] | None = None) -> JSONResponse:
-        body = {"error": text, "error_type": kind, "message": text, "code": status}
-        return JSONResponse(body, status, headers)
+        return JSONResponse(refusal_of(status, kind, text), status, headers)
 
     @app.exception_handler(InputError)
     async def wrong(http: Request, error: InputError) -> JSONResponse:

@@ -56,10 +56,14 @@ class Request:
     """How long it waited for its first batch."""
     computed_s: float = 0.0
     """How long the batches took that it was part of."""
+    num_tokens: int = field(init=False)
     _answers: list[Any] = field(default_factory=list)
     _next: int = 0
     _arrived: float = field(default_factory=time.monotonic)
     _turn: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.num_tokens = sum(map(len, self.documents))
 
     def cancel(self) -> None:
         """Say that nobody waits for the answer any more: what is left of it is not computed."""
@@ -111,7 +115,7 @@ class Engine:
                 raise Gone("the server is closing")
             if self.queued_tokens >= self.most_queued_tokens:
                 raise Busy(max(1, round(self.queued_tokens / (self.tokens_per_s or 1_000))))
-            self.queued_tokens += sum(map(len, documents))
+            self.queued_tokens += request.num_tokens
             request._turn = self._turn
             self._push(request)
             self._changed.notify()

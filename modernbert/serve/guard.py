@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from modernbert.serve.engine import Engine, Request
 
-__all__ = ["Guard", "Limits", "Meters"]
+__all__ = ["Guard", "Limits", "Meters", "refusal_of"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -152,7 +152,7 @@ class Guard:
         self.meters.requests.labels(path, str(status)).inc()
         self.meters.seconds.labels(path).observe(seconds)
         job: Request | None = scope.get("modernbert.job")
-        num_tokens = sum(map(len, job.documents)) if job is not None else 0
+        num_tokens = job.num_tokens if job is not None else 0
         if job is not None and status == 200:
             self.meters.queued.observe(job.queued_s)
             self.meters.tokens.inc(num_tokens)
@@ -171,13 +171,18 @@ def _timings(scope: MutableMapping[str, Any], begun: float) -> list[tuple[bytes,
     if job is not None:
         found |= {
             "x-queue-time": round(1000 * job.queued_s), "x-inference-time": round(1000 * job.computed_s),
-            "x-compute-tokens": sum(map(len, job.documents)),
+            "x-compute-tokens": job.num_tokens,
         }  # fmt: skip
     return [(name.encode(), str(value).encode()) for name, value in found.items()]
 
 
+def refusal_of(status: int, kind: str, text: str) -> dict[str, Any]:
+    """Return what is said of a request that is not answered, as clients of both kinds look for it."""
+    return {"error": text, "error_type": kind, "message": text, "code": status}
+
+
 async def _refuse(send: Send, status: int, kind: str, text: str) -> None:
-    body = json.dumps({"error": text, "error_type": kind, "message": text, "code": status}).encode()
+    body = json.dumps(refusal_of(status, kind, text)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 429:
         headers.append((b"retry-after", b"1"))

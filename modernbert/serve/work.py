@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modernbert.device import autocast
-from modernbert.errors import InputError
 from modernbert.infer.overflow import fitting
 from modernbert.infer.pipeline import ModernBert
-from modernbert.model.heads import Classifier, MaskedLM, pool
+from modernbert.model.heads import TASKS, Classifier, MaskedLM, pool
 from modernbert.ragged import Layout
 from modernbert.serve.engine import Finish
 
@@ -26,19 +25,15 @@ Text = str | list[int]
 
 
 def documents_of(bert: ModernBert, texts: Sequence[Text], prompt: str, truncate: bool) -> list[np.ndarray]:
-    """Return the ids of texts, each with the special tokens.
+    """Return the ids of texts, all given as such or all as ids, each with the special tokens.
 
-    Raises: InputError naming the text that is too long, empty, or has ids of no token.
+    Raises: InputError naming the text that is too long. What ids are of no token, the engine says.
     """
     tokenizer = bert.tokenizer
-    documents = []
-    for number, text in enumerate(texts):
-        if isinstance(text, str):
-            documents += tokenizer.encode([prompt + text], first=number)
-            continue
-        if not all(0 <= token < tokenizer.vocab_size for token in text):
-            raise InputError(f"text {number}: has ids outside of 0 to {tokenizer.vocab_size - 1}")
-        documents.append(tokenizer.wrap(text))
+    if all(isinstance(text, str) for text in texts):
+        documents = tokenizer.encode([f"{prompt}{text}" for text in texts])
+    else:
+        documents = [tokenizer.wrap(ids) for ids in texts if not isinstance(ids, str)]
     return [ids for _, ids in fitting(documents, tokenizer, bert.longest, "truncate" if truncate else "error")]
 
 
@@ -77,16 +72,13 @@ def scored(model: Classifier) -> Finish:
     """Make the scores of each text [labels], or of its tokens [its tokens, labels]."""
 
     def finish(hidden: Tensor, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
-        lengths = [len(each) for each in documents]
-        of_tokens = model.task == "tag"
-        rows = hidden
-        if not of_tokens:
-            layout = Layout.from_lengths(lengths).to(hidden.device)
-            rows = pool(hidden.float(), layout, model.model.config.classifier_pooling)
+        layout = Layout.from_lengths([len(each) for each in documents]).to(hidden.device)
         weight = model.classifier.weight
         with autocast(weight.device, weight.dtype):
-            scores = model.classifier(model.head(rows)).float().cpu()
-        return [part.numpy() for part in scores.split(lengths)] if of_tokens else list(scores.numpy())
+            scores = model.score(hidden, layout).float().cpu()
+        if not TASKS[model.task].of_tokens:
+            return list(scores.numpy())
+        return [part.numpy() for part in scores.split(list(layout.lengths))]
 
     return finish
 

@@ -205,7 +205,7 @@ class Tokenizer:
             raise InputError(f"longest: found {longest}, expected more than the {len(start) + len(end)} special tokens")
         content = ids[len(start) : len(ids) - len(end)]
         parts = np.array_split(content, max(1, -(-len(content) // room)))
-        return [np.concatenate([np.array(start, np.int64), part, np.array(end, np.int64)]) for part in parts]
+        return [self.wrap(part) for part in parts]
 
     def located(self, text: str, *, special: bool = True) -> list[tuple[int, tuple[int, int] | None]]:
         """Return the ids of a text, each with the characters it stands for; None for special tokens put around it.
@@ -218,9 +218,9 @@ class Tokenizer:
         places = zip(encoding.ids, encoding.offsets, added, strict=True)
         return [(token, None if is_added else (start, end)) for token, (start, end), is_added in places]
 
-    def wrap(self, ids: Iterable[int]) -> Int64[np.ndarray, " _"]:
+    def wrap(self, ids: Sequence[int] | Int64[np.ndarray, " _"]) -> Int64[np.ndarray, " _"]:
         """Put the special tokens around the ids of a text that has none."""
-        return np.array([*self._prefix, *ids, *self._suffix], dtype=np.int64)
+        return np.concatenate([np.asarray(part, dtype=np.int64) for part in (self._prefix, ids, self._suffix)])
 
     def decode(self, ids: Iterable[int] | Int64[np.ndarray, " _"], *, special: bool = True) -> str:
         """Turn ids back into text, with or without the special tokens among them."""
