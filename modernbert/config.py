@@ -30,8 +30,10 @@ def load(schema: type[Schema], path: Path | str | None = None, overrides: Sequen
     if path is not None:
         merged = _merge(merged, _read(Path(path)), str(path))
     for word in overrides:
-        if not word.isprintable() and any("\ud800" <= character <= "\udfff" for character in word):
-            raise InputError(f"{word.encode(errors='replace').decode()}: is not UTF-8 text")
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{word.encode(errors='replace').decode()}: is not UTF-8 text") from None
         if "=" not in word:
             raise InputError(f"{word}: expected key=value, for example seed=7")
         with _explained(word):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from modernbert.evaluate.collection import Collection
 from modernbert.evaluate.lexical import bm25_scores
 from modernbert.evaluate.metrics import mean_over_queries, mrr_at, ndcg_at, rank_ids, recall_at
 from modernbert.infer.index import Index
-from modernbert.infer.pipeline import ModernBert
+from modernbert.infer.pipeline import ModernBert, TextVectors
 from modernbert.infer.search import search_tokens, search_vectors
 from modernbert.ragged import within
 
@@ -66,12 +66,19 @@ def rank_by_model(bert: ModernBert) -> Rank:
 
     def rank(collection: Collection, k: int) -> tuple[np.ndarray, np.ndarray, int]:
         queries = bert.embed_queries(list(collection.queries.values()))
-        blocks = _Blocks(bert, collection.documents.values())
+        num_cut = queries.num_cut
+
+        def vectors() -> Iterator[np.ndarray | list[np.ndarray]]:
+            nonlocal num_cut
+            for block in _blocks(bert, collection.documents.values()):
+                num_cut += block.num_cut
+                yield block.vectors
+
         if bert.is_late:
-            found = search_tokens(queries.vectors, chain.from_iterable(blocks), k)  # type: ignore[arg-type]
+            found = search_tokens(queries.vectors, chain.from_iterable(vectors()), k)  # type: ignore[arg-type]
         else:
-            found = search_vectors(queries.vectors, blocks, k)  # type: ignore[arg-type]
-        return *found, queries.num_cut + blocks.num_cut
+            found = search_vectors(queries.vectors, vectors(), k)  # type: ignore[arg-type]
+        return *found, num_cut
 
     return rank
 
@@ -87,27 +94,17 @@ def rank_by_index(bert: ModernBert, model: str, folder: Path) -> Rank:
         texts = sha256("\0".join(chain.from_iterable(collection.documents.items())).encode()).hexdigest()
         settings = {key: value for key, value in asdict(bert.vectors).items() if key not in _OF_QUERIES}
         about = {"documents": texts, "model": model, "settings": settings}
-        width = bert.width if bert.projection is None else bert.projection.out_features
-        index = Index(folder / collection.name, about, width, bert.is_late)
-        for some in within(list(collection.documents.values())[len(index) :], _BLOCK_CHARACTERS, len):
-            block = bert.embed_documents(some)
+        index = Index(folder / collection.name, about, bert.vector_width, bert.is_late)
+        for block in _blocks(bert, islice(collection.documents.values(), len(index), None)):
             index.add(block.vectors, block.num_cut)
         return *index.search(queries.vectors, k), queries.num_cut + index.num_cut
 
     return rank
 
 
-class _Blocks:
-    """Documents as vectors, a block at a time; `num_cut` counts the texts cut so far."""
-
-    def __init__(self, bert: ModernBert, texts: Iterable[str]) -> None:
-        self.bert, self.texts, self.num_cut = bert, texts, 0
-
-    def __iter__(self) -> Iterator[np.ndarray | list[np.ndarray]]:
-        for some in within(self.texts, _BLOCK_CHARACTERS, len):
-            found = self.bert.embed_documents(some)
-            self.num_cut += found.num_cut
-            yield found.vectors
+def _blocks(bert: ModernBert, texts: Iterable[str]) -> Iterator[TextVectors]:
+    """Yield documents as vectors, a block at a time."""
+    return (bert.embed_documents(some) for some in within(texts, _BLOCK_CHARACTERS, len))
 
 
 def rank_by_words(collection: Collection, k: int) -> tuple[np.ndarray, np.ndarray, int]:

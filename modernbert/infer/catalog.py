@@ -3,7 +3,6 @@
 In: documents, a model. Out: a folder that is brought up to date by indexing again, and passages that answer a query.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from modernbert.errors import InputError
-from modernbert.infer.index import connect, told
+from modernbert.infer.index import about_of, connect, open_table, told, vector_type
 from modernbert.infer.passages import Passage, passages_of
 from modernbert.infer.pipeline import ModernBert
 from modernbert.ragged import within
@@ -22,7 +21,7 @@ from modernbert.text.corpus import Document
 __all__ = ["HOW", "Catalog", "Hit", "Update"]
 
 HOW = ("hybrid", "vectors", "words")
-_TABLE, _ABOUT = "passages", b"modernbert"
+_TABLE = "passages"
 # Passages are embedded and written so many characters at a time.
 _BLOCK_CHARACTERS = 2**20
 # So many of each ranking are joined, and so many are ranked again.
@@ -77,34 +76,26 @@ class Catalog:
         """
         import pyarrow
 
-        vector = pyarrow.list_(
-            pyarrow.float32(), bert.width if bert.projection is None else bert.projection.out_features
-        )
         about = {
             "model": model, "weights": weights, "vectors": asdict(bert.vectors), "passage_tokens": passage_tokens
         }  # fmt: skip
         fields = [
             ("origin", pyarrow.string()), ("digest", pyarrow.string()), ("line", pyarrow.int64()),
-            ("text", pyarrow.string()), ("vector", pyarrow.list_(vector) if bert.is_late else vector),
+            ("text", pyarrow.string()), ("vector", vector_type(bert.vector_width, bert.is_late)),
         ]  # fmt: skip
-        schema = pyarrow.schema(fields, metadata={_ABOUT: json.dumps(about).encode()})
         if folder.is_dir() and any(folder.iterdir()) and not (folder / f"{_TABLE}.lance").exists():
             raise InputError(f"{folder}: exists and is no index, expected a new folder or an index")
-        with told(folder):
-            database = connect(folder)
-            if _TABLE not in database.list_tables().tables:
-                return Catalog(folder, database.create_table(_TABLE, schema=schema))
-            catalog = Catalog(folder, database.open_table(_TABLE))
+        catalog = Catalog(folder, open_table(folder, connect(folder), _TABLE, pyarrow.schema(fields), about))
+        begun = catalog.about
         for key, value in about.items():
-            if key != "model" and catalog.about.get(key) != value:
-                raise InputError(f"{folder}: was begun with other {key} ({catalog.about.get(key)!r}, found {value!r})")
+            if key != "model" and begun.get(key) != value:
+                raise InputError(f"{folder}: was begun with other {key} ({begun.get(key)!r}, found {value!r})")
         return catalog
 
     @property
     def about(self) -> dict[str, Any]:
         """What it was begun with."""
-        found: dict[str, Any] = json.loads((self._table.schema.metadata or {}).get(_ABOUT, b"{}"))
-        return found
+        return about_of(self._table)
 
     def __len__(self) -> int:
         """Count its passages."""

@@ -16,7 +16,7 @@ import numpy as np
 from modernbert.errors import InputError
 from modernbert.infer.search import Found
 
-__all__ = ["Index", "connect", "told"]
+__all__ = ["Index", "about_of", "connect", "open_table", "told", "vector_type"]
 
 _TABLE, _ABOUT = "vectors", b"modernbert"
 
@@ -29,27 +29,18 @@ class Index:
 
         Raises: InputError if LanceDB is not installed, or the folder holds an index of something else, or none.
         """
-        with told(folder):
-            database = connect(folder)
+        database = connect(folder)
         import pyarrow
 
         self.folder, self.late = folder, late
-        vector = pyarrow.list_(pyarrow.float32(), width)
-        known = {_ABOUT: json.dumps(about, sort_keys=True).encode()}
-        fields = [
-            ("number", pyarrow.int64()), ("vector", pyarrow.list_(vector) if late else vector),
+        self._schema = pyarrow.schema([
+            ("number", pyarrow.int64()), ("vector", vector_type(width, late)),
             # Of the block that begins here.
             ("num_cut", pyarrow.int64()),
-        ]  # fmt: skip
-        self._schema = pyarrow.schema(fields, metadata=known)
-        with told(folder):
-            known_table = _TABLE in database.list_tables().tables
-            self._table = (
-                database.open_table(_TABLE) if known_table else database.create_table(_TABLE, schema=self._schema)
-            )
-            there = self._table.schema
-        found = json.loads((there.metadata or {}).get(_ABOUT, b"{}"))
-        for key, value in json.loads(known[_ABOUT]).items():
+        ])  # fmt: skip
+        self._table = open_table(folder, database, _TABLE, self._schema, about)
+        there, found = self._table.schema, about_of(self._table)
+        for key, value in about.items():
             if found.get(key) != value:
                 raise InputError(
                     f"{folder}: is an index with other {key}, expected {value!r}, found {found.get(key)!r}"
@@ -109,13 +100,39 @@ class Index:
 def connect(folder: Path) -> Any:
     """Open a folder as a database of LanceDB, or begin one.
 
-    Raises: InputError if LanceDB is not installed.
+    Raises: InputError if LanceDB is not installed, or does not take the folder.
     """
     if importlib.util.find_spec("lancedb") is None:
         raise InputError("an index needs the package lancedb: pip install 'modernbert[index]'")
     import lancedb
 
-    return lancedb.connect(folder)
+    with told(folder):
+        return lancedb.connect(folder)
+
+
+def vector_type(width: int, late: bool) -> Any:
+    """Return pyarrow's type for a row's vector, or for its vectors."""
+    import pyarrow
+
+    vector = pyarrow.list_(pyarrow.float32(), width)
+    return pyarrow.list_(vector) if late else vector
+
+
+def open_table(folder: Path, database: Any, name: str, schema: Any, about: Mapping[str, Any]) -> Any:
+    """Open a table, or begin one that says of what it is: `about`, as JSON has it.
+
+    Raises: InputError if LanceDB cannot.
+    """
+    with told(folder):
+        if name in database.list_tables().tables:
+            return database.open_table(name)
+        return database.create_table(name, schema=schema.with_metadata({_ABOUT: json.dumps(about).encode()}))
+
+
+def about_of(table: Any) -> dict[str, Any]:
+    """Return of what a table is, as it was begun."""
+    found: dict[str, Any] = json.loads((table.schema.metadata or {}).get(_ABOUT, b"{}"))
+    return found
 
 
 @contextmanager

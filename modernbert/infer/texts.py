@@ -1,6 +1,7 @@
 """Where the verbs of use take their texts from: words of the command line, files, standard input.
 
-In: what was given. Out: a list of texts. A file of its own because every verb of use asks the same.
+In: what was given. Out: a list of texts, or a stream of them. A file of its own because every verb of use asks the
+same.
 """
 
 import json

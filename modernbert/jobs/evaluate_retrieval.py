@@ -67,15 +67,7 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
         raise InputError("collections: found two folders of one name, which would share an index; expected other names")
     check_target(config.out)
     check_target(None if config.index is None else config.index / "vectors.lance")
-    collections = [
-        entry
-        for name in config.collections
-        for entry in (
-            tasks_of(name.removeprefix(_MTEB)).items()
-            if name.startswith(_MTEB)
-            else [(name, read_collection(Path(name), config.split))]
-        )
-    ]
+    collections = [each for name in config.collections for each in _opened(name, config.split)]
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype)
     asked = ("pooling", "query_prompt", "document_prompt", "query_length", "document_length")
     changes: dict[str, Any] = {name: getattr(config, name) for name in asked if getattr(config, name) is not None}
@@ -97,6 +89,13 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
         if rows:
             _show(rows)
     return rows
+
+
+def _opened(name: str, split: str) -> list[tuple[str, Collection | Any]]:
+    """Return the collection of a folder, or the tasks that a name of mteb's stands for."""
+    if name.startswith(_MTEB):
+        return list(tasks_of(name.removeprefix(_MTEB)).items())
+    return [(name, read_collection(Path(name), split))]
 
 
 def _rows(name: str, collection: Collection | Any, split: str, rank: Rank) -> list[dict[str, Any]]:
