@@ -1,0 +1,117 @@
+"""The routes that give answers: ranks, labels, spans and filled masks.
+
+In: texts over HTTP. Out: what text-embeddings-inference, Cohere and the hub's clients expect of each.
+"""
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from fastapi import FastAPI, Request
+
+from modernbert.errors import InputError
+from modernbert.infer.answers import named, spans_of_scores, tag_documents
+from modernbert.model.heads import Classifier, MaskedLM
+from modernbert.serve import schemas, work
+from modernbert.serve.service import Service, listed
+
+__all__ = ["add_answers"]
+
+
+def add_answers(app: FastAPI, service: Service) -> None:
+    """Add what a model answers, whatever it was tuned for; what it was not tuned for is refused."""
+    bert = service.bert
+
+    @app.post("/rerank")
+    async def rerank(http: Request, body: schemas.RerankIn) -> list[dict[str, Any]]:
+        scores = await service.rank(http, body.query, body.texts, bool(body.truncate), body.raw_scores)
+        order = sorted(range(len(scores)), key=lambda n: -scores[n])
+        text = (lambda n: {"text": body.texts[n]}) if body.return_text else lambda n: {}
+        return [{"index": n, "score": scores[n], **text(n)} for n in order]
+
+    @app.post("/v1/rerank")
+    async def cohere(http: Request, body: schemas.RerankV1In) -> dict[str, Any]:
+        scores = await service.rank(http, body.query, body.documents, False, False)
+        order = sorted(range(len(scores)), key=lambda n: -scores[n])[: body.top_n]
+        text = (lambda n: {"document": {"text": body.documents[n]}}) if body.return_documents else lambda n: {}
+        results = [{"index": n, "relevance_score": scores[n], **text(n)} for n in order]
+        return {"model": body.model or service.settings.model_id, "results": results}
+
+    @app.post("/predict")
+    async def predict(http: Request, body: schemas.PredictIn) -> Any:
+        model = service.classifier()
+        batched = not isinstance(body.inputs, str) and bool(body.inputs) and isinstance(body.inputs[0], list)
+        if not body.inputs:
+            return []
+        rows: list[Any] = list(body.inputs) if batched else [body.inputs]
+        texts = [[row] if isinstance(row, str) else list(row) for row in rows]
+        if any(len(text) not in (1, 2) for text in texts) or len({len(text) for text in texts}) > 1:
+            raise InputError("inputs: expected texts, or pairs of texts, one kind of them")
+        found = await _predicted(http, service, model, texts, bool(body.truncate), body.raw_scores)
+        return found if batched else found[0]
+
+    # Clients of the hub ask at the root, for what the model is for.
+    if isinstance(bert.model, Classifier):
+        answer: Any = rerank if bert.model.task == "rerank" else predict
+        app.add_api_route("/", answer, methods=["POST"], include_in_schema=False)
+
+    @app.post("/fill-mask")
+    async def fill_mask(http: Request, body: schemas.FillMaskIn) -> Any:
+        model = bert.model
+        if not isinstance(model, MaskedLM):
+            raise InputError("this model has no masked-LM head")
+        texts = listed(body.inputs)
+
+        def make() -> list[np.ndarray]:
+            documents = work.documents_of(bert, texts, "", False)
+            for number, ids in enumerate(documents):
+                if bert.tokenizer.mask_id not in ids:
+                    mask = bert.tokenizer.text_of(bert.tokenizer.mask_id)
+                    raise InputError(f"text {number}: has no {mask}, expected at least one")
+            return documents
+
+        found = await service.compute(http, make, work.decoded(bert, model, min(body.top_k, bert.tokenizer.vocab_size)))
+        answers = [
+            [
+                [
+                    {"token": int(token), "token_str": bert.tokenizer.text_of(int(token)), "score": float(share)}
+                    for token, share in zip(tokens, shares, strict=True)
+                ]
+                for tokens, shares in zip(*of_text, strict=True)
+            ]
+            for of_text in found
+        ]
+        return answers[0] if isinstance(body.inputs, str) else answers
+
+
+async def _predicted(
+    http: Request, service: Service, model: Classifier, texts: list[list[str]], truncate: bool, raw: bool
+) -> list[list[dict[str, Any]]]:
+    """Return of each text its labels and their probabilities, or the spans a tagger finds."""
+    bert = service.bert
+    singles = [text[0] for text in texts]
+    if model.task == "tag":
+        if len(texts[0]) == 2:
+            raise InputError("inputs: found pairs, expected single texts: this model is a tagger")
+        found: list[Any] = []
+
+        def tagged() -> list[np.ndarray]:
+            how = "truncate" if truncate else "error"
+            found.extend(tag_documents(bert.tokenizer, singles, bert.longest, how))
+            return [laid.tokens for _, laid in found]
+
+        rows = await service.compute(http, tagged, work.scored(model))
+        spans = [
+            spans_of_scores(model.labels, text, words, scores[laid.where])
+            for text, (words, laid), scores in zip(singles, found, rows, strict=True)
+        ]
+        return [[asdict(span) for span in of_text] for of_text in spans]
+
+    def documents() -> list[np.ndarray]:
+        if len(texts[0]) == 1:
+            return work.documents_of(bert, list(singles), "", truncate)
+        return work.pairs_of(bert, [(text[0], text[1]) for text in texts], truncate)
+
+    scores = torch.from_numpy(np.stack(await service.compute(http, documents, work.scored(model))))
+    return [[{"label": label, "score": score} for label, score in row.items()] for row in named(model, scores, raw=raw)]

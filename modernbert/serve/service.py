@@ -1,0 +1,125 @@
+"""The engine and the model behind the routes: a request waits for its answers, or is let go.
+
+In: texts of one HTTP request. Out: vectors, scores, ranks. A file of its own because routes of every kind ask for the
+same few things.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+
+from modernbert.errors import InputError
+from modernbert.infer.pipeline import ModernBert
+from modernbert.model.heads import Classifier
+from modernbert.serve import work
+from modernbert.serve.engine import Engine, Finish, Gone
+from modernbert.serve.guard import Limits
+
+__all__ = ["ServeSettings", "Service", "listed"]
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """What a server is called, and what it takes."""
+
+    model_id: str
+    limits: Limits
+    warm_up: bool = True
+
+
+class Service:
+    """The engine and the model behind the routes."""
+
+    def __init__(self, bert: ModernBert, engine: Engine, settings: ServeSettings) -> None:
+        self.bert, self.engine, self.settings = bert, engine, settings
+        self.is_ready = False
+
+    def warm_up(self) -> None:
+        """Compute a full batch, so that what does not fit fails before there is a client."""
+        length = min(self.engine.budget_tokens, self.bert.longest)
+        ids = np.full(length, self.bert.tokenizer.ordinary_ids[0], dtype=np.int64)
+        self.engine.submit([ids], work.pooled(self.bert, "mean", True, None)).future.result()
+
+    async def compute(self, http: Request, make: Callable[[], Sequence[np.ndarray]], finish: Finish) -> list[Any]:
+        """Tokenise, wait for the engine, and return the answers; whoever leaves or waits too long is dropped."""
+        documents = await run_in_threadpool(make)
+        job = self.engine.submit(documents, finish)
+        http.scope["modernbert.job"] = job
+        future = asyncio.wrap_future(job.future)
+        leaving = asyncio.ensure_future(_left(http))
+        waiting: set[asyncio.Future[Any]] = {future, leaving}
+        try:
+            done, _ = await asyncio.wait(
+                waiting, timeout=self.settings.limits.timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if future not in done:
+                raise Gone("the client has left" if leaving in done else "took too long")
+            return future.result()
+        finally:
+            leaving.cancel()
+            if not future.done():
+                job.cancel()
+
+    def prompt(self, name: str | None) -> str:
+        """Return the text that a prompt's name stands for."""
+        prompts = {"query": self.bert.vectors.query_prompt, "document": self.bert.vectors.document_prompt}
+        prompts["passage"] = prompts["document"]
+        if name is not None and name not in prompts:
+            raise InputError(f"prompt_name: found {name!r}, expected {', '.join(prompts)}")
+        return prompts[name] if name else ""
+
+    def finish_vectors(self, normalize: bool, dimensions: int | None) -> Finish:
+        """Return what makes vectors as the model was tuned."""
+        bert = self.bert
+        if dimensions is not None and dimensions > bert.vector_width:
+            raise InputError(f"dimensions: found {dimensions}, expected 1 to {bert.vector_width}")
+        return work.pooled(bert, "mean" if bert.is_late else bert.vectors.pooling, normalize, dimensions)
+
+    def classifier(self) -> Classifier:
+        """Return the model if it has labels."""
+        if not isinstance(self.bert.model, Classifier):
+            raise InputError("this model has no head with labels")
+        return self.bert.model
+
+    async def rank(self, http: Request, query: str, texts: list[str], truncate: bool, raw: bool) -> list[float]:
+        """Return how well each text answers a query: by the pair, or by vectors."""
+        model = self.bert.model
+        if isinstance(model, Classifier) and model.task == "rerank":
+            pairs = [(query, text) for text in texts]
+            made = await self.compute(
+                http, lambda: work.pairs_of(self.bert, pairs, truncate), work.scored(model)
+            )  # fmt: skip
+            scores = np.array([float(each[0]) for each in made])
+            return (scores if raw else 1 / (1 + np.exp(-scores))).tolist()
+        return await self.compare(http, query, texts, truncate)
+
+    async def compare(self, http: Request, source: str, texts: list[str], truncate: bool) -> list[float]:
+        """Return the cosine of a text with others, or MaxSim of a late-interaction model."""
+        bert = self.bert
+
+        def documents() -> list[np.ndarray]:
+            query = work.documents_of(bert, [source], bert.vectors.query_prompt, truncate)
+            return query + work.documents_of(bert, texts, bert.vectors.document_prompt, truncate)
+
+        finish = work.token_vectors(bert, True) if bert.is_late else self.finish_vectors(True, None)
+        query, *others = await self.compute(http, documents, finish)
+        if bert.is_late:
+            return [float((query @ other.T).max(axis=1).sum()) for other in others]
+        return [float(query @ other) for other in others]
+
+
+def listed(inputs: Any) -> list[work.Text]:
+    """Return one input or several as a list."""
+    if isinstance(inputs, str) or (inputs and isinstance(inputs[0], int)):
+        return [inputs]
+    return list(inputs)
+
+
+async def _left(http: Request) -> None:
+    while not await http.is_disconnected():
+        await asyncio.sleep(0.2)
