@@ -490,6 +490,8 @@ def serve(
     max_requests: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 512,
     max_bytes: Annotated[int, typer.Option(min=1, help="Of a request's body.")] = 8_000_000,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a request.")] = 120.0,
+    wait: Annotated[float, typer.Option(min=0.1, help="Seconds that others may keep a request waiting.")] = 10.0,
+    batch_seconds: Annotated[float, typer.Option(min=0.001, help="Seconds of a batch, at most.")] = 0.25,
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "auto",
@@ -499,8 +501,8 @@ def serve(
 
     run(
         ServeConfig(
-            model, host, port, api_key, budget_tokens, queue_tokens, max_requests, max_bytes, timeout, device, dtype,
-            backend,
+            model, host, port, api_key, budget_tokens, queue_tokens, max_requests, max_bytes, timeout, wait,
+            batch_seconds, device, dtype, backend,
         )
     )  # fmt: skip
 

@@ -26,11 +26,15 @@ def check_overflow(overflow: str) -> None:
 
 
 def fitting(
-    documents: Iterable[np.ndarray], tokenizer: Tokenizer, longest: int, overflow: str
+    documents: Iterable[np.ndarray],
+    tokenizer: Tokenizer,
+    longest: int,
+    overflow: str,
+    remedy: str = "overflow may be truncate or split-mean",
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield each text's number and its ids: whole, cut at `longest`, or part after part of like size.
 
-    Raises: InputError naming the text that is too long, if it is to be an error.
+    Raises: InputError naming the text that is too long and the remedy, if it is to be an error.
     """
     for number, ids in enumerate(documents):
         if len(ids) <= longest:
@@ -41,10 +45,7 @@ def fitting(
             for part in tokenizer.split(ids, longest):
                 yield number, part
         else:
-            raise InputError(
-                f"text {number}: has {len(ids):,} tokens, expected at most {longest:,}; overflow may be truncate or "
-                "split-mean"
-            )
+            raise InputError(f"text {number}: has {len(ids):,} tokens, expected at most {longest:,}; {remedy}")
 
 
 def mean_of_parts(vectors: np.ndarray, numbers: np.ndarray, lengths: np.ndarray) -> np.ndarray:

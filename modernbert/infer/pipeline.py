@@ -158,6 +158,26 @@ class ModernBert:
         return self.width if self.projection is None else self.projection.out_features
 
     @property
+    def is_late(self) -> bool:
+        """Whether texts are compared by the vectors of all their tokens."""
+        return self.vectors.pooling == "tokens"
+
+    @property
+    def query_form(self) -> Form:
+        """How the model was tuned to have queries laid out."""
+        vectors = self.vectors
+        longest = min(vectors.query_length or self.longest, self.longest)
+        return Form(longest, vectors.query_prompt, vectors.expand_queries)
+
+    @property
+    def document_form(self) -> Form:
+        """How the model was tuned to have documents laid out."""
+        vectors = self.vectors
+        longest = min(vectors.document_length or self.longest, self.longest)
+        skipped = frozenset(token for name in vectors.skip if (token := self.tokenizer.id_of(name)) is not None)
+        return Form(longest, vectors.document_prompt, skip=skipped)
+
+    @property
     def device(self) -> torch.device:
         """Where the model computes."""
         encoder = self.encoder
@@ -211,16 +231,14 @@ class ModernBert:
 
         Raises: InputError for what is not text.
         """
-        vectors = self.vectors
-        return self._tuned(texts, vectors.query_prompt, vectors.query_length, vectors.expand_queries, ())
+        return self._tuned(texts, self.query_form)
 
     def embed_documents(self, texts: Sequence[str]) -> TextVectors:
         """Return the vectors of documents as the model was tuned to make them; texts that are too long are cut.
 
         Raises: InputError for what is not text.
         """
-        vectors = self.vectors
-        return self._tuned(texts, vectors.document_prompt, vectors.document_length, False, vectors.skip)
+        return self._tuned(texts, self.document_form)
 
     def embed_tokens(
         self, texts: str | Iterable[str], *, prompt: str = "", overflow: str = "error", progress: bool = False
@@ -357,12 +375,7 @@ class ModernBert:
             for tokens, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True):
                 yield [Guess(self.tokenizer.text_of(t), t, p) for t, p in zip(tokens, shares, strict=True)]
 
-    def _tuned(
-        self, texts: Sequence[str], prompt: str, length: int | None, expand: bool, skip: Sequence[str]
-    ) -> TextVectors:
-        longest = min(length or self.longest, self.longest)
-        skipped = frozenset(token for name in skip if (token := self.tokenizer.id_of(name)) is not None)
-        form = Form(longest, prompt, expand, skipped)
+    def _tuned(self, texts: Sequence[str], form: Form) -> TextVectors:
         embedder = Embedder(self.encoder, self.vectors.pooling, self.projection).eval()
         found: list[np.ndarray] = []
         num_cut = 0
@@ -378,11 +391,6 @@ class ModernBert:
         if self.is_late:
             return TextVectors(found, num_cut)
         return TextVectors(np.concatenate([np.zeros((0, self.vector_width), dtype=np.float32), *found]), num_cut)
-
-    @property
-    def is_late(self) -> bool:
-        """Whether texts are compared by the vectors of all their tokens."""
-        return self.vectors.pooling == "tokens"
 
     def _classifier(self) -> Classifier:
         if not isinstance(self.model, Classifier):

@@ -24,6 +24,8 @@ class ServeConfig:
     max_requests: int = 512
     max_bytes: int = 8_000_000
     timeout_s: float = 120.0
+    wait_s: float = 10.0
+    batch_s: float = 0.25
     device: str = "auto"
     dtype: str = "auto"
     backend: str = "auto"
@@ -34,7 +36,7 @@ def run(config: ServeConfig) -> None:
 
     Raises: InputError for a model that cannot be loaded, an address that is taken, or a library that is absent.
     """
-    for library in ("fastapi", "uvicorn", "prometheus_client"):
+    for library in ("fastapi", "uvicorn", "prometheus_client", "orjson"):
         if importlib.util.find_spec(library) is None:
             raise InputError(f"serve needs the package {library}: pip install 'modernbert[serve]'")
     import uvicorn
@@ -45,7 +47,7 @@ def run(config: ServeConfig) -> None:
 
     listener = _listen(config.host, config.port)
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, backend=config.backend)
-    engine = Engine(bert, config.budget_tokens, config.queue_tokens)
+    engine = Engine(bert, config.budget_tokens, config.queue_tokens, wait_s=config.wait_s, batch_s=config.batch_s)
     limits = Limits(config.max_requests, config.max_bytes, config.timeout_s, config.api_key)
     app = make_app(bert, engine, ServeSettings(config.model, limits))
     host, port = listener.getsockname()[:2]

@@ -15,6 +15,7 @@ from modernbert.infer.answers import named, spans_of_scores, tag_documents
 from modernbert.model.heads import Classifier, MaskedLM
 from modernbert.serve import schemas, work
 from modernbert.serve.service import Service, listed
+from modernbert.text.tokenizer import Tokenizer
 
 __all__ = ["add_answers"]
 
@@ -62,27 +63,31 @@ def add_answers(app: FastAPI, service: Service) -> None:
         if not isinstance(model, MaskedLM):
             raise InputError("this model has no masked-LM head")
         texts = listed(body.inputs)
+        top_k = (body.parameters and body.parameters.top_k) or body.top_k
 
         def make() -> list[np.ndarray]:
-            documents = work.documents_of(bert, texts, "", False)
+            documents = work.documents_of(bert, texts, False)
             for number, ids in enumerate(documents):
                 if bert.tokenizer.mask_id not in ids:
                     mask = bert.tokenizer.text_of(bert.tokenizer.mask_id)
                     raise InputError(f"text {number}: has no {mask}, expected at least one")
             return documents
 
-        found = await service.compute(http, make, work.decoded(bert, model, min(body.top_k, bert.tokenizer.vocab_size)))
-        answers = [
-            [
-                [
-                    {"token": int(token), "token_str": bert.tokenizer.text_of(int(token)), "score": float(share)}
-                    for token, share in zip(tokens, shares, strict=True)
-                ]
-                for tokens, shares in zip(*of_text, strict=True)
-            ]
-            for of_text in found
-        ]
+        found = await service.compute(http, make, work.decoded(bert, model, min(top_k, bert.tokenizer.vocab_size)))
+        answers = [_guesses(bert.tokenizer, *of_text) for of_text in found]
         return answers[0] if isinstance(body.inputs, str) else answers
+
+
+def _guesses(tokenizer: Tokenizer, tokens: np.ndarray, shares: np.ndarray) -> list[Any]:
+    """Return what stands behind each mask of a text [masks, k]; of one, without a list around it, as the hub does."""
+    found = [
+        [
+            {"token": token, "token_str": tokenizer.text_of(token), "score": share}
+            for token, share in zip(of_mask, its_shares, strict=True)
+        ]
+        for of_mask, its_shares in zip(tokens.tolist(), shares.tolist(), strict=True)
+    ]
+    return found[0] if len(found) == 1 else found
 
 
 async def _predicted(
@@ -106,11 +111,14 @@ async def _predicted(
             spans_of_scores(model.labels, text, words, scores[laid.where])
             for text, (words, laid), scores in zip(singles, found, rows, strict=True)
         ]
-        return [[asdict(span) for span in of_text] for of_text in spans]
+        # The last two are what clients of the hub call a label and a text.
+        return [
+            [asdict(span) | {"entity_group": span.label, "word": span.text} for span in of_text] for of_text in spans
+        ]
 
     def documents() -> list[np.ndarray]:
         if len(texts[0]) == 1:
-            return work.documents_of(bert, list(singles), "", truncate)
+            return work.documents_of(bert, list(singles), truncate)
         return work.pairs_of(bert, [(text[0], text[1]) for text in texts], truncate)
 
     scores = torch.from_numpy(np.stack(await service.compute(http, documents, work.scored(model))))

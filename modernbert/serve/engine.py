@@ -1,13 +1,15 @@
 """One thread that computes for all clients: their texts laid end to end in batches of bounded size.
 
 In: token ids of a request, and what is to be made of their hidden states. Out: a future with an answer for each text.
-Without padding, texts of all clients share a batch whatever their lengths, and memory does not depend on a request.
+Without padding, texts of all clients share a batch whatever their lengths, and memory does not depend on a request. A
+batch is so small, and the queue so short, that nobody waits longer for others than was agreed on.
 
 Source: Goyal et al. 1997 (start-time fair queueing), with tokens for time: who asks for much waits for those who ask
 for little, and nobody waits for ever.
 """
 
 import heapq
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -29,16 +31,18 @@ __all__ = ["Busy", "Engine", "Finish", "Gone", "Request"]
 Finish = Callable[[Tensor, Sequence[np.ndarray]], Sequence[Any]]
 """(hidden states of some texts of a request [t, D], their ids) -> an answer for each"""
 
-# Of a new measurement in the speed by which waiting is foretold.
-_NEWEST = 0.2
+# How much of the batches so far counts in the speed by which waiting is foretold.
+_KEPT = 0.8
+# However slow the processor: fewer tokens than this do not keep it busy.
+_LEAST_BATCH = 256
 
 
 class Busy(Exception):
     """Say that too much is waiting, and in how many seconds there may be room."""
 
-    def __init__(self, retry_after_s: int) -> None:
-        super().__init__(f"too many tokens are waiting, try again in {retry_after_s} s")
-        self.retry_after_s = retry_after_s
+    def __init__(self, seconds: float) -> None:
+        self.retry_after_s = max(1, math.ceil(seconds))
+        super().__init__(f"too many tokens are waiting, try again in {self.retry_after_s} s")
 
 
 class Gone(Exception):
@@ -59,6 +63,7 @@ class Request:
     num_tokens: int = field(init=False)
     _answers: list[Any] = field(default_factory=list)
     _next: int = 0
+    _done_tokens: int = 0
     _arrived: float = field(default_factory=time.monotonic)
     _turn: float = 0.0
 
@@ -73,16 +78,28 @@ class Request:
 class Engine:
     """A model behind a fair queue."""
 
-    def __init__(self, bert: ModernBert, budget_tokens: int = 4_096, most_queued_tokens: int = 1_000_000) -> None:
-        """Begin to compute; `budget_tokens` bounds a batch, but for one text that is longer alone.
+    def __init__(
+        self,
+        bert: ModernBert,
+        budget_tokens: int = 4_096,
+        most_queued_tokens: int = 1_000_000,
+        *,
+        wait_s: float = math.inf,
+        batch_s: float = 0.25,
+    ) -> None:
+        """Begin to compute.
 
-        New requests are refused while `most_queued_tokens` wait.
+        A batch has at most `budget_tokens`, and no more than take `batch_s` seconds at the speed of the last ones, but
+        for one text that is longer alone. New requests are refused while `most_queued_tokens` wait, and those that
+        others would keep waiting for more than `wait_s` seconds.
         """
         self.bert = bert
         self.budget_tokens, self.most_queued_tokens = budget_tokens, most_queued_tokens
-        self.tokens_per_s = 0.0
+        self.wait_s, self.batch_s = wait_s, batch_s
         self.queued_tokens = 0
         self.last_batch_tokens = 0
+        self._computed = (0.0, 0.0)
+        self._is_first = True
         self._turn = 0.0
         self._number = 0
         self._waiting: list[tuple[float, int, Request]] = []
@@ -90,6 +107,12 @@ class Engine:
         self._closing = False
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._thread.start()
+
+    @property
+    def tokens_per_s(self) -> float:
+        """How fast the last batches were; 0 before the second, for the first pays for what is done once."""
+        tokens, seconds = self._computed
+        return tokens / seconds if seconds else 0.0
 
     @property
     def is_alive(self) -> bool:
@@ -113,8 +136,11 @@ class Engine:
         with self._changed:
             if self._closing:
                 raise Gone("the server is closing")
+            speed = self.tokens_per_s
             if self.queued_tokens >= self.most_queued_tokens:
-                raise Busy(max(1, round(self.queued_tokens / (self.tokens_per_s or 1_000))))
+                raise Busy(self.queued_tokens / (speed or 1_000))
+            if speed and (wait_s := self._tokens_ahead(request) / speed) > self.wait_s:
+                raise Busy(wait_s - self.wait_s)
             self.queued_tokens += request.num_tokens
             request._turn = self._turn
             self._push(request)
@@ -131,6 +157,17 @@ class Engine:
             for _, _, request in self._waiting:
                 _fail(request, Gone("the server has closed"))
             self._waiting.clear()
+
+    def _tokens_ahead(self, request: Request) -> int:
+        """Return how many tokens that wait are computed before the last of a request that comes now."""
+        end = self._turn + request.num_tokens
+        ahead = 0
+        for turn, _, other in self._waiting:
+            if turn < end and not other.future.done():
+                # In fair turns another gets as far as this one does, but at least the text that it waits with.
+                text = len(other.documents[other._next])
+                ahead += max(text, min(other.num_tokens - other._done_tokens, round(end - turn)))
+        return ahead
 
     def _push(self, request: Request) -> None:
         self._number += 1
@@ -151,14 +188,16 @@ class Engine:
         """Fill a batch: one document after another, from whoever had least so far; the gone are dropped."""
         taken: dict[int, tuple[Request, list[np.ndarray]]] = {}
         num_tokens = 0
+        soon = round(self.tokens_per_s * self.batch_s) or self.budget_tokens
+        budget = min(self.budget_tokens, max(_LEAST_BATCH, soon))
         while self._waiting:
             turn, _, request = self._waiting[0]
             if request.future.done():
                 heapq.heappop(self._waiting)
-                self.queued_tokens -= sum(map(len, request.documents[request._next :]))
+                self.queued_tokens -= request.num_tokens - request._done_tokens
                 continue
             document = request.documents[request._next]
-            if num_tokens and num_tokens + len(document) > self.budget_tokens:
+            if num_tokens and num_tokens + len(document) > budget:
                 break
             heapq.heappop(self._waiting)
             if request._next == 0:
@@ -167,6 +206,7 @@ class Engine:
             self._turn = turn
             request._turn = turn + len(document)
             request._next += 1
+            request._done_tokens += len(document)
             taken.setdefault(id(request), (request, []))[1].append(document)
             if request._next < len(request.documents):
                 self._push(request)
@@ -194,18 +234,28 @@ class Engine:
                 if not torch.isfinite(part).all():
                     raise ArithmeticError("the model's hidden states are not finite")
                 with torch.inference_mode():
-                    request._answers.extend(request.finish(part, documents))
+                    answers = request.finish(part, documents)
+                if not all(_is_finite(answer) for answer in answers):
+                    raise ArithmeticError("what is made of the model's hidden states is not finite")
+                request._answers.extend(answers)
             except Exception as error:
                 _fail(request, error)
         seconds = time.monotonic() - begun
-        speed = laid.layout.num_tokens / seconds
-        self.tokens_per_s = speed if not self.tokens_per_s else (1 - _NEWEST) * self.tokens_per_s + _NEWEST * speed
+        if not self._is_first:
+            tokens_so_far, seconds_so_far = self._computed
+            self._computed = _KEPT * tokens_so_far + laid.layout.num_tokens, _KEPT * seconds_so_far + seconds
+        self._is_first = False
         for request, _ in batch:
             request.computed_s += seconds
             if len(request._answers) == len(request.documents):
                 # A client may leave at any moment, this one too.
                 with suppress(InvalidStateError):
                     request.future.set_result(request._answers)
+
+
+def _is_finite(answer: Any) -> bool:
+    arrays = answer if isinstance(answer, tuple) else (answer,)
+    return all(np.isfinite(each).all() for each in arrays if isinstance(each, np.ndarray))
 
 
 def _fail(request: Request, error: Exception) -> None:

@@ -22,16 +22,24 @@ __all__ = [
 Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
 Inputs = str | list[str] | Ids | list[Ids]
 Dimensions = Annotated[int, Field(ge=1)] | None
+Precision = Literal["float32", "float16", "int8", "binary"]
 
 
 class EmbedIn(BaseModel):
-    """Ask for vectors: of a text, of ids without special tokens, or of several of either."""
+    """Ask for vectors: of a text, of ids without special tokens, or of several of either.
+
+    With `prompt_name` or `input_type`, query or document, texts are laid out as the model was tuned to have them.
+    """
 
     inputs: Inputs
     normalize: bool = True
     truncate: bool | None = None
+    truncation_direction: Literal["Right", "right"] = "Right"
     prompt_name: str | None = None
+    input_type: str | None = None
     dimensions: Dimensions = None
+    precision: Precision = "float32"
+    encoding_format: Literal["float", "base64"] = "float"
 
 
 class OpenAIIn(BaseModel):
@@ -40,7 +48,9 @@ class OpenAIIn(BaseModel):
     input: Inputs
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
+    input_type: str | None = None
     dimensions: Dimensions = None
+    precision: Precision = "float32"
     user: str | None = None
 
 
@@ -100,8 +110,18 @@ class DecodeIn(BaseModel):
     skip_special_tokens: bool = True
 
 
+TopK = Annotated[int, Field(ge=1, le=100)]
+
+
+class FillMaskParameters(BaseModel):
+    """How many, where clients of the hub say it."""
+
+    top_k: TopK | None = None
+
+
 class FillMaskIn(BaseModel):
     """Ask what stands behind each mask."""
 
     inputs: str | list[str]
-    top_k: Annotated[int, Field(ge=1, le=100)] = 5
+    top_k: TopK = 5
+    parameters: FillMaskParameters | None = None

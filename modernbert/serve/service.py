@@ -19,6 +19,7 @@ from modernbert.model.heads import Classifier
 from modernbert.serve import work
 from modernbert.serve.engine import Engine, Finish, Gone
 from modernbert.serve.guard import Limits
+from modernbert.text.forms import Form, Laid
 
 __all__ = ["ServeSettings", "Service", "listed"]
 
@@ -65,13 +66,32 @@ class Service:
             if not future.done():
                 job.cancel()
 
-    def prompt(self, name: str | None) -> str:
-        """Return the text that a prompt's name stands for."""
-        prompts = {"query": self.bert.vectors.query_prompt, "document": self.bert.vectors.document_prompt}
-        prompts["passage"] = prompts["document"]
-        if name is not None and name not in prompts:
-            raise InputError(f"prompt_name: found {name!r}, expected {', '.join(prompts)}")
-        return prompts[name] if name else ""
+    def form(self, prompt_name: str | None, input_type: str | None) -> Form | None:
+        """Return how texts of a kind are laid out; None where a client names none.
+
+        Raises: InputError for an unknown name, or two that differ.
+        """
+        names = {"query": "query", "search_query": "query"}
+        names |= dict.fromkeys(("document", "passage", "search_document"), "document")
+        kinds = []
+        for key, name in (("prompt_name", prompt_name), ("input_type", input_type)):
+            if name is not None and name not in names:
+                raise InputError(f"{key}: found {name[:40]!r}, expected query or document")
+            kinds += [names[name]] if name is not None else []
+        if len(set(kinds)) > 1:
+            raise InputError(f"input_type: found {input_type!r} beside prompt_name {prompt_name!r}, expected one")
+        if not kinds:
+            return None
+        return self.bert.query_form if kinds[0] == "query" else self.bert.document_form
+
+    def lay(self, texts: Sequence[work.Text], form: Form | None, truncate: bool) -> list[Laid]:
+        """Return texts laid out in a form, or as they are.
+
+        Raises: InputError naming the text that is too long.
+        """
+        if form is not None:
+            return work.forms_of(self.bert, form, texts, truncate)
+        return [Laid(ids) for ids in work.documents_of(self.bert, texts, truncate)]
 
     def finish_vectors(self, normalize: bool, dimensions: int | None) -> Finish:
         """Return what makes vectors as the model was tuned."""
@@ -100,17 +120,21 @@ class Service:
 
     async def compare(self, http: Request, source: str, texts: list[str], truncate: bool) -> list[float]:
         """Return the cosine of a text with others, or MaxSim of a late-interaction model."""
-        bert = self.bert
+        bert, laid = self.bert, list[Laid]()
 
         def documents() -> list[np.ndarray]:
-            query = work.documents_of(bert, [source], bert.vectors.query_prompt, truncate)
-            return query + work.documents_of(bert, texts, bert.vectors.document_prompt, truncate)
+            laid.extend(self.lay([source], bert.query_form, truncate))
+            laid.extend(self.lay(texts, bert.document_form, truncate))
+            return [each.tokens for each in laid]
 
         finish = work.token_vectors(bert, True) if bert.is_late else self.finish_vectors(True, None)
         query, *others = await self.compute(http, documents, finish)
-        if bert.is_late:
-            return [float((query @ other.T).max(axis=1).sum()) for other in others]
-        return [float(query @ other) for other in others]
+        if not bert.is_late:
+            return [float(query @ other) for other in others]
+        rows = [
+            other if each.where is None else other[each.where] for other, each in zip(others, laid[1:], strict=True)
+        ]
+        return [float((query @ of_text.T).max(axis=1).sum()) for of_text in rows]
 
 
 def listed(inputs: Any) -> list[work.Text]:

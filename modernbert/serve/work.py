@@ -12,29 +12,50 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modernbert.device import autocast
+from modernbert.errors import InputError
 from modernbert.infer.overflow import fitting
 from modernbert.infer.pipeline import ModernBert
 from modernbert.model.heads import TASKS, Classifier, MaskedLM, pool
 from modernbert.ragged import Layout
 from modernbert.serve.engine import Finish
+from modernbert.text.forms import Form, Laid
 
-__all__ = ["Text", "decoded", "documents_of", "pairs_of", "pooled", "scored", "token_vectors"]
+__all__ = ["REMEDY", "Text", "decoded", "documents_of", "forms_of", "pairs_of", "pooled", "scored", "token_vectors"]
+
+REMEDY = "with truncate it is cut"
 
 Text = str | list[int]
 """A text, or the ids of one without special tokens."""
 
 
-def documents_of(bert: ModernBert, texts: Sequence[Text], prompt: str, truncate: bool) -> list[np.ndarray]:
+def documents_of(bert: ModernBert, texts: Sequence[Text], truncate: bool) -> list[np.ndarray]:
     """Return the ids of texts, all given as such or all as ids, each with the special tokens.
 
     Raises: InputError naming the text that is too long. What ids are of no token, the engine says.
     """
     tokenizer = bert.tokenizer
     if all(isinstance(text, str) for text in texts):
-        documents = tokenizer.encode([f"{prompt}{text}" for text in texts])
+        documents = tokenizer.encode([text for text in texts if isinstance(text, str)])
     else:
         documents = [tokenizer.wrap(ids) for ids in texts if not isinstance(ids, str)]
-    return [ids for _, ids in fitting(documents, tokenizer, bert.longest, "truncate" if truncate else "error")]
+    return [ids for _, ids in fitting(documents, tokenizer, bert.longest, _overflow(truncate), REMEDY)]
+
+
+def forms_of(bert: ModernBert, form: Form, texts: Sequence[Text], truncate: bool) -> list[Laid]:
+    """Return texts laid out as the model was tuned to have its queries or its documents.
+
+    Raises: InputError naming the text that is too long, or is given as ids, which no prompt can be put before.
+    """
+    said = [f"{form.prompt}{text}" for text in texts if isinstance(text, str)]
+    if len(said) < len(texts):
+        raise InputError("inputs: found ids, expected texts: ids have no place for a prompt")
+    documents = bert.tokenizer.encode(said)
+    kept = fitting(documents, bert.tokenizer, form.longest, _overflow(truncate), REMEDY)
+    return [form.lay_ids(bert.tokenizer, ids) for _, ids in kept]
+
+
+def _overflow(truncate: bool) -> str:
+    return "truncate" if truncate else "error"
 
 
 def pairs_of(bert: ModernBert, pairs: Sequence[tuple[str, str]], truncate: bool) -> list[np.ndarray]:
@@ -43,7 +64,7 @@ def pairs_of(bert: ModernBert, pairs: Sequence[tuple[str, str]], truncate: bool)
     Raises: InputError naming the pair that is too long.
     """
     documents = bert.tokenizer.encode_pairs(pairs, bert.longest if truncate else None)
-    return [ids for _, ids in fitting(documents, bert.tokenizer, bert.longest, "error")]
+    return [ids for _, ids in fitting(documents, bert.tokenizer, bert.longest, "error", REMEDY)]
 
 
 def pooled(bert: ModernBert, pooling: str, normalize: bool, dimensions: int | None) -> Finish:

@@ -51,9 +51,10 @@ class Form:
         """
         encoded = tokenizer.encode([self.prompt + text for text in texts], first=first)
         num_cut = sum(len(ids) > self.longest for ids in encoded)
-        return [self._lay(tokenizer, tokenizer.cut(ids, self.longest)) for ids in encoded], num_cut
+        return [self.lay_ids(tokenizer, tokenizer.cut(ids, self.longest)) for ids in encoded], num_cut
 
-    def _lay(self, tokenizer: Tokenizer, ids: np.ndarray) -> Laid:
+    def lay_ids(self, tokenizer: Tokenizer, ids: np.ndarray) -> Laid:
+        """Return a text laid out whose ids have the prompt and fit."""
         if self.expand:
             ids = np.append(ids, np.full(self.longest - len(ids), tokenizer.mask_id, dtype=np.int64))
         if not self.skip:

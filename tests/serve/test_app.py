@@ -16,8 +16,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 
 from modernbert import ModernBert
+from modernbert.model.embedder import Vectors
 from modernbert.model.heads import start_classifier
 from modernbert.model.hub import load_model, save_folder
 
@@ -88,6 +90,58 @@ def test_vectors_are_those_of_the_library(open_app: Open, small_bert: ModernBert
     np.testing.assert_allclose(alike, small_bert.similarity(TEXTS[0], TEXTS)[0], atol=1e-5)
 
 
+def test_vectors_come_in_fewer_bytes(open_app: Open, small_bert: ModernBert) -> None:
+    client = open_app(small_bert)
+    for precision in ("float32", "float16", "int8", "binary"):
+        expected = small_bert.embed(TEXTS, precision=precision)
+        body = {"input": TEXTS, "precision": precision}
+        rows = [row["embedding"] for row in client.post("/v1/embeddings", json=body).json()["data"]]
+        as_bytes = client.post("/v1/embeddings", json=body | {"encoding_format": "base64"}).json()["data"]
+        read = [np.frombuffer(base64.b64decode(row["embedding"]), expected.dtype) for row in as_bytes]
+        for found in (np.array(rows), np.stack(read).astype(np.float64)):
+            # The last bit of a vector may differ, and with it what it is rounded to.
+            np.testing.assert_allclose(found, expected.astype(np.float64), atol=1 if precision == "int8" else 1e-3)
+    every = client.post("/embed_multi", json={"inputs": TEXTS, "encoding_format": "base64"}).json()
+    for one, expected in zip(every, small_bert.embed_tokens(TEXTS), strict=True):
+        mine = np.frombuffer(base64.b64decode(one["data"]), one["dtype"]).reshape(one["shape"])
+        np.testing.assert_allclose(mine, expected, atol=1e-4)
+
+
+def test_late_interaction_is_that_of_the_library(open_app: Open, small_bert: ModernBert) -> None:
+    """Queries are filled up, markers stand before the texts, and what has no vector in documents has none here."""
+    torch.manual_seed(1)
+    vectors = Vectors("tokens", "[unused0] ", "[unused1] ", 16, 40, True, ["."])
+    projection = torch.nn.Linear(64, 24, bias=False)
+    late = ModernBert(small_bert.tokenizer, small_bert.model, vectors=vectors, projection=projection)
+    client = open_app(late)
+    texts = [TEXTS[0], "x", "two rivers. one city."]
+    for kind, expected in (("query", late.embed_queries(texts)), ("document", late.embed_documents(texts))):
+        found = client.post("/embed_multi", json={"inputs": texts, "input_type": kind}).json()
+        assert [len(rows) for rows in found] == [len(rows) for rows in expected.vectors]
+        for mine, theirs in zip(found, expected.vectors, strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=1e-5)
+    alike = client.post("/similarity", json={"inputs": {"source_sentence": TEXTS[0], "sentences": texts}}).json()
+    np.testing.assert_allclose(alike, late.similarity(TEXTS[0], texts)[0], atol=1e-5)
+    ranked = client.post("/rerank", json={"query": TEXTS[0], "texts": texts}).json()
+    assert [row["index"] for row in ranked] == [each.index for each in late.rerank(TEXTS[0], texts)]
+    long = client.post("/embed_multi", json={"inputs": "word " * 60, "input_type": "document"})
+    assert long.status_code == 422 and "expected at most 40; with truncate it is cut" in long.json()["error"]
+    cut = client.post("/embed_multi", json={"inputs": "word " * 60, "input_type": "document", "truncate": True}).json()
+    np.testing.assert_allclose(cut[0], late.embed_documents(["word " * 60]).vectors[0], atol=1e-5)
+
+
+def test_queries_get_the_prompt_they_were_tuned_with(open_app: Open, small_bert: ModernBert) -> None:
+    tuned = ModernBert(small_bert.tokenizer, small_bert.model, vectors=Vectors("cls", "ask: ", "know: ", 30, 50))
+    client = open_app(tuned)
+    for asked in ({"input_type": "query"}, {"prompt_name": "query"}, {"input_type": "search_query"}):
+        found = client.post("/embed", json={"inputs": TEXTS[:2], **asked}).json()
+        np.testing.assert_allclose(found, tuned.embed_queries(TEXTS[:2]).vectors, atol=1e-5)
+    openai = client.post("/v1/embeddings", json={"input": TEXTS[:2], "input_type": "passage"}).json()["data"]
+    np.testing.assert_allclose(
+        [row["embedding"] for row in openai], tuned.embed_documents(TEXTS[:2]).vectors, atol=1e-5
+    )
+
+
 def test_ranks_labels_spans_and_masks_are_those_of_the_library(
     open_app: Open, small_bert: ModernBert, folder: Path, tmp_path: Path
 ) -> None:
@@ -122,7 +176,15 @@ def test_ranks_labels_spans_and_masks_are_those_of_the_library(
         assert all(text[span["start"] : span["end"]] == span["text"] for span in row)
 
     masked = "The [MASK] of France is [MASK]."
-    filled = open_app(small_bert).post("/fill-mask", json={"inputs": masked, "top_k": 3}).json()
+    client = open_app(small_bert)
+    filled = client.post("/fill-mask", json={"inputs": masked, "top_k": 3}).json()
+    one = client.post("/fill-mask", json={"inputs": ["a [MASK]", masked], "parameters": {"top_k": 3}}).json()
+    assert [each["token"] for each in one[0]] == [
+        each.token for each in small_bert.fill_mask("a [MASK]", 3)[0]  # type: ignore[union-attr]
+    ]  # fmt: skip
+    assert [[each["token"] for each in mask] for mask in one[1]] == [
+        [each["token"] for each in mask] for mask in filled
+    ]
     assert [[each["token"] for each in mask] for mask in filled] == [
         [guess.token for guess in mask] for mask in small_bert.fill_mask(masked, 3)  # type: ignore[union-attr]
     ]  # fmt: skip
@@ -143,8 +205,33 @@ def test_tokens_there_and_back(open_app: Open, small_bert: ModernBert) -> None:
     [
         ("/embed", {"inputs": ["a", "word " * 2_000]}, 422, r"text 1: has [\d,]+ tokens, expected at most 1,000"),
         ("/embed", {"inputs": "a", "dimensions": 65}, 422, "dimensions: found 65, expected 1 to 64"),
-        ("/embed", {"inputs": "a", "prompt_name": "x"}, 422, "prompt_name: found 'x', expected query, document, pass"),
+        ("/embed", {"inputs": "a", "prompt_name": "x"}, 422, "prompt_name: found 'x', expected query or document"),
         ("/embed", {"inputs": [[5, 512]]}, 422, "text 0: has ids outside of 0 to 511"),
+        (
+            "/embed",
+            {"inputs": [5, 6], "input_type": "query"},
+            422,
+            "inputs: found ids, expected texts: ids have no place",
+        ),
+        (
+            "/embed",
+            {"inputs": "a", "input_type": "query", "prompt_name": "document"},
+            422,
+            "input_type: found 'query' bes",
+        ),
+        (
+            "/embed",
+            {"inputs": "a", "truncation_direction": "Left"},
+            422,
+            "truncation_direction: Input should be 'Right'",
+        ),
+        (
+            "/embed",
+            {"inputs": "a", "precision": "binary", "dimensions": 12},
+            422,
+            "precision: found binary for 12 compon",
+        ),
+        ("/embed", {"inputs": "word " * 2_000}, 422, "tokens, expected at most 1,000; with truncate it is cut"),
         ("/embed", {"inputs": [[-1]]}, 422, "inputs"),
         ("/embed", {"inputs": 3}, 422, "inputs"),
         ("/embed", {}, 422, "inputs: Field required"),
@@ -263,12 +350,34 @@ def test_clients_of_openai_and_of_the_hub_work_unedited(
         hub = huggingface_hub.InferenceClient(base_url=server.url, token="secret")
         vector = np.array(hub.feature_extraction(TEXTS[0])).ravel()
         np.testing.assert_allclose(vector, small_bert.embed(TEXTS[0])[0], atol=1e-5)
+        alike = hub.sentence_similarity(TEXTS[0], other_sentences=TEXTS, model=f"{server.url}/similarity")
+        np.testing.assert_allclose(alike, small_bert.similarity(TEXTS[0], TEXTS)[0], atol=1e-5)
+        guesses = hub.fill_mask("a [MASK]", top_k=2, model=f"{server.url}/fill-mask")
+        assert [each.token for each in guesses] == [
+            each.token for each in small_bert.fill_mask("a [MASK]", 2)[0]  # type: ignore[union-attr]
+        ]  # fmt: skip
         with pytest.raises(openai.AuthenticationError):
             openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong").embeddings.create(model="any", input="a")
 
 
+def test_the_hubs_client_gets_labels_and_spans(
+    folder: Path, small_bert: ModernBert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    tagger = tuned(folder, "tag", ["O", "B-x", "I-x"], tmp_path, small_bert)
+    with Served(tmp_path / "tag") as server:
+        found = huggingface_hub.InferenceClient(base_url=server.url).token_classification(TEXTS[0])
+        known = tagger.tag(TEXTS[0])
+        assert known and [(each.start, each.end, each.entity_group, each.word) for each in found] == [
+            (span.start, span.end, span.label, span.text) for span in known  # type: ignore[union-attr]
+        ]  # fmt: skip
+
+
 def test_a_request_to_end_loses_nothing_that_was_taken(folder: Path) -> None:
-    with Served(folder) as server, concurrent.futures.ThreadPoolExecutor(6) as pool:
+    # However busy the machine is that runs this: what is taken is answered.
+    with Served(folder, "--wait", "1000") as server, concurrent.futures.ThreadPoolExecutor(6) as pool:
         body = {"inputs": ["word " * 50] * 60}
         asked = [pool.submit(httpx.post, f"{server.url}/embed", json=body, timeout=60) for _ in range(6)]
         while "modernbert_queue_tokens 0.0" in httpx.get(f"{server.url}/metrics").text:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modernbert import InputError, ModernBert
-from modernbert.serve.engine import Busy, Engine, Gone
+from modernbert.serve.engine import Busy, Engine, Gone, Request
 
 
 def means(hidden: Tensor, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -105,6 +105,53 @@ def test_too_much_is_refused_with_a_time_and_taken_again_later(small_bert: Moder
     assert len(whole.future.result(timeout=30)) == 50
     assert len(engine.submit([np.full(3, 5)], means).future.result(timeout=10)) == 1
     engine.close(5.0)
+
+
+def test_nobody_is_kept_waiting_longer_than_agreed(small_bert: ModernBert) -> None:
+    """What others have before a request is told in seconds at the speed of the batches so far."""
+    engine = Engine(small_bert, budget_tokens=100, wait_s=2.0)
+    engine._computed = (100.0, 1.0)
+    held = Held(engine)
+    taken = [engine.submit([np.full(50, 5)], means) for _ in range(5)]
+    with pytest.raises(Busy) as caught:
+        for _ in range(3):
+            taken.append(engine.submit([np.full(50, 5)], means))
+    assert len(taken) == 5, "two and a half seconds of others are too long"
+    assert caught.value.retry_after_s == 1
+    # Of one who asks for much, a request of little waits only for as much as it wants itself.
+    assert engine._tokens_ahead(Request([np.full(10, 5)], means)) == 250
+    held.go.set()
+    assert all(len(each.future.result(timeout=30)) == 1 for each in taken)
+    engine.close(5.0)
+    alone = Engine(small_bert, budget_tokens=100, wait_s=2.0)
+    alone._computed = (100.0, 1.0)
+    held = Held(alone)
+    much = alone.submit([np.full(100, 5)] * 50, means)
+    little = alone.submit([np.full(20, 5)], means)
+    held.go.set()
+    assert len(little.future.result(timeout=30)) == 1 and len(much.future.result(timeout=30)) == 50
+    alone.close(5.0)
+
+
+def test_batches_are_as_small_as_a_slow_machine_needs(small_bert: ModernBert) -> None:
+    engine = Engine(small_bert, budget_tokens=4_000, batch_s=0.5)
+    seen: list[int] = []
+    held = Held(engine)
+    engine._computed = (10_000.0, 10.0)  # a thousand tokens a second
+    waiting = engine.submit(
+        [np.full(90, 5)] * 30, lambda hidden, documents: seen.append(len(documents)) or [0] * len(documents)
+    )
+    held.go.set()
+    waiting.future.result(timeout=30)
+    assert seen[0] == 5, "half a second of them"
+    engine.close(5.0)
+
+
+def test_what_is_not_finite_is_no_answer(engine: Engine) -> None:
+    for bad in (np.array([1.0, np.nan]), (np.array([1]), np.array([np.inf]))):
+        request = engine.submit([np.full(3, 5)], lambda hidden, documents, bad=bad: [bad])
+        with pytest.raises(ArithmeticError, match="not finite"):
+            request.future.result(timeout=10)
 
 
 def test_a_failure_is_told_to_whom_it_concerns_and_the_engine_lives(engine: Engine) -> None:
