@@ -10,9 +10,10 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 
 from modernbert.errors import InputError
 from modernbert.infer.pipeline import ModernBert
@@ -40,7 +41,7 @@ def make_app(bert: ModernBert, engine: Engine, settings: ServeSettings) -> FastA
         service.is_ready = False
         await run_in_threadpool(engine.close)
 
-    app = FastAPI(title="modernbert", lifespan=lifespan, docs_url="/docs", redoc_url=None)
+    app = FastAPI(title="modernbert", lifespan=lifespan, docs_url="/docs", redoc_url=None, responses=schemas.REFUSALS)
     meters = Meters(engine)
     app.add_middleware(Guard, limits=settings.limits, meters=meters)
     _add_errors(app)
@@ -54,6 +55,10 @@ def make_app(bert: ModernBert, engine: Engine, settings: ServeSettings) -> FastA
 def _add_errors(app: FastAPI) -> None:
     def told(status: int, kind: str, text: str, headers: dict[str, str] | None = None) -> JSONResponse:
         return JSONResponse(refusal_of(status, kind, text), status, headers)
+
+    @app.exception_handler(HTTPException)
+    async def refused(http: Request, error: HTTPException) -> JSONResponse:
+        return told(error.status_code, "Validation", error.detail, dict(error.headers or {}))
 
     @app.exception_handler(InputError)
     async def wrong(http: Request, error: InputError) -> JSONResponse:
@@ -112,14 +117,14 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
 def _add_state(app: FastAPI, service: Service, meters: Meters) -> None:
     bert, limits = service.bert, service.settings.limits
 
-    @app.get("/health")
-    @app.get("/ping")
+    @app.get("/health", response_class=Response)
+    @app.get("/ping", response_class=Response)
     async def health() -> Response:
         if not service.engine.is_alive:
             return Response(status_code=503)
         return Response(status_code=200)
 
-    @app.get("/ready")
+    @app.get("/ready", response_class=Response)
     async def ready() -> Response:
         return Response(status_code=200 if service.is_ready and service.engine.is_alive else 503)
 
@@ -138,6 +143,6 @@ def _add_state(app: FastAPI, service: Service, meters: Meters) -> None:
             "max_concurrent_requests": limits.most_requests, "auto_truncate": False, "version": version("modernbert"),
         }  # fmt: skip
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         return Response(generate_latest(meters.registry), media_type=CONTENT_TYPE_LATEST)

@@ -3,11 +3,12 @@
 In: JSON. Out: checked fields. What is not known is passed over, as those servers do.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
 __all__ = [
+    "REFUSALS",
     "DecodeIn",
     "EmbedIn",
     "FillMaskIn",
@@ -22,6 +23,7 @@ __all__ = [
 Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
 Inputs = str | list[str] | Ids | list[Ids]
 Dimensions = Annotated[int, Field(ge=1)] | None
+Kind = Literal["query", "search_query", "document", "passage", "search_document"]
 Precision = Literal["float32", "float16", "int8", "binary"]
 
 
@@ -35,8 +37,8 @@ class EmbedIn(BaseModel):
     normalize: bool = True
     truncate: bool | None = None
     truncation_direction: Literal["Right", "right"] = "Right"
-    prompt_name: str | None = None
-    input_type: str | None = None
+    prompt_name: Kind | None = None
+    input_type: Kind | None = None
     dimensions: Dimensions = None
     precision: Precision = "float32"
     encoding_format: Literal["float", "base64"] = "float"
@@ -48,7 +50,7 @@ class OpenAIIn(BaseModel):
     input: Inputs
     model: str | None = None
     encoding_format: Literal["float", "base64"] = "float"
-    input_type: str | None = None
+    input_type: Kind | None = None
     dimensions: Dimensions = None
     precision: Precision = "float32"
     user: str | None = None
@@ -125,3 +127,28 @@ class FillMaskIn(BaseModel):
     inputs: str | list[str]
     top_k: TopK = 5
     parameters: FillMaskParameters | None = None
+
+
+class Refusal(BaseModel):
+    """Say why a request is not answered, as clients of text-embeddings-inference and of OpenAI look for it."""
+
+    error: str
+    error_type: str
+    message: str
+    code: int
+
+
+REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Refusal, "description": why}
+    for status, why in {
+        400: "The body is not JSON.",
+        401: "The key is wrong.",
+        408: "The body came too slowly.",
+        413: "The body is too large.",
+        422: "What is asked for cannot be answered; the text is too long, for one.",
+        424: "The model failed.",
+        429: "Too much is waiting; Retry-After says when to come back.",
+        503: "The server is closing, or it took too long.",
+    }.items()
+}
+"""What every route may say besides its answer."""

@@ -69,20 +69,14 @@ class Service:
     def form(self, prompt_name: str | None, input_type: str | None) -> Form | None:
         """Return how texts of a kind are laid out; None where a client names none.
 
-        Raises: InputError for an unknown name, or two that differ.
+        Raises: InputError for two kinds that differ.
         """
-        names = {"query": "query", "search_query": "query"}
-        names |= dict.fromkeys(("document", "passage", "search_document"), "document")
-        kinds = []
-        for key, name in (("prompt_name", prompt_name), ("input_type", input_type)):
-            if name is not None and name not in names:
-                raise InputError(f"{key}: found {name[:40]!r}, expected query or document")
-            kinds += [names[name]] if name is not None else []
-        if len(set(kinds)) > 1:
+        named = {name.endswith("query") for name in (prompt_name, input_type) if name is not None}
+        if len(named) > 1:
             raise InputError(f"input_type: found {input_type!r} beside prompt_name {prompt_name!r}, expected one")
-        if not kinds:
+        if not named:
             return None
-        return self.bert.query_form if kinds[0] == "query" else self.bert.document_form
+        return self.bert.query_form if named.pop() else self.bert.document_form
 
     def lay(self, texts: Sequence[work.Text], form: Form | None, truncate: bool) -> list[Laid]:
         """Return texts laid out in a form, or as they are.
