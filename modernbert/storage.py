@@ -154,8 +154,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, st
     # Here, not above: whoever writes shards of text has no need of torch.
     from safetensors.torch import save_file
 
+    path.touch()
+    mode = path.stat().st_mode
     with unwrapped():
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    # The library writes for this user alone; whoever may read the rest of a folder may read its weights.
+    path.chmod(mode)
 
 
 @contextmanager

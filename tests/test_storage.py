@@ -75,3 +75,9 @@ def test_what_was_set_aside_by_a_killed_process_comes_back(tmp_path):
         raise RuntimeError
     assert names(tmp_path) == ["model"]
     assert (tmp_path / "model" / "weights").read_text() == "old"
+
+
+def test_weights_are_for_whoever_reads_the_rest_of_a_folder(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    write_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(3)})
+    assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
