@@ -1,5 +1,6 @@
 """`modernbert serve`: a model behind HTTP, until it is asked to end."""
 
+import asyncio
 import importlib.util
 import socket
 import sys
@@ -9,6 +10,8 @@ from modernbert.errors import InputError
 from modernbert.infer.pipeline import ModernBert
 
 __all__ = ["ServeConfig", "run"]
+
+_CLOSING_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,18 @@ def run(config: ServeConfig) -> None:
     app = make_app(bert, engine, ServeSettings(config.model, limits))
     host, port = listener.getsockname()[:2]
     print(f"{config.model}: http://{host}:{port}, what clients may ask is at /docs", file=sys.stderr, flush=True)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=round(config.timeout_s))
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # Whoever has connected by now is told, before nobody can connect any more.
+            app.state.close()
+            await asyncio.sleep(_CLOSING_S)
+            await super().shutdown(sockets)
+
+    settings = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=round(config.timeout_s)
     )
-    server.run([listener])
+    Server(settings).run([listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:

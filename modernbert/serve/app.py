@@ -29,7 +29,10 @@ __all__ = ["ServeSettings", "make_app"]
 
 
 def make_app(bert: ModernBert, engine: Engine, settings: ServeSettings) -> FastAPI:
-    """Return the application; it is ready once a batch of the full budget has been computed."""
+    """Return the application; it is ready once a batch of the full budget has been computed.
+
+    `app.state.close()` has it refuse what comes, and answer what it has taken.
+    """
     service = Service(bert, engine, settings)
 
     @asynccontextmanager
@@ -38,12 +41,16 @@ def make_app(bert: ModernBert, engine: Engine, settings: ServeSettings) -> FastA
             await run_in_threadpool(service.warm_up)
         service.is_ready = True
         yield
-        service.is_ready = False
+        close()
         await run_in_threadpool(engine.close)
+
+    def close() -> None:
+        service.is_ready, service.is_closing = False, True
 
     app = FastAPI(title="modernbert", lifespan=lifespan, docs_url="/docs", redoc_url=None, responses=schemas.REFUSALS)
     meters = Meters(engine)
-    app.add_middleware(Guard, limits=settings.limits, meters=meters)
+    app.state.close = close
+    app.add_middleware(Guard, limits=settings.limits, meters=meters, is_closing=lambda: service.is_closing)
     _add_errors(app)
     add_vectors(app, service)
     add_answers(app, service)

@@ -119,6 +119,14 @@ class Engine:
         """Whether it still computes."""
         return self._thread.is_alive()
 
+    def check_room(self, num_tokens: int) -> None:
+        """Refuse a request of about so many tokens now, if it would be refused as things stand.
+
+        Raises: Busy.
+        """
+        with self._changed:
+            self._check_room(num_tokens)
+
     def submit(self, documents: Sequence[np.ndarray], finish: Finish) -> Request:
         """Put a request into the queue.
 
@@ -136,11 +144,7 @@ class Engine:
         with self._changed:
             if self._closing:
                 raise Gone("the server is closing")
-            speed = self.tokens_per_s
-            if self.queued_tokens >= self.most_queued_tokens:
-                raise Busy(self.queued_tokens / (speed or 1_000))
-            if speed and (wait_s := self._tokens_ahead(request) / speed) > self.wait_s:
-                raise Busy(wait_s - self.wait_s)
+            self._check_room(request.num_tokens)
             self.queued_tokens += request.num_tokens
             request._turn = self._turn
             self._push(request)
@@ -158,9 +162,16 @@ class Engine:
                 _fail(request, Gone("the server has closed"))
             self._waiting.clear()
 
-    def _tokens_ahead(self, request: Request) -> int:
-        """Return how many tokens that wait are computed before the last of a request that comes now."""
-        end = self._turn + request.num_tokens
+    def _check_room(self, num_tokens: int) -> None:
+        speed = self.tokens_per_s
+        if self.queued_tokens >= self.most_queued_tokens:
+            raise Busy(self.queued_tokens / (speed or 1_000))
+        if speed and (wait_s := self._tokens_ahead(num_tokens) / speed) > self.wait_s:
+            raise Busy(wait_s - self.wait_s)
+
+    def _tokens_ahead(self, num_tokens: int) -> int:
+        """Return how many tokens that wait are computed before the last of a request of so many that comes now."""
+        end = self._turn + num_tokens
         ahead = 0
         for turn, _, other in self._waiting:
             if turn < end and not other.future.done():

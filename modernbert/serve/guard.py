@@ -65,8 +65,8 @@ class _Broken(Exception):
 class Guard:
     """Refuse who has no key, what is too large or too slow, and whoever is one too many; count and log the rest."""
 
-    def __init__(self, app: Any, limits: Limits, meters: Meters) -> None:
-        self.app, self.limits, self.meters = app, limits, meters
+    def __init__(self, app: Any, limits: Limits, meters: Meters, is_closing: Callable[[], bool]) -> None:
+        self.app, self.limits, self.meters, self.is_closing = app, limits, meters, is_closing
         self.running = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -108,6 +108,8 @@ class Guard:
         limits = self.limits
         if path in _OPEN:
             return None
+        if self.is_closing():
+            return 503, "Unhealthy", "the server is closing"
         if limits.api_key is not None:
             given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
             if not secrets.compare_digest(given, limits.api_key.encode()):

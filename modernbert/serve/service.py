@@ -23,6 +23,9 @@ from modernbert.text.forms import Form, Laid
 
 __all__ = ["ServeSettings", "Service", "listed"]
 
+# No fewer in any body: with it a request is taken for larger than it is by nobody.
+_BYTES_PER_TOKEN = 8
+
 
 @dataclass(frozen=True)
 class ServeSettings:
@@ -38,7 +41,7 @@ class Service:
 
     def __init__(self, bert: ModernBert, engine: Engine, settings: ServeSettings) -> None:
         self.bert, self.engine, self.settings = bert, engine, settings
-        self.is_ready = False
+        self.is_ready = self.is_closing = False
 
     def warm_up(self) -> None:
         """Compute a full batch, so that what does not fit fails before there is a client."""
@@ -48,6 +51,8 @@ class Service:
 
     async def compute(self, http: Request, make: Callable[[], Sequence[np.ndarray]], finish: Finish) -> list[Any]:
         """Tokenise, wait for the engine, and return the answers; whoever leaves or waits too long is dropped."""
+        # Where there is no room, texts are not even tokenised.
+        self.engine.check_room(int(http.headers.get("content-length", 0)) // _BYTES_PER_TOKEN)
         documents = await run_in_threadpool(make)
         job = self.engine.submit(documents, finish)
         http.scope["modernbert.job"] = job

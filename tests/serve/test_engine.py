@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modernbert import InputError, ModernBert
-from modernbert.serve.engine import Busy, Engine, Gone, Request
+from modernbert.serve.engine import Busy, Engine, Gone
 
 
 def means(hidden: Tensor, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -119,7 +119,7 @@ def test_nobody_is_kept_waiting_longer_than_agreed(small_bert: ModernBert) -> No
     assert len(taken) == 5, "two and a half seconds of others are too long"
     assert caught.value.retry_after_s == 1
     # Of one who asks for much, a request of little waits only for as much as it wants itself.
-    assert engine._tokens_ahead(Request([np.full(10, 5)], means)) == 250
+    assert engine._tokens_ahead(10) == 250
     held.go.set()
     assert all(len(each.future.result(timeout=30)) == 1 for each in taken)
     engine.close(5.0)

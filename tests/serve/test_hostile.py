@@ -34,7 +34,7 @@ BODIES: tuple[bytes, ...] = (
     b'{"query": "\\ud800", "texts": ["a"]}', b'{"query": "a", "documents": ["a"], "top_n": 0}',
     b'{"query": "a", "texts": [1]}', b'{"ids": [[1], 2]}', b'{"ids": [512]}', b'{"ids": []}',
     b'{"inputs": "[MASK]", "top_k": 0}', b'{"inputs": "[MASK]", "top_k": 101}', b'{"inputs": ["[MASK]", "none"]}',
-    json.dumps({"inputs": ["a"] * 3_000}).encode(), json.dumps({"inputs": "word " * 5_000}).encode(),
+    json.dumps({"inputs": ["a"] * 800}).encode(), json.dumps({"inputs": "word " * 5_000}).encode(),
     json.dumps({"inputs": "\u202e\u0000\ufffe\U0010ffff" * 20}).encode(), b'{"inputs": "a", "inputs": "b"}',
     b'{"__proto__": {"inputs": "a"}, "inputs": "a"}', b"inputs=a", b"<xml/>",
 )  # fmt: skip
@@ -46,7 +46,7 @@ def port(small_bert: ModernBert) -> Iterator[int]:
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     engine = Engine(small_bert, budget_tokens=500)
-    limits = Limits(most_bytes=200_000, timeout_s=2.0, log=False)
+    limits = Limits(most_bytes=200_000, timeout_s=4.0, log=False)
     server = uvicorn.Server(
         uvicorn.Config(make_app(small_bert, engine, ServeSettings("m", limits)), log_level="critical")
     )
