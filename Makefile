@@ -11,6 +11,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+# Modules are compiled as they are first imported: most never are, and compiling all of them takes a minute.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 
 .PHONY: demo demo-quick test check faults bench-gpu format clean
 
@@ -48,13 +50,13 @@ $(VENV)/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "$(PYTHON) is older than 3.11; name a newer one: make PYTHON=python3.12 ..."; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
+	$(INSTALL) "$(TORCH)"
 	touch $@
 
 $(VENV)/demo.stamp: $(VENV)/python.stamp pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[demo]'
+	$(INSTALL) -e '.[demo]'
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/python.stamp pyproject.toml
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	touch $@ $(VENV)/demo.stamp
