@@ -22,6 +22,7 @@ from modernbert.serve import schemas
 from modernbert.serve.answers import add_answers
 from modernbert.serve.engine import Busy, Engine, Gone
 from modernbert.serve.guard import Guard, Meters, refusal_of
+from modernbert.serve.page import add_page, facts_of
 from modernbert.serve.service import ServeSettings, Service
 from modernbert.serve.vectors import add_vectors
 
@@ -56,6 +57,7 @@ def make_app(bert: ModernBert, engine: Engine, settings: ServeSettings) -> FastA
     add_answers(app, service)
     _add_tokens(app, service)
     _add_state(app, service, meters)
+    add_page(app)
     return app
 
 
@@ -148,6 +150,7 @@ def _add_state(app: FastAPI, service: Service, meters: Meters) -> None:
             "model_id": service.settings.model_id, "model_dtype": str(next(bert.model.parameters()).dtype)[6:],
             "model_type": kind, "max_input_length": bert.longest, "max_batch_tokens": service.engine.budget_tokens,
             "max_concurrent_requests": limits.most_requests, "auto_truncate": False, "version": version("modernbert"),
+            **facts_of(bert),
         }  # fmt: skip
 
     @app.get("/metrics", response_class=PlainTextResponse)

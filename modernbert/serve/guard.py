@@ -25,6 +25,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 # Asked by whoever watches over the server, who has no key.
 _OPEN = ("/health", "/ping", "/ready")
+# A browser cannot send a key with the page's address; the page asks for it.
+_PAGE = ("/", "/page.css", "/page.js")
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class Guard:
                 message["headers"] = [*message.get("headers", []), *_timings(scope, begun)]
             await send(message)
 
-        refusal = self._refusal(scope["path"], headers)
+        refusal = self._refusal(scope["method"], scope["path"], headers)
         if refusal is not None:
             await _refuse(sent, *refusal)
         else:
@@ -104,9 +106,9 @@ class Guard:
                 await _refuse(sent, *refusal)
         self._note(scope, status, begun)
 
-    def _refusal(self, path: str, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
+    def _refusal(self, method: str, path: str, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
         limits = self.limits
-        if path in _OPEN:
+        if path in _OPEN or (path in _PAGE and method in ("GET", "HEAD")):
             return None
         if self.is_closing():
             return 503, "Unhealthy", "the server is closing"
