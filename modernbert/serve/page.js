@@ -37,18 +37,23 @@ const storage = {
   load() { try { this.key = sessionStorage.getItem("key") ?? ""; } catch { /* forbidden */ } },
   keep(key) {
     this.key = key;
-    try { if (key) sessionStorage.setItem("key", key); else sessionStorage.removeItem("key"); } catch { /* forbidden */ }
+    try {
+      if (key) sessionStorage.setItem("key", key);
+      else sessionStorage.removeItem("key");
+    } catch { /* forbidden */ }
   },
 };
 
 // Return the server's answer and how long it took, or throw an Error with one line for a person.
 async function ask(path, body, signal) {
-  const headers = body === undefined ? {} : { "Content-Type": "application/json" };
+  const isQuestion = body !== undefined;
+  const headers = isQuestion ? { "Content-Type": "application/json" } : {};
   // A header holds bytes; these are the key's, whatever it is written in.
   if (storage.key) headers.Authorization = `Bearer ${String.fromCharCode(...new TextEncoder().encode(storage.key))}`;
   let response, content;
   try {
-    response = await fetch(path, { method: body === undefined ? "GET" : "POST", headers, body: JSON.stringify(body), signal });
+    const method = isQuestion ? "POST" : "GET";
+    response = await fetch(path, { method, headers, body: JSON.stringify(body), signal });
     content = await response.text();
   } catch (error) {
     if (error.name === "AbortError") throw error;
@@ -58,8 +63,11 @@ async function ask(path, body, signal) {
   try { answer = JSON.parse(content); } catch { /* said below */ }
   if (!response.ok || answer === undefined) throw refusal(response, answer);
   const header = (name) => (response.headers.has(name) ? Number(response.headers.get(name)) : null);
-  const timing = { server: header("x-total-time"), waited: header("x-queue-time"), computed: header("x-inference-time") };
-  return { answer, timing: { ...timing, tokens: header("x-compute-tokens") } };
+  const timing = {
+    server: header("x-total-time"), waited: header("x-queue-time"), computed: header("x-inference-time"),
+    tokens: header("x-compute-tokens"),
+  };
+  return { answer, timing };
 }
 
 function refusal(response, answer) {
@@ -74,6 +82,7 @@ function refusal(response, answer) {
 function askForKey() {
   byId("key-form").hidden = false;
   byId("key-used").hidden = true;
+  byId("docs").hidden = true;
 }
 
 // ---- A panel: what is typed, and the answer beside it ----
@@ -104,7 +113,8 @@ class Panel {
     this.stop();
     this.alert.textContent = "";
     if (wasRunning || this.result.childElementCount) {
-      this.status.textContent = `${wasRunning ? "Stopped, the text has changed." : "The text has changed since."} Ctrl+Enter asks again.`;
+      const what = wasRunning ? "Stopped, the text has changed." : "The text has changed since.";
+      this.status.textContent = `${what} Ctrl+Enter asks again.`;
     }
   }
 
@@ -181,7 +191,10 @@ function openMasks(info) {
   for (const each of document.querySelectorAll(".mask")) each.textContent = mask;
 
   // Return the text in parts, with the number of each mask between them; a mask takes the blank before it, or not.
-  const partsOf = (text) => text.split(mask).map((part, n, all) => (takesBlank && n < all.length - 1 ? part.trimEnd() : part));
+  function partsOf(text) {
+    const parts = text.split(mask);
+    return parts.map((part, n) => (takesBlank && n < parts.length - 1 ? part.trimEnd() : part));
+  }
 
   function fill(number, word) {
     before.push(field.value);
@@ -196,7 +209,9 @@ function openMasks(info) {
     const line = make("p", { className: "sentence", dir: "auto" }, parts[0]);
     parts.slice(1).forEach((part, n) => {
       const best = guesses[n]?.[0].token_str ?? mask;
-      line.append(best.slice(0, best.length - best.trimStart().length), make("mark", {}, best.trim() || "␣"), part);
+      // The blank a word brings stands before its mark; a guess of blanks alone is shown by their signs.
+      const blank = best.trim() ? best.slice(0, best.length - best.trimStart().length) : "";
+      line.append(blank, make("mark", {}, best.trim() || visible(best)), part);
     });
     return line;
   }
@@ -204,7 +219,8 @@ function openMasks(info) {
   function guessed(guesses, number) {
     const rows = guesses.map((guess) => {
       const label = make("span", { dir: "auto" }, visible(guess.token_str));
-      const row = make("button", { type: "button", className: "score" }, label, bar(guess.score), make("span", { className: "number" }, percent(guess.score)));
+      const share = make("span", { className: "number" }, percent(guess.score));
+      const row = make("button", { type: "button", className: "score" }, label, bar(guess.score), share);
       row.setAttribute("aria-label", `Fill mask ${number + 1} with ${guess.token_str}, ${percent(guess.score)}`);
       row.addEventListener("click", () => fill(number, guess.token_str));
       return make("li", {}, row);
@@ -227,6 +243,8 @@ function openMasks(info) {
     );
     return `The likeliest tokens for ${plural(found.length, "mask")}. Choose one to fill it in.`;
   });
+  // What is typed by hand is not taken back.
+  field.addEventListener("input", () => { before.length = 0; undo.hidden = true; });
   byId("masks-insert").addEventListener("click", () => {
     field.setRangeText(mask, field.selectionStart, field.selectionEnd, "end");
     field.focus();
@@ -250,9 +268,12 @@ const HOW_SCORED = {
   MaxSim: "sums over the question's tokens; bars run from the lowest here to the highest",
 };
 
+const within = (value, lowest, highest) => (highest > lowest ? (value - lowest) / (highest - lowest) : 1);
+
 // Return the paragraphs of a text; of a text without an empty line in it, its lines.
 function passagesOf(text) {
-  const cut = (where) => text.split(where).map((part) => part.replace(/^\s*\n/, "").trimEnd()).filter((part) => part.trim());
+  const bare = (part) => part.replace(/^\s*\n/, "").trimEnd();
+  const cut = (where) => text.split(where).map(bare).filter((part) => part.trim());
   const paragraphs = cut(/\n[^\S\n]*\n/);
   return paragraphs.length > 1 ? paragraphs : cut(/\n/);
 }
@@ -273,7 +294,7 @@ function openSearch(info) {
     if (!passages.length) throw new Error("text: found none, expected at least one passage");
     const rows = await ask("rerank", { query: byId("search-query").value, texts: passages });
     const [highest, lowest] = [rows[0].score, rows[rows.length - 1].score];
-    const share = (score) => (scored === "probability" ? score : highest > lowest ? (score - lowest) / (highest - lowest) : 1);
+    const share = (score) => (scored === "probability" ? score : within(score, lowest, highest));
     const place = make("div", { className: "place", tabIndex: 0, role: "region", "aria-label": "The text" });
     place.append(...passages.map((passage) => make("p", { dir: "auto" }, passage)));
     const shown = rows.slice(0, NUM_RANKS);
@@ -289,7 +310,8 @@ function openSearch(info) {
       make("h3", {}, "In the text"), place,
     );
     choose(place, buttons, shown, 0);
-    const how = shown.length < rows.length ? `The best ${shown.length} of ${plural(rows.length, "passage")}` : `${plural(rows.length, "passage")}, the best first`;
+    const all = plural(rows.length, "passage");
+    const how = shown.length < rows.length ? `The best ${shown.length} of ${all}` : `${all}, the best first`;
     return `${how}. Scores are ${HOW_SCORED[scored]}.`;
   });
   return panel;
@@ -300,38 +322,51 @@ function openSearch(info) {
 const MOST_SENTENCES = 16;
 
 function openCompare(info) {
+  function mostAlike(matrix, pairs) {
+    const value = ([row, column]) => matrix[row][column];
+    return pairs.reduce((best, pair) => (value(pair) > value(best) ? pair : best));
+  }
+
   function table(sentences, matrix, pairs) {
     const values = pairs.map(([row, column]) => matrix[row][column]);
     const [lowest, highest] = [Math.min(...values), Math.max(...values)];
-    const [mostRow, mostColumn] = mostAlike(matrix, pairs);
-    const head = make("tr", {}, make("td", { className: "is-self" }), ...sentences.map((sentence, n) => make("th", { scope: "col", title: sentence }, String(n + 1))));
-    const rows = sentences.map((sentence, row) => {
-      const cells = matrix[row].map((value, column) => {
-        const cell = make("td", { className: row === column ? "is-self" : "" }, value.toFixed(2));
-        cell.style.setProperty("--share", highest > lowest ? (value - lowest) / (highest - lowest) : 0);
-        cell.classList.toggle("is-most", row !== column && [row, column].includes(mostRow) && [row, column].includes(mostColumn));
-        return cell;
-      });
-      return make("tr", {}, make("th", { scope: "row", dir: "auto" }, make("b", {}, String(row + 1)), ` ${sentence}`), ...cells);
-    });
-    return make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));
-  }
+    const most = mostAlike(matrix, pairs);
 
-  const mostAlike = (matrix, pairs) => pairs.reduce((best, pair) => (matrix[pair[0]][pair[1]] > matrix[best[0]][best[1]] ? pair : best));
+    function cell(value, row, column) {
+      const isSelf = row === column;
+      const found = make("td", { className: isSelf ? "is-self" : "" }, value.toFixed(2));
+      found.style.setProperty("--share", within(value, lowest, highest));
+      found.classList.toggle("is-most", !isSelf && most.includes(row) && most.includes(column));
+      return found;
+    }
+
+    const head = sentences.map((sentence, n) => make("th", { scope: "col", title: sentence }, String(n + 1)));
+    const rows = sentences.map((sentence, row) => {
+      const name = make("th", { scope: "row", dir: "auto" }, make("b", {}, String(row + 1)), ` ${sentence}`);
+      return make("tr", {}, name, ...matrix[row].map((value, column) => cell(value, row, column)));
+    });
+    const corner = make("td", { className: "is-self" });
+    return make("table", {}, make("thead", {}, make("tr", {}, corner, ...head)), make("tbody", {}, ...rows));
+  }
 
   const panel = new Panel("compare", async (ask) => {
     const sentences = byId("compare-text").value.split("\n").map((line) => line.trim()).filter(Boolean);
     if (sentences.length < 2 || sentences.length > MOST_SENTENCES) {
       throw new Error(`sentences: found ${sentences.length}, expected 2 to ${MOST_SENTENCES}`);
     }
-    const matrix = await Promise.all(sentences.map((source) => ask("similarity", { inputs: { source_sentence: source, sentences } })));
-    const pairs = sentences.flatMap((_, row) => sentences.map((_, column) => [row, column])).filter(([row, column]) => row !== column);
-    const region = make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "How alike the sentences are" });
+    const matrix = await Promise.all(
+      sentences.map((source) => ask("similarity", { inputs: { source_sentence: source, sentences } })),
+    );
+    const numbers = [...sentences.keys()];
+    const pairs = numbers.flatMap((row) => numbers.filter((column) => column !== row).map((column) => [row, column]));
+    const region = make("div", { className: "scroll", tabIndex: 0, role: "region" });
+    region.setAttribute("aria-label", "How alike the sentences are");
     region.append(table(sentences, matrix, pairs));
     panel.result.replaceChildren(region);
     const [row, column] = mostAlike(matrix, pairs);
-    const unit = info.scores === "MaxSim" ? "MaxSim" : "cosine";
-    return `Most alike: ${Math.min(row, column) + 1} and ${Math.max(row, column) + 1}, ${unit} ${matrix[row][column].toFixed(2)}. The darker, the more alike.`;
+    const names = `${Math.min(row, column) + 1} and ${Math.max(row, column) + 1}`;
+    const score = `${info.scores} ${matrix[row][column].toFixed(2)}`;
+    return `Most alike: ${names}, ${score}. The stronger the colour, the more alike.`;
   });
   return panel;
 }
@@ -361,7 +396,8 @@ function openClassify(info) {
     let behind = 0;
     for (const { start, end, label, score } of spans.toSorted((one, other) => one.start - other.start)) {
       const words = characters.slice(start, end).join("");
-      line.append(characters.slice(behind, start).join(""), make("mark", {}, words, make("small", {}, `${label} ${percent(score)}`)));
+      const name = make("small", {}, `${label} ${percent(score)}`);
+      line.append(characters.slice(behind, start).join(""), make("mark", {}, words, name));
       behind = end;
     }
     line.append(characters.slice(behind).join(""));
@@ -393,33 +429,45 @@ const MOST_PIECES = 4096;
 
 // Return a piece of text so that blanks, and what has no shape of its own, can be seen.
 function visible(piece) {
-  const signs = { " ": "·", "\n": "↵", "\t": "⇥" };
-  return Array.from(piece).map((character) => signs[character]
-    ?? (/[\p{C}\p{Z}]/u.test(character) && character !== "\u200d" ? `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}` : character)).join("");
+  const characters = Array.from(piece);
+  return characters.map((character) => {
+    const sign = { " ": "·", "\n": "↵", "\t": "⇥" }[character];
+    // What joins pictures has no shape of its own either, but among others it has its work to do.
+    const isJoining = character === "\u200d" && characters.length > 1;
+    if (sign || isJoining || !/[\p{C}\p{Z}]/u.test(character)) return sign ?? character;
+    return `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
+  }).join("");
 }
 
-// Return the tokens that a token sees in a layer, and further layers until all is reached: [{layer, isGlobal, first, last}].
+// Return the tokens that a token sees in a layer, and how far it is known after those that follow, until all know it:
+// [{layer, isGlobal, first, last}].
 function spread({ layers, global_every: every, window }, layer, token, count) {
   const rows = [];
+  const side = window / 2;
   let [first, last] = [token, token];
   do {
     const at = layer + rows.length;
     const isGlobal = at % every === 0;
-    [first, last] = isGlobal ? [0, count - 1] : [Math.max(0, first - window / 2), Math.min(count - 1, last + window / 2)];
+    [first, last] = isGlobal ? [0, count - 1] : [Math.max(0, first - side), Math.min(count - 1, last + side)];
     rows.push({ layer: at, isGlobal, first, last });
   } while (rows.length + layer < layers && (first > 0 || last < count - 1));
   return rows;
 }
 
-function layersOf({ layers, global_every: every }, choose) {
-  const cells = Array.from({ length: layers }, (_, layer) => {
-    const radio = make("input", { type: "radio", name: "layer", value: String(layer), checked: layer === Math.min(1, layers - 1) });
-    radio.setAttribute("aria-label", `Layer ${layer + 1}, ${layer % every === 0 ? "global" : "local"}`);
+// The second layer is the first local one.
+const firstLayer = ({ layers }) => Math.min(1, layers - 1);
+
+function layersOf(attention, choose) {
+  const cells = Array.from({ length: attention.layers }, (_, layer) => {
+    const kind = layer % attention.global_every === 0 ? "global" : "local";
+    const radio = make("input", { type: "radio", name: "layer", checked: layer === firstLayer(attention) });
+    radio.setAttribute("aria-label", `Layer ${layer + 1}, ${kind}`);
     radio.addEventListener("change", () => choose(layer));
-    return make("label", { className: layer % every === 0 ? "is-global" : "" }, radio, make("span", { "aria-hidden": "true" }, String(layer + 1)));
+    const number = make("span", { "aria-hidden": "true" }, String(layer + 1));
+    return make("label", { className: `is-${kind}` }, radio, number);
   });
-  const strip = make("div", { className: "layers" }, ...cells);
-  return make("fieldset", {}, make("legend", {}, "Layer ", make("span", { className: "note" }, "framed ones are global")), strip);
+  const note = make("span", { className: "note" }, "framed ones are global");
+  return make("fieldset", {}, make("legend", {}, "Layer ", note), make("div", { className: "layers" }, ...cells));
 }
 
 class Pieces {
@@ -427,7 +475,8 @@ class Pieces {
   constructor(text, tokens, onChoice) {
     const characters = Array.from(text);
     this.tokens = tokens;
-    this.texts = tokens.map((token) => (token.special ? token.text : characters.slice(token.start, token.stop).join("")));
+    const textOf = ({ special, text: name, start, stop }) => (special ? name : characters.slice(start, stop).join(""));
+    this.texts = tokens.map(textOf);
     this.onChoice = onChoice;
     this.told = make("p", { className: "told" });
     this.chips = tokens.slice(0, MOST_PIECES).map((token, n) => this.chip(token, n));
@@ -439,9 +488,11 @@ class Pieces {
   }
 
   chip(token, number) {
-    const chip = make("span", { className: token.special ? "piece is-special" : "piece", role: "option", tabIndex: -1 }, visible(this.texts[number]));
+    const text = this.texts[number];
+    const chip = make("span", { className: "piece", role: "option", tabIndex: -1 }, visible(text));
+    chip.classList.toggle("is-special", token.special);
     chip.setAttribute("aria-selected", "false");
-    chip.setAttribute("aria-label", `${this.texts[number].trim() || visible(this.texts[number])}, token ${number + 1}, id ${token.id}`);
+    chip.setAttribute("aria-label", `${text.trim() || visible(text)}, token ${number + 1}, id ${token.id}`);
     return chip;
   }
 
@@ -494,11 +545,17 @@ class Pieces {
 
   // Bytes of one character may be tokens of their own; all of them stand for it.
   partOf(number) {
-    const isSame = (n) => this.tokens[n] && !this.tokens[n].special && this.tokens[n].start === this.tokens[number].start;
+    const { start } = this.tokens[number];
+    const isSame = (n) => this.tokens[n]?.special === false && this.tokens[n].start === start;
     let [first, behind] = [number, number + 1];
     while (isSame(first - 1)) first--;
     while (isSame(behind)) behind++;
     return behind - first > 1 ? `, part ${number - first + 1} of ${behind - first}` : "";
+  }
+
+  center() {
+    const chip = this.chips[this.chosen];
+    if (chip) this.box.scrollTop = chip.offsetTop - this.box.clientHeight / 2;
   }
 
   see(first, last) {
@@ -506,14 +563,16 @@ class Pieces {
   }
 }
 
+const ABOUT_SPREAD = "How far what this token says has travelled after each layer, counted from the chosen one, "
+  + "until it is known everywhere.";
+
 class Attention {
   constructor(attention, count) {
-    [this.attention, this.count, this.layer] = [attention, count, Math.min(1, attention.layers - 1)];
+    [this.attention, this.count, this.layer] = [attention, count, firstLayer(attention)];
     this.line = make("p", { className: "window", role: "status" });
     this.rows = make("ol", { className: "spread" });
-    this.layers = layersOf(attention, (layer) => { this.layer = layer; this.show(this.pieces.chosen); });
-    const about = make("p", { className: "note" }, "What is known of the token after each layer from there on: so far has it travelled, until a global layer takes it everywhere.");
-    this.parts = [this.layers, this.line, this.rows, about];
+    const layers = layersOf(attention, (layer) => { this.layer = layer; this.show(this.pieces.chosen); });
+    this.parts = [layers, this.line, this.rows, make("p", { className: "note" }, ABOUT_SPREAD)];
   }
 
   show(token) {
@@ -521,8 +580,9 @@ class Attention {
     const { first, last, isGlobal } = rows[0];
     const side = this.attention.window / 2;
     const why = isGlobal ? "global: everything sees everything" : `local: ${side} tokens on each side, and itself`;
-    this.line.replaceChildren(`Token ${counted(token + 1)} sees `, make("strong", {}, counted(last - first + 1)), ` of ${plural(this.count, "token")}.`);
-    this.line.append(make("span", { className: "note" }, ` Layer ${this.layer + 1} is ${why}.`));
+    const number = make("strong", {}, counted(last - first + 1));
+    const note = make("span", { className: "note" }, ` Layer ${this.layer + 1} is ${why}.`);
+    this.line.replaceChildren(`Token ${counted(token + 1)} sees `, number, ` of ${plural(this.count, "token")}.`, note);
     this.pieces.see(first, last);
     this.rows.replaceChildren(...rows.map((row) => this.row(row, token)));
   }
@@ -530,9 +590,11 @@ class Attention {
   row({ layer, isGlobal, first, last }, token) {
     const [reached, marker] = [make("i"), make("b")];
     const share = (number) => `${(100 * number) / this.count}%`;
-    [reached.style.left, reached.style.width, marker.style.left] = [share(first), share(last - first + 1), share(token + 0.5)];
+    [reached.style.left, reached.style.width] = [share(first), share(last - first + 1)];
+    marker.style.left = share(token + 0.5);
+    const name = make("span", {}, `Layer ${layer + 1}, ${isGlobal ? "global" : "local"}`);
     const strip = make("span", { className: "strip", "aria-hidden": "true" }, reached, marker);
-    return make("li", {}, make("span", {}, `Layer ${layer + 1}, ${isGlobal ? "global" : "local"}`), strip, make("span", { className: "number" }, plural(last - first + 1, "token")));
+    return make("li", {}, name, strip, make("span", { className: "number" }, plural(last - first + 1, "token")));
   }
 }
 
@@ -552,6 +614,7 @@ function openTokens(info) {
     if (window) window.pieces = pieces;
     panel.result.replaceChildren(room(tokens.length, most), pieces.box, pieces.told, ...(window?.parts ?? []));
     if (tokens.length) pieces.choose(Math.floor(pieces.chips.length / 2));
+    pieces.center();
     const over = tokens.length > most ? `, ${counted(tokens.length - most)} too many` : "";
     const drawn = tokens.length > MOST_PIECES ? ` The first ${counted(MOST_PIECES)} are drawn.` : "";
     return `${plural(tokens.length, "token")} of at most ${counted(most)}${over}.${drawn}`;
@@ -561,7 +624,9 @@ function openTokens(info) {
 
 // ---- The page ----
 
-const OPENERS = { masks: openMasks, search: openSearch, compare: openCompare, classify: openClassify, tokens: openTokens };
+const OPENERS = {
+  masks: openMasks, search: openSearch, compare: openCompare, classify: openClassify, tokens: openTokens,
+};
 const panels = new Map();
 
 function describe(info) {
@@ -578,13 +643,18 @@ function describe(info) {
 
 function purposeOf({ answers, model_type: kind }) {
   if (kind.reranker) return "ranking passages";
-  if (kind.classifier) return `${kind.classifier.task}, ${plural(Object.keys(kind.classifier.id2label).length, "label")}`;
+  if (kind.classifier) {
+    const labels = plural(Object.keys(kind.classifier.id2label).length, "label");
+    const known = { tag: "marking spans", multilabel: `any of ${labels}`, regress: "giving a text a score" };
+    return known[kind.classifier.task] ?? `one of ${labels}`;
+  }
   return answers.includes("fill-mask") ? "filling masks, vectors of texts" : "vectors of texts";
 }
 
 function addTabs(names) {
   byId("tabs").append(...names.map((name) => {
-    const tab = make("button", { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": name }, byId(name).dataset.name);
+    const tab = make("button", { type: "button", role: "tab", id: `tab-${name}` }, byId(name).dataset.name);
+    tab.setAttribute("aria-controls", name);
     tab.addEventListener("click", () => select(name));
     return tab;
   }));
@@ -619,12 +689,16 @@ async function begin() {
   try {
     info = (await ask("info")).answer;
   } catch (error) {
-    byId("trouble").textContent = error.message;
+    // Who has not given a key has done nothing wrong.
+    const isFirst = !byId("key-form").hidden && !storage.key;
+    byId("trouble").textContent = isFirst ? "" : error.message;
     if (!byId("key-form").hidden) byId("key").focus();
     return;
   }
   byId("key-form").hidden = true;
   byId("key-used").hidden = !storage.key;
+  // A link sends no key.
+  byId("docs").hidden = Boolean(storage.key);
   if (panels.size) return;
   describe(info);
   const routes = [...info.answers, "tokenize"];
