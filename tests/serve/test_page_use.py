@@ -99,17 +99,28 @@ return {body, count: found.length, worst: found.sort((one, other) => one[0] - ot
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_text_can_be_read_in_both_schemes(scheme: str, page: Page, masked: Served) -> None:
+def test_every_text_can_be_read_in_both_schemes(
+    scheme: str, page: Page, serve: Callable[..., Served], masked: Served, small_bert: ModernBert
+) -> None:
     page.emulate(prefers_color_scheme=scheme, prefers_reduced_motion="reduce")
-    for panel in PANELS:
-        page.open(masked.url, panel)
+    tagger = serve(tuned(small_bert, "tag", ["O", "B-x", "I-x"]))
+    for url, panel in [*((masked.url, panel) for panel in PANELS), (tagger.url, "classify")]:
+        page.open(url, panel)
         found = page.js(CONTRAST)
-        assert found["count"] > 20 and found["worst"][0] >= 4.5, found
+        assert found["count"] > 15 and found["worst"][0] >= 4.5, found
         assert found["body"] < 0.05 if scheme == "dark" else found["body"] > 0.8
+    assert page.texts("mark")
+    page.open(masked.url, "tokens")
     page.run(text="x " * 1_200)
+    assert page.js(CONTRAST)["worst"][0] >= 4.5
     page.open(masked.url, "masks")
     page.run(text="none")
     assert page.alert and page.js(CONTRAST)["worst"][0] >= 4.5
+    page.js("document.querySelector('#masks .answer').classList.add('is-running')")
+    moving = "return getComputedStyle(document.querySelector('#masks .status'), '::before').animationName"
+    assert page.js(moving) == "none"
+    page.emulate(prefers_color_scheme=scheme, prefers_reduced_motion="no-preference")
+    assert page.js(moving) == "turn"
 
 
 def test_it_fits_a_telephone(page: Page, masked: Served) -> None:
