@@ -16,14 +16,14 @@ from torch.autograd.function import once_differentiable
 from modernbert.native.build import library
 
 __all__ = [
-    "add_norm", "apply_moments_", "attend", "cross_entropy_", "encode", "geglu", "panels_of", "rows_of",
+    "add_norm", "apply_moments_", "attend", "cross_entropy_", "encode", "geglu", "rows_of", "strips_of",
     "update_moments_",
 ]  # fmt: skip
 
 HEAD_WIDTH = 64
 # Rows are gone through in whole vectors, of which the widest holds so many numbers.
 WIDTH_STEP = 16
-# Outputs of a product that lie side by side in packed weights.
+# Outputs that products compute at a time.
 PANEL = 64
 
 
@@ -53,7 +53,7 @@ def encode(
 ) -> Float[Tensor, "T D"]:
     """Take embeddings through all layers of an encoder, without gradients.
 
-    `table` has a row a layer: the addresses of its panels (Wqkv, Wo, both halves of Wi, Wo) and of the scales of its
+    `table` has a row a layer: the addresses of its strips (Wqkv, Wo, both halves of Wi, Wo) and of the scales of its
     two norms in float32, and whether it is global. `angles` are cosines and sines of global and of local layers.
     """
     num_tokens, width = embedded.shape
@@ -68,17 +68,20 @@ def encode(
     return out
 
 
-def panels_of(weight: Float[Tensor, "out in"]) -> Float[Tensor, "panels groups 64 group"]:
-    """Lay the weight of a linear layer out as products read it: 64 outputs side by side, bfloat16 inputs in pairs."""
-    group = 4 // weight.element_size()
+def strips_of(weight: Float[Tensor, "out in"]) -> Float[Tensor, "strips groups strip group"]:
+    """Lay the weight of a linear layer out as products read it: outputs side by side, bfloat16 inputs in pairs.
+
+    A strip is as wide as this processor wants it.
+    """
+    strip, group = int(library().strip_width()), 4 // weight.element_size()
     num_out, num_in = weight.shape
-    cut = weight.view(num_out // PANEL, PANEL, num_in // group, group)
+    cut = weight.view(num_out // strip, strip, num_in // group, group)
     return cut.transpose(1, 2).contiguous()
 
 
-def rows_of(panels: Float[Tensor, "panels groups 64 group"]) -> Float[Tensor, "out in"]:
-    """Return the weight that `panels_of` laid out."""
-    return panels.transpose(1, 2).flatten(2).flatten(0, 1)
+def rows_of(strips: Float[Tensor, "strips groups strip group"]) -> Float[Tensor, "out in"]:
+    """Return the weight that `strips_of` laid out."""
+    return strips.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def add_norm(

@@ -5,7 +5,7 @@
 // in its cache. Where there are too few rows for that, as in one short text, all threads share the same rows and each
 // reads a part of the weights: then it is the weights' way from memory that takes the time.
 //
-//   weights   panels of 64 outputs, [N / 64][k / GROUP][64][GROUP], as products read them
+//   weights   strips of outputs, [N / STRIP][k / GROUP][STRIP][GROUP], as products read them
 //   hidden    [T][D]     the residual stream, float32 throughout
 //   qkv       [T][3][H][K],  mixed [T][H][K]
 //
@@ -69,7 +69,7 @@ struct Chunk {
     T *normed, *gated;
 };
 
-// Multiply rows with some panels, and hand on the result in pieces of [height][64]: use(panel, row, height, piece).
+// Multiply rows with some panels of 64 outputs, and hand on the result in pieces of [height][64]: use(panel, row, height, piece).
 template <class T, class Use>
 void for_panels(const Team& team, const T* rows, int height, int depth, const T* weights, int num_panels,
                 const Use& use) {
@@ -79,8 +79,8 @@ void for_panels(const Team& team, const T* rows, int height, int depth, const T*
     for (int panel = first; panel < last; ++panel)
         for (int row = 0; row < height; row += CHUNK) {
             const int some = std::min(CHUNK, height - row);
-            multiply(rows + int64_t(row) * depth, depth, weights + int64_t(panel) * depth * PANEL, piece, PANEL, some,
-                     PANEL, depth, false);
+            multiply<STRIP>(rows + int64_t(row) * depth, depth, weights + int64_t(panel) * depth * PANEL, piece, PANEL,
+                            some, PANEL, depth, false);
             use(panel, row, some, piece);
         }
 }
@@ -128,9 +128,9 @@ void gate(const Team& team, const Encoder<T>& encoder, const Chunk<T>& chunk, co
     alignas(64) static thread_local float gates[CHUNK * PANEL];
     for_panels(team, chunk.normed, chunk.padded, encoder.width, layer.activated, encoder.feed / PANEL,
                [&](int panel, int row, int height, const float* piece) {
-                   multiply(chunk.normed + int64_t(row) * encoder.width, encoder.width,
-                            layer.gate + int64_t(panel) * encoder.width * PANEL, gates, PANEL, height, PANEL,
-                            encoder.width, false);
+                   multiply<STRIP>(chunk.normed + int64_t(row) * encoder.width, encoder.width,
+                                   layer.gate + int64_t(panel) * encoder.width * PANEL, gates, PANEL, height, PANEL,
+                                   encoder.width, false);
                    for (int r = 0; r < height; ++r) {
                        T* to = chunk.gated + int64_t(row + r) * encoder.feed + panel * PANEL;
                        for (int i = r * PANEL; i < (r + 1) * PANEL; i += LANES, to += LANES)
@@ -209,6 +209,8 @@ void for_chunks(const Encoder<T>& encoder, int num_tokens, int num_threads, cons
 }  // namespace modernbert
 
 using namespace modernbert;
+
+EXPORT int64_t strip_width() { return STRIP; }
 
 // Angles are [T][K / 2], `left` and `right` the window of layers that are not global.
 #define FOR_TYPE(T)                                                                                                    \

@@ -1,12 +1,15 @@
-// Products of small matrices that lie in a core's cache: C = A B, or C += A B, in float32.
+// Products of matrices that lie in a core's caches: C = A B, or C += A B, in float32.
 //
-//   A  [m][lda]                row after row
-//   B  [k / GROUP][64][GROUP]  a panel: 64 columns wide; bfloat16 in pairs of neighbouring rows, as the processor's
-//                              pair products (AVX-512 BF16, AMX) read it, float32 row after row
-//   C  [m][ldc]                float32
+//   A  [m][lda]                    row after row
+//   B  [n / W][k / GROUP][W][GROUP]  strips of W columns; bfloat16 in pairs of neighbouring rows, as the processor's
+//                                  pair products (AVX-512 BF16, AMX) read it, float32 row after row
+//   C  [m][ldc]                    float32
 //
 // m is a multiple of 16, n of 32 (at most 64) and k of 32: what the tiles of AMX hold. Smaller matrices are padded.
 #pragma once
+#include <algorithm>
+#include <climits>
+
 #include "vectors.h"
 #if defined(__linux__) && defined(__AMX_BF16__) && !defined(MODERNBERT_NO_AMX)
 #include <sys/syscall.h>
@@ -35,21 +38,29 @@ inline Floats multiply_add(Floats total, Floats a, Floats b, const bfloat16*) {
 #endif
 }
 
+// A corner of C is what the registers hold, and a strip of weights is as wide: what a corner reads of it lies end to end.
+// All rows pass over a part of a strip while it is in the first cache.
 #if defined(__AVX512F__)
-constexpr int ROWS = 6, COLUMNS = 4;  // 24 accumulators, 4 vectors of B and one of A in 32 registers
+constexpr int ROWS = 6, COLUMNS = 4;      // 24 accumulators, 4 vectors of B and one of A in 32 registers
+constexpr int64_t BYTES_OF_PART = 1 << 30;  // all of it: measured as fast
 #else
 constexpr int ROWS = 6, COLUMNS = 2;  // 12, 2 and one in 16 registers
+constexpr int64_t BYTES_OF_PART = 1 << 14;
+#endif
+#if defined(MODERNBERT_AMX)
+constexpr int STRIP = PANEL;
+#else
+constexpr int STRIP = COLUMNS * LANES;
 #endif
 
-template <class T, int M, int N>
-inline void multiply_corner(const T* a, int lda, const T* b, float* c, int ldc, int k, bool add) {
+// A function of its own, so that the compiler has all registers for the loop over k.
+template <int W, int M, int N, class T>
+__attribute__((noinline)) void multiply_corner(const T* a, int lda, const T* b, float* c, int ldc, int k, bool add) {
     constexpr int G = GROUP<T>;
-    Floats total[M][N];
-    for (int i = 0; i < M; ++i)
-        for (int j = 0; j < N; ++j) total[i][j] = add ? load(c + i * ldc + j * LANES) : Floats{};
+    Floats total[M][N] = {};
     for (int kk = 0; kk < k / G; ++kk) {
         Floats column[N];
-        for (int j = 0; j < N; ++j) std::memcpy(&column[j], b + (kk * PANEL + j * LANES) * G, sizeof(Floats));
+        for (int j = 0; j < N; ++j) std::memcpy(&column[j], b + (kk * W + j * LANES) * G, sizeof(Floats));
         for (int i = 0; i < M; ++i) {
             float group;
             std::memcpy(&group, a + i * lda + kk * G, 4);
@@ -58,22 +69,37 @@ inline void multiply_corner(const T* a, int lda, const T* b, float* c, int ldc, 
         }
     }
     for (int i = 0; i < M; ++i)
-        for (int j = 0; j < N; ++j) store(c + i * ldc + j * LANES, total[i][j]);
+        for (int j = 0; j < N; ++j) {
+            float* to = c + i * ldc + j * LANES;
+            store(to, add ? load(to) + total[i][j] : total[i][j]);
+        }
 }
 
-template <class T, int N>
+template <int W, int N, class T>
 inline void multiply_columns(const T* a, int lda, const T* b, float* c, int ldc, int m, int k, bool add) {
-    int i = 0;
-    for (; m - i >= ROWS; i += ROWS) multiply_corner<T, ROWS, N>(a + i * lda, lda, b, c + i * ldc, ldc, k, add);
-    for (; m - i >= 2; i += 2) multiply_corner<T, 2, N>(a + i * lda, lda, b, c + i * ldc, ldc, k, add);
+    for (int i = 0, left; (left = m - i) > 0;) {
+        // Corners of two rows would wait for each other's sums, so that 8 are 4 and 4.
+        if (left >= ROWS && left != 8) {
+            multiply_corner<W, ROWS, N>(a + i * lda, lda, b, c + i * ldc, ldc, k, add);
+            i += ROWS;
+        } else {
+            multiply_corner<W, 4, N>(a + i * lda, lda, b, c + i * ldc, ldc, k, add);
+            i += 4;
+        }
+    }
 }
 
-template <class T>
+template <int W, class T>
 inline void multiply_in_vectors(const T* a, int lda, const T* b, float* c, int ldc, int m, int n, int k, bool add) {
-    int j = 0;
-    for (; n - j >= COLUMNS * LANES; j += COLUMNS * LANES)
-        multiply_columns<T, COLUMNS>(a, lda, b + j * GROUP<T>, c + j, ldc, m, k, add);
-    for (; j < n; j += 2 * LANES) multiply_columns<T, 2>(a, lda, b + j * GROUP<T>, c + j, ldc, m, k, add);
+    constexpr int PART = BYTES_OF_PART / (W * sizeof(T));
+    for (int kk = 0; kk < k; kk += PART) {
+        const int part = std::min(PART, k - kk);
+        const auto strip = [&](int j) { return b + (j / W * k + kk) * W + j % W * GROUP<T>; };
+        int j = 0;
+        for (; n - j >= COLUMNS * LANES; j += COLUMNS * LANES)
+            multiply_columns<W, COLUMNS>(a + kk, lda, strip(j), c + j, ldc, m, part, add || kk > 0);
+        for (; j < n; j += 2 * LANES) multiply_columns<W, 2>(a + kk, lda, strip(j), c + j, ldc, m, part, add || kk > 0);
+    }
 }
 
 #if defined(MODERNBERT_AMX)
@@ -147,15 +173,18 @@ struct Tiles {
 inline bool ask_for_tiles() { return true; }
 #endif
 
+template <int W = PANEL>
 inline void multiply(const float* a, int lda, const float* b, float* c, int ldc, int m, int n, int k, bool add) {
-    multiply_in_vectors(a, lda, b, c, ldc, m, n, k, add);
+    multiply_in_vectors<W>(a, lda, b, c, ldc, m, n, k, add);
 }
 
+template <int W = PANEL>
 inline void multiply(const bfloat16* a, int lda, const bfloat16* b, float* c, int ldc, int m, int n, int k, bool add) {
 #if defined(MODERNBERT_AMX)
+    static_assert(W == PANEL, "tiles read panels");
     multiply_in_tiles(a, lda, b, c, ldc, m, n, k, add);
 #else
-    multiply_in_vectors(a, lda, b, c, ldc, m, n, k, add);
+    multiply_in_vectors<W>(a, lda, b, c, ldc, m, n, k, add);
 #endif
 }
 

@@ -27,7 +27,8 @@ struct bfloat16 {
     uint16_t bits;
 };
 
-inline Floats spread(float x) { return Floats{} + x; }
+// Less zero, which GCC knows to be x; plus zero would be an addition, since it makes 0 of -0.
+inline Floats spread(float x) { return x - Floats{}; }
 
 inline Floats load(const float* p) {
     Floats x;
