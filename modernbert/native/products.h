@@ -39,13 +39,15 @@ inline Floats multiply_add(Floats total, Floats a, Floats b, const bfloat16*) {
 }
 
 // A corner of C is what the registers hold, and a strip of weights is as wide: what a corner reads of it lies end to end.
-// All rows pass over a part of a strip while it is in the first cache.
+// All rows pass over a part of a strip while it is in the first cache, and meanwhile the next part is fetched.
 #if defined(__AVX512F__)
-constexpr int ROWS = 6, COLUMNS = 4;      // 24 accumulators, 4 vectors of B and one of A in 32 registers
-constexpr int64_t BYTES_OF_PART = 1 << 30;  // all of it: measured as fast
+constexpr int ROWS = 6, COLUMNS = 4;  // 24 accumulators, 4 vectors of B and one of A in 32 registers
+constexpr int BYTES_OF_PART = 1 << 30, UNROLL = 1;
+constexpr bool FETCHES = false;
 #else
 constexpr int ROWS = 6, COLUMNS = 2;  // 12, 2 and one in 16 registers
-constexpr int64_t BYTES_OF_PART = 1 << 14;
+constexpr int BYTES_OF_PART = 1 << 14, UNROLL = 4;
+constexpr bool FETCHES = true;
 #endif
 #if defined(MODERNBERT_AMX)
 constexpr int STRIP = PANEL;
@@ -53,12 +55,16 @@ constexpr int STRIP = PANEL;
 constexpr int STRIP = COLUMNS * LANES;
 #endif
 
-// A function of its own, so that the compiler has all registers for the loop over k.
+// A function of its own, so that the compiler has all registers for the loop over k. `step` bytes after `ahead` are
+// fetched at every step of it.
 template <int W, int M, int N, class T>
-__attribute__((noinline)) void multiply_corner(const T* a, int lda, const T* b, float* c, int ldc, int k, bool add) {
+__attribute__((noinline)) void multiply_corner(const T* a, int lda, const T* b, float* c, int ldc, int k, bool add,
+                                               const T* ahead, int step) {
     constexpr int G = GROUP<T>;
     Floats total[M][N] = {};
+#pragma GCC unroll UNROLL
     for (int kk = 0; kk < k / G; ++kk) {
+        if (FETCHES && W == STRIP) __builtin_prefetch((const char*)ahead + kk * step);
         Floats column[N];
         for (int j = 0; j < N; ++j) std::memcpy(&column[j], b + (kk * W + j * LANES) * G, sizeof(Floats));
         for (int i = 0; i < M; ++i) {
@@ -77,13 +83,15 @@ __attribute__((noinline)) void multiply_corner(const T* a, int lda, const T* b, 
 
 template <int W, int N, class T>
 inline void multiply_columns(const T* a, int lda, const T* b, float* c, int ldc, int m, int k, bool add) {
+    const int step = W * 4 * ROWS / m;  // every corner fetches its share of the next part
     for (int i = 0, left; (left = m - i) > 0;) {
-        // Corners of two rows would wait for each other's sums, so that 8 are 4 and 4.
+        const T* ahead = b + k * W + k * W * i / m;
+        // Two rows are too few for the adders to be busy all the time, so that 8 are 4 and 4.
         if (left >= ROWS && left != 8) {
-            multiply_corner<W, ROWS, N>(a + i * lda, lda, b, c + i * ldc, ldc, k, add);
+            multiply_corner<W, ROWS, N>(a + i * lda, lda, b, c + i * ldc, ldc, k, add, ahead, step);
             i += ROWS;
         } else {
-            multiply_corner<W, 4, N>(a + i * lda, lda, b, c + i * ldc, ldc, k, add);
+            multiply_corner<W, 4, N>(a + i * lda, lda, b, c + i * ldc, ldc, k, add, ahead, step);
             i += 4;
         }
     }
@@ -92,13 +100,16 @@ inline void multiply_columns(const T* a, int lda, const T* b, float* c, int ldc,
 template <int W, class T>
 inline void multiply_in_vectors(const T* a, int lda, const T* b, float* c, int ldc, int m, int n, int k, bool add) {
     constexpr int PART = BYTES_OF_PART / (W * sizeof(T));
-    for (int kk = 0; kk < k; kk += PART) {
-        const int part = std::min(PART, k - kk);
-        const auto strip = [&](int j) { return b + (j / W * k + kk) * W + j % W * GROUP<T>; };
-        int j = 0;
-        for (; n - j >= COLUMNS * LANES; j += COLUMNS * LANES)
-            multiply_columns<W, COLUMNS>(a + kk, lda, strip(j), c + j, ldc, m, part, add || kk > 0);
-        for (; j < n; j += 2 * LANES) multiply_columns<W, 2>(a + kk, lda, strip(j), c + j, ldc, m, part, add || kk > 0);
+    for (int j = 0, width; j < n; j += width) {
+        width = std::min(COLUMNS * LANES, n - j);
+        const T* strip = b + j / W * k * W + j % W * GROUP<T>;
+        for (int kk = 0; kk < k; kk += PART) {
+            const int part = std::min(PART, k - kk);
+            if (width == COLUMNS * LANES)
+                multiply_columns<W, COLUMNS>(a + kk, lda, strip + kk * W, c + j, ldc, m, part, add || kk > 0);
+            else
+                multiply_columns<W, 2>(a + kk, lda, strip + kk * W, c + j, ldc, m, part, add || kk > 0);
+        }
     }
 }
 
