@@ -74,7 +74,7 @@ inline Floats larger(Floats a, Floats b) {
 #if defined(__AVX512F__)
     return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
 #else
-    return a > b ? a : b;
+    return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
 #endif
 }
 
@@ -90,9 +90,9 @@ inline float sum(Floats x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)x);
 #else
-    float total = 0;
-    for (int i = 0; i < LANES; ++i) total += x[i];
-    return total;
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return two[0] + two[1];
 #endif
 }
 
@@ -100,9 +100,9 @@ inline float largest(Floats x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_max_ps((__m512)x);
 #else
-    float most = x[0];
-    for (int i = 1; i < LANES; ++i) most = x[i] > most ? x[i] : most;
-    return most;
+    const __m128 four = _mm_max_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+    const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return two[0] > two[1] ? two[0] : two[1];
 #endif
 }
 
@@ -127,15 +127,15 @@ inline Floats exponential(Floats x) {
 }
 
 // 2^x of x up to 0, as near as T asks: within 7.5e-8 of it for float32, within 7.5e-5 for bfloat16, whose own rounding
-// is 2e-3. 0 below -126, where float32 ends; what is not a number passes on. The polynomials are minimax on half a turn.
+// is 2e-3. 0 far below -126, where float32 ends; what is not a number passes on. The polynomials are minimax on half a turn.
 template <class T>
 inline Floats power_of_two(Floats x) {
 #if defined(__AVX512F__)
     const Floats bounded = larger(spread(-200.0f), x);
     const Floats whole = (Floats)_mm512_roundscale_ps((__m512)bounded, _MM_FROUND_TO_NEAREST_INT);
 #else
-    const Floats shift = spread(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-    const Floats bounded = x < -126.0f ? spread(-126.0f) : x;
+    // 1.5 * 2^23: adding it rounds to a whole number, whose last bits with 127 are the exponent of its power; 0 at -127.
+    const Floats shift = spread(12582912.0f + 127.0f), bounded = larger(spread(-127.0f), x);
     const Floats turns = bounded + shift, whole = turns - shift;
 #endif
     const Floats r = bounded - whole;
@@ -154,8 +154,7 @@ inline Floats power_of_two(Floats x) {
 #if defined(__AVX512F__)
     return (Floats)_mm512_scalef_ps((__m512)p, (__m512)whole);
 #else
-    const Floats scaled = (Floats)((Ints)p + (((Ints)turns - (Ints)shift) << 23));
-    return x < -126.0f ? Floats{} : (x == x ? scaled : x);
+    return p * (Floats)((Ints)turns << 23);
 #endif
 }
 
