@@ -480,6 +480,21 @@ def search(
 
 @app.command()
 @_told()
+def export(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
+    int8: Annotated[bool, typer.Option("--int8", help="In int8 besides, where that stays near enough.")] = False,
+    texts: Annotated[Path | None, typer.Option(help="Texts to compare on besides: one a line, or .jsonl.")] = None,
+) -> None:
+    """Write a model for ONNX Runtime and what is built on it, compared with ours before it is kept."""
+    from modernbert.infer.texts import gather_texts
+    from modernbert.jobs.export import ExportConfig, run
+
+    run(ExportConfig(model, out, int8, gather_texts([], texts) if texts else ()))
+
+
+@app.command()
+@_told()
 def serve(
     model: Model,
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 is everywhere.")] = "127.0.0.1",

@@ -1,0 +1,1 @@
+"""Weights -> files for other runtimes."""

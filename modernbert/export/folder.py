@@ -1,0 +1,245 @@
+"""A model folder -> one for other runtimes: graphs of ONNX, the tokenizer, and what was verified of them.
+
+In: a published folder of a ModernBERT. Out: a folder laid out as models are on the hub: `onnx/model.onnx`, in int8
+beside it `onnx/model_quantized.onnx`, and in `export.json` how they were made and how near the model they are. What is
+not near enough is not written.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modernbert.errors import InputError
+from modernbert.export.check import Agreement, compare, made_up, open_file, short_texts, vectors_in
+from modernbert.export.graph import Exported, build, encoder_in, outputs_of
+from modernbert.export.nodes import OPSET, needed
+from modernbert.model.embedder import Embedder, load_projection, load_vectors
+from modernbert.model.encoder import Encoder
+from modernbert.model.foreign import OURS, family_of
+from modernbert.model.heads import Classifier, encoder_of
+from modernbert.model.hub import digest_of, load_model
+from modernbert.ragged import within
+from modernbert.storage import new_folder
+from modernbert.text.tokenizer import Tokenizer
+
+__all__ = ["Report", "export_folder"]
+
+_FLOAT32, _INT8 = "onnx/model.onnx", "onnx/model_quantized.onnx"
+# What one file of protobuf holds at most is 2 GiB; weights of larger models lie beside it.
+_LARGEST_FILE = 2_000_000_000
+_DIFFERENCE, _COSINE, _INT8_COSINE = 1e-4, 0.9999, 0.99
+# A text of the user's is cut after so many tokens; so many go through the model at a time.
+_BUDGET_TOKENS = 4_096
+_BESIDE = ("config.json", "config_sentence_transformers.json", "modules.json", "sentence_bert_config.json")
+# Small, and what is last decides: never in int8.
+_HEADS = ("head.*", "classifier", "projection")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Say what was written: sizes of files in bytes, and by output how near they are to the model.
+
+    `kept` is what stayed in float32 beside int8.
+    """
+
+    sizes: dict[str, int]
+    num_documents: int
+    agreements: dict[str, Agreement]
+    int8_agreement: Agreement | None
+    kept: Sequence[str]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A model that is to be exported, and the texts it is tried on besides made-up ones."""
+
+    folder: Path
+    model: Exported
+    tokenizer: Tokenizer
+    texts: Sequence[Sequence[np.ndarray]]
+
+    @property
+    def longest(self) -> int:
+        return encoder_in(self.model).config.max_position_embeddings
+
+
+def export_folder(folder: Path, out: Path, *, int8: bool = False, texts: Sequence[str] = ()) -> Report:
+    """Write graphs of a folder's model into a new folder, each compared with the model in ONNX Runtime.
+
+    `texts` are compared too, beside documents of made-up ids, and cut where they are too long for the model.
+
+    Raises: InputError if a library is missing, the model is none of ours or has an unknown head, `out` exists, the disk
+    is full, or a graph is too far from the model.
+    """
+    for library in ("onnx", "onnxruntime"):
+        needed(library)
+    source = _open(folder, texts)
+    with new_folder(out) as partial:
+        (partial / "onnx").mkdir()
+        _copy_beside(source, partial)
+        report = _write_graphs(source, partial, out, int8)
+        (partial / "export.json").write_text(json.dumps(_described(source, report), indent=2) + "\n")
+    return report
+
+
+def _open(folder: Path, texts: Sequence[str]) -> _Source:
+    family = family_of(folder)
+    if family != OURS:
+        raise InputError(
+            f"{folder}: is a {family}, expected a {OURS}; other families are exported by their own library"
+        )
+    tokenizer = Tokenizer.load(folder)
+    model = _as_used(folder)
+    longest = encoder_in(model).config.max_position_embeddings
+    documents = [tokenizer.cut(ids, longest) for ids in tokenizer.encode(texts)]
+    return _Source(folder, model, tokenizer, list(within(documents, _BUDGET_TOKENS, len)))
+
+
+def _as_used(folder: Path) -> Exported:
+    """Load the model of a folder in float32, with its head, or with what makes its vectors.
+
+    Raises: InputError for a head that is not known.
+    """
+    model = load_model(folder, dtype=torch.float32)
+    if isinstance(model, Classifier):
+        return model
+    if (folder / "modules.json").exists():
+        vectors = load_vectors(folder)
+        _check_modules(folder, vectors.pooling)
+        projection = load_projection(folder, encoder_of(model).config.hidden_size)
+        return Embedder(encoder_of(model), vectors.pooling, projection and projection.float()).eval()
+    named = _read(folder / "config.json").get("architectures") or ["ModernBertModel"]
+    if isinstance(model, Encoder) and "ModernBertModel" not in named:
+        raise InputError(f"{folder}: config.json names {named[0]}, whose head is not in the weights or not known")
+    return model
+
+
+def _check_modules(folder: Path, pooling: str) -> None:
+    """Check that the vectors of a folder are made of nothing that the graph leaves out.
+
+    Raises: InputError naming the file and what is in it.
+    """
+    for module in _read(folder / "modules.json"):
+        kind, path = str(module.get("type", "")).rpartition(".")[2], str(module.get("path", ""))
+        file = folder / path / "config.json"
+        if kind == "Pooling":
+            found = _read(file)
+            modes = [key for key, value in found.items() if key.startswith("pooling_mode_") and value is True]
+            if not (
+                modes == [f"pooling_mode_{pooling}_token{'s' * (pooling == 'mean')}"]
+                or found.get("pooling_mode") == pooling
+            ):
+                raise InputError(
+                    f"{file}: pools by {', '.join(modes) or found.get('pooling_mode')}, expected mean or cls"
+                )
+        elif kind == "Dense":
+            found = _read(file)
+            bent = not str(found.get("activation_function", "")).endswith("Identity")
+            if path != "1_Dense" or found.get("bias") or bent:
+                raise InputError(f"{file}: is not a plain linear layer in 1_Dense, expected that or none")
+        elif kind not in ("Transformer", "Normalize"):
+            raise InputError(
+                f"{folder / 'modules.json'}: found {kind}, expected Transformer, Pooling, Normalize, Dense"
+            )
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: is not readable JSON ({error})") from None
+
+
+def _copy_beside(source: _Source, partial: Path) -> None:
+    """Write the tokenizer and the files that say how texts become vectors."""
+    source.tokenizer.save_folder(partial, source.longest)
+    modules = [path for path in source.folder.glob("[0-9]_*/*") if path.is_file()]
+    for path in [*(source.folder / name for name in _BESIDE), *modules]:
+        if path.exists():
+            target = partial / path.relative_to(source.folder)
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(path.read_bytes())
+
+
+def _write_graphs(source: _Source, partial: Path, out: Path, int8: bool) -> Report:
+    model, pad_id = source.model, source.tokenizer.pad_id
+    batches = [*made_up(source.tokenizer, source.longest), *source.texts]
+    _write_model(build(model), partial / _FLOAT32)
+    agreements = compare(open_file(partial / _FLOAT32), model, outputs_of(model), batches, pad_id)
+    for name, found in agreements.items():
+        if not (found.difference <= _DIFFERENCE and found.cosine >= _COSINE):
+            raise InputError(
+                f"{out}: {name} of the graph differs from the model's by {found.difference:.1e} of its largest value, "
+                f"expected at most {_DIFFERENCE:.0e}; nothing was kept"
+            )
+    agreement, kept = _write_int8(source, partial, out) if int8 else (None, ())
+    sizes = {str(path.relative_to(partial)): path.stat().st_size for path in sorted((partial / "onnx").iterdir())}
+    return Report(sizes, sum(map(len, batches)), agreements, agreement, kept)
+
+
+def _write_int8(source: _Source, partial: Path, out: Path) -> tuple[Agreement, Sequence[str]]:
+    """Write the graph in int8 with as little as is needed left in float32; return how near it is.
+
+    Raises: InputError if it is never near enough.
+    """
+    judged, output = vectors_in(source.model)
+    also = None if output in outputs_of(source.model) else output
+    batches = [*short_texts(source.tokenizer, source.longest), *source.texts]
+    best = -1.0
+    for kept in _choices(encoder_in(source.model).config.num_hidden_layers):
+        _write_model(build(source.model, [*_HEADS, *kept]), partial / _INT8)
+        session = open_file(partial / _INT8, also)
+        found = compare(session, judged, [output], batches, source.tokenizer.pad_id)[output.name]
+        if found.cosine >= _INT8_COSINE:
+            return found, kept
+        best = max(best, found.cosine)
+    raise InputError(
+        f"{out}: int8 keeps a cosine of {best:.4f} to float32, expected at least {_INT8_COSINE}; nothing was kept, "
+        "float32 alone can be had without int8"
+    )
+
+
+def _choices(num_layers: int) -> list[tuple[str, ...]]:
+    """Say what may be left in float32, the least first.
+
+    The way back from the feed-forward network is the most sensitive: what comes in is a product of two, with the
+    largest outliers. Then the layers that read embeddings and write what is used.
+    """
+    ends = ("embeddings.*", "layers.0.*", f"layers.{num_layers - 1}.*")
+    return [(), ("*.mlp.Wo",), ("*.mlp.Wo", *ends), ("*.mlp.*", *ends)]
+
+
+def _write_model(model: Any, path: Path) -> None:
+    """Write a graph as one file, or where it is too large with its weights beside it."""
+    onnx = needed("onnx")
+    for old in path.parent.glob(f"{path.name}*"):
+        old.unlink()  # weights that lie beside are appended to
+    size = sum(len(weight.raw_data) for weight in model.graph.initializer)
+    onnx.save_model(model, path, save_as_external_data=size > _LARGEST_FILE, location=f"{path.name}_data")
+
+
+def _described(source: _Source, report: Report) -> dict[str, Any]:
+    """Return what `export.json` says."""
+    verified = {name: asdict(found) for name, found in report.agreements.items()}
+    described: dict[str, Any] = {
+        "made_by": f"modernbert {version('modernbert')}",
+        "weights_sha256": digest_of(source.folder),
+        "opset": OPSET,
+        "inputs": {name: ["rows", "columns"] for name in ("input_ids", "attention_mask")},
+        "outputs": {output.name: output.shape for output in outputs_of(source.model)},
+        "padding": "right",
+        "longest": source.longest,
+        "files": report.sizes,
+        "verified": {"documents": report.num_documents, "float32": verified},
+    }
+    if report.int8_agreement is not None:
+        described["verified"]["int8"] = asdict(report.int8_agreement) | {
+            "output": vectors_in(source.model)[1].name, "in_float32": list(report.kept)
+        }  # fmt: skip
+    return described
