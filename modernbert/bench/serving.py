@@ -17,12 +17,15 @@ from torch import Tensor, nn
 from modernbert.bench.peers import Absent, Documents, pad
 from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
+from modernbert.export.graph import build
+from modernbert.export.nodes import write_model
 from modernbert.infer.loading import load_for_inference
 from modernbert.model.attention import choose_backend
 from modernbert.model.config import ModelConfig
+from modernbert.model.embedder import Embedder
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import encoder_of, pool
-from modernbert.model.hub import load_config, save_folder
+from modernbert.model.hub import load_config, load_model, save_folder
 from modernbert.model.init import initialize
 from modernbert.ragged import Batch
 
@@ -149,22 +152,19 @@ def _sentence_transformers(folder: Path, room: Path) -> Engine:
 
 def _onnxruntime(folder: Path, room: Path) -> Engine:
     runtime = _import("onnxruntime")
-    _import("onnxscript")
+    _import("onnx")
     file = room / "model.onnx"
     if not file.exists():
-        example = torch.ones(2, 9, dtype=torch.int64), torch.ones(2, 9, dtype=torch.int64)
-        rows, columns = torch.export.Dim("rows"), torch.export.Dim("columns", min=2, max=8192)
-        torch.onnx.export(
-            _pooled(folder, torch.float32), example, str(file), dynamo=True, verbose=False,
-            dynamic_shapes=({0: rows, 1: columns}, {0: rows, 1: columns}),
-        )  # fmt: skip
+        # This package's graph, not that of torch's exporter of the model of transformers: local layers cost less in it.
+        write_model(build(Embedder(load_model(folder, dtype=torch.float32), "mean")), file)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-    names = [each.name for each in session.get_inputs()]
 
     def embed(documents: Documents) -> np.ndarray:
-        return session.run(None, dict(zip(names, pad(documents), strict=True)))[0]  # type: ignore[no-any-return]
+        ids, mask = pad(documents)
+        (found,) = session.run(["sentence_embedding"], {"input_ids": ids, "attention_mask": mask})
+        return found  # type: ignore[no-any-return]
 
     return Engine("padded, float32", torch.float32, embed, is_padded=True)
 

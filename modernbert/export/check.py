@@ -89,26 +89,25 @@ def vectors_in(model: Exported) -> tuple[Exported, Output]:
 def compare(
     session: Any, model: Exported, outputs: Sequence[Output], batches: Iterable[Documents], pad_id: int
 ) -> dict[str, Agreement]:
-    """Return how alike file and model are in some outputs; what is not finite, of padding too, is nowhere near."""
+    """Return how alike file and model are in some outputs; what is not finite is nowhere near."""
     rows: dict[str, list[tuple[float, float, float]]] = {output.name: [] for output in outputs}
     for documents in batches:
         theirs, ours = _of_file(session, outputs, documents, pad_id), _of_model(model, documents)
         for name, mine in rows.items():
             mine.extend(_apart(one, other) for one, other in zip(theirs[name], ours[name], strict=True))
-    found = {}
-    for name, mine in rows.items():
-        differences, sizes, cosines = zip(*mine, strict=True)
-        found[name] = Agreement(max(differences) / max(sizes), min(cosines))
-    return found
+    return {
+        name: Agreement(max(row[0] for row in mine) / max(row[1] for row in mine), min(row[2] for row in mine))
+        for name, mine in rows.items()
+    }
 
 
 def _apart(found: np.ndarray, expected: np.ndarray) -> tuple[float, float, float]:
     """Return the largest difference, the largest value, and the cosine of two arrays of one shape."""
-    if not np.isfinite(found).all():
+    if found.shape != expected.shape or not np.isfinite(found).all():
         return np.inf, 1.0, -1.0
-    one, other = found.ravel().astype(np.float64), expected.ravel().astype(np.float64)
-    lengths = max(float(np.linalg.norm(one) * np.linalg.norm(other)), np.finfo(np.float64).tiny)
-    return float(np.abs(one - other).max()), float(np.abs(other).max()), float(one @ other) / lengths
+    one, other = found.ravel(), expected.ravel()
+    lengths = max(float(np.linalg.norm(one)) * float(np.linalg.norm(other)), np.finfo(np.float32).tiny)
+    return float(np.abs(one - other).max()), float(np.abs(other).max()), float(np.vdot(one, other)) / lengths
 
 
 def _of_file(session: Any, outputs: Sequence[Output], documents: Documents, pad_id: int) -> dict[str, list[np.ndarray]]:
@@ -122,7 +121,7 @@ def _of_file(session: Any, outputs: Sequence[Output], documents: Documents, pad_
     found = session.run([output.name for output in outputs], {"input_ids": ids, "attention_mask": mask})
     parts = {}
     for output, values in zip(outputs, found, strict=True):
-        if not np.isfinite(values).all():
+        if not np.isfinite(values).all():  # of padding too
             values = np.full_like(values, np.nan)
         cut = lengths if output.of_tokens else [None] * len(lengths)
         parts[output.name] = [row[:length] for row, length in zip(values, cut, strict=False)]

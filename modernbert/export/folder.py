@@ -18,7 +18,7 @@ import torch
 from modernbert.errors import InputError
 from modernbert.export.check import Agreement, compare, made_up, open_file, short_texts, vectors_in
 from modernbert.export.graph import Exported, build, encoder_in, outputs_of
-from modernbert.export.nodes import OPSET, needed
+from modernbert.export.nodes import OPSET, needed, write_model
 from modernbert.model.embedder import Embedder, load_projection, load_vectors
 from modernbert.model.encoder import Encoder
 from modernbert.model.foreign import OURS, family_of
@@ -31,8 +31,6 @@ from modernbert.text.tokenizer import Tokenizer
 __all__ = ["Report", "export_folder"]
 
 _FLOAT32, _INT8 = "onnx/model.onnx", "onnx/model_quantized.onnx"
-# What one file of protobuf holds at most is 2 GiB; weights of larger models lie beside it.
-_LARGEST_FILE = 2_000_000_000
 _DIFFERENCE, _COSINE, _INT8_COSINE = 1e-4, 0.9999, 0.99
 # A text of the user's is cut after so many tokens; so many go through the model at a time.
 _BUDGET_TOKENS = 4_096
@@ -170,7 +168,7 @@ def _copy_beside(source: _Source, partial: Path) -> None:
 def _write_graphs(source: _Source, partial: Path, out: Path, int8: bool) -> Report:
     model, pad_id = source.model, source.tokenizer.pad_id
     batches = [*made_up(source.tokenizer, source.longest), *source.texts]
-    _write_model(build(model), partial / _FLOAT32)
+    write_model(build(model), partial / _FLOAT32)
     agreements = compare(open_file(partial / _FLOAT32), model, outputs_of(model), batches, pad_id)
     for name, found in agreements.items():
         if not (found.difference <= _DIFFERENCE and found.cosine >= _COSINE):
@@ -193,7 +191,7 @@ def _write_int8(source: _Source, partial: Path, out: Path) -> tuple[Agreement, S
     batches = [*short_texts(source.tokenizer, source.longest), *source.texts]
     best = -1.0
     for kept in _choices(encoder_in(source.model).config.num_hidden_layers):
-        _write_model(build(source.model, [*_HEADS, *kept]), partial / _INT8)
+        write_model(build(source.model, [*_HEADS, *kept]), partial / _INT8)
         session = open_file(partial / _INT8, also)
         found = compare(session, judged, [output], batches, source.tokenizer.pad_id)[output.name]
         if found.cosine >= _INT8_COSINE:
@@ -213,15 +211,6 @@ def _choices(num_layers: int) -> list[tuple[str, ...]]:
     """
     ends = ("embeddings.*", "layers.0.*", f"layers.{num_layers - 1}.*")
     return [(), ("*.mlp.Wo",), ("*.mlp.Wo", *ends), ("*.mlp.*", *ends)]
-
-
-def _write_model(model: Any, path: Path) -> None:
-    """Write a graph as one file, or where it is too large with its weights beside it."""
-    onnx = needed("onnx")
-    for old in path.parent.glob(f"{path.name}*"):
-        old.unlink()  # weights that lie beside are appended to
-    size = sum(len(weight.raw_data) for weight in model.graph.initializer)
-    onnx.save_model(model, path, save_as_external_data=size > _LARGEST_FILE, location=f"{path.name}_data")
 
 
 def _described(source: _Source, report: Report) -> dict[str, Any]:

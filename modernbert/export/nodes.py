@@ -9,6 +9,7 @@ Opset 17 is the first with LayerNormalization and has all else that is wanted; e
 import importlib
 from collections.abc import Sequence
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 
 from modernbert.errors import InputError
 
-__all__ = ["OPSET", "Graph", "needed"]
+__all__ = ["OPSET", "Graph", "needed", "write_model"]
 
 OPSET = 17
 _IR = 8  # of the releases that brought opset 17
+# What one file of protobuf holds at most is 2 GiB; weights of larger models lie beside it.
+_LARGEST_FILE = 2_000_000_000
 # Weights are whole numbers from -64 to 64: two products of such with activations, 0 to 255, add up in 16 bits. With all
 # eight bits, a processor with AVX2 and no VNNI clips the sum, and computes other values than the one that was tested.
 _WEIGHT_LEVELS = 64
@@ -70,7 +73,7 @@ class Graph:
         """Store values under a name, if they are not there yet; return the name."""
         if name not in self._weights:
             array = values.detach().float().numpy() if isinstance(values, Tensor) else values
-            self._weights[name] = self._onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
+            self._weights[name] = self._onnx.numpy_helper.from_array(np.asarray(array, order="C"), name)
         return name
 
     def norm(self, x: str, name: str, norm: nn.LayerNorm, out: str | None = None) -> str:
@@ -161,3 +164,12 @@ def needed(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError:
         raise InputError(f"export needs {name}: pip install 'modernbert[export]'") from None
+
+
+def write_model(model: Any, path: Path) -> None:
+    """Write a graph as one file, or where it is too large with its weights beside it."""
+    onnx = needed("onnx")
+    for old in path.parent.glob(f"{path.name}*"):
+        old.unlink()  # weights that lie beside are appended to
+    size = sum(len(weight.raw_data) for weight in model.graph.initializer)
+    onnx.save_model(model, path, save_as_external_data=size > _LARGEST_FILE, location=f"{path.name}_data")
