@@ -95,10 +95,12 @@ def compare(
         theirs, ours = _of_file(session, outputs, documents, pad_id), _of_model(model, documents)
         for name, mine in rows.items():
             mine.extend(_apart(one, other) for one, other in zip(theirs[name], ours[name], strict=True))
-    return {
-        name: Agreement(max(row[0] for row in mine) / max(row[1] for row in mine), min(row[2] for row in mine))
-        for name, mine in rows.items()
-    }
+    return {name: _agreement(mine) for name, mine in rows.items()}
+
+
+def _agreement(rows: Sequence[tuple[float, float, float]]) -> Agreement:
+    differences, sizes, cosines = np.array(rows).T
+    return Agreement(float(differences.max() / (sizes.max() or 1.0)), float(cosines.min()))
 
 
 def _apart(found: np.ndarray, expected: np.ndarray) -> tuple[float, float, float]:
@@ -106,7 +108,7 @@ def _apart(found: np.ndarray, expected: np.ndarray) -> tuple[float, float, float
     if found.shape != expected.shape or not np.isfinite(found).all():
         return np.inf, 1.0, -1.0
     one, other = found.ravel(), expected.ravel()
-    lengths = max(float(np.linalg.norm(one)) * float(np.linalg.norm(other)), np.finfo(np.float32).tiny)
+    lengths = float(np.linalg.norm(one) * np.linalg.norm(other)) or 1.0
     return float(np.abs(one - other).max()), float(np.abs(other).max()), float(np.vdot(one, other)) / lengths
 
 
