@@ -7,21 +7,20 @@ Source: Golovin et al. 2017 (the median rule of Vizier).
 """
 
 import json
-import multiprocessing
 import shutil
 import statistics
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from modernbert.config import load
 from modernbert.device import choose_device
 from modernbert.errors import InputError
 from modernbert.finetune.labels import FinetuneConfig, finetune
 from modernbert.finetune.retriever import RetrieverConfig, finetune_retriever
+from modernbert.processes import Processes
 from modernbert.storage import write_file
 from modernbert.train.loop import Diverged
 from modernbert.train.run_folder import begin_run_folder
@@ -100,7 +99,7 @@ def sweep(base: Base, out: Path, points: Sequence[Point], devices: Sequence[str]
         _share_out(base, out, everything, left, devices)
     else:
         for point in left:
-            _run(base, out, everything, point, devices[0])
+            _run(base, out, everything, devices[0], point)
     results = [result for point in everything if (result := _result(out, point)) is not None]
     if not results:
         raise InputError(f"{out}: every run ended with a loss that is not finite; a lower lr may help")
@@ -132,30 +131,14 @@ def _earlier(base: Base, out: Path) -> list[Point]:
 
 def _share_out(base: Base, out: Path, points: Sequence[Point], left: Sequence[Point], devices: Sequence[str]) -> None:
     """Give each device a process, which takes the next point when it is done with one."""
-    context = multiprocessing.get_context("spawn")
-    queue = context.Manager().Queue()
-    for device in devices:
-        queue.put(device)
-    with ProcessPoolExecutor(len(devices), mp_context=context, initializer=_take_device, initargs=(queue,)) as pool:
-        try:
-            for done in [pool.submit(_run, base, out, points, point, None) for point in left]:
-                done.result()
-        except BaseException:
-            # What has not begun shall not begin.
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with Processes(devices, str) as pool:
+        # All at once: runs last as long as they like, and none shall wait for the one before it to end.
+        for _ in pool.map(partial(_run, base, out, points), left, ahead=len(left)):
+            pass
 
 
-def _take_device(queue: Any) -> None:
-    global _device  # of this worker process, for all runs that it takes
-    _device = queue.get()
-
-
-_device = "auto"
-
-
-def _run(base: Base, out: Path, points: Sequence[Point], point: Point, device: str | None) -> None:
-    config = replace(_config_of(base, out, point), device=device or _device)
+def _run(base: Base, out: Path, points: Sequence[Point], device: str, point: Point) -> None:
+    config = replace(_config_of(base, out, point), device=device)
     print(f"{point.name}:", flush=True)
 
     def give_up(epochs: float, best: float) -> str | None:

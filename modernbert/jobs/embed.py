@@ -11,10 +11,9 @@ import re
 import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from modernbert.infer.progress import show_texts
 from modernbert.infer.texts import Located, stream_texts
 from modernbert.infer.vector_files import check_writer
 from modernbert.model.hub import digest_of
+from modernbert.processes import Processes
 from modernbert.storage import check_target, only_process, write_file
 
 __all__ = ["EmbedConfig", "run"]
@@ -148,47 +148,34 @@ def _embedded(
         bert = _load(config, config.devices[0])
         with show_texts(None, len(config.files) > 0) as show:
             for number, part in left:
-                yield number, _embed(bert, config, part)
+                yield number, _embed(bert, part, config)
                 show(number * _PART_TEXTS + len(part), 0)
         return
     for device in config.devices:
         choose_device(device)
-    context = get_context("spawn")
-    queue = context.Manager().Queue()
-    for device in config.devices:
-        queue.put(device)
     threads = max(1, torch.get_num_threads() // len(config.devices))
-    waiting: deque[tuple[int, Future[np.ndarray]]] = deque()
-    with ProcessPoolExecutor(len(config.devices), context, _begin_worker, (config, queue, threads)) as pool:
+    numbers: deque[int] = deque()
+
+    def tasks() -> Iterator[list[Located]]:
         for number, part in left:
-            waiting.append((number, pool.submit(_embed_in_worker, config, part)))
-            # So many parts at a time, that memory does not grow with the file.
-            if len(waiting) > 2 * len(config.devices):
-                number, future = waiting.popleft()
-                yield number, future.result()
-        for number, future in waiting:
-            yield number, future.result()
+            numbers.append(number)
+            yield part
+
+    with Processes(config.devices, partial(_load_in_worker, config, threads)) as pool:
+        for vectors in pool.map(partial(_embed, config=config), tasks()):
+            yield numbers.popleft(), vectors
 
 
-_bert: ModernBert | None = None  # of a worker process, for all parts that it takes
-
-
-def _begin_worker(config: EmbedConfig, queue: Any, threads: int) -> None:
-    global _bert
+def _load_in_worker(config: EmbedConfig, threads: int, device: str) -> ModernBert:
     torch.set_num_threads(threads)
-    _bert = _load(config, queue.get())
-
-
-def _embed_in_worker(config: EmbedConfig, part: Sequence[Located]) -> np.ndarray:
-    assert _bert is not None
-    return _embed(_bert, config, part)
+    return _load(config, device)
 
 
 def _load(config: EmbedConfig, device: str) -> ModernBert:
     return ModernBert.load(config.model, device=device, dtype=config.dtype, backend=config.backend)
 
 
-def _embed(bert: ModernBert, config: EmbedConfig, part: Sequence[Located]) -> np.ndarray:
+def _embed(bert: ModernBert, part: Sequence[Located], config: EmbedConfig) -> np.ndarray:
     try:
         return bert.embed(
             [text for _, text in part], pooling=config.pooling, normalize=config.normalize, prompt=config.prompt,

@@ -6,17 +6,16 @@ know how many machines there are: the shards are the same.
 
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
-from multiprocessing import connection, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 from modernbert.errors import InputError
+from modernbert.processes import Processes
 from modernbert.text.faults import Outage
 from modernbert.text.tokenizer import Tokenizer
 
@@ -28,14 +27,12 @@ Write = Callable[[Any, Path], Future[dict[str, Any]]]
 
 @contextmanager
 def _local(processes: int) -> Iterator[tuple[Write, int]]:
-    """Work in processes of this machine; each ends with this one."""
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_start_worker)
+    """Work in processes of this machine."""
     try:
-        yield lambda task, tokenizer_file: pool.submit(_write, task, tokenizer_file), processes
+        with Processes(["one core"] * processes, _begin_worker) as pool:
+            yield lambda task, tokenizer_file: pool.submit(_write_in_worker, (task, tokenizer_file)), processes
     except BrokenProcessPool:
         raise Outage("a tokenising process died, perhaps for want of memory; try fewer processes") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
@@ -76,17 +73,12 @@ def _num_ray_workers(processes: int) -> int:
 ENGINES: dict[str, Callable[[int], AbstractContextManager[tuple[Write, int]]]] = {"local": _local, "ray": _ray}
 
 
-def _start_worker() -> None:
+def _begin_worker(place: str) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # every process has one core to itself
-    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    """End this process when the one that started it is gone: a killed parent can not tell its workers to stop."""
-    parent = parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+def _write_in_worker(begun: None, task: tuple[Any, Path]) -> dict[str, Any]:
+    return _write(*task)
 
 
 @cache

@@ -92,12 +92,12 @@ def test_a_stop_loses_nothing_and_nothing_is_made_twice(
     monkeypatch.setattr(embed, "_PART_TEXTS", 10)
     real, made = embed._embed, []
 
-    def stopped(bert: ModernBert, config: EmbedConfig, part: Any) -> np.ndarray:
+    def stopped(bert: ModernBert, part: Any, config: EmbedConfig) -> np.ndarray:
         if len(made) == 3:
             made.append(0)
             raise KeyboardInterrupt
         made.append(len(part))
-        return real(bert, config, part)
+        return real(bert, part, config)
 
     monkeypatch.setattr(embed, "_embed", stopped)
     with pytest.raises(KeyboardInterrupt):
