@@ -411,9 +411,9 @@ def embed(
     model: Model,
     texts: Texts = None,
     files: Annotated[
-        list[Path] | None, typer.Option("--file", "-f", help="Lines, .jsonl or .parquet, of any size; again for more.")
+        list[Path] | None, typer.Option("--file", "-f", help="Lines, .jsonl, .parquet, .csv, .tsv; again for more.")
     ] = None,
-    text_field: Annotated[str, typer.Option(help="Of rows of .jsonl and .parquet.")] = "text",
+    text_field: Annotated[str, typer.Option(help="Of rows of files that have them.")] = "text",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A .npy, .jsonl, .parquet or .lance; else standard output.")
     ] = None,
@@ -426,18 +426,18 @@ def embed(
     devices: Annotated[list[str] | None, typer.Option("--device", help="auto, cpu, cuda:N; a process each.")] = None,
     dtype: Dtype = "auto",
     backend: Backend = "auto",
+    engine: Annotated[str, typer.Option(help="local, or ray: the cluster that RAY_ADDRESS names.")] = "local",
+    processes: Annotated[int | None, typer.Option(help="In all; else one a device, or a GPU of the cluster.")] = None,
 ) -> None:
-    """Write one vector a text; of files of any size, going on after a stop."""
-    from modernbert.infer.texts import gather_texts
+    """Write one vector a text; of files of any size or a pipe, going on after a stop."""
     from modernbert.jobs.embed import EmbedConfig, run
 
     if texts and files:
         raise InputError(f"found texts and the file {files[0]}, expected one or the other")
-    words = [] if files else gather_texts(texts or [], None)
     run(
         EmbedConfig(
-            model, words, files or [], text_field, out, pooling, normalize, prompt, truncate_dim, overflow, precision,
-            devices or ["auto"], dtype, backend,
+            model, texts or [], files or [], text_field, out, pooling, normalize, prompt, truncate_dim, overflow,
+            precision, devices or ["auto"], dtype, backend, engine, processes,
         )
     )  # fmt: skip
 

@@ -6,9 +6,12 @@ nothing between calls. Vectors come back as numpy arrays in float32, in the orde
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +26,7 @@ from modernbert.infer.overflow import check_overflow, fitting, mean_of_parts
 from modernbert.infer.progress import show_texts
 from modernbert.infer.quantize import quantize
 from modernbert.infer.search import search_tokens, search_vectors
+from modernbert.infer.spread import Spread
 from modernbert.model.attention import choose_backend
 from modernbert.model.config import ModelConfig
 from modernbert.model.embedder import Embedder, Vectors, load_projection, load_vectors
@@ -31,14 +35,16 @@ from modernbert.model.foreign import OURS, ForeignEncoder, family_of, load_forei
 from modernbert.model.fused import FusedEncoder
 from modernbert.model.heads import Classifier, MaskedLM, Model, encoder_of, pool
 from modernbert.model.hub import find_folder, load_config, save_folder
+from modernbert.processes import Processes
 from modernbert.ragged import Batch, within
 from modernbert.text.forms import Form, laid_out
 from modernbert.text.tokenizer import Tokenizer
 
-__all__ = ["Guess", "ModernBert", "Ranked", "TextVectors"]
+__all__ = ["Guess", "ModernBert", "Ranked", "TextVectors", "load_in_process"]
 
 # Texts are tokenised so many at a time, so that a stream of millions is never held as ids.
 _TEXTS_AT_A_TIME = 4_096
+_BUDGET_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class ModernBert:
         self,
         tokenizer: Tokenizer,
         model: Model | ForeignEncoder,
-        budget_tokens: int = 16_384,
+        budget_tokens: int = _BUDGET_TOKENS,
         vectors: Vectors | None = None,
         projection: torch.nn.Linear | None = None,
     ) -> None:
@@ -86,6 +92,8 @@ class ModernBert:
         self.budget_tokens = budget_tokens
         self.vectors = vectors or Vectors()
         self.projection = projection
+        self._origin: tuple[Path, str, str] | None = None  # the folder it was loaded from, the dtype and the backend
+        self._spread: Spread[ModernBert] | None = None
         if not isinstance(model, ForeignEncoder) and tokenizer.vocab_size > self.config.vocab_size:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size:,} entries, "
@@ -115,7 +123,9 @@ class ModernBert:
         precision = choose_precision(dtype, place)
         folder = find_folder(name, revision, token=token, offline=offline)
         if family_of(folder) != OURS:
-            return _load_foreign(name, folder, place, precision)
+            foreign = _load_foreign(name, folder, place, precision)
+            foreign._origin = folder, dtype, backend
+            return foreign
         chosen = choose_backend(backend, place, precision, load_config(folder))
         tokenizer = Tokenizer.load(folder)
         model = load_for_inference(folder, place, precision, chosen)
@@ -124,7 +134,31 @@ class ModernBert:
         projection = load_projection(folder, encoder_of(model).config.hidden_size)
         if projection is not None:
             projection = projection.to(place, precision)
-        return ModernBert(tokenizer, model, vectors=load_vectors(folder), projection=projection)
+        bert = ModernBert(tokenizer, model, vectors=load_vectors(folder), projection=projection)
+        bert._origin = folder, dtype, backend
+        return bert
+
+    @contextmanager
+    def on(self, devices: Sequence[str]) -> Iterator["ModernBert"]:
+        """Yield this model as it answers from several processes, one for each device, used like itself.
+
+        Each process loads the folder again, for as long as the `with` block lasts, and takes its share of the texts of
+        every call; on a CPU it has its share of the threads. A device may be named more than once.
+
+        Raises: InputError for a device that is not there, or a model that was not loaded from a folder.
+        """
+        if self._origin is None:
+            raise InputError("devices: this model was made in memory; save it and load it, for processes load it again")
+        if isinstance(devices, str) or not devices:
+            raise InputError(f"devices: found {devices!r}, expected a list of names")
+        for device in devices:
+            choose_device(device)
+        threads, budget = torch.get_num_threads(), self.budget_tokens
+        begin = partial(load_in_process, *self._origin, len(devices), threads, budget_tokens=budget)
+        with Processes(devices, begin) as processes:
+            many = copy(self)
+            many._spread = Spread(processes, len(devices))
+            yield many
 
     @property
     def config(self) -> ModelConfig:
@@ -207,6 +241,12 @@ class ModernBert:
 
         Raises: InputError for a text that is too long or not text, or for an unknown pooling, overflow or precision.
         """
+        if self._spread is not None and not isinstance(texts, str):
+            work = partial(
+                ModernBert.embed, pooling=pooling, normalize=normalize, prompt=prompt, truncate_dim=truncate_dim,
+                overflow=overflow, precision=precision,
+            )  # fmt: skip
+            return np.concatenate(self._spread.run(work, _checked(_listed(texts)), progress=progress))
         width = self.width
         pooling = pooling or ("mean" if self.is_late else self.vectors.pooling)
         if pooling not in ("mean", "cls"):
@@ -251,6 +291,9 @@ class ModernBert:
         """
         if overflow == "split-mean":
             raise InputError("overflow: found split-mean, expected error or truncate: tokens have no mean")
+        if self._spread is not None and not isinstance(texts, str):
+            work = partial(ModernBert.embed_tokens, prompt=prompt, overflow=overflow)
+            return _joined(self._spread.run(work, _checked(_listed(texts)), progress=progress))
         found: list[np.ndarray] = []
         for _, batch, hidden in self._hidden_states(texts, prompt, overflow, progress):
             found.extend(part.numpy() for part in hidden.float().cpu().split(list(batch.layout.lengths)))
@@ -287,10 +330,7 @@ class ModernBert:
         listed = _listed(documents)
         if isinstance(self.model, Classifier) and self.model.task == "rerank":
             check_overflow(overflow)
-            pairs = [(query, document) for document in listed]
-            scores = answers.pair_scores(
-                self.model, self.tokenizer, _checked(pairs), self.longest, overflow, self.budget_tokens
-            ) if pairs else np.zeros(0)  # fmt: skip
+            scores = self._pair_scores(_checked([(query, document) for document in listed]), overflow)
         else:
             scores = self.similarity([query], listed)[0]
         order = np.argsort(-scores, kind="stable")[:top_k]
@@ -306,10 +346,10 @@ class ModernBert:
         Raises: InputError for a model without labels, or a text that is too long or not text.
         """
         check_overflow(overflow)
-        listed: list[Text] = [texts] if isinstance(texts, (str, tuple)) else list(texts)
-        found = answers.classify(
-            self._classifier(), self.tokenizer, _checked(listed), self.longest, overflow, self.budget_tokens
-        )
+        listed: list[Text] = _checked([texts] if isinstance(texts, (str, tuple)) else list(texts))
+        if self._spread is not None and not isinstance(texts, (str, tuple)):
+            return _joined(self._spread.run(partial(ModernBert.classify, overflow=overflow), listed))
+        found = answers.classify(self._classifier(), self.tokenizer, listed, self.longest, overflow, self.budget_tokens)
         return found[0] if isinstance(texts, (str, tuple)) else found
 
     def tag(self, texts: str | Iterable[str], *, overflow: str = "error") -> list[Span] | list[list[Span]]:
@@ -319,6 +359,8 @@ class ModernBert:
         """
         check_overflow(overflow)
         listed = _checked(_listed(texts))
+        if self._spread is not None and not isinstance(texts, str):
+            return _joined(self._spread.run(partial(ModernBert.tag, overflow=overflow), listed))
         found = answers.tag(self._classifier(), self.tokenizer, listed, self.longest, overflow, self.budget_tokens)
         return found[0] if isinstance(texts, str) else found
 
@@ -340,6 +382,8 @@ class ModernBert:
             raise InputError("this model folder has no masked-LM head (head.dense, head.norm, decoder.bias)")
         if not 1 <= top_k <= self.tokenizer.vocab_size:
             raise InputError(f"top_k: found {top_k}, expected 1 to {self.tokenizer.vocab_size}")
+        if self._spread is not None and not isinstance(texts, str):
+            return _joined(self._spread.run(partial(ModernBert.fill_mask, top_k=top_k), _checked(_listed(texts))))
         found: list[list[list[Guess]]] = []
         for _, batch, hidden in self._hidden_states(texts, "", "error", False):
             rows = (batch.tokens == self.tokenizer.mask_id).nonzero().flatten()
@@ -376,6 +420,11 @@ class ModernBert:
                 yield [Guess(self.tokenizer.text_of(t), t, p) for t, p in zip(tokens, shares, strict=True)]
 
     def _tuned(self, texts: Sequence[str], form: Form) -> TextVectors:
+        if self._spread is not None:
+            parts = self._spread.run(partial(ModernBert._tuned, form=form), _checked(list(texts)))
+            vectors = [part.vectors for part in parts]
+            whole = _joined(vectors) if self.is_late else np.concatenate(vectors)
+            return TextVectors(whole, sum(part.num_cut for part in parts))
         embedder = Embedder(self.encoder, self.vectors.pooling, self.projection).eval()
         found: list[np.ndarray] = []
         num_cut = 0
@@ -391,6 +440,16 @@ class ModernBert:
         if self.is_late:
             return TextVectors(found, num_cut)
         return TextVectors(np.concatenate([np.zeros((0, self.vector_width), dtype=np.float32), *found]), num_cut)
+
+    def _pair_scores(self, pairs: list[tuple[str, str]], overflow: str) -> np.ndarray:
+        """Return how well the second text of each pair answers the first."""
+        if self._spread is not None:
+            return np.concatenate(self._spread.run(partial(ModernBert._pair_scores, overflow=overflow), pairs))
+        if not pairs:
+            return np.zeros(0, np.float32)
+        return answers.pair_scores(
+            self._classifier(), self.tokenizer, pairs, self.longest, overflow, self.budget_tokens
+        )
 
     def _classifier(self) -> Classifier:
         if not isinstance(self.model, Classifier):
@@ -416,6 +475,26 @@ class ModernBert:
         for start in range(0, len(texts), _TEXTS_AT_A_TIME):
             some = [prompt + text for text in texts[start : start + _TEXTS_AT_A_TIME]]
             yield from self.tokenizer.encode(some, first=start)
+
+
+def load_in_process(
+    name: str | Path,
+    dtype: str,
+    backend: str,
+    sharers: int,
+    num_threads: int,
+    device: str,
+    budget_tokens: int = _BUDGET_TOKENS,
+) -> ModernBert:
+    """Load a model in a process that has its share of so many threads, with others like it."""
+    torch.set_num_threads(max(1, num_threads // sharers))
+    bert = ModernBert.load(name, device=device, dtype=dtype, backend=backend)
+    bert.budget_tokens = budget_tokens
+    return bert
+
+
+def _joined(parts: Iterable[Iterable[Any]]) -> list[Any]:
+    return [each for part in parts for each in part]
 
 
 def _listed(texts: str | Iterable[str]) -> list[str]:

@@ -1,47 +1,49 @@
-"""`modernbert embed`: one vector a text, from words or from files of any size.
+"""`modernbert embed`: one vector a text, from words, from standard input, or from files of any size.
 
 In: texts. Out: JSON lines on standard output, or a file: .npy, .jsonl, .parquet (number, text, vector), or a folder
-that ends in .lance (the same, a table of LanceDB). Files are read and embedded part by part, on one device or several.
-A call that was stopped goes on with the parts that are not done, and the file appears whole or not at all.
+that ends in .lance (the same, a table of LanceDB). What is read is embedded part by part, on one device or several, or
+on a cluster. A call that was stopped goes on with the parts that are not done, wherever they were begun, and the file
+appears whole or not at all.
 """
 
-import io
 import json
-import re
 import shutil
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import sys
+from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from modernbert.cluster import share_out
 from modernbert.device import choose_device
 from modernbert.errors import InputError
-from modernbert.infer.pipeline import ModernBert
+from modernbert.infer.parts import PART_CHARACTERS, Part, PartsFolder, parts_of, placed
+from modernbert.infer.pipeline import ModernBert, load_in_process
 from modernbert.infer.progress import show_texts
-from modernbert.infer.texts import Located, stream_texts
-from modernbert.infer.vector_files import check_writer
+from modernbert.infer.texts import Located, keep_input, stream_input, stream_texts
+from modernbert.infer.vector_files import Write, check_writer
 from modernbert.model.hub import digest_of
 from modernbert.processes import Processes
-from modernbert.storage import check_target, only_process, write_file
+from modernbert.storage import check_target, only_process, sha256_of
 
 __all__ = ["EmbedConfig", "run"]
 
-# Texts of a part: what is computed again, at most, after a stop.
-_PART_TEXTS = 4_096
+# What decides neither which parts there are nor what comes of them.
+_FREE = ("texts", "out", "devices", "backend", "model", "engine", "processes")
 
 
 @dataclass(frozen=True)
 class EmbedConfig:
     """What to load, what to embed, and where to write; without `out`, JSON lines on standard output.
 
-    `texts` are words of the command line or of standard input, `files` are read as they are embedded. With several
-    `devices`, each has a process.
+    `texts` are words of the command line, `files` are read as they are embedded; without either, lines of standard
+    input. There are so many `processes` in all, on the `devices` in turn, one on each by default. The `engine` ray
+    gives them to the machines of a cluster, each with what `share_out` finds for it.
     """
 
     model: str
@@ -58,6 +60,8 @@ class EmbedConfig:
     devices: Sequence[str] = ("auto",)
     dtype: str = "auto"
     backend: str = "auto"
+    engine: str = "local"
+    processes: int | None = None
 
 
 def run(config: EmbedConfig) -> None:
@@ -66,124 +70,163 @@ def run(config: EmbedConfig) -> None:
     Raises: InputError for a text that is too long, an unknown kind of file, a full disk, or parts that another call
     has left.
     """
-    located = ((f"text {number}", text) for number, text in enumerate(config.texts))
+    _check(config)
+    if config.out is None or config.texts:
+        found = (vectors for _, vectors in _embedded(config, _parts(config, None, (), PART_CHARACTERS)))
     if config.out is None:
-        for _, vectors in _embedded(config, _parts(located if config.texts else _read(config)), set()):
-            for vector in vectors:
-                print(json.dumps([round(float(x), 7) for x in vector]))
+        for vector in chain.from_iterable(found):
+            print(json.dumps([round(float(x), 7) for x in vector]))
         return
     write = check_writer(config.out)
     if config.out.suffix != ".lance":
         check_target(config.out)
     if config.texts:
-        found = [vectors for _, vectors in _embedded(config, _parts(located), set())]
-        write(config.out, iter(found), iter(config.texts))
-        return
-    folder = config.out.with_name(f"{config.out.name}.parts")
+        write(config.out, iter(list(found)), iter(config.texts))
+    else:
+        _write_read(_anywhere(config) if config.engine == "ray" else config, config.out, write)
+
+
+def _write_read(config: EmbedConfig, out: Path, write: Write) -> None:
+    """Embed what is read part by part, keep the parts, and write them all at the end."""
     about = _about(config)
+    folder = out.absolute().with_name(f"{out.name}.parts")
     with only_process(folder):
-        _begin(folder, about)
-        done = {int(path.stem) for path in folder.glob("*.npy")}
-        for number, vectors in _embedded(config, _parts(_read(config)), done):
-            buffer = io.BytesIO()
-            np.save(buffer, vectors)
-            write_file(folder / f"{number:08d}.npy", buffer.getvalue())
-        paths = sorted(folder.glob("*.npy"))
-        if not paths:
-            raise InputError(f"{', '.join(map(str, config.files))}: found no text, expected at least one")
-        write(config.out, map(np.load, paths), (text for _, text in _read(config)))
+        kept = None if config.files else folder / "input.txt"
+        if kept is not None:
+            keep_input(kept)
+            about["files"] = [["standard input", sha256_of(kept)]]
+        done = PartsFolder(folder, about)
+        left = partial(_parts, config, kept, done.done, PART_CHARACTERS)
+        ours = config.engine == "local"
+        for number, vectors in _embedded(config, left()) if ours else _on_cluster(config, left, about["model"]):
+            done.save(number, vectors)
+        for before, now in zip(about["files"], _marks(config.files), strict=False):
+            if before != now:
+                raise InputError(f"{now[0]}: changed while it was read; remove {folder} to begin anew")
+        write(out, done.load(), (text for _, text in _read(config, kept)))
     shutil.rmtree(folder)
 
 
+def _check(config: EmbedConfig) -> None:
+    if config.engine not in ("local", "ray"):
+        raise InputError(f"engine: found {config.engine!r}, expected local or ray")
+    if config.processes is not None and config.processes < 1:
+        raise InputError(f"processes: found {config.processes}, expected at least 1")
+    if config.engine == "local":
+        for device in config.devices:
+            choose_device(device)
+    elif config.out is None or config.texts:
+        raise InputError("engine: ray embeds files or standard input, into a file (--out)")
+    elif len(config.devices) > 1:
+        raise InputError(f"device: found {len(config.devices)}, expected one; --processes says how many there are")
+
+
+def _anywhere(config: EmbedConfig) -> EmbedConfig:
+    """Return the config with names that mean the same in any folder."""
+    model = Path(config.model)
+    files = [path.absolute() for path in config.files]
+    return replace(config, files=files, model=str(model.absolute()) if model.is_dir() else config.model)
+
+
 def _about(config: EmbedConfig) -> dict[str, Any]:
-    """Return of what the parts are: model, settings, files.
+    """Return of what the parts are: model, settings, files, and how they are cut.
 
     Raises: InputError naming a file that is not there.
     """
-    free = ("texts", "out", "devices", "backend", "model")
-    about: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in free}
+    about: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in _FREE}
+    about["files"] = _marks(config.files)
     about["model"] = digest_of(config.model)
-    about["files"] = []
-    for path in config.files:
-        try:
-            about["files"].append([str(path), path.stat().st_size, path.stat().st_mtime_ns])
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    about["part_characters"] = PART_CHARACTERS
     return about
 
 
-def _begin(folder: Path, about: dict[str, Any]) -> None:
-    """Write down of what the parts of a folder are, or check that they are of the same.
+def _marks(files: Sequence[Path]) -> list[list[Any]]:
+    """Return what changes when a file does."""
+    marks: list[list[Any]] = []
+    for path in files:
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+        if not path.is_file():
+            kind = "a folder" if path.is_dir() else "nothing that can be read twice"
+            raise InputError(f"{path}: is {kind}, expected a file, or texts on standard input")
+        marks.append([str(path.absolute()), found.st_size, found.st_mtime_ns])
+    return marks
 
-    Raises: InputError naming what is other.
+
+def _read(config: EmbedConfig, kept: Path | None) -> Iterator[Located]:
+    if config.texts:
+        return ((f"text {number}", text) for number, text in enumerate(config.texts))
+    return stream_texts(config.files, config.text_field) if config.files else stream_input(kept)
+
+
+def _parts(config: EmbedConfig, kept: Path | None, done: Container[int], characters: int) -> Iterator[Part]:
+    """Yield the parts that are not done.
+
+    Raises: InputError if there is no text.
     """
-    path = folder / "about.json"
-    if path.exists():
-        begun = json.loads(path.read_text())
-        for key, value in about.items():
-            if begun.get(key) != value:
-                raise InputError(
-                    f"{folder}: was begun with {key}={begun.get(key)!r}, found {value!r}; remove it to begin anew"
-                )
-    write_file(path, json.dumps(about, indent=1) + "\n")
+    number = -1
+    for number, part in parts_of(_read(config, kept), characters):
+        if number not in done:
+            yield number, part
+    if number < 0:
+        raise InputError(f"{', '.join(map(str, config.files)) or 'standard input'}: found no text, expected one")
 
 
-def _read(config: EmbedConfig) -> Iterator[Located]:
-    return stream_texts(config.files, config.text_field)
-
-
-def _parts(located: Iterator[Located]) -> Iterator[tuple[int, list[Located]]]:
-    number = 0
-    while part := list(islice(located, _PART_TEXTS)):
-        yield number, part
-        number += 1
-
-
-def _embedded(
-    config: EmbedConfig, parts: Iterator[tuple[int, list[Located]]], done: set[int]
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the vectors of the parts that are not done, in order."""
-    left = ((number, part) for number, part in parts if number not in done)
-    if len(config.devices) == 1:
-        bert = _load(config, config.devices[0])
-        with show_texts(None, len(config.files) > 0) as show:
-            for number, part in left:
-                yield number, _embed(bert, part, config)
-                show(number * _PART_TEXTS + len(part), 0)
+def _embedded(config: EmbedConfig, left: Iterator[Part]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the vectors of parts, in order."""
+    number = config.processes or len(config.devices)
+    devices = [config.devices[n % len(config.devices)] for n in range(number)]
+    if number == 1:
+        bert = _load(config, devices[0])
+        yield from _shown(config, (_embed(bert, part, config) for part in left))
         return
-    for device in config.devices:
-        choose_device(device)
-    threads = max(1, torch.get_num_threads() // len(config.devices))
-    numbers: deque[int] = deque()
-
-    def tasks() -> Iterator[list[Located]]:
-        for number, part in left:
-            numbers.append(number)
-            yield part
-
-    with Processes(config.devices, partial(_load_in_worker, config, threads)) as pool:
-        for vectors in pool.map(partial(_embed, config=config), tasks()):
-            yield numbers.popleft(), vectors
+    begin = partial(load_in_process, config.model, config.dtype, config.backend, number, torch.get_num_threads())
+    with Processes(devices, begin) as pool:
+        yield from _shown(config, pool.map(partial(_embed, config=config), left))
 
 
-def _load_in_worker(config: EmbedConfig, threads: int, device: str) -> ModernBert:
-    torch.set_num_threads(threads)
-    return _load(config, device)
+def _on_cluster(
+    config: EmbedConfig, left: Callable[[], Iterator[Part]], weights: str
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the vectors of parts, in the order in which they are done."""
+    begin = partial(_load_there, config, weights)
+    work = partial(_embed, config=config)
+    return _shown(config, share_out(left, begin, work, device=config.devices[0], processes=config.processes))
+
+
+def _shown(config: EmbedConfig, found: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+    """Hand vectors on, and show how many there are: not between them, where they are shown themselves."""
+    num_texts = 0
+    with show_texts(None, not config.texts and (config.out is not None or not sys.stdout.isatty())) as show:
+        for number, vectors in found:
+            yield number, vectors
+            num_texts += len(vectors)
+            show(num_texts, 0)
 
 
 def _load(config: EmbedConfig, device: str) -> ModernBert:
     return ModernBert.load(config.model, device=device, dtype=config.dtype, backend=config.backend)
 
 
-def _embed(bert: ModernBert, part: Sequence[Located], config: EmbedConfig) -> np.ndarray:
+def _load_there(config: EmbedConfig, weights: str, device: str) -> ModernBert:
+    """Load the model on another machine.
+
+    Raises: InputError if what goes by its name there has other weights.
+    """
+    if digest_of(config.model) != weights:
+        raise InputError(f"{config.model}: has other weights on another machine of the cluster")
+    return _load(config, device)
+
+
+def _embed(bert: ModernBert, part: Part, config: EmbedConfig) -> tuple[int, np.ndarray]:
+    number, located = part
     try:
-        return bert.embed(
-            [text for _, text in part], pooling=config.pooling, normalize=config.normalize, prompt=config.prompt,
+        vectors = bert.embed(
+            [text for _, text in located], pooling=config.pooling, normalize=config.normalize, prompt=config.prompt,
             truncate_dim=config.truncate_dim, overflow=config.overflow, precision=config.precision,
         )  # fmt: skip
     except InputError as error:
-        # The text is known by its place in the part; whoever reads this knows it by its line.
-        found = re.match(r"text (\d+):", str(error))
-        if found is None:
-            raise
-        raise InputError(f"{part[int(found[1])][0]}{str(error)[found.end() - 1 :]}") from None
+        raise placed(error, located) from None
+    return number, vectors

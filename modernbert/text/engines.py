@@ -4,7 +4,6 @@ In: tasks, each for one shard. Out: futures of their entries. A file of its own 
 know how many machines there are: the shards are the same.
 """
 
-import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -14,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from modernbert.cluster import connected
 from modernbert.errors import InputError
 from modernbert.processes import Processes
 from modernbert.text.faults import Outage
@@ -41,32 +41,19 @@ def _ray(processes: int) -> Iterator[tuple[Write, int]]:
 
     Plain tasks, not a Ray dataset: which documents a shard holds is decided by the order in which they are read.
     """
-    try:
-        import ray
-    except ImportError:
-        raise InputError("engine: ray is not installed: pip install 'modernbert[ray]'") from None
-    address = os.environ.get("RAY_ADDRESS")
-    here: dict[str, Any] = {} if address else {"num_cpus": processes, "include_dashboard": False}
-    is_ours = not ray.is_initialized()
-    if is_ours:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
-    write = ray.remote(num_cpus=1)(_write)
-    try:
-        yield lambda task, tokenizer_file: write.remote(task, tokenizer_file).future(), _num_ray_workers(processes)
-    except ray.exceptions.RayTaskError as error:
-        raise (
-            error.cause if isinstance(error.cause, InputError | OSError) else Outage(f"ray: {error.cause}")
-        ) from None
-    except ray.exceptions.RayError as error:
-        raise Outage(f"ray: a tokenising task died ({str(error).splitlines()[0]})") from None
-    finally:
-        if is_ours:
-            ray.shutdown()
+    with connected(processes) as ray:
+        write = ray.remote(num_cpus=1)(_write)
+        try:
+            yield lambda task, tokenizer_file: write.remote(task, tokenizer_file).future(), _num_workers(ray, processes)
+        except ray.exceptions.RayTaskError as error:
+            raise (
+                error.cause if isinstance(error.cause, InputError | OSError) else Outage(f"ray: {error.cause}")
+            ) from None
+        except ray.exceptions.RayError as error:
+            raise Outage(f"ray: a tokenising task died ({str(error).splitlines()[0]})") from None
 
 
-def _num_ray_workers(processes: int) -> int:
-    import ray
-
+def _num_workers(ray: Any, processes: int) -> int:
     return max(processes, int(ray.cluster_resources().get("CPU", 1)))
 
 

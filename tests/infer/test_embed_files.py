@@ -43,14 +43,14 @@ def expected(folder: Path) -> np.ndarray:
     return ModernBert.load(folder, device="cpu", dtype="float32", backend="banded").embed(TEXTS)
 
 
-@pytest.mark.parametrize("part_texts", [7, 4_096])
+@pytest.mark.parametrize("part_texts", [7, 4_000])
 def test_every_kind_of_file_holds_the_same(
     part_texts: int, config: EmbedConfig, expected: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import lancedb
     import pyarrow.parquet
 
-    monkeypatch.setattr(embed, "_PART_TEXTS", part_texts)
+    monkeypatch.setattr(embed, "PART_CHARACTERS", part_texts * 500)
     for name in ("v.npy", "v.jsonl", "v.parquet", "v.lance"):
         run(replace(config, out=tmp_path / name))
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-6)
@@ -81,7 +81,7 @@ def test_fewer_bytes_are_written_as_they_are(
 def test_several_processes_give_the_same_rows(
     config: EmbedConfig, expected: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed, "_PART_TEXTS", 11)
+    monkeypatch.setattr(embed, "PART_CHARACTERS", 11 * 500)
     run(replace(config, devices=("cpu", "cpu")))
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-5)
 
@@ -89,14 +89,14 @@ def test_several_processes_give_the_same_rows(
 def test_a_stop_loses_nothing_and_nothing_is_made_twice(
     config: EmbedConfig, expected: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embed, "_PART_TEXTS", 10)
+    monkeypatch.setattr(embed, "PART_CHARACTERS", 10 * 500)
     real, made = embed._embed, []
 
-    def stopped(bert: ModernBert, part: Any, config: EmbedConfig) -> np.ndarray:
+    def stopped(bert: ModernBert, part: Any, config: EmbedConfig) -> tuple[int, np.ndarray]:
         if len(made) == 3:
             made.append(0)
             raise KeyboardInterrupt
-        made.append(len(part))
+        made.append(len(part[1]))
         return real(bert, part, config)
 
     monkeypatch.setattr(embed, "_embed", stopped)

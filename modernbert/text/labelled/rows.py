@@ -114,11 +114,14 @@ def _files(source: str) -> list[File]:
     return found
 
 
-def read_file(file: File) -> Iterator[Row]:
-    """Yield the rows of one file as they are read; see `read_rows`."""
+def read_file(file: File, column: str | None = None) -> Iterator[Row]:
+    """Yield the rows of one file as they are read; see `read_rows`.
+
+    Where one `column` is all that is wanted, and the format lets it be read alone, rows hold no other.
+    """
     suffix = format_of(file)
     if suffix == ".parquet":
-        return _read_parquet(file)
+        return _read_parquet(file, column)
     if suffix == ".jsonl":
         return _read_jsonl(file)
     if suffix in _CONLL:
@@ -188,7 +191,7 @@ def _read_conll(file: File) -> Iterator[Row]:
         yield Row({"words": words, "tags": tags}, f"{file}:{first}")
 
 
-def _read_parquet(file: File) -> Iterator[Row]:
+def _read_parquet(file: File, column: str | None) -> Iterator[Row]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -197,7 +200,8 @@ def _read_parquet(file: File) -> Iterator[Row]:
     number = 0
     try:
         with file.open("rb") as stored, pq.ParquetFile(stored) as table:
-            for some in table.iter_batches(batch_size=1024):
+            wanted = [column] if column in table.schema_arrow.names else None
+            for some in table.iter_batches(batch_size=1024, columns=wanted):
                 for values in some.to_pylist():
                     number += 1
                     yield Row(values, f"{file}:{number}")
