@@ -39,6 +39,7 @@ from modernbert.model.foreign import (
     load_foreign_classifier,
     longest_of,
     save_foreign,
+    vocabulary_of,
 )
 from modernbert.model.heads import TASKS, Classifier, encoder_of, start_classifier
 from modernbert.model.hub import find_folder, load_config, load_model, save_folder
@@ -189,7 +190,7 @@ def _open_inputs(config: FinetuneConfig) -> _Inputs:
     folder = find_folder(config.model)
     is_foreign = family_of(folder) != OURS
     _check_family(config, folder, is_foreign)
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder, vocabulary_of(folder) if is_foreign else load_config(folder).vocab_size)
     most = longest_of(folder) if is_foreign else load_config(folder).max_position_embeddings
     longest = config.max_len or most
     if longest > most:

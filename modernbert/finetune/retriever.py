@@ -33,7 +33,15 @@ from modernbert.infer.pipeline import ModernBert
 from modernbert.model.attention import choose_backend
 from modernbert.model.embedder import Embedder, Vectors, load_projection, write_vectors
 from modernbert.model.encoder import Encoder
-from modernbert.model.foreign import OURS, ForeignEncoder, family_of, load_foreign_encoder, longest_of, save_foreign
+from modernbert.model.foreign import (
+    OURS,
+    ForeignEncoder,
+    family_of,
+    load_foreign_encoder,
+    longest_of,
+    save_foreign,
+    vocabulary_of,
+)
 from modernbert.model.heads import encoder_of
 from modernbert.model.hub import find_folder, load_config, load_model, save_folder
 from modernbert.model.stanford import check_stanford, write_stanford
@@ -189,7 +197,7 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
     dtype = choose_precision(config.precision, device)
     folder = find_folder(config.model)
     is_foreign = family_of(folder) != OURS
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder, vocabulary_of(folder) if is_foreign else load_config(folder).vocab_size)
     longest = longest_of(folder) if is_foreign else load_config(folder).max_position_embeddings
     if is_foreign and (config.layer_decay != 1.0 or config.dropout is not None or config.backend != "auto"):
         raise InputError(f"layer_decay, dropout, backend: found one set, but {folder} is a {family_of(folder)}")

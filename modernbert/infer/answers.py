@@ -19,7 +19,7 @@ from modernbert.text.forms import Laid, laid_out
 from modernbert.text.labelled.words import spans_of, split_words
 from modernbert.text.tokenizer import Tokenizer
 
-__all__ = ["Span", "Text", "classify", "named", "pair_scores", "spans_of_scores", "tag", "tag_documents"]
+__all__ = ["Span", "Text", "classify", "finite", "named", "pair_scores", "spans_of_scores", "tag", "tag_documents"]
 
 Text = str | tuple[str, str]
 
@@ -49,6 +49,16 @@ def classify(
     if not texts:
         return []
     return named(model, _scores(model, tokenizer, texts, longest, overflow, budget_tokens))
+
+
+def finite(values: torch.Tensor) -> torch.Tensor:
+    """Return what a model computed, if it is numbers.
+
+    Raises: InputError if it is not: there is no answer in it.
+    """
+    if not values.isfinite().all():
+        raise InputError("the model computes values that are not finite; its weights or its config must be wrong")
+    return values
 
 
 def named(model: Classifier, scores: torch.Tensor, *, raw: bool = False) -> list[dict[str, float]]:
@@ -159,4 +169,4 @@ def _encode(
 def _forward(model: Classifier, batch: Batch) -> torch.Tensor:
     weight = model.classifier.weight
     with torch.inference_mode(), autocast(weight.device, weight.dtype):
-        return model(batch.to(weight.device)).float().cpu()
+        return finite(model(batch.to(weight.device)).float().cpu())

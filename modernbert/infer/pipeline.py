@@ -20,7 +20,7 @@ from torch import Tensor
 from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
 from modernbert.infer import answers
-from modernbert.infer.answers import Span, Text
+from modernbert.infer.answers import Span, Text, finite
 from modernbert.infer.loading import load_for_inference
 from modernbert.infer.overflow import check_overflow, fitting, mean_of_parts
 from modernbert.infer.progress import show_texts
@@ -31,7 +31,7 @@ from modernbert.model.attention import choose_backend
 from modernbert.model.config import ModelConfig
 from modernbert.model.embedder import Embedder, Vectors, load_projection, load_vectors
 from modernbert.model.encoder import Encoder
-from modernbert.model.foreign import OURS, ForeignEncoder, family_of, load_foreign_encoder
+from modernbert.model.foreign import OURS, ForeignEncoder, family_of, load_foreign_encoder, vocabulary_of
 from modernbert.model.fused import FusedEncoder
 from modernbert.model.heads import Classifier, MaskedLM, Model, encoder_of, pool
 from modernbert.model.hub import find_folder, load_config, save_folder
@@ -94,10 +94,11 @@ class ModernBert:
         self.projection = projection
         self._origin: tuple[Path, str, str] | None = None  # the folder it was loaded from, the dtype and the backend
         self._spread: Spread[ModernBert] | None = None
-        if not isinstance(model, ForeignEncoder) and tokenizer.vocab_size > self.config.vocab_size:
+        entries = model.vocab_size if isinstance(model, ForeignEncoder) else self.config.vocab_size
+        if tokenizer.vocab_size > entries:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size:,} entries, "
-                f"which does not fit the model's vocabulary of {self.config.vocab_size:,}"
+                f"which does not fit the model's vocabulary of {entries:,}"
             )
 
     @staticmethod
@@ -126,15 +127,18 @@ class ModernBert:
             foreign = _load_foreign(name, folder, place, precision)
             foreign._origin = folder, dtype, backend
             return foreign
-        chosen = choose_backend(backend, place, precision, load_config(folder))
-        tokenizer = Tokenizer.load(folder)
+        config = load_config(folder)
+        chosen = choose_backend(backend, place, precision, config)
+        tokenizer = Tokenizer.load(folder, config.vocab_size)
         model = load_for_inference(folder, place, precision, chosen)
         if "auto" in (device, dtype, backend):
             print(f"{name}: device {place}, dtype {str(precision)[6:]}, attention {chosen}", file=sys.stderr)
-        projection = load_projection(folder, encoder_of(model).config.hidden_size)
+        projection = load_projection(folder, config.hidden_size)
         if projection is not None:
             projection = projection.to(place, precision)
-        bert = ModernBert(tokenizer, model, vectors=load_vectors(folder), projection=projection)
+        # A folder of scores says nothing of vectors that it was tuned for.
+        vectors = Vectors() if isinstance(model, Classifier) else load_vectors(folder)
+        bert = ModernBert(tokenizer, model, vectors=vectors, projection=projection)
         bert._origin = folder, dtype, backend
         return bert
 
@@ -258,7 +262,7 @@ class ModernBert:
         numbers: list[int] = []
         lengths: list[int] = []
         for owners, batch, hidden in self._hidden_states(texts, prompt, overflow, progress):
-            found.append(pool(hidden.float(), batch.layout, pooling).cpu().numpy())
+            found.append(finite(pool(hidden.float(), batch.layout, pooling).cpu()).numpy())
             numbers += owners
             lengths += batch.layout.lengths
         whole = mean_of_parts(np.concatenate(found), np.array(numbers), np.array(lengths))[:, :truncate_dim]
@@ -296,7 +300,8 @@ class ModernBert:
             return _joined(self._spread.run(work, _checked(_listed(texts)), progress=progress))
         found: list[np.ndarray] = []
         for _, batch, hidden in self._hidden_states(texts, prompt, overflow, progress):
-            found.extend(part.numpy() for part in hidden.float().cpu().split(list(batch.layout.lengths)))
+            rows = finite(hidden.float().cpu())
+            found.extend(part.numpy() for part in rows.split(list(batch.layout.lengths)))
         return found
 
     def similarity(self, texts: str | Sequence[str], others: str | Sequence[str]) -> np.ndarray:
@@ -414,7 +419,7 @@ class ModernBert:
         for some in rows.split(256):
             with torch.inference_mode():
                 # Entries past the tokenizer's last only round the vocabulary up; they stand for no text.
-                logits = self.model.decode(some).float()[:, : self.tokenizer.vocab_size]
+                logits = finite(self.model.decode(some).float())[:, : self.tokenizer.vocab_size]
                 best = logits.softmax(dim=-1).topk(top_k, dim=-1)
             for tokens, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True):
                 yield [Guess(self.tokenizer.text_of(t), t, p) for t, p in zip(tokens, shares, strict=True)]
@@ -433,7 +438,7 @@ class ModernBert:
             num_cut += cut
             for group in within(laid, self.budget_tokens, lambda each: len(each.tokens)):
                 with torch.inference_mode():
-                    rows = embedder(laid_out(group).to(self.device)).cpu().numpy()
+                    rows = finite(embedder(laid_out(group).to(self.device)).cpu()).numpy()
                 found.extend(
                     np.split(rows, np.cumsum([each.num_rows for each in group])[:-1]) if self.is_late else [rows]
                 )
@@ -518,7 +523,7 @@ def _checked(texts: Texts) -> Texts:
 
 
 def _load_foreign(name: str | Path, folder: Path, device: torch.device, dtype: torch.dtype) -> ModernBert:
-    tokenizer = Tokenizer.load(folder)
+    tokenizer = Tokenizer.load(folder, vocabulary_of(folder))
     encoder = load_foreign_encoder(folder, tokenizer.pad_id, tokenizer.sep_id, dtype).to(device)
     print(f"{name}: device {device}, dtype {str(dtype)[6:]}, a {family_of(folder)} of transformers", file=sys.stderr)
     projection = load_projection(folder, encoder.width)

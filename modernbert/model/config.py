@@ -46,7 +46,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in _POSITIVE:
             number = getattr(self, name)
-            _expect(math.isfinite(number) and number > 0, name, number, "a finite number above 0")
+            _expect(0 < number < math.inf, name, number, "a finite number above 0")
+        for name, most in _MOST.items():
+            _expect(getattr(self, name) <= most, name, getattr(self, name), f"at most {most:,}")
         heads, width = self.num_attention_heads, self.hidden_size
         _expect(
             width % (2 * heads) == 0, "hidden_size", width, f"a multiple of {2 * heads} for {heads} heads of even width"
@@ -128,6 +130,17 @@ _POSITIVE = (
     "initializer_range",
     "initializer_cutoff_factor",
 )
+# Far above any published encoder, and low enough that nobody waits long for what cannot be.
+_MOST = {
+    "vocab_size": 2**22,
+    "hidden_size": 2**15,
+    "intermediate_size": 2**17,
+    "num_hidden_layers": 2**10,
+    "num_attention_heads": 2**10,
+    "max_position_embeddings": 2**20,
+    "global_attn_every_n_layers": 2**20,
+    "local_attention": 2**12,
+}
 
 
 def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +149,7 @@ def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
     typed = {}
     for name, value in values.items():
         kind = kinds[name]
-        typed[name] = float(value) if kind is float and type(value) is int else value
+        typed[name] = float(value) if kind is float and type(value) is int and abs(value) < 2**53 else value
         if isinstance(value, bool) or not isinstance(typed[name], kind):
             raise InputError(f"{name}: found {value!r}, expected {getattr(kind, '__name__', kind)}")
     return typed

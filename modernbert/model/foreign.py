@@ -2,11 +2,15 @@
 
 In: a folder of BERT, RoBERTa, DeBERTa-v3, NomicBERT or another encoder. Out: modules that take batches laid end to end.
 Padding lives here and nowhere else: rows are padded for the model, and what it says of padding is dropped. Nothing in a
-folder is executed: code that comes with a model is never trusted.
+folder is executed, and `transformers` never sees the folder: it is given the sizes of the config that its own class for
+the family declares, and tensors that this package has read. So it meets neither code that a model brings along, nor a
+kernel, quantizer, adapter or other file that a config names.
 """
 
+import dataclasses
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,8 @@ from torch import Tensor, nn
 
 from modernbert.errors import InputError
 from modernbert.model.heads import TASKS
+from modernbert.model.weights import check_tensor, read_weights
+from modernbert.published import is_there, read_bytes, read_json
 from modernbert.ragged import Batch, Layout
 from modernbert.storage import new_folder, unwrapped
 
@@ -29,10 +35,29 @@ __all__ = [
     "load_foreign_encoder",
     "longest_of",
     "save_foreign",
+    "vocabulary_of",
 ]
 
-
 OURS = "modernbert"
+# Encoders of text whose classes take tokens and no more.
+_FAMILIES = frozenset(
+    "albert bert camembert data2vec-text deberta deberta-v2 distilbert electra ernie eurobert gte jina_embeddings_v3 "
+    "megatron-bert mobilebert mpnet nomic_bert rembert roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl".split()
+)
+# Fields of transformers' configs that say nothing of a model's shape, and those that some classes read undeclared.
+_NOT_OF_SHAPE = frozenset(
+    "architectures dtype id2label is_encoder_decoder label2id model_type output_hidden_states problem_type return_dict "
+    "transformers_version".split()
+)
+_UNDECLARED = frozenset(
+    "attention_head_size cls_dropout conv_act conv_groups conv_kernel_size embedding_size head_dim norm_rel_ebd "
+    "pooler_hidden_size position_buckets rope_scaling rope_theta share_att_key talking_head".split()
+)
+# Loops are made of these.
+_COUNTED = re.compile("layer|group|network|head")
+_MOST, _MOST_COUNTED, _MOST_PLACES = 2**24, 2**7, 2**20
+_VOCABULARY = 2**18
+_MOST_TOKENIZER_BYTES = 2**27
 # Rows are as long as the next multiple of this: libraries prepare products for each shape they meet, so few should be.
 _STEP = 8
 
@@ -54,18 +79,35 @@ class _Grid:
 def family_of(folder: Path) -> str:
     """Return the `model_type` of a folder's config; `OURS` is this package's own.
 
-    Raises: InputError if there is no config.
+    Raises: InputError if there is no config, or its family is not known here.
     """
-    return str(_config(folder).get("model_type", OURS))
+    family = read_json(folder / "config.json").get("model_type", OURS)
+    if not isinstance(family, str) or family not in (OURS, *_FAMILIES):
+        known = ", ".join((OURS, *sorted(_FAMILIES)))
+        raise InputError(f"{folder / 'config.json'}: model_type: found {family!r}, expected one of {known}")
+    return family
 
 
 def longest_of(folder: Path) -> int:
-    """Return the most tokens a foreign model takes; RoBERTa's family counts places from behind that of padding."""
-    found = _config(folder)
-    places = int(found.get("max_position_embeddings") or found.get("n_positions") or 512)
+    """Return the most tokens a foreign model takes; RoBERTa's family counts places from behind that of padding.
+
+    Raises: InputError naming the key whose value cannot be.
+    """
+    found = read_json(folder / "config.json")
+    places = _whole(folder, found, "max_position_embeddings", 512)
     behind = found.get("model_type") in ("roberta", "xlm-roberta", "camembert")
-    offset = int(found.get("pad_token_id") or 0) + 1 if behind else 0
+    offset = _whole(folder, found, "pad_token_id", 0, least=0) + 1 if behind else 0
+    if places <= offset:
+        raise InputError(f"{folder / 'config.json'}: max_position_embeddings: found {places}, expected more")
     return places - offset
+
+
+def vocabulary_of(folder: Path) -> int:
+    """Return the entries of a foreign model's vocabulary.
+
+    Raises: InputError for a number that cannot be.
+    """
+    return _whole(folder, read_json(folder / "config.json"), "vocab_size", _VOCABULARY, most=_MOST)
 
 
 class ForeignEncoder(nn.Module):
@@ -79,6 +121,11 @@ class ForeignEncoder(nn.Module):
     def width(self) -> int:
         """Width of its hidden states, D."""
         return int(self.inner.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of its vocabulary, V."""
+        return int(self.inner.config.vocab_size)  # type: ignore[union-attr, arg-type]
 
     def forward(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
         """Return the hidden state of every token."""
@@ -114,8 +161,7 @@ def load_foreign_encoder(folder: Path, pad_id: int, sep_id: int, dtype: torch.dt
 
     Raises: InputError if transformers is not installed, or does not load the folder.
     """
-    transformers = _transformers()
-    inner = _told(folder, lambda: transformers.AutoModel.from_pretrained(folder, dtype=dtype, use_safetensors=True))
+    inner = _load(folder, "AutoModel", dtype, {})
     return ForeignEncoder(inner.eval(), pad_id, sep_id, longest_of(folder))
 
 
@@ -128,18 +174,14 @@ def load_foreign_classifier(
     """
     if task in ("choose", "extract"):
         raise InputError(f"task: found {task!r}, which is for models of this package alone")
-    transformers = _transformers()
-    kinds = {False: transformers.AutoModelForSequenceClassification, True: transformers.AutoModelForTokenClassification}
+    kind = "AutoModelForTokenClassification" if TASKS[task].of_tokens else "AutoModelForSequenceClassification"
     named = dict(enumerate(labels))
+    head = {
+        "id2label": named, "label2id": {label: n for n, label in named.items()}, "num_labels": len(labels),
+        "problem_type": TASKS[task].problem_type,
+    }  # fmt: skip
     torch.manual_seed(seed)
-    inner = _told(
-        folder,
-        lambda: kinds[TASKS[task].of_tokens].from_pretrained(
-            folder, num_labels=len(labels), id2label=named, label2id={label: n for n, label in named.items()},
-            problem_type=TASKS[task].problem_type, ignore_mismatched_sizes=True, dtype=torch.float32,
-            use_safetensors=True,
-        ),
-    )  # fmt: skip
+    inner = _load(folder, kind, torch.float32, head)
     return ForeignClassifier(inner, task, labels, pad_id, sep_id, longest_of(folder))
 
 
@@ -153,9 +195,7 @@ def save_foreign(
     with new_folder(folder, replace=True) as partial:
         with unwrapped():
             model.inner.save_pretrained(partial)  # type: ignore[operator]
-        for path in tokenizer_of.iterdir():
-            if path.name.startswith(("tokenizer", "vocab", "merges", "special_tokens", "spm", "sentencepiece")):
-                (partial / path.name).write_bytes(path.read_bytes())
+        _copy_tokenizer(tokenizer_of, partial)
         if write_beside is not None:
             write_beside(partial)
 
@@ -195,16 +235,6 @@ def _inputs(inner: nn.Module, grid: _Grid, sep_id: int) -> dict[str, Tensor]:
     return inputs
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{folder / 'config.json'}: no such file, expected a published model folder") from None
-    except (ValueError, RecursionError, OSError) as error:
-        raise InputError(f"{folder / 'config.json'}: is not readable JSON ({error})") from None
-    return found if isinstance(found, dict) else {}
-
-
 def _transformers() -> Any:
     try:
         import transformers
@@ -216,8 +246,70 @@ def _transformers() -> Any:
     return transformers
 
 
-def _told(folder: Path, load: Any) -> nn.Module:
+def _load(folder: Path, kind: str, dtype: torch.dtype, head: Mapping[str, Any]) -> nn.Module:
+    """Build a model of `kind` with the weights of a folder, all of its encoder and what there is of a head."""
+    transformers = _transformers()
+    weights = read_weights(folder)
+    for name, tensor in weights.items():
+        if "position_ids" not in name:  # older libraries stored these numbers
+            check_tensor(folder, name, tensor)
     try:
-        return load()
+        config = _config(transformers, folder, len(weights), head)
+        with torch.device("meta"):
+            planned = getattr(transformers, kind).from_config(config)
+        num_planned, num_stored = (
+            sum(each.numel() for each in some) for some in (planned.parameters(), weights.values())
+        )
+        if num_planned > 2 * num_stored + _MOST:
+            raise InputError(
+                f"{folder}: config.json describes {num_planned:,} numbers, the weights have {num_stored:,}"
+            )
+        inner, told = type(planned).from_pretrained(
+            None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    except InputError:
+        raise
     except Exception as error:  # the library raises a dozen types; each is one reason for one line
         raise InputError(f"{folder}: transformers does not load it ({' '.join(str(error).split())[:200]})") from None
+    of_body = f"{inner.base_model_prefix}." if head else ""
+    lacks = [*told["missing_keys"], *(each[0] for each in told["mismatched_keys"])]
+    lacks = sorted(name for name in lacks if name.startswith(of_body) and "pooler." not in name)
+    if lacks:
+        raise InputError(f"{folder}: the weights have no {lacks[0]} of the shape that config.json describes")
+    return inner
+
+
+def _config(transformers: Any, folder: Path, num_tensors: int, head: Mapping[str, Any]) -> Any:
+    """Return the config of a family's class, with what a folder says of the model's shape and nothing else."""
+    found = read_json(folder / "config.json")
+    family = family_of(folder)
+    kind = type(transformers.AutoConfig.for_model(family))
+    known = {each.name for each in dataclasses.fields(kind)} | set(kind.attribute_map) | _UNDECLARED
+    kept = {key: value for key, value in found.items() if key in known - _NOT_OF_SHAPE}
+    if found.get("quantization_config") is not None:
+        raise InputError(f"{folder / 'config.json'}: quantization_config: found one, expected none")
+    for key, value in kept.items():
+        most = max(_MOST_COUNTED, num_tensors) if _COUNTED.search(key) else _MOST
+        if type(value) is int and abs(value) > (_MOST_PLACES if "position" in key else most):
+            raise InputError(f"{folder / 'config.json'}: {key}: found {value}, which no such model has")
+    return transformers.AutoConfig.for_model(family, **kept, **head)
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy what a tokenizer is read from; where it is a link, what it leads to must be what its name says."""
+    (target / "tokenizer.json").write_bytes(read_bytes(source / "tokenizer.json", _MOST_TOKENIZER_BYTES))
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if is_there(source / name):
+            # Code that a folder names is not named on.
+            found = {key: value for key, value in read_json(source / name).items() if key != "auto_map"}
+            (target / name).write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _whole(
+    folder: Path, found: Mapping[str, Any], key: str, usual: int, *, least: int = 1, most: int = _MOST_PLACES
+) -> int:
+    value = usual if found.get(key) is None else found[key]
+    if type(value) is not int or not least <= value <= most:
+        raise InputError(f"{folder / 'config.json'}: {key}: found {value!r}, expected {least} to {most:,}")
+    return value

@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from modernbert.errors import InputError
+from modernbert.errors import InputError, shown
 from modernbert.model.config import ModelConfig
 from modernbert.model.dialect import config_from_json, config_to_json
 from modernbert.model.encoder import Encoder
 from modernbert.model.fused import FusedEncoder
 from modernbert.model.heads import TASKS, Classifier, MaskedLM, Model, encoder_of
 from modernbert.model.prepacked import PrepackedLinear
+from modernbert.model.weights import WEIGHTS, check_tensor, read_weights
+from modernbert.published import check_file, read_json
 from modernbert.ragged import Batch
 from modernbert.storage import new_folder, sha256_of, write_tensors
 
@@ -32,15 +33,15 @@ __all__ = ["digest_of", "find_folder", "load_config", "load_model", "save_folder
 
 logger = logging.getLogger("modernbert")
 
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _WANTED = ["*.json", "*.safetensors"]
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MASKED_LM_HEAD = ("head.dense.weight", "head.norm.weight", "decoder.bias")
 _CLASSIFIER_HEAD = ("head.dense.weight", "head.norm.weight", "classifier.weight", "classifier.bias")
 # Of tasks whose published configs name others, or none.
 _FIXED_LABELS = {"choose": ["score"], "extract": ["start", "end"]}
+_MOST_LABELS = 2**20
 # Modules as they run for inference; each gives its published form back.
 _PACKED = (FusedEncoder, PrepackedLinear)
 # Weights of other heads, which neither the encoder nor the masked-LM head asks for.
@@ -89,6 +90,8 @@ def digest_of(name: str | Path) -> str:
     Raises: InputError if there is no such model.
     """
     weights = sorted(find_folder(name).rglob("*.safetensors"))
+    for path in weights:
+        check_file(path)
     return hashlib.sha256(" ".join(map(sha256_of, weights)).encode()).hexdigest()
 
 
@@ -97,7 +100,7 @@ def load_config(folder: Path) -> ModelConfig:
 
     Raises: InputError naming the file and the key.
     """
-    return config_from_json(_read_json(folder / "config.json"), str(folder / "config.json"))
+    return config_from_json(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def load_model(
@@ -109,14 +112,22 @@ def load_model(
 
     Raises: InputError naming the file and the tensor, if weights are absent, of the wrong shape, or not safetensors.
     """
-    found = _read_json(folder / "config.json")
+    found = read_json(folder / "config.json")
     config = config_from_json(found, str(folder / "config.json"))
-    weights = {name.removeprefix("model."): tensor for name, tensor in _read_weights(folder).items()}
+    weights = _without_prefix(read_weights(folder), folder)
+    last = f"layers.{config.num_hidden_layers - 1}.mlp.Wo.weight"
+    if last not in weights:  # before as many layers are made
+        raise InputError(f"{folder}: the weights have no {last}, expected {config.num_hidden_layers} layers")
     with torch.device("meta"):
         model = _build(config, found, weights, backend, folder)
     expected = {name.removeprefix("model."): tensor for name, tensor in _stored_state(model).items()}
     _check_names_and_shapes(expected, weights, folder)
-    state = {name: weights[name.removeprefix("model.")].to(dtype) for name in _stored_state(model)}
+    for name in expected:
+        check_tensor(folder, name, weights[name])
+    try:
+        state = {name: weights[name.removeprefix("model.")].to(dtype) for name in _stored_state(model)}
+    except RuntimeError as error:
+        raise InputError(f"{folder}: there is no memory for the weights ({error})") from None
     model.load_state_dict(state, strict=False, assign=True)
     if isinstance(model, MaskedLM):
         model.decoder.weight = model.model.embeddings.tok_embeddings.weight
@@ -145,7 +156,7 @@ def save_folder(
     config = config_to_json(encoder_of(model).config, _architecture(model), dtype) | _labels_to_json(model)
     with new_folder(folder, replace=replace) as partial:
         (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        write_tensors(partial / _WEIGHTS, state, metadata={"format": "pt"})
+        write_tensors(partial / WEIGHTS, state, metadata={"format": "pt"})
         if write_tokenizer is not None:
             write_tokenizer(partial)
         _verify(partial, model, folder)
@@ -165,6 +176,15 @@ def unpacked(model: Model) -> MaskedLM | Classifier | Encoder:
     return plain
 
 
+def _without_prefix(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """Return weights by their names in an encoder, whether or not its own name stands before them."""
+    bare = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
+    if len(bare) < len(weights):
+        twice = next(name for name in bare if name in weights and f"model.{name}" in weights)
+        raise InputError(f"{folder}: the weights have {twice} and model.{twice}, expected one of them")
+    return bare
+
+
 def _build(
     config: ModelConfig, found: Mapping[str, Any], weights: Mapping[str, Tensor], backend: str, folder: Path
 ) -> MaskedLM | Classifier | Encoder:
@@ -172,7 +192,10 @@ def _build(
     if all(name in weights for name in _MASKED_LM_HEAD):
         return MaskedLM(config, backend)
     if all(name in weights for name in _CLASSIFIER_HEAD):
-        num_labels = len(weights["classifier.weight"])
+        shape = list(weights["classifier.weight"].shape)
+        if len(shape) != 2 or not 1 <= shape[0] <= _MOST_LABELS or shape[1] != config.hidden_size:
+            raise InputError(f"{folder}: classifier.weight has shape {shape}, expected [labels, {config.hidden_size}]")
+        num_labels = shape[0]
         if task := _task_of(found, num_labels):
             labels = _FIXED_LABELS.get(task) or _labels_from_json(found, num_labels, folder)
             return Classifier(config, task, labels, backend)
@@ -181,8 +204,9 @@ def _build(
 
 def _task_of(found: Mapping[str, Any], num_labels: int) -> str | None:
     """Return the task that a published config is for, if it is one of ours."""
-    architectures, problem = found.get("architectures") or [], found.get("problem_type")
-    named = {name: task for name, task in TASKS.items() if task.architecture in architectures}
+    architectures, problem = found.get("architectures"), found.get("problem_type")
+    listed = architectures if isinstance(architectures, list) else []
+    named = {name: task for name, task in TASKS.items() if task.architecture in listed}
     if problem is not None or not named:
         return next((name for name, task in named.items() if task.problem_type == problem), None)
     # Older writers do not say: one score is that of a reranker, several are those of labels.
@@ -196,11 +220,14 @@ def _labels_from_json(found: Mapping[str, Any], num_labels: int, folder: Path) -
     if named is None:
         return [f"LABEL_{number}" for number in range(num_labels)]
     labels = [named.get(str(number)) for number in range(num_labels)] if isinstance(named, dict) else []
-    if len(named) != num_labels or not all(isinstance(label, str) for label in labels):
-        raise InputError(
-            f"{folder / 'config.json'}: id2label has {len(named)} labels, expected {num_labels} by weights"
-        )
-    return [str(label) for label in labels]
+    if not labels or len(named) != num_labels or not all(isinstance(label, str) for label in labels):
+        count = f"{len(named)} labels" if isinstance(named, dict) else f"{type(named).__name__}"
+        raise InputError(f"{folder / 'config.json'}: id2label has {count}, expected {num_labels} by weights")
+    texts = [str(label) for label in labels]
+    for label in texts:
+        if _CONTROL.search(label):  # they are printed as they are
+            raise InputError(f"{folder / 'config.json'}: id2label has {label!r}, expected text of one line")
+    return texts
 
 
 def _labels_to_json(model: Model) -> dict[str, Any]:
@@ -233,10 +260,11 @@ def _verify(written: Path, model: MaskedLM | Classifier | Encoder, folder: Path)
     tokens = [number * 7919 % encoder.config.vocab_size for number in range(150)]
     batch = Batch.from_documents([tokens[:21], tokens])
     with torch.inference_mode():
+        ours = _outputs(original, batch).float()
+        if not ours.isfinite().all():
+            raise InputError(f"{folder}: the model computes values that are not finite; it was not kept")
         read = load_model(written)
-        ours, theirs = _outputs(original, batch).float(), _outputs(read, batch).float()
-    if not ours.isfinite().all():
-        raise InputError(f"{folder}: the model computes values that are not finite; it was not kept")
+        theirs = _outputs(read, batch).float()
     state = _stored_state(read)
     same = all(torch.equal(tensor, state[name]) for name, tensor in _stored_state(original).items())
     # The last bit of a product with one column depends on where in memory its weights begin.
@@ -256,54 +284,13 @@ def _check_names_and_shapes(expected: Mapping[str, Tensor], found: Mapping[str, 
         if found[name].shape != tensor.shape:
             shape = list(found[name].shape)
             raise InputError(f"{folder}: {name} has shape {shape}, expected {list(tensor.shape)} by config.json")
-        if not found[name].is_floating_point():
-            raise InputError(f"{folder}: {name} holds {found[name].dtype}, expected floating point numbers")
+    others = []
     for name in sorted(set(found) - set(expected)):
         if name.startswith(_OTHER_HEADS):
-            if name != "decoder.weight":
-                logger.warning("%s: %s belongs to a head that is not loaded", folder, name)
+            others += [name] if name != "decoder.weight" else []
         elif "rotary_emb" not in name:
             if name == "linear.weight":
                 raise InputError(f"{folder}: is for ColBERT's library; load the model folder that stands beside it")
             raise InputError(f"{folder}: the weights have {name}, which no ModernBERT of this config has")
-
-
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    if (folder / _WEIGHTS).exists():
-        return _read_safetensors(folder / _WEIGHTS)
-    if (folder / _INDEX).exists():
-        named = _read_json(folder / _INDEX).get("weight_map")
-        if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
-            raise InputError(f"{folder / _INDEX}: weight_map is missing, expected the file of each tensor")
-        weights: dict[str, Tensor] = {}
-        for file in sorted(set(named.values())):
-            if Path(file).name != file or not file.endswith(".safetensors"):
-                raise InputError(f"{folder / _INDEX}: names {file!r}, expected a .safetensors file of the same folder")
-            weights |= _read_safetensors(folder / file)
-        return weights
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    if pickles:
-        raise InputError(f"{folder}: has {pickles[0]}, a pickle, which is never loaded; expected {_WEIGHTS}")
-    raise InputError(f"{folder}: has no weights, expected {_WEIGHTS}")
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, though the index names it") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: is not a readable safetensors file ({' '.join(str(error).split())})") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, expected a published model folder") from None
-    except (ValueError, RecursionError, OSError) as error:
-        raise InputError(f"{path}: is not readable JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: found {type(content).__name__}, expected an object")
-    return content
+    if others:
+        logger.warning("%s: of a head that is not loaded: %s", folder, shown(", ".join(others), 200))

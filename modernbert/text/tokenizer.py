@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from jaxtyping import Bool, Int64
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from modernbert.errors import InputError
+from modernbert.published import check_file, is_there, read_json
 from modernbert.storage import write_file
 from modernbert.text.archive import open_plain
+from modernbert.text.growth import check_growth
 
 __all__ = ["Tokenizer", "adapt_olmo", "train_tokenizer"]
 
@@ -42,6 +45,9 @@ OLMO_SIZE = 50_280
 CALL_CHARS = 2_000_000
 LONG_CHARS = 100_000
 
+# A published file has at most 140 bytes an entry, and 0.4 MB beside them.
+_FIXED_BYTES, _ENTRY_BYTES = 2**21, 512
+
 _UNUSED = re.compile(r"[\[<]unused\d+[\]>]")
 _SAFE_CUT = re.compile(r"(?<=\S)[ \n](?=\S)|(?<=[A-Za-z])(?=[0-9])")
 
@@ -58,8 +64,10 @@ class Tokenizer:
         core.no_padding()
         self._core = core
         self._origin = origin
-        probe = core.encode("a", add_special_tokens=False).ids
-        wrapped = core.encode("a").ids
+        with _told(origin):
+            check_growth(core, origin)
+            probe = core.encode("a", add_special_tokens=False).ids
+            wrapped, pair = core.encode("a").ids, core.encode("a", "a").ids
         start = next((i for i in range(len(wrapped)) if wrapped[i : i + len(probe)] == probe), 0)
         self._prefix, self._suffix = wrapped[:start], wrapped[start + len(probe) :]
         roles = {role: self._find_role(role, named or {}) for role in ROLES}
@@ -70,16 +78,25 @@ class Tokenizer:
         self._unk_id = roles["unk"]
         self._ids = sorted(core.get_vocab(with_added_tokens=True).values())
         self.vocab_size = self._ids[-1] + 1
+        beyond = sorted({*wrapped, *pair} - set(self._ids))
+        if beyond:
+            raise InputError(f"{origin}: its template puts in token {beyond[0]}, which its vocabulary does not have")
 
     @staticmethod
-    def load(path: Path | str) -> "Tokenizer":
-        """Load a `tokenizer.json`, or the one in a folder.
+    def load(path: Path | str, most_entries: int | None = None) -> "Tokenizer":
+        """Load a `tokenizer.json`, or the one in a folder; `most_entries` is what its model's vocabulary has.
 
-        Raises: InputError if it is absent, is not a tokenizer, or has no token for one of the roles.
+        Raises: InputError if it is absent, is not a tokenizer, has no token for one of the roles, or too many.
         """
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
-        return Tokenizer(_read_core(file), _read_names(file.parent), str(file))
+        tokenizer = Tokenizer(_read_core(file, most_entries), _read_names(file.parent), str(file))
+        if most_entries is not None and tokenizer.vocab_size > most_entries:
+            raise InputError(
+                f"{file}: has {tokenizer.vocab_size:,} entries, which does not fit the model's vocabulary of "
+                f"{most_entries:,}"
+            )
+        return tokenizer
 
     @cached_property
     def special_ids(self) -> Int64[np.ndarray, " _"]:
@@ -117,7 +134,8 @@ class Tokenizer:
         prefix, suffix = (self._prefix, self._suffix) if special else ([], [])
         parts = [[np.array(prefix, dtype=np.int64)] for _ in texts]
         for group in _groups([(n, piece) for n, text in enumerate(texts) for piece in self._pieces(text)]):
-            encodings = self._core.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
+            with _told(self._origin):
+                encodings = self._core.encode_batch_fast([piece for _, piece in group], add_special_tokens=False)
             for (n, _), encoding in zip(group, encodings, strict=True):
                 parts[n].append(np.array(encoding.ids, dtype=np.int64))
         end = np.array(suffix, dtype=np.int64)
@@ -134,7 +152,9 @@ class Tokenizer:
         """
         _check([first for first, _ in pairs])
         _check([second for _, second in pairs])
-        rows = [np.array(encoding.ids, dtype=np.int64) for encoding in self._core.encode_batch_fast(list(pairs))]
+        with _told(self._origin):
+            encodings = self._core.encode_batch_fast(list(pairs))
+        rows = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
         too_long = [] if longest is None else [n for n, row in enumerate(rows) if len(row) > longest]
         for n in too_long:
             first, second = self.encode(pairs[n], special=False)
@@ -156,9 +176,9 @@ class Tokenizer:
         """
         _check(texts)
         found = []
-        for encoding, places in zip(
-            self._core.encode_batch(list(texts), add_special_tokens=False), starts, strict=True
-        ):
+        with _told(self._origin):
+            encodings = self._core.encode_batch(list(texts), add_special_tokens=False)
+        for encoding, places in zip(encodings, starts, strict=True):
             ends = np.array([end for _, end in encoding.offsets], dtype=np.int64)
             ids = np.array([*self._prefix, *encoding.ids, *self._suffix], dtype=np.int64)
             # Parts of one character all end where it does; the first of them comes first.
@@ -177,7 +197,9 @@ class Tokenizer:
         _check([first for first, _ in pairs])
         _check([second for _, second in pairs])
         found = []
-        for encoding in self._core.encode_batch(list(pairs)):
+        with _told(self._origin):
+            encodings = self._core.encode_batch(list(pairs))
+        for encoding in encodings:
             places = [
                 offset if of == 1 else (-1, -1)
                 for offset, of in zip(encoding.offsets, encoding.sequence_ids, strict=True)
@@ -213,7 +235,8 @@ class Tokenizer:
         Raises: InputError for a text that holds a lone surrogate.
         """
         _check([text])
-        encoding = self._core.encode(text, add_special_tokens=special)
+        with _told(self._origin):
+            encoding = self._core.encode(text, add_special_tokens=special)
         added = encoding.special_tokens_mask
         places = zip(encoding.ids, encoding.offsets, added, strict=True)
         return [(token, None if is_added else (start, end)) for token, (start, end), is_added in places]
@@ -224,7 +247,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int] | Int64[np.ndarray, " _"], *, special: bool = True) -> str:
         """Turn ids back into text, with or without the special tokens among them."""
-        return self._core.decode([int(i) for i in ids], skip_special_tokens=not special)
+        with _told(self._origin):
+            return self._core.decode([int(i) for i in ids], skip_special_tokens=not special)
 
     def text_of(self, token: int) -> str:
         """Return the text one id stands for; a part of a character shows as U+FFFD."""
@@ -393,32 +417,38 @@ def _with_roles(core: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     return core
 
 
-def _read_core(file: Path) -> tokenizers.Tokenizer:
-    if not file.exists():
+def _read_core(file: Path, most_entries: int | None = None) -> tokenizers.Tokenizer:
+    if not is_there(file):
         raise InputError(f"{file}: no such tokenizer file")
+    check_file(file, None if most_entries is None else _FIXED_BYTES + _ENTRY_BYTES * most_entries)
     with open_plain(file) as stream:
         content = b"".join(stream.lines())
-    try:
+    with _told(str(file), "is not a tokenizer.json"):
         return tokenizers.Tokenizer.from_buffer(content)
-    except Exception as error:  # the library raises nothing more particular
-        raise InputError(f"{file}: is not a tokenizer.json ({error})") from None
 
 
 def _read_names(folder: Path) -> dict[str, str]:
     """Read which token plays which role from the files beside `tokenizer.json`, if they are there."""
     names: dict[str, str] = {}
-    for file in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
-        if not file.exists():
-            continue
-        try:
-            content = json.loads(file.read_bytes())
-        except ValueError as error:
-            raise InputError(f"{file}: is not JSON ({error})") from None
-        for key, value in content.items() if isinstance(content, dict) else ():
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        for key, value in read_json(folder / file, missing_ok=True).items():
             text = value.get("content") if isinstance(value, dict) else value
             if key.endswith("_token") and isinstance(text, str):
                 names[key] = text
     return names
+
+
+@contextmanager
+def _told(origin: str, what: str = "fails on a text") -> Iterator[None]:
+    """Turn what the Rust library raises into one line; its panics are no `Exception`, and have no name to catch."""
+    try:
+        yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{origin}: {what} ({error})") from None
 
 
 def _check(texts: Sequence[str], first: int = 0) -> None:

@@ -51,7 +51,8 @@ def find_start(name: str) -> Start:
     if not isinstance(model, MaskedLM):
         raise InputError(f"{folder}: has no masked-language-model head (head.dense, head.norm, decoder), expected one")
     weights = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
-    return Start(model.model.config, Tokenizer.load(folder), weights, {})
+    config = model.model.config
+    return Start(config, Tokenizer.load(folder, config.vocab_size), weights, {})
 
 
 def _of_checkpoint(checkpoint: Checkpoint) -> Start:

@@ -147,6 +147,7 @@ def test_a_folder_that_wants_code_of_its_own_is_refused(tmp_path: Path) -> None:
         "model_type": "strange", "auto_map": {"AutoModel": "modeling.Strange", "AutoConfig": "modeling.StrangeConfig"},
     }))  # fmt: skip
     (tmp_path / "modeling.py").write_text("raise SystemExit('code of a folder was run')")
-    assert family_of(tmp_path) == "strange"
-    with pytest.raises(InputError, match="transformers does not load it"):
-        load_foreign_encoder(tmp_path, 0, 1, torch.float32)
+    with pytest.raises(InputError, match="model_type: found 'strange', expected one of modernbert, albert, bert"):
+        family_of(tmp_path)
+    with pytest.raises(InputError, match="model_type: found 'strange'"):
+        ModernBert.load(tmp_path)

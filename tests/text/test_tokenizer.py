@@ -183,7 +183,7 @@ def test_role_names_come_from_the_config_beside_it(tokenizer: Tokenizer, tmp_pat
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"mask_token": {"content": "<<blank>>"}}))
     assert Tokenizer.load(tmp_path).mask_id == tokenizer.mask_id
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(InputError, match=r"tokenizer_config\.json: is not JSON"):
+    with pytest.raises(InputError, match=r"tokenizer_config\.json: is not readable JSON"):
         Tokenizer.load(tmp_path)
 
 

@@ -1,0 +1,1 @@
+"""Model folders that nobody should load: `python -m tests.hostile` tries every one."""

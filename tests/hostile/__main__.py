@@ -1,0 +1,173 @@
+"""Load every hostile folder in this process, and tell what came of it.
+
+In: a folder to work in. Out: a line of JSON for each case in `cases.jsonl`, and a table on standard output. A process of
+its own, because what is tested may be its end: whatever it hears itself do in a folder is written down.
+"""
+
+import argparse
+import faulthandler
+import json
+import os
+import shutil
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from modernbert import ModernBert
+from modernbert.device import peak_memory, restart_peak
+from modernbert.errors import InputError
+from modernbert.model.config import ModelConfig
+from modernbert.model.embedder import Vectors, write_vectors
+from modernbert.model.heads import Classifier, MaskedLM
+from modernbert.model.hub import save_folder
+from modernbert.model.init import initialize
+from modernbert.text.tokenizer import Tokenizer, train_tokenizer
+
+from . import foreign, settings, tokenizers, weights
+from .making import Case
+
+CPU = torch.device("cpu")
+TEXTS = ["a [MASK] of country 3", "a" * 60 + "!", "x" * 40, "The capital of country 3 is city 21."]
+# Nothing of the kind happens while a folder is loaded; torch compiles text of its own.
+UNHEARD_OF = ("pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect",
+              "socket.getaddrinfo", "builtins.input", "marshal.loads")  # fmt: skip
+heard: list[str] = []
+watched: list[str] = []
+
+
+def cases() -> list[Case]:
+    """Return all cases."""
+    return [case for part in (weights, settings, tokenizers, foreign) for case in part.cases()]
+
+
+def listen(event: str, words: Sequence[Any]) -> None:
+    """Write down what a folder made this process do, and that it took a line of its own for code."""
+    if not watched:
+        return
+    if event in UNHEARD_OF and not (event == "marshal.loads" and _is_importing()):
+        heard.append(f"{event} {words!r:.200}")
+    elif event == "exec" and watched[0] in getattr(words[0], "co_filename", ""):
+        heard.append(f"exec {words[0].co_filename}")
+    elif event == "open" and isinstance(words[0], str) and words[0].startswith(watched[0]) and words[2] & os.O_ACCMODE:
+        heard.append(f"write {words[0]}")
+
+
+def _is_importing() -> bool:
+    frame = sys._getframe()
+    while frame is not None:
+        if "importlib" in frame.f_code.co_filename:
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+def make_good(root: Path) -> None:
+    """Write the good folders."""
+    texts = [f"The capital of country {n} is city {n * 7}, in a land of {n % 11} rivers." for n in range(3000)]
+    tokenizer = train_tokenizer(texts, 512)
+    config = ModelConfig(
+        vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=1,
+        max_position_embeddings=1_000, pad_token_id=tokenizer.pad_id, cls_token_id=tokenizer.cls_id,
+        sep_token_id=tokenizer.sep_id,
+    )  # fmt: skip
+    for name in ("plain", "late", "classifier"):
+        torch.manual_seed(0)
+        model = Classifier(config, "classify", ["yes", "no"]) if name == "classifier" else MaskedLM(config)
+        initialize(model, config, seed=0) if name != "classifier" else None
+        vectors = Vectors(pooling="tokens", query_length=16, expand_queries=True) if name == "late" else Vectors()
+        projection = torch.nn.Linear(64, 8, bias=False) if name == "late" else None
+
+        def beside(folder: Path, vectors: Vectors = vectors, projection: Any = projection) -> None:
+            tokenizer.save_folder(folder, 1_000)
+            write_vectors(folder, vectors, projection, 1_000)
+
+        save_folder(root / name, model.eval(), beside)
+    sizes = dict(vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2)
+    bert = transformers.BertConfig(**sizes, max_position_embeddings=300, pad_token_id=tokenizer.pad_id)
+    transformers.BertModel(bert).save_pretrained(root / "bert")
+    tokenizer.save_folder(root / "bert", 300)
+
+
+def use(folder: Path) -> list[np.ndarray]:
+    """Load a folder and ask it for everything."""
+    bert = ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    found = [np.concatenate(bert.embed_tokens(TEXTS)), bert.embed(TEXTS)]
+    for made in (bert.embed_queries(TEXTS).vectors, bert.embed_documents(TEXTS).vectors):
+        found.append(np.concatenate([np.atleast_2d(each) for each in made]))
+    if isinstance(bert.model, MaskedLM):
+        found.append(np.array([guess.probability for each in bert.fill_mask(TEXTS[0]) for guess in each]))
+    if isinstance(bert.model, Classifier):
+        found.append(np.array([[scores["yes"], scores["no"]] for scores in bert.classify(TEXTS)]))
+    return found
+
+
+def try_case(case: Case, root: Path, good: list[np.ndarray]) -> dict[str, Any]:
+    """Make a folder, load it, and return what came of it."""
+    folder = root / "tried" / "model"
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    shutil.copytree(root / case.of, folder)
+    case.make(folder)
+    before = restart_peak(CPU)
+    begun, begun_cpu = time.monotonic(), time.process_time()
+    heard.clear()
+    watched.append(str(root / "tried"))
+    told: dict[str, Any] = {"kind": case.kind, "name": case.name, "says": case.says}
+    try:
+        found = use(folder)
+        same = len(found) == len(good) and all(np.array_equal(a, b) for a, b in zip(found, good, strict=True))
+        told |= {"outcome": "loaded", "same": same}
+    except InputError as error:
+        told |= {"outcome": "refused", "message": str(error).replace(str(folder), "MODEL")}
+    except BaseException as error:  # what is tested is that there is none of these
+        told |= {"outcome": "crashed", "message": f"{type(error).__name__}: {error}"[:300]}
+    watched.clear()
+    return told | {
+        "cpu_s": time.process_time() - begun_cpu, "wall_s": time.monotonic() - begun, "heard": list(heard),
+        "peak_bytes": peak_memory(CPU) - before, "canary": Path(os.environ["CANARY"]).exists(),
+        "imported": sorted(name for name in sys.modules if "evil" in name),
+    }  # fmt: skip
+
+
+def try_all(root: Path, only: str) -> Iterator[dict[str, Any]]:
+    """Try every case whose kind or name contains a text."""
+    os.environ["CANARY"] = str(root / "canary")
+    make_good(root)
+    good = {name: use(root / name) for name in ("plain", "late", "classifier", "bert")}
+    sys.addaudithook(listen)
+    for case in cases():
+        if only in f"{case.kind}: {case.name}":
+            yield try_case(case, root, good[case.of])
+
+
+def main() -> None:
+    """Try them, and print a table."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", default="")
+    words = parser.parse_args()
+    faulthandler.enable()
+    words.out.mkdir(parents=True, exist_ok=True)
+    kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    with (words.out / "cases.jsonl").open("w") as file:
+        for told in try_all(words.out, words.only):
+            file.write(json.dumps(told) + "\n")
+            file.flush()
+            kinds[told["kind"]].append(told)
+    print(
+        "| kind | folders | refused | harmless | slowest, CPU s | most memory, MB |\n| --- | --- | --- | --- | --- | --- |"
+    )
+    for kind, some in kinds.items():
+        refused = sum(each["outcome"] == "refused" for each in some)
+        slowest, most = max(each["cpu_s"] for each in some), max(each["peak_bytes"] for each in some) / 1e6
+        print(f"| {kind} | {len(some)} | {refused} | {len(some) - refused} | {slowest:.2f} | {most:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
