@@ -15,8 +15,8 @@ from modernbert.errors import InputError
 
 __all__ = ["check_file", "is_there", "read_bytes", "read_json", "read_json_list"]
 
-# What 8 MiB of JSON become in memory is bounded too, by about 200 MB. Published files are smaller than 2 MB.
-MOST_JSON_BYTES = 2**23
+# Published files are smaller than 2 MB, with some thousand objects in them. What they become in memory is bounded too.
+_MOST_JSON_BYTES, _MOST_BRACKETS = 2**22, 100_000
 _HALF_A_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -90,7 +90,10 @@ def read_json_list(path: Path) -> list[Any]:
 
 
 def _parsed(path: Path) -> Any:
-    content = read_bytes(path, MOST_JSON_BYTES)
+    content = read_bytes(path, _MOST_JSON_BYTES)
+    brackets = content.count(b"[") + content.count(b"{")
+    if brackets > _MOST_BRACKETS:
+        raise InputError(f"{path}: has {brackets:,} brackets, expected at most {_MOST_BRACKETS:,}")
     try:
         found = json.loads(content.decode("utf-8"))
         if _HALF_A_CHARACTER.search(content):

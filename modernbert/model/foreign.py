@@ -54,7 +54,7 @@ _UNDECLARED = frozenset(
     "pooler_hidden_size position_buckets rope_scaling rope_theta share_att_key talking_head".split()
 )
 # Loops are made of these.
-_COUNTED = re.compile("layer|group|network|head")
+_COUNTED = re.compile("layer|group|network|heads")
 _MOST, _MOST_COUNTED, _MOST_PLACES = 2**24, 2**7, 2**20
 _VOCABULARY = 2**18
 _MOST_TOKENIZER_BYTES = 2**27
@@ -94,7 +94,8 @@ def longest_of(folder: Path) -> int:
     Raises: InputError naming the key whose value cannot be.
     """
     found = read_json(folder / "config.json")
-    places = _whole(folder, found, "max_position_embeddings", 512)
+    named = "max_position_embeddings" if found.get("max_position_embeddings") is not None else "n_positions"
+    places = _whole(folder, found, named, 512)
     behind = found.get("model_type") in ("roberta", "xlm-roberta", "camembert")
     offset = _whole(folder, found, "pad_token_id", 0, least=0) + 1 if behind else 0
     if places <= offset:

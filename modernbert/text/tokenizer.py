@@ -65,7 +65,6 @@ class Tokenizer:
         self._core = core
         self._origin = origin
         with _told(origin):
-            check_growth(core, origin)
             probe = core.encode("a", add_special_tokens=False).ids
             wrapped, pair = core.encode("a").ids, core.encode("a", "a").ids
         start = next((i for i in range(len(wrapped)) if wrapped[i : i + len(probe)] == probe), 0)
@@ -424,6 +423,7 @@ def _read_core(file: Path, most_entries: int | None = None) -> tokenizers.Tokeni
     with open_plain(file) as stream:
         content = b"".join(stream.lines())
     with _told(str(file), "is not a tokenizer.json"):
+        check_growth(content, str(file))
         return tokenizers.Tokenizer.from_buffer(content)
 
 

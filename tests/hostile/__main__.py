@@ -1,7 +1,7 @@
 """Load every hostile folder in this process, and tell what came of it.
 
-In: a folder to work in. Out: a line of JSON for each case in `cases.jsonl`, and a table on standard output. A process of
-its own, because what is tested may be its end: whatever it hears itself do in a folder is written down.
+In: a folder to work in. Out: a line of JSON for each case in `cases.jsonl`, and a table on standard output. A process
+of its own, because what is tested may be its end: whatever it hears itself do in a folder is written down.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from modernbert.model.embedder import Vectors, write_vectors
 from modernbert.model.heads import Classifier, MaskedLM
 from modernbert.model.hub import save_folder
 from modernbert.model.init import initialize
-from modernbert.text.tokenizer import Tokenizer, train_tokenizer
+from modernbert.text.tokenizer import train_tokenizer
 
 from . import foreign, settings, tokenizers, weights
 from .making import Case
@@ -121,7 +121,9 @@ def try_case(case: Case, root: Path, good: list[np.ndarray]) -> dict[str, Any]:
     told: dict[str, Any] = {"kind": case.kind, "name": case.name, "says": case.says}
     try:
         found = use(folder)
-        same = len(found) == len(good) and all(np.array_equal(a, b) for a, b in zip(found, good, strict=True))
+        # The last bit of a product depends on where in memory its weights begin, so on the file that they lie in.
+        equal = np.allclose if case.kind == "index" else np.array_equal
+        same = len(found) == len(good) and all(equal(a, b) for a, b in zip(found, good, strict=True))
         told |= {"outcome": "loaded", "same": same}
     except InputError as error:
         told |= {"outcome": "refused", "message": str(error).replace(str(folder), "MODEL")}
@@ -160,9 +162,8 @@ def main() -> None:
             file.write(json.dumps(told) + "\n")
             file.flush()
             kinds[told["kind"]].append(told)
-    print(
-        "| kind | folders | refused | harmless | slowest, CPU s | most memory, MB |\n| --- | --- | --- | --- | --- | --- |"
-    )
+    print("| kind | folders | refused | harmless | slowest, CPU s | most memory, MB |")
+    print("| --- | --- | --- | --- | --- | --- |")
     for kind, some in kinds.items():
         refused = sum(each["outcome"] == "refused" for each in some)
         slowest, most = max(each["cpu_s"] for each in some), max(each["peak_bytes"] for each in some) / 1e6

@@ -68,8 +68,9 @@ def cases() -> Iterator[Case]:
     climbing = all_of(_without, add(INDEX, {"weight_map": {"a": "../x.safetensors"}}))
     yield case("an index that climbs out", climbing, "expected a .safetensors file of the same folder")
     yield case("weights from a device", linked(WEIGHTS, "/dev/zero"), "is a pipe or a device")
-    for change in ({"hidden_size": 10**9}, {"hidden_size": 4096}, {"hidden_size": "64"}, {"hidden_size": -64}, {"vocab_size": 10**12},
-                   {"vocab_size": 4_000_000}, {"num_hidden_layers": 10**9}, {"num_hidden_layers": 39}, {"num_attention_heads": 0},
+    for change in ({"hidden_size": 10**9}, {"hidden_size": 4096}, {"hidden_size": "64"}, {"hidden_size": -64},
+                   {"vocab_size": 10**12}, {"vocab_size": 4_000_000}, {"num_hidden_layers": 10**9},
+                   {"num_hidden_layers": 39}, {"num_attention_heads": 0},
                    {"intermediate_size": 2**23}, {"max_position_embeddings": 10**9}, {"max_position_embeddings": "far"},
                    {"max_position_embeddings": -1}, {"hidden_act": "os.system"}, {"type_vocab_size": 10**9},
                    {"layer_norm_eps": "small"}, {"hidden_act": ["gelu"]}, {"hidden_size": None}):  # fmt: skip

@@ -5,9 +5,10 @@ In: nothing. Out: cases.
 
 import base64
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
-from .making import Case, add, all_of, edited
+from .making import Case, Make, add, all_of, edited
 
 __all__ = ["cases"]
 
@@ -42,14 +43,29 @@ def _growing() -> Iterator[Case]:
     yield _case(
         "a table with a megabyte in it", {"normalizer": {"type": "Precompiled", "precompiled_charsmap": table}}, say
     )
+    old = {"normalizers": [{"pattern": {"String": "a"}, "content": "aa"}] * 40}
+    yield _case("replacements that do not name their type", {"normalizer": old}, say)
+    yield Case("tokenizer", "replacements under a name that is spelled out", _spelled_out(double), say)
+    some = [{"content": f"added {n} " + "a" * 20, "id": 600 + n, "normalized": True} for n in range(2_000)]
+    yield _case("added tokens that grow", {"normalizer": empty, "added_tokens": some}, "its added tokens may become")
     decoder = {"type": "Sequence", "decoders": [double] * 40}
     yield _case("a decoder that doubles", {"decoder": decoder}, "its decoder may make a text")
+
+
+def _spelled_out(double: Any) -> Make:
+    def make(folder: Path) -> None:
+        edited(TOKENIZER, {"normalizer": {"type": "Sequence", "normalizers": [double] * 40}})(folder)
+        content = (folder / TOKENIZER).read_text().replace('"normalizer"', '"norm\\u0061lizer"')
+        (folder / TOKENIZER).write_text(content)
+
+    return make
 
 
 def _patterns() -> Iterator[Case]:
     def split(pattern: str) -> dict[str, Any]:
         regex = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [regex, {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]}}  # fmt: skip
+        letters = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+        return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [regex, letters]}}
 
     yield _case("a pattern that tries everything", split("(a+)+$"), f"{FAILS} (Onig: Regex search error")
     yield _case("another", split("^(([a-z])+.)+[A-Z]([a-z])+$"), f"{FAILS} (Onig: Regex search error")
@@ -86,8 +102,8 @@ def _ids() -> Iterator[Case]:
             "normalized": False,
             "special": True,
         }
-        yield _case(f"an added token beyond {name}", lambda t, a=added, i=token: t["added_tokens"].append(a | {"id": i}),
-                    "tokenizer.json: ")  # fmt: skip
+        new = added | {"id": token}
+        yield _case(f"an added token beyond {name}", lambda t, a=new: t["added_tokens"].append(a), "tokenizer.json: ")
     yield _case(
         "a vocabulary with an id of 4 billion",
         lambda t: t["model"]["vocab"].update(zzzz=4_294_967_295),
@@ -95,11 +111,11 @@ def _ids() -> Iterator[Case]:
     )
     yield _case("an id beyond 32 bits", lambda t: t["model"]["vocab"].update(zzzz=2**40), UNREADABLE)
     yield _case("a negative id", lambda t: t["model"]["vocab"].update(zzzz=-1), UNREADABLE)
-    many = {f"t{number}": number + 600 for number in range(150_000)}
+    many = {f"t{number}": number + 600 for number in range(100_000)}
     yield _case(
-        "a vocabulary of 150,000 for a model of 512",
+        "a vocabulary of 100,000 for a model of 512",
         lambda t: t["model"]["vocab"].update(many),
-        "which does not fit the model's vocabulary of 512",
+        "tokenizer.json: ",
     )
     more = {f"t{number}": number + 600 for number in range(1_000_000)}
     yield _case("a vocabulary of a million", lambda t: t["model"]["vocab"].update(more), "tokenizer.json: has 1")
@@ -152,8 +168,11 @@ def _forms() -> Iterator[Case]:
     for _ in range(400):
         deep = {"type": "Sequence", "normalizers": [deep]}
     yield _case("sequences in each other", {"normalizer": deep}, UNREADABLE)
-    for name, content in {"a list": b"[]", "null": b"null", "nothing": b"", "brackets": b"[" * 10**6, "not UTF-8": b"\xff",
-                          "a number": b"1", "a version alone": b'{"version": "1.0"}'}.items():  # fmt: skip
+    wholes = {
+        "a list": b"[]", "null": b"null", "nothing": b"", "brackets": b"[" * 10**6, "not UTF-8": b"\xff",
+        "a number": b"1", "a version alone": b'{"version": "1.0"}',
+    }  # fmt: skip
+    for name, content in wholes.items():
         yield Case("tokenizer", f"a file that is {name}", add(TOKENIZER, content), UNREADABLE)
     beside: dict[str, tuple[Callable[[], Any] | Any, str | None]] = {
         "names that are numbers": ({"cls_token": 5, "sep_token": ["[SEP]"], "mask_token": {"content": 7}}, None),

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from modernbert import ModernBert
 from modernbert.errors import InputError
 from modernbert.finetune.labels import FinetuneConfig, finetune
-from modernbert.model.foreign import family_of, load_foreign_classifier, load_foreign_encoder, longest_of
+from modernbert.model.foreign import family_of, load_foreign_classifier, load_foreign_encoder, longest_of, save_foreign
 from modernbert.ragged import Batch
 
 SIZES: dict[str, Any] = dict(
@@ -128,6 +129,39 @@ def test_a_foreign_model_is_tuned_and_loads_in_its_own_library(folder: Path, tmp
         finetune(replace(config, layer_decay=0.9, out=str(tmp_path / "other")))
     with pytest.raises(InputError, match="max_len: found 65, but .* takes at most 64"):
         finetune(replace(config, max_len=65, out=str(tmp_path / "other")))
+
+
+def test_what_is_saved_beside_a_foreign_model_is_its_tokenizer_and_nothing_that_a_link_leads_to(
+    folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "secret").write_text("a key\n")
+    for name in ("vocab.txt", "tokenizer.secret.json"):
+        (folder / name).symlink_to(tmp_path / "secret")
+    words = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(words | {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}})
+    )
+    save_foreign(tmp_path / "saved", load_foreign_encoder(folder, 3, 2, torch.float32), folder)
+    saved = [path.read_text() for path in (tmp_path / "saved").iterdir() if path.suffix != ".safetensors"]
+    assert not any("a key" in text or "evil" in text for text in saved)
+    assert transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")("a city").input_ids
+    (folder / "tokenizer_config.json").unlink()
+    (folder / "tokenizer_config.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(InputError, match="tokenizer_config.json: is not readable JSON"):
+        save_foreign(tmp_path / "again", load_foreign_encoder(folder, 3, 2, torch.float32), folder)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_part_that_is_missing_from_the_encoder_is_never_made_up(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    name = next(each for each in weights if "layer.1" in each)
+    save_file({each: tensor for each, tensor in weights.items() if each != name}, folder / "model.safetensors")
+    for load in (
+        lambda: load_foreign_encoder(folder, 3, 2, torch.float32),
+        lambda: load_foreign_classifier(folder, "classify", ["a", "b"], 0, 3, 2),
+    ):
+        with pytest.raises(InputError, match="the weights have no .*layer.1"):
+            load()
 
 
 def test_the_object_embeds_with_a_foreign_model(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Model folders: both ways with `transformers`, both dialects, and every folder that must be refused."""
 
 import json
+import os
 import pickle
 import resource
 import signal
@@ -23,7 +24,7 @@ from modernbert.model.config import PRESETS, ModelConfig
 from modernbert.model.dialect import config_from_json, config_to_json
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import MaskedLM
-from modernbert.model.hub import find_folder, load_config, load_model, save_folder
+from modernbert.model.hub import digest_of, find_folder, load_config, load_model, save_folder
 from modernbert.ragged import Batch
 
 SIZES: dict[str, Any] = dict(
@@ -248,6 +249,15 @@ def test_an_index_may_only_name_files_of_its_folder(tmp_path: Path, theirs: Mode
     (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match=r"names '../outside.safetensors', expected a .safetensors file of the same"):
         load_model(tmp_path / "model")
+
+
+def test_what_tells_weights_apart_is_of_files_alone(tmp_path: Path, small_model: MaskedLM) -> None:
+    save_folder(tmp_path / "a", small_model)
+    save_folder(tmp_path / "b", small_model)
+    assert digest_of(tmp_path / "a") == digest_of(tmp_path / "b")
+    os.mkfifo(tmp_path / "b" / "more.safetensors")
+    with pytest.raises(InputError, match="more.safetensors: is a pipe or a device"):
+        digest_of(tmp_path / "b")
 
 
 def test_folders_that_are_none(tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""Hostile model folders: no code of theirs runs, none is the end of the process, each is refused soon and by name.
+
+What loads all the same, because the hostile part of it is passed over, computes what the good folder computes.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modernbert.errors import InputError
+from modernbert.published import read_bytes
+
+from .__main__ import cases
+
+ROOT = Path(__file__).parents[2]
+KINDS = sorted({case.kind for case in cases()})
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """Try all of them in a process of their own, for any may be its end."""
+    out = tmp_path_factory.mktemp("hostile")
+    words = [sys.executable, "-m", "tests.hostile", "--out", str(out)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=450)
+    lines = [json.loads(line) for line in (out / "cases.jsonl").read_text().splitlines()]
+    assert done.returncode == 0, f"after {lines[-1:]}: {done.stderr[-3000:]}"
+    assert not (out / "canary").exists()
+    return {kind: [line for line in lines if line["kind"] == kind] for kind in KINDS}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_folder_is_refused_by_name_or_computes_what_the_good_one_does(
+    told: dict[str, list[dict[str, Any]]], kind: str
+) -> None:
+    assert len(told[kind]) == sum(case.kind == kind for case in cases())
+    for line in told[kind]:
+        if line["says"] is None:
+            assert line["outcome"] == "loaded" and line["same"], line
+        else:
+            assert line["outcome"] == "refused" and line["says"] in line["message"], line
+            assert line["message"].isprintable() and len(line["message"]) < 2_100, line
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_folder_runs_code_or_takes_long_or_much(told: dict[str, list[dict[str, Any]]], kind: str) -> None:
+    for line in told[kind]:
+        assert not line["canary"] and not line["heard"] and not line["imported"], line
+        # Of a processor: other tests run at the same time.
+        assert line["cpu_s"] < 2 and line["peak_bytes"] < 500e6, line
+
+
+def test_a_file_is_read_no_further_than_it_is_long() -> None:
+    """A file of the system that says it is empty may give bytes for ever."""
+    assert read_bytes(Path("/proc/self/status"), 100) == b""
+    with pytest.raises(InputError, match="/dev/zero: is a pipe or a device, expected a file"):
+        read_bytes(Path("/dev/zero"), 100)
