@@ -242,6 +242,36 @@ def average(config: ConfigFile = None, overrides: Overrides = None, print_config
         run(resolved)
 
 
+@app.command()
+@_told()
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="A .pt of Composer, or a pytorch_model.bin.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The model folder, which is new.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="A folder with tokenizer.json; else the checkpoint's own.")
+    ] = None,
+    training: Annotated[
+        Path | None, typer.Option("--config", help="The YAML that the checkpoint was trained with.")
+    ] = None,
+    num_attention_heads: Annotated[int | None, typer.Option(help="Where the file does not tell.")] = None,
+    max_position_embeddings: Annotated[int | None, typer.Option(help="Tokens it was trained for.")] = None,
+    global_attn_every_n_layers: Annotated[int | None, typer.Option(help="Where the file does not tell.")] = None,
+    local_attention: Annotated[int | None, typer.Option(help="The window of local layers.")] = None,
+    global_rope_theta: Annotated[float | None, typer.Option(help="10000 in phase 1, 160000 after.")] = None,
+    local_rope_theta: Annotated[float | None, typer.Option(help="Of local layers.")] = None,
+    norm_eps: Annotated[float | None, typer.Option(help="Where the file does not tell.")] = None,
+) -> None:
+    """Make a model folder of a checkpoint of the reference repository, without running anything in it."""
+    from modernbert.jobs.convert import ConvertConfig, run
+
+    run(
+        ConvertConfig(
+            checkpoint, out, tokenizer, training, num_attention_heads, max_position_embeddings,
+            global_attn_every_n_layers, local_attention, global_rope_theta, local_rope_theta, norm_eps,
+        )
+    )  # fmt: skip
+
+
 bench = typer.Typer(help="Measure models on the machine at hand.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 

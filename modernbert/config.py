@@ -50,7 +50,7 @@ def load(schema: type[Schema], path: Path | str | None = None, overrides: Sequen
 
 
 def value_of(key: str, path: Path | str | None, overrides: Sequence[str]) -> Any:
-    """Return what a file and words say of one key, whatever the schema; None if they do not.
+    """Return what a file and words say of one key, as plain data and whatever the schema; None if they do not.
 
     Raises: InputError for a file that is absent or is not YAML.
     """
@@ -61,7 +61,8 @@ def value_of(key: str, path: Path | str | None, overrides: Sequence[str]) -> Any
     if path is None:
         return None
     with _explained(str(path)):
-        return OmegaConf.select(_read(Path(path)), key)
+        found = OmegaConf.select(_read(Path(path)), key)
+        return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
 
 
 def to_yaml(config: Any) -> str:

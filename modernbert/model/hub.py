@@ -29,7 +29,7 @@ from modernbert.published import check_file, read_json
 from modernbert.ragged import Batch
 from modernbert.storage import new_folder, sha256_of, write_tensors
 
-__all__ = ["digest_of", "find_folder", "load_config", "load_model", "save_folder", "unpacked"]
+__all__ = ["digest_of", "find_folder", "load_config", "load_model", "model_of", "save_folder", "unpacked"]
 
 logger = logging.getLogger("modernbert")
 
@@ -112,9 +112,23 @@ def load_model(
 
     Raises: InputError naming the file and the tensor, if weights are absent, of the wrong shape, or not safetensors.
     """
-    found = read_json(folder / "config.json")
+    return model_of(read_json(folder / "config.json"), read_weights(folder), folder, dtype=dtype, backend=backend)
+
+
+def model_of(
+    found: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    backend: str = "banded",
+) -> MaskedLM | Classifier | Encoder:
+    """Build the model of a published config and published names, which came from `folder`.
+
+    Raises: InputError naming the file and the tensor, if weights are absent or of the wrong shape.
+    """
     config = config_from_json(found, str(folder / "config.json"))
-    weights = _without_prefix(read_weights(folder), folder)
+    weights = _without_prefix(tensors, folder)
     last = f"layers.{config.num_hidden_layers - 1}.mlp.Wo.weight"
     if last not in weights:  # before as many layers are made
         raise InputError(f"{folder}: the weights have no {last}, expected {config.num_hidden_layers} layers")

@@ -58,7 +58,10 @@ def refuse_pickles(folder: Path) -> None:
     """
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
-        raise InputError(f"{folder}: has {pickles[0]}, a pickle, which is never loaded; expected {WEIGHTS}")
+        raise InputError(
+            f"{folder}: has {pickles[0]}, a pickle, which is never loaded; expected {WEIGHTS} "
+            f"(modernbert convert {folder / pickles[0]} --out FOLDER reads it without running it)"
+        )
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

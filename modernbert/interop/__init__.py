@@ -1,0 +1,1 @@
+"""Models and checkpoints of other libraries: read as data, and ours inside theirs."""
