@@ -246,7 +246,7 @@ def average(config: ConfigFile = None, overrides: Overrides = None, print_config
 @_told()
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="A .pt of Composer, or a pytorch_model.bin.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The model folder, which is new.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="A new model folder, or FILE.safetensors.")],
     tokenizer: Annotated[
         str | None, typer.Option(help="A folder with tokenizer.json; else the checkpoint's own.")
     ] = None,

@@ -19,11 +19,13 @@ from modernbert.errors import InputError
 from modernbert.export.check import Agreement, compare, made_up, open_file, short_texts, vectors_in
 from modernbert.export.graph import Exported, build, encoder_in, outputs_of
 from modernbert.export.nodes import OPSET, needed, write_model
-from modernbert.model.embedder import Embedder, load_projection, load_vectors
+from modernbert.model.embedder import Embedder
 from modernbert.model.encoder import Encoder
 from modernbert.model.foreign import OURS, family_of
 from modernbert.model.heads import Classifier, encoder_of
 from modernbert.model.hub import digest_of, load_model
+from modernbert.model.layouts import load_vectors
+from modernbert.model.projection import load_projection
 from modernbert.ragged import within
 from modernbert.storage import new_folder
 from modernbert.text.tokenizer import Tokenizer

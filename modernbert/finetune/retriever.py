@@ -31,7 +31,7 @@ from modernbert.evaluate.retrieval import (
 from modernbert.finetune.checks import check_numbers
 from modernbert.infer.pipeline import ModernBert
 from modernbert.model.attention import choose_backend
-from modernbert.model.embedder import Embedder, Vectors, load_projection, write_vectors
+from modernbert.model.embedder import Embedder, Vectors
 from modernbert.model.encoder import Encoder
 from modernbert.model.foreign import (
     OURS,
@@ -44,6 +44,8 @@ from modernbert.model.foreign import (
 )
 from modernbert.model.heads import encoder_of
 from modernbert.model.hub import find_folder, load_config, load_model, save_folder
+from modernbert.model.layouts import load_vectors, write_vectors
+from modernbert.model.projection import load_projection
 from modernbert.model.stanford import check_stanford, write_stanford
 from modernbert.ragged import Batch, within
 from modernbert.storage import only_process, write_file
@@ -445,5 +447,6 @@ def _write(out: Path, config: RetrieverConfig, inputs: _Inputs, model: Embedder,
         save_folder(out / "model", encoder, write_tokenizer_too, replace=True)
     if config.stanford:
         prefix = str(encoder.inner.base_model_prefix) if isinstance(encoder, ForeignEncoder) else "model"
-        write_stanford(out / "stanford", out / "model", prefix)
+        assert model.projection is not None, "checked before anything was begun"
+        write_stanford(out / "stanford", out / "model", prefix, load_vectors(out / "model"), model.projection)
     write_file(out / "scores.json", json.dumps(written, indent=2) + "\n")

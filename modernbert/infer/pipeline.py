@@ -29,12 +29,14 @@ from modernbert.infer.search import search_tokens, search_vectors
 from modernbert.infer.spread import Spread
 from modernbert.model.attention import choose_backend
 from modernbert.model.config import ModelConfig
-from modernbert.model.embedder import Embedder, Vectors, load_projection, load_vectors
+from modernbert.model.embedder import Embedder, Vectors
 from modernbert.model.encoder import Encoder
 from modernbert.model.foreign import OURS, ForeignEncoder, family_of, load_foreign_encoder, vocabulary_of
 from modernbert.model.fused import FusedEncoder
 from modernbert.model.heads import Classifier, MaskedLM, Model, encoder_of, pool
 from modernbert.model.hub import find_folder, load_config, save_folder
+from modernbert.model.layouts import load_vectors
+from modernbert.model.projection import load_projection
 from modernbert.processes import Processes
 from modernbert.ragged import Batch, within
 from modernbert.text.forms import Form, laid_out
@@ -237,11 +239,11 @@ class ModernBert:
     ) -> np.ndarray:
         """Return one vector a text, [N, D] in the order of the texts.
 
-        `pooling` is `mean` over all tokens of the text or its first token `cls`, by default as the model was tuned;
-        `prompt` is put before each text; `truncate_dim` keeps the first components, before normalising. A text longer
-        than the model was trained for is an error; `overflow` may cut it (`truncate`), or take the mean over its parts,
-        each with the weight of its tokens (`split-mean`). `precision` is float32, float16, int8 or binary, see
-        `quantize`. `progress` shows on standard error how far it is.
+        `pooling` is `mean` over all tokens of the text or its first token `cls`, by default as the model was tuned; the
+        linear layer that it was tuned with follows. `prompt` is put before each text; `truncate_dim` keeps the first
+        components, before normalising. A text longer than the model was trained for is an error; `overflow` may cut it
+        (`truncate`), or take the mean over its parts, each with the weight of its tokens (`split-mean`). `precision` is
+        float32, float16, int8 or binary, see `quantize`. `progress` shows on standard error how far it is.
 
         Raises: InputError for a text that is too long or not text, or for an unknown pooling, overflow or precision.
         """
@@ -251,7 +253,8 @@ class ModernBert:
                 overflow=overflow, precision=precision,
             )  # fmt: skip
             return np.concatenate(self._spread.run(work, _checked(_listed(texts)), progress=progress))
-        width = self.width
+        projection = None if self.is_late else self.projection
+        width = self.width if projection is None else projection.out_features
         pooling = pooling or ("mean" if self.is_late else self.vectors.pooling)
         if pooling not in ("mean", "cls"):
             raise InputError(f"pooling: found {pooling!r}, expected mean or cls")
@@ -262,7 +265,11 @@ class ModernBert:
         numbers: list[int] = []
         lengths: list[int] = []
         for owners, batch, hidden in self._hidden_states(texts, prompt, overflow, progress):
-            found.append(finite(pool(hidden.float(), batch.layout, pooling).cpu()).numpy())
+            rows = pool(hidden.float(), batch.layout, pooling)
+            if projection is not None:
+                with torch.inference_mode():
+                    rows = projection(rows.to(projection.weight.dtype)).float()
+            found.append(finite(rows.cpu()).numpy())
             numbers += owners
             lengths += batch.layout.lengths
         whole = mean_of_parts(np.concatenate(found), np.array(numbers), np.array(lengths))[:, :truncate_dim]

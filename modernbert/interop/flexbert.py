@@ -24,6 +24,7 @@ __all__ = [
     "fields_of_settings",
     "fields_of_shapes",
     "find_weights",
+    "named_tensors",
     "without_tied_decoder",
     "write_tokenizer_files",
 ]
@@ -80,18 +81,11 @@ def find_weights(file: TorchFile, origin: str) -> Found:
     Raises: InputError if there is none, or an entry of it is not a tensor.
     """
     state = _under(file.content, "state")
-    named = _under(state, "model") if state else file.content
-    if not isinstance(named, dict) or not named:
-        raise InputError(f"{origin}: has neither state.model nor names and tensors at its top, expected one of them")
     tensors: dict[str, StoredTensor] = {}
-    for name, value in named.items():
+    for name, described in named_tensors(_under(state, "model") if state else file.content, origin).items():
         published = published_name(name)
         if published.endswith("rotary_emb.inv_freq"):
             continue  # computed from theta, by whoever reads
-        try:
-            described = stored_tensor(value, name)
-        except InputError as error:
-            raise InputError(f"{origin}: {error}") from None
         if published in tensors:
             raise InputError(f"{origin}: two tensors would be {published[:80]!r}, expected one")
         tensors[published] = described
@@ -100,6 +94,19 @@ def find_weights(file: TorchFile, origin: str) -> Found:
     library = _under(_under(state, "integrations"), "huggingface")
     settings = _under(_under(_under(library, "model"), "config"), "content")
     return Found(tensors, settings or None, _under(library, "tokenizer"))
+
+
+def named_tensors(content: Any, origin: str) -> dict[str, StoredTensor]:
+    """Return what is a table of names and tensors, and nothing else.
+
+    Raises: InputError naming the entry that is no tensor.
+    """
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{origin}: has neither state.model nor names and tensors at its top, expected one of them")
+    try:
+        return {name: stored_tensor(value, name) for name, value in content.items()}
+    except InputError as error:
+        raise InputError(f"{origin}: {error}") from None
 
 
 def published_name(name: str) -> str:

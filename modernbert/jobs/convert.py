@@ -1,5 +1,7 @@
 """`modernbert convert`: a checkpoint of the reference repository, or a `pytorch_model.bin` -> a published folder.
 
+Where the new name ends in .safetensors, the tensors of any such file go into it by the names they have.
+
 Nothing in the file is run: its pickle is read as data. What weights do not show comes from the settings that lie in the
 checkpoint, from the training YAML, or from options; sources that disagree are refused, and what was taken from where is
 printed.
@@ -18,6 +20,7 @@ from modernbert.interop.flexbert import (
     fields_of_settings,
     fields_of_shapes,
     find_weights,
+    named_tensors,
     without_tied_decoder,
     write_tokenizer_files,
 )
@@ -27,11 +30,12 @@ from modernbert.model.dialect import config_to_json
 from modernbert.model.heads import encoder_of
 from modernbert.model.hub import model_of, save_folder
 from modernbert.published import read_json
+from modernbert.storage import new_file, write_tensors
 from modernbert.text.tokenizer import Tokenizer
 
 __all__ = ["ConvertConfig", "run"]
 
-_PUBLISHED = "modernbert"
+_PUBLISHED, _SAFETENSORS = "modernbert", ".safetensors"
 
 
 @dataclass
@@ -60,6 +64,8 @@ def run(config: ConvertConfig) -> Path:
     Raises: InputError if the file is damaged or no ModernBERT, or if something is left to guess.
     """
     path = config.checkpoint
+    if config.out.suffix == _SAFETENSORS:
+        return _as_they_are(config)
     with open_torch_file(path) as file:
         found = find_weights(file, str(path))
         settings, where = found.settings, f"the settings in {path.name}"
@@ -83,6 +89,18 @@ def run(config: ConvertConfig) -> Path:
     print(f"{config.out}: {sum(each.numel() for each in model.parameters()):,} parameters in {kinds[0]}")
     if tokenizer is None:
         print(f"{config.out}: has no tokenizer; --tokenizer FOLDER would have put one there")
+    return config.out
+
+
+def _as_they_are(config: ConvertConfig) -> Path:
+    """Write the tensors of a file by the names they have, such as those of a module beside a model."""
+    with open_torch_file(config.checkpoint) as file:
+        tensors = file.tensors(named_tensors(file.content, str(config.checkpoint)))
+    if config.out.exists():
+        raise InputError(f"{config.out}: exists already, expected a new file")
+    with new_file(config.out) as partial:
+        write_tensors(partial, tensors, metadata={"format": "pt"})
+    print(f"{config.out}: {len(tensors)} tensors")
     return config.out
 
 

@@ -24,6 +24,7 @@ from modernbert.model.encoder import Encoder
 from modernbert.model.fused import FusedEncoder
 from modernbert.model.heads import TASKS, Classifier, MaskedLM, Model, encoder_of
 from modernbert.model.prepacked import PrepackedLinear
+from modernbert.model.stanford import LINEAR, is_stanford
 from modernbert.model.weights import WEIGHTS, check_tensor, read_weights
 from modernbert.published import check_file, read_json
 from modernbert.ragged import Batch
@@ -33,7 +34,7 @@ __all__ = ["digest_of", "find_folder", "load_config", "load_model", "model_of", 
 
 logger = logging.getLogger("modernbert")
 
-_WANTED = ["*.json", "*.safetensors"]
+_WANTED = ["*.json", "*.safetensors", "artifact.metadata"]
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -129,6 +130,9 @@ def model_of(
     """
     config = config_from_json(found, str(folder / "config.json"))
     weights = _without_prefix(tensors, folder)
+    if is_stanford(found):
+        # The encoder is that of the library's class, whose linear layer is loaded as a projection.
+        weights = {name.removeprefix("bert."): tensor for name, tensor in weights.items() if name != LINEAR}
     last = f"layers.{config.num_hidden_layers - 1}.mlp.Wo.weight"
     if last not in weights:  # before as many layers are made
         raise InputError(f"{folder}: the weights have no {last}, expected {config.num_hidden_layers} layers")
@@ -303,8 +307,6 @@ def _check_names_and_shapes(expected: Mapping[str, Tensor], found: Mapping[str, 
         if name.startswith(_OTHER_HEADS):
             others += [name] if name != "decoder.weight" else []
         elif "rotary_emb" not in name:
-            if name == "linear.weight":
-                raise InputError(f"{folder}: is for ColBERT's library; load the model folder that stands beside it")
             raise InputError(f"{folder}: the weights have {name}, which no ModernBERT of this config has")
     if others:
         logger.warning("%s: of a head that is not loaded: %s", folder, shown(", ".join(others), 200))

@@ -1,23 +1,37 @@
 """A model for late interaction in the layout of Stanford's ColBERT library.
 
 In: a folder in PyLate's layout. Out: one whose weights hold encoder and projection together, with `artifact.metadata`
-beside them. The library marks texts with one token each, fills queries up, and skips punctuation or nothing.
+beside them; and what such a folder says, for whoever reads it. The library marks texts with one token each, fills
+queries up, and skips punctuation or nothing.
 
 Source: github.com/stanford-futuredata/ColBERT, `HF_ColBERT` and its settings.
 """
 
 import json
 import string
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import nn
 
 from modernbert.errors import InputError
-from modernbert.model.embedder import Vectors, load_projection, load_vectors
+from modernbert.model.embedder import Vectors
+from modernbert.published import read_json
 from modernbert.storage import new_folder, write_tensors
 
-__all__ = ["check_stanford", "write_stanford"]
+__all__ = [
+    "LINEAR",
+    "check_stanford",
+    "is_stanford",
+    "stanford_settings",
+    "vectors_of_stanford",
+    "write_stanford",
+]
+
+ARCHITECTURE, LINEAR = "HF_ColBERT", "linear.weight"
+_METADATA = "artifact.metadata"
 
 _NOT_COPIED = ("model.safetensors", "config.json", "modules.json", "sentence_bert", "config_sentence")
 
@@ -41,14 +55,12 @@ def check_stanford(vectors: Vectors, projection: int | None) -> None:
         raise InputError("vectors.skip: found some tokens, but ColBERT's library skips all punctuation or none")
 
 
-def write_stanford(folder: Path, source: Path, prefix: str) -> None:
+def write_stanford(folder: Path, source: Path, prefix: str, vectors: Vectors, projection: nn.Linear) -> None:
     """Write the model of `source`, whose encoder the library's class calls `prefix`, anew; an old folder is replaced.
 
     Raises: InputError if the disk is full or not writable.
     """
-    config = json.loads((source / "config.json").read_text()) | {"architectures": ["HF_ColBERT"]}
-    vectors, projection = load_vectors(source), load_projection(source, config["hidden_size"])
-    assert projection is not None
+    config = json.loads((source / "config.json").read_text()) | {"architectures": [ARCHITECTURE]}
     weights = load_file(source / "model.safetensors")
     named = {name if name.startswith(f"{prefix}.") else f"{prefix}.{name}": each for name, each in weights.items()}
     settings: dict[str, Any] = {
@@ -62,6 +74,50 @@ def write_stanford(folder: Path, source: Path, prefix: str) -> None:
             if path.is_file() and not path.name.startswith(_NOT_COPIED):
                 (partial / path.name).write_bytes(path.read_bytes())
         (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        (partial / "artifact.metadata").write_text(json.dumps(settings, indent=2) + "\n")
-        tensors = named | {"linear.weight": projection.weight.detach()}
+        (partial / _METADATA).write_text(json.dumps(settings, indent=2) + "\n")
+        tensors = named | {LINEAR: projection.weight.detach()}
         write_tensors(partial / "model.safetensors", tensors, metadata={"format": "pt"})
+
+
+def is_stanford(config: Mapping[str, Any]) -> bool:
+    """Say whether a `config.json` is that of the library's class."""
+    return ARCHITECTURE in (config.get("architectures") or [])
+
+
+def stanford_settings(folder: Path) -> dict[str, Any] | None:
+    """Return what `artifact.metadata` says, or the library's defaults; None for a folder of another layout.
+
+    Raises: InputError naming the file, if it is not readable.
+    """
+    if not is_stanford(read_json(folder / "config.json", missing_ok=True)):
+        return None
+    return read_json(folder / _METADATA, missing_ok=True)
+
+
+def vectors_of_stanford(settings: Mapping[str, Any], folder: Path) -> Vectors:
+    """Return how the library makes vectors; what is not said is its default.
+
+    Raises: InputError for a setting of another kind, and where queries do not attend to what they are filled up with.
+    """
+    place = folder / _METADATA
+    if not settings.get("attend_to_mask_tokens", False):
+        raise InputError(
+            f"{place}: attend_to_mask_tokens is false, expected true: without padding a text sees all its tokens"
+        )
+    for key, expected in (("similarity", "cosine"), ("interaction", "colbert")):
+        if settings.get(key, expected) != expected:
+            raise InputError(f"{place}: {key} is {str(settings[key])[:60]!r}, expected {expected!r}")
+    lengths = {key: settings.get(key) or usual for key, usual in (("query_maxlen", 32), ("doc_maxlen", 220))}
+    for key, length in lengths.items():
+        if type(length) is not int or length < 1:
+            raise InputError(f"{place}: {key} is {str(length)[:60]!r}, expected a number of tokens")
+    return Vectors(
+        pooling="tokens",
+        # The library writes ". " before a text and puts the mark over the dot.
+        query_prompt=f"{settings.get('query_token_id') or '[unused0]'} ",
+        document_prompt=f"{settings.get('doc_token_id') or '[unused1]'} ",
+        query_length=lengths["query_maxlen"],
+        document_length=lengths["doc_maxlen"],
+        expand_queries=True,
+        skip=list(string.punctuation) if settings.get("mask_punctuation", True) else [],
+    )

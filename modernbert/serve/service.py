@@ -95,8 +95,9 @@ class Service:
     def finish_vectors(self, normalize: bool, dimensions: int | None) -> Finish:
         """Return what makes vectors as the model was tuned."""
         bert = self.bert
-        if dimensions is not None and dimensions > bert.vector_width:
-            raise InputError(f"dimensions: found {dimensions}, expected 1 to {bert.vector_width}")
+        width = bert.width if bert.is_late else bert.vector_width
+        if dimensions is not None and dimensions > width:
+            raise InputError(f"dimensions: found {dimensions}, expected 1 to {width}")
         return work.pooled(bert, "mean" if bert.is_late else bert.vectors.pooling, normalize, dimensions)
 
     def classifier(self) -> Classifier:

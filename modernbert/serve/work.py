@@ -72,7 +72,9 @@ def pooled(bert: ModernBert, pooling: str, normalize: bool, dimensions: int | No
 
     def finish(hidden: Tensor, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
         layout = Layout.from_lengths([len(each) for each in documents]).to(hidden.device)
-        vectors = _projected(bert, pool(hidden.float(), layout, pooling))[:, :dimensions]
+        rows = pool(hidden.float(), layout, pooling)
+        # The layer behind late interaction is for vectors of tokens.
+        vectors = (rows if bert.is_late else _projected(bert, rows))[:, :dimensions]
         return list((F.normalize(vectors, dim=-1) if normalize else vectors).cpu().numpy())
 
     return finish

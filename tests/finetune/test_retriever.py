@@ -24,9 +24,10 @@ from modernbert.finetune.retriever import RetrieverConfig, finetune_retriever
 from modernbert.jobs.evaluate_retrieval import RetrievalConfig
 from modernbert.jobs.evaluate_retrieval import run as evaluate
 from modernbert.jobs.finetune import schema_of
-from modernbert.model.embedder import Embedder, Vectors, load_vectors
+from modernbert.model.embedder import Embedder, Vectors
 from modernbert.model.heads import MaskedLM
 from modernbert.model.hub import load_model
+from modernbert.model.layouts import load_vectors
 from modernbert.ragged import within
 from modernbert.text.forms import Form, Laid, laid_out
 from modernbert.text.labelled.questions import Question, questions_of_ids, questions_of_rows, step_of

@@ -1,0 +1,192 @@
+"""How a folder's texts become vectors, in the words of the libraries that write such folders.
+
+In: a folder of sentence-transformers (vectors, or its multi-vector models), of PyLate or of ColBERT's own library. Out:
+`Vectors`, and back: beside a published folder, the files from which the first two build the same thing. What a folder
+lists and this package has no part for is refused: vectors that are almost those of the model are wrong.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from modernbert.errors import InputError
+from modernbert.model.embedder import Vectors
+from modernbert.model.modules import listed_modules
+from modernbert.model.stanford import stanford_settings, vectors_of_stanford
+from modernbert.published import read_json
+from modernbert.storage import write_tensors
+
+__all__ = ["load_vectors", "write_vectors"]
+
+_SETTINGS, _LIMITS, _DENSE = "config_sentence_transformers.json", "sentence_bert_config.json", "1_Dense"
+_POOLINGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
+# What the tokenizers of transformers say of no limit is a number of thirty digits.
+_NO_LIMIT = 10**6
+
+
+def write_vectors(folder: Path, vectors: Vectors, projection: nn.Linear | None, longest: int) -> None:
+    """Write what sentence-transformers reads beside a model, in PyLate's layout where tokens have vectors.
+
+    For `new_folder`. Raises: OSError with the system's number if the disk is full or not writable.
+    """
+    late = vectors.pooling == "tokens"
+    modules: list[tuple[str, str]] = [("", "sentence_transformers.models.Transformer")]
+    settings: dict[str, Any] = {
+        "prompts": {"query": vectors.query_prompt, "document": vectors.document_prompt},
+        "default_prompt_name": None,
+        "similarity_fn_name": "cosine",
+        # Which sentence-transformers has no word for, and passes over.
+        "query_length": vectors.query_length,
+    }
+    if late:
+        settings = {
+            "model_type": "ColBERT", "similarity_fn_name": "MaxSim", "query_prefix": vectors.query_prompt,
+            "document_prefix": vectors.document_prompt, "query_length": vectors.query_length or longest,
+            "document_length": vectors.document_length or longest, "attend_to_expansion_tokens": True,
+            "do_query_expansion": vectors.expand_queries, "skiplist_words": list(vectors.skip),
+        }  # fmt: skip
+    else:
+        modules += [("1_Pooling", "sentence_transformers.models.Pooling")]
+        modules += [("2_Normalize", "sentence_transformers.models.Normalize")]
+        width = json.loads((folder / "config.json").read_text())["hidden_size"]
+        pooling = {
+            "word_embedding_dimension": width,
+            **{key: mode == vectors.pooling for mode, key in _POOLINGS.items()},
+        }
+        (folder / "1_Pooling").mkdir()
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2) + "\n")
+        (folder / "2_Normalize").mkdir()
+    if projection is not None:
+        modules += [(_DENSE, "pylate.models.Dense.Dense")]
+        described = {
+            "in_features": projection.in_features, "out_features": projection.out_features, "bias": False,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        }  # fmt: skip
+        (folder / _DENSE).mkdir()
+        (folder / _DENSE / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+        write_tensors(folder / _DENSE / "model.safetensors", {"linear.weight": projection.weight.detach().cpu()})
+    listed = [{"idx": n, "name": str(n), "path": path, "type": kind} for n, (path, kind) in enumerate(modules)]
+    (folder / "modules.json").write_text(json.dumps(listed, indent=2) + "\n")
+    (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+    limits = {"max_seq_length": vectors.document_length or longest, "do_lower_case": False}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(limits, indent=2) + "\n")
+
+
+def load_vectors(folder: Path) -> Vectors:
+    """Read how a folder's texts become vectors; the defaults where it does not say.
+
+    Raises: InputError naming the file, for one that is not readable, or asks for what this package has not.
+    """
+    if (stanford := stanford_settings(folder)) is not None:
+        return vectors_of_stanford(stanford, folder)
+    found = read_json(folder / _SETTINGS, missing_ok=True)
+    if found.get("model_type") == "ColBERT":
+        return _of_pylate(found, folder)
+    if found.get("model_type") == "MultiVectorEncoder":
+        return _of_multi_vector(found, folder)
+    query, document = _prompts(found, folder)
+    # The library cuts queries where it cuts documents.
+    length = _longest(folder)
+    asked = _whole("query_length", found, folder / _SETTINGS) if "query_length" in found else length
+    return Vectors(
+        pooling=_pooling(folder), query_prompt=query, document_prompt=document, query_length=asked,
+        document_length=length,
+    )  # fmt: skip
+
+
+def _of_pylate(found: dict[str, Any], folder: Path) -> Vectors:
+    expand = bool(found.get("do_query_expansion", True))
+    if expand and not found.get("attend_to_expansion_tokens", False):
+        raise InputError(
+            f"{folder / _SETTINGS}: attend_to_expansion_tokens is false, expected true, or do_query_expansion "
+            "false: without padding a text sees all its tokens"
+        )
+    return Vectors(
+        pooling="tokens", query_prompt=str(found.get("query_prefix") or ""),
+        document_prompt=str(found.get("document_prefix") or ""),
+        query_length=_whole("query_length", found, folder / _SETTINGS) or 32,
+        document_length=_whole("document_length", found, folder / _SETTINGS) or 180, expand_queries=expand,
+        skip=_words(found, folder / _SETTINGS),
+    )  # fmt: skip
+
+
+def _of_multi_vector(found: dict[str, Any], folder: Path) -> Vectors:
+    """Read sentence-transformers' own form of late interaction: each module says its part."""
+    limits = read_json(folder / _LIMITS, missing_ok=True)
+    length, expansion = _whole("query_length", limits, folder / _LIMITS), limits.get("query_expansion")
+    if expansion is not None:
+        if not isinstance(expansion, dict) or expansion.get("strategy") != "fixed" or expansion.get("token"):
+            raise InputError(f"{folder / _LIMITS}: query_expansion is not that of [MASK] to a fixed length")
+        if not expansion.get("attend", False):
+            raise InputError(
+                f"{folder / _LIMITS}: query_expansion.attend is false, expected true: without padding a text sees all "
+                "its tokens"
+            )
+        length = _whole("length", expansion, folder / _LIMITS)
+    skip: list[str] = []
+    for module in listed_modules(folder):
+        if module.kind == "MultiVectorMask":
+            place = folder / module.path / "config.json"
+            mask = read_json(place, missing_ok=True)
+            if mask.get("keep_only_token_ids") or mask.get("skiplist_tasks", ["document"]) != ["document"]:
+                raise InputError(f"{place}: leaves out tokens of other texts than documents, or keeps some alone")
+            skip = _words(mask, place)
+    query, document = _prompts(found, folder)
+    return Vectors(
+        pooling="tokens", query_prompt=query, document_prompt=document, query_length=length,
+        document_length=_whole("document_length", limits, folder / _LIMITS) or _longest(folder),
+        expand_queries=expansion is not None, skip=skip,
+    )  # fmt: skip
+
+
+def _pooling(folder: Path) -> str:
+    """Return how a folder of sentence-transformers makes one vector of a text; mean where it does not say."""
+    if not (folder / "modules.json").exists():
+        return "mean"
+    place = next((folder / each.path for each in listed_modules(folder) if each.kind == "Pooling"), None)
+    if place is None:
+        return "mean"
+    found = read_json(place / "config.json", missing_ok=True)
+    mode = found.get("pooling_mode")
+    modes = [mode] if isinstance(mode, str) else [name for name, key in _POOLINGS.items() if found.get(key)]
+    others = [key for key in found if key.startswith("pooling_mode_") and key not in _POOLINGS.values() and found[key]]
+    if isinstance(mode, list) or others or len(modes) > 1 or not set(modes) <= set(_POOLINGS):
+        raise InputError(f"{place / 'config.json'}: pools by {str(mode or others or modes)[:60]}, expected mean or cls")
+    if not found.get("include_prompt", True):
+        raise InputError(f"{place / 'config.json'}: include_prompt is false, expected true")
+    return modes[0] if modes else "mean"
+
+
+def _prompts(found: dict[str, Any], folder: Path) -> tuple[str, str]:
+    """Return what is put before queries and before documents."""
+    prompts = found.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise InputError(f"{folder / _SETTINGS}: prompts is {type(prompts).__name__}, expected names and texts")
+    # The library asks for the first of these that there is.
+    document = next((prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)), "")
+    return str(prompts.get("query") or ""), str(document)
+
+
+def _longest(folder: Path) -> int | None:
+    """Return at how many tokens texts are cut: newer folders let the tokenizer say so."""
+    said = _whole("max_seq_length", read_json(folder / _LIMITS, missing_ok=True), folder / _LIMITS)
+    if said is not None or not (folder / "modules.json").exists():
+        return said
+    length = read_json(folder / "tokenizer_config.json", missing_ok=True).get("model_max_length")
+    return length if isinstance(length, int) and 0 < length < _NO_LIMIT else None
+
+
+def _whole(key: str, said: dict[str, Any], place: Path) -> int | None:
+    value = said.get(key)
+    if value is not None and (type(value) is not int or value < 1):
+        raise InputError(f"{place}: {key} is {value!r}, expected a number of tokens")
+    return value
+
+
+def _words(said: dict[str, Any], place: Path) -> list[str]:
+    words = said.get("skiplist_words") or []
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise InputError(f"{place}: skiplist_words is {str(words)[:60]!r}, expected a list of tokens")
+    return list(words)

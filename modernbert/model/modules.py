@@ -1,0 +1,44 @@
+"""The list of a folder's modules, in the form of sentence-transformers; PyLate writes the same.
+
+In: a folder. Out: its modules in turn, each one of a known kind. A file of its own because vectors and projections both
+begin with it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from modernbert.errors import InputError
+from modernbert.published import read_json_list
+
+__all__ = ["Module", "listed_modules"]
+
+_KINDS = ("Transformer", "Pooling", "Normalize", "Dense", "Dropout", "MultiVectorMask")
+
+
+@dataclass(frozen=True)
+class Module:
+    """One module: the last word of its class, whose library that is, and where in the folder it lies."""
+
+    kind: str
+    library: str
+    path: str
+
+
+def listed_modules(folder: Path) -> list[Module]:
+    """Return the modules that `modules.json` lists; none where there is no such file.
+
+    Raises: InputError for a module that this package has no part for, or a list that is none.
+    """
+    place = folder / "modules.json"
+    modules = []
+    for each in read_json_list(place):
+        if not isinstance(each, dict):
+            raise InputError(f"{place}: lists {str(each)[:80]!r}, expected modules")
+        named, path = str(each.get("type", "")), str(each.get("path", ""))
+        module = Module(named.rpartition(".")[2], named.partition(".")[0], path)
+        if module.kind not in _KINDS:
+            raise InputError(f"{place}: lists {named[:80]!r}, expected only {', '.join(_KINDS)}")
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise InputError(f"{place}: {path[:80]!r} lies outside the folder")
+        modules.append(module)
+    return modules
