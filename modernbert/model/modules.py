@@ -6,12 +6,16 @@ begin with it.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from modernbert.errors import InputError
 from modernbert.published import read_json_list
 
-__all__ = ["Module", "listed_modules"]
+__all__ = ["OURS_LISTED", "Module", "listed_modules"]
 
+# What a folder that names our own module for sentence-transformers lists beside it: the modules that it stands for.
+OURS_LISTED = "modernbert_modules.json"
+_OURS = "modernbert.interop.sentence_transformers.UnpaddedEncoder"
 _KINDS = ("Transformer", "Pooling", "Normalize", "Dense", "Dropout", "MultiVectorMask")
 
 
@@ -30,10 +34,12 @@ def listed_modules(folder: Path) -> list[Module]:
     Raises: InputError for a module that this package has no part for, or a list that is none.
     """
     place = folder / "modules.json"
+    found = _listed(place)
+    if any(each.get("type") == _OURS for each in found):
+        others = [each for each in found if each.get("type") != _OURS]
+        found = _listed(folder / OURS_LISTED) + others
     modules = []
-    for each in read_json_list(place):
-        if not isinstance(each, dict):
-            raise InputError(f"{place}: lists {str(each)[:80]!r}, expected modules")
+    for each in found:
         named, path = str(each.get("type", "")), str(each.get("path", ""))
         module = Module(named.rpartition(".")[2], named.partition(".")[0], path)
         if module.kind not in _KINDS:
@@ -42,3 +48,11 @@ def listed_modules(folder: Path) -> list[Module]:
             raise InputError(f"{place}: {path[:80]!r} lies outside the folder")
         modules.append(module)
     return modules
+
+
+def _listed(place: Path) -> list[dict[str, Any]]:
+    found = read_json_list(place)
+    for each in found:
+        if not isinstance(each, dict):
+            raise InputError(f"{place}: lists {str(each)[:80]!r}, expected modules")
+    return found
