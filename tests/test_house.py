@@ -161,7 +161,7 @@ def test_tokenising_never_waits_for_torch() -> None:
 
 
 def test_the_library_brings_in_nothing_that_makes_a_process_wait() -> None:
-    """Torch's compiler, what draws on terminals alone, and libraries that others use us in: none is wanted for a vector."""
+    """Torch's compiler, what draws on terminals alone, libraries that we are used in: none is wanted for a vector."""
     unwanted = ("torch._dynamo", "rich", "sentence_transformers", "mteb")
     code = f"import sys; from modernbert import ModernBert; print([n for n in {unwanted} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -75,6 +75,7 @@ class UnpaddedEncoder(InputModule):
             raise InputError("a model of another family is loaded by sentence-transformers itself")
         self.tokenizer = bert.tokenizer  # type: ignore[assignment]
         self.encoder: nn.Module = bert.encoder
+        self.is_fitted = True
         self.projection = bert.projection
         self.vectors, self.normalize, self.budget_tokens = bert.vectors, normalize, bert.budget_tokens
         self.max_seq_length = min(bert.vectors.document_length or bert.longest, bert.longest)
@@ -156,6 +157,7 @@ class UnpaddedEncoder(InputModule):
         """
         if self.training and torch.is_grad_enabled():
             raise InputError("this module is for use, not for training; modernbert finetune trains")
+        self._fit()
         lengths = features["cu_seq_lens_q"].diff().tolist()
         documents = features["input_ids"][0].cpu().split(lengths)
         vectors, tokens = [], []
@@ -204,23 +206,27 @@ class UnpaddedEncoder(InputModule):
                 path.replace(target / path.name)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "UnpaddedEncoder":
-        """Move or convert: weights that are laid out for one processor are laid out anew."""
-        probe = fn(torch.empty(0, dtype=self._embedding.dtype, device=self.device))
-        if (probe.device, probe.dtype) == (self.device, self._embedding.dtype):
-            return self
-        self.encoder = unpacked(self.encoder)  # type: ignore[arg-type]
+        """Move, convert or share weights, in the form in which they are published."""
+        self._unpack()
         super()._apply(fn, recurse)
-        self.encoder = fit_for_inference(self.encoder)  # type: ignore[arg-type]
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what another process can make the module of: weights as they are published."""
-        state = dict(self.__dict__)
-        plain = unpacked(self.encoder)  # type: ignore[arg-type]
-        state["_modules"] = {**self._modules, "encoder": plain}
-        return state
+    def _fit(self) -> None:
+        """Lay the weights out for the processor they lie at, if they are not yet."""
+        if not self.is_fitted:
+            self.encoder = fit_for_inference(self.encoder)  # type: ignore[arg-type]
+            self.is_fitted = True
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Lay the weights out where this process runs."""
-        super().__setstate__(state)
-        self.encoder = fit_for_inference(self.encoder)  # type: ignore[arg-type]
+    def _unpack(self) -> None:
+        """Go back to weights as they are published; the next call lays them out anew."""
+        if self.is_fitted:
+            self.encoder = unpacked(self.encoder)  # type: ignore[arg-type]
+            self.is_fitted = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process can make the module of.
+
+        The weights stay as they are handed out: torch shares memory, which must outlive the call.
+        """
+        self._unpack()
+        return self.__dict__.copy()
