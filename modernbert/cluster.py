@@ -41,7 +41,6 @@ def connected(num_cpus: int | None = None) -> Iterator[Any]:
         here: dict[str, Any] = {} if address else {"num_cpus": num_cpus, "include_dashboard": False}
         is_main = threading.current_thread() is threading.main_thread()
         on_end = signal.getsignal(signal.SIGTERM)
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -72,6 +71,8 @@ def share_out(
     Raises: InputError for what is raised by the reader, the beginning or the work as such, for more processes than the
     cluster has room for, or if work ends its process again and again.
     """
+    # Of every process it says that its arguments could be lost; it keeps them as long as there is work.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     with connected() as ray:
         import ray.data  # type: ignore[no-redef]
 

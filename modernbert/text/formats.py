@@ -8,14 +8,14 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from modernbert.errors import InputError
 from modernbert.text.archive import open_plain
 from modernbert.text.faults import BrokenInput
 from modernbert.text.remote import RemoteFile
 
-__all__ = ["KNOWN", "File", "RawText", "format_of", "mark_of", "read_texts", "size_of"]
+__all__ = ["KNOWN", "File", "RawText", "format_of", "mark_of", "open_parquet", "read_texts", "size_of"]
 
 PROSE = (".txt", ".md", ".rst")
 CODE = tuple(
@@ -25,6 +25,7 @@ CODE = tuple(
 )
 KNOWN = (*PROSE, ".jsonl", ".parquet", *CODE)
 PARQUET_ROWS = 64
+_PAGE_BYTES = 1 << 20
 NAMED_FIELDS = 8
 
 File = Path | RemoteFile
@@ -137,13 +138,12 @@ def _text_of_row(line: bytes, place: str, text_field: str) -> RawText | BrokenIn
 def _read_parquet(file: File, text_field: str, count: Count) -> Iterator[RawText | BrokenInput]:
     try:
         import pyarrow as pa
-        import pyarrow.parquet as pq
     except ImportError:
         raise InputError(f"{file}: needs pyarrow to be read; pip install 'modernbert[data]'") from None
     number = seen = 0
     try:
         size = size_of(file)
-        with file.open("rb") as stored, pq.ParquetFile(stored) as table:
+        with file.open("rb") as stored, open_parquet(stored) as table:
             schema = table.schema_arrow
             if text_field not in schema.names:
                 raise BrokenInput(f"{file}: no column {text_field!r}, found {_named(schema.names)}")
@@ -167,6 +167,13 @@ def _read_parquet(file: File, text_field: str, count: Count) -> Iterator[RawText
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BrokenInput(f"{file}: is not readable as parquet ({reason})") from None
+
+
+def open_parquet(stored: BinaryIO) -> Any:
+    """Open a parquet file so that pages are read as they are wanted: row groups may be of any size."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetFile(stored, buffer_size=_PAGE_BYTES, pre_buffer=False)
 
 
 def _named(fields: list[str]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from modernbert.errors import InputError
 from modernbert.text.archive import open_plain
-from modernbert.text.formats import File, format_of
+from modernbert.text.formats import File, format_of, open_parquet
 from modernbert.text.remote import dataset_url, find_remote, is_url
 
 __all__ = ["Row", "read_file", "read_rows"]
@@ -194,12 +194,11 @@ def _read_conll(file: File) -> Iterator[Row]:
 def _read_parquet(file: File, column: str | None) -> Iterator[Row]:
     try:
         import pyarrow as pa
-        import pyarrow.parquet as pq
     except ImportError:
         raise InputError(f"{file}: needs pyarrow to be read; pip install 'modernbert[data]'") from None
     number = 0
     try:
-        with file.open("rb") as stored, pq.ParquetFile(stored) as table:
+        with file.open("rb") as stored, open_parquet(stored) as table:
             wanted = [column] if column in table.schema_arrow.names else None
             for some in table.iter_batches(batch_size=1024, columns=wanted):
                 for values in some.to_pylist():
