@@ -69,7 +69,8 @@ struct Chunk {
     T *normed, *gated;
 };
 
-// Multiply rows with some panels of 64 outputs, and hand on the result in pieces of [height][64]: use(panel, row, height, piece).
+// Multiply rows with some panels of 64 outputs, and hand on the result in pieces of [height][64]:
+// use(panel, row, height, piece).
 template <class T, class Use>
 void for_panels(const Team& team, const T* rows, int height, int depth, const T* weights, int num_panels,
                 const Use& use) {

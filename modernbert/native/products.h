@@ -1,9 +1,9 @@
 // Products of matrices that lie in a core's caches: C = A B, or C += A B, in float32.
 //
-//   A  [m][lda]                    row after row
+//   A  [m][lda]                      row after row
 //   B  [n / W][k / GROUP][W][GROUP]  strips of W columns; bfloat16 in pairs of neighbouring rows, as the processor's
-//                                  pair products (AVX-512 BF16, AMX) read it, float32 row after row
-//   C  [m][ldc]                    float32
+//                                    pair products (AVX-512 BF16, AMX) read it, float32 row after row
+//   C  [m][ldc]                      float32
 //
 // m is a multiple of 16, n of 32 (at most 64) and k of 32: what the tiles of AMX hold. Smaller matrices are padded.
 #pragma once
@@ -38,8 +38,9 @@ inline Floats multiply_add(Floats total, Floats a, Floats b, const bfloat16*) {
 #endif
 }
 
-// A corner of C is what the registers hold, and a strip of weights is as wide: what a corner reads of it lies end to end.
-// All rows pass over a part of a strip while it is in the first cache, and meanwhile the next part is fetched.
+// A corner of C is what the registers hold, and a strip of weights is as wide: what a corner reads lies end to end. All
+// rows pass over a part of a strip while it is in the first cache, and meanwhile the next part is fetched. With AVX-512
+// strips are wide enough to stream as they are.
 #if defined(__AVX512F__)
 constexpr int ROWS = 6, COLUMNS = 4;  // 24 accumulators, 4 vectors of B and one of A in 32 registers
 constexpr int BYTES_OF_PART = 1 << 30, UNROLL = 1;
@@ -55,8 +56,8 @@ constexpr int STRIP = PANEL;
 constexpr int STRIP = COLUMNS * LANES;
 #endif
 
-// A function of its own, so that the compiler has all registers for the loop over k. `step` bytes after `ahead` are
-// fetched at every step of it.
+// A function of its own, so that the compiler has all registers for the loop over k. Every step of it fetches `step`
+// bytes more of what is `ahead`.
 template <int W, int M, int N, class T>
 __attribute__((noinline)) void multiply_corner(const T* a, int lda, const T* b, float* c, int ldc, int k, bool add,
                                                const T* ahead, int step) {

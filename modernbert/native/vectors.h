@@ -127,14 +127,15 @@ inline Floats exponential(Floats x) {
 }
 
 // 2^x of x up to 0, as near as T asks: within 7.5e-8 of it for float32, within 7.5e-5 for bfloat16, whose own rounding
-// is 2e-3. 0 far below -126, where float32 ends; what is not a number passes on. The polynomials are minimax on half a turn.
+// is 2e-3. 0 far below -126, where float32 ends; what is not a number passes on. The polynomials are minimax on half a
+// turn.
 template <class T>
 inline Floats power_of_two(Floats x) {
 #if defined(__AVX512F__)
     const Floats bounded = larger(spread(-200.0f), x);
     const Floats whole = (Floats)_mm512_roundscale_ps((__m512)bounded, _MM_FROUND_TO_NEAREST_INT);
 #else
-    // 1.5 * 2^23: adding it rounds to a whole number, whose last bits with 127 are the exponent of its power; 0 at -127.
+    // Adding 1.5 * 2^23 rounds to a whole number; with 127, its last bits are the exponent of its power, 0 at -127.
     const Floats shift = spread(12582912.0f + 127.0f), bounded = larger(spread(-127.0f), x);
     const Floats turns = bounded + shift, whole = turns - shift;
 #endif
