@@ -26,7 +26,6 @@ from modernbert.model.heads import Classifier, encoder_of
 from modernbert.model.hub import digest_of, load_model
 from modernbert.model.layouts import load_vectors
 from modernbert.model.projection import load_projection
-from modernbert.ragged import within
 from modernbert.storage import new_folder
 from modernbert.text.tokenizer import Tokenizer
 
@@ -34,8 +33,8 @@ __all__ = ["Report", "export_folder"]
 
 _FLOAT32, _INT8 = "onnx/model.onnx", "onnx/model_quantized.onnx"
 _DIFFERENCE, _COSINE, _INT8_COSINE = 1e-4, 0.9999, 0.99
-# A text of the user's is cut after so many tokens; so many go through the model at a time.
-_BUDGET_TOKENS = 4_096
+# Places of a batch, padding included: logits of each are as wide as the vocabulary.
+_PLACES = 2_048
 _BESIDE = ("config.json", "config_sentence_transformers.json", "modules.json", "sentence_bert_config.json")
 # Small, and what is last decides: never in int8.
 _HEADS = ("head.*", "classifier", "projection")
@@ -45,11 +44,12 @@ _HEADS = ("head.*", "classifier", "projection")
 class Report:
     """Say what was written: sizes of files in bytes, and by output how near they are to the model.
 
-    `kept` is what stayed in float32 beside int8.
+    `num_cut` of the documents were too long for the model; `kept` is what stayed in float32 beside int8.
     """
 
     sizes: dict[str, int]
     num_documents: int
+    num_cut: int
     agreements: dict[str, Agreement]
     int8_agreement: Agreement | None
     kept: Sequence[str]
@@ -63,6 +63,7 @@ class _Source:
     model: Exported
     tokenizer: Tokenizer
     texts: Sequence[Sequence[np.ndarray]]
+    num_cut: int
 
     @property
     def longest(self) -> int:
@@ -97,8 +98,20 @@ def _open(folder: Path, texts: Sequence[str]) -> _Source:
     tokenizer = Tokenizer.load(folder)
     model = _as_used(folder)
     longest = encoder_in(model).config.max_position_embeddings
-    documents = [tokenizer.cut(ids, longest) for ids in tokenizer.encode(texts)]
-    return _Source(folder, model, tokenizer, list(within(documents, _BUDGET_TOKENS, len)))
+    whole = tokenizer.encode(texts)
+    num_cut = sum(len(ids) > longest for ids in whole)
+    return _Source(folder, model, tokenizer, _alike([tokenizer.cut(ids, longest) for ids in whole]), num_cut)
+
+
+def _alike(documents: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+    """Return documents of like length together, so that padding does not cost more than they do."""
+    left = sorted(documents, key=len, reverse=True)
+    batches = []
+    while left:
+        most = max(1, _PLACES // len(left[0]))
+        batches.append(left[:most])
+        left = left[most:]
+    return batches
 
 
 def _as_used(folder: Path) -> Exported:
@@ -180,7 +193,7 @@ def _write_graphs(source: _Source, partial: Path, out: Path, int8: bool) -> Repo
             )
     agreement, kept = _write_int8(source, partial, out) if int8 else (None, ())
     sizes = {str(path.relative_to(partial)): path.stat().st_size for path in sorted((partial / "onnx").iterdir())}
-    return Report(sizes, sum(map(len, batches)), agreements, agreement, kept)
+    return Report(sizes, sum(map(len, batches)), source.num_cut, agreements, agreement, kept)
 
 
 def _write_int8(source: _Source, partial: Path, out: Path) -> tuple[Agreement, Sequence[str]]:

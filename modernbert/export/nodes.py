@@ -169,7 +169,7 @@ def needed(name: str) -> Any:
 def write_model(model: Any, path: Path) -> None:
     """Write a graph as one file, or where it is too large with its weights beside it."""
     onnx = needed("onnx")
-    for old in path.parent.glob(f"{path.name}*"):
-        old.unlink()  # weights that lie beside are appended to
+    beside = path.with_name(f"{path.name}_data")
+    beside.unlink(missing_ok=True)  # what is there would be appended to
     size = sum(len(weight.raw_data) for weight in model.graph.initializer)
-    onnx.save_model(model, path, save_as_external_data=size > _LARGEST_FILE, location=f"{path.name}_data")
+    onnx.save_model(model, path, save_as_external_data=size > _LARGEST_FILE, location=beside.name)

@@ -28,6 +28,8 @@ def run(config: ExportConfig) -> Report:
     report = export_folder(find_folder(config.model), config.out, int8=config.int8, texts=config.texts)
     for name, size in report.sizes.items():
         print(f"{config.out / name}: {size / 1e6:,.1f} MB")
+    if report.num_cut:
+        print(f"{report.num_cut} texts were longer than the model was trained for, and cut")
     for name, found in report.agreements.items():
         print(
             f"{name}: {report.num_documents} documents, largest difference {found.difference:.1e} of the largest value,"
