@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SETTINGS: dict[str, Any] = {
-    "vocab_size": 512, "num_hidden_layers": 7, "hidden_size": 128, "intermediate_size": 96, "num_attention_heads": 4,
+    "vocab_size": 512, "num_hidden_layers": 7, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
     "attention_layer": "rope", "attn_out_dropout_prob": 0.1, "bert_layer": "prenorm", "embedding_layer": "sans_pos",
     "mlp_layer": "glu", "normalization": "layernorm", "norm_kwargs": {"eps": 1e-6, "bias": False},
     "hidden_act": "gelu", "head_pred_act": "gelu", "rotary_emb_dim": None, "rotary_emb_base": 160000.0,

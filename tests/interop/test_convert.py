@@ -100,7 +100,7 @@ def test_views_shared_storages_and_parameters_hold_the_same_numbers(tmp_path: Pa
     both = torch.stack((state[one].T.contiguous(), state[two].T.contiguous()))
     expected = state[one].clone(), state[two].clone()
     state[one], state[two] = both[0].T, nn.Parameter(both[1].T)  # type: ignore[assignment]
-    assert state[two].storage_offset() and state[one].stride() == (1, 128)
+    assert state[two].storage_offset() and state[one].stride() == (1, 32)
     torch.save(checkpoint_of(state), tmp_path / "c.pt")
     run(ConvertConfig(tmp_path / "c.pt", tmp_path / "out", **LENGTH))
     found = load_model(tmp_path / "out").state_dict()
@@ -148,7 +148,7 @@ def test_a_tokenizer_in_the_checkpoint_comes_along(tmp_path: Path, flexbert: Fle
     bert = ModernBert.load(tmp_path / "out", device="cpu", dtype="float32", backend="banded")
     assert bert.tokenizer.fingerprint == small_bert.tokenizer.fingerprint
     assert bert.config.pad_token_id == small_bert.tokenizer.pad_id
-    assert bert.embed(["some text"]).shape == (1, 128)
+    assert bert.embed(["some text"]).shape == (1, 32)
 
 
 YAML = """
@@ -159,8 +159,8 @@ model:
   model_config:
     vocab_size: 512
     num_hidden_layers: 7
-    hidden_size: 128
-    intermediate_size: 96
+    hidden_size: 32
+    intermediate_size: 48
     num_attention_heads: 4
     attention_layer: rope
     bert_layer: prenorm
@@ -217,7 +217,7 @@ def test_sources_that_disagree_are_refused_and_an_option_settles_it(tmp_path: Pa
         ({"rotary_emb_scale_base": 512}, "rotary_emb_scale_base: found '512'"),
         ({"rotary_emb_dim": 16}, "rotary_emb_dim: found '16', expected the width of a head"),
         ({"global_attn_every_n_layers": -1}, "global_attn_every_n_layers: found -1"),
-        ({"hidden_size": 256}, "hidden_size is 256, but 128 by the weights"),
+        ({"hidden_size": 256}, "hidden_size is 256, but 32 by the weights"),
         ({"sliding_window": "wide"}, "local_attention is a str, expected a number"),
         ({"num_attention_heads": 5}, "num_attention_heads|hidden_size"),
     ],
@@ -248,22 +248,22 @@ LAYER = "model.bert.encoder.layers.0."
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (lambda s: s.update({LAYER + "attn.Wqkv.bias": torch.zeros(384)}), "Wqkv.bias', the sign of a bias"),
-        (lambda s: s.update({LAYER + "attn_norm.weight": torch.ones(128)}), "a norm before the attention of the first"),
+        (lambda s: s.update({LAYER + "attn.Wqkv.bias": torch.zeros(96)}), "Wqkv.bias', the sign of a bias"),
+        (lambda s: s.update({LAYER + "attn_norm.weight": torch.ones(32)}), "a norm before the attention of the first"),
         (renamed(LAYER + "attn.Wqkv.weight", LAYER + "attn.Wq.weight"), "separate projections"),
         (renamed(LAYER + "attn.Wqkv.weight", LAYER + "Wqkvff.weight"), "in parallel"),
-        (lambda s: s.update({"model.bert.embeddings.position_embeddings.weight": torch.ones(9, 128)}), "positions"),
-        (lambda s: s.update({"model.classifier.weight": torch.ones(2, 128)}), "a fine-tuned head"),
-        (lambda s: s.update({"model.decoder.weight": torch.ones(512, 128)}), "expected tied weights"),
+        (lambda s: s.update({"model.bert.embeddings.position_embeddings.weight": torch.ones(9, 32)}), "positions"),
+        (lambda s: s.update({"model.classifier.weight": torch.ones(2, 32)}), "a fine-tuned head"),
+        (lambda s: s.update({"model.decoder.weight": torch.ones(512, 32)}), "expected tied weights"),
         (lambda s: s.update({"model.bert.what.weight": torch.ones(1)}), "what.weight, which no ModernBERT"),
         (lambda s: s.pop("model.bert.final_norm.weight"), "no final_norm.weight"),
         (lambda s: s.pop("model.decoder.bias"), "decoder.bias|head"),
         (lambda s: s.pop(LAYER + "attn.Wqkv.weight"), "no layers.0.attn.Wqkv.weight"),
-        (lambda s: s.update({LAYER + "attn.Wqkv.weight": torch.ones(3, 3)}), r"shape \[3, 3\], expected \[384, 128\]"),
-        (lambda s: s.update({LAYER + "attn.Wqkv.weight": torch.ones(384, 128).double()}), "float32 and float64"),
-        (lambda s: s.update({LAYER + "attn.Wqkv.weight": torch.ones(384, 128).long()}), "LongStorage"),
+        (lambda s: s.update({LAYER + "attn.Wqkv.weight": torch.ones(3, 3)}), r"shape \[3, 3\], expected \[96, 32\]"),
+        (lambda s: s.update({LAYER + "attn.Wqkv.weight": torch.ones(96, 32).double()}), "float32 and float64"),
+        (lambda s: s.update({LAYER + "attn.Wqkv.weight": torch.ones(96, 32).long()}), "LongStorage"),
         (lambda s: s.update({"model.step": 7}), "'model.step' is a int, expected a tensor"),
-        (lambda s: s.update({"bert.final_norm.weight": torch.ones(128)}), "two tensors would be 'final_norm.weight'"),
+        (lambda s: s.update({"bert.final_norm.weight": torch.ones(32)}), "two tensors would be 'final_norm.weight'"),
         (renamed(LAYER + "mlp.Wo.weight", "model.bert.encoder.layers.9.mlp.Wo.weight"), "no layers.0.mlp.Wo.weight"),
     ],
 )  # fmt: skip

@@ -36,7 +36,7 @@ def of(task: str, splits: dict[str, list[dict[str, Any]]]) -> Any:
         self.dataset = {split: Dataset.from_list(rows) for split, rows in splits.items()}
         self.data_loaded = True
 
-    made = type("MadeUp", (base,), {"metadata": metadata, "load_data": load_data})
+    made = type("MadeUp", (base,), {"metadata": metadata, "load_data": load_data, "n_experiments": 2})
     return made()
 
 
