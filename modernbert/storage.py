@@ -164,13 +164,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, st
 
 @contextmanager
 def unwrapped() -> Iterator[None]:
-    """Raise the system's error, where safetensors wraps it in its own: a full disk is told like any other full disk."""
+    """Raise the system's error, where safetensors or LanceDB wraps it: a full disk is told like any other full disk."""
     from safetensors import SafetensorError
 
     try:
         yield
-    except SafetensorError as error:
+    except (SafetensorError, RuntimeError) as error:
         number = re.search(r"os error (\d+)", str(error))
+        if number is None and isinstance(error, RuntimeError):
+            raise
         raise OSError(int(number[1]) if number else 0, str(error)) from None
 
 

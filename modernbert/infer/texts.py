@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
 
 from modernbert.errors import InputError
 from modernbert.storage import new_file
@@ -67,7 +66,8 @@ def stream_input(kept: Path | None = None) -> Iterator[Located]:
     Raises: InputError naming the line, for one that is not UTF-8; if nobody sends any.
     """
     if kept is None:
-        yield from _lines(_input(), _INPUT)
+        _check_input()
+        yield from _lines(sys.stdin.buffer, _INPUT)
         return
     with kept.open("rb") as file:
         yield from _lines(file, _INPUT)
@@ -78,14 +78,14 @@ def keep_input(kept: Path) -> None:
 
     Raises: InputError if nobody sends any, or the disk is full.
     """
+    _check_input()
     with new_file(kept) as partial, partial.open("wb") as file:
-        shutil.copyfileobj(_input(), file)
+        shutil.copyfileobj(sys.stdin.buffer, file)
 
 
-def _input() -> BinaryIO:
+def _check_input() -> None:
     if sys.stdin.isatty():
         raise InputError("found no text, expected some as arguments, in --file, or on standard input")
-    return sys.stdin.buffer
 
 
 def _lines(lines: Iterable[bytes], origin: str) -> Iterator[Located]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from modernbert.errors import InputError
-from modernbert.storage import new_file, new_folder
+from modernbert.storage import new_file, new_folder, unwrapped
 
 __all__ = ["WRITERS", "Write", "check_writer"]
 
@@ -95,7 +95,7 @@ def _write_parquet(out: Path, parts: Iterator[np.ndarray], texts: Iterator[str])
 def _write_lance(out: Path, parts: Iterator[np.ndarray], texts: Iterator[str]) -> None:
     import lancedb
 
-    with new_folder(out) as partial:
+    with new_folder(out) as partial, unwrapped():
         table = None
         for rows in _tables(parts, texts):
             if table is None:

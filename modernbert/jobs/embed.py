@@ -91,20 +91,30 @@ def _write_read(config: EmbedConfig, out: Path, write: Write) -> None:
     about = _about(config)
     folder = out.absolute().with_name(f"{out.name}.parts")
     with only_process(folder):
-        kept = None if config.files else folder / "input.txt"
-        if kept is not None:
-            keep_input(kept)
-            about["files"] = [["standard input", sha256_of(kept)]]
-        done = PartsFolder(folder, about)
-        left = partial(_parts, config, kept, done.done, PART_CHARACTERS)
-        ours = config.engine == "local"
-        for number, vectors in _embedded(config, left()) if ours else _on_cluster(config, left, about["model"]):
-            done.save(number, vectors)
-        for before, now in zip(about["files"], _marks(config.files), strict=False):
-            if before != now:
-                raise InputError(f"{now[0]}: changed while it was read; remove {folder} to begin anew")
-        write(out, done.load(), (text for _, text in _read(config, kept)))
+        try:
+            kept = _kept_input(folder, about) if not config.files else None
+            done = PartsFolder(folder, about)
+            left = partial(_parts, config, kept, done.done, PART_CHARACTERS)
+            ours = config.engine == "local"
+            for number, vectors in _embedded(config, left()) if ours else _on_cluster(config, left, about["model"]):
+                done.save(number, vectors)
+            for before, now in zip(about["files"], _marks(config.files), strict=False):
+                if before != now:
+                    raise InputError(f"{now[0]}: changed while it was read; remove {folder} to begin anew")
+            write(out, done.load(), (text for _, text in _read(config, kept)))
+        except BaseException:
+            if not any(folder.glob("*.npy")):
+                shutil.rmtree(folder)
+            raise
     shutil.rmtree(folder)
+
+
+def _kept_input(folder: Path, about: dict[str, Any]) -> Path:
+    """Keep what comes on standard input, and say what it is."""
+    kept = folder / "input.txt"
+    keep_input(kept)
+    about["files"] = [["standard input", sha256_of(kept)]]
+    return kept
 
 
 def _check(config: EmbedConfig) -> None:

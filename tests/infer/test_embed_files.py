@@ -1,8 +1,10 @@
 """`modernbert embed` on files: every kind holds the same vectors, and a stop loses nothing."""
 
 import gzip
+import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,8 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 
 from modernbert import InputError, ModernBert
+from modernbert.infer.parts import parts_of
+from modernbert.infer.texts import stream_texts
 from modernbert.jobs import embed
 from modernbert.jobs.embed import EmbedConfig, run
 
@@ -161,3 +166,169 @@ def test_a_table_that_is_there_is_not_written_over(config: EmbedConfig, tmp_path
     run(replace(config, out=tmp_path / "v.lance"))
     with pytest.raises(InputError, match="v.lance: exists already"):
         run(replace(config, out=tmp_path / "v.lance"))
+
+
+LINES = b"\xef\xbb\xbffirst\r\n\r\nthi\x00rd\nlast"
+ROWS = b'\xef\xbb\xbf{"text": "first"}\r\n\r\n{"text": ""}\n{"text": "thi\\u0000rd", "n": 1}\n \n{"text": "last"}'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "numbers"),
+    [
+        ("t.txt", LINES, [1, 2, 3, 4]),
+        ("t.jsonl", ROWS, [1, 3, 4, 6]),
+        ("t.JSONL", ROWS, [1, 3, 4, 6]),
+        ("t.csv", b'\xef\xbb\xbftext,n\r\nfirst,1\r\n"",2\r\nthi\x00rd,3\r\n"last",4', [2, 3, 4, 5]),
+        ("t.tsv", b"n\ttext\n1\tfirst\n2\t\n3\tthi\x00rd\n4\tlast", [2, 3, 4, 5]),
+    ],
+)
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+def test_texts_are_read_as_they_stand_there(
+    name: str, content: bytes, numbers: list[int], packed: str, tmp_path: Path
+) -> None:
+    pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}[packed]
+    path = tmp_path / f"{name}{packed}"
+    path.write_bytes(pack(content))
+    assert list(stream_texts([path])) == [
+        (f"{path}:{number}", text) for number, text in zip(numbers, ["first", "", "thi\x00rd", "last"], strict=True)
+    ]
+
+
+def test_a_row_group_of_any_size_is_read_a_page_at_a_time(tmp_path: Path) -> None:
+    """Beside a column that nobody asked for; as a table it would be a hundred megabytes."""
+    import pyarrow
+    import pyarrow.parquet
+
+    random = np.random.default_rng(0)
+    texts = [random.bytes(1_000).hex() for _ in range(30_000)]
+    table = pyarrow.table({"text": texts, "image": [random.bytes(1_000) for _ in texts]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet", row_group_size=len(texts))
+    code = """
+import sys
+from pathlib import Path
+import pyarrow.parquet
+from modernbert.infer.texts import stream_texts
+def peak():
+    return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
+begun = peak()
+print(sum(len(text) for _, text in stream_texts([Path(sys.argv[1])])), peak() - begun)
+"""
+    words = [sys.executable, "-c", code, str(tmp_path / "t.parquet")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    num_characters, grown_mib = map(int, done.stdout.split())
+    assert num_characters == sum(map(len, texts))
+    assert grown_mib < 50
+
+
+def test_no_more_than_a_part_is_held() -> None:
+    taken = []
+
+    def texts() -> Any:
+        for number in range(10_000):
+            taken.append(number)
+            yield f"t:{number}", "word " * 1_000
+
+    parts = parts_of(texts())
+    _, first = next(parts)
+    assert len(first) == 400 and len(taken) == 401, "two million characters, and the text that was too many"
+    assert [len(part) for _, part in parts_of([("t:1", "x" * 3_000_000), ("t:2", "y")])] == [1, 1]
+
+
+def piped(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_standard_input_is_read_like_a_file(
+    config: EmbedConfig, expected: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    import pyarrow.parquet
+
+    monkeypatch.setattr(embed, "PART_CHARACTERS", 10 * 500)
+    content = "".join(f"{text}\n" for text in TEXTS).encode()
+    config = replace(config, files=(), out=tmp_path / "p.parquet")
+    real, made = embed._embed, []
+
+    def stopped(bert: ModernBert, part: Any, config: EmbedConfig) -> tuple[int, np.ndarray]:
+        made.append(part[0])
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return real(bert, part, config)
+
+    monkeypatch.setattr(embed, "_embed", stopped)
+    piped(monkeypatch, content)
+    with pytest.raises(KeyboardInterrupt):
+        run(config)
+    piped(monkeypatch, content + b"more\n")
+    with pytest.raises(InputError, match=r"p.parquet.parts: was begun with files=\[\['standard input'"):
+        run(config)
+    piped(monkeypatch, content)
+    run(config)
+    assert made == [0, 1, 2, 2, 3, 4, 5]
+    table = pyarrow.parquet.read_table(tmp_path / "p.parquet")
+    assert table["text"].to_pylist() == TEXTS
+    np.testing.assert_allclose(np.array(table["vector"].to_pylist()), expected, atol=1e-6)
+    capsys.readouterr()
+    piped(monkeypatch, content)
+    run(replace(config, out=None))
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    np.testing.assert_allclose(lines, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b"", "standard input: found no text"), (b"a\n\xff\n", "standard input:2: is not UTF-8 text")],
+)
+def test_what_cannot_be_read_from_a_pipe_leaves_nothing(
+    content: bytes, said: str, config: EmbedConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for out in (tmp_path / "v.npy", None):
+        piped(monkeypatch, content)
+        with pytest.raises(InputError, match=said):
+            run(replace(config, files=(), out=out))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.jsonl.gz"]
+
+
+def test_what_cannot_be_read_twice_is_refused(config: EmbedConfig, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, said in ((tmp_path / "pipe", "is nothing that can be read twice"), (tmp_path, "is a folder")):
+        with pytest.raises(InputError, match=f"{path}: {said}, expected a file, or texts on standard input"):
+            run(replace(config, files=[path]))
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(
+    config: EmbedConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = embed._embed
+
+    def changing(bert: ModernBert, part: Any, config: EmbedConfig) -> tuple[int, np.ndarray]:
+        with gzip.open(tmp_path / "texts.jsonl.gz", "at") as file:
+            file.write('{"body": "one more"}\n')
+        return real(bert, part, config)
+
+    monkeypatch.setattr(embed, "_embed", changing)
+    with pytest.raises(InputError, match="texts.jsonl.gz: changed while it was read; remove .*v.npy.parts to begin"):
+        run(config)
+    assert not (tmp_path / "v.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "part_texts", "most_bytes"),
+    [("v.npy", 11, 6_000), ("v.jsonl", 11, 6_000), ("v.parquet", 11, 6_000), ("v.lance", 60, 14_000)],
+)
+def test_a_disk_that_is_full_at_the_end_keeps_the_parts(
+    name: str, part_texts: int, most_bytes: int, config: EmbedConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Parts are smaller than that; what they are written to at the end is not.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, limits[1]))
+    monkeypatch.setattr(embed, "PART_CHARACTERS", part_texts * 500)
+    try:
+        with pytest.raises(InputError, match=f"{name}: cannot be written|{name}: no space left"):
+            run(replace(config, out=tmp_path / name))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / name).exists()
+    assert len(list((tmp_path / f"{name}.parts").glob("*.npy"))) == -(-len(TEXTS) // part_texts)
+    run(replace(config, out=tmp_path / name))
+    assert (tmp_path / name).exists() and not (tmp_path / f"{name}.parts").exists()
