@@ -24,8 +24,9 @@ from modernbert.model.encoder import Encoder
 from modernbert.model.foreign import OURS, family_of
 from modernbert.model.heads import Classifier, encoder_of
 from modernbert.model.hub import digest_of, load_model
-from modernbert.model.layouts import load_vectors
+from modernbert.model.layouts import load_vectors, write_vectors
 from modernbert.model.projection import load_projection
+from modernbert.published import read_json
 from modernbert.storage import new_folder
 from modernbert.text.tokenizer import Tokenizer
 
@@ -124,60 +125,20 @@ def _as_used(folder: Path) -> Exported:
         return model
     if (folder / "modules.json").exists():
         vectors = load_vectors(folder)
-        _check_modules(folder, vectors.pooling)
         projection = load_projection(folder, encoder_of(model).config.hidden_size)
         return Embedder(encoder_of(model), vectors.pooling, projection and projection.float()).eval()
-    named = _read(folder / "config.json").get("architectures") or ["ModernBertModel"]
+    named = read_json(folder / "config.json").get("architectures") or ["ModernBertModel"]
     if isinstance(model, Encoder) and "ModernBertModel" not in named:
         raise InputError(f"{folder}: config.json names {named[0]}, whose head is not in the weights or not known")
     return model
 
 
-def _check_modules(folder: Path, pooling: str) -> None:
-    """Check that the vectors of a folder are made of nothing that the graph leaves out.
-
-    Raises: InputError naming the file and what is in it.
-    """
-    for module in _read(folder / "modules.json"):
-        kind, path = str(module.get("type", "")).rpartition(".")[2], str(module.get("path", ""))
-        file = folder / path / "config.json"
-        if kind == "Pooling":
-            found = _read(file)
-            modes = [key for key, value in found.items() if key.startswith("pooling_mode_") and value is True]
-            if not (
-                modes == [f"pooling_mode_{pooling}_token{'s' * (pooling == 'mean')}"]
-                or found.get("pooling_mode") == pooling
-            ):
-                raise InputError(
-                    f"{file}: pools by {', '.join(modes) or found.get('pooling_mode')}, expected mean or cls"
-                )
-        elif kind == "Dense":
-            found = _read(file)
-            bent = not str(found.get("activation_function", "")).endswith("Identity")
-            if path != "1_Dense" or found.get("bias") or bent:
-                raise InputError(f"{file}: is not a plain linear layer in 1_Dense, expected that or none")
-        elif kind not in ("Transformer", "Normalize"):
-            raise InputError(
-                f"{folder / 'modules.json'}: found {kind}, expected Transformer, Pooling, Normalize, Dense"
-            )
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: is not readable JSON ({error})") from None
-
-
 def _copy_beside(source: _Source, partial: Path) -> None:
     """Write the tokenizer and the files that say how texts become vectors."""
     source.tokenizer.save_folder(partial, source.longest)
-    modules = [path for path in source.folder.glob("[0-9]_*/*") if path.is_file()]
-    for path in [*(source.folder / name for name in _BESIDE), *modules]:
-        if path.exists():
-            target = partial / path.relative_to(source.folder)
-            target.parent.mkdir(exist_ok=True)
-            target.write_bytes(path.read_bytes())
+    (partial / "config.json").write_bytes((source.folder / "config.json").read_bytes())
+    if isinstance(source.model, Embedder):
+        write_vectors(partial, load_vectors(source.folder), source.model.projection, source.longest)
 
 
 def _write_graphs(source: _Source, partial: Path, out: Path, int8: bool) -> Report:

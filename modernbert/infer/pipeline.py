@@ -35,7 +35,7 @@ from modernbert.model.foreign import OURS, ForeignEncoder, family_of, load_forei
 from modernbert.model.fused import FusedEncoder
 from modernbert.model.heads import Classifier, MaskedLM, Model, encoder_of, pool
 from modernbert.model.hub import find_folder, load_config, save_folder
-from modernbert.model.layouts import load_vectors
+from modernbert.model.layouts import load_vectors, write_vectors
 from modernbert.model.projection import load_projection
 from modernbert.processes import Processes
 from modernbert.ragged import Batch, within
@@ -418,7 +418,13 @@ class ModernBert:
         if isinstance(self.model, ForeignEncoder):
             raise InputError("a model of another family is saved by the library it came from")
         longest = self.config.max_position_embeddings
-        save_folder(Path(folder), self.model, lambda partial: self.tokenizer.save_folder(partial, longest))
+
+        def write_beside(partial: Path) -> None:
+            self.tokenizer.save_folder(partial, longest)
+            if self.vectors != Vectors() or self.projection is not None:
+                write_vectors(partial, self.vectors, self.projection, longest)
+
+        save_folder(Path(folder), self.model, write_beside)
 
     def _guesses(self, rows: Tensor, top_k: int) -> Iterator[list[Guess]]:
         assert isinstance(self.model, MaskedLM)

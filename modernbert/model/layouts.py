@@ -20,7 +20,7 @@ from modernbert.storage import write_tensors
 
 __all__ = ["load_vectors", "write_vectors"]
 
-_SETTINGS, _LIMITS, _DENSE = "config_sentence_transformers.json", "sentence_bert_config.json", "1_Dense"
+_SETTINGS, _LIMITS = "config_sentence_transformers.json", "sentence_bert_config.json"
 _POOLINGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
 # What the tokenizers of transformers say of no limit is a number of thirty digits.
 _NO_LIMIT = 10**6
@@ -48,30 +48,32 @@ def write_vectors(folder: Path, vectors: Vectors, projection: nn.Linear | None, 
             "do_query_expansion": vectors.expand_queries, "skiplist_words": list(vectors.skip),
         }  # fmt: skip
     else:
-        modules += [("1_Pooling", "sentence_transformers.models.Pooling")]
-        modules += [("2_Normalize", "sentence_transformers.models.Normalize")]
         width = json.loads((folder / "config.json").read_text())["hidden_size"]
-        pooling = {
-            "word_embedding_dimension": width,
-            **{key: mode == vectors.pooling for mode, key in _POOLINGS.items()},
-        }
-        (folder / "1_Pooling").mkdir()
-        (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2) + "\n")
-        (folder / "2_Normalize").mkdir()
+        pooling = {key: mode == vectors.pooling for mode, key in _POOLINGS.items()}
+        modules += [("1_Pooling", "sentence_transformers.models.Pooling")]
+        _write_module(folder / "1_Pooling", {"word_embedding_dimension": width, **pooling})
     if projection is not None:
-        modules += [(_DENSE, "pylate.models.Dense.Dense")]
+        place = f"{len(modules)}_Dense"
+        modules += [(place, "pylate.models.Dense.Dense" if late else "sentence_transformers.models.Dense")]
         described = {
             "in_features": projection.in_features, "out_features": projection.out_features, "bias": False,
             "activation_function": "torch.nn.modules.linear.Identity",
         }  # fmt: skip
-        (folder / _DENSE).mkdir()
-        (folder / _DENSE / "config.json").write_text(json.dumps(described, indent=2) + "\n")
-        write_tensors(folder / _DENSE / "model.safetensors", {"linear.weight": projection.weight.detach().cpu()})
+        _write_module(folder / place, described)
+        write_tensors(folder / place / "model.safetensors", {"linear.weight": projection.weight.detach().cpu()})
+    if not late:
+        modules += [(f"{len(modules)}_Normalize", "sentence_transformers.models.Normalize")]
+        (folder / modules[-1][0]).mkdir()
     listed = [{"idx": n, "name": str(n), "path": path, "type": kind} for n, (path, kind) in enumerate(modules)]
     (folder / "modules.json").write_text(json.dumps(listed, indent=2) + "\n")
     (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
     limits = {"max_seq_length": vectors.document_length or longest, "do_lower_case": False}
     (folder / "sentence_bert_config.json").write_text(json.dumps(limits, indent=2) + "\n")
+
+
+def _write_module(place: Path, settings: dict[str, Any]) -> None:
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def load_vectors(folder: Path) -> Vectors:

@@ -24,10 +24,11 @@ from modernbert import ModernBert
 from modernbert.device import peak_memory, restart_peak
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
-from modernbert.model.embedder import Vectors, write_vectors
+from modernbert.model.embedder import Vectors
 from modernbert.model.heads import Classifier, MaskedLM
 from modernbert.model.hub import save_folder
 from modernbert.model.init import initialize
+from modernbert.model.layouts import write_vectors
 from modernbert.text.tokenizer import train_tokenizer
 
 from . import foreign, settings, tokenizers, weights

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from modernbert import Batch, InputError, ModelConfig, ModernBert
 from modernbert.model.attention import choose_backend
+from modernbert.model.embedder import Vectors
 from modernbert.model.heads import MaskedLM
 from modernbert.model.hub import find_folder, save_folder
 
@@ -44,6 +46,25 @@ def test_vectors_equal_those_of_transformers(bert: ModernBert, folder: Path) -> 
         np.testing.assert_allclose(bert.embed(TEXTS, normalize=False)[number], hidden.mean(0), atol=1e-5)
         np.testing.assert_allclose(bert.embed(TEXTS, pooling="cls", normalize=False)[number], hidden[0], atol=1e-5)
         np.testing.assert_allclose(bert.embed_tokens(TEXTS)[number], hidden, atol=1e-5)
+
+
+def test_what_was_tuned_is_saved_with_the_model(small_bert: ModernBert, tmp_path: Path) -> None:
+    """Pooling, prompts, lengths and the linear layer: here and in sentence-transformers the same vectors as before."""
+    torch.manual_seed(2)
+    vectors = Vectors("cls", "ask: ", "know: ", 40, 60)
+    tuned = ModernBert(
+        small_bert.tokenizer, small_bert.model, vectors=vectors, projection=torch.nn.Linear(64, 32, bias=False)
+    )
+    tuned.save(tmp_path / "tuned")
+    again = ModernBert.load(tmp_path / "tuned", device="cpu", dtype="float32", backend="banded")
+    assert again.vectors == vectors
+    expected = tuned.embed_queries(TEXTS).vectors
+    np.testing.assert_allclose(again.embed_queries(TEXTS).vectors, expected, atol=1e-6)
+    theirs = SentenceTransformer(str(tmp_path / "tuned"), device="cpu")
+    short = [text for text in TEXTS if len(text) < 100]
+    np.testing.assert_allclose(theirs.encode_query(short), tuned.embed_queries(short).vectors, atol=1e-5)
+    small_bert.save(tmp_path / "plain")
+    assert not (tmp_path / "plain" / "modules.json").exists()
 
 
 def test_a_text_has_the_same_vector_alone_and_in_any_batch(bert: ModernBert) -> None:
