@@ -8,7 +8,9 @@ import logging
 import os
 import pickle
 import signal
+import socket
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -23,6 +25,7 @@ Result = TypeVar("Result")
 
 # Processes that may die of one task before it is given up.
 _MOST_DEATHS = 4
+_ANSWER_S = 20.0
 
 
 @contextmanager
@@ -41,6 +44,7 @@ def connected(num_cpus: int | None = None) -> Iterator[Any]:
         here: dict[str, Any] = {} if address else {"num_cpus": num_cpus, "include_dashboard": False}
         is_main = threading.current_thread() is threading.main_thread()
         on_end = signal.getsignal(signal.SIGTERM)
+        _check_address(address)
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **here)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -68,8 +72,8 @@ def share_out(
     process begins once; one that dies is begun again, on another machine if its own is gone, and its task with it.
     `processes` are by default one for each GPU; where there is none, or `device` is `cpu`, one for each machine.
 
-    Raises: InputError for what is raised by the reader, the beginning or the work as such, for more processes than the
-    cluster has room for, or if work ends its process again and again.
+    Raises: what the reader, the beginning or the work raises; InputError for more processes than the cluster has room
+    for, or if work ends its process again and again.
     """
     # Of every process it says that its arguments could be lost; it keeps them as long as there is work.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -94,11 +98,21 @@ def share_out(
         try:
             for row in results.iter_rows():
                 found = pickle.loads(row["result"])
-                if isinstance(found, InputError):
+                if isinstance(found, Exception):
                     raise found
                 yield found
         except ray.exceptions.RayError as error:
             raise InputError(f"ray: {_line(error)}") from None
+
+
+def _check_address(address: str | None) -> None:
+    """Raises: InputError if nobody answers at an address with a port, for which Ray would wait many minutes."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), _ANSWER_S).close()
+        except (OSError, OverflowError) as error:
+            raise InputError(f"RAY_ADDRESS: nobody answers at {address!r} ({error})") from None
 
 
 def _places(ray: Any, device: str, processes: int | None) -> tuple[str, dict[str, int], int]:
@@ -132,7 +146,7 @@ def _read(batch: Any, read: Callable[[], Iterable[Any]]) -> Iterator[dict[str, l
     try:
         for number, task in enumerate(read()):
             yield {"task": [pickle.dumps((number, task))]}
-    except InputError as error:
+    except Exception as error:
         yield {"task": [pickle.dumps((-1, error))]}
 
 
@@ -149,7 +163,7 @@ class _Worker:
     def _told(self, number: int, task: Any) -> Any:
         import ray
 
-        if isinstance(task, InputError):
+        if isinstance(task, Exception):
             return task
         if ray.get(self._deaths.count.remote(number)) > _MOST_DEATHS:
             return InputError(f"ray: {_MOST_DEATHS} processes died of the same work, perhaps for want of memory")
@@ -157,7 +171,8 @@ class _Worker:
             if not self._state:
                 self._state.append(self._begin(self._place))
             result = self._work(self._state[0], task)
-        except InputError as error:
+        except Exception as error:
+            error.add_note(traceback.format_exc())  # where it was, for whoever has to mend the package
             return error
         self._deaths.forget.remote(number)
         return result
