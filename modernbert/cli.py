@@ -37,7 +37,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value].
 Print = Annotated[bool, typer.Option("--print", help="Show the resolved config and stop.")]
 Model = Annotated[str, typer.Argument(help="A model folder, or the name of a model on the hub.")]
 Texts = Annotated[list[str] | None, typer.Argument(help="Texts; without any, lines of --file or standard input.")]
-TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="One text a line, or .jsonl.")]
+TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="Lines, .jsonl, .parquet, .csv, .tsv.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a text.")]

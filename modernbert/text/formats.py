@@ -4,11 +4,12 @@ In: a file. Out: its texts as they stand there, and the rows that hold none. A f
 is made of concerns nobody after it: what becomes of a text, or of a broken row, is decided in `corpus.py`.
 """
 
+import io
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from modernbert.errors import InputError
 from modernbert.text.archive import open_plain
@@ -169,7 +170,7 @@ def _read_parquet(file: File, text_field: str, count: Count) -> Iterator[RawText
         raise BrokenInput(f"{file}: is not readable as parquet ({reason})") from None
 
 
-def open_parquet(stored: BinaryIO) -> Any:
+def open_parquet(stored: io.BufferedReader) -> Any:
     """Open a parquet file so that pages are read as they are wanted: row groups may be of any size."""
     import pyarrow.parquet as pq
 
