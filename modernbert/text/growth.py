@@ -21,10 +21,9 @@ _MOST_TIMES = 10_000
 # Added tokens go through the replacements too, all of them while the file is read.
 _MOST_ADDED_CHARS = 10_000_000
 # Vocabularies are long, so no more is parsed than begins at these names. A letter that is spelled out could hide one.
-_NAMES = ("normalizer", "decoder", "added_tokens")
 _BEGINS = re.compile(rb"\s*:\s*(?=[\[{])")
 _SPELLED_OUT = re.compile(rb"\\u00[2-7]")
-_MOST_PARTS, _SOME_BYTES, _MOST_BYTES = 8, 2**16, 2**23
+_MOST_PARTS, _SOME_BYTES = 4, 2**16
 
 
 def check_growth(content: bytes, origin: str) -> None:
@@ -32,29 +31,26 @@ def check_growth(content: bytes, origin: str) -> None:
 
     Raises: InputError naming the part.
     """
-    added = 0
     most = 1
-    for name, part in _parts(content):
-        if name == "added_tokens":
-            texts = [each.get("content") for each in part if isinstance(each, dict)]
-            added += sum(len(text) for text in texts if isinstance(text, str))
-            continue
-        times = _times(part)
+    for name in ("normalizer", "decoder"):
+        times = max(map(_times, _parts(content, name)), default=1)
         if times > _MOST_TIMES:
             raise InputError(f"{origin}: its {name} may make a text more than {_MOST_TIMES:,} times as long")
         most = max(most, times)
-    if most > 1 and most * added > _MOST_ADDED_CHARS:
-        raise InputError(
-            f"{origin}: its added tokens may become {most * added:,} letters, expected {_MOST_ADDED_CHARS:,}"
-        )
+    if most > 1:
+        added = [each for part in _parts(content, "added_tokens") for each in part if isinstance(each, dict)]
+        chars = most * sum(len(str(each.get("content"))) for each in added)
+        if chars > _MOST_ADDED_CHARS:
+            raise InputError(f"{origin}: its added tokens may become {chars:,} letters, expected {_MOST_ADDED_CHARS:,}")
 
 
-def _parts(content: bytes) -> list[tuple[str, Any]]:
-    places = [(name, place) for name in _NAMES for place in _places(content, name)]
+def _parts(content: bytes, name: str) -> list[Any]:
+    """Return the objects and lists that go by a name."""
+    places = list(_places(content, name))
     if len(places) > _MOST_PARTS or (b"\\u00" in content and _SPELLED_OUT.search(content)):
         whole = json.loads(content)
-        return [(name, whole[name]) for name in _NAMES if whole.get(name)]
-    return [(name, _parsed(content, place)) for name, place in places]
+        return [whole[name]] if whole.get(name) else []
+    return [_parsed(content, place) for place in places]
 
 
 def _places(content: bytes, name: str) -> Iterator[int]:
@@ -72,7 +68,7 @@ def _parsed(content: bytes, place: int) -> Any:
     try:
         return decode(content[place : place + _SOME_BYTES].decode("utf-8", "replace"))[0]
     except ValueError:  # it is longer than that, or nothing
-        return decode(content[place : place + _MOST_BYTES].decode("utf-8", "replace"))[0]
+        return decode(content[place:].decode("utf-8", "replace"))[0]
 
 
 def _times(part: Any) -> int:

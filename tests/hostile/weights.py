@@ -226,7 +226,7 @@ def _indexes() -> Iterator[Case]:
                linked("a.safetensors", "/dev/zero"))  # fmt: skip
     yield case("a pipe", to("a.safetensors"), "a.safetensors: is a pipe or a device", pipe("a.safetensors"))
     yield case("a folder", to("a.safetensors"), "a.safetensors: is a folder", lambda f: (f / "a.safetensors").mkdir())
-    huge = {"weight_map": {f"t{number}": "a.safetensors" for number in range(150_000)}}
+    huge = {"weight_map": {f"t{number}": "a.safetensors" for number in range(180_000)}}
     yield case("of five megabytes", huge, f"{INDEX}: has ")
     yield Case("index", "a tensor in two files", _twice, "which another file of the index has too")
     yield Case("index", "good, of two files", _halves, None)
