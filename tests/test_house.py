@@ -140,7 +140,7 @@ def test_every_module_imports_without_the_extras() -> None:
     code = """
 import importlib, pkgutil, sys
 extras = "pyarrow zstandard bm25s matplotlib jinja2 transformers tensorboard wandb trackio mteb lancedb"
-extras += " onnx onnxruntime sentence_transformers orjson ray"
+extras += " onnx onnxruntime sentence_transformers ray"
 for name in extras.split():
     if name != "jinja2":  # torch brings it
         sys.modules[name] = None

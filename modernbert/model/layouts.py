@@ -106,8 +106,8 @@ def _of_pylate(found: dict[str, Any], folder: Path) -> Vectors:
             "false: without padding a text sees all its tokens"
         )
     return Vectors(
-        pooling="tokens", query_prompt=str(found.get("query_prefix") or ""),
-        document_prompt=str(found.get("document_prefix") or ""),
+        pooling="tokens", query_prompt=_text("query_prefix", found, folder / _SETTINGS),
+        document_prompt=_text("document_prefix", found, folder / _SETTINGS),
         query_length=_whole("query_length", found, folder / _SETTINGS) or 32,
         document_length=_whole("document_length", found, folder / _SETTINGS) or 180, expand_queries=expand,
         skip=_words(found, folder / _SETTINGS),
@@ -167,8 +167,8 @@ def _prompts(found: dict[str, Any], folder: Path) -> tuple[str, str]:
     if not isinstance(prompts, dict):
         raise InputError(f"{folder / _SETTINGS}: prompts is {type(prompts).__name__}, expected names and texts")
     # The library asks for the first of these that there is.
-    document = next((prompts[name] for name in ("document", "passage", "corpus") if prompts.get(name)), "")
-    return str(prompts.get("query") or ""), str(document)
+    name = next((name for name in ("document", "passage", "corpus") if prompts.get(name)), "document")
+    return _text("query", prompts, folder / _SETTINGS), _text(name, prompts, folder / _SETTINGS)
 
 
 def _longest(folder: Path) -> int | None:
@@ -185,6 +185,13 @@ def _whole(key: str, said: dict[str, Any], place: Path) -> int | None:
     if value is not None and (type(value) is not int or value < 1):
         raise InputError(f"{place}: {key} is {value!r}, expected a number of tokens")
     return value
+
+
+def _text(key: str, said: dict[str, Any], place: Path) -> str:
+    value = said.get(key)
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{place}: {key} is {str(value)[:60]}, expected a text")
+    return value or ""
 
 
 def _words(said: dict[str, Any], place: Path) -> list[str]:

@@ -62,6 +62,8 @@ def _dense(place: Path, library: str, width: int) -> Tensor:
             f"(modernbert convert {place / _PICKLE} --out {place / WEIGHTS} reads it without running it)"
         )
     weight = _weight(place / WEIGHTS, "linear.weight", width, alone=not found.get("use_residual", False))
+    if found.get("bias"):
+        raise InputError(f"{place / 'config.json'}: bias is {found['bias']!r}, expected false")
     if not found.get("use_residual", False):
         return weight
     if weight.shape[0] == width:

@@ -81,7 +81,8 @@ def write_stanford(folder: Path, source: Path, prefix: str, vectors: Vectors, pr
 
 def is_stanford(config: Mapping[str, Any]) -> bool:
     """Say whether a `config.json` is that of the library's class."""
-    return ARCHITECTURE in (config.get("architectures") or [])
+    named = config.get("architectures")
+    return isinstance(named, list) and ARCHITECTURE in named
 
 
 def stanford_settings(folder: Path) -> dict[str, Any] | None:

@@ -7,7 +7,9 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from sentence_transformers import SentenceTransformer
 
-model = SentenceTransformer(os.environ["MODEL"], device="cpu", model_kwargs={"dtype": torch.bfloat16})
+# The precision that ours chooses of its own accord.
+dtype = getattr(torch, os.environ.get("DTYPE", "bfloat16"))
+model = SentenceTransformer(os.environ["MODEL"], device="cpu", model_kwargs={"dtype": dtype})
 app = FastAPI()
 
 

@@ -199,28 +199,34 @@ def _sentence_transformers() -> Iterator[Case]:
     def module(kind: Any, path: Any) -> Make:
         return add("modules.json", [{"idx": 0, "name": "0", "path": path, "type": kind}])
 
-    modules = [
-        ("os.system", ""), ("evil.Evil", ""), ("sentence_transformers.models.Dense", "2_Dense"), (5, ""), (None, None),
-        ("sentence_transformers.models.Transformer", "../../other"), ("builtins.eval", "__import__('os')"),
-        ("sentence_transformers.models.Pooling", "/etc"),
-    ]  # fmt: skip
-    for kind, path in modules:
-        yield case(f"module {kind!r} in {path!r}", module(kind, path), "modules.json: found")
+    for kind, path in (
+        ("os.system", ""),
+        ("evil.Evil", ""),
+        (5, ""),
+        (None, None),
+        ("builtins.eval", "__import__('os')"),
+    ):
+        yield case(f"module {kind!r} in {path!r}", module(kind, path), f"modules.json: lists {str(kind)!r}")
+    for kind, path in (("Transformer", "../../other"), ("Pooling", "/etc")):
+        outside = module(f"sentence_transformers.models.{kind}", path)
+        yield case(f"module {kind} in {path}", outside, f"modules.json: {path!r} lies outside the folder")
+    absent = module("sentence_transformers.models.Dense", "2_Dense")
+    yield case(
+        "a linear layer that is not there", absent, "2_Dense/config.json: activation_function is 'torch.nn.Tanh'"
+    )
     yield case("modules that are an object", add("modules.json", {}), "modules.json: found dict, expected a list")
-    yield case("modules that are numbers", add("modules.json", [1, 2]), "modules.json: found None in None")
+    yield case("modules that are numbers", add("modules.json", [1, 2]), "modules.json: lists '1', expected modules")
     yield case(
         "an unknown pooling",
         edited("1_Pooling/config.json", {"pooling_mode_evil": True}),
-        "1_Pooling/config.json: found",
+        "1_Pooling/config.json: pools by ['pooling_mode_evil']",
     )
     yield case(
         "pooling by the maximum",
         add("1_Pooling/config.json", {"pooling_mode_max_tokens": True}),
-        "found pooling_mode_max",
+        "pools by ['pooling_mode_max_tokens']",
     )
-    yield case(
-        "pooling by a list", add("1_Pooling/config.json", {"pooling_mode": ["mean"]}), "pooling_mode is ['mean']"
-    )
+    yield case("pooling by a list", add("1_Pooling/config.json", {"pooling_mode": ["mean"]}), "pools by ['mean']")
     yield case("prompts that are a list", add(SETTINGS, {"prompts": ["a"]}), "prompts is list")
     yield case("a prompt that is an object", add(SETTINGS, {"prompts": {"query": {"a": 1}}}), "query is {'a': 1}")
     yield case(
@@ -240,8 +246,10 @@ def _sentence_transformers() -> Iterator[Case]:
     dense = "1_Dense/config.json"
     for function in ("torch.nn.modules.activation.Tanh", "os.system", "modeling_evil.Evil"):
         make = edited(dense, {"activation_function": function})
-        yield case(f"activation {function}", make, f"{dense}: found {function}, expected Identity", "late")
-    yield case("a bias that is not there", edited(dense, {"bias": True}), "expected Identity, no bias", "late")
+        yield case(
+            f"activation {function}", make, f"{dense}: activation_function is {function!r}, expected Identity", "late"
+        )
+    yield case("a bias that is not there", edited(dense, {"bias": True}), "bias is True, expected false", "late")
     yield case("sizes of 10^12 in its config alone", edited(dense, {"in_features": 10**12}), None, "late")
 
 

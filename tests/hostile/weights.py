@@ -195,7 +195,7 @@ def _tensors() -> Iterator[Case]:
         "tensor", "projection of 70,000 rows", _dense(torch.zeros(70_000, 64)), "linear.weight is [70000, 64]", "late"
     )
     yield Case("tensor", "projection with a bias", add(dense, lambda: _saved_safely({"linear.bias": torch.zeros(1)})),
-               "has linear.bias, expected linear.weight alone", "late")  # fmt: skip
+               "has 'linear.bias', expected linear.weight without a bias", "late")  # fmt: skip
 
 
 def _indexes() -> Iterator[Case]:

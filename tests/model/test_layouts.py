@@ -191,7 +191,7 @@ SETTINGS, DENSE = "config_sentence_transformers.json", "1_Dense/config.json"
         (dense(other_weight=torch.ones(24, 64)), "has 'other.weight', expected linear.weight"),
         (edited(DENSE, use_residual=True), "has no residual.weight"),
         (listed("sentence_transformers.models.LayerNorm"), "lists 'sentence_transformers.models.LayerNorm'"),
-        (lambda folder: (folder / "modules.json").write_text("{}"), "expected a list of modules"),
+        (lambda folder: (folder / "modules.json").write_text("{}"), "found dict, expected a list"),
         (lambda folder: (folder / "modules.json").write_text('[{"path": "../x", "type": "Dense"}]'), "outside"),
         (edited(SETTINGS, attend_to_expansion_tokens=False), "attend_to_expansion_tokens is false"),
         (edited(SETTINGS, skiplist_words="!"), "skiplist_words is '!', expected a list"),
