@@ -42,7 +42,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a text.")]
 Overflow = Annotated[str, typer.Option(help="What of too long texts: error, truncate, split-mean.")]
-Backend = Annotated[str, typer.Option(help="auto, varlen, native, banded, dense.")]
+Backend = Annotated[str, typer.Option(help="auto, triton, varlen, native, banded, dense.")]
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from modernbert.errors import InputError
 
-__all__ = ["Batch", "Layout", "within"]
+__all__ = ["Batch", "Layout", "moved", "within"]
 
 Item = TypeVar("Item")
 
@@ -98,8 +98,8 @@ class Layout:
         """Move the tensors; the lengths stay in Python."""
         return replace(
             self,
-            cu_seqlens=self.cu_seqlens.to(device, non_blocking=True),
-            positions=self.positions.to(device, non_blocking=True),
+            cu_seqlens=moved(self.cu_seqlens, device),
+            positions=moved(self.positions, device),
         )
 
 
@@ -140,15 +140,22 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """Move every tensor to a device."""
 
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
-
         return Batch(
-            tokens=self.tokens.to(device, non_blocking=True),
+            tokens=moved(self.tokens, device),
             layout=self.layout.to(device),
-            where=move(self.where),
-            labels=move(self.labels),
+            where=None if self.where is None else moved(self.where, device),
+            labels=None if self.labels is None else moved(self.labels, device),
         )
+
+
+def moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor on a device, without waiting for what that device is doing.
+
+    A GPU fetches from pinned memory when it comes to it; from any other, the host would stand still until it has.
+    """
+    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def within(items: Iterable[Item], budget: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:

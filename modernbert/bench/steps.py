@@ -32,8 +32,9 @@ def time_steps(
     num_steps: int,
     mask_rate: float = 0.3,
     compiled: bool = False,
+    num_micro_batches: int = 1,
 ) -> Iterator[float]:
-    """Yield the seconds of each step on one micro-batch of documents of these lengths; the first one warms up.
+    """Yield the seconds of each step on micro-batches of documents of these lengths; the first one warms up.
 
     Raises: InputError if compiled layers are asked for and there is no compiler.
     """
@@ -48,7 +49,7 @@ def time_steps(
     for step in range(num_steps + 1):
         begun = time.perf_counter()
         # The step ends by reading its loss, so a device is done with it.
-        train_step(objective, [batch], optimizer, 1e-4, seed=step, device=device, dtype=dtype)
+        train_step(objective, [batch] * num_micro_batches, optimizer, 1e-4, seed=step, device=device, dtype=dtype)
         yield time.perf_counter() - begun
 
 

@@ -17,7 +17,7 @@ from modernbert.bench.process import in_new_process
 from modernbert.device import available_memory, choose_device, keep_freed_memory, peak_memory, restart_peak
 from modernbert.errors import InputError
 
-__all__ = ["Row", "Work", "measure"]
+__all__ = ["Row", "Work", "measure", "measure_loaded"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,15 @@ def _measure(work: Work) -> Row:
     device, dtype = choose_device(work.device), getattr(torch, work.dtype)
     if device.type == "cpu":
         keep_freed_memory()  # ours does; the others may have it too
-    loaded = load(work.model, device, dtype)
+    return measure_loaded(work, load(work.model, device, dtype))
+
+
+def measure_loaded(work: Work, loaded: Loaded) -> Row:
+    """Measure a model that is there, in this process.
+
+    Raises: InputError if it is too short for the set.
+    """
+    device = choose_device(work.device)
     longest = max(map(len, work.documents))
     if longest > loaded.longest:
         raise InputError(f"takes {loaded.longest:,} tokens, the set has documents of {longest:,}")

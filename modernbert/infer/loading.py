@@ -1,4 +1,4 @@
-"""Models as they run for inference: on a CPU with weights laid out for the processor.
+"""Models as they run for inference: on a CPU with weights laid out for the processor, on a GPU with short passes kept.
 
 In: a model folder, or a model. Out: a model that computes the same, and can be saved, but not trained.
 """
@@ -13,6 +13,7 @@ from modernbert.model.fused import FusedEncoder, can_fuse
 from modernbert.model.heads import Classifier, MaskedLM, Model, encoder_of
 from modernbert.model.hub import load_model
 from modernbert.model.prepacked import can_prepack, prepack_
+from modernbert.model.replay import Replays
 
 __all__ = ["fit_for_inference", "load_for_inference"]
 
@@ -30,6 +31,8 @@ def fit_for_inference(model: MaskedLM | Classifier | Encoder) -> Model:
     encoder = encoder_of(model)
     assert isinstance(encoder, Encoder), "a model is fitted once"
     weight = encoder.embeddings.tok_embeddings.weight
+    if weight.device.type == "cuda" and encoder.backend in ("triton", "varlen"):
+        encoder.replays = Replays(encoder.encode)
     if weight.device.type != "cpu":
         return model
     keep_freed_memory()

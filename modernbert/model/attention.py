@@ -1,12 +1,14 @@
-"""Attention over a ragged stream: four backends behind one call.
+"""Attention over a ragged stream: five backends behind one call.
 
 In: a `Layout` and a window, then queries, keys and values [T, 3, H, K] as they leave their projection. Out: [T, H, K].
 `prepare` makes from the layout what all layers of one kind share (masks, groups of documents, angles), and returns the
 function that each layer calls.
 
+- `triton`: kernels of this package on CUDA in half precision: rotary positions in place, local layers block by block of
+  the stream; global layers through the flash kernels. They come with their own norms and GeGLU (`between`).
 - `native`: loops of this package, compiled where they run, on a CPU: rotary positions, scores and mixing in one pass
   over documents as they lie. They come with their own norms and GeGLU (`between`).
-- `varlen`: the flash kernels of core torch, on CUDA in half precision.
+- `varlen`: flash kernels, on CUDA in half precision (`flash`).
 - `banded`: everywhere. Local layers cut the stream into blocks of queries against their own band of keys, which is
   O(T x window); global layers run fused attention over documents grouped by length. No S x S tensor is ever held.
 - `dense`: masked softmax over the whole stream, the reference the others are tested against.
@@ -14,7 +16,7 @@ function that each layer calls.
 A window (64, 64) lets a token see 64 tokens to each side and itself, 129 keys, never across documents (paper, 2.1.2).
 """
 
-import inspect
+import importlib.util
 import math
 import sys
 from collections.abc import Callable
@@ -26,24 +28,27 @@ from jaxtyping import Float
 from torch import Tensor
 
 from modernbert.errors import InputError
+from modernbert.model import flash
 from modernbert.model.bands import attend_in_bands, cut_bands, cut_blocks
 from modernbert.model.config import ModelConfig
+from modernbert.model.flash import Kernel, Window
 from modernbert.model.rotary import Rotation, rotate_heads
 from modernbert.native import build, calls
 from modernbert.ragged import Layout
 
 __all__ = ["BACKENDS", "Attend", "Window", "attend", "choose_backend", "prepare"]
 
-Window = tuple[int, int] | None
 Attend = Callable[[Tensor], Tensor]
-Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 Rotate = Callable[[Tensor, Rotation], tuple[Tensor, Tensor, Tensor]]
 
-BACKENDS = ("varlen", "native", "banded", "dense")
+BACKENDS = ("triton", "varlen", "native", "banded", "dense")
 
 # Documents of one group are padded to the longest: at most this share of the group's tokens may be padding.
 _GROUP_SLACK = 0.1
 _GROUP_TOKENS = 16_384
+
+# Mean length of documents from which on flash kernels are faster than going block by block of the stream.
+_FLASH_LENGTH = 400
 
 
 def prepare(
@@ -61,6 +66,8 @@ def prepare(
     if backend == "native":
         cosines, sines = (part[:, 0] for part in rotation)
         return lambda qkv: calls.attend(qkv, cosines, sines, layout.cu_seqlens, window)
+    if backend == "triton":
+        return _triton(layout, window, rotation, dtype)
     kernel = _KERNELS[backend](layout, window, dtype)
     return lambda qkv: kernel(*rotate(qkv, rotation))
 
@@ -86,7 +93,8 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype, model: M
     if name not in ("auto", *BACKENDS):
         raise InputError(f"backend: found {name!r}, expected auto, {', '.join(BACKENDS)}")
     obstacles = {
-        "varlen": lambda: _varlen_obstacle(device, dtype),
+        "triton": lambda: _triton_obstacle(device, dtype, model),
+        "varlen": lambda: flash.varlen_obstacle(device, dtype),
         "native": lambda: _native_obstacle(device, dtype, model),
     }
     if name == "auto":
@@ -112,35 +120,30 @@ def _native_obstacle(device: torch.device, dtype: torch.dtype, model: ModelConfi
     return build.obstacle()
 
 
-def _varlen_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    if device.type != "cuda":
-        return f"needs a CUDA device, found {device.type}"
-    if "window_size" not in inspect.signature(varlen_kernel()).parameters:
-        return f"needs a torch whose varlen_attn has a window, found torch {torch.__version__}"
-    if dtype not in (torch.float16, torch.bfloat16):
-        return f"computes in float16 or bfloat16, found {str(dtype).removeprefix('torch.')}"
-    if torch.cuda.get_device_capability(device) < (8, 0):
-        return "needs compute capability 8.0 or newer"
+def _triton_obstacle(device: torch.device, dtype: torch.dtype, model: ModelConfig) -> str | None:
+    obstacle = flash.varlen_obstacle(device, dtype)
+    if obstacle:
+        return obstacle
+    if importlib.util.find_spec("triton") is None:
+        return "needs triton, which is not installed"
+    if model.head_width & (model.head_width - 1) or not 16 <= model.head_width <= 128:
+        return f"needs heads of width 16, 32, 64 or 128, found {model.head_width}"
     return None
 
 
-def varlen_kernel() -> Callable[..., Any]:
-    """Return torch's kernel, imported when it is wanted: it brings torch's compiler with it, most of a second."""
-    from torch.nn.attention.varlen import varlen_attn
+def _triton(layout: Layout, window: Window, rotation: Rotation, dtype: torch.dtype) -> Attend:
+    from modernbert.kernels import attention, rotary
 
-    return varlen_attn
+    cosines, sines = (part[:, 0] for part in rotation)
+    if window is None and layout.num_tokens >= _FLASH_LENGTH * layout.num_docs:
+        kernel = flash.flash_attention(layout, window)
+        return lambda qkv: kernel(*rotary.apart(qkv, cosines, sines))
+    seen = attention.ranges(layout, window)
+    return lambda qkv: attention.attend(qkv, cosines, sines, seen)
 
 
 def _varlen(layout: Layout, window: Window, dtype: torch.dtype) -> Kernel:
-    offsets, longest = layout.cu_seqlens, layout.max_seqlen
-    kernel = varlen_kernel()
-
-    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        # -1 is the kernel's word for an open side.
-        sides = window or (-1, -1)
-        return cast(Tensor, kernel(q, k, v, offsets, offsets, longest, longest, window_size=sides))
-
-    return attend
+    return flash.flash_attention(layout, window)
 
 
 def _dense(layout: Layout, window: Window, dtype: torch.dtype) -> Kernel:

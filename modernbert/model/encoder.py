@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from modernbert.model.attention import Attend, prepare
 from modernbert.model.between import Between, between_of
 from modernbert.model.config import ModelConfig
+from modernbert.model.replay import Replays
 from modernbert.model.rotary import rotate_heads, rotation
 from modernbert.ragged import Layout
 
@@ -49,8 +50,13 @@ class Attention(nn.Module):
         return self.Wqkv(normed).unflatten(-1, self.heads_shape)
 
     def merge(self, mixed: Float[Tensor, "T H K"]) -> Float[Tensor, "T D"]:
-        """Return what attention adds to the stream."""
-        return self.out_drop(self.Wo(mixed.flatten(1)))
+        """Return what attention adds to the stream, before a share of it is dropped."""
+        return self.Wo(mixed.flatten(1))
+
+    @property
+    def dropout(self) -> float:
+        """The share of it that is dropped now."""
+        return self.out_drop.p if self.training else 0.0
 
 
 class Mlp(nn.Module):
@@ -95,12 +101,12 @@ class Layer(nn.Module):
         """Return the stream, and what goes into attention."""
         if delta is None or isinstance(self.attn_norm, nn.Identity):
             return hidden, self.attn.project(hidden)
-        hidden, normed = between.add_norm(hidden, delta, self.attn_norm)
+        hidden, normed = between.add_norm(hidden, delta, self.attn_norm, 0.0)
         return hidden, self.attn.project(normed)
 
     def after(self, hidden: Tensor, mixed: Tensor, between: Between) -> tuple[Tensor, Tensor]:
         """Add attention to the stream; return it, and what the feed-forward network adds."""
-        hidden, normed = between.add_norm(hidden, self.attn.merge(mixed), self.mlp_norm)
+        hidden, normed = between.add_norm(hidden, self.attn.merge(mixed), self.mlp_norm, self.attn.dropout)
         return hidden, self.mlp(normed, between)
 
 
@@ -109,7 +115,8 @@ class Encoder(nn.Module):
 
     `config` may be replaced by one of the same shape between batches: context extension changes the theta of global
     layers and nothing else. `backend` names an attention backend. With `recompute`, training keeps the input of each
-    layer only and goes through the layer a second time on the way back: less memory for a third more work.
+    layer only and goes through the layer a second time on the way back: less memory for a third more work. `replays`
+    may take over short batches.
     """
 
     def __init__(self, config: ModelConfig, backend: str = "banded") -> None:
@@ -118,12 +125,19 @@ class Encoder(nn.Module):
         self.backend = backend
         self.recompute = False
         self.rotate = rotate_heads
+        self.replays: Replays | None = None
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, number) for number in range(config.num_hidden_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
 
     def forward(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
         """Return the hidden state of every token, after the final norm."""
+        if self.replays is not None and self.replays.take(tokens, layout):
+            return self.replays(tokens, layout)
+        return self.encode(tokens, layout)
+
+    def encode(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
+        """Do what `forward` does, whatever the size of the batch, layer by layer."""
         hidden: Tensor = self.embeddings(tokens)
         delta: Tensor | None = None
         between = between_of(self.backend)
@@ -133,7 +147,7 @@ class Encoder(nn.Module):
             else:
                 hidden, delta = layer(hidden, delta, attend, between)
         assert delta is not None, "a model has layers"
-        return between.add_norm(hidden, delta, self.final_norm)[1]
+        return between.add_norm(hidden, delta, self.final_norm, 0.0)[1]
 
     def set_dropout(self, share: float) -> None:
         """Drop this share of what attention adds to the stream, while training."""

@@ -56,9 +56,9 @@ class MaskedLM(nn.Module):
         self.decoder.weight = self.model.embeddings.tok_embeddings.weight
 
     @property
-    def in_loops(self) -> bool:
-        """Whether the package's own loops compute what they can."""
-        return self.model.backend == "native"
+    def backend(self) -> str:
+        """What attention runs on, and with it what else the package has loops or kernels of its own for."""
+        return self.model.backend
 
     def forward(self, batch: Batch) -> Float[Tensor, "M V"]:
         """Return logits at the rows `batch.where`, in their order; at every row of the stream where it is None."""

@@ -4,6 +4,8 @@ In: positions [T], then queries, keys and values as they leave the projection. O
 Source: Su et al. 2021 (RoPE), half of a head's width against the other half (NeoX layout).
 """
 
+import functools
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,11 +23,17 @@ def rotate_heads(qkv: Float[Tensor, "T 3 H K"], rotation: Rotation) -> tuple[Ten
 
 def rotation(positions: Tensor, head_width: int, theta: float) -> Rotation:
     """Return cosines and sines [T, 1, K/2] in float32: half the width rotates against the other half (NeoX layout)."""
-    # On the CPU first: a power in the device's own arithmetic may differ in the last bit.
-    powers = torch.arange(0, head_width, 2, dtype=torch.int64).float() / head_width
-    frequencies = (1.0 / theta**powers).to(positions.device)
-    angles = positions.float()[:, None] * frequencies[None, :]
+    angles = positions.float()[:, None] * _frequencies(head_width, theta, positions.device)[None, :]
     return angles.cos()[:, None, :], angles.sin()[:, None, :]
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _frequencies(head_width: int, theta: float, device: torch.device) -> Tensor:
+    # On the CPU first: a power in the device's own arithmetic may differ in the last bit. Kept, for a captured pass
+    # must find them where they were.
+    powers = torch.arange(0, head_width, 2, dtype=torch.int64).float() / head_width
+    return (1.0 / theta**powers).to(device)
 
 
 def rotate(x: Float[Tensor, "T H K"], rotation: Rotation) -> Float[Tensor, "T H K"]:

@@ -18,7 +18,7 @@ from torch import nn
 
 from modernbert.device import autocast
 from modernbert.errors import InputError
-from modernbert.ragged import Batch, Layout
+from modernbert.ragged import Batch, Layout, moved
 from modernbert.train.losses import masked_lm_rows
 from modernbert.train.optim import StableAdamW, grad_norm
 from modernbert.train.parallel import ALONE, World, local, settle, syncing
@@ -136,7 +136,8 @@ def train_step(
     All processes see the same loss and gradient norm, so they judge alike.
     """
     optimizer.zero_grad(set_to_none=True)
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    loss = torch.zeros((), dtype=torch.float64, device=device)
+    counted = torch.zeros(2, dtype=torch.float64)  # rows and tokens: known here, without asking the device
     ours = [(number, batch) for number, batch in enumerate(micro_batches) if batch is not None]
     # All processes go through the model equally often, since they exchange weights or gradients on the way.
     ours += [(len(micro_batches), _nothing())] * (-(-len(micro_batches) // world.size) - len(ours))
@@ -146,9 +147,9 @@ def train_step(
             with autocast(device, dtype):
                 part, count = objective(batch.to(device))
             part.backward()
-        sums[0] += part.detach()
-        sums[1:] += torch.tensor([count, batch.num_tokens if number < len(micro_batches) else 0])
-    loss_sum, num_rows, num_tokens = world.sum(sums).unbind()
+        loss += part.detach()
+        counted += torch.tensor([count, batch.num_tokens if number < len(micro_batches) else 0])
+    loss_sum, num_rows, num_tokens = world.sum(torch.cat([loss[None], moved(counted, device)])).unbind()
     gradients = [local(parameter.grad) for parameter in objective.parameters() if parameter.grad is not None]
     # What processes exchange is the mean over them; the sum is asked for.
     torch._foreach_div_(gradients, num_rows.clamp(min=1) / world.size)

@@ -29,8 +29,10 @@ __all__ = [
 ]
 
 
-# Rows whose logits are in memory at a time, in the precision of the product: 98 MiB of bfloat16 at 50,368 entries.
+# Rows whose logits are in memory at a time, in the precision of the product: 98 MiB of bfloat16 at 50,368 entries on a
+# CPU, 787 on a GPU, where adding up the gradients of that many entries costs more than it does there.
 CHUNK_ROWS = 1024
+GPU_CHUNK_ROWS = 8192
 # Of those, rows that are in float32 at a time: few where that is a cache's size, many where a kernel wants work.
 WIDE_ROWS = 64
 GPU_WIDE_ROWS = 1024
@@ -46,8 +48,7 @@ def masked_lm(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
     labels = _masked(batch)
     features = _features(model, batch)
     decoder: nn.Linear = model.decoder  # type: ignore[assignment]
-    in_loops = bool(getattr(model, "in_loops", False))
-    total: Tensor = _ChunkedCrossEntropy.apply(features, decoder.weight, decoder.bias, labels, in_loops)
+    total: Tensor = _ChunkedCrossEntropy.apply(features, decoder.weight, decoder.bias, labels, _to_slopes_of(model))
     return total, batch.num_labels
 
 
@@ -64,6 +65,9 @@ def masked_lm_rows(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, " M"],
     return torch.cat(losses), torch.cat(correct)
 
 
+ToSlopes = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], Tensor | float]
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Cross entropy of `rows @ weight.T + bias`, a chunk of rows at a time.
 
@@ -72,19 +76,19 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, in_loops: bool) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, to_slopes: ToSlopes) -> Tensor:
         wide = torch.promote_types(rows.dtype, torch.float32)
         needs_gradients = any(ctx.needs_input_grad)
         narrow_weight = weight.to(rows.dtype)
         total = torch.zeros((), dtype=wide, device=rows.device)
         grad_rows, grad_weight, grad_bias = torch.zeros_like(rows), torch.zeros_like(weight), torch.zeros_like(bias)
         # One room for all chunks, worked on in place: on a CPU, new memory of this size costs more than the arithmetic.
-        size = min(CHUNK_ROWS, len(rows))
-        wide_size = min(WIDE_ROWS if rows.device.type == "cpu" else GPU_WIDE_ROWS, size)
+        on_cpu = rows.device.type == "cpu"
+        size = min(CHUNK_ROWS if on_cpu else GPU_CHUNK_ROWS, len(rows))
+        wide_size = min(WIDE_ROWS if on_cpu else GPU_WIDE_ROWS, size)
         room = rows.new_empty(size, len(weight))
         wide_room = torch.empty(wide_size, len(weight), dtype=wide, device=rows.device)
         product = rows.new_empty(weight.shape)
-        to_slopes = _to_slopes_in_loops if in_loops else _to_slopes
         for start in range(0, len(rows), max(1, size)):
             chunk, expected = rows[start : start + size], labels[start : start + size]
             logits = torch.mm(chunk, narrow_weight.T, out=room[: len(chunk)])
@@ -118,10 +122,27 @@ def _to_slopes(
     return total
 
 
+def _to_slopes_of(model: nn.Module) -> ToSlopes:
+    """Return how this model's logits become slopes: in loops or kernels of this package, or call by call."""
+    ways: dict[str, ToSlopes] = {"native": _to_slopes_in_loops, "triton": _to_slopes_in_kernels}
+    return ways.get(getattr(model, "backend", ""), _to_slopes)
+
+
 def _to_slopes_in_loops(
     logits: Float[Tensor, "rows V"], bias: Tensor, labels: Tensor, grad_bias: Tensor | None, wide_room: Tensor
 ) -> float:
     return calls.cross_entropy_(logits, bias, labels, grad_bias)
+
+
+def _to_slopes_in_kernels(
+    logits: Float[Tensor, "rows V"], bias: Tensor, labels: Tensor, grad_bias: Tensor | None, wide_room: Tensor
+) -> Tensor:
+    from modernbert.kernels.cross_entropy import cross_entropy_
+
+    total = cross_entropy_(logits, bias, labels, slopes=grad_bias is not None)
+    if grad_bias is not None:
+        grad_bias += logits.sum(dim=0, dtype=grad_bias.dtype)
+    return total
 
 
 def _loss_and_slopes(logits: Float[Tensor, "rows V"], labels: Int64[Tensor, " rows"]) -> Float[Tensor, ""]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from modernbert.errors import InputError
-from modernbert.model import attention
+from modernbert.model import flash
 from modernbert.model.attention import Window, attend, choose_backend
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
@@ -148,7 +148,7 @@ def test_the_stand_in_has_the_signature_of_torch() -> None:
 def test_varlen_hands_the_kernel_what_it_expects(
     lengths: list[int], window: Window, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "varlen_kernel", lambda: stand_in)
+    monkeypatch.setattr(flash, "varlen_kernel", lambda: stand_in)
     for found, expected in zip(
         outcome("varlen", lengths, window, torch.float64),
         outcome("dense", lengths, window, torch.float64),
@@ -158,7 +158,7 @@ def test_varlen_hands_the_kernel_what_it_expects(
 
 
 def test_whole_model_through_varlen_equals_banded(small_model: MaskedLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "varlen_kernel", lambda: stand_in)
+    monkeypatch.setattr(flash, "varlen_kernel", lambda: stand_in)
     generator = torch.Generator().manual_seed(0)
     batch = Batch.from_documents([torch.randint(0, 512, (n,), generator=generator).numpy() for n in (5, 200, 64)])
     with torch.no_grad():
@@ -178,7 +178,9 @@ def test_auto_takes_what_runs_and_a_name_is_never_replaced() -> None:
         choose_backend("native", cpu, torch.float32, narrow)
     with pytest.raises(InputError, match="varlen needs a CUDA device, found cpu"):
         choose_backend("varlen", cpu, torch.bfloat16, config)
-    with pytest.raises(InputError, match="backend: found 'flash', expected auto, varlen, native, banded, dense"):
+    with pytest.raises(
+        InputError, match="backend: found 'flash', expected auto, triton, varlen, native, banded, dense"
+    ):
         choose_backend("flash", cpu, torch.float32, config)
 
 

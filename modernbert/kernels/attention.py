@@ -1,0 +1,224 @@
+"""Attention over a flat stream, each query over a range of keys: in local layers a few of its neighbours.
+
+In: queries, keys and values [T, 3, H, K] as they leave their projection, and the range of keys that each token sees.
+Out: [T, H, K]. Queries go in blocks of the stream, whatever documents they are of: a block passes over the keys that
+any of its queries sees, which in a window of 64 to each side are no more than 192 for 64 queries, however many short
+documents there are. Flash kernels begin anew for each document, and pass over more of them.
+
+Who sees whom is mutual, so the way back reads the same ranges from the side of the keys. Source: FlashAttention 2 (Dao
+2023), online softmax in powers of two; the turn by rotary positions happens in the same memory before (`rotary`).
+"""
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float, Int32
+from torch import Tensor
+
+from modernbert.kernels.rotary import turn_
+from modernbert.ragged import Layout
+
+__all__ = ["attend", "ranges"]
+
+Window = tuple[int, int] | None
+Ranges = tuple[Int32[Tensor, " T"], Int32[Tensor, " T"]]
+
+# Rows of a block, and of those that it passes over in a step; as fast as any that was tried on an H200.
+_BLOCK, _STEP, _STEP_BACK = 64, 64, 32
+
+
+def ranges(layout: Layout, window: Window) -> Ranges:
+    """Return for each token the first key it sees, and the one behind the last, as rows of the stream."""
+    documents = layout.doc_ids()
+    firsts, lasts = layout.cu_seqlens[:-1][documents], layout.cu_seqlens[1:][documents]
+    if window is None:
+        return firsts, lasts
+    here = firsts + layout.positions
+    return torch.maximum(firsts, here - window[0]), torch.minimum(lasts, here + window[1] + 1)
+
+
+def attend(
+    qkv: Float[Tensor, "T 3 H K"], cosines: Float[Tensor, "T K2"], sines: Float[Tensor, "T K2"], seen: Ranges
+) -> Float[Tensor, "T H K"]:
+    """Turn queries and keys in place, and attend; each token sees a range, and is seen by the tokens in it."""
+    return _Attend.apply(qkv, cosines, sines, *seen)  # type: ignore[no-any-return]
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, qkv: Tensor, cosines: Tensor, sines: Tensor, first: Tensor, last: Tensor
+    ) -> Tensor:
+        qkv = qkv.detach()
+        turn_(qkv, cosines, sines)
+        num_tokens, _, num_heads, width = qkv.shape
+        mixed = torch.empty(num_tokens, num_heads, width, dtype=qkv.dtype, device=qkv.device)
+        sums = torch.empty(num_heads, num_tokens, dtype=torch.float32, device=qkv.device)
+        _forward_kernel[triton.cdiv(num_tokens, _BLOCK), num_heads](
+            qkv, mixed, sums, first, last, num_tokens, num_heads, 1 / (math.sqrt(width) * math.log(2)),
+            WIDTH=width, BLOCK=_BLOCK, STEP=_STEP, num_warps=4, num_stages=3,
+        )  # fmt: skip
+        ctx.save_for_backward(qkv, mixed, sums, cosines, sines, first, last)
+        return mixed
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        qkv, mixed, sums, cosines, sines, first, last = ctx.saved_tensors
+        num_tokens, _, num_heads, width = qkv.shape
+        upstream = upstream.contiguous()
+        slopes, along = torch.empty_like(qkv), torch.empty_like(sums)
+        _along_kernel[triton.cdiv(num_tokens, 128), num_heads](
+            mixed, upstream, along, num_tokens, num_heads, WIDTH=width, ROWS=128, num_warps=4
+        )
+        scale = 1 / math.sqrt(width)
+        for kernel in (_keys_back_kernel, _queries_back_kernel):
+            kernel[triton.cdiv(num_tokens, _BLOCK), num_heads](
+                qkv, upstream, sums, along, slopes, cosines, sines, first, last, num_tokens, num_heads, scale,
+                scale / math.log(2),
+                WIDTH=width, BLOCK=_BLOCK, STEP=_STEP_BACK, num_warps=4, num_stages=3,
+            )  # fmt: skip
+        return slopes, None, None, None, None
+
+
+@triton.jit
+def _rows_of(base, rows, inside, stride, WIDTH: tl.constexpr):
+    places = rows.to(tl.int64)[:, None] * stride + tl.arange(0, WIDTH)[None, :]
+    return tl.load(base + places, mask=inside[:, None], other=0.0)
+
+
+@triton.jit
+def _store_turned_back(base, slopes, rows, inside, stride, cosines, sines, WIDTH: tl.constexpr):
+    """Write the gradient of what was turned as that of what it was before."""
+    half: tl.constexpr = WIDTH // 2
+    columns = tl.arange(0, half)
+    apart = tl.permute(tl.reshape(slopes, (slopes.shape[0], 2, half)), (0, 2, 1))
+    x, y = tl.split(apart)
+    angles = rows[:, None] * half + columns[None, :]
+    cosine = tl.load(cosines + angles, mask=inside[:, None], other=0.0)
+    sine = tl.load(sines + angles, mask=inside[:, None], other=0.0)
+    places = rows.to(tl.int64)[:, None] * stride + columns[None, :]
+    kind = base.dtype.element_ty
+    tl.store(base + places, (x * cosine + y * sine).to(kind), mask=inside[:, None])
+    tl.store(base + places + half, (y * cosine - x * sine).to(kind), mask=inside[:, None])
+
+
+@triton.jit
+def _forward_kernel(
+    qkv, mixed, sums, first, last, num_tokens, num_heads, scale,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(1)
+    start = tl.program_id(0) * BLOCK
+    rows = start + tl.arange(0, BLOCK)
+    inside = rows < num_tokens
+    stride = 3 * num_heads * WIDTH
+    keys, values = qkv + (num_heads + head) * WIDTH, qkv + (2 * num_heads + head) * WIDTH
+    query = _rows_of(qkv + head * WIDTH, rows, inside, stride, WIDTH)
+    low = tl.load(first + rows, mask=inside, other=0)
+    high = tl.load(last + rows, mask=inside, other=0)
+    peak = tl.full((BLOCK,), -1e30, dtype=tl.float32)
+    total = tl.zeros((BLOCK,), dtype=tl.float32)
+    gathered = tl.zeros((BLOCK, WIDTH), dtype=tl.float32)
+    # Ranges grow along the stream, so those of the ends bound those between.
+    begin = tl.load(first + start) // STEP * STEP
+    end = tl.load(last + tl.minimum(start + BLOCK, num_tokens) - 1)
+    for at in range(begin, end, STEP):
+        columns = at + tl.arange(0, STEP)
+        there = columns < num_tokens
+        key = _rows_of(keys, columns, there, stride, WIDTH)
+        scores = tl.dot(query, tl.trans(key)) * scale
+        visible = (columns[None, :] >= low[:, None]) & (columns[None, :] < high[:, None])
+        scores = tl.where(visible, scores, -1e30)
+        higher = tl.maximum(peak, tl.max(scores, axis=1))
+        weights = tl.where(visible, tl.exp2(scores - higher[:, None]), 0.0)
+        shrink = tl.exp2(peak - higher)
+        total = total * shrink + tl.sum(weights, axis=1)
+        value = _rows_of(values, columns, there, stride, WIDTH)
+        gathered = gathered * shrink[:, None] + tl.dot(weights.to(value.dtype), value)
+        peak = higher
+    places = (rows.to(tl.int64) * num_heads + head)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
+    tl.store(mixed + places, (gathered / total[:, None]).to(mixed.dtype.element_ty), mask=inside[:, None])
+    tl.store(sums + head * num_tokens + rows, peak + tl.log2(total), mask=inside)
+
+
+@triton.jit
+def _along_kernel(mixed, upstream, along, num_tokens, num_heads, WIDTH: tl.constexpr, ROWS: tl.constexpr):
+    head = tl.program_id(1)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    inside = rows < num_tokens
+    stride = num_heads * WIDTH
+    x = _rows_of(mixed + head * WIDTH, rows, inside, stride, WIDTH).to(tl.float32)
+    y = _rows_of(upstream + head * WIDTH, rows, inside, stride, WIDTH).to(tl.float32)
+    tl.store(along + head * num_tokens + rows, tl.sum(x * y, axis=1), mask=inside)
+
+
+@triton.jit
+def _keys_back_kernel(
+    qkv, upstream, sums, along, slopes, cosines, sines, first, last, num_tokens, num_heads, scale, scale2,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """Go over the queries that see a block of keys; write the gradients of keys and values."""
+    head = tl.program_id(1)
+    start = tl.program_id(0) * BLOCK
+    rows = start + tl.arange(0, BLOCK)
+    inside = rows < num_tokens
+    stride = 3 * num_heads * WIDTH
+    key = _rows_of(qkv + (num_heads + head) * WIDTH, rows, inside, stride, WIDTH)
+    value = _rows_of(qkv + (2 * num_heads + head) * WIDTH, rows, inside, stride, WIDTH)
+    low = tl.load(first + rows, mask=inside, other=0)
+    high = tl.load(last + rows, mask=inside, other=0)
+    d_key = tl.zeros((BLOCK, WIDTH), dtype=tl.float32)
+    d_value = tl.zeros((BLOCK, WIDTH), dtype=tl.float32)
+    begin = tl.load(first + start) // STEP * STEP
+    end = tl.load(last + tl.minimum(start + BLOCK, num_tokens) - 1)
+    for at in range(begin, end, STEP):
+        columns = at + tl.arange(0, STEP)
+        there = columns < num_tokens
+        query = _rows_of(qkv + head * WIDTH, columns, there, stride, WIDTH)
+        given = _rows_of(upstream + head * WIDTH, columns, there, num_heads * WIDTH, WIDTH)
+        total = tl.load(sums + head * num_tokens + columns, mask=there, other=0.0)
+        level = tl.load(along + head * num_tokens + columns, mask=there, other=0.0)
+        visible = (columns[None, :] >= low[:, None]) & (columns[None, :] < high[:, None])
+        weights = tl.where(visible, tl.exp2(tl.dot(key, tl.trans(query)) * scale2 - total[None, :]), 0.0)
+        d_value += tl.dot(weights.to(given.dtype), given)
+        d_scores = weights * (tl.dot(value, tl.trans(given)) - level[None, :])
+        d_key += tl.dot(d_scores.to(query.dtype), query)
+    _store_turned_back(slopes + (num_heads + head) * WIDTH, d_key * scale, rows, inside, stride, cosines, sines, WIDTH)
+    places = rows.to(tl.int64)[:, None] * stride + tl.arange(0, WIDTH)[None, :]
+    base = slopes + (2 * num_heads + head) * WIDTH
+    tl.store(base + places, d_value.to(slopes.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit
+def _queries_back_kernel(
+    qkv, upstream, sums, along, slopes, cosines, sines, first, last, num_tokens, num_heads, scale, scale2,
+    WIDTH: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """Go over the keys that a block of queries sees; write the gradients of queries."""
+    head = tl.program_id(1)
+    start = tl.program_id(0) * BLOCK
+    rows = start + tl.arange(0, BLOCK)
+    inside = rows < num_tokens
+    stride = 3 * num_heads * WIDTH
+    query = _rows_of(qkv + head * WIDTH, rows, inside, stride, WIDTH)
+    given = _rows_of(upstream + head * WIDTH, rows, inside, num_heads * WIDTH, WIDTH)
+    total = tl.load(sums + head * num_tokens + rows, mask=inside, other=0.0)
+    level = tl.load(along + head * num_tokens + rows, mask=inside, other=0.0)
+    low = tl.load(first + rows, mask=inside, other=0)
+    high = tl.load(last + rows, mask=inside, other=0)
+    d_query = tl.zeros((BLOCK, WIDTH), dtype=tl.float32)
+    begin = tl.load(first + start) // STEP * STEP
+    end = tl.load(last + tl.minimum(start + BLOCK, num_tokens) - 1)
+    for at in range(begin, end, STEP):
+        columns = at + tl.arange(0, STEP)
+        there = columns < num_tokens
+        key = _rows_of(qkv + (num_heads + head) * WIDTH, columns, there, stride, WIDTH)
+        value = _rows_of(qkv + (2 * num_heads + head) * WIDTH, columns, there, stride, WIDTH)
+        visible = (columns[None, :] >= low[:, None]) & (columns[None, :] < high[:, None])
+        weights = tl.where(visible, tl.exp2(tl.dot(query, tl.trans(key)) * scale2 - total[:, None]), 0.0)
+        d_scores = weights * (tl.dot(given, tl.trans(value)) - level[:, None])
+        d_query += tl.dot(d_scores.to(key.dtype), key)
+    _store_turned_back(slopes + head * WIDTH, d_query * scale, rows, inside, stride, cosines, sines, WIDTH)

@@ -1,0 +1,197 @@
+"""The residual sum with its norm, and GeGLU: one pass over memory each, forward and back.
+
+In: activations on a GPU, in float32, bfloat16 or float16. Out: the same as torch gives, computed in float32.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = ["add_norm", "geglu"]
+
+_ROWS = 4
+# Programs of the way back: each adds up the gradient of a norm's weight over its rows.
+_PROGRAMS = 2048
+_GATE_ROWS, _GATE_COLUMNS = 8, 128
+
+
+def add_norm(
+    hidden: Float[Tensor, "T D"],
+    delta: Float[Tensor, "T D"],
+    weight: Float[Tensor, " D"],
+    eps: float,
+    dropout: float = 0.0,
+) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]:
+    """Return the sum, in the type of `hidden`, and its norm, in that of `delta`; of `delta` a share is dropped.
+
+    What is dropped follows from torch's generator on the CPU, so that asking the device is not necessary.
+    """
+    seed = int(torch.randint(2**31, ())) if dropout else 0
+    return _AddNorm.apply(hidden, delta, weight, eps, dropout, seed)  # type: ignore[no-any-return]
+
+
+def geglu(both: Float[Tensor, "T F2"]) -> Float[Tensor, "T F"]:
+    """Gate the second half of each row by the exact GELU of the first."""
+    return _Geglu.apply(both)  # type: ignore[no-any-return]
+
+
+class _AddNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, delta: Tensor, weight: Tensor, eps: float, dropout: float, seed: int
+    ) -> tuple[Tensor, Tensor]:
+        hidden, delta = hidden.contiguous(), delta.contiguous()
+        num_rows, width = hidden.shape
+        total, normed = torch.empty_like(hidden), torch.empty_like(delta)
+        mean, scale = (torch.empty(num_rows, dtype=torch.float32, device=hidden.device) for _ in range(2))
+        grid = (triton.cdiv(num_rows, _ROWS),)
+        _add_norm_kernel[grid](
+            hidden, delta, weight, total, normed, mean, scale, num_rows, width, eps, dropout, seed,
+            ROWS=_ROWS, COLUMNS=triton.next_power_of_2(width), DROP=dropout > 0, num_warps=4,
+        )  # fmt: skip
+        ctx.save_for_backward(total, weight, mean, scale)
+        ctx.delta_dtype, ctx.dropout, ctx.seed = delta.dtype, dropout, seed
+        return total, normed
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor, d_normed: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        total, weight, mean, scale = ctx.saved_tensors
+        d_total, d_normed = d_total.contiguous(), d_normed.contiguous()
+        num_rows, width = total.shape
+        d_hidden = torch.empty_like(total)
+        d_delta = d_hidden
+        if ctx.delta_dtype != total.dtype or ctx.dropout:
+            d_delta = torch.empty(total.shape, dtype=ctx.delta_dtype, device=total.device)
+        programs = min(_PROGRAMS, triton.cdiv(num_rows, _ROWS))
+        d_weight = torch.empty(programs, width, dtype=torch.float32, device=total.device)
+        _add_norm_back_kernel[(programs,)](
+            d_total, d_normed, total, weight, mean, scale, d_hidden, d_delta, d_weight, num_rows, width,
+            ctx.dropout, ctx.seed, ROWS=_ROWS, COLUMNS=triton.next_power_of_2(width), TWICE=d_delta is not d_hidden,
+            DROP=ctx.dropout > 0, num_warps=4,
+        )  # fmt: skip
+        return d_hidden, d_delta, d_weight.sum(dim=0).to(weight.dtype), None, None, None
+
+
+@triton.jit
+def _kept(places, dropout, seed):
+    """Return 0 for what is dropped, else what keeps the mean; of a place and a seed always the same."""
+    x = (places.to(tl.uint32) ^ seed.to(tl.uint32)) * 0x9E3779B1 + seed.to(tl.uint32)
+    # A hash of 32 bits with little bias. Source: C. Wellons, hash prospector, "lowbias32".
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    x = x ^ (x >> 16)
+    return tl.where((x >> 8).to(tl.float32) * (1.0 / 16777216.0) >= dropout, 1.0 / (1.0 - dropout), 0.0)
+
+
+@triton.jit
+def _add_norm_kernel(
+    hidden, delta, weight, total, normed, mean, scale, num_rows, width, eps, dropout, seed,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DROP: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, COLUMNS)
+    inside = (rows < num_rows)[:, None] & (columns < width)[None, :]
+    places = rows.to(tl.int64)[:, None] * width + columns[None, :]
+    x = tl.load(hidden + places, mask=inside, other=0.0).to(tl.float32)
+    added = tl.load(delta + places, mask=inside, other=0.0).to(tl.float32)
+    x += added * _kept(places, dropout, seed) if DROP else added
+    # What is normed is what is handed on, in its precision.
+    rounded = x.to(total.dtype.element_ty)
+    tl.store(total + places, rounded, mask=inside)
+    x = rounded.to(tl.float32)
+    middle = tl.sum(x, axis=1) / width
+    centred = tl.where(inside, x - middle[:, None], 0.0)
+    inverse = tl.rsqrt(tl.sum(centred * centred, axis=1) / width + eps)
+    factor = tl.load(weight + columns, mask=columns < width, other=0.0).to(tl.float32)
+    tl.store(normed + places, (centred * inverse[:, None] * factor[None, :]).to(normed.dtype.element_ty), mask=inside)
+    tl.store(mean + rows, middle, mask=rows < num_rows)
+    tl.store(scale + rows, inverse, mask=rows < num_rows)
+
+
+@triton.jit
+def _add_norm_back_kernel(
+    d_total, d_normed, total, weight, mean, scale, d_hidden, d_delta, d_weight, num_rows, width, dropout, seed,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TWICE: tl.constexpr, DROP: tl.constexpr,
+):  # fmt: skip
+    columns = tl.arange(0, COLUMNS)
+    factor = tl.load(weight + columns, mask=columns < width, other=0.0).to(tl.float32)
+    sums = tl.zeros((COLUMNS,), dtype=tl.float32)
+    for first in range(tl.program_id(0) * ROWS, num_rows, tl.num_programs(0) * ROWS):
+        rows = first + tl.arange(0, ROWS)
+        inside = (rows < num_rows)[:, None] & (columns < width)[None, :]
+        places = rows.to(tl.int64)[:, None] * width + columns[None, :]
+        upstream = tl.load(d_normed + places, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(total + places, mask=inside, other=0.0).to(tl.float32)
+        middle = tl.load(mean + rows, mask=rows < num_rows, other=0.0)
+        inverse = tl.load(scale + rows, mask=rows < num_rows, other=0.0)
+        unit = tl.where(inside, (x - middle[:, None]) * inverse[:, None], 0.0)
+        sums += tl.sum(upstream * unit, axis=0)
+        slope = upstream * factor[None, :]
+        along = tl.sum(slope * unit, axis=1) / width
+        level = tl.sum(slope, axis=1) / width
+        through = (slope - level[:, None] - unit * along[:, None]) * inverse[:, None]
+        through += tl.load(d_total + places, mask=inside, other=0.0).to(tl.float32)
+        tl.store(d_hidden + places, through.to(d_hidden.dtype.element_ty), mask=inside)
+        if TWICE:
+            if DROP:
+                through *= _kept(places, dropout, seed)
+            tl.store(d_delta + places, through.to(d_delta.dtype.element_ty), mask=inside)
+    tl.store(d_weight + tl.program_id(0) * width + columns, sums, mask=columns < width)
+
+
+class _Geglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, both: Tensor) -> Tensor:  # type: ignore[override]
+        both = both.contiguous()
+        num_rows, feed = both.shape[0], both.shape[1] // 2
+        out = torch.empty(num_rows, feed, dtype=both.dtype, device=both.device)
+        grid = (triton.cdiv(num_rows, _GATE_ROWS), triton.cdiv(feed, _GATE_COLUMNS))
+        _geglu_kernel[grid](both, out, num_rows, feed, ROWS=_GATE_ROWS, COLUMNS=_GATE_COLUMNS, num_warps=4)
+        ctx.save_for_backward(both)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:  # type: ignore[override]
+        (both,) = ctx.saved_tensors
+        num_rows, feed = both.shape[0], both.shape[1] // 2
+        slopes = torch.empty_like(both)
+        grid = (triton.cdiv(num_rows, _GATE_ROWS), triton.cdiv(feed, _GATE_COLUMNS))
+        _geglu_back_kernel[grid](
+            both, upstream.contiguous(), slopes, num_rows, feed, ROWS=_GATE_ROWS, COLUMNS=_GATE_COLUMNS, num_warps=4
+        )
+        return slopes
+
+
+@triton.jit
+def _places(num_rows, feed, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    starts = rows.to(tl.int64)[:, None] * feed
+    # Of each row the first half is activated, the second half gates.
+    return starts + columns[None, :], 2 * starts + columns[None, :], (rows < num_rows)[:, None] & (columns < feed)[None]
+
+
+@triton.jit
+def _geglu_kernel(both, out, num_rows, feed, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    number, place, inside = _places(num_rows, feed, ROWS, COLUMNS)
+    x = tl.load(both + place, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(both + place + feed, mask=inside, other=0.0).to(tl.float32)
+    share = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+    tl.store(out + number, (x * share * gate).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _geglu_back_kernel(both, upstream, slopes, num_rows, feed, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    number, place, inside = _places(num_rows, feed, ROWS, COLUMNS)
+    x = tl.load(both + place, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(both + place + feed, mask=inside, other=0.0).to(tl.float32)
+    given = tl.load(upstream + number, mask=inside, other=0.0).to(tl.float32)
+    share = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+    density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
+    kind = slopes.dtype.element_ty
+    tl.store(slopes + place, (given * gate * (share + x * density)).to(kind), mask=inside)
+    tl.store(slopes + place + feed, (given * x * share).to(kind), mask=inside)
