@@ -1,8 +1,10 @@
 """What several test files start from."""
 
 import gzip
+import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +18,20 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
 
+if not torch.cuda.is_available():
+    # Kernels for a GPU run on the CPU, instruction by instruction. Triton asks when a kernel is defined.
+    os.environ["TRITON_INTERPRET"] = "1"
+
 from modernbert import ModernBert
+
+if importlib.util.find_spec("triton"):
+    # A kernel is read as source in a language of its own: it must not be wrapped in checks of types.
+    finders = sys.meta_path[:]
+    sys.meta_path[:] = [each for each in finders if not type(each).__module__.startswith("jaxtyping")]
+    from modernbert.kernels import attention, cross_entropy, elementwise, rotary  # noqa: F401
+
+    sys.meta_path[:] = finders
+
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.init import initialize

@@ -139,6 +139,7 @@ def _forward_kernel(
         value = _rows_of(values, columns, there, stride, WIDTH)
         gathered = gathered * shrink[:, None] + tl.dot(weights.to(value.dtype), value)
         peak = higher
+    total = tl.where(inside, total, 1.0)
     places = (rows.to(tl.int64) * num_heads + head)[:, None] * WIDTH + tl.arange(0, WIDTH)[None, :]
     tl.store(mixed + places, (gathered / total[:, None]).to(mixed.dtype.element_ty), mask=inside[:, None])
     tl.store(sums + head * num_tokens + rows, peak + tl.log2(total), mask=inside)

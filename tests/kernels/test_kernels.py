@@ -1,0 +1,124 @@
+"""Kernels for a GPU against torch's own arithmetic: on a GPU where there is one, else step by step on the CPU."""
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modernbert.model.attention import Window, prepare
+from modernbert.model.rotary import rotate_heads, rotation
+from modernbert.ragged import Layout
+
+pytest.importorskip("triton")
+from modernbert.kernels import attention, cross_entropy, elementwise, rotary  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HEADS, WIDTH = 2, 64
+LENGTHS = [[7], [300], [5, 130, 64, 1, 200], [64, 64, 128]]
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(*shape, device=DEVICE)
+
+
+def check(found: Sequence[Tensor], expected: Sequence[Tensor], share: float = 1e-5) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        assert float((ours - theirs).detach().norm()) <= share * float(theirs.detach().norm())
+
+
+@pytest.mark.parametrize("window", [None, (64, 64), (3, 3)], ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_attention_equals_dense_forth_and_back(lengths: list[int], window: Window) -> None:
+    layout = Layout.from_lengths(lengths).to(DEVICE)
+    angles = rotation(layout.positions, WIDTH, 10_000.0)
+    cosines, sines = (part[:, 0] for part in angles)
+    given, upstream = randn(layout.num_tokens, 3, HEADS, WIDTH), randn(layout.num_tokens, HEADS, WIDTH)
+    outcomes = []
+    for attend in (
+        lambda qkv: attention.attend(qkv, cosines, sines, attention.ranges(layout, window)),
+        prepare("dense", layout, window, angles, torch.float32),
+    ):
+        qkv = given.clone().requires_grad_()
+        mixed = attend(qkv * 1)  # a copy, for it is turned in place
+        outcomes.append((mixed, *torch.autograd.grad(mixed, qkv, upstream)))
+    check(*outcomes)
+
+
+def test_a_range_is_a_window_within_a_document() -> None:
+    first, last = attention.ranges(Layout.from_lengths([4, 1, 5]), (1, 2))
+    assert first.tolist() == [0, 0, 1, 2, 4, 5, 5, 6, 7, 8]
+    assert last.tolist() == [3, 4, 4, 4, 5, 8, 9, 10, 10, 10]
+
+
+def test_what_is_taken_apart_is_turned_and_so_are_gradients() -> None:
+    layout = Layout.from_lengths([9, 40]).to(DEVICE)
+    angles = rotation(layout.positions, WIDTH, 160_000.0)
+    given = randn(layout.num_tokens, 3, HEADS, WIDTH)
+    upstream = [randn(layout.num_tokens, HEADS, WIDTH) for _ in range(3)]
+    outcomes = []
+    for take in (
+        lambda qkv: rotary.apart(qkv, *(part[:, 0] for part in angles)),
+        lambda qkv: rotate_heads(qkv, angles),
+    ):
+        qkv = given.clone().requires_grad_()
+        three = take(qkv * 1)
+        outcomes.append((*three, *torch.autograd.grad(three, qkv, upstream)))
+    check(*outcomes)
+
+
+@pytest.mark.parametrize("delta_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(13, 48), (3, 768)], ids=str)
+def test_sum_and_norm_equal_those_of_torch(shape: tuple[int, int], delta_dtype: torch.dtype) -> None:
+    hidden, weight = randn(*shape).requires_grad_(), randn(shape[1]).requires_grad_()
+    delta = randn(*shape).to(delta_dtype).requires_grad_()
+    upstream = randn(*shape), randn(*shape).to(delta_dtype)
+    total, normed = elementwise.add_norm(hidden, delta, weight, 1e-5)
+    ours = total, normed, *torch.autograd.grad((total, normed), (hidden, delta, weight), upstream)
+    total = hidden + delta
+    normed = F.layer_norm(total, shape[1:], weight, None, 1e-5).to(delta_dtype)
+    theirs = total, normed, *torch.autograd.grad((total, normed), (hidden, delta, weight), upstream)
+    check(ours, theirs, 1e-5 if delta_dtype == torch.float32 else 8e-3)
+
+
+def test_a_share_is_dropped_the_same_forth_and_back_and_no_other_time_the_same() -> None:
+    hidden, delta = torch.zeros(200, 64, device=DEVICE), torch.ones(200, 64, device=DEVICE, requires_grad=True)
+    weight = torch.ones(64, device=DEVICE)
+    torch.manual_seed(3)
+    totals = [elementwise.add_norm(hidden, delta, weight, 1e-5, dropout=0.25)[0] for _ in range(2)]
+    (slopes,) = torch.autograd.grad(totals[0], delta, torch.ones_like(delta))
+    assert torch.equal(slopes, totals[0])
+    assert totals[0].unique().tolist() == pytest.approx([0.0, 4 / 3])
+    kept = [total > 0 for total in totals]
+    # Three standard deviations of so many draws, and of a row's and a column's own.
+    assert abs(float(kept[0].float().mean()) - 0.75) < 3 * (0.75 * 0.25 / 12_800) ** 0.5
+    assert float(kept[0].float().mean(0).std()) < 1.5 * (0.75 * 0.25 / 200) ** 0.5
+    assert float(kept[0].float().mean(1).std()) < 1.5 * (0.75 * 0.25 / 64) ** 0.5
+    assert abs(float((kept[0] & kept[1]).float().mean()) - 0.75**2) < 0.02
+    torch.manual_seed(3)
+    assert torch.equal(elementwise.add_norm(hidden, delta, weight, 1e-5, dropout=0.25)[0], totals[0])
+
+
+@pytest.mark.parametrize("feed", [70, 256])
+def test_geglu_equals_that_of_torch(feed: int) -> None:
+    both, upstream = randn(11, 2 * feed).requires_grad_(), randn(11, feed)
+    activated, gate = both.chunk(2, dim=-1)
+    outcomes = [
+        (out, *torch.autograd.grad(out, both, upstream)) for out in (elementwise.geglu(both), F.gelu(activated) * gate)
+    ]
+    check(*outcomes)
+
+
+@pytest.mark.parametrize("entries", [5, 5_000])
+def test_cross_entropy_equals_that_of_torch(entries: int) -> None:
+    logits, bias = 10 * randn(9, entries), randn(entries)
+    labels = torch.randint(0, entries, (9,), device=DEVICE)
+    plain = (logits + bias).requires_grad_()
+    expected = F.cross_entropy(plain, labels, reduction="sum")
+    (slopes,) = torch.autograd.grad(expected, plain)
+    untouched = logits.clone()
+    check([cross_entropy.cross_entropy_(untouched, bias, labels, slopes=False)], [expected])
+    assert torch.equal(untouched, logits)
+    check([cross_entropy.cross_entropy_(logits, bias, labels, slopes=True), logits], [expected, slopes])
