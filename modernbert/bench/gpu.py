@@ -2,12 +2,13 @@
 
     python -m modernbert.bench.gpu --out FOLDER [--device cuda] [--small]
 
-In: a device. Out: lines as they are measured, and `gpu.json`, written anew after each part. It needs the package, and
+In: a device. Out: lines as they are measured, and `gpu.json`, written anew after each. It needs the package, and
 `transformers` for the peers; what fails is a line, and the rest still runs. `--small` is the same on a small scale.
 """
 
 import argparse
 import functools
+import itertools
 import json
 import statistics
 import sys
@@ -28,9 +29,10 @@ from modernbert.bench.throughput import Work, measure_loaded
 from modernbert.device import choose_device, name_of, peak_memory
 from modernbert.errors import InputError
 from modernbert.infer.loading import fit_for_inference
-from modernbert.model.attention import attend, choose_backend
+from modernbert.model.attention import Window, attend, choose_backend
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
+from modernbert.model.flash import flash_version
 from modernbert.model.heads import encoder_of
 from modernbert.model.init import initialize
 from modernbert.ragged import Layout
@@ -40,6 +42,7 @@ from modernbert.train.flops import peak_flops, step_flops
 __all__ = ["main"]
 
 _LENGTHS = [1, 129, 64, 1024, 300, 7]
+_LONG_LENGTHS = [1800, 900]
 # A share of the length of a result: what rounding to bfloat16 leaves.
 _NEAR = 0.02
 _NEAR_COSINE = 0.999
@@ -64,37 +67,27 @@ def main() -> None:
         print(f"bench-gpu: {error}", file=sys.stderr)
         sys.exit(2)
     result: dict[str, Any] = {"device": name_of(device), "torch": torch.__version__, "python": sys.version.split()[0]}
-    print(f"{result['device']}, torch {torch.__version__}", flush=True)
+    if device.type == "cuda":
+        result["flash_attention"] = flash_version(device)
+    print(", ".join(f"{key} {value}" for key, value in result.items()), flush=True)
     for part in (part for part in _PARTS if part.__name__.strip("_") in words.parts.split(",")):
         begun = time.monotonic()
-        result[part.__name__.strip("_")] = list(_said(part(device, words.small)))
+        rows = result[part.__name__.strip("_")] = []
+        for row in part(device, words.small):
+            print("  " + ", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+            rows.append(row)
+            write_file(words.out / "gpu.json", json.dumps(result, indent=2) + "\n")
         print(f"  {time.monotonic() - begun:.0f} s", flush=True)
-        write_file(words.out / "gpu.json", json.dumps(result, indent=2) + "\n")
         if part is _parity and not all(row["holds"] for row in result["parity"]):
             sys.exit(1)
-
-
-def _said(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    for row in rows:
-        print("  " + ", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-        yield row
 
 
 def _parity(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
     """Hold the fastest backend in bfloat16 against banded attention in float32, forward and backward, then a model."""
     fast = choose_backend("auto", device, torch.bfloat16, ModelConfig.preset("base"))
+    for lengths, window in itertools.product((_LENGTHS, _LONG_LENGTHS), (None, (64, 64))):
+        yield _attention_parity(device, fast, Layout.from_lengths(lengths).to(device), window)
     layout = Layout.from_lengths(_LENGTHS).to(device)
-    for window in (None, (64, 64)):
-        torch.manual_seed(0)
-        inputs = [torch.randn(layout.num_tokens, 12, 64, device=device) for _ in range(4)]
-        outcomes = []
-        for backend, dtype in ((fast, torch.bfloat16), ("banded", torch.float32)):
-            *qkv, upstream = (x.to(dtype) for x in inputs)
-            q, k, v = (x.requires_grad_() for x in qkv)
-            mixed = attend(q, k, v, layout, window, backend)
-            outcomes.append([mixed, *torch.autograd.grad(mixed, (q, k, v), upstream)])
-        errors = [float((a.float() - b).detach().norm() / b.detach().norm()) for a, b in zip(*outcomes, strict=True)]
-        yield {"attention": fast, "window": window, "off_by": round(max(errors), 5), "holds": max(errors) < _NEAR}
     config = ModelConfig.preset("base", **({"num_hidden_layers": 4} if small else {}))
     model = Encoder(config, "banded")
     initialize(model, config, seed=0)
@@ -112,6 +105,22 @@ def _parity(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
             yield _near(f"as for inference, {way}", fitted(tokens, layout), expected)
 
 
+def _attention_parity(device: torch.device, fast: str, layout: Layout, window: Window) -> dict[str, Any]:
+    torch.manual_seed(0)
+    inputs = [torch.randn(layout.num_tokens, 12, 64, device=device) for _ in range(4)]
+    outcomes = []
+    for backend, dtype in ((fast, torch.bfloat16), ("banded", torch.float32)):
+        *qkv, upstream = (x.to(dtype) for x in inputs)
+        q, k, v = (x.requires_grad_() for x in qkv)
+        mixed = attend(q, k, v, layout, window, backend)
+        outcomes.append([mixed.detach(), *torch.autograd.grad(mixed, (q, k, v), upstream)])
+    error = max(float((a.float() - b).norm() / b.norm()) for a, b in zip(*outcomes, strict=True))
+    return {
+        "attention": fast, "window": window, "longest": layout.max_seqlen, "off_by": round(error, 5),
+        "holds": error < _NEAR,
+    }  # fmt: skip
+
+
 def _near(how: str, found: Tensor, expected: Tensor) -> dict[str, Any]:
     cosine = float(torch.cosine_similarity(found.float(), expected, dim=-1).min())
     return {"model": "base", "how": how, "least cosine": round(cosine, 6), "holds": cosine >= _NEAR_COSINE}
@@ -120,11 +129,9 @@ def _near(how: str, found: Tensor, expected: Tensor) -> dict[str, Any]:
 def _training(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
     runs = [("base", 1024, 96), ("base", 8192, 12), ("large", 1024, 56)]
     for preset, length, num_documents in [("tiny", 128, 2)] if small else runs:
-        for backend in ("auto",) if small else ("auto", "varlen"):
-            train = functools.partial(_train, device, preset, length, num_documents, backend, 2 if small else 4)
+        for backend in ("auto", "varlen") if (preset, length) == ("base", 1024) else ("auto",):
+            train = functools.partial(_train, device, preset, length, num_documents, backend, 2 if small else 3)
             yield _guarded({"train": preset, "length": length}, train)
-            if preset != "base":
-                break
 
 
 def _train(
@@ -152,7 +159,7 @@ def _train(
 
 def _inference(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
     """Measure all sets with one model after another, each model in a process of its own."""
-    number = {"short": 2, "long": 1} if small else {"short": 2_048, "long": 64}
+    number = {"short": 2, "long": 1} if small else {"short": 1_024, "long": 32}
     for model in _PEERS[:1] if small else _PEERS:
         works = {}
         for name, lengths in SETS.items():
@@ -222,7 +229,7 @@ def _guarded(row: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[st
         return {**row, "not_measured": " ".join(str(error).split())[:200]}
 
 
-_PARTS = (_parity, _training, _inference, _latency)
+_PARTS = (_parity, _training, _latency, _inference)
 
 if __name__ == "__main__":
     main()

@@ -70,16 +70,17 @@ class _Attend(torch.autograd.Function):
         num_tokens, _, num_heads, width = qkv.shape
         upstream = upstream.contiguous()
         slopes, along = torch.empty_like(qkv), torch.empty_like(sums)
-        _along_kernel[triton.cdiv(num_tokens, 128), num_heads](
-            mixed, upstream, along, num_tokens, num_heads, WIDTH=width, ROWS=128, num_warps=4
-        )
         scale = 1 / math.sqrt(width)
-        for kernel in (_keys_back_kernel, _queries_back_kernel):
-            kernel[triton.cdiv(num_tokens, _BLOCK), num_heads](
-                qkv, upstream, sums, along, slopes, cosines, sines, first, last, num_tokens, num_heads, scale,
-                scale / math.log(2),
-                WIDTH=width, BLOCK=_BLOCK, STEP=_STEP_BACK, num_warps=4, num_stages=3,
-            )  # fmt: skip
+        grid = (triton.cdiv(num_tokens, _BLOCK), num_heads)
+        words = {"WIDTH": width, "BLOCK": _BLOCK, "STEP": _STEP_BACK, "num_warps": 4, "num_stages": 3}
+        _queries_back_kernel[grid](
+            qkv, mixed, upstream, sums, along, slopes, cosines, sines, first, last, num_tokens, num_heads, scale,
+            scale / math.log(2), **words,
+        )  # fmt: skip
+        _keys_back_kernel[grid](
+            qkv, upstream, sums, along, slopes, cosines, sines, first, last, num_tokens, num_heads, scale,
+            scale / math.log(2), **words,
+        )  # fmt: skip
         return slopes, None, None, None, None
 
 
@@ -146,17 +147,6 @@ def _forward_kernel(
 
 
 @triton.jit
-def _along_kernel(mixed, upstream, along, num_tokens, num_heads, WIDTH: tl.constexpr, ROWS: tl.constexpr):
-    head = tl.program_id(1)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    inside = rows < num_tokens
-    stride = num_heads * WIDTH
-    x = _rows_of(mixed + head * WIDTH, rows, inside, stride, WIDTH).to(tl.float32)
-    y = _rows_of(upstream + head * WIDTH, rows, inside, stride, WIDTH).to(tl.float32)
-    tl.store(along + head * num_tokens + rows, tl.sum(x * y, axis=1), mask=inside)
-
-
-@triton.jit
 def _keys_back_kernel(
     qkv, upstream, sums, along, slopes, cosines, sines, first, last, num_tokens, num_heads, scale, scale2,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
@@ -195,10 +185,10 @@ def _keys_back_kernel(
 
 @triton.jit
 def _queries_back_kernel(
-    qkv, upstream, sums, along, slopes, cosines, sines, first, last, num_tokens, num_heads, scale, scale2,
+    qkv, mixed, upstream, sums, along, slopes, cosines, sines, first, last, num_tokens, num_heads, scale, scale2,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """Go over the keys that a block of queries sees; write the gradients of queries."""
+    """Go over the keys that a block of queries sees; write the gradients of queries, and what the keys' side needs."""
     head = tl.program_id(1)
     start = tl.program_id(0) * BLOCK
     rows = start + tl.arange(0, BLOCK)
@@ -207,7 +197,9 @@ def _queries_back_kernel(
     query = _rows_of(qkv + head * WIDTH, rows, inside, stride, WIDTH)
     given = _rows_of(upstream + head * WIDTH, rows, inside, num_heads * WIDTH, WIDTH)
     total = tl.load(sums + head * num_tokens + rows, mask=inside, other=0.0)
-    level = tl.load(along + head * num_tokens + rows, mask=inside, other=0.0)
+    outcome = _rows_of(mixed + head * WIDTH, rows, inside, num_heads * WIDTH, WIDTH)
+    level = tl.sum(outcome.to(tl.float32) * given.to(tl.float32), axis=1)
+    tl.store(along + head * num_tokens + rows, level, mask=inside)
     low = tl.load(first + rows, mask=inside, other=0)
     high = tl.load(last + rows, mask=inside, other=0)
     d_query = tl.zeros((BLOCK, WIDTH), dtype=tl.float32)

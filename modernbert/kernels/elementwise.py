@@ -13,10 +13,10 @@ from torch import Tensor
 
 __all__ = ["add_norm", "geglu"]
 
-_ROWS = 4
+# Sizes of tiles, as fast as any that was tried on an H200.
+_ROWS, _GATE_ROWS, _GATE_COLUMNS = 1, 16, 128
 # Programs of the way back: each adds up the gradient of a norm's weight over its rows.
-_PROGRAMS = 2048
-_GATE_ROWS, _GATE_COLUMNS = 8, 128
+_PROGRAMS = 1056
 
 
 def add_norm(

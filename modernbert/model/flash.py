@@ -17,7 +17,7 @@ from torch import Tensor
 
 from modernbert.ragged import Layout
 
-__all__ = ["Kernel", "Window", "flash_attention", "varlen_kernel", "varlen_obstacle"]
+__all__ = ["Kernel", "Window", "flash_attention", "flash_version", "varlen_kernel", "varlen_obstacle"]
 
 Window = tuple[int, int] | None
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -30,7 +30,7 @@ _FA3, _FA3_CAPABILITIES = "flash_attn_interface", (9,)
 def flash_attention(layout: Layout, window: Window) -> Kernel:
     """Return attention within documents by the newest kernels there are; queries, keys, values [T, H, K]."""
     offsets, longest = layout.cu_seqlens, layout.max_seqlen
-    newest = _newest(offsets.device)
+    newest = _newest(offsets.device)[1]
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # Without a way back, documents have to be long for FlashAttention 4 to be the faster one.
@@ -75,29 +75,35 @@ def _by_fa4(q: Tensor, k: Tensor, v: Tensor, offsets: Tensor, longest: int, wind
     return cast(Tensor, mixed[0] if isinstance(mixed, tuple) else mixed)
 
 
+def flash_version(device: torch.device) -> int:
+    """Return which FlashAttention is the newest that a GPU has."""
+    return _newest(device)[0]
+
+
 @functools.cache
-def _newest(device: torch.device) -> Callable[..., Tensor]:
+def _newest(device: torch.device) -> tuple[int, Callable[..., Tensor]]:
     """Choose once, and say what was chosen where it is not what torch brings.
 
     FlashAttention 3 is switched on for the whole process, since torch knows no other way.
     """
     if device.type != "cuda":
-        return _by_torch
+        return 2, _by_torch
     major = torch.cuda.get_device_capability(device)[0]
     try:
         if major in _FA4_CAPABILITIES and _is_installed(_FA4):
             _try(_by_fa4, device)
-            print("flash attention 4", file=sys.stderr)
-            return _by_fa4
+            print("long documents go through FlashAttention 4", file=sys.stderr)
+            return 4, _by_fa4
         if major in _FA3_CAPABILITIES and _is_installed(_FA3):
             from torch.nn import attention
 
             attention.activate_flash_attention_impl("FA3")  # type: ignore[attr-defined]
             _try(_by_torch, device)
-            print("flash attention 3, in this whole process", file=sys.stderr)
+            print("long documents go through FlashAttention 3, in this whole process", file=sys.stderr)
+            return 3, _by_torch
     except Exception as error:  # another release, or a broken one, can raise anything; what torch brings does as well
-        print(f"newer flash attention is installed but fails: {' '.join(str(error).split())[:120]}", file=sys.stderr)
-    return _by_torch
+        print(f"a newer FlashAttention is installed but fails: {' '.join(str(error).split())[:120]}", file=sys.stderr)
+    return 2, _by_torch
 
 
 def _try(kernel: Callable[..., Tensor], device: torch.device) -> None:

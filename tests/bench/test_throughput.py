@@ -223,6 +223,6 @@ def test_the_script_for_gpus_runs_on_a_small_scale(tmp_path: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     said = json.loads((tmp_path / "gpu.json").read_text())
-    assert all(row["holds"] for row in said["parity"]) and len(said["parity"]) == 5
+    assert all(row["holds"] for row in said["parity"]) and len(said["parity"]) == 7
     assert said["training"][0]["tokens_per_s"] > 0 and said["inference"][0]["tokens_per_s"] > 0
     assert 0 < said["latency"][0]["p50_ms"] <= said["latency"][0]["p95_ms"]

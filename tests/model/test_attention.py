@@ -222,18 +222,20 @@ def test_no_tensor_grows_with_the_square_of_the_length() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", "varlen"])
 @pytest.mark.parametrize("window", [None, WINDOW], ids=str)
 @pytest.mark.parametrize("lengths", [*LENGTHS, [8_192, 3], [1024] * 8], ids=str)
-def test_varlen_kernels_equal_dense(lengths: list[int], window: Window) -> None:
+def test_kernels_of_a_gpu_equal_banded(lengths: list[int], window: Window, backend: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     layout = Layout.from_lengths(lengths).to("cuda")
     q, k, v, g = (torch.randn(sum(lengths), 4, 64, device="cuda") for _ in range(4))
     results = []
-    for backend, dtype in (("varlen", torch.bfloat16), ("banded", torch.float32)):
+    for name, dtype in ((backend, torch.bfloat16), ("banded", torch.float32)):
         inputs = [x.to(dtype).detach().requires_grad_() for x in (q, k, v)]
-        mixed = attend(*inputs, layout, window, backend)
+        mixed = attend(*inputs, layout, window, name)
         mixed.backward(g.to(dtype))
         results.append([mixed.detach().float(), *(x.grad.float() for x in inputs)])
     for found, expected in zip(*results, strict=True):
-        assert (found - expected).norm() / expected.norm() < 0.02
+        # A document of one token has no gradient in its query and key.
+        assert (found - expected).norm() <= 0.02 * expected.norm() + 0.01
