@@ -15,6 +15,8 @@ from modernbert.bench.console import spread
 RECORDS = Path(__file__).parent
 README = RECORDS.parent / "README.md"
 RESULTS = RECORDS / "2026-11-25_efficiency"
+GPU = RECORDS / "2026-11-26_gpu" / "gpu.json"
+GPU_BEGIN, GPU_END = "<!-- of a GPU, written by records/efficiency_tables.py -->", "<!-- the GPU until here -->"
 BEGIN, END = "<!-- written by records/efficiency_tables.py -->", "<!-- until here -->"
 SETS = {
     "short-mix": "short mix, tokens/s", "fixed-512": "512 tokens each, tokens/s",
@@ -30,6 +32,9 @@ def main() -> int:
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     written = f"{before}{BEGIN}\n{tables()}{END}{after}"
+    before, rest = written.split(GPU_BEGIN)
+    _, after = rest.split(GPU_END)
+    written = f"{before}{GPU_BEGIN}\n{gpu(json.loads(GPU.read_text()))}{GPU_END}{after}"
     if "--check" in sys.argv:
         return int(written != text)
     README.write_text(written)
@@ -102,6 +107,27 @@ def throughput(rows: Sequence[Row]) -> str:
             measured = json.loads((RESULTS / f"{name}.json").read_text())["rows"]
             held = [row["peak_memory"] / 2**20 for row in measured if row["model"] == model]
             cells.append(f"{held[0]:,.0f}" if held else "–")
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def gpu(result: dict[str, Any]) -> str:
+    """Lay out what a GPU did: training by shape and length, then every model on the four sets, at the median of runs."""
+    lines = ["| training, tokens/s | | of peak | KB a token |", "| --- | ---: | ---: | ---: |"]
+    for row in result["training"]:
+        name = f"{row['train']}, {row['length']:,} tokens" + ("" if row["backend"] == "triton" else ", torch's kernels")
+        lines.append(
+            f"| {name} | {row['tokens_per_s']:,} | {100 * row['mfu']:.1f} % | {row['bytes_per_token'] / 1000:,.0f} |"
+        )
+    sets = ("short-fixed", "short-variable", "long-fixed", "long-variable")
+    head = ["vectors, tokens/s", "512 fixed", "512 variable", "8,192 fixed", "8,192 variable"]
+    head += [f"one text of {length}, ms" for length in (16, 128, 512)]
+    lines += ["", "| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    for model in dict.fromkeys(row["infer"] for row in result["inference"]):
+        runs = {row["set"]: row.get("runs") for row in result["inference"] if row["infer"] == model}
+        waits = {row["length"]: row["p50_ms"] for row in result["latency"] if row["latency"] == model}
+        cells = [f"{statistics.median(runs[name]):,.0f}" if runs.get(name) else "–" for name in sets]
+        cells += [f"{waits[length]:.1f}" if length in waits else "–" for length in (16, 128, 512)]
         lines.append(f"| {model} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

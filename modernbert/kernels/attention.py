@@ -106,7 +106,7 @@ def _store_turned_back(base, slopes, rows, inside, stride, cosines, sines, WIDTH
     tl.store(base + places + half, (y * cosine - x * sine).to(kind), mask=inside[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _forward_kernel(
     qkv, mixed, sums, first, last, num_tokens, num_heads, scale,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
@@ -146,7 +146,7 @@ def _forward_kernel(
     tl.store(sums + head * num_tokens + rows, peak + tl.log2(total), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _keys_back_kernel(
     qkv, upstream, sums, along, slopes, cosines, sines, first, last, num_tokens, num_heads, scale, scale2,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
@@ -183,7 +183,7 @@ def _keys_back_kernel(
     tl.store(base + places, d_value.to(slopes.dtype.element_ty), mask=inside[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _queries_back_kernel(
     qkv, mixed, upstream, sums, along, slopes, cosines, sines, first, last, num_tokens, num_heads, scale, scale2,
     WIDTH: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,

@@ -87,7 +87,7 @@ def _kept(places, dropout, seed):
     return tl.where((x >> 8).to(tl.float32) * (1.0 / 16777216.0) >= dropout, 1.0 / (1.0 - dropout), 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "seed"])
 def _add_norm_kernel(
     hidden, delta, weight, total, normed, mean, scale, num_rows, width, eps, dropout, seed,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DROP: tl.constexpr,
@@ -112,7 +112,7 @@ def _add_norm_kernel(
     tl.store(scale + rows, inverse, mask=rows < num_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "seed"])
 def _add_norm_back_kernel(
     d_total, d_normed, total, weight, mean, scale, d_hidden, d_delta, d_weight, num_rows, width, dropout, seed,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TWICE: tl.constexpr, DROP: tl.constexpr,
@@ -175,7 +175,7 @@ def _places(num_rows, feed, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     return starts + columns[None, :], 2 * starts + columns[None, :], (rows < num_rows)[:, None] & (columns < feed)[None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _geglu_kernel(both, out, num_rows, feed, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     number, place, inside = _places(num_rows, feed, ROWS, COLUMNS)
     x = tl.load(both + place, mask=inside, other=0.0).to(tl.float32)
@@ -184,7 +184,7 @@ def _geglu_kernel(both, out, num_rows, feed, ROWS: tl.constexpr, COLUMNS: tl.con
     tl.store(out + number, (x * share * gate).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _geglu_back_kernel(both, upstream, slopes, num_rows, feed, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     number, place, inside = _places(num_rows, feed, ROWS, COLUMNS)
     x = tl.load(both + place, mask=inside, other=0.0).to(tl.float32)

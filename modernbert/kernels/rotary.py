@@ -57,7 +57,7 @@ class _Apart(torch.autograd.Function):
         return slopes, None, None
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _turn_kernel(
     qkv, cosines, sines, num_rows, turned_heads, all_heads, HALF: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
@@ -76,7 +76,7 @@ def _turn_kernel(
     tl.store(qkv + places + HALF, (y * cosine + x * sine).to(kind), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _gather_kernel(
     dq, dk, dv, slopes, cosines, sines, num_rows, num_heads, HALF: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip

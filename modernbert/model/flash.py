@@ -108,9 +108,9 @@ def _newest(device: torch.device) -> tuple[int, Callable[..., Tensor]]:
 
 def _try(kernel: Callable[..., Tensor], device: torch.device) -> None:
     """Attend forth and back once."""
-    q, k, v = (torch.ones(16, 1, 64, dtype=torch.bfloat16, device=device, requires_grad=True) for _ in range(3))
-    offsets = torch.tensor([0, 16], dtype=torch.int32, device=device)
     with torch.inference_mode(False), torch.enable_grad():
+        q, k, v = (torch.ones(16, 1, 64, dtype=torch.bfloat16, device=device, requires_grad=True) for _ in range(3))
+        offsets = torch.tensor([0, 16], dtype=torch.int32, device=device)
         kernel(q, k, v, offsets, 16, None).sum().backward()
 
 
