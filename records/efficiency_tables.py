@@ -112,7 +112,7 @@ def throughput(rows: Sequence[Row]) -> str:
 
 
 def gpu(result: dict[str, Any]) -> str:
-    """Lay out what a GPU did: training by shape and length, then every model on the four sets, at the median of runs."""
+    """Lay out what a GPU did: training by shape and length, then all models on the four sets, at the median of runs."""
     lines = ["| training, tokens/s | | of peak | KB a token |", "| --- | ---: | ---: | ---: |"]
     for row in result["training"]:
         name = f"{row['train']}, {row['length']:,} tokens" + ("" if row["backend"] == "triton" else ", torch's kernels")
