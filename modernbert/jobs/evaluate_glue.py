@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from modernbert import config as configs_of
 from modernbert.errors import InputError
@@ -150,13 +151,15 @@ def _show(model: str, said: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = _WIDTH_OF_A_FILE
-    table = Table(title="dev scores; others as the paper has them", title_justify="left")
+    # A path is as long as it likes, and may hold brackets.
+    title = Text(f"dev scores of {model}; others as the paper has them")
+    table = Table(title=title, title_justify="left")
     table.add_column("model")
     for name, task in TASKS.items():
         table.add_column(f"{name}\n{task.metric}", justify="right")
-    for which in ("best", "median"):
+    for which, row in (("best", "best run"), ("median", "median of seeds")):
         cells = [f"{100 * said[name][which]:.1f}" if name in said else "" for name in TASKS]
-        table.add_row(f"{model}, {'best run' if which == 'best' else 'median of seeds'}", *cells)
+        table.add_row(row, *cells)
     table.add_section()
     for other, scores in PUBLISHED.items():
         table.add_row(other, *(f"{score:.1f}" for score in scores))
