@@ -13,6 +13,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Modules are compiled as they are first imported: most never are, and compiling all of them takes a minute.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+# And kept, whatever the machine says: the tests start hundreds of processes, and half their time would be compiling.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo demo-quick test check faults bench-gpu format clean
 
