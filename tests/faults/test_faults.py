@@ -4,13 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 
-def test_a_few_of_each_kind_go_as_they_should(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
+
+@pytest.mark.parametrize(
+    "part, only", [("kill", "rmtree"), ("storage", "optimizer"), ("step", "nan in one gradient"), ("mistake", "t")]
+)
+def test_a_few_of_each_kind_go_as_they_should(part: str, only: str, tmp_path: Path) -> None:
     # In a process of its own: the cases are forks, and this one has threads.
-    for part, only in (("kill", "rmtree"), ("storage", "optimizer"), ("step", "nan in one gradient"), ("mistake", "t")):
-        words = [sys.executable, "-m", "tests.faults", "--parts", part, "--only", only, "--per-point", "1"]
-        done = subprocess.run([*words, "--out", str(tmp_path / part)], cwd=root, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert (tmp_path / part / "cases.jsonl").read_text().count("\n") >= 1
-        assert f"## {part}: " in (tmp_path / part / "table.md").read_text()
+    words = [sys.executable, "-m", "tests.faults", "--parts", part, "--only", only, "--per-point", "1"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run([*words, "--out", str(tmp_path)], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "cases.jsonl").read_text().count("\n") >= 1
+    assert f"## {part}: " in (tmp_path / "table.md").read_text()
