@@ -232,10 +232,18 @@ def _call_wide(name: str, wide: Tensor, narrow: Tensor, *arguments: Tensor | int
 
 
 def _call_plain(name: str, *arguments: Tensor | int | float | None) -> Any:
-    return getattr(library(), name)(*map(_as_c, arguments), ctypes.c_int64(torch.get_num_threads()))
+    return getattr(library(), name)(*_as_c(arguments), ctypes.c_int64(torch.get_num_threads()))
 
 
-def _as_c(argument: Tensor | int | float | None) -> Any:
-    if argument is None or isinstance(argument, Tensor):
-        return ctypes.c_void_p(None if argument is None else argument.data_ptr())
-    return ctypes.c_float(argument) if isinstance(argument, float) else ctypes.c_int64(argument)
+def _as_c(arguments: Sequence[Tensor | int | float | None]) -> list[Any]:
+    """Return arguments as C takes them, all in one call: small models are called with many in no time."""
+    return [
+        ctypes.c_void_p(argument.data_ptr())
+        if isinstance(argument, Tensor)
+        else ctypes.c_void_p(None)
+        if argument is None
+        else ctypes.c_float(argument)
+        if isinstance(argument, float)
+        else ctypes.c_int64(argument)
+        for argument in arguments
+    ]
