@@ -5,11 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from beartype.roar import BeartypeCallHintViolation
+from jaxtyping import TypeCheckError
 
 from modernbert import ModernBert
 from modernbert.config import load
 from modernbert.errors import InputError
+from modernbert.evaluate.metrics import rank_ids, ranks_of
 from modernbert.train.recipe import PretrainConfig, schedule_of
 
 ROOT = Path(__file__).parent.parent
@@ -168,3 +172,10 @@ def test_the_library_brings_in_nothing_that_makes_a_process_wait() -> None:
     code = f"import sys; from modernbert import ModernBert; print([n for n in {unwanted} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_tests_check_the_axes_and_the_types_of_annotations() -> None:
+    with pytest.raises(TypeCheckError, match="positives"):
+        ranks_of(np.zeros((3, 4)), np.zeros(5, dtype=int))
+    with pytest.raises(BeartypeCallHintViolation, match="scores"):
+        rank_ids(["a", "b"])  # type: ignore[arg-type]
