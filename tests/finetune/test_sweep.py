@@ -84,8 +84,8 @@ def test_a_rate_that_diverges_ends_its_own_run_alone(base: FinetuneConfig, tmp_p
 
 def test_a_run_below_the_median_of_others_is_stopped(base: FinetuneConfig, tmp_path: Path) -> None:
     """Three good runs, then one that learns nothing: it ends at its first scoring."""
-    base = replace(base, epochs=4, scorings_per_epoch=2)
-    points = [Point(1e-3, 1e-5, 4, seed) for seed in range(3)] + [Point(1e-9, 1e-5, 4, 0)]
+    base = replace(base, epochs=2, scorings_per_epoch=4)
+    points = [Point(1e-3, 1e-5, 2, seed) for seed in range(3)] + [Point(1e-9, 1e-5, 2, 0)]
     results = sweep(base, tmp_path / "sweep", points)
     assert [result.stopped is None for result in results] == [True, True, True, False]
     assert results[3].stopped is not None and "below the median" in results[3].stopped
