@@ -1,6 +1,7 @@
 """Models as they run for inference: on a CPU with weights laid out for the processor, on a GPU with short passes kept.
 
-In: a model folder, or a model. Out: a model that computes the same, and can be saved, but not trained.
+In: a model folder, or a model. Out: a model that computes the same and can be saved; laid out anew, it can't be
+trained.
 """
 
 from pathlib import Path
@@ -32,7 +33,7 @@ def fit_for_inference(model: MaskedLM | Classifier | Encoder) -> Model:
     assert isinstance(encoder, Encoder), "a model is fitted once"
     weight = encoder.embeddings.tok_embeddings.weight
     if weight.device.type == "cuda" and encoder.backend in ("triton", "varlen"):
-        encoder.replays = Replays(encoder.encode)
+        encoder.replays = Replays()
     if weight.device.type != "cpu":
         return model
     keep_freed_memory()

@@ -12,8 +12,8 @@ from modernbert.infer.pipeline import ModernBert
 __all__ = ["ServeConfig", "run"]
 
 _CLOSING_S = 0.3
-# The engine's thread comes back from every kernel for the interpreter, and shall not wait for as long as Python lets the
-# thread of the connections keep it, five milliseconds.
+# The engine's thread comes back from every kernel for the interpreter, and shall not wait for as long as Python lets
+# the thread of the connections keep it, five milliseconds.
 _SWITCH_S = 0.0002
 
 

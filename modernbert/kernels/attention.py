@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from jaxtyping import Float, Int32
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from modernbert.kernels.rotary import turn_
 from modernbert.ragged import Layout
@@ -52,7 +53,7 @@ class _Attend(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, qkv: Tensor, cosines: Tensor, sines: Tensor, first: Tensor, last: Tensor
     ) -> Tensor:
-        qkv = qkv.detach()
+        qkv = qkv.detach().contiguous()
         turn_(qkv, cosines, sines)
         num_tokens, _, num_heads, width = qkv.shape
         mixed = torch.empty(num_tokens, num_heads, width, dtype=qkv.dtype, device=qkv.device)
@@ -65,6 +66,7 @@ class _Attend(torch.autograd.Function):
         return mixed
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         qkv, mixed, sums, cosines, sines, first, last = ctx.saved_tensors
         num_tokens, _, num_heads, width = qkv.shape
@@ -72,14 +74,14 @@ class _Attend(torch.autograd.Function):
         slopes, along = torch.empty_like(qkv), torch.empty_like(sums)
         scale = 1 / math.sqrt(width)
         grid = (triton.cdiv(num_tokens, _BLOCK), num_heads)
-        words = {"WIDTH": width, "BLOCK": _BLOCK, "STEP": _STEP_BACK, "num_warps": 4, "num_stages": 3}
+        options = {"WIDTH": width, "BLOCK": _BLOCK, "STEP": _STEP_BACK, "num_warps": 4, "num_stages": 3}
         _queries_back_kernel[grid](
             qkv, mixed, upstream, sums, along, slopes, cosines, sines, first, last, num_tokens, num_heads, scale,
-            scale / math.log(2), **words,
+            scale / math.log(2), **options,
         )  # fmt: skip
         _keys_back_kernel[grid](
             qkv, upstream, sums, along, slopes, cosines, sines, first, last, num_tokens, num_heads, scale,
-            scale / math.log(2), **words,
+            scale / math.log(2), **options,
         )  # fmt: skip
         return slopes, None, None, None, None
 

@@ -1,7 +1,7 @@
 """Cross entropy of rows of logits, which become their own gradient where they are.
 
-In: logits [rows, V] in any precision, a bias, labels. Out: the sum of the losses; the logits hold their slopes. Three
-passes: over a row to sum it up, over the row again to write, and over columns for the gradient of the bias.
+In: logits [rows, V] in any precision, a bias, labels. Out: the sum of the losses; the logits hold their slopes. Two
+passes over each row: to sum it up, and to write. A label of no entry makes the loss NaN.
 """
 
 import torch
@@ -30,7 +30,9 @@ def cross_entropy_(
 def _cross_entropy_kernel(logits, bias, labels, losses, width, SLOPES: tl.constexpr, COLUMNS: tl.constexpr):
     row = logits + tl.program_id(0).to(tl.int64) * width
     label = tl.load(labels + tl.program_id(0))
-    picked = tl.load(row + label).to(tl.float32) + tl.load(bias + label).to(tl.float32)
+    known = (label >= 0) & (label < width)
+    picked = tl.load(row + label, mask=known, other=float("nan")).to(tl.float32)
+    picked += tl.load(bias + label, mask=known, other=0.0).to(tl.float32)
     peaks = tl.full((COLUMNS,), -1e30, dtype=tl.float32)
     sums = tl.zeros((COLUMNS,), dtype=tl.float32)
     for at in range(0, width, COLUMNS):

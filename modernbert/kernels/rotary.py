@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 __all__ = ["apart", "turn_"]
 
@@ -18,13 +19,15 @@ _ROWS = 64
 
 
 def turn_(qkv: Float[Tensor, "T 3 H K"], cosines: Float[Tensor, "T K2"], sines: Float[Tensor, "T K2"]) -> None:
-    """Turn queries and keys in place."""
+    """Turn queries and keys in place; autograd is told that their memory is written."""
     num_tokens, _, num_heads, width = qkv.shape
     grid = (triton.cdiv(num_tokens * 2 * num_heads, _ROWS),)
     _turn_kernel[grid](
         qkv, cosines, sines, num_tokens * 2 * num_heads, 2 * num_heads, 3 * num_heads,
         HALF=width // 2, ROWS=_ROWS, num_warps=4,
     )  # fmt: skip
+    if not qkv.is_inference():
+        torch.autograd.graph.increment_version(qkv)
 
 
 def apart(
@@ -40,11 +43,12 @@ class _Apart(torch.autograd.Function):
         ctx: Any, qkv: Tensor, cosines: Tensor, sines: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(cosines, sines)
-        turned = qkv.detach()
+        turned = qkv.detach().contiguous()
         turn_(turned, cosines, sines)
         return turned[:, 0], turned[:, 1], turned[:, 2]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         cosines, sines = ctx.saved_tensors
         dq, dk, dv = (each.contiguous() for each in upstream)

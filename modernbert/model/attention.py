@@ -4,8 +4,9 @@ In: a `Layout` and a window, then queries, keys and values [T, 3, H, K] as they 
 `prepare` makes from the layout what all layers of one kind share (masks, groups of documents, angles), and returns the
 function that each layer calls.
 
-- `triton`: kernels of this package on CUDA in half precision: rotary positions in place, local layers block by block of
-  the stream; global layers through the flash kernels. They come with their own norms and GeGLU (`between`).
+- `triton`: kernels of this package on CUDA in half precision: rotary positions in place, so what is given is used up;
+  local layers block by block of the stream, and global ones of short documents; of longer ones the flash kernels. They
+  come with their own norms and GeGLU (`between`).
 - `native`: loops of this package, compiled where they run, on a CPU: rotary positions, scores and mixing in one pass
   over documents as they lie. They come with their own norms and GeGLU (`between`).
 - `varlen`: flash kernels, on CUDA in half precision (`flash`).
@@ -16,6 +17,7 @@ function that each layer calls.
 A window (64, 64) lets a token see 64 tokens to each side and itself, 129 keys, never across documents (paper, 2.1.2).
 """
 
+import functools
 import importlib.util
 import math
 import sys
@@ -99,8 +101,9 @@ def choose_backend(name: str, device: torch.device, dtype: torch.dtype, model: M
     }
     if name == "auto":
         found = next((each for each, obstacle in obstacles.items() if obstacle() is None), "banded")
-        if found == "banded" and device.type == "cpu":
-            print(f"attention banded, since native {obstacles['native']()}", file=sys.stderr)
+        wanted = "native" if device.type == "cpu" else "triton"
+        if found != wanted and (found == "banded") == (device.type == "cpu"):
+            print(f"attention {found}, since {wanted} {obstacles[wanted]()}", file=sys.stderr)
         return found
     obstacle = obstacles[name]() if name in obstacles else None
     if obstacle:
@@ -128,13 +131,27 @@ def _triton_obstacle(device: torch.device, dtype: torch.dtype, model: ModelConfi
         return "needs triton, which is not installed"
     if model.head_width & (model.head_width - 1) or not 16 <= model.head_width <= 128:
         return f"needs heads of width 16, 32, 64 or 128, found {model.head_width}"
-    return None
+    return _triton_failure(device)
+
+
+@functools.cache
+def _triton_failure(device: torch.device) -> str | None:
+    """Return why no kernel can be made here: Triton comes with torch for CUDA, the C compiler it needs does not."""
+    try:
+        from modernbert.kernels import elementwise
+
+        with torch.inference_mode(False), torch.no_grad(), torch.cuda.device(device):
+            elementwise.geglu(torch.ones(1, 32, dtype=torch.bfloat16, device=device))
+        return None
+    except Exception as error:  # what a missing compiler, header or folder raises is a long list
+        return f"fails here: {' '.join(str(error).split())[:120]}"
 
 
 def _triton(layout: Layout, window: Window, rotation: Rotation, dtype: torch.dtype) -> Attend:
     from modernbert.kernels import attention, rotary
 
     cosines, sines = (part[:, 0] for part in rotation)
+    assert window is None or window[0] == window[1], "the way back reads who sees whom from both sides"
     if window is None and layout.num_tokens >= _FLASH_LENGTH * layout.num_docs:
         kernel = flash.flash_attention(layout, window)
         return lambda qkv: kernel(*rotary.apart(qkv, cosines, sines))

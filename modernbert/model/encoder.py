@@ -6,6 +6,7 @@ reading and writing them is near the identity. Source: paper, section 2.1 and ap
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -131,10 +132,14 @@ class Encoder(nn.Module):
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
 
     def forward(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
-        """Return the hidden state of every token, after the final norm."""
-        if self.replays is not None and self.replays.take(tokens, layout):
-            return self.replays(tokens, layout)
-        return self.encode(tokens, layout)
+        """Return the hidden state of every token, after the final norm.
+
+        Under autocast they come in float32, or in its type where the package's own loops or kernels compute them.
+        """
+        with torch.cuda.device_of(tokens):  # kernels of our own start where the current device is
+            if self.replays is not None and self.replays.take(tokens, layout):
+                return self.replays(self.encode, tokens, layout)
+            return self.encode(tokens, layout)
 
     def encode(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
         """Do what `forward` does, whatever the size of the batch, layer by layer."""
@@ -148,6 +153,11 @@ class Encoder(nn.Module):
                 hidden, delta = layer(hidden, delta, attend, between)
         assert delta is not None, "a model has layers"
         return between.add_norm(hidden, delta, self.final_norm, 0.0)[1]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        if self.replays is not None:  # weights are moved
+            self.replays.forget()
+        return super()._apply(fn, recurse)
 
     def set_dropout(self, share: float) -> None:
         """Drop this share of what attention adds to the stream, while training."""

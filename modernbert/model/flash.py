@@ -23,14 +23,15 @@ Window = tuple[int, int] | None
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 _FA4, _FA4_CAPABILITIES = "flash_attn.cute", (9, 10)
+# Mean tokens of a document.
 _LONG = 768
 _FA3, _FA3_CAPABILITIES = "flash_attn_interface", (9,)
 
 
 def flash_attention(layout: Layout, window: Window) -> Kernel:
-    """Return attention within documents by the newest kernels there are; queries, keys, values [T, H, K]."""
+    """Return attention within documents, q, k, v [T, H, K]: by the newest kernels where they are the faster ones."""
     offsets, longest = layout.cu_seqlens, layout.max_seqlen
-    newest = _newest(offsets.device)[1]
+    newest = _newest(offsets.device)[1]  # of a tensor, so its device has a number
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # Without a way back, documents have to be long for FlashAttention 4 to be the faster one.

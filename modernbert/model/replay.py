@@ -9,6 +9,7 @@ Source: CUDA graphs, as in the documentation of `torch.cuda.CUDAGraph`.
 """
 
 import bisect
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,8 +23,10 @@ from modernbert.ragged import Layout
 
 __all__ = ["Replays", "filled"]
 
-# Places for tokens: at most a third of a batch is filled up. Beyond the last the device has enough to do for long
-# enough that the host is ahead of it.
+Encode = Callable[[Tensor, Layout], Tensor]
+
+# Places for tokens: beyond the first, at most a third of a batch is filled up. Beyond the last the device has enough to
+# do for long enough that the host is ahead of it.
 _SIZES = (32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 _DOCUMENTS = (8, 64)
 
@@ -39,50 +42,82 @@ class _Captured:
 
 
 class Replays:
-    """The passes of one encoder that were captured so far; they share their memory, and one runs at a time."""
+    """The passes of one encoder that were captured so far; they share their memory, and one runs at a time.
 
-    def __init__(self, encode: Callable[[Tensor, Layout], Tensor]) -> None:
-        self._encode = encode
+    What is captured reads weights where they were: whoever moves them has it forgotten.
+    """
+
+    def __init__(self) -> None:
         self._captured: dict[tuple[int, int], _Captured] = {}
         self._lock = threading.Lock()
+        self._stream: Any = None
+        self._last: Any = None  # the event after which the shared memory may be written again
+        self._fails = False
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        return None  # a copy has other weights
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # captured passes are of these weights, in this process
+
+    def forget(self) -> None:
+        """Capture anew from here on."""
+        with self._lock:
+            self._captured.clear()
+            self._stream = self._last = None
 
     def take(self, tokens: Tensor, layout: Layout) -> bool:
         """Whether a batch is short enough to gain by it, and where and how passes can be captured."""
         return (
             tokens.device.type == "cuda"
+            and not self._fails
             and not torch.is_grad_enabled()
+            and not torch.is_autocast_enabled("cuda")
             and layout.num_tokens <= _SIZES[-1]
             and layout.num_docs < _DOCUMENTS[-1]
+            and not torch.cuda.is_current_stream_capturing()
         )
 
-    def __call__(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
-        """Return the hidden states of a batch that `take` takes."""
-        size = _size_of(layout)
-        with self._lock:
-            if size not in self._captured:
-                self._captured[size] = self._capture(*filled(tokens, layout, *size))
-            captured = self._captured[size]
-            filled_tokens, filled_layout = filled(tokens, layout, *size)
-            captured.tokens.copy_(filled_tokens)
-            captured.layout.cu_seqlens.copy_(filled_layout.cu_seqlens)
-            captured.layout.positions.copy_(filled_layout.positions)
-            captured.graph.replay()
-            return captured.hidden[: layout.num_tokens].clone()
+    def __call__(self, encode: Encode, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
+        """Return the hidden states of a batch that `take` takes; `encode` is the pass that is captured.
 
-    def _capture(self, tokens: Tensor, layout: Layout) -> _Captured:
-        aside = torch.cuda.Stream(tokens.device)
-        aside.wait_stream(torch.cuda.current_stream(tokens.device))
-        with torch.cuda.stream(aside):  # what kernels make once is made before
+        The tensors of a captured pass outlive the call, so they are none of inference mode.
+        """
+        size = _size_of(layout)
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            now = filled(tokens, layout, *size)
+            if size not in self._captured:
+                try:
+                    self._captured[size] = self._capture(encode, *now)
+                except RuntimeError as error:
+                    self._fails = True
+                    print(f"short texts are not replayed: {' '.join(str(error).split())[:120]}", file=sys.stderr)
+                    return encode(tokens, layout)
+            return self._replay(self._captured[size], *now)[: layout.num_tokens]
+
+    def _replay(self, captured: _Captured, tokens: Tensor, layout: Layout) -> Tensor:
+        stream = torch.cuda.current_stream(tokens.device)
+        if self._last is not None:
+            stream.wait_event(self._last)
+        captured.tokens.copy_(tokens)
+        captured.layout.cu_seqlens.copy_(layout.cu_seqlens)
+        captured.layout.positions.copy_(layout.positions)
+        captured.graph.replay()
+        hidden = captured.hidden.clone()
+        self._last = stream.record_event()
+        return hidden
+
+    def _capture(self, encode: Encode, tokens: Tensor, layout: Layout) -> _Captured:
+        current = torch.cuda.current_stream(tokens.device)
+        self._stream = self._stream or torch.cuda.Stream(tokens.device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):  # what kernels make once is made before
             for _ in range(2):
-                self._encode(tokens, layout)
-        torch.cuda.current_stream(tokens.device).wait_stream(aside)
+                encode(tokens, layout)
+        current.wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
         earlier = next(iter(self._captured.values()), None)
-        with torch.cuda.graph(graph, pool=None if earlier is None else earlier.graph.pool()):
-            hidden = self._encode(tokens, layout)
+        pool = None if earlier is None else earlier.graph.pool()
+        # Other threads may go on allocating meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+            hidden = encode(tokens, layout)
         return _Captured(graph, tokens, layout, hidden)
 
 

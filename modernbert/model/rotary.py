@@ -32,7 +32,7 @@ def rotation(positions: Tensor, head_width: int, theta: float) -> Rotation:
 def _frequencies(head_width: int, theta: float, device: torch.device) -> Tensor:
     # On the CPU first: a power in the device's own arithmetic may differ in the last bit. Kept, for a captured pass
     # must find them where they were.
-    powers = torch.arange(0, head_width, 2, dtype=torch.int64).float() / head_width
+    powers = torch.arange(0, head_width, 2, dtype=torch.int64, device="cpu").float() / head_width
     return (1.0 / theta**powers).to(device)
 
 

@@ -29,6 +29,8 @@ __all__ = [
 ]
 
 
+ToSlopes = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], Tensor | float]
+
 # Rows whose logits are in memory at a time, in the precision of the product: 98 MiB of bfloat16 at 50,368 entries on a
 # CPU, 787 on a GPU, where adding up the gradients of that many entries costs more than it does there.
 CHUNK_ROWS = 1024
@@ -63,9 +65,6 @@ def masked_lm_rows(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, " M"],
         losses.append(F.cross_entropy(logits, expected, reduction="none"))
         correct.append(logits.argmax(dim=-1) == expected)
     return torch.cat(losses), torch.cat(correct)
-
-
-ToSlopes = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], Tensor | float]
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -139,7 +138,8 @@ def _to_slopes_in_kernels(
 ) -> Tensor:
     from modernbert.kernels.cross_entropy import cross_entropy_
 
-    total = cross_entropy_(logits, bias, labels, slopes=grad_bias is not None)
+    with torch.cuda.device_of(logits):
+        total = cross_entropy_(logits, bias, labels, slopes=grad_bias is not None)
     if grad_bias is not None:
         grad_bias += logits.sum(dim=0, dtype=grad_bias.dtype)
     return total

@@ -1,15 +1,21 @@
 """Kernels for a GPU against torch's own arithmetic: on a GPU where there is one, else step by step on the CPU."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modernbert.bench.steps import random_batch
 from modernbert.model.attention import Window, prepare
+from modernbert.model.config import ModelConfig
+from modernbert.model.heads import MaskedLM
+from modernbert.model.init import initialize
 from modernbert.model.rotary import rotate_heads, rotation
 from modernbert.ragged import Layout
+from modernbert.train.losses import masked_lm
 
 pytest.importorskip("triton")
 from modernbert.kernels import attention, cross_entropy, elementwise, rotary  # noqa: E402
@@ -111,6 +117,21 @@ def test_geglu_equals_that_of_torch(feed: int) -> None:
         (out, *torch.autograd.grad(out, both, upstream)) for out in (elementwise.geglu(both), F.gelu(activated) * gate)
     ]
     check(*outcomes)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_model_in_kernels_learns_what_one_in_torch_does(small_config: ModelConfig, recompute: bool) -> None:
+    config = replace(small_config, num_hidden_layers=2, vocab_size=96, global_attn_every_n_layers=2)
+    batch = random_batch(config, [30, 9], 0.3).to(DEVICE)
+    outcomes = []
+    for backend in ("triton", "banded"):
+        model = MaskedLM(config, backend)
+        initialize(model, config, seed=0)
+        model.to(DEVICE).train()
+        model.model.recompute = recompute and backend == "triton"
+        total, _ = masked_lm(model, batch)
+        outcomes.append((total.detach(), *torch.autograd.grad(total, list(model.parameters()))))
+    check(*outcomes, 10 * NEAR)
 
 
 @pytest.mark.parametrize("entries", [5, 5_000])

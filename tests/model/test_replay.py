@@ -1,5 +1,8 @@
 """Batches filled up to a fixed size compute what they did before; on a GPU, replayed passes too."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -45,7 +48,7 @@ def test_what_fills_a_batch_up_changes_nothing(lengths: list[int], more_tokens: 
 def test_only_short_batches_on_a_gpu_are_replayed() -> None:
     batch = batch_of(5, 7)
     with torch.no_grad():
-        assert not Replays(encoder_of("dense").encode).take(batch.tokens, batch.layout)
+        assert not Replays().take(batch.tokens, batch.layout)
 
 
 @pytest.mark.gpu
@@ -55,10 +58,21 @@ def test_replayed_passes_equal_those_before(backend: str) -> None:
         pytest.skip("no CUDA device")
     assert choose_backend(backend, torch.device("cuda"), torch.bfloat16, ModelConfig(**SHAPE)) == backend
     encoder = encoder_of(backend, "cuda", torch.bfloat16)
-    replays = Replays(encoder.encode)
-    with torch.inference_mode():
-        for lengths in [(5,), (300, 1, 77), (31,), (2000,), (9,) * 40, (5,), (64, 64)]:
-            batch = batch_of(*lengths).to("cuda")
-            assert replays.take(batch.tokens, batch.layout)
-            found, expected = replays(batch.tokens, batch.layout), encoder.encode(batch.tokens, batch.layout)
-            assert torch.cosine_similarity(found.float(), expected.float(), dim=-1).min() > 0.9999
+    encoder.replays = Replays()
+    for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
+        with mode():
+            for lengths in [(5,), (300, 1, 77), (31,), (2000,), (9,) * 40, (5,), (64, 64)]:
+                batch = batch_of(*lengths).to("cuda")
+                assert encoder.replays.take(batch.tokens, batch.layout)
+                found, expected = encoder(batch.tokens, batch.layout), encoder.encode(batch.tokens, batch.layout)
+                assert torch.cosine_similarity(found.float(), expected.float(), dim=-1).min() > 0.9999
+
+
+def test_an_encoder_with_replays_is_copied_and_pickled_without_them() -> None:
+    encoder, batch = encoder_of("dense"), batch_of(5, 7)
+    encoder.replays = Replays()
+    with torch.no_grad():
+        expected = encoder(batch.tokens, batch.layout)
+        for copied in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
+            assert copied.replays is None
+            assert torch.equal(copied(batch.tokens, batch.layout), expected)
