@@ -92,7 +92,7 @@ def test_sum_and_norm_equal_those_of_torch(shape: tuple[int, int], delta_dtype: 
 
 
 def test_a_share_is_dropped_the_same_forth_and_back_and_no_other_time_the_same() -> None:
-    hidden, delta = torch.zeros(200, 64, device=DEVICE), torch.ones(200, 64, device=DEVICE, requires_grad=True)
+    hidden, delta = torch.zeros(100, 64, device=DEVICE), torch.ones(100, 64, device=DEVICE, requires_grad=True)
     weight = torch.ones(64, device=DEVICE)
     torch.manual_seed(3)
     totals = [elementwise.add_norm(hidden, delta, weight, 1e-5, dropout=0.25)[0] for _ in range(2)]
@@ -101,10 +101,10 @@ def test_a_share_is_dropped_the_same_forth_and_back_and_no_other_time_the_same()
     assert totals[0].unique().tolist() == pytest.approx([0.0, 4 / 3])
     kept = [total > 0 for total in totals]
     # Three standard deviations of so many draws, and of a row's and a column's own.
-    assert abs(float(kept[0].float().mean()) - 0.75) < 3 * (0.75 * 0.25 / 12_800) ** 0.5
-    assert float(kept[0].float().mean(0).std()) < 1.5 * (0.75 * 0.25 / 200) ** 0.5
+    assert abs(float(kept[0].float().mean()) - 0.75) < 3 * (0.75 * 0.25 / 6_400) ** 0.5
+    assert float(kept[0].float().mean(0).std()) < 1.5 * (0.75 * 0.25 / 100) ** 0.5
     assert float(kept[0].float().mean(1).std()) < 1.5 * (0.75 * 0.25 / 64) ** 0.5
-    assert abs(float((kept[0] & kept[1]).float().mean()) - 0.75**2) < 0.02
+    assert abs(float((kept[0] & kept[1]).float().mean()) - 0.75**2) < 0.03
     torch.manual_seed(3)
     assert torch.equal(elementwise.add_norm(hidden, delta, weight, 1e-5, dropout=0.25)[0], totals[0])
 
