@@ -1,78 +1,36 @@
 """Ask two servers for vectors, in turn: python load.py MODEL TEXTS OUT
 
-MODEL is a model folder, TEXTS a .jsonl of texts. Clients of each number ask in a closed loop for one text after
-another, of the short mix's lengths (log-normal, median 60 tokens, at most 512); what counts is the tokens of answers
-that came in time. Beside it the library's own rate on the same texts, in one call and one text at a time. Writes OUT.
+As `load.py` of the record before, but for two things: clients do as little as they can, for they compute on the cores
+of the server; and the library's own rate is measured in turn with the servers, for what else runs on the host changes
+from minute to minute. Writes OUT.
 """
 
 import asyncio
+import importlib.util
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
-import httpx
-import numpy as np
+_spec = importlib.util.spec_from_file_location("before", Path(__file__).parents[1] / "2026-11-25_server" / "load.py")
+before = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(before)
+short_mix = before.short_mix
 
-from modernbert import ModernBert, Tokenizer
-from modernbert.infer.texts import stream_texts
-
-CLIENTS = (1, 16, 64)
-ROUNDS, SECONDS, SETTLE_S = int(os.environ.get("ROUNDS", "2")), 15.0, 3.0
-PORTS = {"modernbert": 8401, "sentence-transformers": 8402}
+HEAD = "POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n"
 
 
-def short_mix(model, texts, number=400):
-    tokenizer = Tokenizer.load(model)
-    rng = np.random.default_rng(17)
-    lengths = np.clip(np.exp(rng.normal(np.log(60), 0.8, number)), 4, 512).astype(int)
-    source = (tokenizer.encode([text], special=False)[0] for _, text in stream_texts([Path(texts)]))
-    long = [ids for ids in source if len(ids) >= 10]
-    stream = np.concatenate(long)
-    starts = rng.integers(0, len(stream) - 600, number)
-    cut = [tokenizer.decode(stream[a : a + n], special=False) for a, n in zip(starts, lengths, strict=True)]
-    return cut, [len(ids) for ids in tokenizer.encode(cut)]
-
-
-def start(system, model):
-    port = PORTS[system]
-    if system == "modernbert":
-        # However slow the machine, 64 clients are not turned away: whoever is, would ask again at once.
-        words = ["-m", "modernbert.cli", "serve", model, "--port", str(port), "--wait", "60"]
-    else:
-        words = ["-m", "uvicorn", "peer:app", "--port", str(port), "--log-level", "warning"]
-    process = subprocess.Popen(
-        [sys.executable, *words],
-        cwd=Path(__file__).parent.parent / "2026-11-25_server",  # where the peer is
-        env=os.environ | {"MODEL": model},
-        stderr=subprocess.DEVNULL,
-    )
-    for _ in range(600):
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200:
-                return process
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise TimeoutError(system)
-
-
-async def client(port, texts, sizes, first, step, counted_from, until, seen):
-    """Ask on one connection, with as little work as can be: clients compute on the server's cores."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+async def client(url, texts, sizes, first, step, counted_from, until, seen):
+    reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(url).port)
     place = first
     while time.monotonic() < until:
         body = json.dumps({"inputs": [texts[place % len(texts)]]}).encode()
-        head = (
-            f"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-        )
         begun = time.monotonic()
-        writer.write(head.encode() + body)
+        writer.write(HEAD.format(len(body)).encode() + body)
         answer = (await reader.readuntil(b"\r\n\r\n")).lower()
-        length = int(answer.partition(b"content-length:")[2].split(b"\r\n", 1)[0])
-        await reader.readexactly(length)
+        await reader.readexactly(int(answer.partition(b"content-length:")[2].split(b"\r\n", 1)[0]))
         done = time.monotonic()
         if answer.startswith(b"http/1.1 200") and counted_from <= done <= until:
             seen.append((sizes[place % len(texts)], done - begun))
@@ -80,54 +38,31 @@ async def client(port, texts, sizes, first, step, counted_from, until, seen):
     writer.close()
 
 
-async def ask(system, number, texts, sizes, seconds):
-    seen = []
-    # Counted once the queue is as long as it stays, and to an end before which new requests are made still.
-    counted_from = time.monotonic() + SETTLE_S
-    until = counted_from + seconds
-    port = PORTS[system]
-    await asyncio.gather(*(client(port, texts, sizes, n, number, counted_from, until, seen) for n in range(number)))
-    waits = sorted(wait for _, wait in seen)
-    return {
-        "system": system, "clients": number, "requests": len(seen),
-        "tokens_per_s": round(sum(size for size, _ in seen) / seconds, 1),
-        "p50_ms": round(1000 * statistics.median(waits), 1), "p95_ms": round(1000 * waits[int(0.95 * len(waits))], 1),
-    }  # fmt: skip
+before.client = client
 
 
-def library_rates(model, texts, sizes):
-    bert = ModernBert.load(model)
-    bert.embed(texts[:50])
-    begun = time.monotonic()
-    bert.embed(texts)
-    together = sum(sizes) / (time.monotonic() - begun)
-    begun, number = time.monotonic(), 0
-    while number < len(texts) and time.monotonic() < begun + SECONDS:
-        bert.embed(texts[number])
-        number += 1
-    alone = sum(sizes[:number]) / (time.monotonic() - begun)
-    return {"system": "library", "tokens_per_s": round(together, 1), "one_at_a_time": round(alone, 1)}
+def measure(model, texts, sizes):
+    for number in before.CLIENTS:
+        for round_ in range(before.ROUNDS):
+            yield {"round": round_ + 1, "clients": number, **before.library_rates(model, texts[:150], sizes[:150])}
+            for system in before.PORTS:
+                process = before.start(system, model)
+                asyncio.run(before.ask(system, min(number, 8), texts, sizes, 2.0))  # warms up
+                yield {"round": round_ + 1, **asyncio.run(before.ask(system, number, texts, sizes, before.SECONDS))}
+                process.terminate()
+                process.wait()
 
 
 def main():
     model, source, out = sys.argv[1:4]
-    texts, sizes = short_mix(model, source)
     rows = []
-    for number in CLIENTS:
-        for round_ in range(ROUNDS):
-            # In turn with the servers, for what else runs on the host changes from minute to minute.
-            rows.append({"round": round_ + 1, "clients": number, **library_rates(model, texts[:150], sizes[:150])})
-            print(rows[-1], flush=True)
-            for system in PORTS:
-                process = start(system, model)
-                asyncio.run(ask(system, min(number, 8), texts, sizes, 2.0))  # warms up
-                rows.append({"round": round_ + 1, **asyncio.run(ask(system, number, texts, sizes, SECONDS))})
-                print(rows[-1], flush=True)
-                process.terminate()
-                process.wait()
-    for number in CLIENTS:
+    for row in measure(model, *short_mix(model, source)):
+        rows.append(row)
+        print(row, flush=True)
+        Path(out).write_text(json.dumps(rows, indent=1) + "\n")
+    for number in before.CLIENTS:
         of_number = [row for row in rows if row["clients"] == number]
-        ours, peers, library = ([row for row in of_number if row["system"] == system] for system in (*PORTS, "library"))
+        ours, peers, library = ([row for row in of_number if row["system"] == s] for s in (*before.PORTS, "library"))
         # One client has one text at a time computed, whoever computes it.
         own = "one_at_a_time" if number == 1 else "tokens_per_s"
         for name, others in (("sentence-transformers", [row["tokens_per_s"] for row in peers]),
@@ -136,7 +71,6 @@ def main():
             print(
                 f"{number} clients, to {name}: {statistics.mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
             )
-    Path(out).write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":
