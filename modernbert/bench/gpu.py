@@ -59,7 +59,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--small", action="store_true")
-    parser.add_argument("--parts", default="parity,training,inference,latency")
+    parser.add_argument("--parts", default="parity,training,inference")
     words = parser.parse_args()
     chosen = words.parts.split(",")
     names = [part.__name__.strip("_") for part in _PARTS]
@@ -163,25 +163,29 @@ def _train(
 
 
 def _inference(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
-    """Measure all sets with one model after another, each model in a process of its own."""
+    """Measure one model after another, each in a process of its own: all sets, then the wait for one text."""
     number = {"short": 2, "long": 1} if small else {"short": 1_024, "long": 32}
+    lengths, calls = ((16,), 3) if small else ((16, 128, 512), 100)
     for model in _PEERS[:1] if small else _PEERS:
         works = {}
-        for name, lengths in SETS.items():
+        for name, of_set in SETS.items():
             if not small or name == "short-variable":
                 documents, runs = documents_of(name, number[name.split("-")[0]]), 1 if small else _RUNS
-                works[name] = Work(model, documents, lengths.batch, runs, str(device), "bfloat16", find_largest=False)
+                works[name] = Work(model, documents, of_set.batch, runs, str(device), "bfloat16", find_largest=False)
         try:
-            rows = in_new_process(_measure_sets, works)
+            rows = in_new_process(_measure_model, (works, lengths, calls))
         except InputError as error:
-            rows = {"all": {"not_measured": str(error)}}
-        yield from ({"infer": model, "set": name, **row} for name, row in rows.items())
+            rows = [{"set": "all", "not_measured": str(error)}]
+        yield from ({"infer": model, **row} for row in rows)
 
 
-def _measure_sets(works: Mapping[str, Work]) -> dict[str, dict[str, Any]]:
+def _measure_model(asked: tuple[Mapping[str, Work], Sequence[int], int]) -> list[dict[str, Any]]:
+    works, lengths, calls = asked
     first = next(iter(works.values()))
     loaded = load(first.model, choose_device(first.device), getattr(torch, first.dtype))
-    return {name: _guarded({}, functools.partial(_measured, work, loaded)) for name, work in works.items()}
+    rows = [_guarded({"set": name}, functools.partial(_measured, work, loaded)) for name, work in works.items()]
+    waits = [_guarded({"one_text_of": n}, functools.partial(_waits, loaded, n, calls)) for n in lengths]
+    return rows + waits
 
 
 def _measured(work: Work, loaded: Loaded) -> dict[str, Any]:
@@ -190,35 +194,16 @@ def _measured(work: Work, loaded: Loaded) -> dict[str, Any]:
     return {"tokens_per_s": round(row.mean), "runs": rates, "setting": row.setting, "peak_memory": row.peak_memory}
 
 
-def _latency(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
+def _waits(loaded: Loaded, length: int, calls: int) -> dict[str, Any]:
     """Wait for the hidden states of one text, again and again."""
-    for model in _PEERS[: 1 if small else 2]:
-        works = (model, str(device), (16,) if small else (16, 128, 512), 3 if small else 100)
-        yield from _guarded_rows({"latency": model}, works)
-
-
-def _guarded_rows(row: dict[str, Any], works: tuple[Any, ...]) -> Iterator[dict[str, Any]]:
-    try:
-        yield from ({**row, **each} for each in in_new_process(_measure_latency, works))
-    except InputError as error:
-        yield {**row, "not_measured": str(error)}
-
-
-def _measure_latency(works: tuple[str, str, Sequence[int], int]) -> list[dict[str, Any]]:
-    model, name, lengths, calls = works
-    device = choose_device(name)
-    loaded = load(model, device, torch.bfloat16)
-    rows = []
-    for length in lengths:
-        document = random_batch(ModelConfig.preset("base"), [length], 0.3).tokens.numpy() % 16_000
-        with torch.inference_mode():
-            timed = [_seconds_until_there(loaded, document) for _ in range(calls + 10)]
-        seconds = sorted(timed[10:])
-        rows.append({
-            "length": length, "setting": loaded.setting, "p50_ms": round(1e3 * seconds[calls // 2], 3),
-            "p95_ms": round(1e3 * seconds[int(0.95 * calls)], 3),
-        })  # fmt: skip
-    return rows
+    document = random_batch(ModelConfig.preset("base"), [length], 0.3).tokens.numpy() % 16_000
+    with torch.inference_mode():
+        timed = [_seconds_until_there(loaded, document) for _ in range(calls + 10)]
+    seconds = sorted(timed[10:])
+    return {
+        "setting": loaded.setting, "p50_ms": round(1e3 * seconds[calls // 2], 3),
+        "p95_ms": round(1e3 * seconds[int(0.95 * calls)], 3),
+    }  # fmt: skip
 
 
 def _seconds_until_there(loaded: Loaded, document: np.ndarray) -> float:
@@ -235,7 +220,7 @@ def _guarded(row: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[st
         return {**row, "not_measured": " ".join(str(error).split())[:200]}
 
 
-_PARTS = (_parity, _training, _latency, _inference)
+_PARTS = (_parity, _training, _inference)
 
 if __name__ == "__main__":
     main()

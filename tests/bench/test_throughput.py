@@ -225,4 +225,4 @@ def test_the_script_for_gpus_runs_on_a_small_scale(tmp_path: Path) -> None:
     said = json.loads((tmp_path / "gpu.json").read_text())
     assert all(row["holds"] for row in said["parity"]) and len(said["parity"]) == 7
     assert said["training"][0]["tokens_per_s"] > 0 and said["inference"][0]["tokens_per_s"] > 0
-    assert 0 < said["latency"][0]["p50_ms"] <= said["latency"][0]["p95_ms"]
+    assert 0 < said["inference"][-1]["p50_ms"] <= said["inference"][-1]["p95_ms"]
