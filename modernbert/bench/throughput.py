@@ -1,8 +1,8 @@
 """Tokens a second, memory, and the largest batch, of one model on one set.
 
-In: a model's name, documents, where to compute. Out: a row of the efficiency table. Each row of
-the table is made by a process of its own, so that its peak memory is its own, and what does not fit ends that row and
-no other.
+In: a model's name, documents, where to compute. Out: a row of the efficiency table. Each of its
+rows is made by a process of its own, so that its peak memory is its own, and what does not fit ends that row and no
+other.
 """
 
 import statistics

@@ -59,25 +59,16 @@ def start(system, model):
     raise TimeoutError(system)
 
 
-async def client(port, texts, sizes, first, step, counted_from, until, seen):
-    """Ask on one connection, with as little work as can be: clients compute on the server's cores."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    place = first
-    while time.monotonic() < until:
-        body = json.dumps({"inputs": [texts[place % len(texts)]]}).encode()
-        head = (
-            f"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-        )
-        begun = time.monotonic()
-        writer.write(head.encode() + body)
-        answer = (await reader.readuntil(b"\r\n\r\n")).lower()
-        length = int(answer.partition(b"content-length:")[2].split(b"\r\n", 1)[0])
-        await reader.readexactly(length)
-        done = time.monotonic()
-        if answer.startswith(b"http/1.1 200") and counted_from <= done <= until:
-            seen.append((sizes[place % len(texts)], done - begun))
-        place += step
-    writer.close()
+async def client(url, texts, sizes, first, step, counted_from, until, seen):
+    async with httpx.AsyncClient(timeout=120) as http:
+        place = first
+        while time.monotonic() < until:
+            begun = time.monotonic()
+            answer = await http.post(url, json={"inputs": [texts[place % len(texts)]]})
+            done = time.monotonic()
+            if answer.status_code == 200 and counted_from <= done <= until:
+                seen.append((sizes[place % len(texts)], done - begun))
+            place += step
 
 
 async def ask(system, number, texts, sizes, seconds):
@@ -85,8 +76,8 @@ async def ask(system, number, texts, sizes, seconds):
     # Counted once the queue is as long as it stays, and to an end before which new requests are made still.
     counted_from = time.monotonic() + SETTLE_S
     until = counted_from + seconds
-    port = PORTS[system]
-    await asyncio.gather(*(client(port, texts, sizes, n, number, counted_from, until, seen) for n in range(number)))
+    url = f"http://127.0.0.1:{PORTS[system]}/embed"
+    await asyncio.gather(*(client(url, texts, sizes, n, number, counted_from, until, seen) for n in range(number)))
     waits = sorted(wait for _, wait in seen)
     return {
         "system": system, "clients": number, "requests": len(seen),
