@@ -19,7 +19,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from modernbert.kernels.rotary import turn_
+from modernbert.kernels.rotary import turn_, turned_back
 from modernbert.ragged import Layout
 
 __all__ = ["attend", "ranges"]
@@ -93,19 +93,29 @@ def _rows_of(base, rows, inside, stride, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def _ranges_of(first, last, start, rows, inside, num_tokens, BLOCK: tl.constexpr, STEP: tl.constexpr):
+    """Return what each row of a block sees, and where to pass over: ranges grow along the stream, so those of the ends
+    bound those between.
+    """
+    low = tl.load(first + rows, mask=inside, other=0)
+    high = tl.load(last + rows, mask=inside, other=0)
+    begin = tl.load(first + start) // STEP * STEP
+    end = tl.load(last + tl.minimum(start + BLOCK, num_tokens) - 1)
+    return low, high, begin, end
+
+
+@triton.jit
 def _store_turned_back(base, slopes, rows, inside, stride, cosines, sines, WIDTH: tl.constexpr):
     """Write the gradient of what was turned as that of what it was before."""
     half: tl.constexpr = WIDTH // 2
     columns = tl.arange(0, half)
     apart = tl.permute(tl.reshape(slopes, (slopes.shape[0], 2, half)), (0, 2, 1))
     x, y = tl.split(apart)
-    angles = rows[:, None] * half + columns[None, :]
-    cosine = tl.load(cosines + angles, mask=inside[:, None], other=0.0)
-    sine = tl.load(sines + angles, mask=inside[:, None], other=0.0)
+    first, second = turned_back(x, y, cosines, sines, rows[:, None] * half + columns[None, :], inside[:, None])
     places = rows.to(tl.int64)[:, None] * stride + columns[None, :]
     kind = base.dtype.element_ty
-    tl.store(base + places, (x * cosine + y * sine).to(kind), mask=inside[:, None])
-    tl.store(base + places + half, (y * cosine - x * sine).to(kind), mask=inside[:, None])
+    tl.store(base + places, first.to(kind), mask=inside[:, None])
+    tl.store(base + places + half, second.to(kind), mask=inside[:, None])
 
 
 @triton.jit(do_not_specialize=["num_tokens"])
@@ -120,14 +130,10 @@ def _forward_kernel(
     stride = 3 * num_heads * WIDTH
     keys, values = qkv + (num_heads + head) * WIDTH, qkv + (2 * num_heads + head) * WIDTH
     query = _rows_of(qkv + head * WIDTH, rows, inside, stride, WIDTH)
-    low = tl.load(first + rows, mask=inside, other=0)
-    high = tl.load(last + rows, mask=inside, other=0)
+    low, high, begin, end = _ranges_of(first, last, start, rows, inside, num_tokens, BLOCK, STEP)
     peak = tl.full((BLOCK,), -1e30, dtype=tl.float32)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     gathered = tl.zeros((BLOCK, WIDTH), dtype=tl.float32)
-    # Ranges grow along the stream, so those of the ends bound those between.
-    begin = tl.load(first + start) // STEP * STEP
-    end = tl.load(last + tl.minimum(start + BLOCK, num_tokens) - 1)
     for at in range(begin, end, STEP):
         columns = at + tl.arange(0, STEP)
         there = columns < num_tokens
@@ -161,12 +167,9 @@ def _keys_back_kernel(
     stride = 3 * num_heads * WIDTH
     key = _rows_of(qkv + (num_heads + head) * WIDTH, rows, inside, stride, WIDTH)
     value = _rows_of(qkv + (2 * num_heads + head) * WIDTH, rows, inside, stride, WIDTH)
-    low = tl.load(first + rows, mask=inside, other=0)
-    high = tl.load(last + rows, mask=inside, other=0)
+    low, high, begin, end = _ranges_of(first, last, start, rows, inside, num_tokens, BLOCK, STEP)
     d_key = tl.zeros((BLOCK, WIDTH), dtype=tl.float32)
     d_value = tl.zeros((BLOCK, WIDTH), dtype=tl.float32)
-    begin = tl.load(first + start) // STEP * STEP
-    end = tl.load(last + tl.minimum(start + BLOCK, num_tokens) - 1)
     for at in range(begin, end, STEP):
         columns = at + tl.arange(0, STEP)
         there = columns < num_tokens
@@ -202,11 +205,8 @@ def _queries_back_kernel(
     outcome = _rows_of(mixed + head * WIDTH, rows, inside, num_heads * WIDTH, WIDTH)
     level = tl.sum(outcome.to(tl.float32) * given.to(tl.float32), axis=1)
     tl.store(along + head * num_tokens + rows, level, mask=inside)
-    low = tl.load(first + rows, mask=inside, other=0)
-    high = tl.load(last + rows, mask=inside, other=0)
+    low, high, begin, end = _ranges_of(first, last, start, rows, inside, num_tokens, BLOCK, STEP)
     d_query = tl.zeros((BLOCK, WIDTH), dtype=tl.float32)
-    begin = tl.load(first + start) // STEP * STEP
-    end = tl.load(last + tl.minimum(start + BLOCK, num_tokens) - 1)
     for at in range(begin, end, STEP):
         columns = at + tl.arange(0, STEP)
         there = columns < num_tokens

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["apart", "turn_"]
+__all__ = ["apart", "turn_", "turned_back"]
 
 _ROWS = 64
 
@@ -80,6 +80,14 @@ def _turn_kernel(
     tl.store(qkv + places + HALF, (y * cosine + x * sine).to(kind), mask=inside)
 
 
+@triton.jit
+def turned_back(x, y, cosines, sines, angles, inside):
+    """Turn the two halves of some rows the other way."""
+    cosine = tl.load(cosines + angles, mask=inside, other=0.0)
+    sine = tl.load(sines + angles, mask=inside, other=0.0)
+    return x * cosine + y * sine, y * cosine - x * sine
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def _gather_kernel(
     dq, dk, dv, slopes, cosines, sines, num_rows, num_heads, HALF: tl.constexpr, ROWS: tl.constexpr
@@ -99,11 +107,7 @@ def _gather_kernel(
     y = tl.load(source + given + HALF, mask=inside, other=0.0).to(tl.float32)
     first, second = x, y
     if which < 2:
-        angles = tokens[:, None] * HALF + columns[None, :]
-        cosine = tl.load(cosines + angles, mask=inside, other=0.0)
-        sine = tl.load(sines + angles, mask=inside, other=0.0)
-        first = x * cosine + y * sine
-        second = y * cosine - x * sine
+        first, second = turned_back(x, y, cosines, sines, tokens[:, None] * HALF + columns[None, :], inside)
     places = ((tokens.to(tl.int64) * 3 + which) * num_heads + rows % num_heads)[:, None] * 2 * HALF + columns[None, :]
     kind = slopes.dtype.element_ty
     tl.store(slopes + places, first.to(kind), mask=inside)
