@@ -7,10 +7,9 @@ counted one by one, so that a device's time can be told from how it fills its ti
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
+from modernbert.model.shapes import shapes_only
 from modernbert.train.flops import step_flops, visible_pairs
 from modernbert.train.losses import CHUNK_ROWS
 
@@ -62,7 +61,7 @@ def token_costs(config: ModelConfig, lengths: Sequence[int], mask_rate: float = 
 
 def num_parameters(config: ModelConfig) -> int:
     """Count the parameters of the model with its masked-LM head, the tied decoder once."""
-    with torch.device("meta"):
+    with shapes_only():
         return sum(parameter.numel() for parameter in MaskedLM(config).parameters())
 
 

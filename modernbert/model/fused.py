@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.rotary import rotation
+from modernbert.model.shapes import shapes_only
 from modernbert.native import calls
 from modernbert.ragged import Layout
 
@@ -65,7 +66,7 @@ class FusedEncoder(nn.Module):
     def unpack(self) -> Encoder:
         """Return the plain encoder, with the same bits."""
         dtype = self.embeddings.tok_embeddings.weight.dtype
-        with torch.device("meta"):
+        with shapes_only():
             encoder = Encoder(self.config, self.backend)
         encoder.embeddings = self.embeddings
         encoder.final_norm.weight = nn.Parameter(self.final_norm.to(dtype))

@@ -14,6 +14,7 @@ from torch import Tensor
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
+from modernbert.model.shapes import shapes_only
 
 __all__ = ["grow", "layer_map", "tile"]
 
@@ -57,7 +58,7 @@ def grow(weights: Mapping[str, Tensor], old: ModelConfig, new: ModelConfig) -> d
     """
     _check(old, new)
     layers = layer_map(old.num_hidden_layers, new.num_hidden_layers)
-    with torch.device("meta"):
+    with shapes_only():
         shapes = {name: parameter.shape for name, parameter in MaskedLM(new).named_parameters()}
     grown = {}
     for name, shape in shapes.items():

@@ -17,6 +17,7 @@ from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.fused import FusedEncoder
+from modernbert.model.shapes import shapes_only
 from modernbert.ragged import Batch, Layout
 
 __all__ = [
@@ -154,7 +155,7 @@ def start_classifier(model: MaskedLM | Encoder | Classifier, task: str, labels: 
         raise InputError(f"labels: found {list(labels)}, expected different ones")
     encoder = model if isinstance(model, Encoder) else model.model
     config = encoder.config
-    with torch.device("meta"):
+    with shapes_only():
         started = Classifier(config, task, labels)
     started.model = encoder
     generator = torch.Generator().manual_seed(seed)

@@ -24,6 +24,7 @@ from modernbert.model.encoder import Encoder
 from modernbert.model.fused import FusedEncoder
 from modernbert.model.heads import TASKS, Classifier, MaskedLM, Model, encoder_of
 from modernbert.model.prepacked import PrepackedLinear
+from modernbert.model.shapes import shapes_only
 from modernbert.model.stanford import LINEAR, is_stanford
 from modernbert.model.weights import WEIGHTS, check_tensor, read_weights
 from modernbert.published import check_file, read_json
@@ -136,7 +137,7 @@ def model_of(
     last = f"layers.{config.num_hidden_layers - 1}.mlp.Wo.weight"
     if last not in weights:  # before as many layers are made
         raise InputError(f"{folder}: the weights have no {last}, expected {config.num_hidden_layers} layers")
-    with torch.device("meta"):
+    with shapes_only():
         model = _build(config, found, weights, backend, folder)
     expected = {name.removeprefix("model."): tensor for name, tensor in _stored_state(model).items()}
     _check_names_and_shapes(expected, weights, folder)
