@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -24,7 +25,6 @@ Schema = TypeVar("Schema")
 
 app = typer.Typer(
     name="modernbert",
-    help="Train and use ModernBERT encoders.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -61,6 +61,19 @@ def _told() -> Iterator[None]:
         # The reader of our output has left, as `head` does; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(f"modernbert {metadata.version('modernbert')}, torch {metadata.version('torch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Train and use ModernBERT encoders."""
 
 
 @app.command()
@@ -536,7 +549,7 @@ def serve(
     max_bytes: Annotated[int, typer.Option(min=1, help="Of a request's body.")] = 8_000_000,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds for a request.")] = 120.0,
     wait: Annotated[float, typer.Option(min=0.1, help="Seconds that others may keep a request waiting.")] = 10.0,
-    batch_seconds: Annotated[float, typer.Option(min=0.001, help="Seconds of a batch, at most.")] = 0.25,
+    batch_seconds: Annotated[float, typer.Option(min=0.001, help="Seconds of a batch, at most.")] = 0.5,
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "auto",

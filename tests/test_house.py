@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +161,11 @@ for module in pkgutil.walk_packages(modernbert.__path__, "modernbert."):
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_version_is_told() -> None:
+    done = subprocess.run([sys.executable, "-m", "modernbert.cli", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split()[:2]) == (0, ["modernbert", version("modernbert")])
 
 
 def test_tokenising_never_waits_for_torch() -> None:
