@@ -11,7 +11,6 @@ from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.shapes import shapes_only
 from modernbert.train.flops import step_flops, visible_pairs
-from modernbert.train.losses import CHUNK_ROWS
 
 __all__ = ["TokenCosts", "num_parameters", "token_costs"]
 
@@ -34,7 +33,9 @@ class TokenCosts:
     moved_forward: float
     held_in_training: float
     held_anyway: float
-    """Not per token: weights, gradients, moments, and the room of the logits."""
+    """Not per token: weights, gradients, moments."""
+    held_of_logits: float
+    """A row of logits at a time, of the rows that a device takes at once, and its gradient."""
 
     @property
     def forward_flops(self) -> float:
@@ -55,7 +56,8 @@ def token_costs(config: ModelConfig, lengths: Sequence[int], mask_rate: float = 
         training_flops=training / num_tokens,
         moved_forward=float(_NARROW * num_layers * _numbers_moved(width, feed_forward)),
         held_in_training=_NARROW * num_layers * _numbers_held(width, feed_forward) + mask_rate * _NARROW * 4 * width,
-        held_anyway=float(_TRAINED * num_parameters(config) + 2 * _NARROW * config.vocab_size * CHUNK_ROWS),
+        held_anyway=float(_TRAINED * num_parameters(config)),
+        held_of_logits=2.0 * _NARROW * config.vocab_size,
     )
 
 

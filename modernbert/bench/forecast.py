@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from modernbert.bench.costs import TokenCosts, num_parameters, token_costs
 from modernbert.bench.devices import Machine
 from modernbert.model.config import ModelConfig
+from modernbert.train.losses import CHUNK_ROWS, GPU_CHUNK_ROWS
 from modernbert.train.recipe import Phase
 from modernbert.train.schedule import Schedule
 
@@ -66,6 +67,7 @@ def forecast_phase(
     length = min(length or phase.max_len, phase.max_len)
     costs = token_costs(model, [length], phase.mask_rate)
     step_tokens = phase.micro_batch_tokens * phase.max_micro_batches
+    held_anyway = costs.held_anyway + costs.held_of_logits * (GPU_CHUNK_ROWS if machine.multiprocessors else CHUNK_ROWS)
     # Every device steps for all, on its part of the tokens.
     optimizer = optimizer_seconds(model, machine) / step_tokens
     seconds = seconds_per_token(costs, machine, training=True) / num_devices + optimizer
@@ -73,7 +75,7 @@ def forecast_phase(
     return PhaseForecast(
         length=length,
         costs=costs,
-        largest_micro_batch=max(0, int((machine.memory - costs.held_anyway) / costs.held_in_training)),
+        largest_micro_batch=max(0, int((machine.memory - held_anyway) / costs.held_in_training)),
         micro_batch=phase.micro_batch_tokens,
         tokens_per_s=1 / seconds,
         hours=tokens * seconds / 3600,
