@@ -85,7 +85,7 @@ class Engine:
         most_queued_tokens: int = 1_000_000,
         *,
         wait_s: float = math.inf,
-        batch_s: float = 0.25,
+        batch_s: float = 0.5,
     ) -> None:
         """Begin to compute.
 

@@ -134,7 +134,8 @@ class Guard:
                 return await receive()
             left = self.limits.timeout_s - (time.monotonic() - begun)
             try:
-                message = await asyncio.wait_for(receive(), max(0.0, left))
+                async with asyncio.timeout(max(0.0, left)):
+                    message = await receive()
             except TimeoutError:
                 broken.append((408, "Timeout", "the body came too slowly"))
                 raise _Broken from None

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from fastapi import Request
-from starlette.concurrency import run_in_threadpool
 
 from modernbert.errors import InputError
 from modernbert.infer.pipeline import ModernBert
@@ -53,7 +52,7 @@ class Service:
         """Tokenise, wait for the engine, and return the answers; whoever leaves or waits too long is dropped."""
         # Where there is no room, texts are not even tokenised.
         self.engine.check_room(int(http.headers.get("content-length", 0)) // _BYTES_PER_TOKEN)
-        documents = await run_in_threadpool(make)
+        documents = await asyncio.get_running_loop().run_in_executor(None, make)
         job = self.engine.submit(documents, finish)
         http.scope["modernbert.job"] = job
         future = asyncio.wrap_future(job.future)
@@ -145,5 +144,6 @@ def listed(inputs: Any) -> list[work.Text]:
 
 
 async def _left(http: Request) -> None:
-    while not await http.is_disconnected():
-        await asyncio.sleep(0.2)
+    """Wait for what comes behind the body: that the client has left."""
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
