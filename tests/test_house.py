@@ -165,7 +165,7 @@ for module in pkgutil.walk_packages(modernbert.__path__, "modernbert."):
 
 def test_the_version_is_told() -> None:
     done = subprocess.run([sys.executable, "-m", "modernbert.cli", "--version"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout.split()[:2]) == (0, ["modernbert", version("modernbert")])
+    assert done.returncode == 0 and done.stdout.startswith(f"modernbert {version('modernbert')}, ")
 
 
 def test_tokenising_never_waits_for_torch() -> None:
