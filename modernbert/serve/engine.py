@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -225,6 +226,19 @@ class Engine:
         self.last_batch_tokens = num_tokens
         return list(taken.values())
 
+    def _answer(self, group: Sequence[tuple[Request, list[np.ndarray]]], finish: Finish, hidden: Tensor) -> None:
+        """Make of hidden states [t, D] what all of a group want made of theirs."""
+        try:
+            answers = iter(_finished(finish, hidden, [each for _, documents in group for each in documents]))
+            for request, documents in group:
+                request._answers.extend(islice(answers, len(documents)))
+        except Exception as error:
+            if len(group) == 1:
+                return _fail(group[0][0], error)
+            parts = hidden.split([sum(map(len, documents)) for _, documents in group])
+            for alone, part in zip(group, parts, strict=True):
+                self._answer([alone], finish, part)
+
     def _compute(self, batch: Sequence[tuple[Request, list[np.ndarray]]]) -> None:
         """Run the encoder once over what all ask for, then give each what it is to make of it."""
         begun = time.monotonic()
@@ -239,18 +253,12 @@ class Engine:
             for alone in batch:
                 self._compute([alone])
             return
-        parts = hidden.split([sum(map(len, documents)) for _, documents in batch])
-        for (request, documents), part in zip(batch, parts, strict=True):
-            try:
-                if not torch.isfinite(part).all():
-                    raise ArithmeticError("the model's hidden states are not finite")
-                with torch.inference_mode():
-                    answers = request.finish(part, documents)
-                if not all(_is_finite(answer) for answer in answers):
-                    raise ArithmeticError("what is made of the model's hidden states is not finite")
-                request._answers.extend(answers)
-            except Exception as error:
-                _fail(request, error)
+        begin = 0
+        for finish, some in groupby(batch, key=lambda each: each[0].finish):
+            group = list(some)
+            end = begin + sum(len(each) for _, documents in group for each in documents)
+            self._answer(group, finish, hidden[begin:end])
+            begin = end
         seconds = time.monotonic() - begun
         if not self._is_first:
             tokens_so_far, seconds_so_far = self._computed
@@ -262,6 +270,20 @@ class Engine:
                 # A client may leave at any moment, this one too.
                 with suppress(InvalidStateError):
                     request.future.set_result(request._answers)
+
+
+def _finished(finish: Finish, hidden: Tensor, documents: Sequence[np.ndarray]) -> Sequence[Any]:
+    """Return an answer for each document.
+
+    Raises: ArithmeticError for hidden states or answers that are not finite; whatever `finish` raises.
+    """
+    if not torch.isfinite(hidden).all():
+        raise ArithmeticError("the model's hidden states are not finite")
+    with torch.inference_mode():
+        answers = finish(hidden, documents)
+    if not all(_is_finite(answer) for answer in answers):
+        raise ArithmeticError("what is made of the model's hidden states is not finite")
+    return answers
 
 
 def _is_finite(answer: Any) -> bool:

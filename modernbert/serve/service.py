@@ -46,7 +46,7 @@ class Service:
         """Compute a full batch, so that what does not fit fails before there is a client."""
         length = min(self.engine.budget_tokens, self.bert.longest)
         ids = np.full(length, self.bert.tokenizer.ordinary_ids[0], dtype=np.int64)
-        self.engine.submit([ids], work.pooled(self.bert, "mean", True, None)).future.result()
+        self.engine.submit([ids], work.Pooled(self.bert, "mean")).future.result()
 
     async def compute(self, http: Request, make: Callable[[], Sequence[np.ndarray]], finish: Finish) -> list[Any]:
         """Tokenise, wait for the engine, and return the answers; whoever leaves or waits too long is dropped."""
@@ -97,7 +97,7 @@ class Service:
         width = bert.width if bert.is_late else bert.vector_width
         if dimensions is not None and dimensions > width:
             raise InputError(f"dimensions: found {dimensions}, expected 1 to {width}")
-        return work.pooled(bert, "mean" if bert.is_late else bert.vectors.pooling, normalize, dimensions)
+        return work.Pooled(bert, "mean" if bert.is_late else bert.vectors.pooling, normalize, dimensions)
 
     def classifier(self) -> Classifier:
         """Return the model if it has labels."""

@@ -5,6 +5,7 @@ own because none of it knows HTTP.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from modernbert.ragged import Layout
 from modernbert.serve.engine import Finish
 from modernbert.text.forms import Form, Laid
 
-__all__ = ["REMEDY", "Text", "decoded", "documents_of", "forms_of", "pairs_of", "pooled", "scored", "token_vectors"]
+__all__ = ["REMEDY", "Pooled", "Text", "decoded", "documents_of", "forms_of", "pairs_of", "scored", "token_vectors"]
 
 REMEDY = "with truncate it is cut"
 
@@ -67,17 +68,22 @@ def pairs_of(bert: ModernBert, pairs: Sequence[tuple[str, str]], truncate: bool)
     return [ids for _, ids in fitting(documents, bert.tokenizer, bert.longest, "error", REMEDY)]
 
 
-def pooled(bert: ModernBert, pooling: str, normalize: bool, dimensions: int | None) -> Finish:
-    """Make one vector a text, float32 [D]."""
+@dataclass(frozen=True)
+class Pooled:
+    """Make one vector a text, float32 [D]; equal ones are made together, whoever asks."""
 
-    def finish(hidden: Tensor, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
+    bert: ModernBert
+    pooling: str
+    normalize: bool = True
+    dimensions: int | None = None
+
+    def __call__(self, hidden: Tensor, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Return the vectors of documents with these hidden states [t, D]."""
         layout = Layout.from_lengths([len(each) for each in documents]).to(hidden.device)
-        rows = pool(hidden.float(), layout, pooling)
+        rows = pool(hidden.float(), layout, self.pooling)
         # The layer behind late interaction is for vectors of tokens.
-        vectors = (rows if bert.is_late else _projected(bert, rows))[:, :dimensions]
-        return list((F.normalize(vectors, dim=-1) if normalize else vectors).cpu().numpy())
-
-    return finish
+        vectors = (rows if self.bert.is_late else _projected(self.bert, rows))[:, : self.dimensions]
+        return list((F.normalize(vectors, dim=-1) if self.normalize else vectors).cpu().numpy())
 
 
 def token_vectors(bert: ModernBert, normalize: bool) -> Finish:

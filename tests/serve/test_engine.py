@@ -174,6 +174,25 @@ def test_a_failure_is_told_to_whom_it_concerns_and_the_engine_lives(engine: Engi
     assert engine.is_alive
 
 
+def test_what_many_want_made_is_made_at_once_and_a_failure_hurts_only_its_own(engine: Engine) -> None:
+    groups: list[int] = []
+
+    def picky(hidden: Tensor, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
+        groups.append(len(documents))
+        if any(len(ids) == 7 for ids in documents):
+            raise ValueError("seven is not wanted")
+        return means(hidden, documents)
+
+    held = Held(engine)
+    asked = [engine.submit([np.full(length, 5)], picky) for length in (3, 7, 4)]
+    held.go.set()
+    with pytest.raises(ValueError, match="seven"):
+        asked[1].future.result(timeout=30)
+    for request in (asked[0], asked[2]):
+        assert np.isfinite(request.future.result(timeout=30)[0]).all()
+    assert groups == [3, 1, 1, 1]
+
+
 def test_a_batch_that_fails_is_computed_one_client_after_another(
     engine: Engine, small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch
 ) -> None:
