@@ -29,7 +29,7 @@ if importlib.util.find_spec("triton"):
     # A kernel is read as source in a language of its own: it must not be wrapped in checks of types.
     finders = sys.meta_path[:]
     sys.meta_path[:] = [each for each in finders if not type(each).__module__.startswith("jaxtyping")]
-    from modernbert.kernels import attention, cross_entropy, elementwise, rotary  # noqa: F401
+    from modernbert.kernels import attention, cross_entropy, elementwise, moments, rotary  # noqa: F401
 
     sys.meta_path[:] = finders
 

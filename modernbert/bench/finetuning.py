@@ -27,7 +27,7 @@ from modernbert.model.init import initialize
 from modernbert.ragged import Batch, Layout
 from modernbert.train.loop import train
 from modernbert.train.losses import label_error
-from modernbert.train.optim import StableAdamW, loops_run_on, parameter_groups
+from modernbert.train.optim import StableAdamW, fused_runs_on, parameter_groups
 from modernbert.train.parallel import Objective
 from modernbert.train.tuning import LinearPlan
 
@@ -99,7 +99,7 @@ def _ours(work: FinetuningWork) -> FinetuningRow:
     model = Classifier(work.model, "classify", ["no", "yes"], backend)
     initialize(model, work.model, seed=0)
     model.to(device)
-    optimizer = StableAdamW(parameter_groups(model, 1e-5), lr=8e-5, in_loops=loops_run_on(device))
+    optimizer = StableAdamW(parameter_groups(model, 1e-5), lr=8e-5, fused=fused_runs_on(device))
     rows = _random_rows(lengths_of(work.set, work.batch * (work.num_steps + 1), work.seed), work.seed)
 
     def batches() -> Iterator[Batch]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from modernbert.errors import InputError
+from modernbert.model.attention import FUSED
 from modernbert.model.compile import compile_layers
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
@@ -44,7 +45,7 @@ def time_steps(
     if compiled and (reason := compile_layers(masked_model, dtype)):
         raise InputError(f"compile: {reason}")
     objective = Objective(masked_model, masked_lm).train()
-    optimizer = StableAdamW(parameter_groups(masked_model, 1e-5), lr=1e-4, in_loops=backend == "native")
+    optimizer = StableAdamW(parameter_groups(masked_model, 1e-5), lr=1e-4, fused=backend in FUSED)
     batch = random_batch(model, lengths, mask_rate)
     for step in range(num_steps + 1):
         begun = time.perf_counter()

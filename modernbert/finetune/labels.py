@@ -64,7 +64,7 @@ from modernbert.text.labelled.rows import Row, read_rows
 from modernbert.text.labelled.words import spans_of
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.train.losses import binary_error, choice_error, extract_error, label_error, squared_error
-from modernbert.train.optim import StableAdamW, loops_run_on, parameter_groups
+from modernbert.train.optim import StableAdamW, fused_runs_on, parameter_groups
 from modernbert.train.parallel import Loss
 from modernbert.train.run_folder import begin_run_folder
 from modernbert.train.tuning import GiveUp, LinearPlan, Position, Tuning, groups_by_depth, predict, tune
@@ -305,7 +305,7 @@ def _finetune(out: Path, config: FinetuneConfig, inputs: _Inputs, give_up: GiveU
     model.to(inputs.device)
     print(f"{config.task}: {len(inputs.labels)} labels, on {inputs.device}, {str(inputs.dtype)[6:]}, {inputs.backend}")
     optimizer = StableAdamW(
-        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, in_loops=loops_run_on(inputs.device)
+        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused_runs_on(inputs.device)
     )
     examples = inputs.splits["train"].items
     lengths = [len(each.tokens) for each in examples]

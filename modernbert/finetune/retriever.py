@@ -61,7 +61,7 @@ from modernbert.text.labelled.questions import (
 from modernbert.text.labelled.rows import read_rows
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.train.loop import derive_seed
-from modernbert.train.optim import StableAdamW, loops_run_on, parameter_groups
+from modernbert.train.optim import StableAdamW, fused_runs_on, parameter_groups
 from modernbert.train.retrieval import Comparison, RetrievalLoss
 from modernbert.train.run_folder import begin_run_folder
 from modernbert.train.tuning import GiveUp, LinearPlan, Position, Tuning, groups_by_depth, tune
@@ -298,7 +298,7 @@ def _finetune(out: Path, config: RetrieverConfig, inputs: _Inputs, give_up: Give
     temperature = config.temperature or (1.0 if config.task == "late" else 0.05)
     loss = RetrievalLoss(temperature, config.normalize_scores)
     optimizer = StableAdamW(
-        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, in_loops=loops_run_on(inputs.device)
+        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused_runs_on(inputs.device)
     )
     steps = _Steps(config, inputs)
 

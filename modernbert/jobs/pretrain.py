@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from modernbert.device import choose_precision, name_of, peak_memory
 from modernbert.errors import InputError
-from modernbert.model.attention import choose_backend
+from modernbert.model.attention import FUSED, choose_backend
 from modernbert.model.compile import compile_layers
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
@@ -179,7 +179,7 @@ def _run_phase(run: _Run, optimizer_state: Mapping[str, Tensor]) -> Mapping[str,
     )
     optimizer = StableAdamW(
         parameter_groups(model, phase.weight_decay), lr=phase.lr, betas=(config.beta1, config.beta2), eps=config.eps,
-        sum_shards=run.world.sum_shards if run.world.mesh else None, in_loops=inputs.backend == "native",
+        sum_shards=run.world.sum_shards if run.world.mesh else None, fused=inputs.backend in FUSED,
     )  # fmt: skip
     if optimizer_state:
         load_named_state(model, optimizer, optimizer_state)

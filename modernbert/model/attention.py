@@ -38,12 +38,14 @@ from modernbert.model.rotary import Rotation, rotate_heads
 from modernbert.native import build, calls
 from modernbert.ragged import Layout
 
-__all__ = ["BACKENDS", "Attend", "Window", "attend", "choose_backend", "prepare"]
+__all__ = ["BACKENDS", "FUSED", "Attend", "Window", "attend", "choose_backend", "kernels_obstacle", "prepare"]
 
 Attend = Callable[[Tensor], Tensor]
 Rotate = Callable[[Tensor, Rotation], tuple[Tensor, Tensor, Tensor]]
 
 BACKENDS = ("triton", "varlen", "native", "banded", "dense")
+# Those with which all that stands between products, and the optimizer, is loops or kernels of this package too.
+FUSED = ("triton", "native")
 
 # Documents of one group are padded to the longest: at most this share of the group's tokens may be padding.
 _GROUP_SLACK = 0.1
@@ -127,16 +129,16 @@ def _triton_obstacle(device: torch.device, dtype: torch.dtype, model: ModelConfi
     obstacle = flash.varlen_obstacle(device, dtype)
     if obstacle:
         return obstacle
-    if importlib.util.find_spec("triton") is None:
-        return "needs triton, which is not installed"
     if model.head_width & (model.head_width - 1) or not 16 <= model.head_width <= 128:
         return f"needs heads of width 16, 32, 64 or 128, found {model.head_width}"
-    return _triton_failure(device)
+    return kernels_obstacle(device)
 
 
 @functools.cache
-def _triton_failure(device: torch.device) -> str | None:
+def kernels_obstacle(device: torch.device) -> str | None:
     """Return why no kernel can be made here: Triton comes with torch for CUDA, the C compiler it needs does not."""
+    if importlib.util.find_spec("triton") is None:
+        return "needs triton, which is not installed"
     try:
         from modernbert.kernels import elementwise
 

@@ -6,6 +6,7 @@ compiler is the one part of a machine that often does not work, and a run must n
 
 import torch
 
+from modernbert.model.attention import FUSED
 from modernbert.model.encoder import Layer
 from modernbert.model.heads import MaskedLM
 from modernbert.model.rotary import rotate_heads
@@ -22,7 +23,7 @@ def compile_layers(model: MaskedLM, dtype: torch.dtype) -> str | None:
 
     Source: paper, section 2.1.2 (compilation without attention, 10 % of throughput).
     """
-    if model.model.backend in ("native", "triton"):
+    if model.model.backend in FUSED:
         return f"what backend {model.model.backend} runs is compiled already"
     layers = [layer for layer in model.model.layers if isinstance(layer, Layer)]
     before = torch.compile(Layer.before, dynamic=True)

@@ -12,10 +12,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from modernbert.errors import InputError
+from modernbert.model.attention import kernels_obstacle
 from modernbert.native import build, calls
+from modernbert.ragged import moved
 from modernbert.train.parallel import first_row, local, sharded_like
 
-__all__ = ["StableAdamW", "grad_norm", "load_named_state", "loops_run_on", "named_state", "parameter_groups"]
+__all__ = ["StableAdamW", "grad_norm", "load_named_state", "fused_runs_on", "named_state", "parameter_groups"]
+
+
+_Moments = list[tuple[Tensor, Tensor, Tensor, Tensor]]
+"""weight, gradient, first and second moment of each parameter"""
 
 
 class StableAdamW(torch.optim.Optimizer):
@@ -30,7 +36,7 @@ class StableAdamW(torch.optim.Optimizer):
     of the rate that the loop plans.
 
     A process that holds a part of each tensor updates that part; `sum_shards` adds numbers up over the processes that
-    share a tensor, for the RMS is that of the whole. `in_loops` does the same with the package's own loops, on a CPU in
+    share a tensor, for the RMS is that of the whole. `fused` does the same with the package's own loops or kernels, in
     float32: two passes over memory instead of ten.
     """
 
@@ -43,7 +49,7 @@ class StableAdamW(torch.optim.Optimizer):
         eps: float = 1e-6,
         weight_decay: float = 1e-5,
         sum_shards: Callable[[Tensor], Tensor] | None = None,
-        in_loops: bool = False,
+        fused: bool = False,
     ):
         if lr <= 0:
             raise InputError(f"lr: found {lr}, expected a peak learning rate above 0")
@@ -51,7 +57,7 @@ class StableAdamW(torch.optim.Optimizer):
                     "lr_scale": 1.0}  # fmt: skip
         super().__init__(params, defaults)
         self._sum_shards = sum_shards
-        self._in_loops = in_loops
+        self._fused = fused
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -75,9 +81,10 @@ class StableAdamW(torch.optim.Optimizer):
         sizes_of_whole = [parameter.numel() for parameter in parameters]
         parameters = [local(parameter) for parameter in parameters]
         beta1, beta2 = (_debiased(beta, group["step"]) for beta in group["betas"])
-        if self._in_loops:
+        if self._fused:
             moments = list(zip(parameters, gradients, exp_avgs, exp_avg_sqs, strict=True))
-            return self._update_in_loops(moments, (beta1, beta2), sizes_of_whole, group)
+            update = self._update_in_loops if parameters[0].device.type == "cpu" else self._update_in_kernels
+            return update(moments, (beta1, beta2), sizes_of_whole, group)
         torch._foreach_lerp_(exp_avgs, gradients, 1 - beta1)
         torch._foreach_mul_(exp_avg_sqs, beta2)
         torch._foreach_addcmul_(exp_avg_sqs, gradients, gradients, 1 - beta2)
@@ -99,7 +106,7 @@ class StableAdamW(torch.optim.Optimizer):
 
     def _update_in_loops(
         self,
-        moments: list[tuple[Tensor, Tensor, Tensor, Tensor]],
+        moments: _Moments,
         betas: tuple[float, float],
         sizes_of_whole: list[int],
         group: dict[str, Any],
@@ -112,10 +119,29 @@ class StableAdamW(torch.optim.Optimizer):
             kept = 1 - group["weight_decay"] * (lr / group["max_lr"]) * shortening
             calls.apply_moments_(weight, m, v, lr=lr * shortening, kept=kept, eps=eps)
 
+    def _update_in_kernels(
+        self,
+        moments: _Moments,
+        betas: tuple[float, float],
+        sizes_of_whole: list[int],
+        group: dict[str, Any],
+    ) -> None:
+        from modernbert.kernels.moments import apply_moments_, update_moments_
 
-def loops_run_on(device: torch.device) -> bool:
-    """Say whether `in_loops` is for this device, on this machine."""
-    return device.type == "cpu" and build.obstacle() is None
+        eps, lr = group["eps"], group["lr"]
+        weights, gradients, firsts, seconds = (list(each) for each in zip(*moments, strict=True))
+        squares = update_moments_([grad.contiguous() for grad in gradients], firsts, seconds, betas, eps)
+        norms = _over_shards(squares.sqrt(), self._sum_shards)
+        sizes = moved(torch.tensor(sizes_of_whole, dtype=torch.float32), norms.device)
+        shortening = 1 / (norms / sizes.sqrt()).clamp(min=1)
+        kept = 1 - group["weight_decay"] * (lr / group["max_lr"]) * shortening
+        apply_moments_(weights, firsts, seconds, lr * shortening, kept, eps)
+
+
+def fused_runs_on(device: torch.device) -> bool:
+    """Say whether `fused` is for this device, on this machine."""
+    obstacle = build.obstacle() if device.type == "cpu" else kernels_obstacle(device)
+    return obstacle is None
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -137,8 +163,12 @@ def grad_norm(
     parameters: Iterable[nn.Parameter], sum_shards: Callable[[Tensor], Tensor] | None = None
 ) -> Float[Tensor, ""]:
     """Return the 2-norm over all gradients, on their device; 0 if there are none."""
-    norms = [_norm(local(parameter.grad)) for parameter in parameters if parameter.grad is not None]
-    return torch.linalg.vector_norm(_over_shards(torch.stack(norms), sum_shards)) if norms else torch.zeros(())
+    gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    # All in one launch on a GPU.
+    norms = [_norm(each) for each in gradients] if gradients[0].device.type == "cpu" else torch._foreach_norm(gradients)
+    return torch.linalg.vector_norm(_over_shards(torch.stack(list(norms)), sum_shards))
 
 
 def named_state(model: nn.Module, optimizer: StableAdamW) -> dict[str, Tensor]:

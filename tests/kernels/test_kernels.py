@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from modernbert.bench.steps import random_batch
 from modernbert.model.attention import Window, prepare
@@ -16,9 +16,10 @@ from modernbert.model.init import initialize
 from modernbert.model.rotary import rotate_heads, rotation
 from modernbert.ragged import Layout
 from modernbert.train.losses import masked_lm
+from modernbert.train.optim import StableAdamW
 
 pytest.importorskip("triton")
-from modernbert.kernels import attention, cross_entropy, elementwise, rotary  # noqa: E402
+from modernbert.kernels import attention, cross_entropy, elementwise, moments, rotary  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 HEADS, WIDTH = 2, 64
@@ -145,3 +146,26 @@ def test_cross_entropy_equals_that_of_torch(entries: int) -> None:
     check([cross_entropy.cross_entropy_(untouched, bias, labels, slopes=False)], [expected])
     assert torch.equal(untouched, logits)
     check([cross_entropy.cross_entropy_(logits, bias, labels, slopes=True), logits], [expected, slopes])
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_the_optimizers_step_equals_its_formula_in_torch(shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors below, at and above a block; a gradient that outgrows its second moment shortens the step."""
+    monkeypatch.setattr(StableAdamW, "_update_in_loops", StableAdamW._update_in_kernels)
+    shapes = [(3,), (moments._BLOCK,), (70, 513), (1,)]
+    both = [[nn.Parameter(torch.ones(shape, device=DEVICE)) for shape in shapes] for _ in range(2)]
+    optimizers = [
+        StableAdamW(weights, lr=1e-2, weight_decay=0.1, fused=fused, sum_shards=lambda squares: shards * squares)
+        for weights, fused in zip(both, (True, False), strict=True)
+    ]
+    for step in range(6):
+        for mine, other in zip(*both, strict=True):
+            mine.grad = randn(*mine.shape) * 10.0 ** (step % 3 - 1)
+            other.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, other in zip(*both, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-7)
+    first, second = (optimizer.state[weights[2]] for optimizer, weights in zip(optimizers, both, strict=True))
+    for name in ("exp_avg", "exp_avg_sq"):  # of size 1, and below it where terms cancel
+        torch.testing.assert_close(first[name], second[name], rtol=1e-5, atol=2e-6)

@@ -170,8 +170,8 @@ def test_the_optimizer_equals_its_formula_in_torch() -> None:
     shapes = [(3,), (16,), (70, 513), (1,)]
     ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
     optimizers = [
-        StableAdamW(weights, lr=1e-2, weight_decay=0.1, in_loops=in_loops)
-        for weights, in_loops in ((ours, True), (theirs, False))
+        StableAdamW(weights, lr=1e-2, weight_decay=0.1, fused=fused)
+        for weights, fused in ((ours, True), (theirs, False))
     ]
     for step in range(6):
         for mine, other in zip(ours, theirs, strict=True):
