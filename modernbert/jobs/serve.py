@@ -52,6 +52,10 @@ def run(config: ServeConfig) -> None:
     from modernbert.serve.engine import Engine
     from modernbert.serve.guard import Limits
 
+    if config.api_key == "":
+        raise InputError("api_key: is empty, expected a key, or none to let everybody in")
+    if not config.host:
+        raise InputError("host: is empty, expected an address; 0.0.0.0 is everywhere")
     sys.setswitchinterval(_SWITCH_S)
     listener = _listen(config.host, config.port)
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, backend=config.backend)
@@ -59,11 +63,14 @@ def run(config: ServeConfig) -> None:
     limits = Limits(config.max_requests, config.max_bytes, config.timeout_s, config.api_key)
     app = make_app(bert, engine, ServeSettings(config.model, limits))
     host, port = listener.getsockname()[:2]
-    print(f"{config.model}: http://{host}:{port}, what clients may ask is at /docs", file=sys.stderr, flush=True)
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
+            if self.should_exit:
+                return
+            print(f"{config.model}: {address}, what clients may ask is at /docs", file=sys.stderr, flush=True)
             # What was loaded stays, and to look through it for rubbish would stop all for a fifth of a second.
             gc.collect()
             gc.freeze()
@@ -91,6 +98,8 @@ def _listen(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        # Another that is loading too finds it taken only if somebody listens.
+        listener.listen(2048)
     except OSError as error:
         listener.close()
         raise InputError(f"host, port: cannot listen at {host}:{port} ({error.strerror or error})") from None

@@ -19,6 +19,8 @@ from modernbert.text.tokenizer import Tokenizer
 
 __all__ = ["add_answers"]
 
+_MOST_GUESSES = 2**17
+
 
 def add_answers(app: FastAPI, service: Service) -> None:
     """Add what a model answers, whatever it was tuned for; what it was not tuned for is refused."""
@@ -33,7 +35,7 @@ def add_answers(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/rerank")
     async def cohere(http: Request, body: schemas.RerankV1In) -> dict[str, Any]:
-        scores = await service.rank(http, body.query, body.documents, False, False)
+        scores = await service.rank(http, body.query, body.documents, body.truncate, False)
         order = sorted(range(len(scores)), key=lambda n: -scores[n])[: body.top_n]
         text = (lambda n: {"document": {"text": body.documents[n]}}) if body.return_documents else lambda n: {}
         results = [{"index": n, "relevance_score": scores[n], **text(n)} for n in order]
@@ -43,7 +45,7 @@ def add_answers(app: FastAPI, service: Service) -> None:
     async def predict(http: Request, body: schemas.PredictIn) -> Any:
         model = service.classifier()
         batched = not isinstance(body.inputs, str) and bool(body.inputs) and isinstance(body.inputs[0], list)
-        if not body.inputs:
+        if body.inputs == []:
             return []
         rows: list[Any] = list(body.inputs) if batched else [body.inputs]
         texts = [[row] if isinstance(row, str) else list(row) for row in rows]
@@ -66,11 +68,14 @@ def add_answers(app: FastAPI, service: Service) -> None:
         top_k = (body.parameters and body.parameters.top_k) or body.top_k
 
         def make() -> list[np.ndarray]:
-            documents = work.documents_of(bert, texts, False)
+            documents = work.documents_of(bert, texts, False, "a text to fill is not cut")
             for number, ids in enumerate(documents):
                 if bert.tokenizer.mask_id not in ids:
                     mask = bert.tokenizer.text_of(bert.tokenizer.mask_id)
                     raise InputError(f"text {number}: has no {mask}, expected at least one")
+            guesses = top_k * sum(int((ids == bert.tokenizer.mask_id).sum()) for ids in documents)
+            if guesses > _MOST_GUESSES:
+                raise InputError(f"found {guesses:,} guesses to make, expected at most {_MOST_GUESSES:,} at once")
             return documents
 
         found = await service.compute(http, make, work.decoded(bert, model, min(top_k, bert.tokenizer.vocab_size)))

@@ -3,23 +3,27 @@
 In: HTTP. Out: HTTP. Texts are tokenised off the event loop; a client who leaves is not computed for any more.
 """
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
+import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from modernbert.errors import InputError
 from modernbert.infer.pipeline import ModernBert
 from modernbert.model.heads import Classifier
 from modernbert.serve import schemas
 from modernbert.serve.answers import add_answers
+from modernbert.serve.docs import add_docs
 from modernbert.serve.engine import Busy, Engine, Gone
 from modernbert.serve.guard import Guard, Meters, refusal_of
 from modernbert.serve.page import add_page, facts_of
@@ -27,6 +31,10 @@ from modernbert.serve.service import ServeSettings, Service
 from modernbert.serve.vectors import add_vectors
 
 __all__ = ["ServeSettings", "make_app"]
+
+_OF_A_KIND = re.compile(r"^(str|int|list|function-|constrained)|\[")
+# Each is told with its name and place.
+_MOST_TOKENS_TOLD = 2**17
 
 
 def make_app(bert: ModernBert, engine: Engine, settings: ServeSettings) -> FastAPI:
@@ -48,97 +56,128 @@ def make_app(bert: ModernBert, engine: Engine, settings: ServeSettings) -> FastA
     def close() -> None:
         service.is_ready, service.is_closing = False, True
 
-    app = FastAPI(title="modernbert", lifespan=lifespan, docs_url="/docs", redoc_url=None, responses=schemas.REFUSALS)
+    app = FastAPI(title="modernbert", lifespan=lifespan, docs_url=None, redoc_url=None, responses=schemas.REFUSALS)
     meters = Meters(engine)
     app.state.close = close
-    app.add_middleware(Guard, limits=settings.limits, meters=meters, is_closing=lambda: service.is_closing)
+    paths: set[str] = set()
+    app.add_middleware(
+        Guard, limits=settings.limits, meters=meters, is_closing=lambda: service.is_closing, paths=paths
+    )  # fmt: skip
     _add_errors(app)
     add_vectors(app, service)
     add_answers(app, service)
     _add_tokens(app, service)
     _add_state(app, service, meters)
     add_page(app)
+    add_docs(app)
+    # None of them has a part that varies.
+    paths.update(route.path for route in app.routes if isinstance(route, Route))
     return app
 
 
 def _add_errors(app: FastAPI) -> None:
-    def told(status: int, kind: str, text: str, headers: dict[str, str] | None = None) -> JSONResponse:
-        return JSONResponse(refusal_of(status, kind, text), status, headers)
+    def told(http: Request, status: int, kind: str, text: str, headers: dict[str, str] | None = None) -> JSONResponse:
+        return JSONResponse(refusal_of(http.url.path, status, kind, text), status, headers)
 
     @app.exception_handler(HTTPException)
     async def refused(http: Request, error: HTTPException) -> JSONResponse:
-        return told(error.status_code, "Validation", error.detail, dict(error.headers or {}))
+        return told(http, error.status_code, "Validation", error.detail, dict(error.headers or {}))
 
     @app.exception_handler(InputError)
     async def wrong(http: Request, error: InputError) -> JSONResponse:
-        return told(422, "Validation", str(error))
+        return told(http, 422, "Validation", str(error))
 
     @app.exception_handler(RequestValidationError)
     async def unreadable(http: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"] if part != "body")
-        return told(422, "Validation", f"{place or 'body'}: {first['msg']}".encode("ascii", "replace").decode())
+        # Of what is tried in turn, that tells most which went farthest.
+        first = max(error.errors(), key=lambda each: (each["type"] == "too_long", len(each["loc"])))
+        if first["type"] == "json_invalid":
+            return told(http, 400, "Validation", f"the body is not JSON: {first['ctx']['error']} at {first['loc'][-1]}")
+        # Of a place in a union, the kind that was tried stands between the names.
+        place = ".".join(str(part) for part in first["loc"][1:] if not _OF_A_KIND.search(str(part)))
+        kind = http.headers.get("content-type", "")
+        hint = "" if place or "json" in kind else "; expected the header content-type: application/json"
+        text = f"{place or 'body'}: {first['msg']}{hint}".encode("ascii", "replace").decode()
+        return told(http, 422, "Validation", text)
 
     @app.exception_handler(Busy)
     async def busy(http: Request, error: Busy) -> JSONResponse:
-        return told(429, "Overloaded", str(error), {"Retry-After": str(error.retry_after_s)})
+        return told(http, 429, "Overloaded", str(error), {"Retry-After": str(error.retry_after_s)})
 
     @app.exception_handler(Gone)
     async def gone(http: Request, error: Gone) -> JSONResponse:
-        return told(503, "Unhealthy", str(error))
+        return told(http, 503, "Unhealthy", str(error))
 
     @app.exception_handler(ArithmeticError)
     @app.exception_handler(RuntimeError)
     async def failed(http: Request, error: Exception) -> JSONResponse:
-        return told(424, "Backend", f"the model failed ({type(error).__name__})")
+        return told(http, 424, "Backend", f"the model failed ({type(error).__name__})")
+
+    @app.exception_handler(Exception)
+    async def broken(http: Request, error: Exception) -> JSONResponse:
+        return told(http, 500, "Backend", f"this should not have happened ({type(error).__name__})")
 
 
 def _add_tokens(app: FastAPI, service: Service) -> None:
     tokenizer = service.bert.tokenizer
 
     @app.post("/tokenize")
-    async def tokenize(body: schemas.TokenizeIn) -> list[list[dict[str, Any]]]:
+    async def tokenize(body: schemas.TokenizeIn) -> Response:
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
 
-        def located() -> list[list[dict[str, Any]]]:
-            return [
-                [
+        def located() -> bytes:
+            rows, left = [], _MOST_TOKENS_TOLD
+            for text in texts:
+                found = tokenizer.located(text, special=body.add_special_tokens)
+                left -= len(found)
+                if left < 0:
+                    raise InputError(f"inputs: found more than {_MOST_TOKENS_TOLD:,} tokens, expected fewer at once")
+                rows.append([
                     {
                         "id": token, "text": tokenizer.name_of(token) if place is None else text[place[0] : place[1]],
                         "special": place is None, "start": place and place[0], "stop": place and place[1],
                     }
-                    for token, place in tokenizer.located(text, special=body.add_special_tokens)
-                ]
-                for text in texts
-            ]  # fmt: skip
+                    for token, place in found
+                ])  # fmt: skip
+            return orjson.dumps(rows)
 
-        return await run_in_threadpool(located)
+        return Response(await run_in_threadpool(located), media_type="application/json")
 
     @app.post("/decode")
     async def decode(body: schemas.DecodeIn) -> list[str]:
         rows: list[Any] = body.ids if body.ids and isinstance(body.ids[0], list) else [body.ids]
-        for ids in rows:
-            if any(token >= tokenizer.vocab_size for token in ids):
-                raise InputError(f"ids: found one outside of 0 to {tokenizer.vocab_size - 1}")
-        return [tokenizer.decode(ids, special=not body.skip_special_tokens) for ids in rows]
+
+        def texts() -> list[str]:
+            for ids in rows:
+                if any(token >= tokenizer.vocab_size for token in ids):
+                    raise InputError(f"ids: found one outside of 0 to {tokenizer.vocab_size - 1}")
+            return [tokenizer.decode(ids, special=not body.skip_special_tokens) for ids in rows]
+
+        return await run_in_threadpool(texts)
 
 
 def _add_state(app: FastAPI, service: Service, meters: Meters) -> None:
     bert, limits = service.bert, service.settings.limits
 
+    @app.head("/health", include_in_schema=False)
+    @app.head("/ping", include_in_schema=False)
     @app.get("/health", response_class=Response)
     @app.get("/ping", response_class=Response)
     async def health() -> Response:
+        """Say whether the server lives: 200, or 503."""
         if not service.engine.is_alive:
             return Response(status_code=503)
         return Response(status_code=200)
 
+    @app.head("/ready", include_in_schema=False)
     @app.get("/ready", response_class=Response)
     async def ready() -> Response:
+        """Say whether the server answers: 200, or 503 before its first batch and while it closes."""
         return Response(status_code=200 if service.is_ready and service.engine.is_alive else 503)
 
     @app.get("/info")
     async def info() -> dict[str, Any]:
+        """Say which model is served, and what is taken of a request."""
         task = bert.model.task if isinstance(bert.model, Classifier) else None
         kind: dict[str, Any] = {"embedding": {"pooling": bert.vectors.pooling}}
         if task == "rerank":
@@ -155,4 +194,5 @@ def _add_state(app: FastAPI, service: Service, meters: Meters) -> None:
 
     @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
+        """Give the counters that Prometheus reads."""
         return Response(generate_latest(meters.registry), media_type=CONTENT_TYPE_LATEST)

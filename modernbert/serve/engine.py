@@ -159,9 +159,7 @@ class Engine:
             self._changed.notify()
         self._thread.join(drain_s)
         with self._changed:
-            for _, _, request in self._waiting:
-                _fail(request, Gone("the server has closed"))
-            self._waiting.clear()
+            self._give_up()
 
     def _check_room(self, num_tokens: int) -> None:
         speed = self.tokens_per_s
@@ -186,6 +184,20 @@ class Engine:
         heapq.heappush(self._waiting, (request._turn, self._number, request))
 
     def _work(self) -> None:
+        try:
+            self._serve()
+        finally:
+            # Whatever ended it: nobody waits for a thread that is no more.
+            with self._changed:
+                self._closing = True
+                self._give_up()
+
+    def _give_up(self) -> None:
+        for _, _, request in self._waiting:
+            _fail(request, Gone("the server has closed"))
+        self._waiting.clear()
+
+    def _serve(self) -> None:
         while True:
             with self._changed:
                 while not self._waiting and not self._closing:

@@ -9,7 +9,7 @@ import json
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 # Asked by whoever watches over the server, who has no key.
 _OPEN = ("/health", "/ping", "/ready")
+# Never turned away because others ask too much: it shows that they do.
+_UNCOUNTED = ("/metrics",)
 # A browser cannot send a key with the page's address; the page asks for it.
 _PAGE = ("/", "/page.css", "/page.js")
 
@@ -67,8 +69,10 @@ class _Broken(Exception):
 class Guard:
     """Refuse who has no key, what is too large or too slow, and whoever is one too many; count and log the rest."""
 
-    def __init__(self, app: Any, limits: Limits, meters: Meters, is_closing: Callable[[], bool]) -> None:
-        self.app, self.limits, self.meters, self.is_closing = app, limits, meters, is_closing
+    def __init__(
+        self, app: Any, limits: Limits, meters: Meters, is_closing: Callable[[], bool], paths: Collection[str]
+    ) -> None:
+        self.app, self.limits, self.meters, self.is_closing, self.paths = app, limits, meters, is_closing, paths
         self.running = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -91,9 +95,9 @@ class Guard:
             await send(message)
 
         refusal = self._refusal(scope["method"], scope["path"], headers)
-        if refusal is not None:
-            await _refuse(sent, *refusal)
-        else:
+        try:
+            if refusal is not None:
+                return await _refuse(scope, sent, *refusal)
             self.running += 1
             try:
                 await self.app(scope, self._bounded(receive, begun, broken), sent)
@@ -103,8 +107,12 @@ class Guard:
                 self.running -= 1
             if broken and not status:
                 refusal = broken.pop()
-                await _refuse(sent, *refusal)
-        self._note(scope, status, begun)
+                await _refuse(scope, sent, *refusal)
+        except Exception:
+            status = 500  # which is told behind this
+            raise
+        finally:
+            self._note(scope, status, begun)
 
     def _refusal(self, method: str, path: str, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
         limits = self.limits
@@ -113,13 +121,15 @@ class Guard:
         if self.is_closing():
             return 503, "Unhealthy", "the server is closing"
         if limits.api_key is not None:
-            given = headers.get(b"authorization", b"").removeprefix(b"Bearer ")
+            scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+            given = key if scheme.lower() == b"bearer" else scheme
             if not secrets.compare_digest(given, limits.api_key.encode()):
-                return 401, "Unauthorized", "expected the header Authorization: Bearer KEY"
+                found = "another key" if given else "no key"
+                return 401, "Unauthorized", f"found {found}, expected the header Authorization: Bearer KEY"
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > limits.most_bytes:
             return 413, "Payload", f"the body has more than {limits.most_bytes:,} bytes"
-        if self.running >= limits.most_requests:
+        if self.running >= limits.most_requests and path not in _UNCOUNTED:
             return 429, "Overloaded", f"{self.running} requests are being answered, try again in 1 s"
         return None
 
@@ -152,8 +162,7 @@ class Guard:
     def _note(self, scope: MutableMapping[str, Any], status: int, begun: float) -> None:
         seconds = time.monotonic() - begun
         # Paths nobody serves are one, or whoever asks for many fills the memory with them.
-        route = scope.get("route")
-        path = getattr(route, "path", None) or "other"
+        path = scope["path"] if scope["path"] in self.paths else "other"
         self.meters.requests.labels(path, str(status)).inc()
         self.meters.seconds.labels(path).observe(seconds)
         job: Request | None = scope.get("modernbert.job")
@@ -181,15 +190,18 @@ def _timings(scope: MutableMapping[str, Any], begun: float) -> list[tuple[bytes,
     return [(name.encode(), str(value).encode()) for name, value in found.items()]
 
 
-def refusal_of(status: int, kind: str, text: str) -> dict[str, Any]:
-    """Return what is said of a request that is not answered, as clients of both kinds look for it."""
-    return {"error": text, "error_type": kind, "message": text, "code": status}
+def refusal_of(path: str, status: int, kind: str, text: str) -> dict[str, Any]:
+    """Return what is said of a request that is not answered, as clients look for it who ask at such a path."""
+    error = {"message": text, "type": kind, "code": status} if path.startswith("/v1/") else text
+    return {"error": error, "error_type": kind, "message": text, "code": status}
 
 
-async def _refuse(send: Send, status: int, kind: str, text: str) -> None:
-    body = json.dumps(refusal_of(status, kind, text)).encode()
+async def _refuse(scope: MutableMapping[str, Any], send: Send, status: int, kind: str, text: str) -> None:
+    body = json.dumps(refusal_of(scope["path"], status, kind, text)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 429:
         headers.append((b"retry-after", b"1"))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -72,8 +72,12 @@ async function ask(path, body, signal) {
 
 function refusal(response, answer) {
   const said = [answer?.error, answer?.detail].find((each) => typeof each === "string");
-  const line = said ?? `the server answered ${response.status} and gave no reason`;
-  if (response.status === 401) askForKey();
+  if (response.status === 401) {
+    askForKey();
+    return new Error(storage.key ? "this is not the server's key" : "the server asks for its key");
+  }
+  // What programs may set to have a text cut, the page has not.
+  const line = said?.replace(/; with truncate .*/, "") ?? `the server answered ${response.status} and gave no reason`;
   const wait = response.headers.get("retry-after");
   const isTold = wait === null || line.includes(`${wait} s`);
   return new Error(response.status === 429 && !isTold ? `${line}, try again in ${wait} s` : line);
@@ -388,7 +392,7 @@ function openClassify(info) {
     tag: "It marks spans of the text and names each.",
     multilabel: `It gives each of ${names.length} labels a probability of its own.`,
     regress: "It gives the text a score.",
-  }[task] ?? `It shares out certainty among ${plural(names.length, "label")}.`;
+  }[task] ?? `It says how likely each of ${plural(names.length, "label")} is; together they make 100 %.`;
 
   function tagged(spans) {
     const characters = Array.from(text.value);
@@ -405,8 +409,10 @@ function openClassify(info) {
   }
 
   function labelled(rows) {
+    // A score has no bounds that a bar could be drawn between.
+    if (task === "regress") return make("p", { className: "sentence" }, rows[0].score.toFixed(3));
     const items = rows.slice(0, NUM_LABELS).map(({ label, score }) => {
-      const number = make("span", { className: "number" }, task === "regress" ? score.toFixed(3) : percent(score));
+      const number = make("span", { className: "number" }, percent(score));
       return make("li", { className: "score" }, make("span", { dir: "auto", title: label }, label), bar(score), number);
     });
     return make("ul", { className: "scores" }, ...items);
@@ -641,14 +647,15 @@ function describe(info) {
   byId("facts").replaceChildren(...listed(facts));
 }
 
-function purposeOf({ answers, model_type: kind }) {
+function purposeOf({ answers, scores, model_type: kind }) {
   if (kind.reranker) return "ranking passages";
   if (kind.classifier) {
     const labels = plural(Object.keys(kind.classifier.id2label).length, "label");
-    const known = { tag: "marking spans", multilabel: `any of ${labels}`, regress: "giving a text a score" };
+    const known = { tag: "marking spans", multilabel: `${labels}, any number of them`, regress: "giving a text a score" };
     return known[kind.classifier.task] ?? `one of ${labels}`;
   }
-  return answers.includes("fill-mask") ? "filling masks, vectors of texts" : "vectors of texts";
+  const vectors = scores === "MaxSim" ? "a vector of each token" : "vectors of texts";
+  return answers.includes("fill-mask") ? `filling masks, ${vectors}` : vectors;
 }
 
 function addTabs(names) {

@@ -13,7 +13,7 @@ from modernbert.infer.pipeline import ModernBert
 from modernbert.model.foreign import ForeignEncoder
 from modernbert.model.heads import Classifier, MaskedLM
 
-__all__ = ["add_page", "facts_of"]
+__all__ = ["HEADERS", "add_page", "facts_of"]
 
 _FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
@@ -22,7 +22,7 @@ _FILES = {
 }
 
 # What the page may do: ask this server, and run what this server sent. It never writes HTML, and may not.
-_HEADERS = {
+HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
         "form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
@@ -41,7 +41,7 @@ def add_page(app: FastAPI) -> None:
 
 def _add_file(app: FastAPI, path: str, content: bytes, kind: str) -> None:
     async def file() -> Response:
-        return Response(content, media_type=kind, headers=_HEADERS)
+        return Response(content, media_type=kind, headers=HEADERS)
 
     app.add_api_route(path, file, methods=["GET", "HEAD"], include_in_schema=False)
 

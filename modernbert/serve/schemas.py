@@ -5,7 +5,7 @@ In: JSON. Out: checked fields. What is not known is passed over, as those server
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
 __all__ = [
     "REFUSALS",
@@ -20,8 +20,20 @@ __all__ = [
     "TokenizeIn",
 ]
 
-Ids = list[Annotated[int, Field(ge=0, lt=2**31)]]
-Inputs = str | list[str] | Ids | list[Ids]
+
+def _whole(text: str) -> str:
+    text.encode()
+    return text
+
+
+# Of a list that is wrong or too long, the first place is enough: to look at a million takes a minute.
+_FIRST, _LISTED = Field(fail_fast=True), Field(fail_fast=True, max_length=16_384)
+Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], _FIRST]
+Texts = Annotated[list[str], _LISTED]
+Rows = Annotated[list[Ids], _LISTED]
+Inputs = str | Texts | Ids | Rows
+# What is sent back must be writable.
+Name = Annotated[str, AfterValidator(_whole)] | None
 Dimensions = Annotated[int, Field(ge=1)] | None
 Kind = Literal["query", "search_query", "document", "passage", "search_document"]
 Precision = Literal["float32", "float16", "int8", "binary"]
@@ -48,7 +60,8 @@ class OpenAIIn(BaseModel):
     """Ask for vectors as OpenAI's clients do."""
 
     input: Inputs
-    model: str | None = None
+    model: Name = None
+    truncate: bool = False
     encoding_format: Literal["float", "base64"] = "float"
     input_type: Kind | None = None
     dimensions: Dimensions = None
@@ -60,7 +73,7 @@ class SimilarPair(BaseModel):
     """A text, and those it is compared with."""
 
     source_sentence: str
-    sentences: list[str]
+    sentences: Texts
 
 
 class SimilarityIn(BaseModel):
@@ -74,7 +87,7 @@ class RerankIn(BaseModel):
     """Ask in which order texts answer a query."""
 
     query: str
-    texts: list[str]
+    texts: Texts
     raw_scores: bool = False
     return_text: bool = False
     truncate: bool | None = None
@@ -84,8 +97,9 @@ class RerankV1In(BaseModel):
     """Ask the same in Cohere's words."""
 
     query: str
-    documents: list[str]
-    model: str | None = None
+    documents: Texts
+    model: Name = None
+    truncate: bool = False
     top_n: Annotated[int, Field(ge=1)] | None = None
     return_documents: bool = False
 
@@ -93,7 +107,7 @@ class RerankV1In(BaseModel):
 class PredictIn(BaseModel):
     """Ask for labels: of a text, of a pair (a list of two), or of a list of lists of one or two."""
 
-    inputs: str | list[str] | list[list[str]]
+    inputs: str | Texts | Annotated[list[Texts], _LISTED]
     raw_scores: bool = False
     truncate: bool | None = None
 
@@ -101,14 +115,14 @@ class PredictIn(BaseModel):
 class TokenizeIn(BaseModel):
     """Ask for tokens."""
 
-    inputs: str | list[str]
+    inputs: str | Texts
     add_special_tokens: bool = True
 
 
 class DecodeIn(BaseModel):
     """Ask for the text of ids."""
 
-    ids: Ids | list[Ids]
+    ids: Ids | Rows
     skip_special_tokens: bool = True
 
 
@@ -124,15 +138,23 @@ class FillMaskParameters(BaseModel):
 class FillMaskIn(BaseModel):
     """Ask what stands behind each mask."""
 
-    inputs: str | list[str]
+    inputs: str | Texts
     top_k: TopK = 5
     parameters: FillMaskParameters | None = None
 
 
-class Refusal(BaseModel):
-    """Say why a request is not answered, as clients of text-embeddings-inference and of OpenAI look for it."""
+class Reason(BaseModel):
+    """Say why, where clients of OpenAI look for it: below /v1 alone."""
 
-    error: str
+    message: str
+    type: str
+    code: int
+
+
+class Refusal(BaseModel):
+    """Say why a request is not answered, as clients of text-embeddings-inference look for it."""
+
+    error: str | Reason
     error_type: str
     message: str
     code: int
@@ -148,6 +170,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
         422: "What is asked for cannot be answered; the text is too long, for one.",
         424: "The model failed.",
         429: "Too much is waiting; Retry-After says when to come back.",
+        500: "Something went wrong that should not have.",
         503: "The server is closing, or it took too long.",
     }.items()
 }

@@ -22,6 +22,9 @@ from modernbert.text.forms import Form, Laid
 
 __all__ = ["ServeSettings", "Service", "listed"]
 
+# So many numbers of float32 are the answer to one text of 8,192 tokens, a vector of 1,024 each; memory shall not depend
+# on what is asked for.
+_MOST_NUMBERS = 2**23
 # No fewer in any body: with it a request is taken for larger than it is by nobody.
 _BYTES_PER_TOKEN = 8
 
@@ -70,6 +73,18 @@ class Service:
             if not future.done():
                 job.cancel()
 
+    def check_size(self, num_vectors: int, dimensions: int | None = None) -> None:
+        """Refuse what would be answered with more numbers than are held at a time.
+
+        Raises: InputError.
+        """
+        width = dimensions or self.bert.vector_width
+        if num_vectors * width > _MOST_NUMBERS:
+            raise InputError(
+                f"found {num_vectors:,} vectors of {width:,} numbers to make, expected at most "
+                f"{_MOST_NUMBERS // width:,} at once"
+            )
+
     def form(self, prompt_name: str | None, input_type: str | None) -> Form | None:
         """Return how texts of a kind are laid out; None where a client names none.
 
@@ -91,18 +106,29 @@ class Service:
             return work.forms_of(self.bert, form, texts, truncate)
         return [Laid(ids) for ids in work.documents_of(self.bert, texts, truncate)]
 
+    def check_dimensions(self, dimensions: int | None, width: int) -> None:
+        """Refuse more numbers of a vector than it has.
+
+        Raises: InputError.
+        """
+        if dimensions is not None and dimensions > width:
+            raise InputError(f"dimensions: found {dimensions}, expected 1 to {width}")
+
     def finish_vectors(self, normalize: bool, dimensions: int | None) -> Finish:
         """Return what makes vectors as the model was tuned."""
         bert = self.bert
-        width = bert.width if bert.is_late else bert.vector_width
-        if dimensions is not None and dimensions > width:
-            raise InputError(f"dimensions: found {dimensions}, expected 1 to {width}")
+        self.check_dimensions(dimensions, bert.width if bert.is_late else bert.vector_width)
         return work.Pooled(bert, "mean" if bert.is_late else bert.vectors.pooling, normalize, dimensions)
 
     def classifier(self) -> Classifier:
-        """Return the model if it has labels."""
+        """Return the model if it has labels for texts or their words.
+
+        Raises: InputError if it has none.
+        """
         if not isinstance(self.bert.model, Classifier):
             raise InputError("this model has no head with labels")
+        if self.bert.model.task in ("choose", "extract"):
+            raise InputError(f"this model has a head for {self.bert.model.task}, which is not served")
         return self.bert.model
 
     async def rank(self, http: Request, query: str, texts: list[str], truncate: bool, raw: bool) -> list[float]:
@@ -110,9 +136,7 @@ class Service:
         model = self.bert.model
         if isinstance(model, Classifier) and model.task == "rerank":
             pairs = [(query, text) for text in texts]
-            made = await self.compute(
-                http, lambda: work.pairs_of(self.bert, pairs, truncate), work.scored(model)
-            )  # fmt: skip
+            made = await self.compute(http, lambda: work.pairs_of(self.bert, pairs, truncate), work.scored(model))
             scores = np.array([float(each[0]) for each in made])
             return (scores if raw else 1 / (1 + np.exp(-scores))).tolist()
         return await self.compare(http, query, texts, truncate)
@@ -122,8 +146,13 @@ class Service:
         bert, laid = self.bert, list[Laid]()
 
         def documents() -> list[np.ndarray]:
-            laid.extend(self.lay([source], bert.query_form, truncate))
+            try:
+                laid.extend(self.lay([source], bert.query_form, truncate))
+            except InputError as error:
+                raise InputError(str(error).replace("text 0", "the query", 1)) from None
             laid.extend(self.lay(texts, bert.document_form, truncate))
+            if bert.is_late:
+                self.check_size(sum(len(each.tokens) for each in laid))
             return [each.tokens for each in laid]
 
         finish = work.token_vectors(bert, True) if bert.is_late else self.finish_vectors(True, None)

@@ -3,8 +3,9 @@
 In: texts over HTTP. Out: one vector a text, one a token, or how alike texts are.
 """
 
+import asyncio
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from modernbert.text.forms import Laid
 
 __all__ = ["add_vectors"]
 
+# Numbers that are written in some milliseconds, in which nobody else is answered.
+_MOST_AT_ONCE = 2**16
+
 
 def add_vectors(app: FastAPI, service: Service) -> None:
     """Add the routes that every model answers."""
@@ -26,12 +30,13 @@ def add_vectors(app: FastAPI, service: Service) -> None:
 
     @app.post("/embed")
     async def embed(http: Request, body: schemas.EmbedIn) -> Response:
-        form = service.form(body.prompt_name, body.input_type)
+        form, texts = service.form(body.prompt_name, body.input_type), listed(body.inputs)
+        service.check_size(len(texts), body.dimensions)
         found = await service.compute(
-            http, lambda: _tokens(service.lay(listed(body.inputs), form, bool(body.truncate))),
+            http, lambda: _tokens(service.lay(texts, form, bool(body.truncate))),
             service.finish_vectors(body.normalize, body.dimensions),
         )  # fmt: skip
-        return _json(_written(found, body.precision, body.encoding_format))
+        return await _json(lambda: _written(found, body.precision, body.encoding_format), _size(found))
 
     if not isinstance(bert.model, Classifier):
         app.add_api_route("/", embed, methods=["POST"], include_in_schema=False)
@@ -40,35 +45,47 @@ def add_vectors(app: FastAPI, service: Service) -> None:
     @app.post("/embed_multi")
     async def embed_all(http: Request, body: schemas.EmbedIn) -> Response:
         form, laid = service.form(body.prompt_name, body.input_type), list[Laid]()
+        service.check_dimensions(body.dimensions, bert.vector_width)
 
         def make() -> list[np.ndarray]:
             laid.extend(service.lay(listed(body.inputs), form, bool(body.truncate)))
+            service.check_size(sum(len(each.tokens) for each in laid))
             return _tokens(laid)
 
-        every = await service.compute(http, make, work.token_vectors(bert, body.normalize and bert.is_late))
+        finish = work.token_vectors(bert, body.normalize and bert.is_late, body.dimensions)
+        every = await service.compute(http, make, finish)
         found = [one if each.where is None else one[each.where] for one, each in zip(every, laid, strict=True)]
-        if body.encoding_format == "float":
-            return _json([quantize(vectors, body.precision) for vectors in found])
-        rows = [quantize(vectors, body.precision) for vectors in found]
-        return _json([{"shape": each.shape, "dtype": str(each.dtype), "data": _base64(each)} for each in rows])
+
+        def rows() -> list[Any]:
+            made = [quantize(vectors, body.precision) for vectors in found]
+            if body.encoding_format == "float":
+                return [_dumped(each) for each in made]
+            return [{"shape": each.shape, "dtype": str(each.dtype), "data": _base64(each)} for each in made]
+
+        return await _json(rows, _size(found))
 
     @app.post("/v1/embeddings")
     @app.post("/embeddings")
     async def openai(http: Request, body: schemas.OpenAIIn) -> Response:
-        form, documents = service.form(None, body.input_type), list[np.ndarray]()
+        form, texts, documents = service.form(None, body.input_type), listed(body.input), list[np.ndarray]()
+        service.check_size(len(texts), body.dimensions)
 
         def make() -> list[np.ndarray]:
-            documents.extend(_tokens(service.lay(listed(body.input), form, False)))
+            documents.extend(_tokens(service.lay(texts, form, body.truncate)))
             return documents
 
         found = await service.compute(http, make, service.finish_vectors(True, body.dimensions))
-        rows = _written(found, body.precision, body.encoding_format)
         used = sum(map(len, documents))
-        return _json({
-            "object": "list", "model": body.model or service.settings.model_id,
-            "data": [{"object": "embedding", "index": n, "embedding": row} for n, row in enumerate(rows)],
-            "usage": {"prompt_tokens": used, "total_tokens": used},
-        })  # fmt: skip
+
+        def answer() -> dict[str, Any]:
+            rows = enumerate(_written(found, body.precision, body.encoding_format))
+            return {
+                "object": "list", "model": body.model or service.settings.model_id,
+                "data": [{"object": "embedding", "index": n, "embedding": row} for n, row in rows],
+                "usage": {"prompt_tokens": used, "total_tokens": used},
+            }  # fmt: skip
+
+        return await _json(answer, _size(found))
 
     @app.post("/similarity")
     async def similarity(http: Request, body: schemas.SimilarityIn) -> list[float]:
@@ -87,16 +104,30 @@ def _written(vectors: Sequence[np.ndarray], precision: str, encoding: str) -> li
     if not vectors:
         return []
     rows = quantize(np.stack(vectors), precision)
-    return [_base64(row) for row in rows] if encoding == "base64" else list(rows)
+    return [_base64(row) if encoding == "base64" else _dumped(row) for row in rows]
 
 
 def _base64(array: np.ndarray) -> str:
     return base64.b64encode(array.astype(array.dtype.newbyteorder("<")).tobytes()).decode()
 
 
-def _json(answer: Any) -> Response:
-    """Write an answer of many numbers as it is: to check each against a schema takes as long as to compute it."""
-    content = orjson.dumps(answer, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
+def _size(arrays: Sequence[np.ndarray]) -> int:
+    return sum(array.size for array in arrays)
+
+
+def _dumped(array: np.ndarray) -> orjson.Fragment:
+    """Write one array: of many at once, nobody else would come to compute in between."""
+    return orjson.Fragment(orjson.dumps(array, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY))
+
+
+async def _json(make: Callable[[], Any], size: int) -> Response:
+    """Write an answer of so many numbers as it is: to check each against a schema takes as long as to compute it."""
+
+    def written() -> bytes:
+        return orjson.dumps(make())
+
+    few = size <= _MOST_AT_ONCE
+    content = written() if few else await asyncio.get_running_loop().run_in_executor(None, written)
     return Response(content, media_type="application/json")
 
 

@@ -29,7 +29,7 @@ Text = str | list[int]
 """A text, or the ids of one without special tokens."""
 
 
-def documents_of(bert: ModernBert, texts: Sequence[Text], truncate: bool) -> list[np.ndarray]:
+def documents_of(bert: ModernBert, texts: Sequence[Text], truncate: bool, remedy: str = REMEDY) -> list[np.ndarray]:
     """Return the ids of texts, all given as such or all as ids, each with the special tokens.
 
     Raises: InputError naming the text that is too long. What ids are of no token, the engine says.
@@ -39,7 +39,7 @@ def documents_of(bert: ModernBert, texts: Sequence[Text], truncate: bool) -> lis
         documents = tokenizer.encode([text for text in texts if isinstance(text, str)])
     else:
         documents = [tokenizer.wrap(ids) for ids in texts if not isinstance(ids, str)]
-    return [ids for _, ids in fitting(documents, tokenizer, bert.longest, _overflow(truncate), REMEDY)]
+    return [ids for _, ids in fitting(documents, tokenizer, bert.longest, _overflow(truncate), remedy)]
 
 
 def forms_of(bert: ModernBert, form: Form, texts: Sequence[Text], truncate: bool) -> list[Laid]:
@@ -86,11 +86,11 @@ class Pooled:
         return list((F.normalize(vectors, dim=-1) if self.normalize else vectors).cpu().numpy())
 
 
-def token_vectors(bert: ModernBert, normalize: bool) -> Finish:
+def token_vectors(bert: ModernBert, normalize: bool, dimensions: int | None = None) -> Finish:
     """Make one vector a token, float32 [its tokens, E] a text."""
 
     def finish(hidden: Tensor, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
-        vectors = _projected(bert, hidden.float())
+        vectors = _projected(bert, hidden.float())[:, :dimensions]
         vectors = F.normalize(vectors, dim=-1) if normalize else vectors
         return [part.cpu().numpy() for part in vectors.split([len(each) for each in documents])]
 

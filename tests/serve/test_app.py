@@ -18,17 +18,20 @@ import numpy as np
 import pytest
 import torch
 
-from modernbert import ModernBert
+from modernbert import InputError, ModernBert
 from modernbert.model.embedder import Vectors
 from modernbert.model.heads import start_classifier
 from modernbert.model.hub import load_model, save_folder
 
 pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient  # noqa: E402
+from pydantic import ValidationError  # noqa: E402
 
+from modernbert.jobs.serve import ServeConfig, _listen, run  # noqa: E402
 from modernbert.serve.app import ServeSettings, make_app  # noqa: E402
 from modernbert.serve.engine import Engine  # noqa: E402
 from modernbert.serve.guard import Limits  # noqa: E402
+from modernbert.serve.schemas import EmbedIn  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 TEXTS = ["The capital of France.", "x", "word " * 90, "naïve ✓"]
@@ -163,6 +166,9 @@ def test_ranks_labels_spans_and_masks_are_those_of_the_library(
         assert {each["label"]: each["score"] for each in row} == pytest.approx(known, abs=1e-5)
     alone = client.post("/predict", json={"inputs": TEXTS[0]}).json()
     assert [each["score"] for each in alone] == pytest.approx([each["score"] for each in rows[0]], abs=1e-5)
+    # A text without a word is a text; no texts are none.
+    assert len(client.post("/predict", json={"inputs": ""}).json()) == 3
+    assert client.post("/predict", json={"inputs": []}).json() == []
     pair = client.post("/predict", json={"inputs": ["one", "two"]}).json()
     assert {each["label"]: each["score"] for each in pair} == pytest.approx(labels.classify(("one", "two")), abs=1e-5)
     assert client.get("/info").json()["model_type"]["classifier"]["id2label"]["1"] == "yes"
@@ -174,6 +180,10 @@ def test_ranks_labels_spans_and_masks_are_those_of_the_library(
             (span.start, span.end, span.label) for span in known_spans  # type: ignore[union-attr]
         ]  # fmt: skip
         assert all(text[span["start"] : span["end"]] == span["text"] for span in row)
+
+    reader = tuned(folder, "extract", ["start", "end"], tmp_path, small_bert)
+    refused = open_app(reader).post("/predict", json={"inputs": "a"})
+    assert refused.status_code == 422 and "a head for extract, which is not served" in refused.json()["error"]
 
     masked = "The [MASK] of France is [MASK]."
     client = open_app(small_bert)
@@ -239,6 +249,21 @@ def test_tokens_there_and_back(open_app: Open, small_bert: ModernBert) -> None:
         ("/predict", {"inputs": "a"}, 422, "this model has no head with labels"),
         ("/fill-mask", {"inputs": ["a"]}, 422, r"text 0: has no \[MASK\]"),
         ("/decode", {"ids": [512]}, 422, "ids: found one outside of 0 to 511"),
+        ("/embed", {"inputs": ["a"] * 16_385}, 422, "inputs: List should have at most 16384 items"),
+        ("/embed", {"inputs": [None, "a"]}, 422, "inputs.0: Input should be a valid string"),
+        ("/embed_all", {"inputs": "a", "dimensions": 65}, 422, "dimensions: found 65, expected 1 to 64"),
+        (
+            "/embed_all",
+            {"inputs": ["word " * 90] * 2_000},
+            422,
+            "vectors of 64 numbers to make, expected at",
+        ),
+        ("/tokenize", {"inputs": "word " * 200_000}, 422, "inputs: found more than 131,072 tokens"),
+        ("/fill-mask", {"inputs": ["[MASK] " * 200] * 9, "top_k": 100}, 422, "found 180,000 guesses to make"),
+        ("/fill-mask", {"inputs": "[MASK] " * 2_000}, 422, "a text to fill is not cut"),
+        ("/rerank", {"query": "word " * 2_000, "texts": ["a"]}, 422, "the query: has"),
+        ("/v1/embeddings", {"input": "a", "model": "\ud800"}, 422, "model"),
+        ("/v1/rerank", {"query": "a", "documents": ["a"], "model": "\ud800"}, 422, "model"),
         ("/nowhere", {}, 404, ""),
     ],
 )
@@ -254,13 +279,22 @@ def test_what_cannot_be_answered_is_said_with_its_status(
 
 def test_a_long_text_is_cut_when_asked(open_app: Open, small_bert: ModernBert) -> None:
     long = "word " * 2_000
-    found = open_app(small_bert).post("/embed", json={"inputs": long, "truncate": True}).json()
-    np.testing.assert_allclose(found, small_bert.embed([long], overflow="truncate"), atol=1e-5)
+    client, cut = open_app(small_bert), small_bert.embed([long], overflow="truncate")
+    found = client.post("/embed", json={"inputs": long, "truncate": True}).json()
+    np.testing.assert_allclose(found, cut, atol=1e-5)
+    (row,) = client.post("/v1/embeddings", json={"input": long, "truncate": True}).json()["data"]
+    np.testing.assert_allclose([row["embedding"]], cut, atol=1e-5)
 
 
 def test_broken_bodies_are_refused(open_app: Open, small_bert: ModernBert) -> None:
     client = open_app(small_bert, most_bytes=20_000)
     headers = {"content-type": "application/json"}
+    said = client.post("/embed", content=b'{"inputs": }', headers=headers)
+    assert said.status_code == 400 and said.json()["error"].startswith("the body is not JSON: ")
+    said = client.post(
+        "/embed", content=b'{"inputs": "a"}', headers={"content-type": "application/x-www-form-urlencoded"}
+    )
+    assert said.status_code == 422 and "expected the header content-type: application/json" in said.json()["error"]
     for content in (b"{", b"", b"\xff\xfe", b"[" * 9_000, b'{"inputs": NaN}', b'{"inputs": [["a"', b"null", b"[1]"):
         found = client.post("/embed", content=content, headers=headers)
         assert found.status_code in (400, 422), (content[:20], found.status_code)
@@ -278,7 +312,51 @@ def test_a_key_is_asked_for(open_app: Open, small_bert: ModernBert) -> None:
     for key, status in (("secret", 200), ("secre", 401), ("é", 401)):
         headers = {"Authorization": f"Bearer {key}".encode()}
         assert client.post("/embed", json={"inputs": "a"}, headers=headers).status_code == status
-    assert client.get("/health").status_code == 200 and client.get("/ready").status_code == 200
+    lower = client.post("/embed", json={"inputs": "a"}, headers={"authorization": "bearer secret"})
+    assert lower.status_code == 200
+    assert client.get("/info").headers["www-authenticate"] == "Bearer"
+    for path in ("/health", "/ready"):
+        assert client.get(path).status_code == client.head(path).status_code == 200
+
+
+def test_an_empty_key_lets_nobody_in(folder: Path) -> None:
+    """What is not set where a key should be is no wish for an open server."""
+    for wrong, said in (({"api_key": ""}, "api_key: is empty"), ({"host": ""}, "host: is empty")):
+        with pytest.raises(InputError, match=said):
+            run(ServeConfig(str(folder), **wrong))
+
+
+def test_who_counts_is_never_turned_away_and_each_refusal_has_its_path(open_app: Open, small_bert: ModernBert) -> None:
+    client = open_app(small_bert, most_requests=0)
+    assert client.post("/embed", json={"inputs": "a"}).status_code == 429
+    assert 'modernbert_requests_total{path="/embed",status="429"} 1.0' in client.get("/metrics").text
+
+
+def test_what_should_not_happen_is_told_and_counted(open_app: Open, small_bert: ModernBert) -> None:
+    client = open_app(small_bert)
+
+    @client.app.get("/v1/boom")  # type: ignore[attr-defined]
+    async def boom() -> None:
+        raise KeyError("a mistake")
+
+    answer = client.get("/v1/boom")
+    assert answer.status_code == 500 and answer.json()["error"]["message"].endswith("(KeyError)")
+    assert 'modernbert_requests_total{path="other",status="500"} 1.0' in client.get("/metrics").text
+
+
+def test_a_list_that_is_wrong_is_looked_at_no_further() -> None:
+    for wrong in ([-1] * 1_000, [None] * 1_000, ["a", *[1.5] * 1_000], [[-1]] * 1_000):
+        with pytest.raises(ValidationError) as found:
+            EmbedIn(inputs=wrong)  # type: ignore[arg-type]
+        assert found.value.error_count() <= 8
+
+
+def test_the_routes_are_shown_without_help_from_elsewhere(open_app: Open, small_bert: ModernBert) -> None:
+    client = open_app(small_bert)
+    shown = client.get("/docs").text
+    for path in client.get("/openapi.json").json()["paths"]:
+        assert f" {path}</code>" in shown
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', shown) and "$ref" not in shown
 
 
 def test_too_much_is_refused_with_a_time(open_app: Open, small_bert: ModernBert) -> None:
@@ -356,6 +434,8 @@ def test_clients_of_openai_and_of_the_hub_work_unedited(
         assert [each.token for each in guesses] == [
             each.token for each in small_bert.fill_mask("a [MASK]", 2)[0]  # type: ignore[union-attr]
         ]  # fmt: skip
+        with pytest.raises(openai.UnprocessableEntityError, match="dimensions: found 999, expected 1 to 64"):
+            client.embeddings.create(model="any", input="a", dimensions=999)
         with pytest.raises(openai.AuthenticationError):
             openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong").embeddings.create(model="any", input="a")
 
@@ -389,6 +469,13 @@ def test_a_request_to_end_loses_nothing_that_was_taken(folder: Path) -> None:
         assert taken and all(each.status_code == 200 and len(each.json()) == 60 for each in taken)
         assert server.process.wait(30) == 143, "128 and the signal's number, as every verb"
         assert server.process.stderr is not None and "Traceback" not in server.process.stderr.read()
+
+
+def test_an_address_is_taken_before_the_model_is_loaded() -> None:
+    """Of two servers that are begun at once, the second is told."""
+    first = _listen("127.0.0.1", 0)
+    with first, pytest.raises(InputError, match="cannot listen"):
+        _listen("127.0.0.1", first.getsockname()[1])
 
 
 def test_an_address_that_is_taken_is_one_line(folder: Path) -> None:

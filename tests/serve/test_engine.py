@@ -213,6 +213,19 @@ def test_a_batch_that_fails_is_computed_one_client_after_another(
     assert all(len(each.future.result(timeout=10)) == 1 for each in good)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_an_engine_that_has_ended(small_bert: ModernBert) -> None:
+    engine = Engine(small_bert, batch_s=float("nan"))  # no speed makes a number of tokens of it
+    engine._computed = (1.0, 1.0)
+    asked = engine.submit([np.array([1, 5, 2])], means)
+    with pytest.raises(Gone):
+        asked.future.result(timeout=30)
+    with pytest.raises(Gone):
+        engine.submit([np.array([1, 5, 2])], means)
+    engine.close(5.0)
+    assert not engine.is_alive
+
+
 def test_closing_computes_what_waits_and_takes_no_more(small_bert: ModernBert) -> None:
     engine = Engine(small_bert, budget_tokens=100)
     held = Held(engine)
