@@ -5,6 +5,7 @@ anywhere else. A file of its own because FastAPI's own page brings its script fr
 """
 
 import json
+import re
 from collections.abc import Mapping
 from html import escape
 from typing import Any
@@ -21,6 +22,7 @@ _EXAMPLES: dict[str, Any] = {
     "documents": ["a text", "another"], "ids": [1, 2, 3],
 }  # fmt: skip
 
+_CODE = re.compile("`(.+?)`")
 _FRAME = """<!doctype html>
 <html lang="en">
 <head>
@@ -69,7 +71,8 @@ def _route(path: str, method: str, about: Mapping[str, Any], schemas: Mapping[st
     schema = _resolved(body, schemas) if body else {}
     told = about.get("description") or schema.get("description") or about.get("summary", "")
     parts = [f"<section><h2><code>{method.upper()} {escape(path)}</code></h2>"]
-    parts += [f"<p>{escape(' '.join(text.split()))}</p>" for text in told.split("\n\n")]
+    texts = (_CODE.sub(r"<code>\1</code>", escape(" ".join(text.split()))) for text in told.split("\n\n"))
+    parts += [f"<p>{text}</p>" for text in texts]
     if schema:
         needed = schema.get("required", [])
         rows = [_field(name, of, name in needed, schemas) for name, of in schema.get("properties", {}).items()]

@@ -235,7 +235,8 @@ class Tokenizer:
         """
         _check([text])
         with _told(self._origin):
-            encoding = self._core.encode(text, add_special_tokens=special)
+            # As a batch of one, for it lets other threads go on meanwhile.
+            (encoding,) = self._core.encode_batch([text], add_special_tokens=special)
         added = encoding.special_tokens_mask
         places = zip(encoding.ids, encoding.offsets, added, strict=True)
         return [(token, None if is_added else (start, end)) for token, (start, end), is_added in places]
