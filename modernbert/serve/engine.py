@@ -100,6 +100,7 @@ class Engine:
         self.queued_tokens = 0
         self.last_batch_tokens = 0
         self._computed = (0.0, 0.0)
+        self._until = 0.0
         self._is_first = True
         self._turn = 0.0
         self._number = 0
@@ -165,7 +166,11 @@ class Engine:
         speed = self.tokens_per_s
         if self.queued_tokens >= self.most_queued_tokens:
             raise Busy(self.queued_tokens / (speed or 1_000))
-        if speed and (wait_s := self._tokens_ahead(num_tokens) / speed) > self.wait_s:
+        if not speed:
+            return
+        # What is computed now has to be finished before.
+        wait_s = max(0.0, self._until - time.monotonic()) + self._tokens_ahead(num_tokens) / speed
+        if wait_s > self.wait_s:
             raise Busy(wait_s - self.wait_s)
 
     def _tokens_ahead(self, num_tokens: int) -> int:
@@ -236,6 +241,7 @@ class Engine:
                 self._push(request)
         self.queued_tokens -= num_tokens
         self.last_batch_tokens = num_tokens
+        self._until = time.monotonic() + (num_tokens / self.tokens_per_s if self.tokens_per_s else 0.0)
         return list(taken.values())
 
     def _answer(self, group: Sequence[tuple[Request, list[np.ndarray]]], finish: Finish, hidden: Tensor) -> None:
