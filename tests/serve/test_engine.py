@@ -109,7 +109,7 @@ def test_too_much_is_refused_with_a_time_and_taken_again_later(small_bert: Moder
 
 def test_nobody_is_kept_waiting_longer_than_agreed(small_bert: ModernBert) -> None:
     """What others have before a request is told in seconds at the speed of the batches so far."""
-    engine = Engine(small_bert, budget_tokens=100, wait_s=2.0)
+    engine = Engine(small_bert, budget_tokens=100, wait_s=2.2)
     engine._computed = (100.0, 1.0)
     held = Held(engine)
     taken = [engine.submit([np.full(50, 5)], means) for _ in range(5)]
