@@ -7,6 +7,7 @@ appears whole or not at all.
 """
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Container, Iterator, Sequence
@@ -33,6 +34,8 @@ from modernbert.storage import check_target, only_process, sha256_of
 
 __all__ = ["EmbedConfig", "run"]
 
+# The number by which the system knows standard input.
+_INPUT = 0
 # What decides neither which parts there are nor what comes of them.
 _FREE = ("texts", "out", "devices", "backend", "model", "engine", "processes")
 
@@ -118,6 +121,8 @@ def _kept_input(folder: Path, about: dict[str, Any]) -> Path:
 
 
 def _check(config: EmbedConfig) -> None:
+    if config.out is not None and any(_is_same(file, config.out) for file in config.files or (_INPUT,)):
+        raise InputError(f"{config.out}: is read as texts, expected another name for their vectors")
     if config.engine not in ("local", "ray"):
         raise InputError(f"engine: found {config.engine!r}, expected local or ray")
     if config.processes is not None and config.processes < 1:
@@ -129,6 +134,13 @@ def _check(config: EmbedConfig) -> None:
         raise InputError("engine: ray embeds files or standard input, into a file (--out)")
     elif len(config.devices) > 1:
         raise InputError(f"device: found {len(config.devices)}, expected one; --processes says how many there are")
+
+
+def _is_same(file: Path | int, other: Path) -> bool:
+    try:
+        return os.path.samestat(os.stat(file), other.stat())
+    except OSError:  # one of them is not there
+        return False
 
 
 def _anywhere(config: EmbedConfig) -> EmbedConfig:

@@ -168,6 +168,24 @@ def test_a_table_that_is_there_is_not_written_over(config: EmbedConfig, tmp_path
         run(replace(config, out=tmp_path / "v.lance"))
 
 
+def test_texts_are_never_replaced_by_their_vectors(config: EmbedConfig, folder: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "t.jsonl"
+    texts.write_text('{"body": "a"}\n')
+    (tmp_path / "soft.jsonl").symlink_to(texts)
+    (tmp_path / "hard.jsonl").hardlink_to(texts)
+    for out in (texts, tmp_path / "soft.jsonl", tmp_path / "hard.jsonl", tmp_path / "x" / ".." / "t.jsonl"):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match=f"{out}: is read as texts, expected another name for their vectors"):
+            run(replace(config, files=[*config.files, texts], out=out))
+    command = [sys.executable, "-m", "modernbert.cli", "embed", str(folder), "--device", "cpu", "--out", str(texts)]
+    with texts.open() as given:
+        done = subprocess.run(command, stdin=given, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "is read as texts" in done.stderr
+    assert texts.read_text() == '{"body": "a"}\n'
+    run(replace(config, files=[texts], out=tmp_path / "x.jsonl"))
+    run(replace(config, files=[texts], out=tmp_path / "x.jsonl"))
+
+
 LINES = b"\xef\xbb\xbffirst\r\n\r\nthi\x00rd\nlast"
 ROWS = b'\xef\xbb\xbf{"text": "first"}\r\n\r\n{"text": ""}\n{"text": "thi\\u0000rd", "n": 1}\n \n{"text": "last"}'
 
