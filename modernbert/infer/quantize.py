@@ -12,6 +12,8 @@ from modernbert.errors import InputError
 __all__ = ["PRECISIONS", "quantize"]
 
 PRECISIONS = ("float32", "float16", "int8", "binary")
+# What float16 holds.
+_MOST_HALF = 65_504.0
 
 
 def quantize(vectors: Float32[np.ndarray, "N D"], precision: str) -> Shaped[np.ndarray, "N _"]:
@@ -23,11 +25,18 @@ def quantize(vectors: Float32[np.ndarray, "N D"], precision: str) -> Shaped[np.n
     >>> quantize(np.array([[0.5, -1.0]], np.float32), "int8").tolist()
     [[64, -127]]
 
-    Raises: InputError for an unknown precision, or a width that is no multiple of 8 for binary.
+    Raises: InputError for an unknown precision, a component that float16 cannot hold, or a width that is no multiple of
+    8 for binary.
     """
     if precision == "float32":
         return vectors
     if precision == "float16":
+        largest = float(np.abs(vectors).max(initial=0))
+        if largest > _MOST_HALF:
+            raise InputError(
+                f"precision: found float16 for a component of {largest:.6g}, expected at most {_MOST_HALF:,.0f}; "
+                "normalise, or take float32"
+            )
         return vectors.astype(np.float16)
     if precision == "int8":
         largest = np.abs(vectors).max(axis=1, keepdims=True, initial=0)

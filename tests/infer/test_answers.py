@@ -173,6 +173,9 @@ def test_fewer_bytes_keep_the_direction(small_bert: ModernBert) -> None:
     assert packed.shape == (len(TEXTS), whole.shape[1] // 8)
     np.testing.assert_array_equal(np.unpackbits(packed, axis=1).astype(bool), whole > 0)
     assert quantize(np.zeros((1, 8), np.float32), "int8").tolist() == [[0] * 8]
+    assert quantize(np.array([[65_504, -1]], np.float32), "float16").tolist() == [[65_504, -1]]
+    with pytest.raises(InputError, match="precision: found float16 for a component of 70000, expected at most 65,504"):
+        quantize(np.array([[1, -70_000]], np.float32), "float16")
 
 
 def test_threads_do_not_disturb_each_other(load: Load) -> None:
