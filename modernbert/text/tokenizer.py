@@ -2,7 +2,8 @@
 
 In: a `tokenizer.json` of any family, or text to learn one from. Out: a `Tokenizer` that knows which ids play which
 role. A file of its own because ids must be the same here, in transformers and in the published checkpoints; so nothing
-but `tokenizer.json` decides, and only the names of the roles are looked up in the files beside it.
+but `tokenizer.json` decides. The names of the roles, and whether sentence-transformers puts text in lower case first,
+are looked up in the files beside it.
 """
 
 import hashlib
@@ -40,6 +41,8 @@ USUAL_NAMES = {
 NUM_UNUSED = 83
 SPACE_RUNS = tuple(" " * n for n in range(24, 1, -1))
 OLMO_SIZE = 50_280
+# Of sentence-transformers.
+_LIMITS = "sentence_bert_config.json"
 
 # One call of the Rust library holds offsets and strings of every token until it returns: so many characters a call.
 CALL_CHARS = 2_000_000
@@ -62,6 +65,9 @@ class Tokenizer:
     def __init__(self, core: tokenizers.Tokenizer, named: Mapping[str, str] | None = None, origin: str = "tokenizer"):
         core.no_truncation()
         core.no_padding()
+        if getattr(core.model, "dropout", None):
+            # A device of training: whoever uses a model wants the same tokens of a text each time.
+            core.model.dropout = None
         self._core = core
         self._origin = origin
         with _told(origin):
@@ -89,7 +95,12 @@ class Tokenizer:
         """
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
-        tokenizer = Tokenizer(_read_core(file, most_entries), _read_names(file.parent), str(file))
+        core = _read_core(file, most_entries)
+        if read_json(file.parent / _LIMITS, missing_ok=True).get("do_lower_case"):
+            # As sentence-transformers does, before anything that the file itself does to a text.
+            own = [] if core.normalizer is None else [core.normalizer]
+            core.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
+        tokenizer = Tokenizer(core, _read_names(file.parent), str(file))
         if most_entries is not None and tokenizer.vocab_size > most_entries:
             raise InputError(
                 f"{file}: has {tokenizer.vocab_size:,} entries, which does not fit the model's vocabulary of "

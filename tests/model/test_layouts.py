@@ -119,6 +119,20 @@ def test_what_sentence_transformers_saved_is_read_as_it_computes(
     assert_alike(ours.embed(["a land"]), theirs.encode(["a land"]))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_text_is_put_in_lower_case_where_the_folder_says_so(tmp_path: Path, small_bert: ModernBert) -> None:
+    folder = write(tmp_path / "lower", small_bert, Vectors(query_prompt="Ask: "))
+    cased = load(folder).embed_documents(DOCUMENTS).vectors
+    edited("sentence_bert_config.json", do_lower_case=True)(folder)
+    ours, theirs = load(folder), SentenceTransformer(str(folder), device="cpu")
+    assert_alike(ours.embed_queries(QUERIES).vectors, theirs.encode_query(QUERIES))
+    found = ours.embed_documents(DOCUMENTS).vectors
+    assert_alike(found, theirs.encode_document(DOCUMENTS))
+    assert np.abs(found[0] - cased[0]).max() > 0.01
+    ours.save(tmp_path / "saved")
+    assert_alike(load(tmp_path / "saved").embed_documents(DOCUMENTS).vectors, found)
+
+
 def test_a_dense_that_is_a_pickle_is_converted_by_the_command_that_is_named(tmp_path: Path, late: Path) -> None:
     expected = load(late).embed_documents(DOCUMENTS).vectors
     place = late / "1_Dense"

@@ -83,6 +83,19 @@ def test_stored_truncation_and_padding_have_no_effect(tokenizer: Tokenizer, tmp_
     assert loaded.fingerprint == tokenizer.fingerprint
 
 
+def test_a_text_has_the_same_tokens_each_time_whatever_it_was_trained_with(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    tokenizer.save(tmp_path)
+    found = json.loads((tmp_path / "tokenizer.json").read_text())
+    found["model"]["dropout"] = 0.5
+    (tmp_path / "tokenizer.json").write_text(json.dumps(found))
+    text = "The capital of the country is a city of many rivers."
+    again = Tokenizer.load(tmp_path)
+    assert all(ids(again, text) == ids(tokenizer, text) for _ in range(20))
+    assert again.fingerprint == tokenizer.fingerprint
+
+
 @pytest.mark.parametrize("size", [500, 384 - 64, 0])
 def test_a_vocabulary_size_that_cannot_be_is_refused(size: int) -> None:
     with pytest.raises(InputError, match=f"found {size}, expected a multiple of 64, at least 384"):
