@@ -493,6 +493,7 @@ def index(
     out: Annotated[Path, typer.Option("--out", "-o", help="The index: a folder, new or to be brought up to date.")],
     passage_tokens: Annotated[int, typer.Option(help="Most tokens of a passage.")] = 256,
     text_field: Annotated[str, typer.Option(help="Of rows of .jsonl and .parquet.")] = "text",
+    on_error: Annotated[str, typer.Option(help="What of broken files and rows: refuse, skip.")] = "refuse",
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "auto",
@@ -500,7 +501,7 @@ def index(
     """Make files searchable; again, bring the index up to date with them."""
     from modernbert.jobs.index import IndexConfig, run
 
-    run(IndexConfig(model, sources, out, passage_tokens, text_field, device, dtype, backend))
+    run(IndexConfig(model, sources, out, passage_tokens, text_field, device, dtype, backend, on_error))
 
 
 @app.command()

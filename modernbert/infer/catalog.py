@@ -3,8 +3,8 @@
 In: documents, a model. Out: a folder that is brought up to date by indexing again, and passages that answer a query.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from modernbert.errors import InputError
 from modernbert.infer.index import about_of, connect, open_table, told, vector_type
-from modernbert.infer.passages import Passage, passages_of
+from modernbert.infer.passages import Passage, longest_passage, passages_of
 from modernbert.infer.pipeline import ModernBert
 from modernbert.ragged import within
 from modernbert.text.corpus import Document
@@ -48,6 +48,8 @@ class Update:
     kept: int = 0
     removed: int = 0
     passages: int = 0
+    cut: int = 0
+    """Passages of which the model saw the beginning alone."""
 
 
 class Catalog:
@@ -72,25 +74,38 @@ class Catalog:
     def begin(folder: Path, bert: ModernBert, model: str, weights: str, passage_tokens: int) -> "Catalog":
         """Open the catalog in a folder, or begin one; `model` is where it can be loaded from, `weights` names its bits.
 
-        Raises: InputError if it was begun with another model or other settings.
+        Passages have at most `passage_tokens` tokens, or as many as a document of the model may have, if that is less.
+
+        Raises: InputError if it was begun with another model or other settings, or next to nothing fits a passage.
         """
         import pyarrow
 
-        about = {
-            "model": model, "weights": weights, "vectors": asdict(bert.vectors), "passage_tokens": passage_tokens
-        }  # fmt: skip
+        longest = longest_passage(passage_tokens, bert.document_form, bert.tokenizer)
+        about = {"model": model, "weights": weights, "vectors": asdict(bert.vectors), "passage_tokens": longest}
         fields = [
             ("origin", pyarrow.string()), ("digest", pyarrow.string()), ("line", pyarrow.int64()),
             ("text", pyarrow.string()), ("vector", vector_type(bert.vector_width, bert.is_late)),
         ]  # fmt: skip
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / f"{_TABLE}.lance").exists():
+        if folder.is_dir() and any(folder.iterdir()) and not Catalog.is_in(folder):
             raise InputError(f"{folder}: exists and is no index, expected a new folder or an index")
         catalog = Catalog(folder, open_table(folder, connect(folder), _TABLE, pyarrow.schema(fields), about))
-        begun = catalog.about
-        for key, value in about.items():
-            if key != "model" and begun.get(key) != value:
-                raise InputError(f"{folder}: was begun with other {key} ({begun.get(key)!r}, found {value!r})")
+        catalog.check({key: value for key, value in about.items() if key != "model"})
         return catalog
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Say whether a catalog was begun in a folder."""
+        return (folder / f"{_TABLE}.lance").exists()
+
+    def check(self, about: Mapping[str, Any]) -> None:
+        """Compare what is given with what it was begun with.
+
+        Raises: InputError naming what is other.
+        """
+        begun = self.about
+        for key, value in about.items():
+            if begun.get(key) != value:
+                raise InputError(f"{self.folder}: was begun with other {key} ({begun.get(key)!r}, found {value!r})")
 
     @property
     def about(self) -> dict[str, Any]:
@@ -101,10 +116,13 @@ class Catalog:
         """Count its passages."""
         return self._table.count_rows()
 
-    def update(self, bert: ModernBert, documents: Iterable[Document]) -> Update:
+    def update(
+        self, bert: ModernBert, documents: Iterable[Document], is_whole: Callable[[], bool] = lambda: True
+    ) -> Update:
         """Bring it up to date: what is new or changed is embedded, what is no longer among the documents goes.
 
-        A stop loses nothing: indexing again goes on with what is left.
+        A stop loses nothing: indexing again goes on with what is left. Of documents with one origin, the first counts.
+        `is_whole` is asked at the end whether the documents were all there are; if they were not, nothing goes.
 
         Raises: InputError if the table cannot be written.
         """
@@ -113,11 +131,11 @@ class Catalog:
             known = dict(zip(rows["origin"].to_pylist(), rows["digest"].to_pylist(), strict=True))
             update = Update()
             for block in within(self._changed(bert, documents, known, update), _BLOCK_CHARACTERS, _size):
-                self._replace(bert, block)
-            self._delete([origin for origin in known if known[origin] is not None])
-            update.removed = sum(digest is not None for digest in known.values())
-            update.passages = len(self)
-            if update.passages and (update.added or update.removed):
+                update.cut += self._replace(bert, block)
+            gone = [origin for origin, digest in known.items() if digest is not None] if is_whole() else []
+            self._delete(gone)
+            update.removed, update.passages = len(gone), len(self)
+            if update.passages and (update.added or update.removed or not self._has_words()):
                 self._index_words()
             return update
 
@@ -167,45 +185,59 @@ class Catalog:
     def _changed(
         self, bert: ModernBert, documents: Iterable[Document], known: dict[str, str | None], update: Update
     ) -> Iterator[tuple[Document, str, list[Passage]]]:
-        """Yield what is not known, and take from what is known all that was met."""
+        """Yield what is not known; what was met is known by None from then on."""
         longest = int(self.about["passage_tokens"])
-        for document in documents:
+        for document in map(_writable, documents):
             digest = sha256(document.text.encode()).hexdigest()
-            if known.get(document.origin) == digest:
+            before = known.get(document.origin, "")
+            known[document.origin] = None
+            if before == digest:
                 update.kept += 1
-                known[document.origin] = None
-                continue
-            if document.origin in known:
-                known[document.origin] = None
-            update.added += 1
-            yield document, digest, passages_of(document.text, bert.tokenizer, longest)
+            elif before is not None:
+                update.added += 1
+                yield document, digest, passages_of(document.text, bert.tokenizer, longest)
 
-    def _replace(self, bert: ModernBert, block: Sequence[tuple[Document, str, list[Passage]]]) -> None:
-        """Embed the passages of some documents, and write them in the place of what there was of these."""
+    def _replace(self, bert: ModernBert, block: Sequence[tuple[Document, str, list[Passage]]]) -> int:
+        """Embed the passages of some documents, and write them in the place of what there was of these.
+
+        Returns how many passages were cut.
+        """
         import pyarrow
 
         rows = [(document.origin, digest, each) for document, digest, passages in block for each in passages]
         self._delete([document.origin for document, _, _ in block])
         if not rows:
-            return
-        vectors = bert.embed_documents([passage.text for _, _, passage in rows]).vectors
+            return 0
+        embedded = bert.embed_documents([passage.text for _, _, passage in rows])
         columns = {
             "origin": [origin for origin, _, _ in rows], "digest": [digest for _, digest, _ in rows],
             "line": [passage.line for _, _, passage in rows], "text": [passage.text for _, _, passage in rows],
-            "vector": [np.asarray(vector).tolist() for vector in vectors],
+            "vector": [np.asarray(vector).tolist() for vector in embedded.vectors],
         }  # fmt: skip
         self._table.add(pyarrow.table(columns, schema=self._table.schema))
+        return embedded.num_cut
 
     def _delete(self, origins: Sequence[str]) -> None:
         for first in range(0, len(origins), 256):
             listed = ", ".join("'" + origin.replace("'", "''") + "'" for origin in origins[first : first + 256])
             self._table.delete(f"origin IN ({listed})")
 
+    def _has_words(self) -> bool:
+        """Say whether all passages are known by their words: a stop may have come before they were."""
+        named = [each.name for each in self._table.list_indices() if each.columns == ["text"]]
+        return bool(named) and not self._table.index_stats(named[0]).num_unindexed_rows
+
     def _index_words(self) -> None:
         from lancedb.index import FTS
 
         self._table.create_index("text", config=FTS(), replace=True)
         self._table.optimize()
+
+
+def _writable(document: Document) -> Document:
+    """Return a document under a name that can be written: bytes that are not UTF-8 are spelled out."""
+    name = document.origin.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return replace(document, origin=name)
 
 
 def _size(entry: tuple[Document, str, list[Passage]]) -> int:

@@ -8,9 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from modernbert.errors import InputError
+from modernbert.text.forms import Form
 from modernbert.text.tokenizer import Tokenizer
 
-__all__ = ["Passage", "passages_of"]
+__all__ = ["Passage", "longest_passage", "passages_of"]
+
+_LEAST_TOKENS = 8
+# Where a prompt and a text meet, tokens may fall otherwise than in each of them alone.
+_SEAM_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,22 @@ class Passage:
     line: int
 
 
+def longest_passage(asked: int, form: Form, tokenizer: Tokenizer) -> int:
+    """Return how many tokens a passage may have, special ones included: as asked, or as a form takes uncut.
+
+    Raises: InputError if next to nothing fits.
+    """
+    (prompt,) = tokenizer.encode([form.prompt], special=False)
+    room = form.longest - (len(prompt) + _SEAM_TOKENS if form.prompt else 0)
+    if room < _LEAST_TOKENS:
+        raise InputError(
+            f"document_length: documents of this model have room for {room} tokens beside their prompt, expected at "
+            f"least {_LEAST_TOKENS}"
+        )
+    _check_longest(asked)
+    return min(asked, room)
+
+
 def passages_of(text: str, tokenizer: Tokenizer, longest: int) -> list[Passage]:
     """Cut a text into passages of at most `longest` tokens, special ones included.
 
@@ -29,8 +50,7 @@ def passages_of(text: str, tokenizer: Tokenizer, longest: int) -> list[Passage]:
 
     Raises: InputError if next to nothing fits.
     """
-    if longest < 8:
-        raise InputError(f"passage_tokens: found {longest}, expected at least 8")
+    _check_longest(longest)
     numbered = [
         (number, part)
         for number, line in enumerate(text.split("\n"), 1)
@@ -55,6 +75,11 @@ def passages_of(text: str, tokenizer: Tokenizer, longest: int) -> list[Passage]:
             found.append(Passage(passage.strip("\n"), first))
         start = end
     return found
+
+
+def _check_longest(longest: int) -> None:
+    if longest < _LEAST_TOKENS:
+        raise InputError(f"passage_tokens: found {longest}, expected at least {_LEAST_TOKENS}")
 
 
 def _fitting(line: str, tokenizer: Tokenizer, longest: int) -> Iterator[str]:

@@ -1,7 +1,9 @@
 """`modernbert index`: make files searchable, or bring what was made up to date."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 from modernbert.infer.catalog import Catalog
@@ -9,14 +11,18 @@ from modernbert.infer.pipeline import ModernBert
 from modernbert.infer.progress import show_texts
 from modernbert.model.hub import digest_of
 from modernbert.storage import only_process
-from modernbert.text.corpus import Document, Tally, read_documents
+from modernbert.text.corpus import Document, Tally, find_files, read_documents
+from modernbert.text.formats import File
 
 __all__ = ["IndexConfig", "run"]
 
 
 @dataclass(frozen=True)
 class IndexConfig:
-    """What to load, which files to index, where to, and how long a passage may be."""
+    """What to load, which files to index, where to, and how long a passage may be.
+
+    `on_error` is what becomes of broken files and rows: refuse, or skip and count them.
+    """
 
     model: str
     sources: Sequence[str]
@@ -26,6 +32,7 @@ class IndexConfig:
     device: str = "auto"
     dtype: str = "auto"
     backend: str = "auto"
+    on_error: str = "refuse"
 
 
 def run(config: IndexConfig) -> None:
@@ -34,21 +41,36 @@ def run(config: IndexConfig) -> None:
     Raises: InputError for files that cannot be read, or an index that was begun with another model.
     """
     tally = Tally()
-    documents = read_documents(list(config.sources), tally, text_field=config.text_field)
+    # What is gone must go, even if nothing is left; a new index of nothing is a mistake.
+    begun = Catalog.is_in(config.out)
+    files = _once(find_files(config.sources, tally, on_error=config.on_error, empty_ok=begun))
+    documents = read_documents(files, tally, text_field=config.text_field, on_error=config.on_error, empty_ok=begun)
+    # Read before anything is begun: what is refused leaves nothing behind.
+    first = list(islice(documents, 1))
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, backend=config.backend)
     model = str(Path(config.model).absolute()) if Path(config.model).is_dir() else config.model
-    longest = min(config.passage_tokens, bert.longest)
-    catalog = Catalog.begin(config.out, bert, model, digest_of(config.model), longest)
+    catalog = Catalog.begin(config.out, bert, model, digest_of(config.model), config.passage_tokens)
     with only_process(config.out), show_texts(None, True) as show:
 
         def watched() -> Iterator[Document]:
-            for document in documents:
+            for document in chain(first, documents):
                 yield document
                 show(tally.documents, 0)
 
-        update = catalog.update(bert, watched())
+        # The passages of what was skipped stay as they were, and nobody can tell which of the others are gone.
+        update = catalog.update(bert, watched(), is_whole=lambda: not tally.skipped)
+    skipped = f"; {tally.skipped:,} broken skipped ({tally.skipped_reasons[0]}), so none went" if tally.skipped else ""
+    cut = f"; {update.cut:,} passages were too long for the model, and cut" if update.cut else ""
     passed = f", {tally.passed_over:,} files of unknown kinds passed over" if tally.passed_over else ""
     print(
         f"{config.out}: {update.passages:,} passages; documents: {update.added:,} new or changed, {update.kept:,} as "
-        f"before, {update.removed:,} gone{passed}"
+        f"before, {update.removed:,} gone{passed}{cut}{skipped}"
     )
+
+
+def _once(files: Sequence[File]) -> list[File]:
+    """Return files without those that were named before, in whatever spelling."""
+    met: dict[str, File] = {}
+    for file in files:
+        met.setdefault(os.path.realpath(file) if isinstance(file, Path) else str(file), file)
+    return list(met.values())

@@ -68,6 +68,7 @@ def read_documents(
     invalid: str = "repair",
     on_error: str = "refuse",
     deduplicate: bool = False,
+    empty_ok: bool = False,
 ) -> Iterator[Document]:
     """Read the documents of all sources, in a fixed order, and count them in `tally`.
 
@@ -82,7 +83,8 @@ def read_documents(
     tomorrow.
 
     Raises: BrokenInput naming the file, and the line where there is one, at the first thing that cannot be read;
-    InputError at once if a source is absent or has no known format.
+    InputError at once if a source is absent or has no known format, and at the end if there was no text, unless
+    `empty_ok`.
     """
     for name, found, known in (
         ("txt_unit", txt_unit, ("file", "line", "paragraph")),
@@ -92,7 +94,7 @@ def read_documents(
         if found not in known:
             raise InputError(f"{name}: found {found!r}, expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
     lost = tally.skip if on_error == "skip" else _refuse
-    files = find_files(sources, tally, on_error=on_error)
+    files = find_files(sources, tally, on_error=on_error, empty_ok=empty_ok)
     seen = SeenTexts() if deduplicate else None
 
     def documents() -> Iterator[Document]:
@@ -111,24 +113,26 @@ def read_documents(
                 tally.documents += 1
                 tally.bytes += len(document.text.encode())
                 yield document
-        if not tally.documents:
+        if not tally.documents and not empty_ok:
             more = f" ({tally.skipped_reasons[0]})" if tally.skipped_reasons else ""
             raise InputError(f"{', '.join(map(str, sources[:9]))}: no document with text in {len(files)} files{more}")
 
     return documents()
 
 
-def find_files(sources: Sequence[File | str], tally: Tally | None = None, *, on_error: str = "refuse") -> list[File]:
+def find_files(
+    sources: Sequence[File | str], tally: Tally | None = None, *, on_error: str = "refuse", empty_ok: bool = False
+) -> list[File]:
     """List the files to read: those given, and those of known formats below the folders given, sorted by name.
 
     A source is a path, a URL that fsspec knows (a folder's, a file's, or one with `*`), or `owner/name@revision` of a
     dataset on the Hugging Face Hub, of which the card is passed over. So are hidden files and folders, `__pycache__`
     and `node_modules`, and files of unknown formats and links to folders, which are counted in `tally`.
 
-    Raises: InputError if a source is absent, or a folder has no file of a known format, or a file has an unknown
-    suffix; BrokenInput if a folder cannot be read, unless that is to be skipped.
+    Raises: InputError if a source is absent, or a folder has no file of a known format (unless `empty_ok`), or a file
+    has an unknown suffix; BrokenInput if a folder cannot be read, unless that is to be skipped.
     """
-    if not sources:
+    if not sources and not empty_ok:
         raise InputError("sources: found none, expected at least one file or folder")
     tally = tally or Tally()
     files: list[File] = []
@@ -140,7 +144,7 @@ def find_files(sources: Sequence[File | str], tally: Tally | None = None, *, on_
         elif isinstance(source, str) and format_of(Path(source)) not in KNOWN and (url := dataset_url(source)):
             files += _below_url(url, tally)
         else:
-            files += _below_path(Path(source), tally, tally.skip if on_error == "skip" else _refuse)
+            files += _below_path(Path(source), tally, tally.skip if on_error == "skip" else _refuse, empty_ok)
     return files
 
 
@@ -153,10 +157,10 @@ def _refuse(broken: BrokenInput) -> None:
     raise broken
 
 
-def _below_path(path: Path, tally: Tally, lost: Callable[[BrokenInput], None]) -> list[File]:
+def _below_path(path: Path, tally: Tally, lost: Callable[[BrokenInput], None], empty_ok: bool) -> list[File]:
     if path.is_dir():
         found = list(_walk(path, tally, lost))
-        if not found:
+        if not found and not empty_ok:
             raise InputError(f"{path}: no file of a known format below this folder ({_known()})")
         return found
     if not path.exists():

@@ -1,6 +1,7 @@
 """Searching one's own files: passages that fit, an index that follows the files, hits that are where they say."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from modernbert import InputError, ModernBert
 from modernbert.infer import catalog as catalogs
 from modernbert.infer.catalog import Catalog, Hit
 from modernbert.infer.passages import passages_of
+from modernbert.jobs.index import IndexConfig, run
 from modernbert.text.corpus import Document, Tally, read_documents
 
 pytest.importorskip("lancedb")
@@ -33,6 +35,12 @@ def notes(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return tmp_path / "notes"
+
+
+@pytest.fixture
+def config(notes: Path, tmp_path: Path, small_bert: ModernBert) -> IndexConfig:
+    small_bert.save(tmp_path / "model")
+    return IndexConfig(str(tmp_path / "model"), [str(notes)], tmp_path / "index", device="cpu", dtype="float32")
 
 
 def index(notes: Path, folder: Path, bert: ModernBert, passage_tokens: int = 32) -> tuple[Catalog, tuple[int, ...]]:
@@ -166,3 +174,115 @@ def test_two_lines_search_ones_own_notes(notes: Path, tmp_path: Path, small_bert
 def test_documents_have_their_text_whole(small_bert: ModernBert) -> None:
     document = Document("x" * 5_000, "o")
     assert "".join(each.text for each in passages_of(document.text, small_bert.tokenizer, 64)) == document.text
+
+
+def test_words_are_found_after_a_stop_that_came_before_they_were_indexed(
+    notes: Path, tmp_path: Path, small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(catalog: Catalog) -> None:
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        (notes / "new.md").write_text(f"Mountains {len(list(notes.iterdir()))}.\n")
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Catalog, "_index_words", stop)
+            index(notes, tmp_path / "index", small_bert)
+        catalog, counts = index(notes, tmp_path / "index", small_bert)
+        assert counts == (0, 4, 0)
+        assert catalog.search(small_bert, "mountains", 5, how="words")[0].origin.endswith("new.md")
+        assert catalog._has_words()
+
+
+def test_passages_are_no_longer_than_documents_may_be(tmp_path: Path, small_bert: ModernBert) -> None:
+    vectors = replace(small_bert.vectors, document_length=40, document_prompt="a text to be found: ")
+    bert = ModernBert(small_bert.tokenizer, small_bert.model, vectors=vectors)
+    (tmp_path / "a.md").write_text("".join(f"Country {n} has the capital city {n * 7}.\n" for n in range(60)))
+    catalog = Catalog.begin(tmp_path / "index", bert, "model", "bits", 256)
+    assert catalog.update(bert, read_documents([str(tmp_path / "a.md")], Tally())).cut == 0
+    hits = catalog.search(bert, "capital", 500, how="vectors")
+    prompted = bert.tokenizer.encode([vectors.document_prompt + hit.text for hit in hits])
+    assert 30 < max(map(len, prompted)) <= 40
+    assert sum(hit.text.count("capital") for hit in hits) == 60
+    short = ModernBert(small_bert.tokenizer, small_bert.model, vectors=replace(vectors, document_length=12))
+    with pytest.raises(InputError, match="document_length: documents of this model have room for"):
+        Catalog.begin(tmp_path / "other", short, "model", "bits", 256)
+    assert not (tmp_path / "other").exists()
+
+
+def test_what_is_refused_leaves_no_index(config: IndexConfig, notes: Path, tmp_path: Path) -> None:
+    (tmp_path / "blank").mkdir()
+    (tmp_path / "blank" / "a.md").write_text(" \n")
+    for change, said in (
+        ({"passage_tokens": 4}, "passage_tokens: found 4, expected at least 8"),
+        ({"sources": [str(tmp_path / "blank")]}, "no document with text"),
+        ({"sources": [str(tmp_path / "absent")]}, "absent: no such file or folder"),
+    ):
+        with pytest.raises(InputError, match=said):
+            run(replace(config, **change))  # type: ignore[arg-type]
+        assert not config.out.exists()
+    run(config)
+
+
+def test_a_file_that_is_named_twice_is_indexed_once(
+    config: IndexConfig, notes: Path, capsys: pytest.CaptureFixture[str], small_bert: ModernBert
+) -> None:
+    (notes / "rows.jsonl").write_text('{"text": "first row"}\n{"text": "second row"}\n')
+    sources = [str(notes), str(notes / "rivers.md"), f"{notes}/code/../rows.jsonl", str(notes / "code")]
+    for said in ("documents: 5 new or changed, 0 as before", "documents: 0 new or changed, 5 as before"):
+        run(replace(config, sources=sources))
+        assert said in capsys.readouterr().out
+    catalog = Catalog.open(config.out)
+    hits = catalog.search(small_bert, "a", 50, how="vectors")
+    assert len(hits) == len(catalog) == len({(hit.origin, hit.line) for hit in hits})
+    update = catalog.update(small_bert, [Document("one", "o"), Document("one", "o"), Document("two", "o")])
+    assert (update.added, update.passages) == (1, 1)
+
+
+def test_what_is_gone_goes_even_if_nothing_is_left(
+    config: IndexConfig, notes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(config)
+    for path in [*notes.glob("*.*"), notes / "code" / "sort.py"]:
+        path.unlink()
+    run(config)
+    assert "index: 0 passages; documents: 0 new or changed, 0 as before, 3 gone" in capsys.readouterr().out
+    (notes / "blank.md").write_text("\n")
+    run(config)
+    (notes / "cities.txt").write_text(NOTES["cities.txt"])
+    run(config)
+    assert "documents: 1 new or changed" in capsys.readouterr().out
+    with pytest.raises(InputError, match="absent: no such file or folder"):
+        run(replace(config, sources=[str(notes / "absent")]))
+
+
+def test_broken_rows_are_skipped_if_asked_and_nothing_goes_meanwhile(
+    config: IndexConfig, notes: Path, small_bert: ModernBert, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = notes / "rows.jsonl"
+    rows.write_text('{"text": "first row"}\n{"text": "second row"}\n')
+    run(config)
+    rows.write_text('{"text": "first row"}\n{"text": "sec\n{"text": "third row"}\n')
+    with pytest.raises(InputError, match="rows.jsonl:2: is not JSON"):
+        run(config)
+    run(replace(config, on_error="skip"))
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "documents: 1 new or changed, 4 as before, 0 gone; 1 broken skipped" in said
+    assert "rows.jsonl:2: is not JSON" in said and said.endswith("so none went")
+    texts = [hit.text for hit in Catalog.open(config.out).search(small_bert, "row", 50, how="words")]
+    assert sorted(texts) == ["first row", "second row", "third row"]
+    rows.write_text('{"text": "first row"}\n')
+    run(config)
+    assert "0 new or changed, 4 as before, 2 gone" in capsys.readouterr().out
+    with pytest.raises(InputError, match="on_error: found 'pass', expected 'refuse' or 'skip'"):
+        run(replace(config, on_error="pass"))
+
+
+def test_a_name_that_is_no_text_is_spelled_out(
+    config: IndexConfig, notes: Path, small_bert: ModernBert, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(os.fsdecode(os.fsencode(notes) + b"/caf\xe9.md")).write_text("coffee\n")
+    run(config)
+    run(config)
+    assert "0 new or changed, 4 as before, 0 gone" in capsys.readouterr().out
+    (hit,) = Catalog.open(config.out).search(small_bert, "coffee", 5, how="words")
+    assert hit.origin == str(notes) + "/caf\\xe9.md"
