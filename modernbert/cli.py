@@ -512,6 +512,7 @@ def search(
     top_k: Annotated[int, typer.Option(min=1, help="Passages.")] = 5,
     how: Annotated[str, typer.Option(help="hybrid, vectors, words.")] = "hybrid",
     rerank: Annotated[str | None, typer.Option(help="A model that ranks the best again.")] = None,
+    model: Annotated[str | None, typer.Option(help="Where the index's model lies now; else where it was.")] = None,
     json_lines: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -519,7 +520,7 @@ def search(
     """Print the passages of indexed files that answer a query."""
     from modernbert.jobs.search import SearchConfig, run
 
-    run(SearchConfig(index, query, top_k, how, rerank, json_lines, device, dtype))
+    run(SearchConfig(index, query, top_k, how, rerank, json_lines, device, dtype, model))
 
 
 @app.command()

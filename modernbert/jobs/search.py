@@ -7,8 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from modernbert.errors import InputError
 from modernbert.infer.catalog import Catalog
 from modernbert.infer.pipeline import ModernBert
+from modernbert.model.hub import digest_of, find_folder
 
 __all__ = ["SearchConfig", "run"]
 
@@ -17,7 +19,10 @@ _LINES_SHOWN = 8
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Which index, what is asked, how it is ranked, and by whom again; the index knows its model."""
+    """Which index, what is asked, how it is ranked, and by whom again.
+
+    The index knows its model; `model` says where that lies now.
+    """
 
     index: Path
     query: str
@@ -27,15 +32,19 @@ class SearchConfig:
     json_lines: bool = False
     device: str = "auto"
     dtype: str = "auto"
+    model: str | None = None
 
 
 def run(config: SearchConfig) -> None:
     """Print the best passages: score, file and line, text; or a JSON object each.
 
-    Raises: InputError for a folder that is no index, or whose model is gone.
+    Raises: InputError for a folder that is no index, or whose model is gone or another than it was.
     """
     catalog = Catalog.open(config.index)
-    bert = ModernBert.load(str(catalog.about["model"]), device=config.device, dtype=config.dtype)
+    folder = _model_folder(catalog, config.model)
+    catalog.check({"weights": digest_of(folder)})
+    bert = ModernBert.load(folder, device=config.device, dtype=config.dtype)
+    catalog.check({"vectors": asdict(bert.vectors)})
     judge = None
     if config.rerank is not None:
         judge = ModernBert.load(config.rerank, device=config.device, dtype=config.dtype)
@@ -48,3 +57,12 @@ def run(config: SearchConfig) -> None:
         more = ["..."] if len(lines) > _LINES_SHOWN else []
         console.print(f"[bold]{number}[/bold]  {hit.score:.3f}  [cyan]{escape(hit.origin)}:{hit.line}[/cyan]")
         console.print("\n".join(f"    {escape(line)}" for line in [*lines[:_LINES_SHOWN], *more]))
+
+
+def _model_folder(catalog: Catalog, named: str | None) -> Path:
+    if named is not None:
+        return find_folder(named)
+    try:
+        return find_folder(str(catalog.about["model"]))
+    except InputError as error:
+        raise InputError(f"{error}; --model says where it is now") from None

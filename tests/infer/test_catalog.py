@@ -4,11 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,6 +19,8 @@ from modernbert.infer import catalog as catalogs
 from modernbert.infer.catalog import Catalog, Hit
 from modernbert.infer.passages import passages_of
 from modernbert.jobs.index import IndexConfig, run
+from modernbert.jobs.search import SearchConfig
+from modernbert.jobs.search import run as run_search
 from modernbert.text.corpus import Document, Tally, read_documents
 
 pytest.importorskip("lancedb")
@@ -286,3 +290,24 @@ def test_a_name_that_is_no_text_is_spelled_out(
     assert "0 new or changed, 4 as before, 0 gone" in capsys.readouterr().out
     (hit,) = Catalog.open(config.out).search(small_bert, "coffee", 5, how="words")
     assert hit.origin == str(notes) + "/caf\\xe9.md"
+
+
+def test_queries_are_embedded_with_the_weights_of_their_passages(
+    config: IndexConfig, tmp_path: Path, small_bert: ModernBert, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(config)
+    asked = SearchConfig(config.out, "sorted values", json_lines=True, device="cpu", dtype="float32")
+    run_search(asked)
+    expected = capsys.readouterr().out.splitlines()[-1]
+    (tmp_path / "model").rename(tmp_path / "moved")
+    with pytest.raises(InputError, match="model: no such folder, and not a name on the hub .*; --model says where"):
+        run_search(asked)
+    run_search(replace(asked, model=str(tmp_path / "moved")))
+    assert capsys.readouterr().out.splitlines()[-1] == expected
+    with torch.no_grad():
+        other = deepcopy(small_bert.model)
+        other.head.dense.weight += 1  # type: ignore[union-attr, operator]
+    ModernBert(small_bert.tokenizer, other).save(tmp_path / "model")
+    for named in (None, str(tmp_path / "model")):
+        with pytest.raises(InputError, match=r"index: was begun with other weights \('"):
+            run_search(replace(asked, model=named))
