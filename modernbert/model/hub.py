@@ -8,8 +8,10 @@ import copy
 import hashlib
 import json
 import logging
+import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,8 @@ _WANTED = ["*.json", "*.safetensors", "artifact.metadata"]
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Of the hub.
+_MOST_HUB_NAME = 96
 _MASKED_LM_HEAD = ("head.dense.weight", "head.norm.weight", "decoder.bias")
 _CLASSIFIER_HEAD = ("head.dense.weight", "head.norm.weight", "classifier.weight", "classifier.bias")
 # Of tasks whose published configs name others, or none.
@@ -60,15 +64,18 @@ def find_folder(
 
     Raises: InputError if there is neither, with the hub's reason.
     """
+    if not isinstance(name, (str, os.PathLike)) or not str(name):
+        raise InputError(f"model: found {name!r}, expected a folder or the name of a model on the hub")
     folder = Path(name)
-    if folder.is_dir():
+    # Not asked of the path: of a name that is too long for a file, it raises.
+    if os.path.isdir(folder):
         if revision is not None:
             raise InputError(f"revision: found {revision!r}, but {name} is a folder, which has none")
         return folder
-    if folder.exists():
+    if os.path.exists(folder):
         raise InputError(f"{name}: is a file, expected a model folder")
-    if not _HUB_NAME.fullmatch(str(name)):
-        raise InputError(f"{name}: no such folder, and not a name on the hub (owner/model)")
+    if not _HUB_NAME.fullmatch(str(name)) or len(str(name)) > _MOST_HUB_NAME:
+        raise InputError(f"{shown(str(name), 200)}: no such folder, and not a name on the hub (owner/model)")
     from huggingface_hub import snapshot_download
 
     try:
@@ -210,7 +217,10 @@ def _build(
     """Make the module that a folder's weights are for."""
     if all(name in weights for name in _MASKED_LM_HEAD):
         return MaskedLM(config, backend)
-    if all(name in weights for name in _CLASSIFIER_HEAD):
+    missing = [name for name in _CLASSIFIER_HEAD if name not in weights]
+    if missing and "classifier.weight" in weights and _task_of(found, 1):
+        raise InputError(f"{folder}: the weights have no {missing[0]}, expected it beside classifier.weight")
+    if not missing:
         shape = list(weights["classifier.weight"].shape)
         if len(shape) != 2 or not 1 <= shape[0] <= _MOST_LABELS or shape[1] != config.hidden_size:
             raise InputError(f"{folder}: classifier.weight has shape {shape}, expected [labels, {config.hidden_size}]")
@@ -246,6 +256,9 @@ def _labels_from_json(found: Mapping[str, Any], num_labels: int, folder: Path) -
     for label in texts:
         if _CONTROL.search(label):  # they are printed as they are
             raise InputError(f"{folder / 'config.json'}: id2label has {label!r}, expected text of one line")
+    if len(set(texts)) < num_labels:  # answers are told apart by them
+        twice = next(label for label, count in Counter(texts).items() if count > 1)
+        raise InputError(f"{folder / 'config.json'}: id2label has {twice!r} twice, expected different labels")
     return texts
 
 

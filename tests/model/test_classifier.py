@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
     AutoModelForMultipleChoice,
@@ -171,6 +172,20 @@ def test_a_folder_whose_labels_do_not_fit_its_weights_is_refused(tmp_path: Path,
     path.write_text(path.read_text().replace('"2": "c"', '"3": "c"'))
     with pytest.raises(InputError, match="config.json: id2label"):
         load_model(tmp_path / "model")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": {"0": "a", "1": "b", "2": "a"}}))
+    with pytest.raises(InputError, match="config.json: id2label has 'a' twice, expected different labels"):
+        load_model(tmp_path / "model")
     path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": [1]}))
     with pytest.raises(InputError, match="config.json: id2label"):
+        load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("name", ["classifier.bias", "head.dense.weight", "head.norm.weight"])
+def test_a_folder_of_labels_that_lacks_a_part_of_its_head_is_refused(
+    name: str, tmp_path: Path, small_model: MaskedLM
+) -> None:
+    save_folder(tmp_path / "model", started(small_model, "classify"))
+    path = tmp_path / "model" / "model.safetensors"
+    save_file({key: tensor for key, tensor in load_file(path).items() if key != name}, path)
+    with pytest.raises(InputError, match=f"model: the weights have no {name}, expected it beside classifier.weight"):
         load_model(tmp_path / "model")
