@@ -40,7 +40,7 @@ def choose_device(name: str) -> torch.device:
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise InputError(f"device: found {name!r}, expected auto, cpu, cuda or cuda:N") from None
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device: found {name!r}, expected auto, cpu, cuda or cuda:N")
@@ -50,13 +50,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> torch.dtype:
+def choose_precision(name: str, device: torch.device, field: str = "precision") -> torch.dtype:
     """Return the dtype matrix products run in; `auto` is bfloat16 where the hardware multiplies it, else float32.
 
     >>> choose_precision("float32", torch.device("cpu"))
     torch.float32
 
-    Raises: InputError for any other name.
+    Raises: InputError for any other name; `field` is what the user calls it.
     """
     if name == "auto":
         return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
@@ -64,7 +64,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype:
         return torch.float32
     if name == "bfloat16":
         return torch.bfloat16
-    raise InputError(f"precision: found {name!r}, expected auto, float32 or bfloat16")
+    raise InputError(f"{field}: found {name!r}, expected auto, float32 or bfloat16")
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -46,7 +46,7 @@ def run(config: FinetuningConfig) -> None:
     check_choices(systems, SYSTEMS, "systems", batch=config.batch, steps=config.steps, rounds=config.rounds)
     check_choices(sets, list(SETS), "sets")
     device = choose_device(config.device)
-    dtype = str(choose_precision(config.dtype, device)).removeprefix("torch.")
+    dtype = str(choose_precision(config.dtype, device, "dtype")).removeprefix("torch.")
     shape = ModelConfig.preset(config.preset, **config.model)
     check_target(config.out and config.out / "finetuning.json")
     console = open_console()

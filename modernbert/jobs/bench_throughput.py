@@ -112,7 +112,7 @@ def _choices(config: ThroughputConfig, device: torch.device) -> tuple[list[str],
     sets = list(config.sets) or [*SETS, *([_REAL] if config.texts else [])]
     named = list(config.dtypes) or [str(choose_precision("auto", device)).removeprefix("torch.")]
     for name in named:
-        choose_precision(name, device)
+        choose_precision(name, device, "dtype")
     return models, sets, named
 
 

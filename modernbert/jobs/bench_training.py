@@ -52,7 +52,7 @@ def run(config: TrainingConfig) -> None:
     if config.longest < 16:
         raise InputError(f"longest: found {config.longest}, expected at least 16 tokens")
     device = choose_device(config.device)
-    dtype = choose_precision(config.dtype, device)
+    dtype = choose_precision(config.dtype, device, "dtype")
     shape = ModelConfig.preset(config.preset, **config.model)
     tokens = config.tokens or (98_304 if device.type == "cuda" else 8_192)
     lengths = mixed_lengths(tokens, config.longest)
