@@ -12,7 +12,7 @@ import torch
 
 from modernbert.device import autocast
 from modernbert.errors import InputError
-from modernbert.infer.overflow import fitting
+from modernbert.infer.overflow import CUT_ALONE, fitting
 from modernbert.model.heads import Classifier
 from modernbert.ragged import Batch, within
 from modernbert.text.forms import Laid, laid_out
@@ -114,7 +114,7 @@ def tag_documents(
     """
     words = [split_words(text) for text in texts]
     encoded = tokenizer.encode_words(texts, [[start for start, _ in ranges] for ranges in words])
-    kept = (ids for _, ids in fitting((ids for ids, _ in encoded), tokenizer, longest, overflow))
+    kept = (ids for _, ids in fitting((ids for ids, _ in encoded), tokenizer, longest, overflow, CUT_ALONE))
     found = []
     for ranges, ids, (whole, where) in zip(words, kept, encoded, strict=True):
         found.append((ranges, Laid(ids, where if len(ids) == len(whole) else where[where < longest - 1])))

@@ -11,9 +11,11 @@ import numpy as np
 from modernbert.errors import InputError
 from modernbert.text.tokenizer import Tokenizer
 
-__all__ = ["OVERFLOWS", "check_overflow", "fitting", "mean_of_parts"]
+__all__ = ["CUT_ALONE", "CUT_OR_SPLIT", "OVERFLOWS", "check_overflow", "fitting", "mean_of_parts", "too_long"]
 
 OVERFLOWS = ("error", "truncate", "split-mean")
+# What there is to be done about a text that is too long.
+CUT_OR_SPLIT, CUT_ALONE = "overflow may be truncate or split-mean", "overflow may be truncate"
 
 
 def check_overflow(overflow: str) -> None:
@@ -30,7 +32,7 @@ def fitting(
     tokenizer: Tokenizer,
     longest: int,
     overflow: str,
-    remedy: str = "overflow may be truncate or split-mean",
+    remedy: str = CUT_OR_SPLIT,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield each text's number and its ids: whole, cut at `longest`, or part after part of like size.
 
@@ -45,7 +47,12 @@ def fitting(
             for part in tokenizer.split(ids, longest):
                 yield number, part
         else:
-            raise InputError(f"text {number}: has {len(ids):,} tokens, expected at most {longest:,}; {remedy}")
+            raise InputError(f"text {number}: {too_long(len(ids), longest, remedy)}")
+
+
+def too_long(num_tokens: int, longest: int, remedy: str) -> str:
+    """Say how long a text is, how long it may be, and what can be done about it."""
+    return f"has {num_tokens:,} tokens, expected at most {longest:,}; {remedy}"
 
 
 def mean_of_parts(vectors: np.ndarray, numbers: np.ndarray, lengths: np.ndarray) -> np.ndarray:

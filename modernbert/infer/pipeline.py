@@ -5,7 +5,7 @@ nothing between calls. Vectors come back as numpy arrays in float32, in the orde
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from modernbert.errors import InputError
 from modernbert.infer import answers
 from modernbert.infer.answers import Span, Text, finite
 from modernbert.infer.loading import load_for_inference
-from modernbert.infer.overflow import check_overflow, fitting, mean_of_parts
+from modernbert.infer.overflow import CUT_ALONE, CUT_OR_SPLIT, check_overflow, fitting, mean_of_parts, too_long
 from modernbert.infer.progress import show_texts
 from modernbert.infer.quantize import quantize
 from modernbert.infer.search import search_tokens, search_vectors
@@ -123,7 +123,7 @@ class ModernBert:
         Raises: InputError if the folder lacks a file or holds a wrong one, or if what is asked for is not to be had.
         """
         place = choose_device(device)
-        precision = choose_precision(dtype, place)
+        precision = choose_precision(dtype, place, "dtype")
         folder = find_folder(name, revision, token=token, offline=offline)
         if family_of(folder) != OURS:
             foreign = _load_foreign(name, folder, place, precision)
@@ -164,7 +164,10 @@ class ModernBert:
         with Processes(devices, begin) as processes:
             many = copy(self)
             many._spread = Spread(processes, len(devices))
-            yield many
+            try:
+                yield many
+            finally:
+                many._spread.end()
 
     @property
     def config(self) -> ModelConfig:
@@ -258,8 +261,8 @@ class ModernBert:
         pooling = pooling or ("mean" if self.is_late else self.vectors.pooling)
         if pooling not in ("mean", "cls"):
             raise InputError(f"pooling: found {pooling!r}, expected mean or cls")
-        if truncate_dim is not None and not 1 <= truncate_dim <= width:
-            raise InputError(f"truncate_dim: found {truncate_dim}, expected 1 to {width}")
+        if truncate_dim is not None:
+            _check_number("truncate_dim", truncate_dim, width)
         quantize(np.zeros((0, truncate_dim or width), np.float32), precision)
         found = [np.zeros((0, width), dtype=np.float32)]
         numbers: list[int] = []
@@ -277,14 +280,14 @@ class ModernBert:
             whole = torch.nn.functional.normalize(torch.from_numpy(whole), dim=-1).numpy()
         return quantize(whole, precision)
 
-    def embed_queries(self, texts: Sequence[str]) -> TextVectors:
+    def embed_queries(self, texts: str | Iterable[str]) -> TextVectors:
         """Return the vectors of queries as the model was tuned to make them; texts that are too long are cut.
 
         Raises: InputError for what is not text.
         """
         return self._tuned(texts, self.query_form)
 
-    def embed_documents(self, texts: Sequence[str]) -> TextVectors:
+    def embed_documents(self, texts: str | Iterable[str]) -> TextVectors:
         """Return the vectors of documents as the model was tuned to make them; texts that are too long are cut.
 
         Raises: InputError for what is not text.
@@ -306,19 +309,19 @@ class ModernBert:
             work = partial(ModernBert.embed_tokens, prompt=prompt, overflow=overflow)
             return _joined(self._spread.run(work, _checked(_listed(texts)), progress=progress))
         found: list[np.ndarray] = []
-        for _, batch, hidden in self._hidden_states(texts, prompt, overflow, progress):
+        for _, batch, hidden in self._hidden_states(texts, prompt, overflow, progress, CUT_ALONE):
             rows = finite(hidden.float().cpu())
             found.extend(part.numpy() for part in rows.split(list(batch.layout.lengths)))
         return found
 
-    def similarity(self, texts: str | Sequence[str], others: str | Sequence[str]) -> np.ndarray:
+    def similarity(self, texts: str | Iterable[str], others: str | Iterable[str]) -> np.ndarray:
         """Return how alike texts and others are, float32 [N, M]: cosines, or MaxSim of a late-interaction model.
 
         Texts are embedded as the model was tuned to embed queries, others as documents; too long ones are cut.
 
         Raises: InputError for what is not text.
         """
-        asked, known = (_listed(each) for each in (texts, others))
+        asked, known = (_checked(_listed(each)) for each in (texts, others))
         if not asked or not known:
             return np.zeros((len(asked), len(known)), dtype=np.float32)
         queries, documents = self.embed_queries(asked).vectors, self.embed_documents(known).vectors
@@ -329,21 +332,26 @@ class ModernBert:
         return found
 
     def rerank(
-        self, query: str, documents: Sequence[str], *, top_k: int | None = None, overflow: str = "error"
+        self, query: str, documents: Iterable[str], *, top_k: int | None = None, overflow: str = "error"
     ) -> list[Ranked]:
         """Rank documents by how well they answer a query, the best first.
 
-        A reranker scores each pair, 0 to 1; another model compares vectors, see `similarity`.
+        A reranker scores each pair, 0 to 1; another model compares vectors, see `similarity`. What is longer than the
+        model takes is an error, or is cut where `overflow` is `truncate`; a reranker may take the mean over the parts
+        of a pair (`split-mean`).
 
-        Raises: InputError for a pair that is too long, or what is not text.
+        Raises: InputError for a text or a pair that is too long, or what is not text.
         """
-        if top_k is not None and top_k < 1:
-            raise InputError(f"top_k: found {top_k}, expected at least 1")
-        listed = _listed(documents)
+        if top_k is not None:
+            _check_number("top_k", top_k)
+        if not isinstance(query, str):
+            raise InputError(f"query: found {type(query).__name__}, expected str")
+        check_overflow(overflow)
+        listed = _checked(_listed(documents))
         if isinstance(self.model, Classifier) and self.model.task == "rerank":
-            check_overflow(overflow)
-            scores = self._pair_scores(_checked([(query, document) for document in listed]), overflow)
+            scores = self._pair_scores([(query, document) for document in listed], overflow)
         else:
+            self._check_lengths(query, listed, overflow)
             scores = self.similarity([query], listed)[0]
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [Ranked(int(number), float(scores[number])) for number in order]
@@ -358,7 +366,8 @@ class ModernBert:
         Raises: InputError for a model without labels, or a text that is too long or not text.
         """
         check_overflow(overflow)
-        listed: list[Text] = _checked([texts] if isinstance(texts, (str, tuple)) else list(texts))
+        several: list[Any] = [texts] if isinstance(texts, tuple) else _listed(texts)
+        listed: list[Text] = _checked(several, pairs_ok=True)
         if self._spread is not None and not isinstance(texts, (str, tuple)):
             return _joined(self._spread.run(partial(ModernBert.classify, overflow=overflow), listed))
         found = answers.classify(self._classifier(), self.tokenizer, listed, self.longest, overflow, self.budget_tokens)
@@ -392,12 +401,11 @@ class ModernBert:
         """
         if not isinstance(self.model, MaskedLM):
             raise InputError("this model folder has no masked-LM head (head.dense, head.norm, decoder.bias)")
-        if not 1 <= top_k <= self.tokenizer.vocab_size:
-            raise InputError(f"top_k: found {top_k}, expected 1 to {self.tokenizer.vocab_size}")
+        _check_number("top_k", top_k, self.tokenizer.vocab_size)
         if self._spread is not None and not isinstance(texts, str):
             return _joined(self._spread.run(partial(ModernBert.fill_mask, top_k=top_k), _checked(_listed(texts))))
         found: list[list[list[Guess]]] = []
-        for _, batch, hidden in self._hidden_states(texts, "", "error", False):
+        for _, batch, hidden in self._hidden_states(texts, "", "error", False, "a text with masks is read whole"):
             rows = (batch.tokens == self.tokenizer.mask_id).nonzero().flatten()
             num_masks = torch.bincount(batch.layout.doc_ids()[rows], minlength=batch.layout.num_docs).tolist()
             if 0 in num_masks:
@@ -437,17 +445,18 @@ class ModernBert:
             for tokens, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True):
                 yield [Guess(self.tokenizer.text_of(t), t, p) for t, p in zip(tokens, shares, strict=True)]
 
-    def _tuned(self, texts: Sequence[str], form: Form) -> TextVectors:
+    def _tuned(self, texts: str | Iterable[str], form: Form) -> TextVectors:
+        listed = _checked(_listed(texts))
         if self._spread is not None:
-            parts = self._spread.run(partial(ModernBert._tuned, form=form), _checked(list(texts)))
+            parts = self._spread.run(partial(ModernBert._tuned, form=form), listed)
             vectors = [part.vectors for part in parts]
             whole = _joined(vectors) if self.is_late else np.concatenate(vectors)
             return TextVectors(whole, sum(part.num_cut for part in parts))
         embedder = Embedder(self.encoder, self.vectors.pooling, self.projection).eval()
         found: list[np.ndarray] = []
         num_cut = 0
-        for start in range(0, len(texts), _TEXTS_AT_A_TIME):
-            laid, cut = form.lay(self.tokenizer, texts[start : start + _TEXTS_AT_A_TIME], first=start)
+        for start in range(0, len(listed), _TEXTS_AT_A_TIME):
+            laid, cut = form.lay(self.tokenizer, listed[start : start + _TEXTS_AT_A_TIME], first=start)
             num_cut += cut
             for group in within(laid, self.budget_tokens, lambda each: len(each.tokens)):
                 with torch.inference_mode():
@@ -469,18 +478,34 @@ class ModernBert:
             self._classifier(), self.tokenizer, pairs, self.longest, overflow, self.budget_tokens
         )
 
+    def _check_lengths(self, query: str, documents: Sequence[str], overflow: str) -> None:
+        """Check that a query and documents fit, unless they are to be cut.
+
+        Raises: InputError for one that does not.
+        """
+        if overflow == "split-mean":
+            raise InputError("overflow: found split-mean, expected error or truncate: this model compares vectors")
+        if overflow == "error":
+            for name, texts, form in (("query", [query], self.query_form), ("text", documents, self.document_form)):
+                for number, ids in enumerate(self._encode(texts, form.prompt)):
+                    if len(ids) > form.longest:
+                        place = name if name == "query" else f"{name} {number}"
+                        raise InputError(f"{place}: {too_long(len(ids), form.longest, CUT_ALONE)}")
+
     def _classifier(self) -> Classifier:
         if not isinstance(self.model, Classifier):
             raise InputError("this model folder has no head with labels (classifier.weight)")
         return self.model
 
     def _hidden_states(
-        self, texts: str | Iterable[str], prompt: str, overflow: str, progress: bool
+        self, texts: str | Iterable[str], prompt: str, overflow: str, progress: bool, remedy: str = CUT_OR_SPLIT
     ) -> Iterator[tuple[list[int], Batch, Tensor]]:
         """Yield batches and their hidden states, and of each document the number of its text."""
         check_overflow(overflow)
+        if not isinstance(prompt, str):
+            raise InputError(f"prompt: found {type(prompt).__name__}, expected str")
         listed = _checked(_listed(texts))
-        documents = fitting(self._encode(listed, prompt), self.tokenizer, self.longest, overflow)
+        documents = fitting(self._encode(listed, prompt), self.tokenizer, self.longest, overflow, remedy)
         with show_texts(len(listed), progress) as show:
             for group in within(documents, self.budget_tokens, lambda each: len(each[1])):
                 moved = Batch.from_documents([ids for _, ids in group]).to(self.device)
@@ -515,24 +540,32 @@ def _joined(parts: Iterable[Iterable[Any]]) -> list[Any]:
     return [each for part in parts for each in part]
 
 
-def _listed(texts: str | Iterable[str]) -> list[str]:
-    try:
-        return [texts] if isinstance(texts, str) else list(texts)
-    except TypeError:
-        raise InputError(f"texts: found {type(texts).__name__}, expected a text or several") from None
+def _listed(texts: str | Iterable[Any]) -> list[Any]:
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, Iterable) and not isinstance(texts, (bytes, Mapping)):
+        return list(texts)
+    raise InputError(f"texts: found {type(texts).__name__}, expected a text or several")
 
 
 Texts = TypeVar("Texts", list[str], list[Text], list[tuple[str, str]])
 
 
-def _checked(texts: Texts) -> Texts:
-    """Check that every text, and each of a pair, is text."""
+def _checked(texts: Texts, *, pairs_ok: bool = False) -> Texts:
+    """Check that every text, and each of a pair where there may be some, is text."""
     for number, text in enumerate(texts):
-        parts = text if isinstance(text, tuple) and len(text) == 2 else (text,)
+        parts = text if pairs_ok and isinstance(text, tuple) and len(text) == 2 else (text,)
         wrong = [type(part).__name__ for part in parts if not isinstance(part, str)]
         if wrong:
             raise InputError(f"text {number}: found {wrong[0]}, expected str")
     return texts
+
+
+def _check_number(name: str, value: Any, most: int | None = None) -> None:
+    """Check that what counts something is a whole number, at least 1."""
+    is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_whole or value < 1 or (most is not None and value > most):
+        raise InputError(f"{name}: found {value!r}, expected {'at least 1' if most is None else f'1 to {most}'}")
 
 
 def _load_foreign(name: str | Path, folder: Path, device: torch.device, dtype: torch.dtype) -> ModernBert:

@@ -31,14 +31,23 @@ class Spread(Generic[Model]):
 
     def __init__(self, processes: Processes[Model], number: int) -> None:
         self._processes, self._number = processes, number
+        self._has_ended = False
+
+    def end(self) -> None:
+        """Take no more texts: the processes are about to end."""
+        self._has_ended = True
 
     def run(
         self, work: Callable[[Model, list[Text]], Result], texts: Sequence[Text], *, progress: bool = False
     ) -> list[Result]:
         """Return what the work makes of each part of the texts, in order; of none, what it makes of an empty part.
 
-        Raises: InputError naming a text by its number among all, or if a process dies.
+        Raises: InputError naming a text by its number among all, or if a process dies, or all have ended.
         """
+        if self._has_ended:
+            raise InputError(
+                "devices: the processes ended with their `with` block; ask the model itself, or go on anew"
+            )
         named = [(f"text {number}", text) for number, text in enumerate(texts)]
         share = sum(_size(each) for each in named) // (_PARTS * self._number)
         characters = min(max(share, _FEWEST_CHARACTERS), PART_CHARACTERS)

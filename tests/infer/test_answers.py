@@ -151,6 +151,12 @@ def test_a_long_text_is_the_mean_of_its_parts(load: Load, small_bert: ModernBert
         (lambda bert: bert.embed("a", precision="binary", truncate_dim=12), "binary for 12 components"),
         (lambda bert: bert.classify(["a", "b " * 3000]), r"text 1: has [\d,]+ tokens, expected at most 1,000"),
         (lambda bert: bert.classify(["a", ("b", "c")]), "found texts and pairs of texts"),
+        (lambda bert: bert.embed("b " * 3000), "1,000; overflow may be truncate or split-mean$"),
+        (lambda bert: bert.embed_tokens("b " * 3000), "1,000; overflow may be truncate$"),
+        (lambda bert: bert.rerank("a", ["b"], overflow="drop"), "overflow: found 'drop'"),
+        (lambda bert: bert.rerank("a", ["b"], overflow="split-mean"), "overflow: found split-mean, expected error or"),
+        (lambda bert: bert.rerank("a", ["b", "b " * 3000]), r"^text 1: has [\d,]+ tokens, .* 1,000; overflow may be"),
+        (lambda bert: bert.rerank("b " * 3000, ["b"]), r"^query: has [\d,]+ tokens, expected at most 1,000"),
         (lambda bert: bert.tag("a"), "has a head for classify, expected one for tag"),
         (lambda bert: bert.rerank("a", ["b"], top_k=0), "top_k: found 0"),
     ],
@@ -159,6 +165,25 @@ def test_what_cannot_be_answered_is_said(call: Callable[[ModernBert], Any], said
     bert, _ = load("classify")
     with pytest.raises(InputError, match=said):
         call(bert)
+
+
+def test_a_tagger_names_its_own_remedy(load: Load) -> None:
+    bert, _ = load("tag")
+    with pytest.raises(InputError, match="expected at most 1,000; overflow may be truncate$"):
+        bert.tag("b " * 3000)
+    assert bert.tag("b " * 3000, overflow="truncate") is not None
+
+
+def test_what_is_compared_by_vectors_is_cut_if_asked_and_not_in_silence(small_bert: ModernBert) -> None:
+    vectors = replace(small_bert.vectors, document_length=12, document_prompt="text ", query_length=8)
+    bert = ModernBert(small_bert.tokenizer, small_bert.model, vectors=vectors)
+    long = "the capital of country 3 is a city in a land of rivers"
+    for query, documents, said in (("what", ["a", long], "^text 1: has"), (long, ["a"], "^query: has")):
+        with pytest.raises(InputError, match=said):
+            bert.rerank(query, documents)
+    (cut,) = bert.rerank("what", [long], overflow="truncate")
+    assert cut.score == pytest.approx(float(bert.similarity("what", long)[0, 0]), abs=1e-6)
+    assert len(bert.rerank("what", (text for text in ["a", "x"]))) == 2
 
 
 def test_fewer_bytes_keep_the_direction(small_bert: ModernBert) -> None:

@@ -175,6 +175,56 @@ def test_any_iterable_of_texts_and_nothing_else(bert: ModernBert) -> None:
     np.testing.assert_allclose(bert.embed(np.array(TEXTS)), bert.embed(TEXTS), atol=1e-6)
 
 
+def test_a_text_is_one_text_however_it_is_asked_for(bert: ModernBert) -> None:
+    for ask in (bert.embed_queries, bert.embed_documents):
+        (one,) = ask("a text").vectors
+        np.testing.assert_allclose(one, bert.embed("a text")[0], atol=1e-5)
+        several = ask(text for text in TEXTS[:3]).vectors
+        np.testing.assert_allclose(several, bert.embed(TEXTS[:3]), atol=1e-5)
+
+
+WRONG = {
+    "bert.embed_queries(None)": "texts: found NoneType, expected a text or several",
+    "bert.embed_documents(5)": "texts: found int, expected a text or several",
+    "bert.embed_documents([None])": "text 0: found NoneType, expected str",
+    "bert.embed_queries(b'ab')": "texts: found bytes, expected a text or several",
+    "bert.embed({'a': 'b'})": "texts: found dict, expected a text or several",
+    "bert.embed([('a', 'b')])": "text 0: found tuple, expected str",
+    "bert.similarity([5], ['a'])": "text 0: found int, expected str",
+    "bert.rerank(None, ['a'])": "query: found NoneType, expected str",
+    "bert.rerank(['a'], ['a'])": "query: found list, expected str",
+    "bert.tag([('a', 'b')])": "text 0: found tuple, expected str",
+    "bert.classify(None)": "texts: found NoneType, expected a text or several",
+    "bert.classify(5)": "texts: found int, expected a text or several",
+    "bert.embed('a', prompt=None)": "prompt: found NoneType, expected str",
+    "bert.embed('a', truncate_dim=1.5)": "truncate_dim: found 1.5, expected 1 to 64",
+    "bert.embed('a', truncate_dim=True)": "truncate_dim: found True, expected 1 to 64",
+    "bert.rerank('a', ['a'], top_k=1.5)": "top_k: found 1.5, expected at least 1",
+    "bert.fill_mask('[MASK]', 1.5)": "top_k: found 1.5, expected 1 to 512",
+    "bert.fill_mask('[MASK]' + 'a ' * 2000)": "expected at most 1,000; a text with masks is read whole",
+    "ModernBert.load(None)": "model: found None, expected a folder or the name of a model on the hub",
+    "ModernBert.load('')": "model: found '', expected a folder or the name of a model on the hub",
+    "ModernBert.load('x' * 5000)": "x ... (5,000 characters): no such folder, and not a name on the hub",
+    "ModernBert.load(folder, device=None)": "device: found None, expected auto, cpu, cuda or cuda:N",
+    "ModernBert.load(folder, dtype='foo')": "dtype: found 'foo', expected auto, float32 or bfloat16",
+}
+
+
+def test_what_is_no_text_or_number_is_one_line(folder: Path) -> None:
+    """In a process of its own, where no types are checked."""
+    script = (
+        "import sys; from modernbert import InputError, ModernBert; folder = sys.argv[1]\n"
+        "bert = ModernBert.load(folder, device='cpu')\n"
+        "for call in sys.argv[2:]:\n"
+        "    try: print(eval(call))\n"
+        "    except Exception as error: print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(folder), *WRONG], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for said, (call, expected) in zip(done.stdout.splitlines(), WRONG.items(), strict=True):
+        assert said.startswith("InputError ") and expected in said, call
+
+
 def catches(process: int, number: int) -> bool:
     """Say whether a process has come so far as to handle a signal itself."""
     (mask,) = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{process}/status").read_text())
@@ -214,6 +264,9 @@ def test_a_reader_that_leaves_and_a_request_to_end(folder: Path) -> None:
     ("words", "message"),
     [
         (["embed", "/absent", "a"], "/absent: no such folder"),
+        (["embed", "", "a"], "model: found '', expected a folder"),
+        (["embed", "x" * 5_000, "a"], "x ... (5,000 characters): no such folder"),
+        (["embed", "{folder}", "a", "--dtype", "foo"], "dtype: found 'foo'"),
         (
             ["embed", "{folder}", "a", "--out", "v.txt"],
             "v.txt: expected a name that ends in .npy, .jsonl, .parquet or .lance",

@@ -96,6 +96,8 @@ def test_several_processes_answer_as_one_does(folders: Path, monkeypatch: pytest
             many.embed([*texts[:139], 3])  # type: ignore[list-item]
         with pytest.raises(InputError, match="^pooling: found 'max'"):
             many.embed(texts, pooling="max")
+    with pytest.raises(InputError, match="^devices: the processes ended with their `with` block"):
+        many.embed(texts)
     np.testing.assert_allclose(bert.embed(texts[:3]), bert.embed(texts)[:3], atol=1e-5)
 
 
