@@ -61,6 +61,11 @@ def _told() -> Iterator[None]:
         # The reader of our output has left, as `head` does; there is nobody to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except SystemExit as end:
+        if not isinstance(end.__context__, BrokenPipeError):
+            raise
+        # What prints for people has ended so itself, with another status.
+        sys.exit(0)
 
 
 def _tell_version(wanted: bool) -> None:

@@ -241,6 +241,11 @@ def test_a_reader_that_leaves_and_a_request_to_end(folder: Path) -> None:
     command = f"yes word | head -2000 | {sys.executable} -m modernbert.cli embed {folder} 2>&1 | head -1"
     done = subprocess.run(["bash", "-c", f"{command}; echo ${{PIPESTATUS[2]}}"], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "0" and "Traceback" not in done.stdout + done.stderr
+    command = (
+        f"{sys.executable} -m modernbert.cli fill-mask {folder} --top-k 512 $(yes [MASK] | head -30) 2>/dev/null | true"
+    )
+    done = subprocess.run(["bash", "-c", f"{command}; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
+    assert done.stdout == "0\n" and "Traceback" not in done.stderr
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         waiting = subprocess.Popen(
             [sys.executable, "-m", "modernbert.cli", "embed", str(folder)],
