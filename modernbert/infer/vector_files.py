@@ -15,7 +15,7 @@ import numpy as np
 from modernbert.errors import InputError
 from modernbert.storage import new_file, new_folder, unwrapped
 
-__all__ = ["WRITERS", "Write", "check_writer"]
+__all__ = ["WRITERS", "Write", "check_writer", "json_line"]
 
 Write = Callable[[Path, Iterator[np.ndarray], Iterator[str]], None]
 """(where to, parts of an array [N, D], texts)"""
@@ -40,6 +40,15 @@ def check_writer(out: Path) -> Write:
     return WRITERS[out.suffix]
 
 
+def json_line(vector: np.ndarray) -> str:
+    """Return a vector [D] as a JSON list: of whole numbers if it has those, else with seven places.
+
+    >>> json_line(np.array([44, -1], np.int8)), json_line(np.array([0.5], np.float32))
+    ('[44, -1]', '[0.5]')
+    """
+    return json.dumps([round(x, 7) for x in vector.tolist()])
+
+
 def _write_npy(out: Path, parts: Iterator[np.ndarray], texts: Iterator[str]) -> None:
     # The header tells the number of rows, which is known behind the last: it is written anew there, in the same length.
     with new_file(out) as partial, partial.open("w+b") as file:
@@ -62,7 +71,7 @@ def _write_jsonl(out: Path, parts: Iterator[np.ndarray], texts: Iterator[str]) -
     with new_file(out) as partial, partial.open("w") as file:
         for part in parts:
             for vector in part:
-                file.write(json.dumps([round(float(x), 7) for x in vector]) + "\n")
+                file.write(json_line(vector) + "\n")
 
 
 def _tables(parts: Iterator[np.ndarray], texts: Iterator[str]) -> Iterator[Any]:

@@ -6,7 +6,6 @@ on a cluster. A call that was stopped goes on with the parts that are not done, 
 appears whole or not at all.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -27,7 +26,7 @@ from modernbert.infer.parts import PART_CHARACTERS, Part, PartsFolder, parts_of,
 from modernbert.infer.pipeline import ModernBert, load_in_process
 from modernbert.infer.progress import show_texts
 from modernbert.infer.texts import Located, keep_input, stream_input, stream_texts
-from modernbert.infer.vector_files import Write, check_writer
+from modernbert.infer.vector_files import Write, check_writer, json_line
 from modernbert.model.hub import digest_of
 from modernbert.processes import Processes
 from modernbert.storage import check_target, only_process, sha256_of
@@ -78,7 +77,7 @@ def run(config: EmbedConfig) -> None:
         found = (vectors for _, vectors in _embedded(config, _parts(config, None, (), PART_CHARACTERS)))
     if config.out is None:
         for vector in chain.from_iterable(found):
-            print(json.dumps([round(float(x), 7) for x in vector]))
+            print(json_line(vector))
         return
     write = check_writer(config.out)
     if config.out.suffix != ".lance":

@@ -81,6 +81,11 @@ def test_fewer_bytes_are_written_as_they_are(
     found, whole = np.load(tmp_path / "v.npy"), bert.embed(TEXTS, precision=precision)
     assert found.dtype == whole.dtype and found.shape == (len(TEXTS), width)
     assert (found == whole).mean() > 0.99
+    run(replace(config, precision=precision, out=tmp_path / "v.jsonl"))
+    first = (tmp_path / "v.jsonl").read_text().splitlines()[0]
+    assert json.loads(first) == pytest.approx(found[0].tolist(), abs=1e-3) and ("." in first) == (
+        precision == "float16"
+    )
 
 
 def test_several_processes_give_the_same_rows(
