@@ -4,6 +4,7 @@ In: what was given. Out: a list of texts, or a stream of them. A file of its own
 same.
 """
 
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,13 +16,14 @@ from modernbert.text.archive import open_plain
 from modernbert.text.formats import format_of
 from modernbert.text.labelled.rows import read_file
 
-__all__ = ["Located", "gather_texts", "keep_input", "stream_input", "stream_texts"]
+__all__ = ["Located", "gather_texts", "keep_input", "stream_input", "stream_texts", "visible"]
 
 Located = tuple[str, str]
 """where a text was read, `file:line`, and the text"""
 
 _ROWS = (".jsonl", ".parquet", ".csv", ".tsv")
 _INPUT = "standard input"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def gather_texts(words: Sequence[str], file: Path | None, text_field: str = "text") -> list[str]:
@@ -81,6 +83,15 @@ def keep_input(kept: Path) -> None:
     _check_input()
     with new_file(kept) as partial, partial.open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
+
+
+def visible(text: str) -> str:
+    r"""Return text as a terminal may show it: what moves, colours or deletes there becomes U+FFFD, lines stay.
+
+    >>> visible("a\x1b[2J\nb").encode("ascii", "replace")
+    b'a?[2J\nb'
+    """
+    return _CONTROL.sub("\ufffd", text)
 
 
 def _check_input() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modernbert.infer.pipeline import ModernBert
+from modernbert.infer.texts import visible
 
 __all__ = ["ClassifyConfig", "run"]
 
@@ -35,4 +36,6 @@ def run(config: ClassifyConfig) -> None:
             print(json.dumps({"text": text, "labels": labels}, ensure_ascii=False))
         else:
             shown = list(labels.items())[: config.top_k]
-            print("  ".join(f"{label} {score:.3f}" for label, score in shown), " ".join(text.split()), sep="\t")
+            print(
+                "  ".join(f"{label} {score:.3f}" for label, score in shown), visible(" ".join(text.split())), sep="\t"
+            )

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from modernbert.infer.pipeline import Guess, ModernBert
+from modernbert.infer.texts import visible
 
 __all__ = ["FillMaskConfig", "run"]
 
@@ -38,7 +39,7 @@ def run(config: FillMaskConfig) -> None:
         return
     console = Console(highlight=False, soft_wrap=True)
     for text, masks in zip(config.texts, filled, strict=True):
-        console.print(f"[bold]{escape(text)}[/bold]")
+        console.print(f"[bold]{escape(visible(text))}[/bold]")
         for number, guesses in enumerate(masks, 1):
             for guess in guesses:
                 label = f"mask {number}" if len(masks) > 1 else ""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from modernbert.infer.pipeline import ModernBert
+from modernbert.infer.texts import visible
 
 __all__ = ["RerankConfig", "run"]
 
@@ -35,4 +36,4 @@ def run(config: RerankConfig) -> None:
         if config.json_lines:
             print(json.dumps({"index": each.index, "score": each.score, "text": text}, ensure_ascii=False))
         else:
-            print(f"{each.score:.3f}", " ".join(text.split()), sep="\t")
+            print(f"{each.score:.3f}", visible(" ".join(text.split())), sep="\t")

@@ -7,9 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from modernbert.errors import InputError
+from modernbert.errors import InputError, shown
 from modernbert.infer.catalog import Catalog
 from modernbert.infer.pipeline import ModernBert
+from modernbert.infer.texts import visible
 from modernbert.model.hub import digest_of, find_folder
 
 __all__ = ["SearchConfig", "run"]
@@ -53,9 +54,9 @@ def run(config: SearchConfig) -> None:
         if config.json_lines:
             print(json.dumps(asdict(hit), ensure_ascii=False))
             continue
-        lines = hit.text.split("\n")
+        lines = visible(hit.text).split("\n")
         more = ["..."] if len(lines) > _LINES_SHOWN else []
-        console.print(f"[bold]{number}[/bold]  {hit.score:.3f}  [cyan]{escape(hit.origin)}:{hit.line}[/cyan]")
+        console.print(f"[bold]{number}[/bold]  {hit.score:.3f}  [cyan]{escape(shown(hit.origin))}:{hit.line}[/cyan]")
         console.print("\n".join(f"    {escape(line)}" for line in [*lines[:_LINES_SHOWN], *more]))
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 
 from modernbert.infer.answers import Span
 from modernbert.infer.pipeline import ModernBert
+from modernbert.infer.texts import visible
 
 __all__ = ["TagConfig", "run"]
 
@@ -37,5 +38,5 @@ def run(config: TagConfig) -> None:
             print(json.dumps({"text": text, "spans": [asdict(span) for span in spans]}, ensure_ascii=False))
             continue
         for span in spans:
-            shown = " ".join(span.text.split())
+            shown = visible(" ".join(span.text.split()))
             print(number, span.start, span.end, span.label, f"{span.score:.3f}", shown, sep="\t")

@@ -235,6 +235,8 @@ def test_the_commands_print_lines_or_json(load: Load) -> None:
     _, folder = load("rerank")
     done = run("rerank", str(folder), "what", *TEXTS[:2], "--top-k", "1")
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 1
+    done = run("rerank", str(folder), "what", "a\x1b[2Jb\x9bc")
+    assert done.stdout.partition("\t")[2] == "a\ufffd[2Jb\ufffdc\n"
     done = run("tag", str(folder), "a")
     assert done.returncode == 2 and "has a head for rerank, expected one for tag" in done.stderr
 

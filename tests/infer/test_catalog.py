@@ -292,6 +292,20 @@ def test_a_name_that_is_no_text_is_spelled_out(
     assert hit.origin == str(notes) + "/caf\\xe9.md"
 
 
+def test_what_is_found_cannot_command_a_terminal(
+    config: IndexConfig, notes: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (notes / "a\x1b[2Jb\nc.md").write_text("coffee\x1b[31m\n tea\r\n")
+    run(config)
+    asked = SearchConfig(config.out, "coffee", how="words", device="cpu", dtype="float32")
+    capsys.readouterr()
+    run_search(asked)
+    said = capsys.readouterr().out
+    assert said.splitlines()[1:] == ["    coffee\ufffd[31m", "     tea\ufffd"] and "a\\x1b[2Jb\\nc.md:1" in said
+    run_search(replace(asked, json_lines=True))
+    assert json.loads(capsys.readouterr().out)["text"] == "coffee\x1b[31m\n tea\r"
+
+
 def test_queries_are_embedded_with_the_weights_of_their_passages(
     config: IndexConfig, tmp_path: Path, small_bert: ModernBert, capsys: pytest.CaptureFixture[str]
 ) -> None:
