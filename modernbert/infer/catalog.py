@@ -15,6 +15,7 @@ from modernbert.errors import InputError
 from modernbert.infer.index import about_of, connect, open_table, told, vector_type
 from modernbert.infer.passages import Passage, longest_passage, passages_of
 from modernbert.infer.pipeline import ModernBert
+from modernbert.model.embedder import Vectors
 from modernbert.ragged import within
 from modernbert.text.corpus import Document
 
@@ -110,7 +111,9 @@ class Catalog:
     @property
     def about(self) -> dict[str, Any]:
         """What it was begun with."""
-        return about_of(self._table)
+        about = about_of(self._table)
+        # What there was no word for when it was begun was as it is where nothing is said.
+        return about | {"vectors": asdict(Vectors()) | about.get("vectors", {})}
 
     def __len__(self) -> int:
         """Count its passages."""

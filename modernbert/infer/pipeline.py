@@ -197,8 +197,9 @@ class ModernBert:
 
     @property
     def vector_width(self) -> int:
-        """Width of the vectors that the model was tuned to make: that of its projection, if it has one."""
-        return self.width if self.projection is None else self.projection.out_features
+        """Width of the vectors that the model was tuned to make: that of its projection, if it has one, or less."""
+        whole = self.width if self.projection is None else self.projection.out_features
+        return min(whole, self.vectors.truncate_dim or whole)
 
     @property
     def is_late(self) -> bool:
@@ -244,9 +245,10 @@ class ModernBert:
 
         `pooling` is `mean` over all tokens of the text or its first token `cls`, by default as the model was tuned; the
         linear layer that it was tuned with follows. `prompt` is put before each text; `truncate_dim` keeps the first
-        components, before normalising. A text longer than the model was trained for is an error; `overflow` may cut it
-        (`truncate`), or take the mean over its parts, each with the weight of its tokens (`split-mean`). `precision` is
-        float32, float16, int8 or binary, see `quantize`. `progress` shows on standard error how far it is.
+        components, before normalising, by default as many as its folder says. A text longer than the model was trained
+        for is an error; `overflow` may cut it (`truncate`), or take the mean over its parts, each with the weight of
+        its tokens (`split-mean`). `precision` is float32, float16, int8 or binary, see `quantize`. `progress` shows on
+        standard error how far it is.
 
         Raises: InputError for a text that is too long or not text, or for an unknown pooling, overflow or precision.
         """
@@ -261,9 +263,10 @@ class ModernBert:
         pooling = pooling or ("mean" if self.is_late else self.vectors.pooling)
         if pooling not in ("mean", "cls"):
             raise InputError(f"pooling: found {pooling!r}, expected mean or cls")
-        if truncate_dim is not None:
-            _check_number("truncate_dim", truncate_dim, width)
-        quantize(np.zeros((0, truncate_dim or width), np.float32), precision)
+        if truncate_dim is None:
+            truncate_dim = min(width, self.vectors.truncate_dim or width)
+        _check_number("truncate_dim", truncate_dim, width)
+        quantize(np.zeros((0, truncate_dim), np.float32), precision)
         found = [np.zeros((0, width), dtype=np.float32)]
         numbers: list[int] = []
         lengths: list[int] = []
@@ -460,7 +463,10 @@ class ModernBert:
             num_cut += cut
             for group in within(laid, self.budget_tokens, lambda each: len(each.tokens)):
                 with torch.inference_mode():
-                    rows = finite(embedder(laid_out(group).to(self.device)).cpu()).numpy()
+                    made = finite(embedder(laid_out(group).to(self.device)).cpu())
+                    if made.shape[1] > self.vector_width:
+                        made = torch.nn.functional.normalize(made[:, : self.vector_width], dim=-1)
+                rows = made.numpy()
                 found.extend(
                     np.split(rows, np.cumsum([each.num_rows for each in group])[:-1]) if self.is_late else [rows]
                 )

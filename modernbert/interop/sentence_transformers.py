@@ -53,6 +53,7 @@ def sentence_transformer(
         prompts=settings.get("prompts"),
         default_prompt_name=settings.get("default_prompt_name"),
         similarity_fn_name=settings.get("similarity_fn_name"),
+        truncate_dim=settings.get("truncate_dim"),
     )
 
 

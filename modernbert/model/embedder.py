@@ -21,7 +21,8 @@ class Vectors:
     """Say how texts become vectors; lengths are tokens, None is what the model was trained for.
 
     `pooling` is mean, cls, or tokens: a vector for each, compared by MaxSim. `expand_queries` fills queries up with
-    [MASK] to `query_length`; tokens named in `skip` have no vector in documents.
+    [MASK] to `query_length`; tokens named in `skip` have no vector in documents. Of a vector, the first `truncate_dim`
+    components are kept, if it has more.
     """
 
     pooling: str = "mean"
@@ -31,6 +32,7 @@ class Vectors:
     document_length: int | None = None
     expand_queries: bool = False
     skip: list[str] = field(default_factory=list)
+    truncate_dim: int | None = None
 
 
 class Embedder(nn.Module):

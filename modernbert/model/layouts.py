@@ -40,6 +40,8 @@ def write_vectors(folder: Path, vectors: Vectors, projection: nn.Linear | None, 
         # Which sentence-transformers has no word for, and passes over.
         "query_length": vectors.query_length,
     }
+    if vectors.truncate_dim is not None:
+        settings["truncate_dim"] = vectors.truncate_dim
     if late:
         settings = {
             "model_type": "ColBERT", "similarity_fn_name": "MaxSim", "query_prefix": vectors.query_prompt,
@@ -94,7 +96,7 @@ def load_vectors(folder: Path) -> Vectors:
     asked = _whole("query_length", found, folder / _SETTINGS) if "query_length" in found else length
     return Vectors(
         pooling=_pooling(folder), query_prompt=query, document_prompt=document, query_length=asked,
-        document_length=length,
+        document_length=length, truncate_dim=_whole("truncate_dim", found, folder / _SETTINGS, "components"),
     )  # fmt: skip
 
 
@@ -180,10 +182,10 @@ def _longest(folder: Path) -> int | None:
     return length if isinstance(length, int) and 0 < length < _NO_LIMIT else None
 
 
-def _whole(key: str, said: dict[str, Any], place: Path) -> int | None:
+def _whole(key: str, said: dict[str, Any], place: Path, what: str = "tokens") -> int | None:
     value = said.get(key)
     if value is not None and (type(value) is not int or value < 1):
-        raise InputError(f"{place}: {key} is {value!r}, expected a number of tokens")
+        raise InputError(f"{place}: {key} is {value!r}, expected a number of {what}")
     return value
 
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +211,21 @@ def test_passages_are_no_longer_than_documents_may_be(tmp_path: Path, small_bert
     with pytest.raises(InputError, match="document_length: documents of this model have room for"):
         Catalog.begin(tmp_path / "other", short, "model", "bits", 256)
     assert not (tmp_path / "other").exists()
+
+
+def test_an_index_that_says_nothing_of_a_newer_setting_stays_of_use(
+    notes: Path, tmp_path: Path, small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(catalogs, "asdict", lambda vectors: {key: v for key, v in asdict(vectors).items() if v})
+        index(notes, tmp_path / "index", small_bert)
+    assert index(notes, tmp_path / "index", small_bert)[1] == (0, 3, 0)
+    tuned = replace(small_bert.vectors, truncate_dim=16)
+    bert = ModernBert(small_bert.tokenizer, small_bert.model, vectors=tuned)
+    with pytest.raises(InputError, match="was begun with other vectors"):
+        index(notes, tmp_path / "index", bert)
+    catalog, _ = index(notes, tmp_path / "narrow", bert)
+    assert len(catalog.search(bert, "the capital", 3, how="vectors")) == 3
 
 
 def test_what_is_refused_leaves_no_index(config: IndexConfig, notes: Path, tmp_path: Path) -> None:

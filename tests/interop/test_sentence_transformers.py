@@ -69,6 +69,23 @@ def test_vectors_are_those_of_sentence_transformers_and_of_the_package(
     torch.testing.assert_close(*similar, atol=1e-5, rtol=0)
 
 
+def test_as_many_components_are_kept_as_the_folder_says(write: Callable[..., Path], tmp_path: Path) -> None:
+    folder = write(Vectors(document_prompt="read: ", truncate_dim=16))
+    theirs, ours = SentenceTransformer(str(folder), device="cpu"), sentence_transformer(folder, **CPU)
+    assert ours.get_embedding_dimension() == theirs.get_embedding_dimension() == 16
+    expected = theirs.encode_document(TEXTS)
+    np.testing.assert_allclose(ours.encode_document(TEXTS), expected, atol=1e-5)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    for written in (folder, tmp_path / "again"):
+        bert = ModernBert.load(written, backend="banded", **CPU)
+        assert bert.vector_width == 16
+        np.testing.assert_allclose(bert.embed_documents(TEXTS).vectors, expected, atol=1e-5)
+        np.testing.assert_allclose(bert.embed(TEXTS, prompt="read: "), expected, atol=1e-5)
+        assert bert.embed("a", truncate_dim=64).shape == (1, 64)
+        if written == folder:
+            bert.save(tmp_path / "again")
+
+
 def test_tokens_are_handed_out_without_padding(write: Callable[..., Path]) -> None:
     folder = write(Vectors())
     theirs, ours = SentenceTransformer(str(folder), device="cpu"), sentence_transformer(folder, **CPU)

@@ -248,6 +248,13 @@ def test_poolings_that_are_not_ours_are_refused(
         load(folder)
 
 
+def test_components_that_are_no_number_are_refused(tmp_path: Path, small_bert: ModernBert) -> None:
+    folder = write(tmp_path / "model", small_bert, Vectors())
+    edited("config_sentence_transformers.json", truncate_dim="16")(folder)
+    with pytest.raises(InputError, match="truncate_dim is '16', expected a number of components"):
+        load(folder)
+
+
 def test_a_dense_of_sentence_transformers_that_names_no_activation_has_tanh(tmp_path: Path, late: Path) -> None:
     (late / "modules.json").write_text(
         (late / "modules.json").read_text().replace("pylate.models", "sentence_transformers")
