@@ -82,7 +82,9 @@ class Pooled:
         layout = Layout.from_lengths([len(each) for each in documents]).to(hidden.device)
         rows = pool(hidden.float(), layout, self.pooling)
         # The layer behind late interaction is for vectors of tokens.
-        vectors = (rows if self.bert.is_late else _projected(self.bert, rows))[:, : self.dimensions]
+        if not self.bert.is_late:
+            rows = _projected(self.bert, rows)[:, : self.bert.vectors.truncate_dim]
+        vectors = rows[:, : self.dimensions]
         return list((F.normalize(vectors, dim=-1) if self.normalize else vectors).cpu().numpy())
 
 
@@ -90,7 +92,10 @@ def token_vectors(bert: ModernBert, normalize: bool, dimensions: int | None = No
     """Make one vector a token, float32 [its tokens, E] a text."""
 
     def finish(hidden: Tensor, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
-        vectors = _projected(bert, hidden.float())[:, :dimensions]
+        vectors = _projected(bert, hidden.float())
+        if bert.is_late:
+            vectors = vectors[:, : bert.vectors.truncate_dim]
+        vectors = vectors[:, :dimensions]
         vectors = F.normalize(vectors, dim=-1) if normalize else vectors
         return [part.cpu().numpy() for part in vectors.split([len(each) for each in documents])]
 

@@ -133,6 +133,16 @@ def test_late_interaction_is_that_of_the_library(open_app: Open, small_bert: Mod
     np.testing.assert_allclose(cut[0], late.embed_documents(["word " * 60]).vectors[0], atol=1e-5)
 
 
+def test_vectors_are_as_short_as_the_folder_says(open_app: Open, small_bert: ModernBert) -> None:
+    short = ModernBert(small_bert.tokenizer, small_bert.model, vectors=Vectors(truncate_dim=16))
+    client, vectors = open_app(short), short.embed(TEXTS)
+    assert vectors.shape[1] == 16
+    np.testing.assert_allclose(client.post("/embed", json={"inputs": TEXTS}).json(), vectors, atol=1e-5)
+    alike = client.post("/similarity", json={"inputs": {"source_sentence": TEXTS[0], "sentences": TEXTS}}).json()
+    np.testing.assert_allclose(alike, short.similarity(TEXTS[0], TEXTS)[0], atol=1e-5)
+    assert client.post("/embed", json={"inputs": "a", "dimensions": 17}).status_code == 422
+
+
 def test_queries_get_the_prompt_they_were_tuned_with(open_app: Open, small_bert: ModernBert) -> None:
     tuned = ModernBert(small_bert.tokenizer, small_bert.model, vectors=Vectors("cls", "ask: ", "know: ", 30, 50))
     client = open_app(tuned)
