@@ -150,13 +150,17 @@ class Catalog:
         `vectors` compares meaning, `words` shares them (BM25), `hybrid` joins both rankings; `judge` ranks the best
         again, see `ModernBert.rerank`.
 
-        Raises: InputError for an unknown way, or an empty catalog.
+        Raises: InputError for an unknown way, an empty catalog, or one that was stopped before its words were known.
         """
         if how not in HOW:
             raise InputError(f"how: found {how!r}, expected {', '.join(HOW)}")
         if not query.strip() or k < 1 or not len(self):
             raise InputError(f"{self.folder}: found {len(self)} passages, a query of {len(query)} characters, k of {k}")
         depth = max(k, _DEPTH)
+        if how != "vectors" and self._words() is None:
+            raise InputError(
+                f"{self.folder}: has no words yet, for its index was stopped; expected to be indexed again"
+            )
         with told(self.folder):
             rankings = [self._nearest(bert, query, depth)] if how != "words" else []
             rankings += [self._sharing(query, depth)] if how != "vectors" else []
@@ -227,8 +231,12 @@ class Catalog:
 
     def _has_words(self) -> bool:
         """Say whether all passages are known by their words: a stop may have come before they were."""
-        named = [each.name for each in self._table.list_indices() if each.columns == ["text"]]
-        return bool(named) and not self._table.index_stats(named[0]).num_unindexed_rows
+        words = self._words()
+        return words is not None and not self._table.index_stats(words).num_unindexed_rows
+
+    def _words(self) -> str | None:
+        """Return the name of the index of words, if it was made."""
+        return next((each.name for each in self._table.list_indices() if each.columns == ["text"]), None)
 
     def _index_words(self) -> None:
         from lancedb.index import FTS
