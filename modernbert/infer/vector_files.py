@@ -24,7 +24,8 @@ Write = Callable[[Path, Iterator[np.ndarray], Iterator[str]], None]
 def check_writer(out: Path) -> Write:
     """Return what writes a file of this name.
 
-    Raises: InputError for an unknown ending, a library that is absent, or a table that is there already.
+    Raises: InputError for an unknown ending, a library that is absent or cannot write such a name, or a table that is
+    there already.
     """
     if out.suffix not in WRITERS:
         *known, last = WRITERS
@@ -33,8 +34,11 @@ def check_writer(out: Path) -> Write:
         if out.suffix == suffix:
             try:
                 __import__(library)
+                str(out.absolute()).encode()
             except ImportError:
                 raise InputError(f"{out}: needs {library} to be written; pip install 'modernbert[{extra}]'") from None
+            except UnicodeEncodeError:
+                raise InputError(f"{out}: is a name that {library} cannot write, expected UTF-8 text") from None
     if out.suffix == ".lance" and out.exists():
         raise InputError(f"{out}: exists already, expected a new folder")
     return WRITERS[out.suffix]

@@ -167,6 +167,19 @@ def test_a_file_that_is_not_there_is_one_line(config: EmbedConfig, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.jsonl.gz"]
 
 
+@pytest.mark.parametrize("name", [b"v\xe9.parquet", b"v\xe9.lance", b"v\xe9.npy"])
+def test_names_that_are_no_text_are_written_or_one_line(name: bytes, config: EmbedConfig, tmp_path: Path) -> None:
+    out, texts = (Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + each)) for each in (name, b"t\xe9.jsonl"))
+    texts.write_text('{"body": "a"}\n')
+    if name.endswith(b".npy"):
+        run(replace(config, files=[texts], out=out))
+        assert np.load(out).shape == (1, 64)
+        return
+    with pytest.raises(InputError, match="is a name that (pyarrow|lancedb) cannot write, expected UTF-8 text"):
+        run(replace(config, files=[texts], out=out))
+    assert sorted(tmp_path.iterdir()) == sorted([texts, tmp_path / "texts.jsonl.gz"])
+
+
 def test_a_table_that_is_there_is_not_written_over(config: EmbedConfig, tmp_path: Path) -> None:
     run(replace(config, out=tmp_path / "v.lance"))
     with pytest.raises(InputError, match="v.lance: exists already"):
