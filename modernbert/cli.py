@@ -68,10 +68,11 @@ def _told() -> Iterator[None]:
         sys.exit(0)
 
 
-def _tell_version(wanted: bool) -> None:
+def _tell_version(wanted: bool) -> bool:
     if wanted:
         print(f"modernbert {metadata.version('modernbert')}, torch {metadata.version('torch')}")
         raise typer.Exit
+    return wanted
 
 
 @app.callback()
