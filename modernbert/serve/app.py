@@ -61,8 +61,8 @@ def make_app(bert: ModernBert, engine: Engine, settings: ServeSettings) -> FastA
     app.state.close = close
     paths: set[str] = set()
     app.add_middleware(
-        Guard, limits=settings.limits, meters=meters, is_closing=lambda: service.is_closing, paths=paths
-    )  # fmt: skip
+        Guard, limits=settings.limits, engine=engine, meters=meters, is_closing=lambda: service.is_closing, paths=paths
+    )
     _add_errors(app)
     add_vectors(app, service)
     add_answers(app, service)

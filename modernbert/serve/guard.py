@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from modernbert.serve.engine import Engine, Request
+from modernbert.serve.engine import Busy, Engine, Request
 
 __all__ = ["Guard", "Limits", "Meters", "refusal_of"]
 
@@ -27,6 +27,10 @@ Send = Callable[[Message], Awaitable[None]]
 _OPEN = ("/health", "/ping", "/ready")
 # Never turned away because others ask too much: it shows that they do.
 _UNCOUNTED = ("/metrics",)
+# Asked for ids and texts alone, for which nothing has to wait.
+_NOT_COMPUTED = ("/tokenize", "/decode")
+# No fewer in any body: with it a request is taken for larger than it is by nobody.
+_BYTES_PER_TOKEN = 8
 # A browser cannot send a key with the page's address; the page asks for it.
 _PAGE = ("/", "/page.css", "/page.js")
 
@@ -62,6 +66,15 @@ class Meters:
             Gauge(name, text, registry=self.registry).set_function(read)
 
 
+class _Refusal(NamedTuple):
+    """Say why a request is not answered, and when it may be, if that is known."""
+
+    status: int
+    kind: str
+    text: str
+    retry_after_s: int | None = None
+
+
 class _Broken(Exception):
     """Say that no more is read of a body."""
 
@@ -70,9 +83,16 @@ class Guard:
     """Refuse who has no key, what is too large or too slow, and whoever is one too many; count and log the rest."""
 
     def __init__(
-        self, app: Any, limits: Limits, meters: Meters, is_closing: Callable[[], bool], paths: Collection[str]
+        self,
+        app: Any,
+        limits: Limits,
+        engine: Engine,
+        meters: Meters,
+        is_closing: Callable[[], bool],
+        paths: Collection[str],
     ) -> None:
-        self.app, self.limits, self.meters, self.is_closing, self.paths = app, limits, meters, is_closing, paths
+        self.app, self.limits, self.engine, self.meters = app, limits, engine, meters
+        self.is_closing, self.paths = is_closing, paths
         self.running = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -83,7 +103,7 @@ class Guard:
         headers = {name.lower(): value for name, value in scope["headers"]}
         status = 0
         # Why a body is no longer read; what the routes make of its half is of no interest.
-        broken: list[tuple[int, str, str]] = []
+        broken: list[_Refusal] = []
 
         async def sent(message: Message) -> None:
             nonlocal status
@@ -97,7 +117,7 @@ class Guard:
         refusal = self._refusal(scope["method"], scope["path"], headers)
         try:
             if refusal is not None:
-                return await _refuse(scope, sent, *refusal)
+                return await _refuse(scope, sent, refusal)
             self.running += 1
             try:
                 await self.app(scope, self._bounded(receive, begun, broken), sent)
@@ -107,33 +127,39 @@ class Guard:
                 self.running -= 1
             if broken and not status:
                 refusal = broken.pop()
-                await _refuse(scope, sent, *refusal)
+                await _refuse(scope, sent, refusal)
         except Exception:
             status = 500  # which is told behind this
             raise
         finally:
             self._note(scope, status, begun)
 
-    def _refusal(self, method: str, path: str, headers: dict[bytes, bytes]) -> tuple[int, str, str] | None:
+    def _refusal(self, method: str, path: str, headers: dict[bytes, bytes]) -> _Refusal | None:
         limits = self.limits
         if path in _OPEN or (path in _PAGE and method in ("GET", "HEAD")):
             return None
         if self.is_closing():
-            return 503, "Unhealthy", "the server is closing"
+            return _Refusal(503, "Unhealthy", "the server is closing")
         if limits.api_key is not None:
             scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
             given = key if scheme.lower() == b"bearer" else scheme
             if not secrets.compare_digest(given, limits.api_key.encode()):
                 found = "another key" if given else "no key"
-                return 401, "Unauthorized", f"found {found}, expected the header Authorization: Bearer KEY"
+                return _Refusal(401, "Unauthorized", f"found {found}, expected the header Authorization: Bearer KEY")
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or int(length) > limits.most_bytes:
-            return 413, "Payload", f"the body has more than {limits.most_bytes:,} bytes"
+            return _Refusal(413, "Payload", f"the body has more than {limits.most_bytes:,} bytes")
         if self.running >= limits.most_requests and path not in _UNCOUNTED:
-            return 429, "Overloaded", f"{self.running} requests are being answered, try again in 1 s"
+            text = f"{self.running} requests are being answered, try again in 1 s"
+            return _Refusal(429, "Overloaded", text, 1)
+        if method == "POST" and path in self.paths and path not in _NOT_COMPUTED:
+            try:
+                self.engine.check_room(int(length) // _BYTES_PER_TOKEN)
+            except Busy as busy:
+                return _Refusal(429, "Overloaded", str(busy), busy.retry_after_s)
         return None
 
-    def _bounded(self, receive: Receive, begun: float, broken: list[tuple[int, str, str]]) -> Receive:
+    def _bounded(self, receive: Receive, begun: float, broken: list[_Refusal]) -> Receive:
         """Count the bytes of a body as they come, and wait for them no longer than for an answer."""
         num_bytes = 0
         whole = False
@@ -147,13 +173,13 @@ class Guard:
                 async with asyncio.timeout(max(0.0, left)):
                     message = await receive()
             except TimeoutError:
-                broken.append((408, "Timeout", "the body came too slowly"))
+                broken.append(_Refusal(408, "Timeout", "the body came too slowly"))
                 raise _Broken from None
             if message["type"] == "http.request":
                 num_bytes += len(message.get("body", b""))
                 whole = not message.get("more_body", False)
                 if num_bytes > self.limits.most_bytes:
-                    broken.append((413, "Payload", f"the body has more than {self.limits.most_bytes:,} bytes"))
+                    broken.append(_Refusal(413, "Payload", f"the body has more than {self.limits.most_bytes:,} bytes"))
                     raise _Broken
             return message
 
@@ -196,11 +222,12 @@ def refusal_of(path: str, status: int, kind: str, text: str) -> dict[str, Any]:
     return {"error": error, "error_type": kind, "message": text, "code": status}
 
 
-async def _refuse(scope: MutableMapping[str, Any], send: Send, status: int, kind: str, text: str) -> None:
+async def _refuse(scope: MutableMapping[str, Any], send: Send, refusal: _Refusal) -> None:
+    status, kind, text, retry_after_s = refusal
     body = json.dumps(refusal_of(scope["path"], status, kind, text)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 429:
-        headers.append((b"retry-after", b"1"))
+    if retry_after_s is not None:
+        headers.append((b"retry-after", str(retry_after_s).encode()))
     if status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})

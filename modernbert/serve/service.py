@@ -25,8 +25,6 @@ __all__ = ["ServeSettings", "Service", "listed"]
 # So many numbers of float32 are the answer to one text of 8,192 tokens, a vector of 1,024 each; memory shall not depend
 # on what is asked for.
 _MOST_NUMBERS = 2**23
-# No fewer in any body: with it a request is taken for larger than it is by nobody.
-_BYTES_PER_TOKEN = 8
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,6 @@ class Service:
 
     async def compute(self, http: Request, make: Callable[[], Sequence[np.ndarray]], finish: Finish) -> list[Any]:
         """Tokenise, wait for the engine, and return the answers; whoever leaves or waits too long is dropped."""
-        # Where there is no room, texts are not even tokenised.
-        self.engine.check_room(int(http.headers.get("content-length", 0)) // _BYTES_PER_TOKEN)
         documents = await asyncio.get_running_loop().run_in_executor(None, make)
         job = self.engine.submit(documents, finish)
         http.scope["modernbert.job"] = job
