@@ -2,12 +2,13 @@
 
 As `load.py` of the record before, but for two things: clients do as little as they can, for they compute on the cores
 of the server; and the library's own rate is measured in turn with the servers, for what else runs on the host changes
-from minute to minute. Writes OUT.
+from minute to minute. CLIENTS=64 asks with so many alone. Writes OUT.
 """
 
 import asyncio
 import importlib.util
 import json
+import os
 import statistics
 import sys
 import time
@@ -39,6 +40,8 @@ async def client(url, texts, sizes, first, step, counted_from, until, seen):
 
 
 before.client = client
+if "CLIENTS" in os.environ:
+    before.CLIENTS = tuple(map(int, os.environ["CLIENTS"].split(",")))
 
 
 def measure(model, texts, sizes):
