@@ -4,6 +4,7 @@ In: a model and its gradients. Out: updated weights, and the two moments of ever
 as a checkpoint stores them. One step costs no wait for the device.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -39,6 +40,10 @@ class StableAdamW(torch.optim.Optimizer):
     share a tensor, for the RMS is that of the whole. `fused` does the same with the package's own loops or kernels, in
     float32: two passes over memory instead of ten.
     """
+
+    # What torch puts around these keeps its compiler out of them, and imports it to that end: a second of every start.
+    add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
     def __init__(
         self,

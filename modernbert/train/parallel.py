@@ -6,24 +6,25 @@ more than one process: the loop shares micro-batches out by their number, and su
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed import PrefixStore  # type: ignore[attr-defined]
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from modernbert.device import choose_device
 from modernbert.errors import InputError
 from modernbert.ragged import Batch
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
 
 __all__ = [
     "ALONE",
@@ -70,7 +71,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    mesh: DeviceMesh | None = None
+    mesh: "DeviceMesh | None" = None
     writers: dist.ProcessGroup | None = None
 
     @property
@@ -98,6 +99,8 @@ class World:
     def spread(self, objective: Objective, blocks: nn.ModuleList) -> nn.Module:
         """Make the processes train one model: gradients are averaged over them in every backward pass that syncs."""
         if self.mesh is not None:
+            from torch.distributed.fsdp import fully_shard
+
             for block in blocks:
                 fully_shard(block, mesh=self.mesh)
             fully_shard(objective, mesh=self.mesh)
@@ -127,6 +130,11 @@ def join(device: str, sharding: str) -> Iterator[tuple[World, torch.device]]:
     if size == 1:
         yield ALONE, choose_device(device)
         return
+    # A process that is alone does not wait for what only several need.
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.rendezvous import rendezvous
+
     local_rank, num_local = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     place = choose_device(_own_device(device, local_rank))
     if place.type == "cuda":
@@ -157,14 +165,14 @@ def syncing(objective: nn.Module, is_last: bool) -> Any:
     """Return a context for one backward pass; gradients go around after the last of a step only."""
     if isinstance(objective, DistributedDataParallel):
         return _nothing() if is_last else objective.no_sync()
-    if isinstance(objective, FSDPModule):
+    if _holds_part(objective):
         objective.set_requires_gradient_sync(is_last)
     return _nothing()
 
 
 def settle(objective: nn.Module) -> None:
     """Let go of what a forward pass without a backward pass left behind: sharded parameters that are whole for now."""
-    if isinstance(objective, FSDPModule):
+    if _holds_part(objective):
         objective.reshard()
 
 
@@ -173,20 +181,33 @@ def _nothing() -> Iterator[None]:
     yield
 
 
+def _holds_part(objective: nn.Module) -> "TypeGuard[FSDPModule]":
+    sharded = sys.modules.get("torch.distributed.fsdp")
+    return sharded is not None and isinstance(objective, sharded.FSDPModule)
+
+
+def _is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
+    # Whoever has not imported the module has none of its tensors, and importing it takes half a second.
+    sharded = sys.modules.get("torch.distributed.tensor")
+    return sharded is not None and isinstance(tensor, sharded.DTensor)
+
+
 def local(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this process holds: all of it, unless it is sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_sharded(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """Return all of a tensor; where it is sharded, every process has to ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor
 
 
 def sharded_like(part: Tensor, parameter: Tensor) -> Tensor:
     """Return the tensor that `part` is this process's part of, spread as a parameter is."""
-    if not isinstance(parameter, DTensor):
+    if not _is_sharded(parameter):
         return part
+    from torch.distributed.tensor import DTensor
+
     return DTensor.from_local(
         part, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
     )
@@ -194,8 +215,10 @@ def sharded_like(part: Tensor, parameter: Tensor) -> Tensor:
 
 def first_row(tensor: Tensor) -> int:
     """Return the row of the whole tensor that the local part begins with."""
-    if not isinstance(tensor, DTensor):
+    if not _is_sharded(tensor):
         return 0
+    from torch.distributed.tensor import Shard
+
     shards, rank = tensor.device_mesh.size(-1), tensor.device_mesh.get_local_rank(tensor.device_mesh.ndim - 1)
     assert tensor.placements[-1] == Shard(0)
     return min(rank * -(-tensor.shape[0] // shards), tensor.shape[0])

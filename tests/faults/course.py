@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch._dynamo  # noqa: F401  (what makes the first optimizer brings it in, and each run would wait for it)
-
 from modernbert.errors import InputError
 from modernbert.jobs import pretrain
 from modernbert.text.corpus import Document, Tally
