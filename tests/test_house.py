@@ -188,6 +188,17 @@ def test_the_library_brings_in_nothing_that_makes_a_process_wait(small_bert: Mod
     assert done.stdout.strip() == "[]"
 
 
+def test_training_brings_in_no_compiler_and_nothing_of_several_processes() -> None:
+    code = (
+        "import sys, torch; import modernbert.jobs.pretrain; from modernbert.train.optim import StableAdamW; "
+        "weight = torch.nn.Parameter(torch.ones(2)); optimizer = StableAdamW([weight], lr=0.1); "
+        "weight.grad = torch.ones(2); optimizer.step(); optimizer.zero_grad(); "
+        "print([n for n in ('torch._dynamo', 'sympy', 'torch.distributed.fsdp') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_tests_check_the_axes_and_the_types_of_annotations() -> None:
     with pytest.raises(TypeCheckError, match="positives"):
         ranks_of(np.zeros((3, 4)), np.zeros(5, dtype=int))
