@@ -565,6 +565,8 @@ def serve(
     """Answer over HTTP, as text-embeddings-inference, OpenAI and Cohere do."""
     from modernbert.jobs.serve import ServeConfig, run
 
+    # The library takes an empty variable for none: a secret that was not set would open the server.
+    api_key = os.environ.get("MODERNBERT_API_KEY") if api_key is None else api_key
     run(
         ServeConfig(
             model, host, port, api_key, budget_tokens, queue_tokens, max_requests, max_bytes, timeout, wait,

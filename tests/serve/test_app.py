@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import json
+import os
 import re
 import signal
 import socket
@@ -334,6 +335,10 @@ def test_an_empty_key_lets_nobody_in(folder: Path) -> None:
     for wrong, said in (({"api_key": ""}, "api_key: is empty"), ({"host": ""}, "host: is empty")):
         with pytest.raises(InputError, match=said):
             run(ServeConfig(str(folder), **wrong))
+    unset = os.environ | {"MODERNBERT_API_KEY": ""}
+    command = [sys.executable, "-m", "modernbert.cli", "serve", str(folder), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, env=unset, timeout=60)
+    assert done.returncode == 2 and "api_key: is empty" in done.stderr
 
 
 def test_who_counts_is_never_turned_away_and_each_refusal_has_its_path(open_app: Open, small_bert: ModernBert) -> None:
