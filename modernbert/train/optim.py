@@ -23,6 +23,7 @@ __all__ = ["StableAdamW", "grad_norm", "load_named_state", "fused_runs_on", "nam
 
 _Moments = list[tuple[Tensor, Tensor, Tensor, Tensor]]
 """weight, gradient, first and second moment of each parameter"""
+_Betas = tuple[float, float]
 
 
 class StableAdamW(torch.optim.Optimizer):
@@ -96,51 +97,36 @@ class StableAdamW(torch.optim.Optimizer):
 
         roots = torch._foreach_sqrt(exp_avg_sqs)
         ratios = torch._foreach_div(gradients, torch._foreach_clamp_min(roots, group["eps"]))
-        norms = _over_shards(torch.stack([_norm(ratio) for ratio in ratios]), self._sum_shards)
-        sizes = torch.stack([norm / size**0.5 for norm, size in zip(norms.unbind(), sizes_of_whole, strict=True)])
+        rates, kept = self._steps(torch.stack([_norm(ratio) for ratio in ratios]), sizes_of_whole, group)
         del ratios
-        shortening = 1 / sizes.clamp(min=1)  # stays on the device: reading it would stop the host once a tensor
 
         if group["weight_decay"]:
-            kept = 1 - group["weight_decay"] * (group["lr"] / group["max_lr"]) * shortening
             torch._foreach_mul_(parameters, list(kept.unbind()))
         torch._foreach_add_(roots, group["eps"])
         updates = torch._foreach_div(exp_avgs, roots)
-        torch._foreach_mul_(updates, list((-group["lr"] * shortening).unbind()))
+        torch._foreach_mul_(updates, list((-rates).unbind()))
         torch._foreach_add_(parameters, list(updates))
 
-    def _update_in_loops(
-        self,
-        moments: _Moments,
-        betas: tuple[float, float],
-        sizes_of_whole: list[int],
-        group: dict[str, Any],
-    ) -> None:
-        eps, lr = group["eps"], group["lr"]
+    def _update_in_loops(self, moments: _Moments, betas: _Betas, sizes: list[int], group: dict[str, Any]) -> None:
+        eps = group["eps"]
         squares = [calls.update_moments_(grad.contiguous(), m, v, betas, eps) for _, grad, m, v in moments]
-        norms = _over_shards(torch.tensor(squares, dtype=torch.float64).sqrt(), self._sum_shards).tolist()
-        for (weight, _, m, v), norm, size in zip(moments, norms, sizes_of_whole, strict=True):
-            shortening = 1 / max(1.0, norm / size**0.5)
-            kept = 1 - group["weight_decay"] * (lr / group["max_lr"]) * shortening
-            calls.apply_moments_(weight, m, v, lr=lr * shortening, kept=kept, eps=eps)
+        steps = self._steps(torch.tensor(squares, dtype=torch.float64).sqrt(), sizes, group)
+        for (weight, _, m, v), lr, kept in zip(moments, *(each.tolist() for each in steps), strict=True):
+            calls.apply_moments_(weight, m, v, lr=lr, kept=kept, eps=eps)
 
-    def _update_in_kernels(
-        self,
-        moments: _Moments,
-        betas: tuple[float, float],
-        sizes_of_whole: list[int],
-        group: dict[str, Any],
-    ) -> None:
+    def _update_in_kernels(self, moments: _Moments, betas: _Betas, sizes: list[int], group: dict[str, Any]) -> None:
         from modernbert.kernels.moments import apply_moments_, update_moments_
 
-        eps, lr = group["eps"], group["lr"]
+        eps = group["eps"]
         weights, gradients, firsts, seconds = (list(each) for each in zip(*moments, strict=True))
         squares = update_moments_([grad.contiguous() for grad in gradients], firsts, seconds, betas, eps)
-        norms = _over_shards(squares.sqrt(), self._sum_shards)
-        sizes = moved(torch.tensor(sizes_of_whole, dtype=torch.float32), norms.device)
-        shortening = 1 / (norms / sizes.sqrt()).clamp(min=1)
-        kept = 1 - group["weight_decay"] * (lr / group["max_lr"]) * shortening
-        apply_moments_(weights, firsts, seconds, lr * shortening, kept, eps)
+        apply_moments_(weights, firsts, seconds, *self._steps(squares.sqrt(), sizes, group), eps)
+
+    def _steps(self, norms: Tensor, sizes_of_whole: list[int], group: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Return of each tensor its rate and what it keeps, where its norm is: reading it would stop the host."""
+        sizes = moved(torch.tensor(sizes_of_whole, dtype=norms.dtype), norms.device)
+        shortening = 1 / (_over_shards(norms, self._sum_shards) / sizes.sqrt()).clamp(min=1)
+        return group["lr"] * shortening, 1 - group["weight_decay"] * (group["lr"] / group["max_lr"]) * shortening
 
 
 def fused_runs_on(device: torch.device) -> bool:
