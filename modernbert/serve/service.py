@@ -13,6 +13,7 @@ import numpy as np
 from fastapi import Request
 
 from modernbert.errors import InputError
+from modernbert.infer.parts import placed
 from modernbert.infer.pipeline import ModernBert
 from modernbert.model.heads import Classifier
 from modernbert.serve import work
@@ -145,7 +146,7 @@ class Service:
             try:
                 laid.extend(self.lay([source], bert.query_form, truncate))
             except InputError as error:
-                raise InputError(str(error).replace("text 0", "the query", 1)) from None
+                raise placed(error, [("the query", source)]) from None
             laid.extend(self.lay(texts, bert.document_form, truncate))
             if bert.is_late:
                 self.check_size(sum(len(each.tokens) for each in laid))
