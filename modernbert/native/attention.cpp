@@ -14,6 +14,7 @@
 
 #include "interface.h"
 #include "products.h"
+#include "strips.h"
 
 namespace modernbert {
 namespace {
@@ -94,47 +95,6 @@ void copy_rows(Rows<const T> rows, T* to, Span span, int padded) {
     std::memset(to, 0, (padded - (span.last - span.first)) * K * sizeof(T));
 }
 
-// Words of 32 bits, [height][from_step] -> [width][to_step]; both are multiples of 16.
-void transpose_words(const void* from, int from_step, void* to, int to_step, int height, int width) {
-    const char* source = (const char*)from;
-    char* target = (char*)to;
-    for (int i = 0; i < height; i += LANES)
-        for (int j = 0; j < width; j += LANES) {
-            Words square[LANES];
-            for (int r = 0; r < LANES; ++r)
-                std::memcpy(&square[r], source + ((i + r) * from_step + j) * 4, sizeof(Words));
-            transpose_square(square);
-            for (int r = 0; r < LANES; ++r)
-                std::memcpy(target + ((j + r) * to_step + i) * 4, &square[r], sizeof(Words));
-        }
-}
-
-// 64 rows -> the panel of their transpose, [K / GROUP][64][GROUP]: a word keeps its group together.
-template <class T>
-void panel_of_transpose(const T* rows, T* panel) {
-    transpose_words(rows, K / GROUP<T>, panel, PANEL, PANEL, K / GROUP<T>);
-}
-
-// Rows of 64 in steps of 64 -> a panel, [rows / GROUP][64][GROUP].
-void panel_of(const float* rows, float* panel, int num_rows) {
-    std::memcpy(panel, rows, num_rows * PANEL * sizeof(float));
-}
-
-void interleave(Halves even, Halves odd, bfloat16* to) {
-    Words pairs = __builtin_convertvector(even, Words) | (__builtin_convertvector(odd, Words) << 16);
-    std::memcpy(to, &pairs, sizeof pairs);
-}
-
-void panel_of(const bfloat16* rows, bfloat16* panel, int num_rows) {
-    for (int row = 0; row < num_rows; row += 2)
-        for (int j = 0; j < PANEL; j += LANES) {
-            Halves even, odd;
-            std::memcpy(&even, rows + row * PANEL + j, sizeof even);
-            std::memcpy(&odd, rows + (row + 1) * PANEL + j, sizeof odd);
-            interleave(even, odd, panel + row * PANEL + j * 2);
-        }
-}
-
 // Scores [num_rows][64] in the precision of the products: as a panel, and row after row.
 const float* scores_as_panel(const float* scores, float*, int, int) { return scores; }
 const float* scores_as_rows(const float* scores, float*, int, int) { return scores; }
@@ -142,9 +102,8 @@ const float* scores_as_rows(const float* scores, float*, int, int) { return scor
 const bfloat16* scores_as_panel(const float* scores, bfloat16* room, int num_rows, int width) {
     for (int row = 0; row < num_rows; row += 2)
         for (int j = 0; j < width; j += LANES) {
-            Halves even = round_to_halves(load(scores + row * PANEL + j));
-            Halves odd = round_to_halves(load(scores + (row + 1) * PANEL + j));
-            interleave(even, odd, room + row * PANEL + j * 2);
+            const Words pairs = group_of_rows(scores + row * PANEL + j, PANEL, 2, room);
+            std::memcpy(room + row * PANEL + j * 2, &pairs, sizeof pairs);
         }
     return room;
 }
@@ -153,26 +112,6 @@ const bfloat16* scores_as_rows(const float* scores, bfloat16* room, int num_rows
     for (int row = 0; row < num_rows; ++row)
         for (int j = 0; j < width; j += LANES) store(room + row * PANEL + j, load(scores + row * PANEL + j));
     return room;
-}
-
-// [num_rows][K] -> [K][num_rows]
-void transpose_rows(const float* rows, float* to, int num_rows) {
-    transpose_words(rows, K, to, num_rows, num_rows, K);
-}
-
-void transpose_rows(const bfloat16* rows, bfloat16* to, int num_rows) {
-    for (int i = 0; i < num_rows; i += LANES)
-        for (int j = 0; j < K / 2; j += LANES) {
-            Words square[LANES];
-            for (int r = 0; r < LANES; ++r) std::memcpy(&square[r], rows + (i + r) * K + j * 2, sizeof(Words));
-            transpose_square(square);
-            for (int r = 0; r < LANES; ++r) {
-                Halves even = __builtin_convertvector(square[r] & 0xffff, Halves);
-                Halves odd = __builtin_convertvector(square[r] >> 16, Halves);
-                std::memcpy(to + (j + r) * 2 * num_rows + i, &even, sizeof even);
-                std::memcpy(to + ((j + r) * 2 + 1) * num_rows + i, &odd, sizeof odd);
-            }
-        }
 }
 
 // Memory of one thread, kept from task to task. `cut` hands out a piece.
@@ -242,9 +181,9 @@ void attend_task(const T* qkv, T* mixed, float* lse, const Heads& heads, const T
         const int first = keys.first + int(at);
         const Span span = {first, std::min(keys.last, first + PANEL)};
         rotate_rows(k, room, span, PANEL, heads, task.start);
-        panel_of_transpose(room, key_panels + at * K);
+        strip_of_transpose<PANEL>(room, K, K, key_panels + at * K);
         copy_rows(v, room, span, PANEL);
-        panel_of(room, values + at * K, PANEL);
+        strip_of_rows<PANEL>(room, K, PANEL, PANEL, values + at * K);
     }
     const float scale = LOG2_E / std::sqrt(float(K));
     for (int begin = task.queries.first; begin < task.queries.last; begin += block) {
@@ -325,10 +264,10 @@ void return_task(const T* qkv, const T* mixed, const float* lse, const T* grad, 
     for (size_t at = 0; at < num_keys; at += PANEL) {
         const Span span = {int(at), std::min(task.length, int(at) + PANEL)};
         rotate_rows(k, room, span, PANEL, heads, task.start);
-        panel_of_transpose(room, key_panels + at * K);
-        panel_of(room, keys + at * K, PANEL);
+        strip_of_transpose<PANEL>(room, K, K, key_panels + at * K);
+        strip_of_rows<PANEL>(room, K, PANEL, PANEL, keys + at * K);
         copy_rows(v, room, span, PANEL);
-        panel_of_transpose(room, value_panels + at * K);
+        strip_of_transpose<PANEL>(room, K, K, value_panels + at * K);
     }
     const float scale = 1.0f / std::sqrt(float(K));
     for (int begin = 0; begin < task.length; begin += block) {
@@ -336,8 +275,8 @@ void return_task(const T* qkv, const T* mixed, const float* lse, const T* grad, 
         const int padded = up_to(num_queries, 32);  // products sum over queries, too
         rotate_rows(q, queries, {begin, end}, padded, heads, task.start);
         copy_rows(g, grads, {begin, end}, padded);
-        transpose_rows(queries, queries_turned, padded);
-        transpose_rows(grads, grads_turned, padded);
+        transpose(queries, K, padded, padded, K, queries_turned, padded);
+        transpose(grads, K, padded, padded, K, grads_turned, padded);
         float offsets[64] = {}, levels[64] = {};
         for (int r = 0; r < num_queries; ++r) {
             Floats dot = {};
@@ -372,10 +311,10 @@ void return_task(const T* qkv, const T* mixed, const float* lse, const T* grad, 
     }
     for (size_t at = 0; at < num_keys; at += PANEL) {
         const int last = std::min(task.length, int(at) + PANEL);
-        transpose_words(grad_keys + at * K, PANEL, upright, K, K, PANEL);
+        transpose(grad_keys + at * K, PANEL, K, K, PANEL, upright, K);
         for (int row = int(at); row < last; ++row)
             rotate(upright + (row - at) * K, grad_k[row], heads, task.start + row, -1.0f);
-        transpose_words(grad_values + at * K, PANEL, upright, K, K, PANEL);
+        transpose(grad_values + at * K, PANEL, K, K, PANEL, upright, K);
         for (int row = int(at); row < last; ++row)
             for (int i = 0; i < K; i += LANES) store(grad_v[row] + i, load(upright + (row - at) * K + i));
     }
