@@ -72,13 +72,18 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
+def has_amx() -> bool:
+    """Say whether the processor multiplies tiles of bfloat16 (AMX)."""
+    # torch has no public question for an instruction set; where a version lacks the private one, say no.
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
+
+
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # torch has no public question for these two instruction sets; where a version lacks the private one, say no.
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    # As above.
     has_avx512_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    return bool(has_amx() or has_avx512_bf16())
+    return has_amx() or bool(has_avx512_bf16())
 
 
 def name_of(device: torch.device) -> str:

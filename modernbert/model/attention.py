@@ -6,9 +6,9 @@ function that each layer calls.
 
 - `triton`: kernels of this package on CUDA in half precision: rotary positions in place, so what is given is used up;
   local layers block by block of the stream, and global ones of short documents; of longer ones the flash kernels. They
-  come with their own norms and GeGLU (`between`).
+  come with their own norms and GeGLU (`operations`).
 - `native`: loops of this package, compiled where they run, on a CPU: rotary positions, scores and mixing in one pass
-  over documents as they lie. They come with their own norms and GeGLU (`between`).
+  over documents as they lie. They come with their own products, norms and GeGLU (`operations`).
 - `varlen`: flash kernels, on CUDA in half precision (`flash`).
 - `banded`: everywhere. Local layers cut the stream into blocks of queries against their own band of keys, which is
   O(T x window); global layers run fused attention over documents grouped by length. No S x S tensor is ever held.

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from modernbert.model.attention import Attend, prepare
-from modernbert.model.between import Between, between_of
 from modernbert.model.config import ModelConfig
+from modernbert.model.operations import Operations, operations_of
 from modernbert.model.replay import Replays
 from modernbert.model.rotary import rotate_heads, rotation
 from modernbert.ragged import Layout
@@ -46,13 +46,13 @@ class Attention(nn.Module):
         self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.out_drop = nn.Dropout(config.attention_output_dropout)
 
-    def project(self, normed: Float[Tensor, "T D"]) -> Float[Tensor, "T 3 H K"]:
+    def project(self, normed: Float[Tensor, "T D"], ops: Operations) -> Float[Tensor, "T 3 H K"]:
         """Return queries, keys and values."""
-        return self.Wqkv(normed).unflatten(-1, self.heads_shape)
+        return ops.linear(self.Wqkv, normed).unflatten(-1, self.heads_shape)
 
-    def merge(self, mixed: Float[Tensor, "T H K"]) -> Float[Tensor, "T D"]:
+    def merge(self, mixed: Float[Tensor, "T H K"], ops: Operations) -> Float[Tensor, "T D"]:
         """Return what attention adds to the stream, before a share of it is dropped."""
-        return self.Wo(mixed.flatten(1))
+        return ops.linear(self.Wo, mixed.flatten(1))
 
     @property
     def dropout(self) -> float:
@@ -68,9 +68,9 @@ class Mlp(nn.Module):
         self.Wi = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, normed: Float[Tensor, "T D"], between: Between) -> Float[Tensor, "T D"]:
+    def forward(self, normed: Float[Tensor, "T D"], ops: Operations) -> Float[Tensor, "T D"]:
         """Transform each token by itself."""
-        return self.Wo(between.geglu(self.Wi(normed)))
+        return ops.linear(self.Wo, ops.geglu(ops.linear(self.Wi, normed)))
 
 
 class Layer(nn.Module):
@@ -91,24 +91,24 @@ class Layer(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(
-        self, hidden: Float[Tensor, "T D"], delta: Float[Tensor, "T D"] | None, attend: Attend, between: Between
+        self, hidden: Float[Tensor, "T D"], delta: Float[Tensor, "T D"] | None, attend: Attend, ops: Operations
     ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]:
         """Take the stream and what is still to be added to it; return the same for the next layer."""
         # Attention stands between two functions, for those can be compiled: it is another closure for each layout.
-        hidden, qkv = self.before(hidden, delta, between)
-        return self.after(hidden, attend(qkv), between)
+        hidden, qkv = self.before(hidden, delta, ops)
+        return self.after(hidden, attend(qkv), ops)
 
-    def before(self, hidden: Tensor, delta: Tensor | None, between: Between) -> tuple[Tensor, Tensor]:
+    def before(self, hidden: Tensor, delta: Tensor | None, ops: Operations) -> tuple[Tensor, Tensor]:
         """Return the stream, and what goes into attention."""
         if delta is None or isinstance(self.attn_norm, nn.Identity):
-            return hidden, self.attn.project(hidden)
-        hidden, normed = between.add_norm(hidden, delta, self.attn_norm, 0.0)
-        return hidden, self.attn.project(normed)
+            return hidden, self.attn.project(hidden, ops)
+        hidden, normed = ops.add_norm(hidden, delta, self.attn_norm, 0.0)
+        return hidden, self.attn.project(normed, ops)
 
-    def after(self, hidden: Tensor, mixed: Tensor, between: Between) -> tuple[Tensor, Tensor]:
+    def after(self, hidden: Tensor, mixed: Tensor, ops: Operations) -> tuple[Tensor, Tensor]:
         """Add attention to the stream; return it, and what the feed-forward network adds."""
-        hidden, normed = between.add_norm(hidden, self.attn.merge(mixed), self.mlp_norm, self.attn.dropout)
-        return hidden, self.mlp(normed, between)
+        hidden, normed = ops.add_norm(hidden, self.attn.merge(mixed, ops), self.mlp_norm, self.attn.dropout)
+        return hidden, self.mlp(normed, ops)
 
 
 class Encoder(nn.Module):
@@ -145,14 +145,14 @@ class Encoder(nn.Module):
         """Do what `forward` does, whatever the size of the batch, layer by layer."""
         hidden: Tensor = self.embeddings(tokens)
         delta: Tensor | None = None
-        between = between_of(self.backend)
+        ops = operations_of(self.backend)
         for layer, attend in zip(self.layers, self._attention(layout, _compute_dtype(hidden)), strict=True):
             if self.recompute and torch.is_grad_enabled():
-                hidden, delta = checkpoint(layer, hidden, delta, attend, between, use_reentrant=False)
+                hidden, delta = checkpoint(layer, hidden, delta, attend, ops, use_reentrant=False)
             else:
-                hidden, delta = layer(hidden, delta, attend, between)
+                hidden, delta = layer(hidden, delta, attend, ops)
         assert delta is not None, "a model has layers"
-        return between.add_norm(hidden, delta, self.final_norm, 0.0)[1]
+        return ops.add_norm(hidden, delta, self.final_norm, 0.0)[1]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         if self.replays is not None:  # weights are moved

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
+from modernbert.model.operations import can_multiply
 from modernbert.model.rotary import rotation
 from modernbert.model.shapes import shapes_only
 from modernbert.native import calls
@@ -22,10 +23,7 @@ __all__ = ["FusedEncoder", "can_fuse"]
 
 def can_fuse(config: ModelConfig, backend: str) -> bool:
     """Say whether the loops compute a whole encoder of this shape faster than layer by layer."""
-    # Where a processor has AMX, products stay with oneDNN: those of the loops have not been measured against it there.
-    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    widths = (config.hidden_size, config.intermediate_size)
-    return backend == "native" and not any(width % calls.PANEL for width in widths) and not has_amx()
+    return backend == "native" and can_multiply(config.hidden_size, config.intermediate_size)
 
 
 class FusedEncoder(nn.Module):
@@ -78,7 +76,7 @@ class FusedEncoder(nn.Module):
 def _pack(layer: Any) -> list[Tensor]:
     """Return a layer's tensors in the order in which the loops want them, and take its weights away."""
     linears = [layer.attn.Wqkv, layer.attn.Wo, layer.mlp.Wi, layer.mlp.Wo]
-    qkv, out, up, down = (calls.strips_of(linear.weight.detach()) for linear in linears)
+    qkv, out, up, down = (calls.strips_of(linear.weight.detach(), turned=True) for linear in linears)
     activated, gate = up.chunk(2)
     # The first layer has no norm before its attention; its place is filled with what nobody reads.
     norms = [layer.mlp_norm if isinstance(layer.attn_norm, nn.Identity) else layer.attn_norm, layer.mlp_norm]

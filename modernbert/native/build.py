@@ -24,7 +24,7 @@ __all__ = ["library", "obstacle"]
 
 _FLAGS = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fvisibility=hidden", "-w"]
 _FOLDER = Path(__file__).parent
-_SOURCES = ("attention.cpp", "elementwise.cpp", "encoder.cpp", "training.cpp")
+_SOURCES = ("attention.cpp", "elementwise.cpp", "encoder.cpp", "linear.cpp", "training.cpp")
 
 
 def library() -> ctypes.CDLL:

@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 from modernbert.native.build import library
 
 __all__ = [
-    "add_norm", "apply_moments_", "attend", "cross_entropy_", "encode", "geglu", "rows_of", "strips_of",
-    "update_moments_",
+    "add_norm", "apply_moments_", "attend", "cross_entropy_", "encode", "geglu", "linear", "multiply_", "rows_of",
+    "strips_of", "update_moments_",
 ]  # fmt: skip
 
 HEAD_WIDTH = 64
@@ -68,20 +68,52 @@ def encode(
     return out
 
 
-def strips_of(weight: Float[Tensor, "out in"]) -> Float[Tensor, "strips groups strip group"]:
-    """Lay the weight of a linear layer out as products read it: outputs side by side, bfloat16 inputs in pairs.
+def linear(rows: Float[Tensor, "T D_in"], weight: Float[Tensor, "D_out D_in"]) -> Float[Tensor, "T D_out"]:
+    """Multiply rows by the weights of a linear layer, in the type of the rows; both widths are multiples of 64.
 
-    A strip is as wide as this processor wants it.
+    The gradient of the weights comes in their own type, as sums in float32.
     """
-    strip, group = int(library().strip_width()), 4 // weight.element_size()
-    num_out, num_in = weight.shape
-    cut = weight.view(num_out // strip, strip, num_in // group, group)
-    return cut.transpose(1, 2).contiguous()
+    result: Tensor = _Linear.apply(rows, weight)
+    return result
 
 
-def rows_of(strips: Float[Tensor, "strips groups strip group"]) -> Float[Tensor, "out in"]:
-    """Return the weight that `strips_of` laid out."""
+def strips_of(
+    matrix: Float[Tensor, "_ _"], dtype: torch.dtype | None = None, *, turned: bool = False
+) -> Float[Tensor, "strips groups strip group"]:
+    """Lay a matrix [k, n] out as the right side of a product: columns in strips, pairs of bfloat16 rows side by side.
+
+    A strip is as wide as this processor wants it, and filled up with zeros to a multiple of 32 rows. `turned` says that
+    the matrix is given by its transpose [n, k], as the weight of a linear layer is.
+    """
+    dtype = dtype or matrix.dtype
+    num_columns, depth = matrix.shape if turned else matrix.shape[::-1]
+    strip, group = int(library().strip_width()), 4 // dtype.itemsize
+    strips = matrix.new_empty(num_columns // strip, -(-max(depth, 1) // 32) * 32 // group, strip, group, dtype=dtype)
+    _call_wide("lay_turned" if turned else "lay", matrix, strips, matrix.contiguous(), strips, num_columns, depth)
+    return strips
+
+
+def rows_of(strips: Float[Tensor, "strips groups strip group"]) -> Float[Tensor, "n k"]:
+    """Return the weight that `strips_of` laid out, of a depth that divides by 32."""
     return strips.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def multiply_(
+    out: Float[Tensor, "m n"],
+    rows: Float[Tensor, "_ _"],
+    strips: Float[Tensor, "strips groups strip group"],
+    *,
+    turned: bool = False,
+    add: bool = False,
+) -> Tensor:
+    """Put the product of rows [m, k] and a matrix in strips into `out`, or add it to what is there.
+
+    With `turned`, the rows are given by their transpose [k, m], and m is a multiple of 16.
+    """
+    num_rows, depth = rows.shape[::-1] if turned else rows.shape
+    shape = (num_rows, out.shape[1], depth)
+    _call_wide("multiply_rows", out, rows, rows.contiguous(), int(turned), strips, out, *shape, int(add))
+    return out
 
 
 def add_norm(
@@ -128,6 +160,24 @@ def update_moments_(grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, betas: tu
 def apply_moments_(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, lr: float, kept: float, eps: float) -> None:
     """Keep a share of one float32 tensor and take an Adam step of `lr`."""
     _call_plain("apply_moments", weight, exp_avg, exp_avg_sq, weight.numel(), lr, kept, eps)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return multiply_(rows.new_empty(len(rows), len(weight)), rows, strips_of(weight, rows.dtype, turned=True))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        rows, weight = ctx.saved_tensors
+        grad_rows = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_rows = multiply_(torch.empty_like(rows), grad, strips_of(weight, rows.dtype))
+        if ctx.needs_input_grad[1]:
+            grad_weight = multiply_(torch.empty_like(weight), grad, strips_of(rows), turned=True)
+        return grad_rows, grad_weight
 
 
 class _Attend(torch.autograd.Function):

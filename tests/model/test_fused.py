@@ -92,10 +92,12 @@ def test_weights_come_back_bit_for_bit(dtype: torch.dtype) -> None:
 
 def test_strips_are_outputs_side_by_side() -> None:
     weight = torch.arange(128 * 32).view(128, 32).float()
-    width = calls.strips_of(weight).shape[2]
+    strips = calls.strips_of(weight, turned=True)
+    width = strips.shape[2]
     assert 64 % width == 0, "the halves of Wi and panels of 64 are whole strips"
-    assert calls.strips_of(weight)[1, 5, 3].tolist() == [weight[width + 3, 5]]
-    assert calls.strips_of(weight.bfloat16())[1, 5, 3].tolist() == weight.bfloat16()[width + 3, 10:12].tolist()
+    assert strips[1, 5, 3].tolist() == [weight[width + 3, 5]]
+    narrow = weight.bfloat16()
+    assert calls.strips_of(narrow, turned=True)[1, 5, 3].tolist() == narrow[width + 3, 10:12].tolist()
 
 
 @pytest.mark.parametrize("with_head", [False, True])

@@ -77,6 +77,49 @@ def test_attention_equals_dense_for_any_lengths(lengths: list[int], sides: tuple
         assert error(found, expected) < 2e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("num_rows", [0, 1, 31, 47, 145, 1_700])
+@pytest.mark.parametrize("widths", [(64, 64), (192, 320), (1_600, 896)], ids=str)
+def test_linear_equals_torch_forward_and_backward(widths: tuple[int, int], num_rows: int, dtype: torch.dtype) -> None:
+    """Few rows and many, of blocks that are full and not, deeper and wider than what lies in a cache at a time."""
+    generator = torch.Generator().manual_seed(num_rows)
+    rows = torch.randn(num_rows, widths[0], generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(widths[1], widths[0], generator=generator, requires_grad=True)
+    upstream = torch.randn(num_rows, widths[1], generator=generator).to(dtype)
+    found = calls.linear(rows, weight)
+    exact_rows, exact_weight = (x.detach().to(dtype).double().requires_grad_() for x in (rows, weight))
+    expected = F.linear(exact_rows, exact_weight)
+    pairs = [
+        (found, expected),
+        *zip(
+            torch.autograd.grad(found, (rows, weight), upstream),
+            torch.autograd.grad(expected, (exact_rows, exact_weight), upstream.double()),
+            strict=True,
+        ),
+    ]
+    for (mine, exact), tolerance in zip(pairs, (TOLERANCE[dtype], TOLERANCE[dtype], 1e-6), strict=True):
+        assert error(mine, exact) < tolerance if exact.norm() else not mine.any()
+    assert pairs[2][0].dtype == torch.float32, "gradients of weights are never rounded to bfloat16"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_product_of_rows_does_not_depend_on_other_rows_or_threads(dtype: torch.dtype) -> None:
+    rows, weight = torch.randn(300, 192).to(dtype), torch.randn(128, 192)
+    whole = calls.linear(rows, weight)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert torch.equal(torch.cat([calls.linear(part, weight) for part in rows.split(77)]), whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_products_are_added_to_what_is_there() -> None:
+    out, rows, weight = torch.randn(100, 128), torch.randn(100, 64), torch.randn(64, 128)
+    expected = out.double() + rows.double() @ weight.double()
+    assert error(calls.multiply_(out, rows, calls.strips_of(weight), add=True), expected) < 1e-6
+
+
 def test_large_scores_do_not_overflow() -> None:
     """Scores of hundreds, as untrained weights or long training make them: the softmax picks one key."""
     layout = Layout.from_lengths([300])

@@ -1,0 +1,86 @@
+"""What a layer computes beside attention: its products, the residual sum with its norm, and GeGLU.
+
+In: the name of an attention backend. Out: the three as functions, of torch, or of the package's own loops or kernels. A
+file of its own because layers are the same with any.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modernbert.device import has_amx
+from modernbert.native import calls
+
+__all__ = ["Operations", "can_multiply", "operations_of"]
+
+
+class Operations(NamedTuple):
+    """`linear(layer, rows)` multiplies by a layer's weights; `add_norm(hidden, delta, norm, dropout)` returns the sum
+    and its norm, with that share of `delta` dropped; `geglu(both)` gates one half of each row.
+    """
+
+    linear: Callable[[nn.Module, Tensor], Tensor]
+    add_norm: Callable[[Tensor, Tensor, nn.LayerNorm, float], tuple[Tensor, Tensor]]
+    geglu: Callable[[Tensor], Tensor]
+
+
+def operations_of(backend: str) -> Operations:
+    """Return the functions that go with an attention backend."""
+    if backend == "triton":
+        return _kernels()
+    return _LOOPS if backend == "native" else _TORCH
+
+
+def can_multiply(*widths: int) -> bool:
+    """Say whether the loops multiply matrices of these widths, and do so faster than torch."""
+    # Where a processor has AMX, products stay with oneDNN: those of the loops have not been measured against it there.
+    return not any(width % calls.PANEL for width in widths) and not has_amx()
+
+
+def _linear(layer: nn.Module, rows: Tensor) -> Tensor:
+    result: Tensor = layer(rows)
+    return result
+
+
+def _add_norm(hidden: Tensor, delta: Tensor, norm: nn.LayerNorm, dropout: float) -> tuple[Tensor, Tensor]:
+    hidden = hidden + _dropped(delta, dropout)
+    return hidden, norm(hidden)
+
+
+def _geglu(both: Tensor) -> Tensor:
+    activated, gate = both.chunk(2, dim=-1)
+    return F.gelu(activated) * gate
+
+
+def _dropped(delta: Tensor, dropout: float) -> Tensor:
+    return F.dropout(delta, dropout) if dropout else delta
+
+
+def _linear_in_loops(layer: nn.Module, rows: Tensor) -> Tensor:
+    # What somebody put in the place of a plain layer computes as it wants to.
+    if type(layer) is not nn.Linear or not can_multiply(*layer.weight.shape):
+        return _linear(layer, rows)
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else rows.dtype
+    return calls.linear(rows.to(dtype), layer.weight)
+
+
+def _add_norm_in_loops(hidden: Tensor, delta: Tensor, norm: nn.LayerNorm, dropout: float) -> tuple[Tensor, Tensor]:
+    return calls.add_norm(hidden, _dropped(delta, dropout), norm.weight, norm.eps)
+
+
+@functools.cache
+def _kernels() -> Operations:
+    from modernbert.kernels import elementwise
+
+    def add_norm(hidden: Tensor, delta: Tensor, norm: nn.LayerNorm, dropout: float) -> tuple[Tensor, Tensor]:
+        return elementwise.add_norm(hidden, delta, norm.weight, norm.eps, dropout)
+
+    return Operations(_linear, add_norm, elementwise.geglu)
+
+
+_TORCH = Operations(_linear, _add_norm, _geglu)
+_LOOPS = Operations(_linear_in_loops, _add_norm_in_loops, calls.geglu)
