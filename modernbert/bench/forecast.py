@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from modernbert.bench.costs import TokenCosts, num_parameters, token_costs
 from modernbert.bench.devices import Machine
 from modernbert.model.config import ModelConfig
-from modernbert.train.losses import CHUNK_ROWS, GPU_CHUNK_ROWS
+from modernbert.train.decoding import CHUNK_ROWS, GPU_CHUNK_ROWS
 from modernbert.train.recipe import Phase
 from modernbert.train.schedule import Schedule
 

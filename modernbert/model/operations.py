@@ -47,17 +47,13 @@ def _linear(layer: nn.Module, rows: Tensor) -> Tensor:
 
 
 def _add_norm(hidden: Tensor, delta: Tensor, norm: nn.LayerNorm, dropout: float) -> tuple[Tensor, Tensor]:
-    hidden = hidden + _dropped(delta, dropout)
+    hidden = hidden + (F.dropout(delta, dropout) if dropout else delta)
     return hidden, norm(hidden)
 
 
 def _geglu(both: Tensor) -> Tensor:
     activated, gate = both.chunk(2, dim=-1)
     return F.gelu(activated) * gate
-
-
-def _dropped(delta: Tensor, dropout: float) -> Tensor:
-    return F.dropout(delta, dropout) if dropout else delta
 
 
 def _linear_in_loops(layer: nn.Module, rows: Tensor) -> Tensor:
@@ -69,7 +65,7 @@ def _linear_in_loops(layer: nn.Module, rows: Tensor) -> Tensor:
 
 
 def _add_norm_in_loops(hidden: Tensor, delta: Tensor, norm: nn.LayerNorm, dropout: float) -> tuple[Tensor, Tensor]:
-    return calls.add_norm(hidden, _dropped(delta, dropout), norm.weight, norm.eps)
+    return calls.add_norm(hidden, delta, norm.weight, norm.eps, dropout)
 
 
 @functools.cache

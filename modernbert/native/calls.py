@@ -117,13 +117,19 @@ def multiply_(
 
 
 def add_norm(
-    hidden: Float[Tensor, "T D"], delta: Float[Tensor, "T D"], scale: Float[Tensor, " D"], eps: float
+    hidden: Float[Tensor, "T D"],
+    delta: Float[Tensor, "T D"],
+    scale: Float[Tensor, " D"],
+    eps: float,
+    dropout: float = 0.0,
 ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]:
     """Return `hidden + delta` in the type of `hidden`, and its layer norm in the type of `delta`.
 
-    D divides by 16. Where no gradient is wanted, the sum is written over `hidden`.
+    Of `delta` a share is dropped; which numbers follows from torch's generator. D divides by 16. Where no gradient is
+    wanted, the sum is written over `hidden`.
     """
-    result: tuple[Tensor, Tensor] = _AddNorm.apply(hidden, delta, scale, eps)
+    seed = int(torch.randint(2**31, ())) if dropout else 0
+    result: tuple[Tensor, Tensor] = _AddNorm.apply(hidden, delta, scale, eps, (float(dropout), seed))
     return result
 
 
@@ -208,16 +214,20 @@ class _Attend(torch.autograd.Function):
 
 class _AddNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, delta: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, hidden: Tensor, delta: Tensor, scale: Tensor, eps: float, dropout: tuple[float, int]
+    ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         hidden, delta = hidden.contiguous(), delta.contiguous()
         _must_divide(hidden.shape[1])
         wide_scale, moments = scale.float(), torch.empty(len(hidden), 2)
         total = torch.empty_like(hidden) if any(ctx.needs_input_grad) else hidden
         normed = torch.empty_like(delta)
-        _call_wide("add_norm", hidden, delta, hidden, delta, wide_scale, eps, total, normed, moments, *hidden.shape)
+        _call_wide(
+            "add_norm", hidden, delta, hidden, delta, wide_scale, eps, total, normed, moments, *dropout, *hidden.shape
+        )
         ctx.save_for_backward(total, scale, wide_scale, moments)
-        ctx.narrow = delta.dtype
+        ctx.narrow, ctx.dropout = delta.dtype, dropout
         return total, normed
 
     @staticmethod
@@ -225,16 +235,18 @@ class _AddNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_total: Tensor | None, grad_normed: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         total, scale, wide_scale, moments = ctx.saved_tensors
         grad_hidden = torch.empty_like(total)
-        # Where both are of one type, they are one tensor.
-        grad_delta = None if ctx.narrow == total.dtype else torch.empty_like(total, dtype=ctx.narrow)
+        # Where both are of one type and all was kept, they are one tensor.
+        share, _ = ctx.dropout
+        is_one = ctx.narrow == total.dtype and not share
+        grad_delta = None if is_one else torch.empty_like(total, dtype=ctx.narrow)
         parts = torch.empty(-(-len(total) // _rows_at_a_time()), total.shape[1])
         grad_total = None if grad_total is None else grad_total.contiguous()
         _call_wide(
             "add_norm_backward", total, grad_normed, total, wide_scale, moments, grad_total, grad_normed.contiguous(),
-            grad_hidden, grad_delta, parts, *total.shape,
+            grad_hidden, grad_delta, parts, *ctx.dropout, *total.shape,
         )  # fmt: skip
         grad_scale = parts.sum(dim=0).to(scale.dtype)
-        return grad_hidden, grad_hidden if grad_delta is None else grad_delta, grad_scale, None
+        return grad_hidden, grad_hidden if grad_delta is None else grad_delta, grad_scale, None, None
 
 
 class _Geglu(torch.autograd.Function):

@@ -19,16 +19,19 @@ void for_blocks(int64_t num_rows, int num_threads, const Do& run) {
         run(block, block * ROWS_AT_A_TIME, std::min(num_rows, (block + 1) * ROWS_AT_A_TIME));
 }
 
-// hidden [T][D], delta [T][D] -> total = hidden + delta, normed = (total - mean) / deviation * scale.
+// hidden [T][D], delta [T][D] -> total = hidden + what is kept of delta, normed = (total - mean) / deviation * scale.
 // `moments` [T][2] keeps mean and 1 / deviation. D is a multiple of 16.
 template <class Hidden, class Narrow>
 void add_norm(const Hidden* hidden, const Narrow* delta, const float* scale, float eps, Hidden* total, Narrow* normed,
-              float* moments, int64_t num_rows, int64_t width, int num_threads) {
+              float* moments, const Dropout& dropout, int64_t num_rows, int64_t width, int num_threads) {
     for_blocks(num_rows, num_threads, [&](int64_t, int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row) {
             Hidden* here = total + row * width;
-            for (int64_t i = 0; i < width; i += LANES)
-                store(here + i, load(hidden + row * width + i) + load(delta + row * width + i));
+            for (int64_t i = 0, place = row * width; i < width; i += LANES, place += LANES) {
+                Floats added = load(delta + place);
+                if (dropout.share) added *= dropout.kept(place);
+                store(here + i, load(hidden + place) + added);
+            }
             const Moments found = norm_row(here, scale, eps, width, normed + row * width);
             moments[row * 2] = found.mean;
             moments[row * 2 + 1] = found.factor;
@@ -36,12 +39,12 @@ void add_norm(const Hidden* hidden, const Narrow* delta, const float* scale, flo
     });
 }
 
-// The gradient of `total`: what comes along the residual stream, and what comes through the norm. The same, narrowed,
-// is the gradient of `delta`. `scale_parts` [blocks][D] is summed by the caller.
+// The gradient of `total`: what comes along the residual stream, and what comes through the norm. What was kept of it,
+// narrowed, is the gradient of `delta`. `scale_parts` [blocks][D] is summed by the caller.
 template <class Hidden, class Narrow>
 void add_norm_backward(const Hidden* total, const float* scale, const float* moments, const Hidden* grad_total,
                        const Narrow* grad_normed, Hidden* grad_hidden, Narrow* grad_delta, float* scale_parts,
-                       int64_t num_rows, int64_t width, int num_threads) {
+                       const Dropout& dropout, int64_t num_rows, int64_t width, int num_threads) {
     for_blocks(num_rows, num_threads, [&](int64_t block, int64_t first, int64_t last) {
         float* scale_part = scale_parts + block * width;
         std::fill(scale_part, scale_part + width, 0.0f);
@@ -63,6 +66,7 @@ void add_norm_backward(const Hidden* total, const float* scale, const float* mom
                 Floats grad = (load(g + i) * load(scale + i) - mean_slope - unit * mean_along) * factor;
                 if (grad_total) grad += load(grad_total + row * width + i);
                 store(grad_hidden + row * width + i, grad);
+                if (dropout.share) grad *= dropout.kept(row * width + i);
                 if (grad_delta) store(grad_delta + row * width + i, grad);
             }
         }
@@ -102,16 +106,17 @@ using namespace modernbert;
 // HIDDEN is the residual stream's type, NARROW that of matrix products.
 #define FOR_TYPES(HIDDEN, NARROW)                                                                                      \
     EXPORT void add_norm_##HIDDEN##_##NARROW(const HIDDEN* hidden, const NARROW* delta, const float* scale, float eps, \
-                                             HIDDEN* total, NARROW* normed, float* moments, int64_t num_rows,          \
-                                             int64_t width, int64_t num_threads) {                                     \
-        add_norm(hidden, delta, scale, eps, total, normed, moments, num_rows, width, int(num_threads));                \
+                                             HIDDEN* total, NARROW* normed, float* moments, float dropout,             \
+                                             int64_t seed, int64_t num_rows, int64_t width, int64_t num_threads) {     \
+        add_norm(hidden, delta, scale, eps, total, normed, moments, {dropout, uint32_t(seed)}, num_rows, width,        \
+                 int(num_threads));                                                                                    \
     }                                                                                                                  \
     EXPORT void add_norm_backward_##HIDDEN##_##NARROW(                                                                 \
         const HIDDEN* total, const float* scale, const float* moments, const HIDDEN* grad_total,                       \
-        const NARROW* grad_normed, HIDDEN* grad_hidden, NARROW* grad_delta, float* scale_parts, int64_t num_rows,      \
-        int64_t width, int64_t num_threads) {                                                                          \
+        const NARROW* grad_normed, HIDDEN* grad_hidden, NARROW* grad_delta, float* scale_parts, float dropout,         \
+        int64_t seed, int64_t num_rows, int64_t width, int64_t num_threads) {                                          \
         add_norm_backward(total, scale, moments, grad_total, grad_normed, grad_hidden, grad_delta, scale_parts,        \
-                          num_rows, width, int(num_threads));                                                          \
+                          {dropout, uint32_t(seed)}, num_rows, width, int(num_threads));                               \
     }
 FOR_TYPES(float32, float32)
 FOR_TYPES(float32, bfloat16)

@@ -23,6 +23,25 @@ inline Moments norm_row(const From* row, const float* scale, float eps, int64_t 
     return {mean, factor};
 }
 
+// Dropout by the place of a number and a seed, so that the way back finds the same without keeping it.
+struct Dropout {
+    float share;
+    uint32_t seed;
+
+    // 0 for what is dropped, else what keeps the mean. A hash of 32 bits with little bias: C. Wellons, hash prospector,
+    // "lowbias32". The kernels for GPUs drop the same.
+    Floats kept(int64_t place) const {
+        Words x;
+        for (int lane = 0; lane < LANES; ++lane) x[lane] = uint32_t(place) + lane;
+        x = (x ^ seed) * 0x9E3779B1u + seed;
+        x = (x ^ (x >> 16)) * 0x7FEB352Du;
+        x = (x ^ (x >> 15)) * 0x846CA68Bu;
+        x = x ^ (x >> 16);
+        const Floats drawn = __builtin_convertvector((Ints)(x >> 8), Floats) * (1.0f / 16777216.0f);
+        return drawn >= share ? spread(1.0f / (1.0f - share)) : Floats{};
+    }
+};
+
 // The normal distribution's function. Abramowitz & Stegun 7.1.26, within 1.5e-7.
 inline Floats normal_share(Floats x, Floats density) {
     Floats size = (x < 0 ? -x : x) * 0.70710678118654752f;

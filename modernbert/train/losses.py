@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from modernbert.errors import InputError
-from modernbert.native import calls
 from modernbert.ragged import Batch
+from modernbert.train.decoding import decoded_loss
 
 __all__ = [
     "binary_error",
@@ -28,16 +28,6 @@ __all__ = [
     "tell_apart",
 ]
 
-
-ToSlopes = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], Tensor | float]
-
-# Rows whose logits are in memory at a time, in the precision of the product: 98 MiB of bfloat16 at 50,368 entries on a
-# CPU, 787 on a GPU, where adding up the gradients of that many entries costs more than it does there.
-CHUNK_ROWS = 1024
-GPU_CHUNK_ROWS = 8192
-# Of those, rows that are in float32 at a time: few where that is a cache's size, many where a kernel wants work.
-WIDE_ROWS = 64
-GPU_WIDE_ROWS = 1024
 _EVAL_ROWS = 256
 
 
@@ -50,8 +40,7 @@ def masked_lm(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
     labels = _masked(batch)
     features = _features(model, batch)
     decoder: nn.Linear = model.decoder  # type: ignore[assignment]
-    total: Tensor = _ChunkedCrossEntropy.apply(features, decoder.weight, decoder.bias, labels, _to_slopes_of(model))
-    return total, batch.num_labels
+    return decoded_loss(features, decoder.weight, decoder.bias, labels, getattr(model, "backend", "")), batch.num_labels
 
 
 @torch.no_grad()
@@ -65,105 +54,6 @@ def masked_lm_rows(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, " M"],
         losses.append(F.cross_entropy(logits, expected, reduction="none"))
         correct.append(logits.argmax(dim=-1) == expected)
     return torch.cat(losses), torch.cat(correct)
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Cross entropy of `rows @ weight.T + bias`, a chunk of rows at a time.
-
-    A chunk's gradients are made as soon as its logits are there, so that neither has to be kept or made twice; all that
-    backward does is to scale them. Source: the same idea in Cut Cross-Entropy (Wijmans et al. 2024) and Liger Kernel.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, to_slopes: ToSlopes) -> Tensor:
-        wide = torch.promote_types(rows.dtype, torch.float32)
-        needs_gradients = any(ctx.needs_input_grad)
-        narrow_weight = weight.to(rows.dtype)
-        total = torch.zeros((), dtype=wide, device=rows.device)
-        grad_rows, grad_weight, grad_bias = torch.zeros_like(rows), torch.zeros_like(weight), torch.zeros_like(bias)
-        # One room for all chunks, worked on in place: on a CPU, new memory of this size costs more than the arithmetic.
-        on_cpu = rows.device.type == "cpu"
-        size = min(CHUNK_ROWS if on_cpu else GPU_CHUNK_ROWS, len(rows))
-        wide_size = min(WIDE_ROWS if on_cpu else GPU_WIDE_ROWS, size)
-        room = rows.new_empty(size, len(weight))
-        wide_room = torch.empty(wide_size, len(weight), dtype=wide, device=rows.device)
-        product = rows.new_empty(weight.shape)
-        for start in range(0, len(rows), max(1, size)):
-            chunk, expected = rows[start : start + size], labels[start : start + size]
-            logits = torch.mm(chunk, narrow_weight.T, out=room[: len(chunk)])
-            total += to_slopes(logits, bias, expected, grad_bias if needs_gradients else None, wide_room)
-            if needs_gradients:
-                torch.mm(logits, narrow_weight, out=grad_rows[start : start + size])
-                _add_in_pieces(grad_weight, torch.mm(logits.T, chunk, out=product), wide_room)
-        ctx.save_for_backward(grad_rows, grad_weight, grad_bias)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        grads = ctx.saved_tensors
-        # On a CPU it costs nothing to ask whether the loss is what is differentiated, which it mostly is.
-        if upstream.device.type != "cpu" or upstream != 1:
-            grads = tuple(grad * upstream.to(grad.dtype) for grad in grads)
-        return (*grads, None, None)
-
-
-def _to_slopes(
-    logits: Float[Tensor, "rows V"], bias: Tensor, labels: Tensor, grad_bias: Tensor | None, wide_room: Tensor
-) -> Tensor:
-    """Return the summed cross entropy; with `grad_bias`, put its gradient into the logits, and add the bias's up."""
-    total = torch.zeros((), dtype=wide_room.dtype, device=logits.device)
-    for part, answers in zip(logits.split(len(wide_room)), labels.split(len(wide_room)), strict=True):
-        slopes = wide_room[: len(part)].copy_(part).add_(bias)
-        total += _loss_and_slopes(slopes, answers)
-        if grad_bias is not None:
-            grad_bias += slopes.sum(dim=0).to(bias.dtype)
-            part.copy_(slopes)
-    return total
-
-
-def _to_slopes_of(model: nn.Module) -> ToSlopes:
-    """Return how this model's logits become slopes: in loops or kernels of this package, or call by call."""
-    ways: dict[str, ToSlopes] = {"native": _to_slopes_in_loops, "triton": _to_slopes_in_kernels}
-    return ways.get(getattr(model, "backend", ""), _to_slopes)
-
-
-def _to_slopes_in_loops(
-    logits: Float[Tensor, "rows V"], bias: Tensor, labels: Tensor, grad_bias: Tensor | None, wide_room: Tensor
-) -> float:
-    return calls.cross_entropy_(logits, bias, labels, grad_bias)
-
-
-def _to_slopes_in_kernels(
-    logits: Float[Tensor, "rows V"], bias: Tensor, labels: Tensor, grad_bias: Tensor | None, wide_room: Tensor
-) -> Tensor:
-    from modernbert.kernels.cross_entropy import cross_entropy_
-
-    with torch.cuda.device_of(logits):
-        total = cross_entropy_(logits, bias, labels, slopes=grad_bias is not None)
-    if grad_bias is not None:
-        grad_bias += logits.sum(dim=0, dtype=grad_bias.dtype)
-    return total
-
-
-def _loss_and_slopes(logits: Float[Tensor, "rows V"], labels: Int64[Tensor, " rows"]) -> Float[Tensor, ""]:
-    """Return the summed cross entropy, and turn the logits into its gradient where they are."""
-    picked = logits.gather(1, labels[:, None])
-    peaks = logits.amax(dim=-1, keepdim=True)
-    sums = logits.sub_(peaks).exp_().sum(dim=-1, keepdim=True)
-    logits.div_(sums)
-    logits[torch.arange(len(logits), device=logits.device), labels] -= 1
-    return (sums.log() + peaks - picked).sum()
-
-
-def _add_in_pieces(total: Float[Tensor, "V D"], part: Float[Tensor, "V D"], room: Tensor) -> None:
-    """Add a tensor of another dtype, widened a piece at a time: on a CPU torch's own mixed sum is many times slower."""
-    if part.dtype == total.dtype:
-        total += part
-        return
-    flat = room.flatten()
-    size = max(1, flat.numel() // total.shape[1])
-    for target, piece in zip(total.split(size), part.split(size), strict=True):
-        target += flat[: piece.numel()].view_as(piece).copy_(piece)
 
 
 def label_error(weights: Float[Tensor, " labels"] | None = None) -> Callable[[nn.Module, Batch], tuple[Tensor, Any]]:

@@ -14,6 +14,7 @@ from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.init import initialize
 from modernbert.model.rotary import rotate_heads, rotation
+from modernbert.native import build, calls
 from modernbert.ragged import Layout
 from modernbert.train.losses import masked_lm
 from modernbert.train.optim import StableAdamW
@@ -108,6 +109,16 @@ def test_a_share_is_dropped_the_same_forth_and_back_and_no_other_time_the_same()
     assert abs(float((kept[0] & kept[1]).float().mean()) - 0.75**2) < 0.02
     torch.manual_seed(3)
     assert torch.equal(elementwise.add_norm(hidden, delta, weight, 1e-5, dropout=0.25)[0], totals[0])
+
+
+@pytest.mark.skipif(build.obstacle() is not None, reason=f"native {build.obstacle()}")
+def test_what_is_dropped_is_the_same_on_a_cpu() -> None:
+    hidden, delta, weight = torch.zeros(100, 64), torch.ones(100, 64), torch.ones(64)
+    torch.manual_seed(3)
+    in_kernels, _ = elementwise.add_norm(hidden.to(DEVICE), delta.to(DEVICE), weight.to(DEVICE), 1e-5, dropout=0.25)
+    torch.manual_seed(3)
+    in_loops, _ = calls.add_norm(hidden, delta, weight, 1e-5, dropout=0.25)
+    assert torch.equal(in_kernels.cpu(), in_loops)
 
 
 @pytest.mark.parametrize("feed", [70, 256])

@@ -152,8 +152,10 @@ def test_what_is_not_a_number_is_not_hidden() -> None:
     assert logits[0].isnan().all() and logits[1].isfinite().all()
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("wide, narrow", [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")])
-def test_sum_and_norm_equal_torch(wide: str, narrow: str) -> None:
+def test_sum_and_norm_equal_torch(wide: str, narrow: str, dropout: float) -> None:
+    """What dropout keeps is what it keeps of ones, after the same seed."""
     wide_type, narrow_type = getattr(torch, wide), getattr(torch, narrow)
     hidden, delta = (torch.randn(201, 96) * 3 + 1).to(wide_type), torch.randn(201, 96).to(narrow_type)
     scale = torch.rand(96) + 0.5
@@ -163,14 +165,29 @@ def test_sum_and_norm_equal_torch(wide: str, narrow: str) -> None:
         return torch.autograd.grad(outputs, inputs, [g.to(o.dtype) for g, o in zip(upstream, outputs, strict=True)])
 
     ours = [x.clone().requires_grad_() for x in (hidden, delta, scale)]
-    outputs = calls.add_norm(*ours, 1e-5)
+    torch.manual_seed(7)
+    outputs = calls.add_norm(*ours, 1e-5, dropout)
+    torch.manual_seed(7)
+    kept, _ = calls.add_norm(torch.zeros(201, 96), torch.ones(201, 96), scale, 1e-5, dropout)
     theirs = [x.double().requires_grad_() for x in (hidden, delta, scale)]
-    total = theirs[0] + theirs[1]
+    total = theirs[0] + theirs[1] * kept
     expected = total, F.layer_norm(total, (96,), theirs[2], None, 1e-5)
     for mine, other in zip(
         (*outputs, *gradients(outputs, ours)), (*expected, *gradients(expected, theirs)), strict=True
     ):
         assert error(mine, other) < (TOLERANCE[torch.float32] if wide == narrow == "float32" else 6e-3)
+
+
+def test_dropout_keeps_the_mean_and_is_another_every_time() -> None:
+    ones, scale = torch.ones(1_000, 64), torch.ones(64)
+    first, second = (calls.add_norm(torch.zeros(1_000, 64), ones, scale, 1e-5, 0.1)[0] for _ in range(2))
+    kept = torch.tensor(1 / 0.9)
+    assert first.unique().tolist() == [0, kept]
+    # 64,000 draws: five deviations.
+    assert (first == 0).float().mean() == pytest.approx(0.1, abs=5 * (0.09 / 64_000) ** 0.5)
+    assert ((first == 0) & (second == 0)).float().mean() == pytest.approx(0.01, abs=5 * (0.0099 / 64_000) ** 0.5)
+    neighbours = (first[:, 1:] == 0) & (first[:, :-1] == 0)
+    assert neighbours.float().mean() == pytest.approx(0.01, abs=5 * (0.0099 / 63_000) ** 0.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

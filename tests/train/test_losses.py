@@ -15,7 +15,7 @@ from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.init import initialize
 from modernbert.ragged import Batch, Layout
-from modernbert.train import losses as losses_module
+from modernbert.train import decoding
 from modernbert.train.losses import contrastive, masked_lm, masked_lm_rows
 
 
@@ -100,7 +100,7 @@ def large_batch(num_rows=300, vocab_size=96):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-6)])
 @pytest.mark.parametrize("chunk_rows", [1, 64, 300, 1024])
 def test_chunks_give_the_plain_loss_and_gradients(monkeypatch, dtype, tolerance, chunk_rows):
-    monkeypatch.setattr(losses_module, "CHUNK_ROWS", chunk_rows)
+    monkeypatch.setattr(decoding, "CHUNK_ROWS", chunk_rows)
     gradients = []
     for loss in (masked_lm, plain):
         model = small_lm(dtype)
@@ -131,7 +131,7 @@ def test_chunks_under_autocast_are_as_good_as_the_plain_loss():
 
 
 def test_no_tensor_has_a_row_for_each_masked_token_and_entry(monkeypatch):
-    monkeypatch.setattr(losses_module, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(decoding, "CHUNK_ROWS", 16)
     vocab_size, sizes = 4096, []
 
     class Sizes(TorchDispatchMode):
