@@ -22,6 +22,7 @@ namespace {
 constexpr int K = 64;  // width of a head, in every published model
 constexpr int KEYS_AT_A_TIME = 512;
 constexpr float LOG2_E = 1.44269504088896341f;
+constexpr float UNSEEN = -1e30f;  // a score whose weight is 0, and finite: the difference of two infinities is no number
 static_assert(K == PANEL, "values of keys are panels as they are");
 
 struct Heads {
@@ -30,8 +31,9 @@ struct Heads {
     int left, right;  // -1: no window
 
     bool is_local() const { return left >= 0; }
-    // Queries that meet their keys at a time: few where each of them sees another window.
-    int block() const { return is_local() ? 32 : 64; }
+    // Queries that meet their keys at a time, on the way there and back: few where each of them sees another window.
+    int block() const { return is_local() ? 32 : 96; }
+    int block_back() const { return is_local() ? 32 : 64; }
 };
 
 struct Span {
@@ -134,22 +136,27 @@ class Room {
 };
 
 // Weigh the columns of a row of scores that a query sees, and bring its running sums along. `scale` makes a score the
-// logarithm of its weight to base 2, and `peak` is such a logarithm.
+// logarithm of its weight to base 2, and `peak` is such a logarithm. Widths are multiples of 32.
 template <class T>
 void weigh(float* scores, T* weights, int width, Span seen, float scale, float* total, float& peak, float& mass) {
-    const int first = seen.first / LANES * LANES, last = up_to(seen.last, LANES);
-    for (int j = first; j < seen.first; ++j) scores[j] = -INFINITY;
-    for (int j = seen.last; j < last; ++j) scores[j] = -INFINITY;
-    Floats most = spread(-INFINITY);
-    for (int j = first; j < last; j += LANES) most = larger(load(scores + j), most);
+    constexpr int STEP = 2 * LANES;
+    const int first = seen.first / STEP * STEP, last = up_to(seen.last, STEP);
+    for (int j = first; j < seen.first; ++j) scores[j] = UNSEEN;
+    for (int j = seen.last; j < last; ++j) scores[j] = UNSEEN;
+    Floats most[2] = {spread(UNSEEN), spread(UNSEEN)};
+    for (int j = first; j < last; j += STEP)
+        for (int i = 0; i < 2; ++i) most[i] = larger(load(scores + j + i * LANES), most[i]);
     const float before = peak;
-    peak = std::max(before, largest(most) * scale);
+    peak = std::max(peak, largest(larger(most[0], most[1])) * scale);
     std::memset(weights, 0, first * sizeof(T));
-    Floats added = {};
-    for (int j = first; j < last; j += LANES) {
-        Floats weight = power_of_two<T>(load(scores + j) * scale - peak);
-        added += weight;
-        store(weights + j, weight);
+    Floats added[2] = {};
+    for (int j = first; j < last; j += STEP) {
+        Floats weight[2];
+        for (int i = 0; i < 2; ++i) {
+            weight[i] = power_of_two<T>(load(scores + j + i * LANES) * scale - peak);
+            added[i] += weight[i];
+        }
+        store(weights + j, weight[0], weight[1]);
     }
     std::memset(weights + last, 0, (width - last) * sizeof(T));
     if (peak > before && before > -INFINITY) {
@@ -157,7 +164,7 @@ void weigh(float* scores, T* weights, int width, Span seen, float scale, float* 
         mass *= shrink;
         for (int i = 0; i < K; i += LANES) store(total + i, load(total + i) * shrink);
     }
-    mass += sum(added);
+    mass += sum(added[0] + added[1]);
 }
 
 template <class T>
@@ -165,7 +172,7 @@ void attend_task(const T* qkv, T* mixed, float* lse, const Heads& heads, const T
     const int block = heads.block();
     const Span keys = keys_of(heads, task.length, task.queries);
     const size_t num_keys = up_to(keys.last - keys.first, PANEL);
-    memory.begin(2 * num_keys * K * sizeof(T) + (3 * K + 2 * KEYS_AT_A_TIME + 2) * size_t(64) * 4 + 1024);
+    memory.begin(2 * num_keys * K * sizeof(T) + (2 * K + 2 * KEYS_AT_A_TIME + 2) * size_t(block) * 4 + PANEL * K * 4 + 1024);
     T* key_panels = memory.cut<T>(num_keys * K);  // [num_keys / 64][K / GROUP][64][GROUP]
     T* values = memory.cut<T>(num_keys * K);      // [num_keys / GROUP][K][GROUP]
     T* room = memory.cut<T>(PANEL * K);
@@ -239,7 +246,7 @@ void return_row(float* scores, float* slopes, int width, Span seen, float scale,
 template <class T>
 void return_task(const T* qkv, const T* mixed, const float* lse, const T* grad, T* grad_qkv, const Heads& heads,
                  const Task& task, Room& memory) {
-    const int block = heads.block();
+    const int block = heads.block_back();
     const size_t num_keys = up_to(task.length, PANEL), panels = num_keys * K;
     memory.begin(3 * panels * sizeof(T) + 2 * panels * 4 + 12 * size_t(64) * 64 * 4 + 4096);
     T* key_panels = memory.cut<T>(panels);    // of the transpose, for scores
@@ -320,6 +327,14 @@ void return_task(const T* qkv, const T* mixed, const float* lse, const T* grad, 
     }
 }
 
+// Queries of a task. Each task turns and lays the keys of its own, so that in a global layer of few documents tasks are
+// as large as leaves each thread some.
+int queries_of_task(const Heads& heads, int num_tokens, int num_threads) {
+    constexpr int LEAST = 512;
+    if (heads.is_local()) return LEAST;
+    return std::max(LEAST, up_to(int(int64_t(num_tokens) * heads.number / (8 * num_threads)), 96));
+}
+
 // Cut documents into tasks of at most so many queries, the longest first: what is left for the end is short.
 std::vector<Task> tasks_of(const int32_t* offsets, int num_docs, const Heads& heads, int most_queries) {
     std::vector<Task> tasks;
@@ -351,7 +366,7 @@ void share_out(const std::vector<Task>& tasks, int num_threads, const Do& run) {
 template <class T>
 void attend(const T* qkv, T* mixed, float* lse, const Heads& heads, const int32_t* offsets, int num_docs,
             int num_threads) {
-    const auto tasks = tasks_of(offsets, num_docs, heads, 512);
+    const auto tasks = tasks_of(offsets, num_docs, heads, queries_of_task(heads, offsets[num_docs], num_threads));
     share_out(tasks, num_threads,
               [&](const Task& task, Room& memory) { attend_task(qkv, mixed, lse, heads, task, memory); });
 }

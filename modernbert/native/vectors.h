@@ -61,6 +61,17 @@ inline void store(bfloat16* p, Floats x) {
     std::memcpy(p, &half, sizeof half);
 }
 
+// Two vectors, one behind the other.
+inline void store(float* p, Floats x, Floats y) { store(p, x), store(p + LANES, y); }
+inline void store(bfloat16* p, Floats x, Floats y) {
+#if defined(__AVX512BF16__)
+    const __m512bh both = _mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
+    std::memcpy(p, &both, sizeof both);
+#else
+    store(p, x), store(p + LANES, y);
+#endif
+}
+
 inline float widen(float x) { return x; }
 inline float widen(bfloat16 x) {
     uint32_t bits = uint32_t(x.bits) << 16;
@@ -126,20 +137,20 @@ inline Floats exponential(Floats x) {
     return x < -87.0f ? Floats{} : (x == x ? scaled : x);
 }
 
-// 2^x of x up to 0, as near as T asks: within 7.5e-8 of it for float32, within 7.5e-5 for bfloat16, whose own rounding
-// is 2e-3. 0 far below -126, where float32 ends; what is not a number passes on. The polynomials are minimax on half a
-// turn.
+// 2^x of finite x up to 0, as near as T asks: within 7.5e-8 of it for float32, within 7.5e-5 for bfloat16, whose own
+// rounding is 2e-3. 0 far below -126, where float32 ends; what is not a number passes on. The polynomials are minimax on
+// half a turn.
 template <class T>
 inline Floats power_of_two(Floats x) {
 #if defined(__AVX512F__)
-    const Floats bounded = larger(spread(-200.0f), x);
-    const Floats whole = (Floats)_mm512_roundscale_ps((__m512)bounded, _MM_FROUND_TO_NEAREST_INT);
+    const Floats whole = (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
 #else
     // Adding 1.5 * 2^23 rounds to a whole number; with 127, its last bits are the exponent of its power, 0 at -127.
-    const Floats shift = spread(12582912.0f + 127.0f), bounded = larger(spread(-127.0f), x);
-    const Floats turns = bounded + shift, whole = turns - shift;
+    const Floats shift = spread(12582912.0f + 127.0f);
+    x = larger(spread(-127.0f), x);
+    const Floats turns = x + shift, whole = turns - shift;
 #endif
-    const Floats r = bounded - whole;
+    const Floats r = x - whole;
     Floats p;
     if (sizeof(T) == 4) {
         p = r * 1.327645999e-3f + 9.675541091e-3f;
