@@ -77,29 +77,28 @@ def test_attention_equals_dense_for_any_lengths(lengths: list[int], sides: tuple
         assert error(found, expected) < 2e-6
 
 
+def assert_linear(widths: tuple[int, int], num_rows: int, dtype: torch.dtype) -> None:
+    """Assert that the products of a linear layer, there and back, are those of float64."""
+    generator = torch.Generator().manual_seed(num_rows)
+    rows = torch.randn(num_rows, widths[0], generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(widths[1], widths[0], generator=generator, requires_grad=True)
+    upstream = torch.randn(num_rows, widths[1], generator=generator).to(dtype)
+    out = calls.linear(rows, weight)
+    found = out, *torch.autograd.grad(out, (rows, weight), upstream)
+    exact_rows, exact_weight = (x.detach().to(dtype).double().requires_grad_() for x in (rows, weight))
+    out = F.linear(exact_rows, exact_weight)
+    expected = out, *torch.autograd.grad(out, (exact_rows, exact_weight), upstream.double())
+    assert found[2].dtype == torch.float32, "gradients of weights are never rounded to bfloat16"
+    for mine, exact, tolerance in zip(found, expected, (TOLERANCE[dtype], TOLERANCE[dtype], 1e-6), strict=True):
+        assert error(mine, exact) < tolerance if exact.norm() else not mine.any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("num_rows", [0, 1, 31, 47, 145, 1_700])
 @pytest.mark.parametrize("widths", [(64, 64), (192, 320), (1_600, 896)], ids=str)
 def test_linear_equals_torch_forward_and_backward(widths: tuple[int, int], num_rows: int, dtype: torch.dtype) -> None:
     """Few rows and many, of blocks that are full and not, deeper and wider than what lies in a cache at a time."""
-    generator = torch.Generator().manual_seed(num_rows)
-    rows = torch.randn(num_rows, widths[0], generator=generator).to(dtype).requires_grad_()
-    weight = torch.randn(widths[1], widths[0], generator=generator, requires_grad=True)
-    upstream = torch.randn(num_rows, widths[1], generator=generator).to(dtype)
-    found = calls.linear(rows, weight)
-    exact_rows, exact_weight = (x.detach().to(dtype).double().requires_grad_() for x in (rows, weight))
-    expected = F.linear(exact_rows, exact_weight)
-    pairs = [
-        (found, expected),
-        *zip(
-            torch.autograd.grad(found, (rows, weight), upstream),
-            torch.autograd.grad(expected, (exact_rows, exact_weight), upstream.double()),
-            strict=True,
-        ),
-    ]
-    for (mine, exact), tolerance in zip(pairs, (TOLERANCE[dtype], TOLERANCE[dtype], 1e-6), strict=True):
-        assert error(mine, exact) < tolerance if exact.norm() else not mine.any()
-    assert pairs[2][0].dtype == torch.float32, "gradients of weights are never rounded to bfloat16"
+    assert_linear(widths, num_rows, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -276,7 +275,9 @@ def test_the_number_of_threads_changes_no_bit_of_a_loop(dtype: torch.dtype) -> N
             both = torch.randn(300, 256).to(dtype).requires_grad_()
             delta, scale = torch.randn(300, 128).to(dtype).requires_grad_(), torch.ones(128, requires_grad=True)
             hidden, normed = calls.add_norm(calls.geglu(both), delta, scale, 1e-5)
-            outputs = [*attention("native", [200, 900], WINDOW, dtype), *attention("native", [200, 900], None, dtype)]
+            # The last is so long that it is cut into other tasks.
+            cases = ([200, 900], WINDOW), ([200, 900], None), ([5_000], None)
+            outputs = [tensor for lengths, window in cases for tensor in attention("native", lengths, window, dtype)]
             grads = torch.autograd.grad((hidden.float() + normed.float()).square().sum(), (both, delta, scale))
             logits, grad_bias = torch.randn(300, 700).to(dtype), torch.zeros(700)
             loss = calls.cross_entropy_(logits, torch.zeros(700), torch.arange(300), grad_bias)
@@ -299,6 +300,7 @@ def test_products_in_tiles_equal_dense(window: Window, tiles: None) -> None:
 
 def test_an_encoder_in_tiles_equals_dense(tiles: None) -> None:
     assert_whole_encoder(torch.bfloat16)
+    assert_linear((192, 320), 47, torch.bfloat16)
 
 
 def assert_whole_encoder(dtype: torch.dtype) -> None:
@@ -316,17 +318,22 @@ def assert_whole_encoder(dtype: torch.dtype) -> None:
 
 
 @pytest.fixture(scope="module")
-def tiles(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def cache_of_tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the library in tiles is kept from test to test."""
+    return tmp_path_factory.mktemp("tiles")
+
+
+@pytest.fixture
+def tiles(cache_of_tiles: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The library as a processor with AMX gets it; where there is none, its instructions are emulated."""
-    with pytest.MonkeyPatch.context() as patch:
-        if "amx_bf16" not in build._processor_features():
-            emulation = ["-include", str(Path(__file__).parent / "emulated_tiles.h"), "-D__AMX_BF16__"]
-            patch.setattr(build, "_FLAGS", [*build._FLAGS, *emulation])
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("tiles")))
-        build._load.cache_clear()
-        assert build.obstacle() is None
-        yield
-        build._load.cache_clear()
+    if "amx_bf16" not in build._processor_features():
+        emulation = ["-include", str(Path(__file__).parent / "emulated_tiles.h"), "-D__AMX_BF16__"]
+        monkeypatch.setattr(build, "_FLAGS", [*build._FLAGS, *emulation])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_of_tiles))
+    build._load.cache_clear()
+    assert build.obstacle() is None
+    yield
+    build._load.cache_clear()
 
 
 def test_products_in_vectors_equal_dense_on_a_narrower_processor(
@@ -345,6 +352,7 @@ def test_products_in_vectors_equal_dense_on_a_narrower_processor(
                 assert error(found, expected) < TOLERANCE[dtype]
         for dtype in TOLERANCE:
             assert_whole_encoder(dtype)
+            assert_linear((1_600, 896), 145, dtype)
     finally:
         build._load.cache_clear()
 
