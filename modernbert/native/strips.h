@@ -49,8 +49,8 @@ void strip_of_rows(const From* rows, int64_t step, int num_rows, int padded, T* 
 // W rows of `depth` numbers -> the strip of their transpose.
 template <int W, class From, class T>
 void strip_of_transpose(const From* rows, int64_t step, int depth, T* strip) {
-    for (int k = 0; k < depth; k += LANES * GROUP<T>)
-        for (int j = 0; j < W; j += LANES) {
+    for (int j = 0; j < W; j += LANES)
+        for (int k = 0; k < depth; k += LANES * GROUP<T>) {
             Words square[LANES];
             for (int r = 0; r < LANES; ++r) square[r] = words_of(rows + (j + r) * step + k, strip);
             transpose_square(square);
