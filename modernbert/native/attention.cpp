@@ -14,6 +14,7 @@
 
 #include "interface.h"
 #include "products.h"
+#include "room.h"
 #include "strips.h"
 
 namespace modernbert {
@@ -116,25 +117,6 @@ const bfloat16* scores_as_rows(const float* scores, bfloat16* room, int num_rows
     return room;
 }
 
-// Memory of one thread, kept from task to task. `cut` hands out a piece.
-class Room {
-  public:
-    void begin(size_t bytes) {
-        if (memory.size() < bytes + 64) memory.resize(bytes + 64);
-        next = (char*)((uintptr_t(memory.data()) + 63) / 64 * 64);
-    }
-    template <class T>
-    T* cut(size_t number) {
-        T* piece = (T*)next;
-        next += (number * sizeof(T) + 63) / 64 * 64;
-        return piece;
-    }
-
-  private:
-    std::vector<char> memory;
-    char* next;
-};
-
 // Weigh the columns of a row of scores that a query sees, and bring its running sums along. `scale` makes a score the
 // logarithm of its weight to base 2, and `peak` is such a logarithm. Widths are multiples of 32.
 template <class T>
@@ -172,7 +154,8 @@ void attend_task(const T* qkv, T* mixed, float* lse, const Heads& heads, const T
     const int block = heads.block();
     const Span keys = keys_of(heads, task.length, task.queries);
     const size_t num_keys = up_to(keys.last - keys.first, PANEL);
-    memory.begin(2 * num_keys * K * sizeof(T) + (2 * K + 2 * KEYS_AT_A_TIME + 2) * size_t(block) * 4 + PANEL * K * 4 + 1024);
+    memory.begin(2 * num_keys * K * sizeof(T) + (2 * K + 2 * KEYS_AT_A_TIME + 2) * size_t(block) * 4 + PANEL * K * 4 +
+                 1024);
     T* key_panels = memory.cut<T>(num_keys * K);  // [num_keys / 64][K / GROUP][64][GROUP]
     T* values = memory.cut<T>(num_keys * K);      // [num_keys / GROUP][K][GROUP]
     T* room = memory.cut<T>(PANEL * K);
@@ -195,7 +178,7 @@ void attend_task(const T* qkv, T* mixed, float* lse, const Heads& heads, const T
     const float scale = LOG2_E / std::sqrt(float(K));
     for (int begin = task.queries.first; begin < task.queries.last; begin += block) {
         const int end = std::min(task.queries.last, begin + block), num_queries = end - begin;
-        const int padded = up_to(num_queries, 16);
+        const int padded = up_to(num_queries, ROW_STEP);
         rotate_rows(q, queries, {begin, end}, padded, heads, task.start);
         std::memset(totals, 0, padded * K * sizeof(float));
         std::fill(peaks, peaks + padded, -INFINITY);

@@ -9,7 +9,7 @@
 //   hidden    [T][D]     the residual stream, float32 throughout
 //   qkv       [T][3][H][K],  mixed [T][H][K]
 //
-// T is rounded up to 16 rows in memory; D and F are multiples of 64.
+// T is rounded up to ROW_STEP rows in memory, at most 16; D and F are multiples of 64.
 #include <algorithm>
 #include <omp.h>
 #include <vector>
@@ -182,7 +182,7 @@ void for_chunks(const Encoder<T>& encoder, int num_tokens, int num_threads, cons
     const bool is_shared = num_tokens < ROWS_PER_THREAD * num_threads;
     const int least = (num_tokens + CHUNK - 1) / CHUNK;
     const int num_chunks = is_shared ? 1 : (least + num_threads - 1) / num_threads * num_threads;
-    const int height = up_to((num_tokens + num_chunks - 1) / num_chunks, 16);
+    const int height = up_to((num_tokens + num_chunks - 1) / num_chunks, ROW_STEP);
     const int64_t room = int64_t(height) * (encoder.width + encoder.feed);
     static thread_local std::vector<T> shared;
     if (is_shared) shared.resize(room);
@@ -194,7 +194,7 @@ void for_chunks(const Encoder<T>& encoder, int num_tokens, int num_threads, cons
         if (!is_shared) own.resize(room);
         const auto chunk_at = [&](int first, T* memory) {
             const int some = std::min(height, num_tokens - first);
-            return Chunk<T>{first, some, up_to(some, 16), memory, memory + int64_t(height) * encoder.width};
+            return Chunk<T>{first, some, up_to(some, ROW_STEP), memory, memory + int64_t(height) * encoder.width};
         };
         if (is_shared) {
             run(Team{omp_get_thread_num(), omp_get_num_threads()}, chunk_at(0, common));

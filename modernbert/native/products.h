@@ -5,7 +5,7 @@
 //                                    pair products (AVX-512 BF16, AMX) read it, float32 row after row
 //   C  [m][ldc]                      float32
 //
-// m is a multiple of 16, n of 32 (at most 64) and k of 32: what the tiles of AMX hold. Smaller matrices are padded.
+// m is a multiple of ROW_STEP, n of 32 (at most 64) and k of 32: what the tiles of AMX hold. Smaller ones are padded.
 #pragma once
 #include <algorithm>
 #include <climits>
@@ -51,9 +51,9 @@ constexpr int BYTES_OF_PART = 1 << 14, UNROLL = 4;
 constexpr bool FETCHES = true;
 #endif
 #if defined(MODERNBERT_AMX)
-constexpr int STRIP = PANEL;
+constexpr int STRIP = PANEL, ROW_STEP = 16;
 #else
-constexpr int STRIP = COLUMNS * LANES;
+constexpr int STRIP = COLUMNS * LANES, ROW_STEP = 4;
 #endif
 
 // A function of its own, so that the compiler has all registers for the loop over k. Every step of it fetches `step`
