@@ -17,6 +17,7 @@ __all__ = [
     "available_memory",
     "choose_device",
     "choose_precision",
+    "has_amx",
     "keep_freed_memory",
     "name_of",
     "peak_memory",
@@ -81,7 +82,7 @@ def has_amx() -> bool:
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # As above.
+    # Private as well.
     has_avx512_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return has_amx() or bool(has_avx512_bf16())
 

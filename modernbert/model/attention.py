@@ -44,7 +44,7 @@ Attend = Callable[[Tensor], Tensor]
 Rotate = Callable[[Tensor, Rotation], tuple[Tensor, Tensor, Tensor]]
 
 BACKENDS = ("triton", "varlen", "native", "banded", "dense")
-# Those with which all that stands between products, and the optimizer, is loops or kernels of this package too.
+# Those with which what stands between products (on a CPU they as well), and the optimizer, is this package's own too.
 FUSED = ("triton", "native")
 
 # Documents of one group are padded to the longest: at most this share of the group's tokens may be padding.

@@ -6,7 +6,7 @@ file of its own because layers are the same with any.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ def operations_of(backend: str) -> Operations:
 
 
 def can_multiply(*widths: int) -> bool:
-    """Say whether the loops multiply matrices of these widths, and do so faster than torch."""
+    """Say whether the loops multiply matrices of these widths, and training's some hundred rows faster than torch."""
     # Where a processor has AMX, products stay with oneDNN: those of the loops have not been measured against it there.
     return not any(width % calls.PANEL for width in widths) and not has_amx()
 
@@ -57,11 +57,20 @@ def _geglu(both: Tensor) -> Tensor:
 
 
 def _linear_in_loops(layer: nn.Module, rows: Tensor) -> Tensor:
-    # What somebody put in the place of a plain layer computes as it wants to.
-    if type(layer) is not nn.Linear or not can_multiply(*layer.weight.shape):
-        return _linear(layer, rows)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else rows.dtype
+    if (
+        not _is_plain(layer)
+        or not can_multiply(*layer.weight.shape)
+        or layer.weight.dtype not in (torch.float32, dtype)
+    ):
+        return _linear(layer, rows)
     return calls.linear(rows.to(dtype), layer.weight)
+
+
+def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Say whether a layer is its weights alone: what somebody put in its place, or hung on it, goes before."""
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    return type(layer) is nn.Linear and layer.bias is None and not any(hooks)
 
 
 def _add_norm_in_loops(hidden: Tensor, delta: Tensor, norm: nn.LayerNorm, dropout: float) -> tuple[Tensor, Tensor]:

@@ -71,7 +71,9 @@ def encode(
 def linear(rows: Float[Tensor, "T D_in"], weight: Float[Tensor, "D_out D_in"]) -> Float[Tensor, "T D_out"]:
     """Multiply rows by the weights of a linear layer, in the type of the rows; both widths are multiples of 64.
 
-    The gradient of the weights comes in their own type, as sums in float32.
+    Weights are in float32 or in the type of the rows; their gradient comes in their own type, as sums in float32.
+
+    Raises: ValueError for other shapes or types.
     """
     result: Tensor = _Linear.apply(rows, weight)
     return result
@@ -84,13 +86,24 @@ def strips_of(
 
     A strip is as wide as this processor wants it, and filled up with zeros to a multiple of 32 rows. `turned` says that
     the matrix is given by its transpose [n, k], as the weight of a linear layer is.
+
+    Raises: ValueError unless n divides by 64, and, of a matrix that is turned, k by 32.
     """
     dtype = dtype or matrix.dtype
+    if dtype not in (torch.float32, torch.bfloat16) or matrix.dtype not in (torch.float32, dtype):
+        raise ValueError(f"strips of {dtype} from {matrix.dtype}, expected float32 or bfloat16, none widened")
     num_columns, depth = matrix.shape if turned else matrix.shape[::-1]
+    if num_columns % PANEL or (turned and depth % 32):
+        raise ValueError(f"a matrix of {depth} by {num_columns}, expected multiples of 32 and of {PANEL}")
     strip, group = int(library().strip_width()), 4 // dtype.itemsize
-    strips = matrix.new_empty(num_columns // strip, -(-max(depth, 1) // 32) * 32 // group, strip, group, dtype=dtype)
+    strips = matrix.new_empty(num_columns // strip, _depth_of(depth) // group, strip, group, dtype=dtype)
     _call_wide("lay_turned" if turned else "lay", matrix, strips, matrix.contiguous(), strips, num_columns, depth)
     return strips
+
+
+def _depth_of(depth: int) -> int:
+    """Return how deep strips are for so many rows: as products take them, and never nothing."""
+    return -(-max(depth, 1) // 32) * 32
 
 
 def rows_of(strips: Float[Tensor, "strips groups strip group"]) -> Float[Tensor, "n k"]:
@@ -109,10 +122,16 @@ def multiply_(
     """Put the product of rows [m, k] and a matrix in strips into `out`, or add it to what is there.
 
     With `turned`, the rows are given by their transpose [k, m], and m is a multiple of 16.
+
+    Raises: ValueError for shapes or types that do not go together.
     """
     num_rows, depth = rows.shape[::-1] if turned else rows.shape
-    shape = (num_rows, out.shape[1], depth)
-    _call_wide("multiply_rows", out, rows, rows.contiguous(), int(turned), strips, out, *shape, int(add))
+    shape = num_rows, strips.shape[0] * strips.shape[2]
+    if strips.shape[1] * strips.shape[3] != _depth_of(depth) or out.shape != shape or (turned and num_rows % 16):
+        raise ValueError(f"{tuple(rows.shape)} times strips {tuple(strips.shape)} into {tuple(out.shape)}")
+    if strips.dtype != rows.dtype or out.dtype not in (torch.float32, rows.dtype) or not out.is_contiguous():
+        raise ValueError(f"{rows.dtype} times {strips.dtype} into {out.dtype} of strides {out.stride()}")
+    _call_wide("multiply_rows", out, rows, rows.contiguous(), int(turned), strips, out, *shape, depth, int(add))
     return out
 
 
@@ -125,11 +144,12 @@ def add_norm(
 ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]:
     """Return `hidden + delta` in the type of `hidden`, and its layer norm in the type of `delta`.
 
-    Of `delta` a share is dropped; which numbers follows from torch's generator. D divides by 16. Where no gradient is
-    wanted, the sum is written over `hidden`.
+    Of `delta` a share is dropped; which numbers follows from torch's generator. D divides by 16. While gradients are
+    off (`torch.no_grad`), the sum is written over `hidden`.
     """
     seed = int(torch.randint(2**31, ())) if dropout else 0
-    result: tuple[Tensor, Tensor] = _AddNorm.apply(hidden, delta, scale, eps, (float(dropout), seed))
+    in_place = not torch.is_grad_enabled()
+    result: tuple[Tensor, Tensor] = _AddNorm.apply(hidden, delta, scale, eps, (float(dropout), seed), in_place)
     return result
 
 
@@ -148,8 +168,12 @@ def cross_entropy_(
     """Return the summed cross entropy of logits whose bias is still to be added.
 
     With `grad_bias`, the logits become the gradient of the logits, and that of the bias is added to it.
+
+    Raises: IndexError for a label that is none of the logits.
     """
     num_rows, width = logits.shape
+    if num_rows and not (0 <= int(labels.min()) and int(labels.max()) < width):
+        raise IndexError(f"labels from {int(labels.min())} to {int(labels.max())}, expected 0 to {width - 1}")
     parts = None if grad_bias is None else torch.empty(-(-num_rows // _rows_at_a_time()), width)
     loss = _call("cross_entropy", logits, bias.float(), labels, parts, num_rows, width)
     if grad_bias is not None and parts is not None:
@@ -180,9 +204,9 @@ class _Linear(torch.autograd.Function):
         rows, weight = ctx.saved_tensors
         grad_rows = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_rows = multiply_(torch.empty_like(rows), grad, strips_of(weight, rows.dtype))
+            grad_rows = multiply_(rows.new_empty(rows.shape), grad, strips_of(weight, rows.dtype))
         if ctx.needs_input_grad[1]:
-            grad_weight = multiply_(torch.empty_like(weight), grad, strips_of(rows), turned=True)
+            grad_weight = multiply_(weight.new_empty(weight.shape), grad, strips_of(rows), turned=True)
         return grad_rows, grad_weight
 
 
@@ -215,13 +239,13 @@ class _Attend(torch.autograd.Function):
 class _AddNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, delta: Tensor, scale: Tensor, eps: float, dropout: tuple[float, int]
+        ctx: Any, hidden: Tensor, delta: Tensor, scale: Tensor, eps: float, dropout: tuple[float, int], in_place: bool
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         hidden, delta = hidden.contiguous(), delta.contiguous()
         _must_divide(hidden.shape[1])
         wide_scale, moments = scale.float(), torch.empty(len(hidden), 2)
-        total = torch.empty_like(hidden) if any(ctx.needs_input_grad) else hidden
+        total = hidden if in_place else torch.empty_like(hidden)
         normed = torch.empty_like(delta)
         _call_wide(
             "add_norm", hidden, delta, hidden, delta, wide_scale, eps, total, normed, moments, *dropout, *hidden.shape
@@ -232,8 +256,10 @@ class _AddNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_total: Tensor | None, grad_normed: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_total: Tensor | None, grad_normed: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         total, scale, wide_scale, moments = ctx.saved_tensors
+        if grad_normed is None:
+            grad_normed = torch.zeros_like(total, dtype=ctx.narrow)
         grad_hidden = torch.empty_like(total)
         # Where both are of one type and all was kept, they are one tensor.
         share, _ = ctx.dropout
@@ -246,7 +272,7 @@ class _AddNorm(torch.autograd.Function):
             grad_hidden, grad_delta, parts, *ctx.dropout, *total.shape,
         )  # fmt: skip
         grad_scale = parts.sum(dim=0).to(scale.dtype)
-        return grad_hidden, grad_hidden if grad_delta is None else grad_delta, grad_scale, None, None
+        return grad_hidden, grad_hidden if grad_delta is None else grad_delta, grad_scale, None, None, None
 
 
 class _Geglu(torch.autograd.Function):

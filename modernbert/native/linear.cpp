@@ -3,10 +3,12 @@
 //   out [m][n] = rows [m][k] times a matrix [k][n], which lies in strips, [n / STRIP][k / GROUP][STRIP][GROUP]
 //
 // With weights W [N][K] of N outputs: rows [T][K] times W turned over, gradients [T][N] times W as it lies, and
-// gradients turned over, [N][T], times rows as they lie. What multiplies is rounded to T; sums are float32 to the end. The order
-// in which a number is summed depends on nothing but k, so that neither threads nor other rows change a bit of it.
+// gradients turned over, [N][T], times rows as they lie. What multiplies is rounded to T; sums are float32 to the end.
+// The order in which a number is summed depends on nothing but k, so that neither threads nor other rows change a bit
+// of it.
 //
-// n is a multiple of 64. m and k are any: blocks and strips are filled up with zeros.
+// n is a multiple of 64. m and k are any, since blocks and strips are filled up with zeros; but where rows are turned
+// over, m is a multiple of 16, and where a matrix is, k is one of 32.
 #include <algorithm>
 
 #include "interface.h"

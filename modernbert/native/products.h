@@ -5,7 +5,8 @@
 //                                    pair products (AVX-512 BF16, AMX) read it, float32 row after row
 //   C  [m][ldc]                      float32
 //
-// m is a multiple of ROW_STEP, n of 32 (at most 64) and k of 32: what the tiles of AMX hold. Smaller ones are padded.
+// m is a multiple of ROW_STEP, n is 64, 32 or a STRIP, k a multiple of 32: what the tiles of AMX hold. Smaller ones are
+// padded.
 #pragma once
 #include <algorithm>
 #include <climits>

@@ -34,17 +34,21 @@ def decoded_loss(
     A chunk's gradients are made as soon as its logits are there, so that neither has to be kept or made twice; all that
     backward does is to scale them. Source: the same idea in Cut Cross-Entropy (Wijmans et al. 2024) and Liger Kernel.
     """
-    total: Tensor = _DecodedLoss.apply(rows, weight, bias, labels, backend)
+    total: Tensor = _DecodedLoss.apply(rows, weight, bias, labels, backend, torch.is_grad_enabled())
     return total
 
 
 class _DecodedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, backend: str) -> Tensor:
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, backend: str, with_gradients: bool
+    ) -> Tensor:
         wide = torch.promote_types(rows.dtype, torch.float32)
-        needs_gradients = any(ctx.needs_input_grad)
+        needs_gradients = with_gradients and any(ctx.needs_input_grad)
         total = torch.zeros((), dtype=wide, device=rows.device)
-        grad_rows, grad_weight, grad_bias = torch.zeros_like(rows), torch.zeros_like(weight), torch.zeros_like(bias)
+        grad_rows, grad_weight, grad_bias = (
+            x.new_zeros(x.shape if needs_gradients else 0) for x in (rows, weight, bias)
+        )
         # One room for all chunks, worked on in place: on a CPU, new memory of this size costs more than the arithmetic.
         on_cpu = rows.device.type == "cpu"
         size = min(CHUNK_ROWS if on_cpu else GPU_CHUNK_ROWS, len(rows))
@@ -68,7 +72,7 @@ class _DecodedLoss(torch.autograd.Function):
         # On a CPU it costs nothing to ask whether the loss is what is differentiated, which it mostly is.
         if upstream.device.type != "cpu" or upstream != 1:
             grads = tuple(grad * upstream.to(grad.dtype) for grad in grads)
-        return (*grads, None, None)
+        return (*grads, None, None, None)
 
 
 class _Decoder:

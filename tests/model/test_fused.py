@@ -90,7 +90,7 @@ def test_weights_come_back_bit_for_bit(dtype: torch.dtype) -> None:
     assert all(torch.equal(back[name], weight) for name, weight in plain.state_dict().items())
 
 
-def test_strips_are_outputs_side_by_side() -> None:
+def test_strips_of_a_weight_are_outputs_side_by_side() -> None:
     weight = torch.arange(128 * 32).view(128, 32).float()
     strips = calls.strips_of(weight, turned=True)
     width = strips.shape[2]

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.utils import prune
 
 from modernbert.errors import InputError
 from modernbert.model.attention import Window, choose_backend, prepare
@@ -23,6 +24,7 @@ from modernbert.model.init import initialize
 from modernbert.model.rotary import rotation
 from modernbert.native import build, calls
 from modernbert.ragged import Batch, Layout
+from modernbert.train import decoding
 from modernbert.train.losses import masked_lm
 from modernbert.train.optim import StableAdamW
 
@@ -113,6 +115,33 @@ def test_a_product_of_rows_does_not_depend_on_other_rows_or_threads(dtype: torch
         torch.set_num_threads(before)
 
 
+def test_linear_takes_what_lies_otherwise_in_memory() -> None:
+    rows, weight = torch.randn(128, 100).t().requires_grad_(), torch.randn(128, 192).t().requires_grad_()
+    upstream = torch.randn(100, 192)
+    found = torch.autograd.grad(calls.linear(rows, weight), (rows, weight), upstream)
+    for mine, other in zip(found, torch.autograd.grad(rows @ weight.T, (rows, weight), upstream), strict=True):
+        assert error(mine, other) < 1e-6
+
+
+def test_products_refuse_what_does_not_go_together() -> None:
+    """Instead of reading what lies behind."""
+    rows, strips = torch.ones(4, 64), calls.strips_of(torch.ones(64, 128))
+    for shape in ((100, 64), (64, 80)):
+        with pytest.raises(ValueError, match="a matrix of"):
+            calls.linear(torch.ones(4, shape[1]), torch.ones(shape))
+    for out in (torch.zeros(5, 128), torch.zeros(4, 64), torch.zeros(4, 256)[:, :128], torch.zeros(4, 128).double()):
+        with pytest.raises(ValueError, match="times"):
+            calls.multiply_(out, rows, strips)
+    with pytest.raises(ValueError, match="times strips"):
+        calls.multiply_(torch.zeros(4, 128), torch.ones(4, 128), strips)
+    with pytest.raises(ValueError, match="times strips"):
+        calls.multiply_(torch.zeros(20, 128), torch.ones(64, 20), strips, turned=True)
+    with pytest.raises(ValueError, match="float32 or bfloat16"):
+        calls.linear(rows.double(), torch.ones(64, 64).double())
+    with pytest.raises(IndexError, match="labels from -100 to 3, expected 0 to 49"):
+        calls.cross_entropy_(torch.zeros(2, 50), torch.zeros(50), torch.tensor([-100, 3]), None)
+
+
 def test_products_are_added_to_what_is_there() -> None:
     out, rows, weight = torch.randn(100, 128), torch.randn(100, 64), torch.randn(64, 128)
     expected = out.double() + rows.double() @ weight.double()
@@ -175,6 +204,13 @@ def test_sum_and_norm_equal_torch(wide: str, narrow: str, dropout: float) -> Non
         (*outputs, *gradients(outputs, ours)), (*expected, *gradients(expected, theirs)), strict=True
     ):
         assert error(mine, other) < (TOLERANCE[torch.float32] if wide == narrow == "float32" else 6e-3)
+
+
+def test_the_sum_alone_has_a_gradient_too() -> None:
+    hidden, delta = torch.randn(3, 64, requires_grad=True), torch.randn(3, 64, requires_grad=True)
+    total, _ = calls.add_norm(hidden, delta, torch.ones(64), 1e-5)
+    for grad in torch.autograd.grad(total.sum(), (hidden, delta)):
+        assert torch.equal(grad, torch.ones(3, 64))
 
 
 def test_dropout_keeps_the_mean_and_is_another_every_time() -> None:
@@ -315,6 +351,66 @@ def assert_whole_encoder(dtype: torch.dtype) -> None:
             batch = Batch.from_documents([list(range(length)) for length in lengths])
             expected, found = (model(batch.tokens, batch.layout) for model in (exact, fused))
             assert error(found, expected) < 2 * TOLERANCE[dtype]
+
+
+def gradients_of(
+    backend: str, dtype: torch.dtype, vocabulary: int, *, recompute: bool = False, trained: str = ""
+) -> dict[str, Tensor]:
+    """Return the gradients of a small model whose layers and decoder are as wide as loops want them."""
+    config = ModelConfig.preset("tiny", vocab_size=vocabulary, attention_output_dropout=0.0)
+    model = MaskedLM(config, backend)
+    initialize(model, config, seed=0)
+    model = model.to(torch.float64 if backend == "dense" else torch.float32)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name)
+    model.model.recompute = recompute
+    documents = Batch.from_documents([list(range(length)) for length in (37, 200, 5)])
+    where = torch.arange(0, 242, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        masked_lm(model, Batch(documents.tokens, documents.layout, where, where.clone()))[0].backward()
+    return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+
+@pytest.mark.parametrize("trained", ["", "layers.2.mlp.Wi", "layers.2.mlp_norm", "head", "embeddings"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_model_in_loops_learns_what_one_in_torch_does(recompute: bool, trained: str) -> None:
+    """Whole, and with all but a part frozen; what is gone through twice finds what it was given."""
+    expected = gradients_of("dense", torch.float32, 4_096, trained=trained)
+    found = gradients_of("native", torch.float32, 4_096, recompute=recompute, trained=trained)
+    assert found.keys() == expected.keys() and found
+    assert all(error(found[name], expected[name]) < 5e-6 for name in expected)
+
+
+@pytest.mark.parametrize("vocabulary", [4_096, 4_020])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_decoder_in_loops_learns_chunk_by_chunk(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, vocabulary: int
+) -> None:
+    """With a vocabulary that products in loops take, and one that they do not."""
+    monkeypatch.setattr(decoding, "CHUNK_ROWS", 50)
+    expected = gradients_of("dense", torch.float32, vocabulary, trained="decoder")
+    found = gradients_of("native", dtype, vocabulary, trained="decoder")
+    expected |= gradients_of("dense", torch.float32, vocabulary, trained="embeddings")
+    found |= gradients_of("native", dtype, vocabulary, trained="embeddings")
+    assert found.keys() == expected.keys() and len(found) == 3
+    assert all(error(found[name], expected[name]) < (5e-6 if dtype == torch.float32 else 3e-2) for name in expected)
+
+
+def test_what_hangs_on_a_layer_is_heard() -> None:
+    """Hooks, a bias put in later, and weights that are made anew at every pass, as pruning does."""
+    config = ModelConfig.preset("tiny")
+    model = MaskedLM(config, "native").eval()
+    initialize(model, config, seed=0)
+    batch, layer = Batch.from_documents([list(range(50))]), model.model.layers[0].attn.Wqkv
+    plain, seen = model(batch), []
+    handle = layer.register_forward_hook(lambda *passed: seen.append(1))
+    assert error(model(batch), plain) < 1e-5 and seen == [1]
+    handle.remove()
+    layer.bias = torch.nn.Parameter(torch.ones(len(layer.weight)))
+    assert error(model(batch), plain) > 1e-3
+    prune.random_unstructured(model.model.layers[1].mlp.Wi, "weight", 0.5)
+    for _ in range(2):
+        model(batch).sum().backward()
 
 
 @pytest.fixture(scope="module")
