@@ -32,6 +32,8 @@ class TokenCosts:
     training_flops: float
     moved_forward: float
     held_in_training: float
+    held_in_recomputing: float
+    """The same where a layer keeps its input alone, and one at a time is gone through again."""
     held_anyway: float
     """Not per token: weights, gradients, moments."""
     held_of_logits: float
@@ -56,6 +58,8 @@ def token_costs(config: ModelConfig, lengths: Sequence[int], mask_rate: float = 
         training_flops=training / num_tokens,
         moved_forward=float(_NARROW * num_layers * _numbers_moved(width, feed_forward)),
         held_in_training=_NARROW * num_layers * _numbers_held(width, feed_forward) + mask_rate * _NARROW * 4 * width,
+        held_in_recomputing=_NARROW
+        * (_numbers_held(width, feed_forward) + num_layers * 3 * width + mask_rate * 4 * width),
         held_anyway=float(_TRAINED * num_parameters(config)),
         held_of_logits=2.0 * _NARROW * config.vocab_size,
     )
@@ -78,7 +82,7 @@ def _numbers_moved(width: int, feed_forward: int) -> int:
 
 
 def _numbers_held(width: int, feed_forward: int) -> int:
-    """Count the numbers that one layer keeps for its way back: the sums are in float32, as two each."""
+    """Count the numbers that one layer keeps for its way back: sums are in float32, as two each."""
     sums_and_norms = 2 * (2 * width + width)
     attention = 3 * width + width
     mlp = 2 * feed_forward + feed_forward

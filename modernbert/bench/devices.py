@@ -32,6 +32,7 @@ class Machine:
     bandwidth: float
     memory: float
     multiprocessors: int = 0
+    multiplies_bfloat16: bool = True
 
 
 # Shares of the data sheet's figures that well-kept programs reach at this size of model: products of a width of 768 to
@@ -61,11 +62,13 @@ def machine_of(name: str) -> Machine:
 
     Raises: InputError for a name that is not in the basket.
     """
+    name = name.lower()
     if name not in _SHEETS:
         raise InputError(f"device: found {name!r}, expected cpu or one of {', '.join(BASKET)}")
     driver_name, bandwidth, memory, multiprocessors = _SHEETS[name]
     # Before Ampere only float16.
-    peak = known_peak(driver_name, torch.bfloat16) or known_peak(driver_name, torch.float16)
+    in_bfloat16 = known_peak(driver_name, torch.bfloat16)
+    peak = in_bfloat16 or known_peak(driver_name, torch.float16)
     assert peak is not None, driver_name
     return Machine(
         name=driver_name.removeprefix("NVIDIA ").removeprefix("GeForce "),
@@ -74,6 +77,7 @@ def machine_of(name: str) -> Machine:
         bandwidth=_BANDWIDTH * bandwidth * 1e9,
         memory=_MEMORY * memory * 1e9,
         multiprocessors=multiprocessors,
+        multiplies_bfloat16=in_bfloat16 is not None,
     )
 
 

@@ -4,7 +4,7 @@ In: what a token costs and what a machine can do. Out: tokens a second, the larg
 attention and passes over memory are taken one after the other: a device overlaps some of them, a program wastes some.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from modernbert.bench.costs import TokenCosts, num_parameters, token_costs
 from modernbert.bench.devices import Machine
@@ -13,7 +13,7 @@ from modernbert.train.decoding import CHUNK_ROWS, GPU_CHUNK_ROWS
 from modernbert.train.recipe import Phase
 from modernbert.train.schedule import Schedule
 
-__all__ = ["PUBLISHED_HOURS", "PhaseForecast", "forecast_phase", "optimizer_seconds", "seconds_per_token"]
+__all__ = ["PUBLISHED_HOURS", "PhaseForecast", "Way", "forecast_phase", "optimizer_seconds", "seconds_per_token"]
 
 # Hours of training alone on 8 H100, phase by phase. Source: table 3 of the paper.
 PUBLISHED_HOURS = {"base": (191.1, 36.3, 7.5), "large": (420.4, 75.1, 15.3)}
@@ -45,6 +45,14 @@ class PhaseForecast:
         return self.micro_batch <= self.largest_micro_batch
 
 
+@dataclass(frozen=True)
+class Way:
+    """How a run is laid out: whether layers are gone through a second time, and how many devices share the weights."""
+
+    recompute: bool = False
+    sharers: int = 1
+
+
 def seconds_per_token(costs: TokenCosts, machine: Machine, *, training: bool) -> float:
     """Return the time one device spends on a token, without the optimizer."""
     if not training:
@@ -61,16 +69,25 @@ def optimizer_seconds(model: ModelConfig, machine: Machine) -> float:
 
 
 def forecast_phase(
-    model: ModelConfig, phase: Phase, schedule: Schedule, machine: Machine, num_devices: int, length: int | None = None
-) -> PhaseForecast:
+    model: ModelConfig, phase: Phase, schedule: Schedule, machine: Machine, num_devices: int,
+    length: int | None = None, way: Way = Way(),
+) -> PhaseForecast:  # fmt: skip
     """Forecast one phase whose documents all have `length` tokens, by default the longest that the phase takes."""
     length = min(length or phase.max_len, phase.max_len)
     costs = token_costs(model, [length], phase.mask_rate)
     step_tokens = phase.micro_batch_tokens * phase.max_micro_batches
-    held_anyway = costs.held_anyway + costs.held_of_logits * (GPU_CHUNK_ROWS if machine.multiprocessors else CHUNK_ROWS)
+    if way.recompute:
+        costs = replace(costs, held_in_training=costs.held_in_recomputing)
+    held_anyway = costs.held_anyway / way.sharers + costs.held_of_logits * (
+        GPU_CHUNK_ROWS if machine.multiprocessors else CHUNK_ROWS
+    )
     # Every device steps for all, on its part of the tokens.
     optimizer = optimizer_seconds(model, machine) / step_tokens
-    seconds = seconds_per_token(costs, machine, training=True) / num_devices + optimizer
+    seconds = seconds_per_token(costs, machine, training=True)
+    if way.recompute:
+        seconds += seconds_per_token(costs, machine, training=False)
+    # Micro-batches are what devices share.
+    seconds = seconds / min(num_devices, phase.max_micro_batches) + optimizer
     tokens = schedule.plan(schedule.num_steps).tokens_before
     return PhaseForecast(
         length=length,

@@ -36,7 +36,7 @@ from modernbert.model.flash import flash_version
 from modernbert.model.heads import encoder_of
 from modernbert.model.init import initialize
 from modernbert.ragged import Layout
-from modernbert.storage import write_file
+from modernbert.storage import check_target, write_file
 from modernbert.train.flops import peak_flops, step_flops
 
 __all__ = ["main"]
@@ -67,6 +67,7 @@ def main() -> None:
         parser.error(f"--parts: found {unknown[0]!r}, expected {', '.join(names)}")
     try:
         device = choose_device(words.device)
+        check_target(words.out / "gpu.json")
     except InputError as error:
         print(f"bench-gpu: {error}", file=sys.stderr)
         sys.exit(2)
@@ -77,13 +78,21 @@ def main() -> None:
     for part in (part for part, name in zip(_PARTS, names, strict=True) if name in chosen):
         begun = time.monotonic()
         rows = result[part.__name__.strip("_")] = []
-        for row in part(device, words.small):
+        for row in _as_far_as_it_goes(part(device, words.small)):
             print("  " + ", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             rows.append(row)
             write_file(words.out / "gpu.json", json.dumps(result, indent=2) + "\n")
         print(f"  {time.monotonic() - begun:.0f} s", flush=True)
         if part is _parity and not all(row["holds"] for row in result["parity"]):
             sys.exit(1)
+
+
+def _as_far_as_it_goes(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Hand rows on; what ends them early is a row, and holds for nothing."""
+    try:
+        yield from rows
+    except (InputError, RuntimeError) as error:
+        yield {"not_measured": _reason(error), "holds": False}
 
 
 def _parity(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
@@ -217,7 +226,11 @@ def _guarded(row: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[st
     try:
         return {**row, **work()}
     except (InputError, RuntimeError) as error:
-        return {**row, "not_measured": " ".join(str(error).split())[:200]}
+        return {**row, "not_measured": _reason(error)}
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 _PARTS = (_parity, _training, _inference)

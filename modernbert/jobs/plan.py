@@ -18,6 +18,7 @@ from modernbert.bench.devices import BASKET, Machine, machine_of, measure_cpu
 from modernbert.bench.forecast import (
     PUBLISHED_HOURS,
     PhaseForecast,
+    Way,
     forecast_phase,
     optimizer_seconds,
     seconds_per_token,
@@ -68,9 +69,9 @@ class _Plan:
 
 
 def run(config: PlanConfig) -> None:
-    """Print forecasts for each device; a device that is unknown is named, and the others are still planned.
+    """Print forecasts for each device; where one is unknown the others are still planned.
 
-    Raises: InputError for a config that could not be run, or where no device is known.
+    Raises: InputError for a config that could not be run, at the end for a device that is unknown.
     """
     if config.num_devices < 1:
         raise InputError(f"count: found {config.num_devices}, expected at least 1")
@@ -91,14 +92,14 @@ def run(config: PlanConfig) -> None:
             plan.devices[name] = _plan_device(console, config, pretrain, model, name)
         except InputError as error:
             failures.append(str(error))
-    if failures and not plan.devices:
-        raise InputError(failures[0])
-    for failure in failures:
-        print(f"modernbert: {failure}", file=sys.stderr)
-    if config.shapes:
+    if config.shapes and plan.devices:
         plan.shapes = _plan_shapes(console)
-    if config.as_json:
+    if config.as_json and plan.devices:
         print(json.dumps(asdict(plan), indent=2))
+    for failure in failures[:-1]:
+        print(f"modernbert: {failure}", file=sys.stderr)
+    if failures:
+        raise InputError(failures[-1])
 
 
 def _load(config: PlanConfig) -> tuple[PretrainConfig, ModelConfig]:
@@ -128,13 +129,22 @@ def _plan_device(
     machine, num_devices = (
         (_this_machine(pretrain, model), 1) if name == "cpu" else (machine_of(name), config.num_devices)
     )
+    way = Way(pretrain.recompute, num_devices if pretrain.sharding == "full" else 1)
     forecasts = {
-        phase_name: forecast_phase(model, phase, schedule_of(phase), machine, num_devices, config.length)
+        phase_name: forecast_phase(model, phase, schedule_of(phase), machine, num_devices, config.length, way)
         for phase_name, phase in pretrain.phases.items()
     }
     published = _published_hours(model, pretrain) if machine == machine_of("h100") and num_devices == 8 else None
     console.print(_table(f"{num_devices} x {machine.name}", forecasts, published))
+    if num_devices > 1:
+        console.print("what devices exchange is not counted" + _HYBRID * (pretrain.sharding == "hybrid"))
+    if not machine.multiplies_bfloat16:
+        console.print(
+            f"{machine.name} multiplies no bfloat16: this is what it can do in float16, not what `pretrain` does"
+        )
     for phase_name, forecast in forecasts.items():
+        if (idle := num_devices - pretrain.phases[phase_name].max_micro_batches) > 0:
+            console.print(f"phases.{phase_name}.max_micro_batches: {idle:,} of {num_devices:,} devices have no work")
         if not forecast.fits:
             console.print(
                 f"phases.{phase_name}.micro_batch_tokens: {forecast.micro_batch:,} do not fit into {machine.name}, "
@@ -157,11 +167,15 @@ def _table(title: str, forecasts: dict[str, PhaseForecast], published: Sequence[
         row = [
             name, f"{each.length:,}", f"{each.costs.forward_flops / 1e9:.3f}", f"{each.costs.training_flops / 1e9:.3f}",
             f"{each.costs.moved_forward / 1e6:.2f}", f"{each.costs.held_in_training / 1e3:.0f}",
-            f"{each.largest_micro_batch:,}", f"{each.tokens_per_s:,.0f}", f"{each.hours:,.1f}",
-            f"{each.device_hours:,.0f}",
+            f"{each.largest_micro_batch:,}", f"{each.tokens_per_s:,.0f}", _hours(each.hours),
+            _hours(each.device_hours),
         ]  # fmt: skip
         table.add_row(*row, *([f"{published[number]:,.1f}"] if published else []))
     return table
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 1000 else f"{hours:,.1f}" if hours >= 10 else f"{hours:.2f}"
 
 
 def _published_hours(model: ModelConfig, pretrain: PretrainConfig) -> Sequence[float] | None:
@@ -177,6 +191,7 @@ def _published_hours(model: ModelConfig, pretrain: PretrainConfig) -> Sequence[f
     return None
 
 
+_HYBRID = ", and weights as if every device held them all"
 _SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from modernbert.bench.costs import num_parameters, token_costs
 from modernbert.bench.devices import BASKET, Machine, machine_of
-from modernbert.bench.forecast import forecast_phase, seconds_per_token
+from modernbert.bench.forecast import PhaseForecast, Way, forecast_phase, seconds_per_token
 from modernbert.bench.shapes import Shape, best_shapes, fill, neighbours
 from modernbert.errors import InputError
 from modernbert.jobs.plan import PlanConfig, run
@@ -111,6 +111,36 @@ def test_more_devices_take_less_time_and_as_many_device_hours() -> None:
     assert ceil(phase.tokens / eight.tokens_per_s / 3600) == ceil(eight.hours)
 
 
+def test_devices_beyond_a_steps_micro_batches_have_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    phase = Phase(tokens=10_000_000_000, lr=1e-3, micro_batch_tokens=98_304, max_micro_batches=8)
+    eight, many = (forecast_phase(BASE, phase, schedule_of(phase), machine_of("h100"), n) for n in (8, 100))
+    assert many.hours == eight.hours and many.device_hours == pytest.approx(eight.device_hours * 100 / 8)
+    run(PlanConfig(num_devices=50))
+    assert "phases.tokens_1024.max_micro_batches: 2 of 50 devices have no work" in capsys.readouterr().out
+
+
+def test_recomputation_and_shards_leave_room_and_the_first_costs_a_pass() -> None:
+    phase = Phase(tokens=10_000_000_000, lr=1e-3, micro_batch_tokens=98_304, max_micro_batches=48)
+
+    def forecast(way: Way) -> PhaseForecast:
+        return forecast_phase(LARGE, phase, schedule_of(phase), machine_of("h100"), 8, way=way)
+
+    plain, again, shared = forecast(Way()), forecast(Way(recompute=True)), forecast(Way(sharers=8))
+    assert again.largest_micro_batch > 4 * plain.largest_micro_batch
+    assert 1.25 < again.hours / plain.hours < 1.35
+    assert shared.hours == plain.hours
+    freed = token_costs(LARGE, [1024]).held_anyway * 7 / 8
+    room = (shared.largest_micro_batch - plain.largest_micro_batch) * plain.costs.held_in_training
+    assert room == pytest.approx(freed, rel=1e-3)
+
+
+def test_what_is_said_follows_the_config(capsys: pytest.CaptureFixture[str]) -> None:
+    run(PlanConfig(overrides=["sharding=hybrid"], devices=("t4",)))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "what devices exchange is not counted, and weights as if every device held them all" in said
+    assert "Tesla T4 multiplies no bfloat16" in said
+
+
 def test_the_papers_runs_stand_beside_their_published_hours() -> None:
     done = plan(str(CONFIGS / "base.yaml"), "--json", "--device", "h100", "--device", "4090")
     assert done.returncode == 0, done.stderr
@@ -126,8 +156,8 @@ def test_the_papers_runs_stand_beside_their_published_hours() -> None:
 
 
 def test_an_unknown_device_is_a_line_and_the_others_are_planned() -> None:
-    done = plan("--device", "h900", "--device", "a100")
-    assert done.returncode == 0 and "device: found 'h900', expected cpu or one of t4" in done.stderr
+    done = plan("--device", "h900", "--device", "A100")
+    assert done.returncode == 2 and "device: found 'h900', expected cpu or one of t4" in done.stderr
     assert "A100" in done.stdout
     done = plan("--device", "h900")
     assert (done.returncode, done.stderr) == (2, f"modernbert: device: found 'h900', expected cpu or one of "
