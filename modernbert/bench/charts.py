@@ -11,6 +11,7 @@ from modernbert.errors import InputError
 
 __all__ = ["draw_bars"]
 
+_SIDE_BY_SIDE = 4
 _OURS, _OTHERS = "#c2410c", "#64748b"
 
 
@@ -25,8 +26,13 @@ def draw_bars(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]], u
     except ImportError:
         raise InputError(f"{path.name}: needs matplotlib, pip install 'modernbert[report]'") from None
     most = max(map(len, panels.values()))
-    figure = Figure(figsize=(1 + 4.2 * len(panels), 1.5 + 0.28 * most), layout="constrained")
-    for axis, (title, bars) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    side_by_side = min(_SIDE_BY_SIDE, len(panels))
+    rows = -(-len(panels) // side_by_side)
+    figure = Figure(figsize=(1 + 4.2 * side_by_side, (1.5 + 0.28 * most) * rows), layout="constrained")
+    axes = figure.subplots(rows, side_by_side, squeeze=False).flatten()
+    for unused in axes[len(panels) :]:
+        unused.remove()
+    for axis, (title, bars) in zip(axes, panels.items(), strict=False):
         names = list(bars)[::-1]
         deviations = [statistics.stdev(bars[name]) if len(bars[name]) > 1 else 0.0 for name in names]
         colours = [_OURS if _is_ours(name) else _OTHERS for name in names]
@@ -35,6 +41,9 @@ def draw_bars(path: Path, panels: Mapping[str, Mapping[str, Sequence[float]]], u
         axis.set_xlabel(units[title])
         axis.spines[["top", "right"]].set_visible(False)
         axis.tick_params(labelsize=8)
+        axis.locator_params(axis="x", nbins=4)
+        axis.set_xlim(left=0)
+        axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}" if x >= 10 else f"{x:g}")
     figure.savefig(path, dpi=120)
 
 
