@@ -5,12 +5,13 @@ import statistics
 import sys
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from rich.console import Console
 
 from modernbert.device import name_of
 
-__all__ = ["describe_machine", "open_console", "spread"]
+__all__ = ["describe_machine", "open_console", "p50_and_p95", "spread"]
 
 _WIDTH_OF_A_FILE = 200
 
@@ -35,3 +36,15 @@ def spread(ratios: Sequence[float]) -> str:
     '2.00 (1.00 to 4.00)'
     """
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def p50_and_p95(seconds: Sequence[float]) -> dict[str, float]:
+    """Return the median of waits, and the wait that one in twenty is above, in milliseconds.
+
+    Between two waits lies a straight line, so that the one is never below the other, however few there are.
+
+    >>> p50_and_p95([0.003, 0.001])
+    {'p50_ms': 2.0, 'p95_ms': 2.9}
+    """
+    p50, p95 = np.percentile(1e3 * np.asarray(seconds), (50, 95))
+    return {"p50_ms": round(float(p50), 6), "p95_ms": round(float(p95), 6)}

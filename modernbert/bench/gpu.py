@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modernbert.bench.console import p50_and_p95
 from modernbert.bench.peers import Loaded, load
 from modernbert.bench.process import in_new_process
 from modernbert.bench.sets import SETS, documents_of
@@ -208,11 +209,8 @@ def _waits(loaded: Loaded, length: int, calls: int) -> dict[str, Any]:
     document = random_batch(ModelConfig.preset("base"), [length], 0.3).tokens.numpy() % 16_000
     with torch.inference_mode():
         timed = [_seconds_until_there(loaded, document) for _ in range(calls + 10)]
-    seconds = sorted(timed[10:])
-    return {
-        "setting": loaded.setting, "p50_ms": round(1e3 * seconds[calls // 2], 3),
-        "p95_ms": round(1e3 * seconds[int(0.95 * calls)], 3),
-    }  # fmt: skip
+    waits = p50_and_p95(timed[10:])
+    return {"setting": loaded.setting, **{name: round(wait, 3) for name, wait in waits.items()}}
 
 
 def _seconds_until_there(loaded: Loaded, document: np.ndarray) -> float:

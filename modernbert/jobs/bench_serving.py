@@ -14,7 +14,7 @@ import torch
 from rich.table import Table
 
 from modernbert.bench.charts import draw_bars
-from modernbert.bench.console import describe_machine, open_console, spread
+from modernbert.bench.console import describe_machine, open_console, p50_and_p95, spread
 from modernbert.bench.costs import token_costs
 from modernbert.bench.devices import product_rate
 from modernbert.bench.process import in_new_process
@@ -186,8 +186,7 @@ def _rate(engine: Engine, documents: list[np.ndarray], calls: int) -> dict[str, 
 def _latency(engine: Engine, documents: list[np.ndarray], calls: int) -> dict[str, Any]:
     for _ in range(3):
         _seconds(engine, documents, _BUDGETS[0])
-    seconds = sorted(_seconds(engine, documents, _BUDGETS[0]) for _ in range(calls))
-    return {"p50_ms": 1e3 * statistics.median(seconds), "p95_ms": 1e3 * seconds[int(0.95 * (len(seconds) - 1))]}
+    return p50_and_p95([_seconds(engine, documents, _BUDGETS[0]) for _ in range(calls)])
 
 
 def _seconds(engine: Engine, documents: list[np.ndarray], budget: int) -> float:

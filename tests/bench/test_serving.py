@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from modernbert import ModernBert
+from modernbert.bench.console import p50_and_p95
 from modernbert.bench.serving import ENGINES, Engine, embed_all, load_engine, make_folder
 from modernbert.errors import InputError
 from modernbert.jobs import bench_serving
@@ -86,6 +88,20 @@ def test_the_verb_times_engines_in_turn(tmp_path: Path) -> None:
         ("transformers-float32", "latency-16"),
     ]  # fmt: skip
     assert all(row["p50_ms"] <= row["p95_ms"] for row in rows if row["set"] == "latency-16")
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 20])
+def test_of_few_calls_p95_is_not_below_the_median(calls: int) -> None:
+    waits = iter(range(1_000))
+
+    def embed(documents: list[np.ndarray]) -> np.ndarray:
+        time.sleep(0.002 * (next(waits) % 3))
+        return np.zeros((len(documents), 1), dtype=np.float32)
+
+    engine = Engine("", torch.float32, embed, is_padded=False)
+    found = bench_serving._latency(engine, [np.zeros(4)], calls)
+    assert found["p50_ms"] <= found["p95_ms"]
+    assert p50_and_p95([0.1] * 19 + [0.3])["p95_ms"] == pytest.approx(110)
 
 
 def test_real_texts_are_as_long_as_their_tokens_and_as_many_as_fit(tmp_path: Path, small_bert: ModernBert) -> None:
