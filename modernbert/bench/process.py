@@ -16,6 +16,15 @@ from modernbert.errors import InputError
 
 __all__ = ["in_new_process"]
 
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "can't allocate memory",
+    "not enough memory",
+    "bad allocation",
+    "std::bad_alloc",
+)
+_MOST_CHARS = 160
+
 Argument = TypeVar("Argument")
 Answer = TypeVar("Answer")
 
@@ -23,7 +32,8 @@ Answer = TypeVar("Answer")
 def in_new_process(function: Callable[[Argument], Answer], argument: Argument) -> Answer:
     """Call a function in a process that begins anew.
 
-    Raises: InputError as the function does, and if its memory does not suffice or a signal ends it.
+    Raises: InputError as the function does, if its memory does not suffice or a signal ends it, and for whatever else
+    it raises.
     """
     receiving, sending = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("spawn").Process(target=_answer, args=(function, argument, sending))
@@ -49,8 +59,19 @@ def _answer(function: Callable[[Any], Any], argument: Any, sending: Connection) 
         sending.send((function(argument), None))
     except InputError as error:
         sending.send((None, str(error)))
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        sending.send((None, f"does not fit: {' '.join(str(error).split())[:120]}"))
+    except Exception as error:
+        # What another's library raises ends this measurement, and is told in a line like any other reason.
+        sending.send((None, _reason(error)))
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    # torch has a class for a GPU that is full; for a processor's memory it is one error among all others.
+    is_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
+        words in str(error) for words in _OUT_OF_MEMORY
+    )
+    kind = "does not fit" if is_of_memory else type(error).__name__
+    return f"{kind}: {lines[0][:_MOST_CHARS]}" if lines[0] else kind
 
 
 def _end_with_the_parent() -> None:

@@ -7,6 +7,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+import torch
+
+from modernbert.bench.process import in_new_process
+from modernbert.errors import InputError
+
 MEASURE = """
 import os, sys, time
 from modernbert.bench.process import in_new_process
@@ -50,3 +56,28 @@ def test_a_measurement_ends_with_the_bench_that_asked_for_it(tmp_path: Path) -> 
     if not wait_until(lambda: not is_running(measuring)):
         os.kill(measuring, signal.SIGKILL)
         raise AssertionError("the measurement went on")
+
+
+def _takes_too_much(_: None) -> None:
+    torch.empty(2**60, dtype=torch.uint8)
+
+
+def _raises(message: str) -> None:
+    raise ArithmeticError(message)
+
+
+def test_what_does_not_fit_into_a_processors_memory_is_a_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="^does not fit: .*allocate memory") as raised:
+        in_new_process(_takes_too_much, None)
+    assert "\\n" not in str(raised.value)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("message, said", [("odd\nthing", "ArithmeticError: odd"), ("", "ArithmeticError")])
+def test_what_a_measurement_raises_is_its_type_and_first_line(
+    message: str, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError) as raised:
+        in_new_process(_raises, message)
+    assert str(raised.value) == said
+    assert "Traceback" not in capfd.readouterr().err
