@@ -3,7 +3,10 @@
 import platform
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,10 +26,28 @@ def open_console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=width, highlight=False, soft_wrap=True, markup=False)
 
 
-def describe_machine(device: torch.device) -> str:
-    """Name what was measured on: device, threads where they matter, system, and torch's version."""
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
-    return f"{name_of(device)}{threads}, {platform.platform()}, torch {torch.__version__}"
+def describe_machine(device: torch.device, libraries: Iterable[str] = ()) -> str:
+    """Name what was measured on: device, threads where they matter, system, versions of torch and of other libraries.
+
+    One that is not installed is left out.
+    """
+    parts = [name_of(device)]
+    if device.type == "cpu":
+        parts += [_processor(), f"{torch.get_num_threads()} threads"]
+    parts += [platform.platform(), f"torch {torch.__version__}"]
+    for library in libraries:
+        with suppress(PackageNotFoundError):
+            parts.append(f"{library} {version(library)}")
+    return ", ".join(filter(None, parts))
+
+
+def _processor() -> str:
+    """Return the name that the maker gave the processor, where the system tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def spread(ratios: Sequence[float]) -> str:

@@ -4,15 +4,17 @@ In: names and a way to measure each. Out: what was measured, and why some were n
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 from rich.console import Console
 
+from modernbert.bench.results import Results
 from modernbert.errors import InputError
 
 __all__ = ["check_choices", "measure_in_turn"]
 
-Row = TypeVar("Row")
+Row = TypeVar("Row", bound=Any)
 
 
 def check_choices(names: Sequence[str], known: Sequence[str], key: str, **numbers: int) -> None:
@@ -29,11 +31,17 @@ def check_choices(names: Sequence[str], known: Sequence[str], key: str, **number
 
 
 def measure_in_turn(
-    console: Console, names: Sequence[str], rounds: int, measure: Callable[[str, int], Row], brief: Callable[[Row], str]
+    console: Console,
+    names: Sequence[str],
+    rounds: int,
+    measure: Callable[[str, int], Row],
+    brief: Callable[[Row], str],
+    results: Results,
 ) -> tuple[dict[str, list[Row]], dict[str, str]]:
     """Return the rows of every name, one a round, and for those that cannot be measured the reason.
 
-    `measure(name, number)` is given the round, counted from 0.
+    Rows, which are dataclasses, and reasons go to `results` as they come. `measure(name, number)` is given the
+    round, counted from 0.
     """
     rows: dict[str, list[Row]] = {}
     absent: dict[str, str] = {}
@@ -45,8 +53,10 @@ def measure_in_turn(
                 row = measure(name, number)
             except InputError as error:
                 absent[name] = str(error)
+                results.miss(name, None, str(error))
                 console.print(f"{name}: {error}")
                 continue
             rows.setdefault(name, []).append(row)
+            results.add({"round": number + 1, **asdict(row)})
             console.print(f"round {number + 1}, {name}: {brief(row)}")
     return rows, absent

@@ -1,22 +1,20 @@
 """`modernbert bench finetuning`: steps of learning labels, against `transformers` and its Trainer, in turn."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from modernbert.bench.charts import draw_bars
 from modernbert.bench.console import describe_machine, open_console, spread
 from modernbert.bench.finetuning import SETS, SYSTEMS, FinetuningRow, FinetuningWork, measure_finetuning
+from modernbert.bench.results import Results, asked
 from modernbert.bench.turns import check_choices, measure_in_turn
 from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
-from modernbert.storage import check_target, write_file
 
 __all__ = ["FinetuningConfig", "run"]
 
@@ -48,11 +46,11 @@ def run(config: FinetuningConfig) -> None:
     device = choose_device(config.device)
     dtype = str(choose_precision(config.dtype, device, "dtype")).removeprefix("torch.")
     shape = ModelConfig.preset(config.preset, **config.model)
-    check_target(config.out and config.out / "finetuning.json")
+    machine = describe_machine(device, ("transformers", "accelerate"))
+    work = asked(config, systems=systems, sets=sets, device=str(device), dtype=dtype)
+    results = Results(config.out, "finetuning", machine=machine, work=work, batch=config.batch)
     console = open_console()
-    machine = describe_machine(device)
     console.print(f"{machine}; {config.preset}, {dtype}, {config.batch} rows a step")
-    found: list[dict[str, Any]] = []
     absent: dict[str, str] = {}
     panels: dict[str, dict[str, list[float]]] = {}
     for name in sets:
@@ -62,19 +60,14 @@ def run(config: FinetuningConfig) -> None:
             return measure_finetuning(work)
 
         left = [system for system in systems if system not in absent]
-        rows, gone = measure_in_turn(console, left, config.rounds, measure, _brief)
+        rows, gone = measure_in_turn(console, left, config.rounds, measure, _brief, results)
         absent.update(gone)
         if rows:
             console.print(_table(name, rows))
             panels[name] = {system: [row.tokens_per_s for row in mine] for system, mine in rows.items()}
-        found += [{"round": n + 1, **asdict(row)} for mine in rows.values() for n, row in enumerate(mine)]
-    if not found:
+    if not results.rows:
         raise InputError(f"bench: no system could be measured ({next(iter(absent.values()))})")
-    if config.out is not None:
-        said = {"machine": machine, "batch": config.batch, "rows": found, "absent": absent}
-        write_file(config.out / "finetuning.json", json.dumps(said, indent=2) + "\n")
-        draw_bars(config.out / "finetuning.png", panels, dict.fromkeys(panels, "real tokens per second"))
-        console.print(f"{config.out}: finetuning.json, finetuning.png")
+    results.finish(console, panels, dict.fromkeys(panels, "real tokens per second"))
 
 
 def _brief(row: FinetuningRow) -> str:

@@ -1,6 +1,5 @@
 """`modernbert bench serving-shape`: what a CPU behind a server can embed, this package's engine beside others."""
 
-import json
 import statistics
 import tempfile
 import time
@@ -13,18 +12,17 @@ import numpy as np
 import torch
 from rich.table import Table
 
-from modernbert.bench.charts import draw_bars
 from modernbert.bench.console import describe_machine, open_console, p50_and_p95, spread
 from modernbert.bench.costs import token_costs
 from modernbert.bench.devices import product_rate
 from modernbert.bench.process import in_new_process
+from modernbert.bench.results import Results, asked
 from modernbert.bench.serving import ENGINES, Engine, embed_all, load_engine, make_folder
 from modernbert.bench.sets import real_lengths
 from modernbert.bench.turns import check_choices
 from modernbert.device import keep_freed_memory
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
-from modernbert.storage import check_target, write_file
 
 __all__ = ["SETS", "ServingConfig", "run"]
 
@@ -80,12 +78,10 @@ def run(config: ServingConfig) -> None:
     engines = list(config.engines) or list(ENGINES)
     sets = {name: _lengths(config, name) for name in config.sets or [*SETS, *([_REAL] if config.texts else [])]}
     shape = ModelConfig.preset(config.preset, **config.model)
-    check_target(config.out and config.out / "serving.json")
+    machine = describe_machine(torch.device("cpu"), _libraries(engines))
+    results = Results(config.out, "serving", machine=machine, work=asked(config, engines=engines, sets=[*sets]))
     console = open_console()
-    machine = describe_machine(torch.device("cpu"))
     console.print(f"{machine}; {config.preset}")
-    rows: list[dict[str, Any]] = []
-    refused: list[dict[str, str]] = []
     left = {engine: list(sets) for engine in engines}
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room) / "model"
@@ -100,25 +96,30 @@ def run(config: ServingConfig) -> None:
                 try:
                     found, wrong = in_new_process(_measure, work)
                 except InputError as error:
-                    found, wrong = [], dict.fromkeys(work.sets, str(error))
+                    left[engine] = []
+                    results.miss(engine, None, str(error))
+                    console.print(f"{engine}: {error}")
+                    continue
                 left[engine] = [name for name in work.sets if name not in wrong]
-                refused.extend({"engine": engine, "set": name, "reason": wrong[name]} for name in wrong)
-                for reason in dict.fromkeys(wrong.values()):
-                    console.print(f"{engine}: {reason}")
-                rows.extend({"round": number + 1, "engine": engine, **row} for row in found)
-                console.print(f"round {number + 1}, {engine}: " + (", ".join(map(_brief, found)) or "nothing"))
+                for name, reason in wrong.items():
+                    results.miss(engine, name, reason)
+                    console.print(f"{engine}: {name}: {reason}")
+                results.add(*({"round": number + 1, "engine": engine, **row} for row in found))
+                if found:
+                    console.print(f"round {number + 1}, {engine}: {', '.join(map(_brief, found))}")
+    rows = results.rows
     if not rows:
-        raise InputError(f"bench: no engine could be measured ({refused[0]['reason']})")
+        raise InputError(f"bench: no engine could be measured ({results.absent[0]['reason']})")
     for name in sets:
         if mine := [row for row in rows if row["set"] == name]:
             console.print(_table(name, mine, shape))
-    if config.out is not None:
-        write_file(
-            config.out / "serving.json",
-            json.dumps({"machine": machine, "rows": rows, "refused": refused}, indent=2) + "\n",
-        )
-        _plot(config.out / "serving.png", rows)
-        console.print(f"{config.out}: serving.json, serving.png")
+    results.finish(console, *_panels(rows))
+
+
+def _libraries(engines: Sequence[str]) -> list[str]:
+    """Return the libraries of some engines; `transformers` is the reference of all."""
+    others = ("sentence-transformers", "onnxruntime", "openvino")
+    return ["transformers", *(name for name in others if any(engine.startswith(name) for engine in engines))]
 
 
 def _lengths(config: ServingConfig, name: str) -> list[int]:
@@ -166,7 +167,7 @@ def _measure(work: _Work) -> tuple[list[dict[str, Any]], dict[str, str]]:
         documents = _documents(lengths)
         cosine = _least_cosine(embed_all(engine, documents, _BUDGETS[1]), work.expected[name])
         if not cosine >= _PARITY:  # what is not a number is not near either
-            wrong[name] = f"{name}: cosine to float32 is {cosine:.4f}, expected at least {_PARITY}"
+            wrong[name] = f"cosine to float32 is {cosine:.4f}, expected at least {_PARITY}"
             continue
         timed = _latency if name.startswith("latency") else _rate
         rows.append({"set": name, "setting": engine.setting, "cosine": cosine, "lengths": [*map(len, documents)],
@@ -228,12 +229,12 @@ def _table(name: str, rows: Sequence[dict[str, Any]], shape: ModelConfig) -> Tab
     return table
 
 
-def _plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Draw every engine, a panel a set."""
+def _panels(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, dict[str, list[float]]], dict[str, str]]:
+    """Return the numbers of every engine, a panel a set, and the unit of each panel."""
     panels: dict[str, dict[str, list[float]]] = {}
     units: dict[str, str] = {}
     for row in rows:
         panel, is_latency = panels.setdefault(row["set"], {}), "p50_ms" in row
         panel.setdefault(row["engine"], []).append(row["p50_ms"] if is_latency else row["tokens_per_s"])
         units[row["set"]] = "milliseconds, median: less is better" if is_latency else "tokens per second"
-    draw_bars(path, panels, units)
+    return panels, units

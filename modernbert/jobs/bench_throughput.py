@@ -1,9 +1,8 @@
 """`modernbert bench throughput`: the paper's efficiency table, for the machine at hand."""
 
-import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from modernbert.bench.charts import draw_bars
 from modernbert.bench.console import describe_machine, open_console
 from modernbert.bench.peers import MODELS
+from modernbert.bench.results import Results, asked
 from modernbert.bench.sets import SETS, documents_of, real_documents
 from modernbert.bench.throughput import Row, Work, measure
 from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
-from modernbert.storage import check_target, write_file
 
 __all__ = ["ThroughputConfig", "run"]
 
@@ -28,6 +26,7 @@ _DOCUMENTS, _RUNS = 8_192, 10
 _CPU_DOCUMENTS, _CPU_RUNS = {"short": 16, "long": 2, "real": 64}, 3
 _CPU_BATCH = {"short": 8, "long": 1, "real": 16}
 _REAL = "real"
+_OURS = {"modernbert-base", "modernbert-large"}
 
 
 @dataclass
@@ -51,14 +50,6 @@ class ThroughputConfig:
     out: Path | None = None
 
 
-@dataclass
-class _Result:
-    machine: str
-    documents: dict[str, int]
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    absent: list[dict[str, str]] = field(default_factory=list)
-
-
 def run(config: ThroughputConfig) -> None:
     """Measure row after row; one that cannot be had is a line, and the others still run.
 
@@ -67,26 +58,29 @@ def run(config: ThroughputConfig) -> None:
     device = choose_device(config.device)
     models, sets, dtypes = _choices(config, device)
     documents = {name: _documents(config, name, device) for name in sets}
-    check_target(config.out and config.out / "throughput.json")
-    console = open_console()
-    result = _Result(describe_machine(device), {name: len(texts) for name, texts in documents.items()})
-    console.print(result.machine)
     runs = config.runs or (_RUNS if device.type == "cuda" else _CPU_RUNS)
+    machine = describe_machine(device, () if set(models) <= _OURS else ("transformers",))
+    numbers = {name: len(texts) for name, texts in documents.items()}
+    batches = {name: _batch(config, name, device) for name in sets}
+    work = asked(
+        config, models=models, sets=sets, documents=numbers, batch=batches, runs=runs, device=str(device), dtypes=dtypes
+    )
+    results = Results(config.out, "throughput", machine=machine, work=work, documents=numbers)
+    console = open_console()
+    console.print(machine)
     reduced = any(len(texts) < _DOCUMENTS for texts in documents.values()) or runs < _RUNS
     if reduced:
         sizes = ", ".join(f"{name} {len(texts):,}" for name, texts in documents.items())
         console.print(f"reduced from the paper's {_DOCUMENTS:,} documents and {_RUNS} runs: {sizes}; {runs} runs")
     for dtype in dtypes:
         for set_name, texts in documents.items():
-            found = _measure_set(console, config, models, set_name, texts, device, dtype, runs, result)
+            found = _measure_set(console, config, models, set_name, texts, device, dtype, runs, results)
             if found:
                 console.print(_table(f"{set_name}, {dtype}", found))
-    if not result.rows:
-        raise InputError(f"bench: no row could be measured ({result.absent[0]['reason']})")
-    if config.out is not None:
-        write_file(config.out / "throughput.json", json.dumps(asdict(result), indent=2) + "\n")
-        _plot(config.out / "throughput.png", result)
-        console.print(f"{config.out}: throughput.json, throughput.png")
+    if not results.rows:
+        raise InputError(f"bench: no row could be measured ({results.absent[0]['reason']})")
+    panels = _panels(results.rows)
+    results.finish(console, panels, dict.fromkeys(panels, "real tokens per second"))
 
 
 def _choices(config: ThroughputConfig, device: torch.device) -> tuple[list[str], list[str], list[str]]:
@@ -127,14 +121,18 @@ def _documents(config: ThroughputConfig, name: str, device: torch.device) -> lis
     return documents_of(name, number)
 
 
+def _batch(config: ThroughputConfig, name: str, device: torch.device) -> int:
+    paper = SETS[name].batch if name in SETS else 128
+    return config.batch or (paper if device.type == "cuda" else _CPU_BATCH[_kind(name)])
+
+
 def _measure_set(
     console: Console, config: ThroughputConfig, models: Sequence[str], set_name: str, documents: list[np.ndarray],
-    device: torch.device, dtype: str, runs: int, result: _Result,
+    device: torch.device, dtype: str, runs: int, results: Results,
 ) -> dict[str, list[Row]]:  # fmt: skip
     """Measure all models on one set, `rounds` times in turn."""
     found: dict[str, list[Row]] = {}
-    paper = SETS[set_name].batch if set_name in SETS else 128
-    batch = config.batch or (paper if device.type == "cuda" else _CPU_BATCH[_kind(set_name)])
+    batch = _batch(config, set_name, device)
     gone: set[str] = set()
     for number in range(config.rounds):
         for model in models:
@@ -145,11 +143,11 @@ def _measure_set(
                 row = measure(work)
             except InputError as error:
                 gone.add(model)
-                result.absent.append({"model": model, "set": set_name, "dtype": dtype, "reason": str(error)})
+                results.miss(model, set_name, str(error), dtype=dtype)
                 console.print(f"{model} on {set_name} in {dtype}: {error}")
                 continue
             found.setdefault(model, []).append(row)
-            result.rows.append({"set": set_name, "dtype": dtype, "round": number + 1, "batch": batch, **asdict(row)})
+            results.add({"set": set_name, "dtype": dtype, "round": number + 1, "batch": batch, **asdict(row)})
     return found
 
 
@@ -174,10 +172,10 @@ def _table(title: str, found: dict[str, list[Row]]) -> Table:
     return table
 
 
-def _plot(path: Path, result: _Result) -> None:
-    """Draw tokens a second of every model, a panel a set and precision."""
+def _panels(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Return tokens a second of every model, a panel a set and precision."""
     panels: dict[str, dict[str, list[float]]] = {}
-    for row in result.rows:
+    for row in rows:
         panel = panels.setdefault(f"{row['set']}, {row['dtype']}", {})
         panel.setdefault(row["model"], []).extend(row["tokens_per_s"])
-    draw_bars(path, panels, dict.fromkeys(panels, "real tokens per second"))
+    return panels

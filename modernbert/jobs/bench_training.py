@@ -1,23 +1,21 @@
 """`modernbert bench training`: a step of masked-LM training, against `transformers` and its Trainer, in turn."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from modernbert.bench.charts import draw_bars
 from modernbert.bench.console import describe_machine, open_console, spread
 from modernbert.bench.devices import product_rate
+from modernbert.bench.results import Results, asked
 from modernbert.bench.training import SYSTEMS, TrainingRow, TrainingWork, measure_training, mixed_lengths
 from modernbert.bench.turns import check_choices, measure_in_turn
 from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
-from modernbert.storage import check_target, write_file
 from modernbert.train.flops import peak_flops
 
 __all__ = ["TrainingConfig", "run"]
@@ -57,9 +55,10 @@ def run(config: TrainingConfig) -> None:
     tokens = config.tokens or (98_304 if device.type == "cuda" else 8_192)
     lengths = mixed_lengths(tokens, config.longest)
     dtype_name = str(dtype).removeprefix("torch.")
-    check_target(config.out and config.out / "training.json")
+    machine = describe_machine(device, ("transformers", "accelerate"))
+    work = asked(config, systems=systems, tokens=tokens, device=str(device), dtype=dtype_name)
+    results = Results(config.out, "training", machine=machine, work=work, lengths=lengths)
     console = open_console()
-    machine = describe_machine(device)
     console.print(
         f"{machine}; {config.preset}, {dtype_name}, {tokens:,} tokens a step in {len(lengths)} documents of "
         f"{min(lengths)} to {max(lengths):,}"
@@ -70,21 +69,16 @@ def run(config: TrainingConfig) -> None:
             TrainingWork(system, shape, lengths, config.steps, str(device), dtype_name, seed=number)
         )
 
-    rows, absent = measure_in_turn(console, systems, config.rounds, measure, _brief)
+    rows, absent = measure_in_turn(console, systems, config.rounds, measure, _brief, results)
     if not rows:
         raise InputError(f"bench: no system could be measured ({next(iter(absent.values()))})")
     peak = product_rate(dtype) if device.type == "cpu" else peak_flops(device, dtype)
     console.print(_table(rows, peak))
-    if config.out is not None:
-        said = {
-            "machine": machine,
-            "lengths": lengths,
-            "rows": [{"round": n + 1, **asdict(row)} for mine in rows.values() for n, row in enumerate(mine)],
-            "absent": absent,
-        }
-        write_file(config.out / "training.json", json.dumps(said, indent=2) + "\n")
-        _plot(config.out / "training.png", rows)
-        console.print(f"{config.out}: training.json, training.png")
+    panels = {
+        "speed": {system: [row.tokens_per_s for row in mine] for system, mine in rows.items()},
+        "memory": {system: [row.peak_memory / 2**30 for row in mine] for system, mine in rows.items()},
+    }
+    results.finish(console, panels, {"speed": "real tokens per second", "memory": "peak GiB: less is better"})
 
 
 def _brief(row: TrainingRow) -> str:
@@ -111,12 +105,3 @@ def _table(rows: Mapping[str, Sequence[TrainingRow]], peak: float | None) -> Tab
             "" if peak is None else f"{flops / peak:.1%}", f"{mine[0].real_share:.1%}", spread(speeds), spread(sizes),
         )  # fmt: skip
     return table
-
-
-def _plot(path: Path, rows: Mapping[str, Sequence[TrainingRow]]) -> None:
-    """Draw speed and memory of every system."""
-    panels = {
-        "speed": {system: [row.tokens_per_s for row in mine] for system, mine in rows.items()},
-        "memory": {system: [row.peak_memory / 2**30 for row in mine] for system, mine in rows.items()},
-    }
-    draw_bars(path, panels, {"speed": "real tokens per second", "memory": "peak GiB: less is better"})

@@ -6,7 +6,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import torch
 
 from modernbert import ModernBert
 from modernbert.bench.console import p50_and_p95
+from modernbert.bench.process import in_new_process
 from modernbert.bench.serving import ENGINES, Engine, embed_all, load_engine, make_folder
 from modernbert.errors import InputError
 from modernbert.jobs import bench_serving
@@ -73,7 +76,7 @@ def test_an_engine_that_computes_something_else_is_not_timed(folder: Path) -> No
     for wrong in (right[:, ::-1].copy(), np.full_like(right, np.nan)):
         rows, refused = bench_serving._measure(bench_serving._Work(*[*vars(work).values()][:-1], {"latency-16": wrong}))
         assert not rows
-        assert re.fullmatch(r"latency-16: cosine to float32 is .*, expected at least 0.999", refused["latency-16"])
+        assert re.fullmatch(r"cosine to float32 is .*, expected at least 0.999", refused["latency-16"])
 
 
 def test_the_verb_times_engines_in_turn(tmp_path: Path) -> None:
@@ -88,6 +91,59 @@ def test_the_verb_times_engines_in_turn(tmp_path: Path) -> None:
         ("transformers-float32", "latency-16"),
     ]  # fmt: skip
     assert all(row["p50_ms"] <= row["p95_ms"] for row in rows if row["set"] == "latency-16")
+
+
+def without(library: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a module that cannot be imported before the library; processes of measurements have the path of this one."""
+    (folder / f"{library}.py").write_text("raise ImportError")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, library, raising=False)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_says_what_was_measured_and_what_was_not_even_without_a_plot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without("openvino", tmp_path, monkeypatch)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    config = ServingConfig(
+        ["onnxruntime", "openvino-float32"], ["latency-16"], "tiny", calls=2, rounds=1, out=tmp_path / "out"
+    )
+    bench_serving.run(config)
+    said = capsys.readouterr().out
+    assert said.endswith(
+        "not measured: openvino-float32: openvino is not installed\n"
+        f"{tmp_path / 'out'}: serving.json; a plot needs matplotlib, pip install 'modernbert[report]'\n"
+    )
+    assert "nothing" not in said
+    kept = json.loads((tmp_path / "out" / "serving.json").read_text())
+    assert kept["absent"] == [{"who": "openvino-float32", "set": None, "reason": "openvino is not installed"}]
+    assert kept["work"] == {
+        "engines": ["onnxruntime", "openvino-float32"], "sets": ["latency-16"], "preset": "tiny", "model": {},
+        "tokens": 8_192, "calls": 2, "rounds": 1, "texts": [], "tokenizer": None,
+    }  # fmt: skip
+    for library in ("torch", "onnxruntime", "transformers"):
+        assert f"{library} {version(library)}" in kept["machine"]
+    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    assert processor is None or processor[1].strip() in kept["machine"]
+
+
+def test_who_stops_a_bench_has_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = 2  # the reference, and one engine
+
+    def stopped(*words: Any) -> Any:
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        return in_new_process(*words)
+
+    monkeypatch.setattr(bench_serving, "in_new_process", stopped)
+    engines = ["modernbert-float32", "modernbert"]
+    with pytest.raises(KeyboardInterrupt):
+        bench_serving.run(ServingConfig(engines, ["latency-16"], "tiny", calls=2, rounds=1, out=tmp_path))
+    rows = json.loads((tmp_path / "serving.json").read_text())["rows"]
+    assert [row["engine"] for row in rows] == ["modernbert-float32"]
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3, 20])

@@ -17,7 +17,7 @@ from modernbert.bench.peers import MODELS, load
 from modernbert.bench.process import in_new_process
 from modernbert.bench.sets import SETS, documents_of
 from modernbert.bench.throughput import largest_that
-from modernbert.bench.training import mixed_lengths
+from modernbert.bench.training import TrainingRow, TrainingWork, mixed_lengths
 from modernbert.errors import InputError
 from modernbert.jobs import bench_finetuning, bench_throughput, bench_training
 from modernbert.jobs.bench_finetuning import FinetuningConfig
@@ -132,6 +132,9 @@ def test_the_verb_measures_and_names_what_it_cannot(tmp_path: Path) -> None:
     ((model, set_name, rates),) = [(row["model"], row["set"], row["tokens_per_s"]) for row in result["rows"]]
     assert (model, set_name) == ("bert-base", "short-variable") and rates[0] > 0
     assert [gone["set"] for gone in result["absent"]] == ["long-variable"]
+    assert "not measured: bert-base on long-variable: takes 512 tokens" in done.stdout
+    assert result["work"]["runs"] == 1 and result["work"]["batch"] == {"long-variable": 1, "short-variable": 8}
+    assert f"transformers {transformers.__version__}" in result["machine"]
     assert (tmp_path / "throughput.png").stat().st_size > 5_000
 
 
@@ -142,7 +145,9 @@ def test_training_is_measured_against_the_trainer(tmp_path: Path) -> None:
         "--device", "cpu", "--dtype", "float32", "--out", str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "training.json").read_text())["rows"]
+    kept = json.loads((tmp_path / "training.json").read_text())
+    assert kept["work"]["tokens"] == 600 and kept["work"]["dtype"] == "float32" and not kept["absent"]
+    rows = kept["rows"]
     assert [row["system"] for row in rows] == ["modernbert", "trainer", "trainer-best", "trainer-concatenated"]
     assert rows[0]["real_share"] == 1.0 and rows[1]["real_share"] < 1.0
     grouped = rows[2]["real_share"]
@@ -161,6 +166,23 @@ def test_fine_tuning_is_measured_against_the_trainer(tmp_path: Path) -> None:
     ours, padded, grouped = (row["real_share"] for row in rows)
     assert ours == 1.0 and padded < 0.9 < grouped, "rows of one length make a batch"
     assert all(row["tokens_per_s"] > 0 for row in rows)
+
+
+def test_who_stops_training_has_the_rows_until_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = bench_training.measure_training
+
+    def stopped(work: TrainingWork) -> TrainingRow:
+        if work.seed == 1:  # of the second round
+            raise KeyboardInterrupt
+        return measure(work)
+
+    monkeypatch.setattr(bench_training, "measure_training", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        bench_training.run(
+            TrainingConfig(["modernbert"], "tiny", tokens=200, steps=1, device="cpu", dtype="float32", out=tmp_path)
+        )
+    (row,) = json.loads((tmp_path / "training.json").read_text())["rows"]
+    assert row["round"] == 1 and row["system"] == "modernbert"
 
 
 @pytest.mark.parametrize("name", finetuning.SETS)
