@@ -29,7 +29,7 @@ from modernbert.model.hub import load_config, load_model, save_folder
 from modernbert.model.init import initialize
 from modernbert.ragged import Batch
 
-__all__ = ["ENGINES", "Engine", "embed_all", "load_engine", "make_folder"]
+__all__ = ["ENGINES", "Engine", "embed_all", "load_engine", "load_reference", "make_folder"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,14 @@ def load_engine(name: str, folder: Path, room: Path) -> Engine:
     return ENGINES[name](folder, room)
 
 
+def load_reference(folder: Path, room: Path) -> Engine:
+    """Return what all engines are held against: float32 of `transformers`, or without it of this package's `dense`."""
+    try:
+        return _of_transformers(torch.float32)(folder, room)
+    except Absent:
+        return _ours("float32", "dense")(folder, room)
+
+
 def embed_all(engine: Engine, documents: Documents, budget_tokens: int) -> np.ndarray:
     """Embed documents, longest first where they are padded, as many at a time as the budget holds with padding."""
     order = (
@@ -84,11 +92,11 @@ def embed_all(engine: Engine, documents: Documents, budget_tokens: int) -> np.nd
     return found
 
 
-def _ours(dtype_name: str) -> Callable[[Path, Path], Engine]:
+def _ours(dtype_name: str, backend_name: str = "auto") -> Callable[[Path, Path], Engine]:
     def load(folder: Path, room: Path) -> Engine:
         cpu = choose_device("cpu")
         dtype = choose_precision(dtype_name, cpu)
-        backend = choose_backend("auto", cpu, dtype, load_config(folder))
+        backend = choose_backend(backend_name, cpu, dtype, load_config(folder))
         model = load_for_inference(folder, cpu, dtype, backend)
         encoder = encoder_of(model)
 

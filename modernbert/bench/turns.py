@@ -12,7 +12,10 @@ from rich.console import Console
 from modernbert.bench.results import Results
 from modernbert.errors import InputError
 
-__all__ = ["check_choices", "measure_in_turn"]
+__all__ = ["MOST", "check_choices", "measure_in_turn"]
+
+MOST = 100_000_000
+"""Tokens, documents or whatever else is counted: what is beyond ends no day, or for want of memory."""
 
 Row = TypeVar("Row", bound=Any)
 
@@ -25,6 +28,8 @@ def check_choices(names: Sequence[str], known: Sequence[str], key: str, **number
     for name, number in numbers.items():
         if number < 1:
             raise InputError(f"{name}: found {number}, expected at least 1")
+        if number > MOST:
+            raise InputError(f"{name}: found {number:,}, expected at most {MOST:,}")
     for name in names:
         if name not in known:
             raise InputError(f"{key}: found {name!r}, expected {', '.join(known)}")

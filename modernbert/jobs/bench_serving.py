@@ -17,7 +17,7 @@ from modernbert.bench.costs import token_costs
 from modernbert.bench.devices import product_rate
 from modernbert.bench.process import in_new_process
 from modernbert.bench.results import Results, asked
-from modernbert.bench.serving import ENGINES, Engine, embed_all, load_engine, make_folder
+from modernbert.bench.serving import ENGINES, Engine, embed_all, load_engine, load_reference, make_folder
 from modernbert.bench.sets import real_lengths
 from modernbert.bench.turns import check_choices
 from modernbert.device import keep_freed_memory
@@ -31,7 +31,7 @@ _FIRST_ID, _LAST_ID = 100, 3_999  # ids that every vocabulary has
 SETS = ("short-mix", "fixed-512", "single-8192", "latency-16", "latency-128", "latency-512")
 _REAL = "real"
 _BUDGETS = (2_048, 8_192)
-# Cosine of every vector to float32's of `transformers`: an engine below this computes something else.
+# Cosine of every vector to the reference's in float32: an engine below this computes something else.
 _PARITY = 0.999
 
 
@@ -75,7 +75,7 @@ def run(config: ServingConfig) -> None:
     check_choices(config.sets, [*SETS, _REAL], "sets")
     if (bool(config.texts) != bool(config.tokenizer)) or (_REAL in config.sets and not config.texts):
         raise InputError("sets: real needs texts and a tokenizer; one of them is missing")
-    engines = list(config.engines) or list(ENGINES)
+    engines = list(dict.fromkeys(config.engines)) or list(ENGINES)
     sets = {name: _lengths(config, name) for name in config.sets or [*SETS, *([_REAL] if config.texts else [])]}
     shape = ModelConfig.preset(config.preset, **config.model)
     machine = describe_machine(torch.device("cpu"), _libraries(engines))
@@ -86,7 +86,9 @@ def run(config: ServingConfig) -> None:
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room) / "model"
         make_folder(folder, shape)
-        expected = in_new_process(_reference, _Work("transformers-float32", sets, str(folder), 0, None))
+        setting, expected = in_new_process(_reference, _Work("", sets, str(folder), 0, None))
+        if not setting.startswith("padded"):
+            console.print(f"transformers is not installed: cosines are to this package's own vectors, {setting}")
         for number in range(config.rounds):
             for engine in engines:
                 if not left[engine]:
@@ -149,9 +151,11 @@ def _documents(lengths: Sequence[int]) -> list[np.ndarray]:
     return [random.choice(ids, length, p=shares / shares.sum()) for length in lengths]
 
 
-def _reference(work: _Work) -> dict[str, np.ndarray]:
-    engine = load_engine(work.engine, Path(work.folder), Path(work.folder).parent)
-    return {name: embed_all(engine, _documents(lengths), _BUDGETS[1]) for name, lengths in work.sets.items()}
+def _reference(work: _Work) -> tuple[str, dict[str, np.ndarray]]:
+    """Return what is the reference, and its vectors of each set."""
+    engine = load_reference(Path(work.folder), Path(work.folder).parent)
+    found = {name: embed_all(engine, _documents(lengths), _BUDGETS[1]) for name, lengths in work.sets.items()}
+    return engine.setting, found
 
 
 def _measure(work: _Work) -> tuple[list[dict[str, Any]], dict[str, str]]:

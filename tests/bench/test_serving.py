@@ -71,7 +71,7 @@ def test_padded_engines_get_batches_within_the_budget_and_vectors_in_order() -> 
 
 def test_an_engine_that_computes_something_else_is_not_timed(folder: Path) -> None:
     work = bench_serving._Work("modernbert-float32", {"latency-16": [16]}, str(folder), 1, None)
-    expected = bench_serving._reference(work)
+    _, expected = bench_serving._reference(work)
     right = expected["latency-16"]
     for wrong in (right[:, ::-1].copy(), np.full_like(right, np.nan)):
         rows, refused = bench_serving._measure(bench_serving._Work(*[*vars(work).values()][:-1], {"latency-16": wrong}))
@@ -81,7 +81,8 @@ def test_an_engine_that_computes_something_else_is_not_timed(folder: Path) -> No
 
 def test_the_verb_times_engines_in_turn(tmp_path: Path) -> None:
     done = bench(
-        "--preset", "tiny", "--engines", "modernbert", "--engines", "transformers-float32", "--sets", "short-mix",
+        "--preset", "tiny", "--engines", "modernbert", "--engines", "modernbert", "--engines",
+        "transformers-float32", "--sets", "short-mix",
         "--sets", "latency-16", "--tokens", "500", "--calls", "3", "--rounds", "1", "--out", str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -126,6 +127,19 @@ def test_a_file_says_what_was_measured_and_what_was_not_even_without_a_plot(
         assert f"{library} {version(library)}" in kept["machine"]
     processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
     assert processor is None or processor[1].strip() in kept["machine"]
+
+
+def test_without_transformers_ours_is_held_against_its_dense_attention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without("transformers", tmp_path, monkeypatch)
+    engines = ["modernbert-float32", "transformers-float32"]
+    bench_serving.run(ServingConfig(engines, ["latency-16"], "tiny", calls=2, rounds=1, out=tmp_path / "out"))
+    said = capsys.readouterr().out
+    assert "cosines are to this package's own vectors, ragged, dense, float32" in said
+    assert "not measured: transformers-float32: transformers is not installed" in said
+    (row,) = json.loads((tmp_path / "out" / "serving.json").read_text())["rows"]
+    assert row["engine"] == "modernbert-float32" and row["cosine"] > 0.9999
 
 
 def test_who_stops_a_bench_has_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,6 +192,7 @@ def test_real_texts_are_as_long_as_their_tokens_and_as_many_as_fit(tmp_path: Pat
         (ServingConfig(engines=["jax"]), "engines: found 'jax', expected modernbert"),
         (ServingConfig(sets=["long"]), "sets: found 'long', expected short-mix"),
         (ServingConfig(rounds=0), "rounds: found 0"),
+        (ServingConfig(tokens=10**15), "tokens: found 1,000,000,000,000,000, expected at most 100,000,000"),
         (ServingConfig(preset="huge"), "huge"),
     ],
 )
