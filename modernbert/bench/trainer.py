@@ -94,9 +94,11 @@ def time_trainer(
             train_sampling_strategy="sequential" if in_order else "random", remove_unused_columns=False,
             save_strategy="no", report_to="none", logging_steps=1000, disable_tqdm=True,
         )  # fmt: skip
-        transformers.Trainer(
+        trainer = transformers.Trainer(
             model, arguments, data_collator=collate_and_count, train_dataset=rows, callbacks=[Watch()]
-        ).train()
+        )
+        trainer.remove_callback(transformers.PrinterCallback)  # between the lines of the bench, its own say nothing
+        trainer.train()
     timed = slice(1, len(marks))  # collating runs ahead of steps; the first step warms up
     return TrainerSpeed(sum(tokens[timed]) / (marks[-1] - marks[0]), sum(tokens[timed]) / sum(places[timed]))
 

@@ -66,9 +66,11 @@ def mixed_lengths(num_tokens: int, longest: int = 1024, seed: int = 42) -> list[
     """Return lengths of documents as they come: log-normal about a median of 200 tokens, cut at the longest."""
     random = np.random.default_rng(seed)
     lengths: list[int] = []
-    while sum(lengths) < num_tokens:
+    total = 0
+    while total < num_tokens:
         lengths.append(int(np.clip(random.lognormal(5.3, 1.2), 8, longest)))
-    lengths[-1] -= sum(lengths) - num_tokens
+        total += lengths[-1]
+    lengths[-1] -= total - num_tokens
     return [length for length in lengths if length > 0]
 
 

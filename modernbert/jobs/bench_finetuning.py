@@ -11,7 +11,7 @@ from rich.table import Table
 from modernbert.bench.console import describe_machine, open_console, spread
 from modernbert.bench.finetuning import SETS, SYSTEMS, FinetuningRow, FinetuningWork, measure_finetuning
 from modernbert.bench.results import Results, asked
-from modernbert.bench.turns import check_choices, measure_in_turn
+from modernbert.bench.turns import MOST, check_choices, measure_in_turn
 from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
@@ -40,8 +40,13 @@ def run(config: FinetuningConfig) -> None:
 
     Raises: InputError for what cannot be measured at all.
     """
-    systems, sets = list(config.systems) or list(SYSTEMS), list(config.sets) or list(SETS)
+    systems = list(dict.fromkeys(config.systems)) or list(SYSTEMS)
+    sets = list(dict.fromkeys(config.sets)) or list(SETS)
     check_choices(systems, SYSTEMS, "systems", batch=config.batch, steps=config.steps, rounds=config.rounds)
+    if config.batch * config.steps > MOST // 100:
+        raise InputError(
+            f"batch: found {config.batch:,} in {config.steps:,} steps, expected at most {MOST // 100:,} in all"
+        )
     check_choices(sets, list(SETS), "sets")
     device = choose_device(config.device)
     dtype = str(choose_precision(config.dtype, device, "dtype")).removeprefix("torch.")

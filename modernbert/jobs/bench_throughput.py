@@ -16,6 +16,7 @@ from modernbert.bench.peers import MODELS
 from modernbert.bench.results import Results, asked
 from modernbert.bench.sets import SETS, documents_of, real_documents
 from modernbert.bench.throughput import Row, Work, measure
+from modernbert.bench.turns import MOST, check_choices
 from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
 
@@ -88,23 +89,20 @@ def _choices(config: ThroughputConfig, device: torch.device) -> tuple[list[str],
 
     Raises: InputError for a name that is not known.
     """
-    for name in config.models:
-        if name not in MODELS:
-            raise InputError(f"models: found {name!r}, expected {', '.join(MODELS)}")
-    known = [*SETS, _REAL]
-    for name in config.sets:
-        if name not in known:
-            raise InputError(f"sets: found {name!r}, expected {', '.join(known)}")
-    for key, number in (("documents", config.documents), ("batch", config.batch), ("runs", config.runs),
-                        ("rounds", config.rounds)):  # fmt: skip
-        if number is not None and number < 1:
-            raise InputError(f"{key}: found {number}, expected at least 1")
+    numbers = {"documents": config.documents, "batch": config.batch, "runs": config.runs, "rounds": config.rounds}
+    given = {key: number for key, number in numbers.items() if number is not None}
+    check_choices(config.models, list(MODELS), "models", **given)
+    check_choices(config.sets, [*SETS, _REAL], "sets")
     if (bool(config.texts) != bool(config.tokenizer)) or (_REAL in config.sets and not config.texts):
         raise InputError("sets: real needs texts and a tokenizer; one of them is missing")
     bases = [name for name in MODELS if "large" not in name]
-    models = list(config.models) or (list(MODELS) if device.type == "cuda" else bases)
-    sets = list(config.sets) or [*SETS, *([_REAL] if config.texts else [])]
-    named = list(config.dtypes) or [str(choose_precision("auto", device)).removeprefix("torch.")]
+    models = list(dict.fromkeys(config.models)) or (list(MODELS) if device.type == "cuda" else bases)
+    sets = list(dict.fromkeys(config.sets)) or [*SETS, *([_REAL] if config.texts else [])]
+    for name in sets:
+        most = MOST // (SETS[name].mean if name in SETS else 1)
+        if config.documents is not None and config.documents > most:
+            raise InputError(f"documents: found {config.documents:,}, expected at most {most:,} of {name}")
+    named = list(dict.fromkeys(config.dtypes)) or [str(choose_precision("auto", device)).removeprefix("torch.")]
     for name in named:
         choose_precision(name, device, "dtype")
     return models, sets, named

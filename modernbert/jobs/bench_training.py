@@ -12,7 +12,7 @@ from modernbert.bench.console import describe_machine, open_console, spread
 from modernbert.bench.devices import product_rate
 from modernbert.bench.results import Results, asked
 from modernbert.bench.training import SYSTEMS, TrainingRow, TrainingWork, measure_training, mixed_lengths
-from modernbert.bench.turns import check_choices, measure_in_turn
+from modernbert.bench.turns import MOST, check_choices, measure_in_turn
 from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
@@ -42,11 +42,13 @@ def run(config: TrainingConfig) -> None:
 
     Raises: InputError for what cannot be measured at all.
     """
-    systems = list(config.systems) or list(SYSTEMS)
+    systems = list(dict.fromkeys(config.systems)) or list(SYSTEMS)
     check_choices(
         systems, SYSTEMS, "systems", steps=config.steps, rounds=config.rounds,
         tokens=1 if config.tokens is None else config.tokens,
     )  # fmt: skip
+    if (config.tokens or 1) * config.steps > MOST:
+        raise InputError(f"steps: found {config.steps:,} of {config.tokens:,} tokens, expected at most {MOST:,} in all")
     if config.longest < 16:
         raise InputError(f"longest: found {config.longest}, expected at least 16 tokens")
     device = choose_device(config.device)

@@ -140,11 +140,15 @@ def test_the_verb_measures_and_names_what_it_cannot(tmp_path: Path) -> None:
 
 def test_training_is_measured_against_the_trainer(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
+    # Named twice is named once.
+    names = ("modernbert", "modernbert", "trainer", "trainer-best", "trainer-concatenated")
+    named = [word for name in names for word in ("--systems", name)]
     done = bench(
-        "training", "--preset", "tiny", "--tokens", "600", "--longest", "256", "--steps", "1", "--rounds", "1",
+        "training", "--preset", "tiny", *named, "--tokens", "600", "--longest", "256", "--steps", "1", "--rounds", "1",
         "--device", "cpu", "--dtype", "float32", "--out", str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert "train_runtime" not in done.stdout
     kept = json.loads((tmp_path / "training.json").read_text())
     assert kept["work"]["tokens"] == 600 and kept["work"]["dtype"] == "float32" and not kept["absent"]
     rows = kept["rows"]
@@ -204,6 +208,11 @@ def test_lengths_of_a_mix_add_up() -> None:
         (ThroughputConfig(models=["gpt"]), "models: found 'gpt', expected modernbert-base"),
         (ThroughputConfig(sets=["medium"]), "sets: found 'medium', expected short-fixed"),
         (ThroughputConfig(documents=0), "documents: found 0"),
+        (ThroughputConfig(documents=99_999_999_999_999), "documents: found 99,999,999,999,999, expected at most"),
+        (ThroughputConfig(documents=1_000_000, sets=["long-fixed"]), "documents: .* at most 12,207 of long-fixed"),
+        (TrainingConfig(tokens=10**14), "tokens: found 100,000,000,000,000, expected at most 100,000,000"),
+        (TrainingConfig(tokens=10**5, steps=10**5), "steps: found 100,000 of 100,000 tokens, expected at most"),
+        (FinetuningConfig(steps=10**7), "batch: found 32 in 10,000,000 steps, expected at most"),
         (ThroughputConfig(sets=["real"]), "sets: real needs texts and a tokenizer"),
         (ThroughputConfig(device="cuda:7"), "cuda:7"),
         (ThroughputConfig(dtypes=["int8"]), "int8"),
