@@ -6,11 +6,12 @@ With `--check` it changes nothing, and ends with 1 where the README says somethi
 import json
 import statistics
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from modernbert.bench.console import spread
+from modernbert.bench.ratios import ratios_to_the_best, value_of
 
 RECORDS = Path(__file__).parent
 README = RECORDS.parent / "README.md"
@@ -59,11 +60,9 @@ def serving(rows: Sequence[Row]) -> str:
     for engine in engines:
         cells = [figure(name, value_of(rows, engine, name)) for name in SETS]
         lines.append(f"| {engine} | {' | '.join(cells)} |")
-    for ours, others in (("modernbert", engines), ("modernbert-float32", [e for e in engines if is_wide(rows, e)])):
-        cells = [ratio(rows, ours, [e for e in others if not e.startswith("modernbert")], name) for name in SETS]
-        lines.append(
-            f"| **{ours} to the best other{' in float32' if ours != 'modernbert' else ''}** | {' | '.join(cells)} |"
-        )
+    best = {name: ratios_to_the_best(rows, name) for name in SETS}
+    for title in next(iter(best.values())):
+        lines.append(f"| **{title}** | {' | '.join(best[name][title] for name in SETS)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -135,39 +134,10 @@ def gpu(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def value_of(rows: Sequence[Row], engine: str, name: str) -> float | None:
-    found = [measure(row) for row in rows if (row["engine"], row["set"]) == (engine, name)]
-    return statistics.median(found) if found else None
-
-
-def measure(row: Row) -> float:
-    return float(row.get("p50_ms") or row["tokens_per_s"])
-
-
 def figure(name: str, value: float | None) -> str:
     if value is None:
         return "–"
     return f"{value:.1f}" if name.startswith("latency") else f"{value:,.0f}"
-
-
-def is_wide(rows: Sequence[Row], engine: str) -> bool:
-    return any("float32" in row["setting"] for row in rows if row["engine"] == engine)
-
-
-def ratio(rows: Sequence[Row], ours: str, others: Iterable[str], name: str) -> str:
-    """Return how many times as fast ours is as the other that is best at the median, round by round."""
-    is_time = name.startswith("latency")
-    values = {other: value for other in others if (value := value_of(rows, other, name)) is not None}
-    if not values or value_of(rows, ours, name) is None:
-        return "–"
-    best = (min if is_time else max)(values, key=values.__getitem__)
-    rounds = [
-        {row["round"]: measure(row) for row in rows if (row["engine"], row["set"]) == (engine, name)}
-        for engine in (ours, best)
-    ]
-    both = [(rounds[0][number], rounds[1][number]) for number in rounds[0] if number in rounds[1]]
-    ratios = [(b / a if is_time else a / b) for a, b in both]
-    return f"{spread(ratios)}, {best}"
 
 
 if __name__ == "__main__":

@@ -82,9 +82,9 @@ def _brief(row: FinetuningRow) -> str:
 def _table(name: str, rows: Mapping[str, Sequence[FinetuningRow]]) -> Table:
     """Show medians of one set, and ratios of the first system to each, round by round."""
     table = Table(title=name, title_justify="left")
-    for column in ("system", "setting", "real tokens/s", "GiB", "places that are real", "first system, times as fast"):
+    leading, first = next(iter(rows.items()))
+    for column in ("system", "setting", "real tokens/s", "GiB", "places that are real", f"{leading}, times as fast"):
         table.add_column(column, justify="left" if column in ("system", "setting") else "right")
-    first = next(iter(rows.values()))
     for system, mine in rows.items():
         table.add_row(
             system, mine[0].setting, f"{statistics.median(row.tokens_per_s for row in mine):,.0f}",

@@ -16,6 +16,7 @@ from modernbert.bench.console import describe_machine, open_console, p50_and_p95
 from modernbert.bench.costs import token_costs
 from modernbert.bench.devices import product_rate
 from modernbert.bench.process import in_new_process
+from modernbert.bench.ratios import ratios_to_the_best
 from modernbert.bench.results import Results, asked
 from modernbert.bench.serving import ENGINES, Engine, embed_all, load_engine, load_reference, make_folder
 from modernbert.bench.sets import real_lengths
@@ -115,6 +116,9 @@ def run(config: ServingConfig) -> None:
     for name in sets:
         if mine := [row for row in rows if row["set"] == name]:
             console.print(_table(name, mine, shape))
+            for title, ratio in ratios_to_the_best(mine, name).items():
+                if ratio != "–":
+                    console.print(f"{title}, times as fast: {ratio}")
     results.finish(console, *_panels(rows))
 
 
@@ -214,7 +218,7 @@ def _table(name: str, rows: Sequence[dict[str, Any]], shape: ModelConfig) -> Tab
     is_latency = name.startswith("latency")
     table = Table(title=name, title_justify="left")
     columns = ["p50 ms", "p95 ms"] if is_latency else ["tokens/s", "of the product rate"]
-    for column in ("engine", "setting", *columns, "least cosine", "first engine, times as fast"):
+    for column in ("engine", "setting", *columns, "least cosine", f"{rows[0]['engine']}, times as fast"):
         table.add_column(column, justify="left" if column in ("engine", "setting") else "right")
     by_engine: dict[str, list[dict[str, Any]]] = {}
     for row in rows:

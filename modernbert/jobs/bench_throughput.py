@@ -152,10 +152,10 @@ def _measure_set(
 def _table(title: str, found: dict[str, list[Row]]) -> Table:
     """Show one set; ratios are to the first model, round by round."""
     table = Table(title=title, title_justify="left")
+    name, first = next(iter(found.items()))
     for column in ("model", "M parameters", "setting", "tokens/s", "+-", "most documents at once", "peak MiB",
-                   "first model, times as fast"):  # fmt: skip
+                   f"{name}, times as fast"):  # fmt: skip
         table.add_column(column, justify="left" if column in ("model", "setting") else "right")
-    first = next(iter(found.values()))
     for model, rows in found.items():
         rates = [rate for row in rows for rate in row.tokens_per_s]
         ratios = [mine.mean / other.mean for mine, other in zip(first, rows, strict=False)]

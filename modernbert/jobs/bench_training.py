@@ -93,10 +93,10 @@ def _table(rows: Mapping[str, Sequence[TrainingRow]], peak: float | None) -> Tab
     `peak` is a GPU's published rate, or that of matrix products measured on this CPU.
     """
     table = Table()
+    leading, first = next(iter(rows.items()))
     for column in ("system", "setting", "real tokens/s", "GiB", "TFLOP/s", "of the peak", "places that are real",
-                   "first system, times as fast", "its memory"):  # fmt: skip
+                   f"{leading}, times as fast", "its memory"):  # fmt: skip
         table.add_column(column, justify="left" if column in ("system", "setting") else "right")
-    first = next(iter(rows.values()))
     for name, mine in rows.items():
         speeds = [a.tokens_per_s / b.tokens_per_s for a, b in zip(first, mine, strict=False)]
         sizes = [a.peak_memory / b.peak_memory for a, b in zip(first, mine, strict=False)]

@@ -86,6 +86,9 @@ def test_the_verb_times_engines_in_turn(tmp_path: Path) -> None:
         "--sets", "latency-16", "--tokens", "500", "--calls", "3", "--rounds", "1", "--out", str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("modernbert, times as fast") == 2 and "first engine" not in done.stdout
+    assert len(re.findall(r"modernbert to the best other, times as fast: [\d.]+ .*, transf", done.stdout)) == 2
+    assert "modernbert-float32 to the best other" not in done.stdout, "it was not measured"
     rows = json.loads((tmp_path / "serving.json").read_text())["rows"]
     assert [(row["engine"], row["set"]) for row in rows] == [
         ("modernbert", "short-mix"), ("modernbert", "latency-16"), ("transformers-float32", "short-mix"),
