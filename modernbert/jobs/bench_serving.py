@@ -1,5 +1,6 @@
 """`modernbert bench serving-shape`: what a CPU behind a server can embed, this package's engine beside others."""
 
+import itertools
 import statistics
 import tempfile
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.table import Table
 
 from modernbert.bench.console import describe_machine, open_console, p50_and_p95, spread
@@ -83,33 +85,10 @@ def run(config: ServingConfig) -> None:
     results = Results(config.out, "serving", machine=machine, work=asked(config, engines=engines, sets=[*sets]))
     console = open_console()
     console.print(f"{machine}; {config.preset}")
-    left = {engine: list(sets) for engine in engines}
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room) / "model"
         make_folder(folder, shape)
-        setting, expected = in_new_process(_reference, _Work("", sets, str(folder), 0, None))
-        if not setting.startswith("padded"):
-            console.print(f"transformers is not installed: cosines are to this package's own vectors, {setting}")
-        for number in range(config.rounds):
-            for engine in engines:
-                if not left[engine]:
-                    continue
-                lengths = {name: sets[name] for name in left[engine]}
-                work = _Work(engine, lengths, str(folder), config.calls, expected)
-                try:
-                    found, wrong = in_new_process(_measure, work)
-                except InputError as error:
-                    left[engine] = []
-                    results.miss(engine, None, str(error))
-                    console.print(f"{engine}: {error}")
-                    continue
-                left[engine] = [name for name in work.sets if name not in wrong]
-                for name, reason in wrong.items():
-                    results.miss(engine, name, reason)
-                    console.print(f"{engine}: {name}: {reason}")
-                results.add(*({"round": number + 1, "engine": engine, **row} for row in found))
-                if found:
-                    console.print(f"round {number + 1}, {engine}: {', '.join(map(_brief, found))}")
+        _measure_in_turn(console, results, engines, sets, folder, config)
     rows = results.rows
     if not rows:
         raise InputError(f"bench: no engine could be measured ({results.absent[0]['reason']})")
@@ -120,6 +99,35 @@ def run(config: ServingConfig) -> None:
                 if ratio != "–":
                     console.print(f"{title}, times as fast: {ratio}")
     results.finish(console, *_panels(rows))
+
+
+def _measure_in_turn(
+    console: Console, results: Results, engines: Sequence[str], sets: Mapping[str, Sequence[int]], folder: Path,
+    config: ServingConfig,
+) -> None:  # fmt: skip
+    """Measure every engine once a round, on the sets that it is not wrong on."""
+    setting, expected = in_new_process(_reference, _Work("", sets, str(folder), 0, None))
+    if not setting.startswith("padded"):
+        console.print(f"transformers is not installed: cosines are to this package's own vectors, {setting}")
+    left = {engine: list(sets) for engine in engines}
+    for number, engine in itertools.product(range(config.rounds), engines):
+        if not left[engine]:
+            continue
+        work = _Work(engine, {name: sets[name] for name in left[engine]}, str(folder), config.calls, expected)
+        try:
+            found, wrong = in_new_process(_measure, work)
+        except InputError as error:
+            left[engine] = []
+            results.miss(engine, None, str(error))
+            console.print(f"{engine}: {error}")
+            continue
+        left[engine] = [name for name in work.sets if name not in wrong]
+        for name, reason in wrong.items():
+            results.miss(engine, name, reason)
+            console.print(f"{engine}: {name}: {reason}")
+        results.add(*({"round": number + 1, "engine": engine, **row} for row in found))
+        if found:
+            console.print(f"round {number + 1}, {engine}: {', '.join(map(_brief, found))}")
 
 
 def _libraries(engines: Sequence[str]) -> list[str]:
