@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch  # first, so that its OpenMP is the one the library finds
@@ -103,9 +104,14 @@ def _compile(made: Path) -> None:
     if compiler is None:
         raise InputError("needs a C++ compiler (g++), found none")
     print("compiling the loops for this processor, once", file=sys.stderr)
-    sources = [str(_FOLDER / name) for name in _SOURCES]
-    words = [compiler, *_FLAGS, *sources, "-o", str(made)]
-    subprocess.run(words, capture_output=True, text=True, errors="replace", check=True)
+
+    def run(*words: str) -> None:
+        subprocess.run([compiler, *_FLAGS, *words], capture_output=True, text=True, errors="replace", check=True)
+
+    objects = [str(made.with_name(f"{name}.o")) for name in _SOURCES]
+    with ThreadPoolExecutor() as pool:  # each waits for a compiler of its own
+        list(pool.map(lambda name, made: run("-c", str(_FOLDER / name), "-o", made), _SOURCES, objects))
+    run(*objects, "-o", str(made))
 
 
 def _is_whole(target: Path) -> bool:

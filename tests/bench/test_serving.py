@@ -8,7 +8,6 @@ import time
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,6 @@ import torch
 
 from modernbert import ModernBert
 from modernbert.bench.console import p50_and_p95
-from modernbert.bench.process import in_new_process
 from modernbert.bench.serving import ENGINES, Engine, embed_all, load_engine, make_folder
 from modernbert.errors import InputError
 from modernbert.jobs import bench_serving
@@ -89,7 +87,11 @@ def test_the_verb_times_engines_in_turn(tmp_path: Path) -> None:
     assert done.stdout.count("modernbert, times as fast") == 2 and "first engine" not in done.stdout
     assert len(re.findall(r"modernbert to the best other, times as fast: [\d.]+ .*, transf", done.stdout)) == 2
     assert "modernbert-float32 to the best other" not in done.stdout, "it was not measured"
-    rows = json.loads((tmp_path / "serving.json").read_text())["rows"]
+    kept = json.loads((tmp_path / "serving.json").read_text())
+    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    assert processor is None or processor[1].strip() in kept["machine"]
+    assert all(f"{library} {version(library)}" in kept["machine"] for library in ("torch", "transformers"))
+    rows = kept["rows"]
     assert [(row["engine"], row["set"]) for row in rows] == [
         ("modernbert", "short-mix"), ("modernbert", "latency-16"), ("transformers-float32", "short-mix"),
         ("transformers-float32", "latency-16"),
@@ -104,63 +106,29 @@ def without(library: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delitem(sys.modules, library, raising=False)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_a_file_says_what_was_measured_and_what_was_not_even_without_a_plot(
+def test_what_is_not_installed_is_said_and_the_rest_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    without("openvino", tmp_path, monkeypatch)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    config = ServingConfig(
-        ["onnxruntime", "openvino-float32"], ["latency-16"], "tiny", calls=2, rounds=1, out=tmp_path / "out"
-    )
-    bench_serving.run(config)
-    said = capsys.readouterr().out
-    assert said.endswith(
-        "not measured: openvino-float32: openvino is not installed\n"
-        f"{tmp_path / 'out'}: serving.json; a plot needs matplotlib, pip install 'modernbert[report]'\n"
-    )
-    assert "nothing" not in said
-    kept = json.loads((tmp_path / "out" / "serving.json").read_text())
-    assert kept["absent"] == [{"who": "openvino-float32", "set": None, "reason": "openvino is not installed"}]
-    assert kept["work"] == {
-        "engines": ["onnxruntime", "openvino-float32"], "sets": ["latency-16"], "preset": "tiny", "model": {},
-        "tokens": 8_192, "calls": 2, "rounds": 1, "texts": [], "tokenizer": None,
-    }  # fmt: skip
-    for library in ("torch", "onnxruntime", "transformers"):
-        assert f"{library} {version(library)}" in kept["machine"]
-    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    assert processor is None or processor[1].strip() in kept["machine"]
-
-
-def test_without_transformers_ours_is_held_against_its_dense_attention(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+    """Without `transformers` ours is held against its own dense attention; without matplotlib there is no plot."""
     without("transformers", tmp_path, monkeypatch)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     engines = ["modernbert-float32", "transformers-float32"]
     bench_serving.run(ServingConfig(engines, ["latency-16"], "tiny", calls=2, rounds=1, out=tmp_path / "out"))
     said = capsys.readouterr().out
     assert "cosines are to this package's own vectors, ragged, dense, float32" in said
-    assert "not measured: transformers-float32: transformers is not installed" in said
-    (row,) = json.loads((tmp_path / "out" / "serving.json").read_text())["rows"]
+    assert said.endswith(
+        "not measured: transformers-float32: transformers is not installed\n"
+        f"{tmp_path / 'out'}: serving.json; a plot needs matplotlib, pip install 'modernbert[report]'\n"
+    )
+    assert "nothing" not in said
+    kept = json.loads((tmp_path / "out" / "serving.json").read_text())
+    (row,) = kept["rows"]
     assert row["engine"] == "modernbert-float32" and row["cosine"] > 0.9999
-
-
-def test_who_stops_a_bench_has_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    left = 2  # the reference, and one engine
-
-    def stopped(*words: Any) -> Any:
-        nonlocal left
-        if not left:
-            raise KeyboardInterrupt
-        left -= 1
-        return in_new_process(*words)
-
-    monkeypatch.setattr(bench_serving, "in_new_process", stopped)
-    engines = ["modernbert-float32", "modernbert"]
-    with pytest.raises(KeyboardInterrupt):
-        bench_serving.run(ServingConfig(engines, ["latency-16"], "tiny", calls=2, rounds=1, out=tmp_path))
-    rows = json.loads((tmp_path / "serving.json").read_text())["rows"]
-    assert [row["engine"] for row in rows] == ["modernbert-float32"]
+    assert kept["absent"] == [{"who": "transformers-float32", "set": None, "reason": "transformers is not installed"}]
+    assert kept["work"] == {
+        "engines": engines, "sets": ["latency-16"], "preset": "tiny", "model": {}, "tokens": 8_192, "calls": 2,
+        "rounds": 1, "texts": [], "tokenizer": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3, 20])

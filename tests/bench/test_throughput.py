@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from modernbert.bench import finetuning, peers
+from modernbert.bench import finetuning, peers, training
 from modernbert.bench.finetuning import lengths_of
 from modernbert.bench.gte import Gte, GteShape
 from modernbert.bench.peers import MODELS, load
@@ -23,6 +23,7 @@ from modernbert.jobs import bench_finetuning, bench_throughput, bench_training
 from modernbert.jobs.bench_finetuning import FinetuningConfig
 from modernbert.jobs.bench_throughput import ThroughputConfig
 from modernbert.jobs.bench_training import TrainingConfig
+from modernbert.model.config import ModelConfig
 from modernbert.ragged import Batch
 
 transformers = pytest.importorskip("transformers")
@@ -141,7 +142,7 @@ def test_the_verb_measures_and_names_what_it_cannot(tmp_path: Path) -> None:
 def test_training_is_measured_against_the_trainer(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     # Named twice is named once.
-    names = ("modernbert", "modernbert", "trainer", "trainer-best", "trainer-concatenated")
+    names = ("modernbert", "modernbert", "trainer", "trainer-best")
     named = [word for name in names for word in ("--systems", name)]
     done = bench(
         "training", "--preset", "tiny", *named, "--tokens", "600", "--longest", "256", "--steps", "1", "--rounds", "1",
@@ -152,23 +153,30 @@ def test_training_is_measured_against_the_trainer(tmp_path: Path) -> None:
     kept = json.loads((tmp_path / "training.json").read_text())
     assert kept["work"]["tokens"] == 600 and kept["work"]["dtype"] == "float32" and not kept["absent"]
     rows = kept["rows"]
-    assert [row["system"] for row in rows] == ["modernbert", "trainer", "trainer-best", "trainer-concatenated"]
+    assert [row["system"] for row in rows] == ["modernbert", "trainer", "trainer-best"]
     assert rows[0]["real_share"] == 1.0 and rows[1]["real_share"] < 1.0
     grouped = rows[2]["real_share"]
     assert grouped > 0.95, "rows of one length make a batch"
+
+
+def test_documents_end_to_end_are_full_rows() -> None:
+    work = TrainingWork("trainer-concatenated", ModelConfig.preset("tiny"), [100, 40, 60], 2, "cpu", "float32")
+    rows, batch_rows = training._rows(work)
+    assert {len(row["input_ids"]) for row in rows} == {100} and batch_rows == 2
 
 
 def test_fine_tuning_is_measured_against_the_trainer(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     done = bench(
         "finetuning", "--preset", "tiny", "--sets", "stsb", "--steps", "3", "--rounds", "1", "--batch", "8",
-        "--device", "cpu", "--dtype", "float32", "--out", str(tmp_path),
+        "--systems", "modernbert", "--systems", "trainer-best", "--device", "cpu", "--dtype", "float32",
+        "--out", str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "finetuning.json").read_text())["rows"]
-    assert [row["system"] for row in rows] == ["modernbert", "trainer", "trainer-best"]
-    ours, padded, grouped = (row["real_share"] for row in rows)
-    assert ours == 1.0 and padded < 0.9 < grouped, "rows of one length make a batch"
+    assert [row["system"] for row in rows] == ["modernbert", "trainer-best"]
+    ours, grouped = (row["real_share"] for row in rows)
+    assert ours == 1.0 and grouped > 0.9, "rows of one length make a batch"
     assert all(row["tokens_per_s"] > 0 for row in rows)
 
 
