@@ -32,8 +32,6 @@ class TokenCosts:
     training_flops: float
     moved_forward: float
     held_in_training: float
-    held_in_recomputing: float
-    """The same where a layer keeps its input alone, and one at a time is gone through again."""
     held_anyway: float
     """Not per token: weights, gradients, moments."""
     held_of_logits: float
@@ -45,21 +43,27 @@ class TokenCosts:
         return self.attention_flops + self.matrix_flops
 
 
-def token_costs(config: ModelConfig, lengths: Sequence[int], mask_rate: float = 0.3) -> TokenCosts:
-    """Count what documents of these lengths cost, a token."""
+def token_costs(
+    config: ModelConfig, lengths: Sequence[int], mask_rate: float = 0.3, *, recompute: bool = False
+) -> TokenCosts:
+    """Count what documents of these lengths cost, a token.
+
+    With `recompute`, what is held in training is the input of each layer, and of one layer at a time all else.
+    """
     num_tokens, num_layers = sum(lengths), config.num_hidden_layers
     width, feed_forward = config.hidden_size, config.intermediate_size
     windows = [None if config.is_global(layer) else config.window for layer in range(num_layers)]
     pairs = sum(visible_pairs(lengths, window) * windows.count(window) for window in set(windows))
     training = step_flops(config, lengths, round(mask_rate * num_tokens))
+    of_layer = _numbers_held(width, feed_forward)
+    # An input is the stream, in float32, and what is still to be added to it.
+    held = num_layers * 3 * width + of_layer if recompute else num_layers * of_layer
     return TokenCosts(
         attention_flops=4 * pairs * width / num_tokens,
         matrix_flops=2.0 * num_layers * (4 * width**2 + 3 * width * feed_forward),
         training_flops=training / num_tokens,
         moved_forward=float(_NARROW * num_layers * _numbers_moved(width, feed_forward)),
-        held_in_training=_NARROW * num_layers * _numbers_held(width, feed_forward) + mask_rate * _NARROW * 4 * width,
-        held_in_recomputing=_NARROW
-        * (_numbers_held(width, feed_forward) + num_layers * 3 * width + mask_rate * 4 * width),
+        held_in_training=_NARROW * (held + mask_rate * 4 * width),
         held_anyway=float(_TRAINED * num_parameters(config)),
         held_of_logits=2.0 * _NARROW * config.vocab_size,
     )
@@ -82,7 +86,7 @@ def _numbers_moved(width: int, feed_forward: int) -> int:
 
 
 def _numbers_held(width: int, feed_forward: int) -> int:
-    """Count the numbers that one layer keeps for its way back: sums are in float32, as two each."""
+    """Count the numbers that one layer keeps for its way back: the sums are in float32, as two each."""
     sums_and_norms = 2 * (2 * width + width)
     attention = 3 * width + width
     mlp = 2 * feed_forward + feed_forward

@@ -4,7 +4,7 @@ In: what a token costs and what a machine can do. Out: tokens a second, the larg
 attention and passes over memory are taken one after the other: a device overlaps some of them, a program wastes some.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from modernbert.bench.costs import TokenCosts, num_parameters, token_costs
 from modernbert.bench.devices import Machine
@@ -74,13 +74,10 @@ def forecast_phase(
 ) -> PhaseForecast:  # fmt: skip
     """Forecast one phase whose documents all have `length` tokens, by default the longest that the phase takes."""
     length = min(length or phase.max_len, phase.max_len)
-    costs = token_costs(model, [length], phase.mask_rate)
+    costs = token_costs(model, [length], phase.mask_rate, recompute=way.recompute)
     step_tokens = phase.micro_batch_tokens * phase.max_micro_batches
-    if way.recompute:
-        costs = replace(costs, held_in_training=costs.held_in_recomputing)
-    held_anyway = costs.held_anyway / way.sharers + costs.held_of_logits * (
-        GPU_CHUNK_ROWS if machine.multiprocessors else CHUNK_ROWS
-    )
+    chunk_rows = GPU_CHUNK_ROWS if machine.multiprocessors else CHUNK_ROWS
+    held_anyway = costs.held_anyway / way.sharers + costs.held_of_logits * chunk_rows
     # Every device steps for all, on its part of the tokens.
     optimizer = optimizer_seconds(model, machine) / step_tokens
     seconds = seconds_per_token(costs, machine, training=True)
