@@ -18,7 +18,7 @@ from modernbert.bench.process import in_new_process
 from modernbert.device import available_memory, choose_device, keep_freed_memory, peak_memory, restart_peak
 from modernbert.errors import InputError
 
-__all__ = ["Row", "Work", "measure", "measure_loaded"]
+__all__ = ["Row", "Work", "largest_batch", "measure", "measure_loaded"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,12 @@ def _largest_batch(work: Work, loaded: Loaded, device: torch.device, per_documen
     """Return how many of the set's longest documents fit at once."""
     if device.type != "cuda":
         return None if per_document <= 0 else work.batch + int(available_memory() / per_document)
-    document = max(work.documents, key=len)
+    return largest_batch(loaded, max(work.documents, key=len), work.batch, device)
+
+
+@torch.inference_mode()
+def largest_batch(loaded: Loaded, document: np.ndarray, start: int, device: torch.device) -> int:
+    """Return how many of such documents fit into a GPU's memory at once; the first number that is tried is `start`."""
 
     def fits(size: int) -> bool:
         try:
@@ -122,7 +127,7 @@ def _largest_batch(work: Work, loaded: Loaded, device: torch.device, per_documen
         finally:
             torch.cuda.empty_cache()
 
-    return largest_that(fits, start=max(1, work.batch))
+    return largest_that(fits, start=max(1, start))
 
 
 def largest_that(fits: Callable[[int], bool], start: int) -> int:

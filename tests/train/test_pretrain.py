@@ -238,23 +238,43 @@ def test_a_damaged_checkpoint_costs_its_steps_only(data, straight, tmp_path, mon
     assert_same_run(tmp_path / "run", straight)
 
 
-def test_sigkill_of_the_process(data, straight, tmp_path):
-    config = config_of(data, tmp_path / "run")
-    (tmp_path / "config.yaml").write_text(to_yaml(config))
+def kill_after_a_few_steps(config, folder):
+    """Run in a process of its own, and end that by the signal that no program can catch."""
+    (folder / "config.yaml").write_text(to_yaml(config))
     code = (
         "import sys; from modernbert.config import load; from modernbert.jobs.pretrain import PretrainConfig, run; "
         "run(load(PretrainConfig, sys.argv[1]))"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "config.yaml")], stderr=subprocess.DEVNULL)
-    log = tmp_path / "run" / "log.jsonl"
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder / "config.yaml")], stderr=subprocess.DEVNULL)
+    log = Path(config.out) / "log.jsonl"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (log.exists() and log.read_bytes().count(b"\n") >= 5):
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert log.read_bytes().count(b"\n") >= 5
+
+
+def test_sigkill_of_the_process(data, straight, tmp_path):
+    config = config_of(data, tmp_path / "run")
+    kill_after_a_few_steps(config, tmp_path)
     pretrain.run(config)
     assert_same_run(tmp_path / "run", straight)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_sigkill_of_a_process_that_computes_on_a_gpu(data, tmp_path):
+    where = {"device": "cuda", "precision": "bfloat16"}
+    shape = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 4, "num_attention_heads": 2}
+    configs = [
+        replace(config_of(data, tmp_path / name, **where), model={"preset": "tiny", **shape})
+        for name in ("straight", "run")
+    ]
+    pretrain.run(configs[0])
+    kill_after_a_few_steps(configs[1], tmp_path)
+    pretrain.run(configs[1])
+    assert_same_run(tmp_path / "run", tmp_path / "straight")
 
 
 def test_a_finished_run_says_so(data, straight, capsys):
