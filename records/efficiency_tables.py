@@ -16,7 +16,9 @@ from modernbert.bench.ratios import ratios_to_the_best, value_of
 RECORDS = Path(__file__).parent
 README = RECORDS.parent / "README.md"
 RESULTS = RECORDS / "2026-11-25_efficiency"
-GPU = RECORDS / "2026-11-26_gpu" / "gpu.json"
+# The newest of each kind.
+GPU_TRAINING = RECORDS / "2026-11-27_gpu" / "gpu.json"
+GPU_VECTORS = RECORDS / "2026-11-26_gpu" / "gpu.json"
 GPU_BEGIN, GPU_END = "<!-- of a GPU, written by records/efficiency_tables.py -->", "<!-- the GPU until here -->"
 BEGIN, END = "<!-- written by records/efficiency_tables.py -->", "<!-- until here -->"
 SETS = {
@@ -35,7 +37,8 @@ def main() -> int:
     written = f"{before}{BEGIN}\n{tables()}{END}{after}"
     before, rest = written.split(GPU_BEGIN)
     _, after = rest.split(GPU_END)
-    written = f"{before}{GPU_BEGIN}\n{gpu(json.loads(GPU.read_text()))}{GPU_END}{after}"
+    of_gpu = f"{gpu_training(json.loads(GPU_TRAINING.read_text()))}\n{gpu_vectors(json.loads(GPU_VECTORS.read_text()))}"
+    written = f"{before}{GPU_BEGIN}\n{of_gpu}{GPU_END}{after}"
     if "--check" in sys.argv:
         return int(written != text)
     README.write_text(written)
@@ -110,18 +113,23 @@ def throughput(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def gpu(result: dict[str, Any]) -> str:
-    """Lay out what a GPU did: training by shape and length, then all models on the four sets, at the median of runs."""
+def gpu_training(result: dict[str, Any]) -> str:
+    """Lay out how fast a GPU trained, by shape and length."""
     lines = ["| training, tokens/s | | of peak | KB a token |", "| --- | ---: | ---: | ---: |"]
     for row in result["training"]:
         name = f"{row['train']}, {row['length']:,} tokens" + ("" if row["backend"] == "triton" else ", torch's kernels")
         lines.append(
             f"| {name} | {row['tokens_per_s']:,} | {100 * row['mfu']:.1f} % | {row['bytes_per_token'] / 1000:,.0f} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def gpu_vectors(result: dict[str, Any]) -> str:
+    """Lay out what all models did on the four sets on a GPU, at the median of runs."""
     sets = ("short-fixed", "short-variable", "long-fixed", "long-variable")
     head = ["vectors, tokens/s", "512 fixed", "512 variable", "8,192 fixed", "8,192 variable"]
     head += [f"one text of {length}, ms" for length in (16, 128, 512)]
-    lines += ["", "| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
+    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
     for model in dict.fromkeys(row["infer"] for row in result["inference"]):
         mine = [row for row in result["inference"] if row["infer"] == model]
         runs = {row["set"]: row.get("runs") for row in mine if "set" in row}

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from modernbert.bench.console import p50_and_p95
 from modernbert.bench.peers import Loaded, load
-from modernbert.bench.process import in_new_process
+from modernbert.bench.process import reason_of, rows_of_new_process
 from modernbert.bench.sets import SETS, documents_of
 from modernbert.bench.steps import random_batch, time_steps
 from modernbert.bench.throughput import Work, largest_batch, measure_loaded
@@ -97,8 +97,8 @@ def _as_far_as_it_goes(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any
     """Hand rows on; what ends them early is a row, and holds for nothing."""
     try:
         yield from rows
-    except (InputError, RuntimeError) as error:
-        yield {"not_measured": _reason(error), "holds": False}
+    except Exception as error:  # a peer's library can raise anything, and another part still runs
+        yield {"not_measured": reason_of(error), "holds": False}
 
 
 def _parity(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
@@ -188,19 +188,20 @@ def _inference(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
                 documents, runs = documents_of(name, number[name.split("-")[0]]), 1 if small else _RUNS
                 works[name] = Work(model, documents, of_set.batch, runs, str(device), "bfloat16", find_largest=False)
         try:
-            rows = in_new_process(_measure_model, (works, lengths, calls))
+            yield from ({"infer": model, **row} for row in rows_of_new_process(_measure_model, (works, lengths, calls)))
         except InputError as error:
-            rows = [{"set": "all", "not_measured": str(error)}]
-        yield from ({"infer": model, **row} for row in rows)
+            yield {"infer": model, "not_measured": str(error)}
 
 
-def _measure_model(asked: tuple[Mapping[str, Work], Sequence[int], int]) -> list[dict[str, Any]]:
+def _measure_model(asked: tuple[Mapping[str, Work], Sequence[int], int]) -> Iterator[dict[str, Any]]:
     works, lengths, calls = asked
     first = next(iter(works.values()))
     loaded = load(first.model, choose_device(first.device), getattr(torch, first.dtype))
-    rows = [_guarded({"set": name}, functools.partial(_measured, work, loaded)) for name, work in works.items()]
-    waits = [_guarded({"one_text_of": n}, functools.partial(_waits, loaded, n, calls)) for n in lengths]
-    return rows + waits + list(_largest_batches(works, loaded))
+    for name, work in works.items():
+        yield _guarded({"set": name}, functools.partial(_measured, work, loaded))
+    for length in lengths:
+        yield _guarded({"one_text_of": length}, functools.partial(_waits, loaded, length, calls))
+    yield from _largest_batches(works, loaded)
 
 
 def _largest_batches(works: Mapping[str, Work], loaded: Loaded) -> Iterator[dict[str, Any]]:
@@ -211,11 +212,12 @@ def _largest_batches(works: Mapping[str, Work], loaded: Loaded) -> Iterator[dict
 
 
 def _largest_batch(work: Work, loaded: Loaded) -> dict[str, Any]:
-    device, document = choose_device(work.device), work.documents[0]
+    device, document = torch.device(work.device), work.documents[0]
     if len(document) > loaded.longest:
         raise InputError(f"takes {loaded.longest:,} tokens, the set has documents of {len(document):,}")
+    place = device.index or 0
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(_MEMORY / torch.cuda.mem_get_info(device)[1], device)
+    torch.cuda.set_per_process_memory_fraction(_MEMORY / torch.cuda.mem_get_info(place)[1], place)
     return {"largest_batch": largest_batch(loaded, document, work.batch, device)}
 
 
@@ -244,12 +246,8 @@ def _guarded(row: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[st
     """Say what was measured, or why it was not."""
     try:
         return {**row, **work()}
-    except (InputError, RuntimeError) as error:
-        return {**row, "not_measured": _reason(error)}
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    except Exception as error:  # as above
+        return {**row, "not_measured": reason_of(error)}
 
 
 _PARTS = (_parity, _training, _inference)

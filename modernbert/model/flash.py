@@ -9,6 +9,7 @@ import functools
 import importlib.util
 import inspect
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -92,6 +93,8 @@ def _newest(device: torch.device) -> tuple[int, Callable[..., Tensor]]:
     major = torch.cuda.get_device_capability(device)[0]
     try:
         if major in _FA4_CAPABILITIES and _is_installed(_FA4):
+            # It warns of an argument of its own at every kernel that it makes.
+            warnings.filterwarnings("ignore", message="Argument aux_data", category=UserWarning)
             _try(_by_fa4, device)
             print("long documents go through FlashAttention 4", file=sys.stderr)
             return 4, _by_fa4

@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from modernbert.bench.process import in_new_process
+from modernbert.bench.process import in_new_process, rows_of_new_process
 from modernbert.errors import InputError
 
 MEASURE = """
@@ -64,6 +65,18 @@ def _takes_too_much(_: None) -> None:
 
 def _raises(message: str) -> None:
     raise ArithmeticError(message)
+
+
+def _yields_until_it_raises(number: int) -> Iterator[int]:
+    yield from range(number)
+    raise ArithmeticError("odd")
+
+
+def test_rows_come_before_what_ends_the_process_that_measures_them() -> None:
+    rows = rows_of_new_process(_yields_until_it_raises, 3)
+    assert [next(rows) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(InputError, match="^ArithmeticError: odd$"):
+        next(rows)
 
 
 def test_what_does_not_fit_into_a_processors_memory_is_a_line(capfd: pytest.CaptureFixture[str]) -> None:
