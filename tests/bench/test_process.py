@@ -15,7 +15,7 @@ from modernbert.bench.process import in_new_process, rows_of_new_process
 from modernbert.errors import InputError
 
 MEASURE = """
-import os, sys, time
+import os, signal, sys, time
 from modernbert.bench.process import in_new_process
 
 def forever(path):
@@ -25,6 +25,7 @@ def forever(path):
     time.sleep(600)
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as the command does
     in_new_process(forever, sys.argv[1])
 """
 
@@ -44,12 +45,15 @@ def wait_until(is_so, seconds: float = 60) -> bool:
     return found
 
 
-def test_a_measurement_ends_with_the_bench_that_asked_for_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_measurement_ends_with_the_bench_that_asked_for_it(tmp_path: Path, how: signal.Signals) -> None:
     script, told = tmp_path / "measure.py", tmp_path / "pid"
     script.write_text(MEASURE)
-    bench = subprocess.Popen([sys.executable, str(script), str(told)])
+    bench = subprocess.Popen([sys.executable, str(script), str(told)], stderr=subprocess.DEVNULL)
     try:
         assert wait_until(told.exists)
+        bench.send_signal(how)
+        assert bench.wait(timeout=60) != 0
     finally:
         bench.kill()
         bench.wait()
