@@ -91,12 +91,19 @@ class Layer(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(
-        self, hidden: Float[Tensor, "T D"], delta: Float[Tensor, "T D"] | None, attend: Attend, ops: Operations
-    ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]:
-        """Take the stream and what is still to be added to it; return the same for the next layer."""
+        self, hidden: Float[Tensor, "T D"], delta: Float[Tensor, "T D"] | None, attend: Attend, ops: Operations,
+        where: Int64[Tensor, " M"] | None = None,
+    ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"]]:  # fmt: skip
+        """Take the stream and what is still to be added to it; return the same for the next layer, M = T.
+
+        With `where`, return these rows alone: from its attention on each token goes its own way.
+        """
         # Attention stands between two functions, for those can be compiled: it is another closure for each layout.
         hidden, qkv = self.before(hidden, delta, ops)
-        return self.after(hidden, attend(qkv), ops)
+        mixed = attend(qkv)
+        if where is not None:
+            hidden, mixed = hidden.index_select(0, where), mixed.index_select(0, where)
+        return self.after(hidden, mixed, ops)
 
     def before(self, hidden: Tensor, delta: Tensor | None, ops: Operations) -> tuple[Tensor, Tensor]:
         """Return the stream, and what goes into attention."""
@@ -131,26 +138,36 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(Layer(config, number) for number in range(config.num_hidden_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
 
-    def forward(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
-        """Return the hidden state of every token, after the final norm.
+    def forward(
+        self, tokens: Int64[Tensor, " T"], layout: Layout, where: Int64[Tensor, " M"] | None = None
+    ) -> Float[Tensor, "M D"]:
+        """Return the hidden states of the rows `where`, or of every token, after the final norm.
 
         Under autocast they come in float32, or in its type where the package's own loops or kernels compute them.
         """
         with torch.cuda.device_of(tokens):  # kernels of our own start where the current device is
             if self.replays is not None and self.replays.take(tokens, layout):
-                return self.replays(self.encode, tokens, layout)
-            return self.encode(tokens, layout)
+                hidden = self.replays(self.encode, tokens, layout)
+                return hidden if where is None else hidden.index_select(0, where)
+            return self.encode(tokens, layout, where)
 
-    def encode(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
-        """Do what `forward` does, whatever the size of the batch, layer by layer."""
+    def encode(
+        self, tokens: Int64[Tensor, " T"], layout: Layout, where: Int64[Tensor, " M"] | None = None
+    ) -> Float[Tensor, "M D"]:
+        """Do what `forward` does, whatever the size of the batch, layer by layer.
+
+        What nobody asks for, the last layer does not compute: with 30 % of rows asked for, 2 % of a base model.
+        """
         hidden: Tensor = self.embeddings(tokens)
         delta: Tensor | None = None
         ops = operations_of(self.backend)
-        for layer, attend in zip(self.layers, self._attention(layout, _compute_dtype(hidden)), strict=True):
+        attention = self._attention(layout, _compute_dtype(hidden))
+        asked = [None] * (len(attention) - 1) + [where]
+        for layer, attend, rows in zip(self.layers, attention, asked, strict=True):
             if self.recompute and torch.is_grad_enabled():
-                hidden, delta = checkpoint(layer, hidden, delta, attend, ops, use_reentrant=False)
+                hidden, delta = checkpoint(layer, hidden, delta, attend, ops, rows, use_reentrant=False)
             else:
-                hidden, delta = layer(hidden, delta, attend, ops)
+                hidden, delta = layer(hidden, delta, attend, ops, rows)
         assert delta is not None, "a model has layers"
         return ops.add_norm(hidden, delta, self.final_norm, 0.0)[1]
 

@@ -49,17 +49,20 @@ class FusedEncoder(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> "FusedEncoder":
         return self  # nothing in it ever changes
 
-    def forward(self, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:
-        """Return the hidden state of every token, after the final norm."""
+    def forward(
+        self, tokens: Int64[Tensor, " T"], layout: Layout, where: Int64[Tensor, " M"] | None = None
+    ) -> Float[Tensor, "M D"]:
+        """Return the hidden states of the rows `where`, or of every token, after the final norm."""
         config = self.config
         angles = [
             rotation(layout.positions, config.head_width, theta)
             for theta in (config.global_rope_theta, config.local_rope_theta)
         ]
-        return calls.encode(
+        hidden = calls.encode(
             self.embeddings(tokens), self.table, self.final_norm, angles, layout.cu_seqlens, config.window,
             num_heads=config.num_attention_heads, feed_width=config.intermediate_size, eps=config.norm_eps,
         )  # fmt: skip
+        return hidden if where is None else hidden.index_select(0, where)
 
     def unpack(self) -> Encoder:
         """Return the plain encoder, with the same bits."""

@@ -1,8 +1,8 @@
 """Heads: hidden states -> scores and vectors.
 
 In: a batch, or its hidden states. Out: logits, only at the rows asked for; scores of documents or words; one vector a
-document. Masked rows are gathered before the head, so that head and vocabulary see about 30 % of the tokens in
-pretraining. Source: paper, 2.1.1; the published classes in transformers.
+document. Masked rows are gathered after the last attention, so that the rest of that layer, head and vocabulary see
+about 30 % of the tokens in pretraining. Source: paper, 2.1.1; the published classes in transformers.
 """
 
 from collections.abc import Sequence
@@ -67,8 +67,7 @@ class MaskedLM(nn.Module):
 
     def features(self, batch: Batch) -> Float[Tensor, "M D"]:
         """Return what the decoder sees: the rows `batch.where`, through the head."""
-        hidden = self.model(batch.tokens, batch.layout)
-        return self.head(hidden if batch.where is None else hidden.index_select(0, batch.where))
+        return self.head(self.model(batch.tokens, batch.layout, batch.where))
 
     def decode(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
         """Return the logits of some rows of hidden states."""
@@ -112,6 +111,8 @@ class Classifier(nn.Module):
 
     def forward(self, batch: Batch) -> Float[Tensor, "M labels"]:
         """Return scores of every document or every token; where `batch.where` names some, of those alone."""
+        if TASKS[self.task].of_tokens:
+            return self.score(self.model(batch.tokens, batch.layout, batch.where), batch.layout)
         return self.score(self.model(batch.tokens, batch.layout), batch.layout, batch.where)
 
     def score(

@@ -2,7 +2,8 @@
 
 In: the shape of a model and the lengths of the documents in a micro-batch; a device. Out: the operations, and
 how many a second. A file of its own because a share of the peak is only as honest as this count: attention is counted
-by the pairs of tokens that see each other, the vocabulary by the rows that have a loss, padding not at all.
+by the pairs of tokens that see each other; the vocabulary, and the last layer from its attention on, by the rows that
+have a loss; padding not at all.
 """
 
 import re
@@ -24,17 +25,18 @@ def step_flops(config: ModelConfig, lengths: Sequence[int], num_masked: int) -> 
 
     Units: floating-point operations; a multiplication and an addition are two.
     """
-    width, feed_forward = config.hidden_size, config.intermediate_size
-    # Wqkv and the attention's Wo; Wi, which is twice as wide for its gate, and the feed-forward network's Wo.
-    weights = 4 * width**2 + 3 * width * feed_forward
+    width, layers = config.hidden_size, config.num_hidden_layers
+    # Before attention Wqkv; after it Wo, Wi, which is twice as wide for its gate, and the feed-forward network's Wo.
+    before, after = 3 * width**2, width**2 + 3 * width * config.intermediate_size
     pairs = 0
-    for layer in range(config.num_hidden_layers):
+    for layer in range(layers):
         window = None if config.is_global(layer) else config.window
         pairs += visible_pairs(lengths, window)
     head = width**2 + width * config.vocab_size
     # A pair costs one product of queries and keys, and one of weights and values, each as wide as all heads together.
-    products = config.num_hidden_layers * sum(lengths) * weights + 2 * pairs * width + num_masked * head
-    return 3 * 2 * products
+    # After the last attention there are masked rows alone.
+    of_tokens = sum(lengths) * (layers * before + (layers - 1) * after)
+    return 3 * 2 * (of_tokens + num_masked * (after + head) + 2 * pairs * width)
 
 
 def visible_pairs(lengths: Sequence[int], window: tuple[int, int] | None) -> int:

@@ -1,0 +1,71 @@
+"""Rows that are asked for: what a model returns of them, and sends back through them, is what it does of all rows."""
+
+import pytest
+import torch
+
+from modernbert.model.attention import choose_backend
+from modernbert.model.config import ModelConfig
+from modernbert.model.encoder import Encoder
+from modernbert.model.fused import FusedEncoder
+from modernbert.model.heads import MaskedLM
+from modernbert.model.init import initialize
+from modernbert.native import build
+from modernbert.ragged import Batch
+from modernbert.train.losses import masked_lm
+
+BACKENDS = ["dense", "banded", pytest.param("native", marks=pytest.mark.skipif(
+    build.obstacle() is not None, reason=f"native {build.obstacle()}"))]  # fmt: skip
+WHERE = [[0], [3, 4, 80, 199], list(range(200)), []]
+
+
+@pytest.fixture
+def batch() -> Batch:
+    return Batch.from_documents([torch.arange(length).remainder(500).numpy() for length in (5, 190, 4, 1)])
+
+
+def gradients(model: Encoder, total: torch.Tensor) -> list[torch.Tensor]:
+    return list(torch.autograd.grad(total, [*model.parameters()]))
+
+
+@pytest.mark.parametrize("where", WHERE, ids=lambda where: f"{len(where)} rows")
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_alone_are_those_of_all_and_so_are_gradients(
+    backend: str, recompute: bool, where: list[int], batch: Batch, small_config: ModelConfig
+) -> None:
+    model = Encoder(small_config, backend)
+    initialize(model, small_config, seed=0)
+    model.recompute = recompute
+    rows = torch.tensor(where, dtype=torch.int64)
+    upstream = torch.randn(len(where), small_config.hidden_size)
+    alone = model(batch.tokens, batch.layout, rows)
+    among = model(batch.tokens, batch.layout)[rows]
+    torch.testing.assert_close(alone, among, atol=1e-5, rtol=1e-5)
+    for found, expected in zip(
+        gradients(model, (alone * upstream).sum()), gradients(model, (among * upstream).sum()), strict=True
+    ):
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_last_layer_computes_what_is_asked_for_alone(batch: Batch, small_config: ModelConfig) -> None:
+    model = MaskedLM(small_config)
+    initialize(model, small_config, seed=0)
+    heights: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if name.endswith("mlp.Wi"):
+            module.register_forward_hook(lambda _, given, __, name=name: heights.update({name: len(given[0])}))
+    where = torch.tensor([1, 7, 150])
+    masked_lm(model, Batch(batch.tokens, batch.layout, where, batch.tokens[where]))[0].backward()
+    last = small_config.num_hidden_layers - 1
+    assert heights == {f"model.layers.{n}.mlp.Wi": 3 if n == last else 200 for n in range(last + 1)}
+
+
+@pytest.mark.skipif(build.obstacle() is not None, reason=f"native {build.obstacle()}")
+def test_an_encoder_for_inference_returns_rows_alone(batch: Batch, small_config: ModelConfig) -> None:
+    backend = choose_backend("native", torch.device("cpu"), torch.float32, small_config)
+    model = Encoder(small_config, backend).eval()
+    initialize(model, small_config, seed=0)
+    where = torch.tensor([0, 199, 17])
+    with torch.inference_mode():
+        expected = model(batch.tokens, batch.layout)[where]
+        torch.testing.assert_close(FusedEncoder(model)(batch.tokens, batch.layout, where), expected, atol=1e-5, rtol=0)
