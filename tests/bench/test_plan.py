@@ -34,12 +34,17 @@ def test_operations_are_those_of_the_architecture(config: ModelConfig, linear: f
     local = 129 - 2 * (64 * 65 / 2) / 8192
     keys = sum(8192 if is_global else local for is_global in kinds)
     assert costs.attention_flops == pytest.approx(4 * config.hidden_size * keys)
-    assert costs.training_flops == pytest.approx(3 * costs.forward_flops)
+    assert costs.training_flops == pytest.approx(3 * (costs.forward_flops - 2 * after_attention(config)))
 
 
-def test_a_mask_rate_pays_for_its_rows_in_the_vocabulary() -> None:
+def after_attention(config: ModelConfig) -> int:
+    """Weights of a layer beyond its attention: Wo, Wi with its gate, Wo."""
+    return config.hidden_size**2 + 3 * config.hidden_size * config.intermediate_size
+
+
+def test_a_mask_rate_pays_for_its_rows_in_the_vocabulary_and_beyond_the_last_attention() -> None:
     with_head, without = (token_costs(BASE, [1000], rate).training_flops for rate in (0.3, 0.0))
-    assert with_head - without == pytest.approx(3 * 2 * 0.3 * (768**2 + 768 * 50_368))
+    assert with_head - without == pytest.approx(3 * 2 * 0.3 * (768**2 + 768 * 50_368 + after_attention(BASE)))
 
 
 def test_short_documents_cost_less_attention_and_the_same_products() -> None:
