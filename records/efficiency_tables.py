@@ -17,6 +17,7 @@ RECORDS = Path(__file__).parent
 README = RECORDS.parent / "README.md"
 RESULTS = RECORDS / "2026-11-25_efficiency"
 # The newest of each kind.
+TRAINING = RECORDS / "2026-11-27_training" / "training.json"
 GPU_TRAINING = RECORDS / "2026-11-27_gpu" / "gpu.json"
 GPU_VECTORS = RECORDS / "2026-11-26_gpu" / "gpu.json"
 GPU_BEGIN, GPU_END = "<!-- of a GPU, written by records/efficiency_tables.py -->", "<!-- the GPU until here -->"
@@ -52,7 +53,7 @@ def tables() -> str:
         for row in json.loads(path.read_text())["rows"]
     ]
     rates = [row for path in sorted(RESULTS.glob("throughput-*.json")) for row in json.loads(path.read_text())["rows"]]
-    trained = json.loads((RESULTS / "training.json").read_text())["rows"]
+    trained = json.loads(TRAINING.read_text())["rows"]
     return f"{serving(rows)}\n{training(trained)}\n{throughput(rates)}"
 
 
