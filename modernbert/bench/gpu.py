@@ -205,9 +205,9 @@ def _measure_model(asked: tuple[Mapping[str, Work], Sequence[int], int]) -> Iter
 
 
 def _largest_batches(works: Mapping[str, Work], loaded: Loaded) -> Iterator[dict[str, Any]]:
-    """Look for the most documents of one length that fit into a smaller card's memory."""
+    """Look for the most documents of one length that fit into a smaller card's memory, of models of base size."""
     for name, work in works.items():
-        if torch.device(work.device).type == "cuda" and name.endswith("fixed"):
+        if torch.device(work.device).type == "cuda" and name.endswith("fixed") and "large" not in work.model:
             yield _guarded({"set": name, "of_bytes": _MEMORY}, functools.partial(_largest_batch, work, loaded))
 
 
@@ -218,7 +218,7 @@ def _largest_batch(work: Work, loaded: Loaded) -> dict[str, Any]:
     place = device.index or 0
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(_MEMORY / torch.cuda.mem_get_info(place)[1], place)
-    return {"largest_batch": largest_batch(loaded, document, work.batch, device)}
+    return {"largest_batch": largest_batch(loaded, document, work.batch, _MEMORY, device)}
 
 
 def _measured(work: Work, loaded: Loaded) -> dict[str, Any]:

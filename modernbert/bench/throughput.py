@@ -110,12 +110,16 @@ def _largest_batch(work: Work, loaded: Loaded, device: torch.device, per_documen
     """Return how many of the set's longest documents fit at once."""
     if device.type != "cuda":
         return None if per_document <= 0 else work.batch + int(available_memory() / per_document)
-    return largest_batch(loaded, max(work.documents, key=len), work.batch, device)
+    memory = torch.cuda.mem_get_info(device)[1]
+    return largest_batch(loaded, max(work.documents, key=len), work.batch, memory, device)
 
 
 @torch.inference_mode()
-def largest_batch(loaded: Loaded, document: np.ndarray, start: int, device: torch.device) -> int:
-    """Return how many of such documents fit into a GPU's memory at once; the first number that is tried is `start`."""
+def largest_batch(loaded: Loaded, document: np.ndarray, size: int, memory: int, device: torch.device) -> int:
+    """Return how many of such documents a GPU takes at once, of whose memory a process may have so many bytes.
+
+    What `size` of them take says where to look.
+    """
 
     def fits(size: int) -> bool:
         try:
@@ -127,18 +131,28 @@ def largest_batch(loaded: Loaded, document: np.ndarray, start: int, device: torc
         finally:
             torch.cuda.empty_cache()
 
-    return largest_that(fits, start=max(1, start))
+    held = restart_peak(device)
+    guess = int((memory - held) * size / max(1, peak_memory(device) - held)) if fits(size) else size // 2
+    return largest_that(fits, max(1, guess))
 
 
-def largest_that(fits: Callable[[int], bool], start: int) -> int:
+def largest_that(fits: Callable[[int], bool], guess: int) -> int:
     """Return the largest number that fits, found within one part in fifty; 0 if none does.
 
-    >>> largest_that(lambda size: size <= 7, start=1)
+    >>> largest_that(lambda size: size <= 7, guess=20)
     7
     """
-    low, high = 0, start
-    while fits(high):
-        low, high = high, 2 * high
+    step = max(1, guess // 16)
+    if fits(guess):
+        low = guess
+        while fits(low + step):
+            low, step = low + step, 2 * step
+        high = low + step
+    else:
+        high = guess
+        while high > step and not fits(high - step):
+            high, step = high - step, 2 * step
+        low = max(0, high - step)
     while high - low > max(1, low // 50):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

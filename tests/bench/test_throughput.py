@@ -96,7 +96,8 @@ def test_padded_and_ragged_models_compute_every_document(monkeypatch: pytest.Mon
         torch.testing.assert_close(flat, alone.reshape(-1, alone.shape[-1]), atol=1e-4, rtol=0)
 
 
-def test_the_largest_batch_is_found_by_halving() -> None:
+@pytest.mark.parametrize("guess", [1, 8, 120, 3_900, 50_000])
+def test_the_largest_batch_is_found_about_a_guess(guess: int) -> None:
     for limit in (0, 1, 5, 130, 4_000):
         asked: list[int] = []
 
@@ -104,9 +105,9 @@ def test_the_largest_batch_is_found_by_halving() -> None:
             asked.append(size)
             return size <= limit
 
-        found = largest_that(fits, start=8)
+        found = largest_that(fits, guess)
         assert found <= limit <= found + max(1, found // 40)
-        assert len(asked) < 25
+        assert 0 < min(asked) and len(asked) < (8 if 0.9 * limit < guess < 1.1 * limit else 25)
 
 
 def _ends_itself(_: None) -> None:
