@@ -190,6 +190,7 @@ WRONG = {
     "bert.embed_queries(b'ab')": "texts: found bytes, expected a text or several",
     "bert.embed({'a': 'b'})": "texts: found dict, expected a text or several",
     "bert.embed([('a', 'b')])": "text 0: found tuple, expected str",
+    "bert.embed(['a'] * 139 + [3])": "text 139: found int, expected str",
     "bert.similarity([5], ['a'])": "text 0: found int, expected str",
     "bert.rerank(None, ['a'])": "query: found NoneType, expected str",
     "bert.rerank(['a'], ['a'])": "query: found list, expected str",
