@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import TypeCheckError
+from typer.testing import CliRunner
 
 from modernbert import ModernBert
+from modernbert.cli import app
 from modernbert.config import load
 from modernbert.errors import InputError
 from modernbert.evaluate.metrics import rank_ids, ranks_of
@@ -45,10 +47,9 @@ def test_the_commands_of_the_readme_are_commands() -> None:
         if words[:1] == ["modernbert"]:
             verb = tuple(words[1 : 3 if words[1] in ("bench", "evaluate") else 2])
             if verb not in shown:
-                command = [sys.executable, "-m", "modernbert.cli", *verb, "--help"]
-                done = subprocess.run(command, capture_output=True, text=True)
-                assert done.returncode == 0, line
-                shown[verb] = done.stdout
+                done = CliRunner().invoke(app, [*verb, "--help"])
+                assert done.exit_code == 0, line
+                shown[verb] = done.output
             for option in (word for word in words if word.startswith("--")):
                 assert option in shown[verb], line
 

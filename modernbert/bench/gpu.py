@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from modernbert.bench.console import p50_and_p95
-from modernbert.bench.peers import Loaded, load
+from modernbert.bench.peers import Loaded, check_takes, load
 from modernbert.bench.process import reason_of, rows_of_new_process
 from modernbert.bench.sets import SETS, documents_of
 from modernbert.bench.steps import random_batch, time_steps
@@ -213,8 +213,7 @@ def _largest_batches(works: Mapping[str, Work], loaded: Loaded) -> Iterator[dict
 
 def _largest_batch(work: Work, loaded: Loaded) -> dict[str, Any]:
     device, document = torch.device(work.device), work.documents[0]
-    if len(document) > loaded.longest:
-        raise InputError(f"takes {loaded.longest:,} tokens, the set has documents of {len(document):,}")
+    check_takes(work.model, len(document))
     place = device.index or 0
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(_MEMORY / torch.cuda.mem_get_info(place)[1], place)
@@ -222,6 +221,7 @@ def _largest_batch(work: Work, loaded: Loaded) -> dict[str, Any]:
 
 
 def _measured(work: Work, loaded: Loaded) -> dict[str, Any]:
+    check_takes(work.model, max(map(len, work.documents)))
     row = measure_loaded(work, loaded)
     rates = [round(rate) for rate in row.tokens_per_s]
     return {"tokens_per_s": round(row.mean), "runs": rates, "setting": row.setting, "peak_memory": row.peak_memory}

@@ -23,7 +23,7 @@ from modernbert.model.heads import encoder_of
 from modernbert.model.init import initialize
 from modernbert.ragged import Batch
 
-__all__ = ["MODELS", "Absent", "Documents", "Loaded", "load", "pad"]
+__all__ = ["MODELS", "Absent", "Documents", "Loaded", "check_takes", "load", "pad"]
 
 Documents = Sequence[np.ndarray]
 
@@ -37,9 +37,16 @@ class Loaded:
     """A model ready to run: `encode` returns the hidden states of the last batch's tokens, padding included."""
 
     num_parameters: int
-    longest: int
     setting: str
     encode: Callable[[Documents], Tensor]
+
+
+@dataclass(frozen=True)
+class Made:
+    """How a model is made, and how long a document it takes, which is known before."""
+
+    longest: int
+    make: Callable[[torch.device, torch.dtype], Loaded]
 
 
 def load(name: str, device: torch.device, dtype: torch.dtype) -> Loaded:
@@ -47,36 +54,42 @@ def load(name: str, device: torch.device, dtype: torch.dtype) -> Loaded:
 
     Raises: InputError for an unknown name; Absent if its library is.
     """
+    check_takes(name, 1)
+    return MODELS[name].make(device, dtype)
+
+
+def check_takes(name: str, longest: int) -> None:
+    """Raises: InputError for an unknown name, or if the model takes no documents of this length."""
     if name not in MODELS:
         raise InputError(f"models: found {name!r}, expected {', '.join(MODELS)}")
-    return MODELS[name](device, dtype)
+    if longest > MODELS[name].longest:
+        raise InputError(f"takes {MODELS[name].longest:,} tokens, the set has documents of {longest:,}")
 
 
-def _ours(preset: str) -> Callable[[torch.device, torch.dtype], Loaded]:
+def _ours(preset: str) -> Made:
+    config = ModelConfig.preset(preset)
+
     def make(device: torch.device, dtype: torch.dtype) -> Loaded:
-        config = ModelConfig.preset(preset)
         backend = choose_backend("auto", device, dtype, config)
         model = Encoder(config, backend)
         initialize(model, config, seed=0)
         num_parameters = _count(model)
         fitted = encoder_of(fit_for_inference(model.to(device, dtype).eval()))
-        return Loaded(num_parameters, config.max_position_embeddings, backend, _ragged(fitted, device))
+        return Loaded(num_parameters, backend, _ragged(fitted, device))
 
-    return make
+    return Made(config.max_position_embeddings, make)
 
 
-def _gte_unpadded(shape: GteShape) -> Callable[[torch.device, torch.dtype], Loaded]:
+def _gte_unpadded(shape: GteShape) -> Made:
     def make(device: torch.device, dtype: torch.dtype) -> Loaded:
         backend = choose_backend("auto", device, dtype, ModelConfig.preset("base"))
         model = Gte(shape, backend).to(device, dtype).eval()
-        return Loaded(_count(model), 8192, f"unpadded, {backend}", _ragged(model, device))
+        return Loaded(_count(model), f"unpadded, {backend}", _ragged(model, device))
 
-    return make
+    return Made(8192, make)
 
 
-def _of_transformers(
-    config_name: str, model_name: str, longest: int, **fields: Any
-) -> Callable[[torch.device, torch.dtype], Loaded]:
+def _of_transformers(config_name: str, model_name: str, longest: int, **fields: Any) -> Made:
     def make(device: torch.device, dtype: torch.dtype) -> Loaded:
         try:
             library = importlib.import_module("transformers")
@@ -93,9 +106,9 @@ def _of_transformers(
             except ValueError:  # no such attention for this architecture
                 continue
         model = model.to(device).eval()
-        return Loaded(_count(model), longest, f"padded, {attention}", _padded(model, device))
+        return Loaded(_count(model), f"padded, {attention}", _padded(model, device))
 
-    return make
+    return Made(longest, make)
 
 
 def _ragged(model: nn.Module, device: torch.device) -> Callable[[Documents], Tensor]:
@@ -140,7 +153,7 @@ _DEBERTA_V3 = {
 _GTE = {"vocab_size": 30_528, "type_vocab_size": 0, "pad_token_id": 0}
 _ROBERTA = {"vocab_size": 50_265, "max_position_embeddings": 514, "type_vocab_size": 1, "pad_token_id": 1}
 
-MODELS: dict[str, Callable[[torch.device, torch.dtype], Loaded]] = {
+MODELS: dict[str, Made] = {
     "modernbert-base": _ours("base"),
     "modernbert-base-transformers": _of_transformers("ModernBertConfig", "ModernBertModel", 8192),
     "bert-base": _of_transformers("BertConfig", "BertModel", 512),

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from modernbert.bench.peers import Loaded, load
+from modernbert.bench.peers import Loaded, check_takes, load
 from modernbert.bench.process import in_new_process
 from modernbert.device import available_memory, choose_device, keep_freed_memory, peak_memory, restart_peak
-from modernbert.errors import InputError
 
 __all__ = ["Row", "Work", "largest_batch", "measure", "measure_loaded"]
 
@@ -59,6 +58,7 @@ def measure(work: Work) -> Row:
 
     Raises: InputError if the model is absent, too short for the set, or does not fit.
     """
+    check_takes(work.model, max(map(len, work.documents)))
     return in_new_process(_measure, work)
 
 
@@ -70,14 +70,8 @@ def _measure(work: Work) -> Row:
 
 
 def measure_loaded(work: Work, loaded: Loaded) -> Row:
-    """Measure a model that is there, in this process.
-
-    Raises: InputError if it is too short for the set.
-    """
+    """Measure a model that is there, and takes documents of this length, in this process."""
     device = choose_device(work.device)
-    longest = max(map(len, work.documents))
-    if longest > loaded.longest:
-        raise InputError(f"takes {loaded.longest:,} tokens, the set has documents of {longest:,}")
     batches = [work.documents[at : at + work.batch] for at in range(0, len(work.documents), work.batch)]
     with torch.inference_mode():
         _wait(device, loaded, [[batches[0][0][:64]]])  # what is made once, whatever the batch
