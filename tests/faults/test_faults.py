@@ -8,7 +8,8 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "part, only", [("kill", "rmtree"), ("storage", "optimizer"), ("step", "nan in one gradient"), ("mistake", "checkpoint")]
+    "part, only",
+    [("kill", "rmtree"), ("storage", "optimizer"), ("step", "nan in one gradient"), ("mistake", "checkpoint")],
 )
 def test_a_few_of_each_kind_go_as_they_should(part: str, only: str, tmp_path: Path) -> None:
     # In a process of its own: the cases are forks, and this one has threads.
