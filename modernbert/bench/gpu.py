@@ -208,16 +208,17 @@ def _largest_batches(works: Mapping[str, Work], loaded: Loaded) -> Iterator[dict
     """Look for the most documents of one length that fit into a smaller card's memory, of models of base size."""
     for name, work in works.items():
         if torch.device(work.device).type == "cuda" and name.endswith("fixed") and "large" not in work.model:
-            yield _guarded({"set": name, "of_bytes": _MEMORY}, functools.partial(_largest_batch, work, loaded))
+            yield _guarded({"set": name}, functools.partial(_largest_batch, work, loaded))
 
 
 def _largest_batch(work: Work, loaded: Loaded) -> dict[str, Any]:
     device, document = torch.device(work.device), work.documents[0]
     check_takes(work.model, len(document))
-    place = device.index or 0
+    total = torch.cuda.mem_get_info(device)[1]
+    memory = min(_MEMORY, total)
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(_MEMORY / torch.cuda.mem_get_info(place)[1], place)
-    return {"largest_batch": largest_batch(loaded, document, work.batch, _MEMORY, device)}
+    torch.cuda.set_per_process_memory_fraction(memory / total, device.index or 0)
+    return {"of_bytes": memory, "largest_batch": largest_batch(loaded, document, work.batch, memory, device)}
 
 
 def _measured(work: Work, loaded: Loaded) -> dict[str, Any]:
