@@ -59,7 +59,7 @@ def rows_of_new_process(function: Callable[[Argument], Iterator[Answer]], argume
         code = process.exitcode or 0
         how = f"signal {-code}: too little memory?" if code < 0 else f"status {code}"
         raise InputError(f"the process of the measurement ended with {how}") from None
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+    except BaseException:
         process.kill()  # who is to end does not wait for what is measured
         raise
     finally:

@@ -81,9 +81,9 @@ def measure_loaded(work: Work, loaded: Loaded) -> Row:
             _wait(device, loaded, batches)  # memory is set up, and kernels chosen, once for each size of batch
         per_document = (peak_memory(device) - held) / len(batches[0])
         seconds = [_wait(device, loaded, batches) for _ in range(work.runs)]
+        peak = peak_memory(device)  # before the device is filled on purpose
         largest = _largest_batch(work, loaded, device, per_document) if work.find_largest else None
     num_tokens = sum(map(len, work.documents))
-    peak = peak_memory(device)
     return Row(
         work.model, loaded.setting, loaded.num_parameters, num_tokens, [num_tokens / each for each in seconds], peak,
         largest,
