@@ -178,7 +178,7 @@ def _train(
 
 
 def _inference(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
-    """Measure one model after another, each in a process of its own: all sets, then the wait for one text."""
+    """Measure one model after another, each in a process of its own: all sets, the wait for one text, what fits."""
     number = {"short": 2, "long": 1} if small else {"short": 1_024, "long": 32}
     lengths, calls = ((16,), 3) if small else ((16, 128, 512), 100)
     for model in _MODELS[:1] if small else _MODELS:
@@ -247,7 +247,7 @@ def _guarded(row: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[st
     """Say what was measured, or why it was not."""
     try:
         return {**row, **work()}
-    except Exception as error:  # as above
+    except Exception as error:  # a peer's library can raise anything, and the next row still runs
         return {**row, "not_measured": reason_of(error)}
 
 

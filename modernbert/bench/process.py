@@ -1,6 +1,6 @@
 """One measurement, one process: its peak memory is its own, and what ends it ends nothing else.
 
-In: a function of a module and its argument. Out: what it returned.
+In: a function of a module and its argument. Out: what it returned, or row by row what it yielded.
 """
 
 import multiprocessing

@@ -115,9 +115,9 @@ def largest_batch(loaded: Loaded, document: np.ndarray, size: int, memory: int, 
     What `size` of them take says where to look.
     """
 
-    def fits(size: int) -> bool:
+    def fits(number: int) -> bool:
         try:
-            loaded.encode([document] * size)
+            loaded.encode([document] * number)
             torch.cuda.synchronize(device)
             return True
         except torch.OutOfMemoryError:
