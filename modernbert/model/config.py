@@ -53,6 +53,8 @@ class ModelConfig:
         _expect(
             width % (2 * heads) == 0, "hidden_size", width, f"a multiple of {2 * heads} for {heads} heads of even width"
         )
+        cutoff = self.initializer_cutoff_factor
+        _expect(cutoff >= 0.1, "initializer_cutoff_factor", cutoff, "at least 0.1 standard deviations")
         _expect(self.local_attention % 2 == 0, "local_attention", self.local_attention, "an even number")
         _expect(
             0 <= self.attention_output_dropout < 1, "attention_output_dropout", self.attention_output_dropout, "0 to 1"

@@ -17,6 +17,7 @@ from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.fused import FusedEncoder
+from modernbert.model.init import draw_normal
 from modernbert.model.shapes import shapes_only
 from modernbert.ragged import Batch, Layout
 
@@ -178,9 +179,6 @@ def start_classifier(model: MaskedLM | Encoder | Classifier, task: str, labels: 
 
 @torch.no_grad()
 def _fill(linear: nn.Linear, std: float, config: ModelConfig, generator: torch.Generator) -> None:
-    cutoff = config.initializer_cutoff_factor * std
-    drawn = torch.empty(linear.weight.shape)
-    nn.init.trunc_normal_(drawn, std=std, a=-cutoff, b=cutoff, generator=generator)
-    linear.weight.copy_(drawn)
+    linear.weight.copy_(draw_normal(linear.weight.shape, std, config.initializer_cutoff_factor * std, generator))
     if linear.bias is not None:
         linear.bias.zero_()

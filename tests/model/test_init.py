@@ -23,13 +23,15 @@ def test_standard_deviations_and_cutoff() -> None:
     config = ModelConfig.preset("ettin-17m")
     # The part of a normal distribution within two standard deviations is itself 0.8796 as wide.
     cut = 0.8796
+    within_one = math.erf(0.5**0.5) / math.erf(2**0.5)
     for name, parameter in model_of(config).named_parameters():
         if parameter.ndim == 1:
             assert torch.all(parameter == (0.0 if name.endswith("bias") else 1.0)), name
             continue
         std = 0.02 / math.sqrt(2 * config.num_hidden_layers) if name.endswith("Wo.weight") else 0.02
         assert parameter.std().item() == pytest.approx(cut * std, rel=0.02), name
-        assert parameter.abs().max() <= 2 * std, name
+        assert 1.99 * std < parameter.abs().max() <= 2 * std, name
+        assert (parameter.abs() < std).float().mean().item() == pytest.approx(within_one, abs=0.01), name
         assert abs(parameter.mean().item()) < 0.01 * std, name
 
 
