@@ -16,10 +16,12 @@ __all__ = ["draw_normal", "initialize"]
 
 
 def initialize(module: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Fill every parameter of an encoder or of an encoder with its head, in place."""
+    """Fill every parameter of an encoder or of an encoder with its head, in place, unless it is a shape alone."""
     generator = torch.Generator().manual_seed(seed)
     narrow = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
     for name, parameter in module.named_parameters():
+        if parameter.is_meta:
+            continue
         if parameter.ndim == 1:
             nn.init.constant_(parameter, 0.0 if name.endswith("bias") else 1.0)
             continue
@@ -36,10 +38,10 @@ def draw_normal(shape: torch.Size, std: float, cutoff: float, generator: torch.G
     `nn.init.trunc_normal_` draws all of a matrix again for each that lies beyond, which takes four times as long, and
     the same seed gives it other weights in other releases of torch.
     """
-    drawn = torch.empty(shape.numel()).normal_(std=std, generator=generator)
+    drawn = torch.empty(shape.numel(), device="cpu").normal_(std=std, generator=generator)
     beyond = (drawn.abs() > cutoff).nonzero()[:, 0]
     while len(beyond):
-        again = torch.empty(len(beyond)).normal_(std=std, generator=generator)
+        again = torch.empty(len(beyond), device="cpu").normal_(std=std, generator=generator)
         drawn[beyond] = again
         beyond = beyond[again.abs() > cutoff]
     return drawn.view(shape)

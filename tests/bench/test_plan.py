@@ -1,12 +1,11 @@
 """Costs against the paper's arithmetic and a brute-force count; forecasts against their own limits; the verb."""
 
 import json
-import subprocess
-import sys
 from math import ceil
 from pathlib import Path
 
 import pytest
+from commands import modernbert
 
 from modernbert.bench.costs import num_parameters, token_costs
 from modernbert.bench.devices import BASKET, Machine, machine_of
@@ -19,10 +18,6 @@ from modernbert.train.recipe import Phase, schedule_of
 
 BASE, LARGE = ModelConfig.preset("base"), ModelConfig.preset("large")
 CONFIGS = Path(__file__).parents[2] / "modernbert" / "configs" / "pretrain"
-
-
-def plan(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "modernbert.cli", "plan", *words], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("config, linear", [(BASE, 220.6), (LARGE, 686.3)])
@@ -147,7 +142,7 @@ def test_what_is_said_follows_the_config(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_the_papers_runs_stand_beside_their_published_hours() -> None:
-    done = plan(str(CONFIGS / "base.yaml"), "--json", "--device", "h100", "--device", "4090")
+    done = modernbert("plan", str(CONFIGS / "base.yaml"), "--json", "--device", "h100", "--device", "4090")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["parameters"] == 149_655_232
@@ -161,10 +156,10 @@ def test_the_papers_runs_stand_beside_their_published_hours() -> None:
 
 
 def test_an_unknown_device_is_a_line_and_the_others_are_planned() -> None:
-    done = plan("--device", "h900", "--device", "A100")
+    done = modernbert("plan", "--device", "h900", "--device", "A100")
     assert done.returncode == 2 and "device: found 'h900', expected cpu or one of t4" in done.stderr
     assert "A100" in done.stdout
-    done = plan("--device", "h900")
+    done = modernbert("plan", "--device", "h900")
     assert (done.returncode, done.stderr) == (2, f"modernbert: device: found 'h900', expected cpu or one of "
                                                  f"{', '.join(BASKET)}\n")  # fmt: skip
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import modernbert
 
 from modernbert.bench import finetuning, peers, training
 from modernbert.bench.finetuning import lengths_of
@@ -245,7 +246,7 @@ def test_bad_arguments_are_refused_before_anything_runs(
 
 
 def test_a_bad_argument_is_one_line_of_the_command() -> None:
-    done = bench("throughput", "--models", "gpt")
+    done = modernbert("bench", "throughput", "--models", "gpt")
     assert done.returncode == 2 and done.stderr.startswith("modernbert: models: found 'gpt'")
     assert done.stderr.count("\n") == 1
 

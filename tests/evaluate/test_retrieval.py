@@ -1,14 +1,13 @@
 """Collections, exact search, and the scores that come of them."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import pytrec_eval
+from commands import modernbert
 
 from modernbert import ModernBert
 from modernbert.errors import InputError
@@ -143,15 +142,13 @@ def test_a_split_that_is_not_there_names_those_that_are(folder: Path) -> None:
 
 def test_the_command_prints_a_table_and_writes_json(folder: Path, tmp_path: Path, small_bert: ModernBert) -> None:
     small_bert.save(tmp_path / "model")
-    command = [sys.executable, "-m", "modernbert.cli", "evaluate", "retrieval", str(tmp_path / "model"), str(folder)]
-    done = subprocess.run(
-        [*command, "--bm25", "--document-length", "8", "--device", "cpu", "--out", str(tmp_path / "r.json")],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    words = ["evaluate", "retrieval", str(tmp_path / "model"), str(folder)]
+    out = str(tmp_path / "r.json")
+    done = modernbert(*words, "--bm25", "--document-length", "8", "--device", "cpu", "--out", out)
     assert done.returncode == 0, done.stderr
     assert "BM25" in done.stdout
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert [row["system"] for row in rows] == [str(tmp_path / "model"), "BM25"]
     assert rows[0]["num_cut"] == 30, "documents are longer than eight tokens"
-    done = subprocess.run([*command, "--split", "dev"], capture_output=True, text=True)
+    done = modernbert(*words, "--split", "dev")
     assert done.returncode == 2 and done.stderr.count("\n") == 1

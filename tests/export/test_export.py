@@ -5,7 +5,6 @@ import json
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import modernbert
 from safetensors.torch import load_file, save_file
 
 from modernbert import Batch, InputError, ModernBert
@@ -300,8 +300,8 @@ def test_what_cannot_be_exported_is_named(make: Make, tmp_path: Path, monkeypatc
 
 def test_the_verb_writes_a_folder_and_says_what_it_measured(make: Make, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("one\ntwo\n")
-    words = [sys.executable, "-m", "modernbert.cli", "export", str(make("classify")), "--out", str(tmp_path / "out")]
-    done = subprocess.run([*words, "--int8", "--texts", str(tmp_path / "texts.txt")], capture_output=True, text=True)
+    words = ["--out", str(tmp_path / "out"), "--int8", "--texts", str(tmp_path / "texts.txt")]
+    done = modernbert("export", str(make("classify")), *words)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith(f"{tmp_path / 'out'}/onnx/model.onnx: ") and "model_quantized.onnx" in lines[1]

@@ -1,8 +1,6 @@
 """Sweeps and the tasks of GLUE: every setting is tried once, the best is kept, and a table says what came of it."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import modernbert
 
 from modernbert import ModernBert
 from modernbert.errors import InputError
@@ -125,8 +124,7 @@ def test_a_sweep_needs_something_to_compare_by(base: FinetuneConfig, tmp_path: P
 def test_the_command_sweeps(base: FinetuneConfig, tmp_path: Path) -> None:
     words = [f"{name}={getattr(base, name)}" for name in ("model", "task", "out", "batch", "precision", "backend")]
     words += [f"train=[{base.train[0]}]", f"dev=[{base.dev[0]}]", "epochs=1", "device=cpu"]
-    command = [sys.executable, "-m", "modernbert.cli", "sweep", *words, "--lrs", "1e-3", "--lrs", "1e-4"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = modernbert("sweep", *words, "--lrs", "1e-3", "--lrs", "1e-4")
     assert done.returncode == 0, done.stderr
     said = json.loads((Path(base.out) / "sweep.json").read_text())
     assert {run["lr"] for run in said["runs"]} == {1e-3, 1e-4}

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from copy import deepcopy
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import modernbert
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -160,18 +159,16 @@ def test_what_is_no_index_or_another_is_refused(notes: Path, tmp_path: Path, sma
 
 def test_two_lines_search_ones_own_notes(notes: Path, tmp_path: Path, small_bert: ModernBert) -> None:
     small_bert.save(tmp_path / "model")
-    command = [sys.executable, "-m", "modernbert.cli"]
-    run = lambda *words: subprocess.run([*command, *words], capture_output=True, text=True)  # noqa: E731
-    done = run("index", str(tmp_path / "model"), str(notes), "--out", str(tmp_path / "index"), "--device", "cpu")
+    done = modernbert("index", str(tmp_path / "model"), str(notes), "--out", str(tmp_path / "index"), "--device", "cpu")
     assert done.returncode == 0, done.stderr
     assert "documents: 3 new or changed, 0 as before, 0 gone" in done.stdout
-    done = run("search", str(tmp_path / "index"), "sorted values", "--how", "words", "--json", "--device", "cpu")
+    done = modernbert("search", str(tmp_path / "index"), "sorted values", "--how", "words", "--json", "--device", "cpu")
     assert done.returncode == 0, done.stderr
     hit = Hit(**json.loads(done.stdout.splitlines()[0]))
     assert Path(hit.origin).name == "sort.py" and Path(hit.origin).read_text().split("\n")[hit.line - 1] in hit.text
-    done = run("search", str(tmp_path / "index"), "sorted values", "--device", "cpu")
+    done = modernbert("search", str(tmp_path / "index"), "sorted values", "--device", "cpu")
     assert f"sort.py:{hit.line}" in done.stdout
-    done = run("search", str(notes), "a")
+    done = modernbert("search", str(notes), "a")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zstandard
+from commands import modernbert
 
 from modernbert import InputError, ModernBert
 from modernbert.infer.parts import parts_of
@@ -132,7 +133,7 @@ def test_a_killed_command_goes_on(config: EmbedConfig, tmp_path: Path) -> None:
     os.kill(running.pid, signal.SIGKILL)
     running.wait()
     assert not (tmp_path / "m.npy").exists()
-    done = subprocess.run([sys.executable, "-m", "modernbert.cli", *words], capture_output=True, text=True)
+    done = modernbert(*words)
     assert done.returncode == 0, done.stderr
     found = np.load(tmp_path / "m.npy")
     bert = ModernBert.load(config.model, device="cpu", dtype="float32")
@@ -195,9 +196,7 @@ def test_texts_are_never_replaced_by_their_vectors(config: EmbedConfig, folder: 
         (tmp_path / "x").mkdir(exist_ok=True)
         with pytest.raises(InputError, match=f"{out}: is read as texts, expected another name for their vectors"):
             run(replace(config, files=[*config.files, texts], out=out))
-    command = [sys.executable, "-m", "modernbert.cli", "embed", str(folder), "--device", "cpu", "--out", str(texts)]
-    with texts.open() as given:
-        done = subprocess.run(command, stdin=given, capture_output=True, text=True)
+    done = modernbert("embed", str(folder), "--device", "cpu", "--out", str(texts), given=texts)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "is read as texts" in done.stderr
     assert texts.read_text() == '{"body": "a"}\n'
     run(replace(config, files=[texts], out=tmp_path / "x.jsonl"))

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import modernbert
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
@@ -140,11 +141,6 @@ def test_bfloat16_stays_near_float32(bert: ModernBert, folder: Path) -> None:
     assert cosines.min() > 0.999
 
 
-def modernbert(*words: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "modernbert.cli", *words]
-    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120)
-
-
 def test_command_line_embeds_and_fills(bert: ModernBert, folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
@@ -153,7 +149,7 @@ def test_command_line_embeds_and_fills(bert: ModernBert, folder: Path, tmp_path:
     best = choose_backend("auto", torch.device("cpu"), torch.float32, bert.config)
     assert f"attention {best}" in done.stderr
     np.testing.assert_allclose(np.load(io.BytesIO((tmp_path / "v.npy").read_bytes())), bert.embed(TEXTS), atol=1e-5)
-    done = modernbert("fill-mask", str(folder), "--json", "--dtype", "float32", text="The [MASK] of France.\n")
+    done = modernbert("fill-mask", str(folder), "--json", "--dtype", "float32", given="The [MASK] of France.\n")
     (line,) = done.stdout.splitlines()
     assert json.loads(line)["masks"][0][0]["token"] == bert.fill_mask("The [MASK] of France.")[0][0].token  # type: ignore[union-attr]
 

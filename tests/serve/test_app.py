@@ -3,7 +3,6 @@
 import base64
 import concurrent.futures
 import json
-import os
 import re
 import signal
 import socket
@@ -18,6 +17,7 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from commands import modernbert
 
 from modernbert import InputError, ModernBert
 from modernbert.model.embedder import Vectors
@@ -335,9 +335,7 @@ def test_an_empty_key_lets_nobody_in(folder: Path) -> None:
     for wrong, said in (({"api_key": ""}, "api_key: is empty"), ({"host": ""}, "host: is empty")):
         with pytest.raises(InputError, match=said):
             run(ServeConfig(str(folder), **wrong))
-    unset = os.environ | {"MODERNBERT_API_KEY": ""}
-    command = [sys.executable, "-m", "modernbert.cli", "serve", str(folder), "--port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, env=unset, timeout=60)
+    done = modernbert("serve", str(folder), "--port", "0", MODERNBERT_API_KEY="")
     assert done.returncode == 2 and "api_key: is empty" in done.stderr
 
 
@@ -498,9 +496,5 @@ def test_an_address_that_is_taken_is_one_line(folder: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = subprocess.run(
-            [sys.executable, "-m", "modernbert.cli", "serve", str(folder), "--port", port],
-            capture_output=True,
-            text=True,
-        )
+        done = modernbert("serve", str(folder), "--port", port)
     assert done.returncode == 2 and f"cannot listen at 127.0.0.1:{port}" in done.stderr and done.stderr.count("\n") == 1

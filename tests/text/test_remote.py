@@ -3,8 +3,6 @@
 import gzip
 import io
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
+from commands import modernbert
 
 from modernbert.errors import InputError
 from modernbert.text.corpus import Tally, find_files, read_documents, stored_bytes
@@ -158,6 +157,6 @@ def test_files_of_a_dataset_are_those_the_hub_lists_without_its_card(
 def test_a_url_reaches_the_reader_as_it_was_typed(tmp_path: Path) -> None:
     train_tokenizer((f"a text {n}" for n in range(300)), 384).save(tmp_path)
     words = ["sources=[memory://nowhere/x]", f"tokenizer={tmp_path}", f"out={tmp_path / 'out'}"]
-    done = subprocess.run([sys.executable, "-m", "modernbert.cli", "prepare", *words], capture_output=True, text=True)
+    done = modernbert("prepare", *words)
     assert done.returncode == 2
     assert done.stderr == "modernbert: memory://nowhere/x: no such file or folder\n"

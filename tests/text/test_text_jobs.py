@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import modernbert
 
 from modernbert import config as configs
 from modernbert.errors import InputError
@@ -110,9 +111,9 @@ def test_the_command_line_prepares_with_two_processes(corpus: Path, tokenizer_fo
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert "450 documents read" in done.stdout
-    again = subprocess.run(command, capture_output=True, text=True, env=os.environ)
+    again = modernbert("prepare", *words)
     assert again.returncode == 0 and "is finished and whole" in again.stdout
-    other = subprocess.run([*command, "invalid=refuse"], capture_output=True, text=True, env=os.environ)
+    other = modernbert("prepare", *words, "invalid=refuse")
     assert other.returncode == 2
     assert other.stderr.strip().count("\n") == 0 and "exists already, prepared with another invalid" in other.stderr
 
