@@ -81,9 +81,23 @@ def main() -> None:
     if device.type == "cuda":
         result["flash_attention"] = flash_version(device)
     print(", ".join(f"{key} {value}" for key, value in result.items()), flush=True)
-    for part in (part for part, name in zip(_PARTS, names, strict=True) if name in chosen):
+    try:
+        _measure_parts(chosen, device, words, result)
+    except KeyboardInterrupt:
+        print("bench-gpu: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _measure_parts(
+    chosen: Sequence[str], device: torch.device, words: argparse.Namespace, result: dict[str, Any]
+) -> None:
+    """Measure part after part; every row is written as it comes."""
+    for part in _PARTS:
+        name = part.__name__.strip("_")
+        if name not in chosen:
+            continue
         begun = time.monotonic()
-        rows = result[part.__name__.strip("_")] = []
+        rows = result[name] = []
         for row in _as_far_as_it_goes(part(device, words.small)):
             print("  " + ", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             rows.append(row)

@@ -47,14 +47,14 @@ def run(config: TrainingConfig) -> None:
         systems, SYSTEMS, "systems", steps=config.steps, rounds=config.rounds,
         tokens=1 if config.tokens is None else config.tokens,
     )  # fmt: skip
-    if (config.tokens or 1) * config.steps > MOST:
-        raise InputError(f"steps: found {config.steps:,} of {config.tokens:,} tokens, expected at most {MOST:,} in all")
     if config.longest < 16:
         raise InputError(f"longest: found {config.longest}, expected at least 16 tokens")
     device = choose_device(config.device)
     dtype = choose_precision(config.dtype, device, "dtype")
     shape = ModelConfig.preset(config.preset, **config.model)
     tokens = config.tokens or (98_304 if device.type == "cuda" else 8_192)
+    if tokens * config.steps > MOST:
+        raise InputError(f"steps: found {config.steps:,} of {tokens:,} tokens, expected at most {MOST:,} in all")
     lengths = mixed_lengths(tokens, config.longest)
     dtype_name = str(dtype).removeprefix("torch.")
     machine = describe_machine(device, ("transformers", "accelerate"))

@@ -220,6 +220,7 @@ def test_lengths_of_a_mix_add_up() -> None:
         (ThroughputConfig(documents=1_000_000, sets=["long-fixed"]), "documents: .* at most 12,207 of long-fixed"),
         (TrainingConfig(tokens=10**14), "tokens: found 100,000,000,000,000, expected at most 100,000,000"),
         (TrainingConfig(tokens=10**5, steps=10**5), "steps: found 100,000 of 100,000 tokens, expected at most"),
+        (TrainingConfig(steps=10**5, device="cpu"), "steps: found 100,000 of 8,192 tokens, expected at most"),
         (FinetuningConfig(steps=10**7), "batch: found 32 in 10,000,000 steps, expected at most"),
         (ThroughputConfig(sets=["real"]), "sets: real needs texts and a tokenizer"),
         (ThroughputConfig(device="cuda:7"), "cuda:7"),

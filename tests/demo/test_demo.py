@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import modernbert
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from modernbert import ModernBert
@@ -87,16 +88,14 @@ def test_the_page_stands_alone_and_says_what_was_measured(finished: tuple[Path, 
 def test_started_again_it_only_shows_the_outcome(finished: tuple[Path, str]) -> None:
     out, _ = finished
     before = (out / "log.jsonl").read_bytes()
-    again = start(out)
-    printed, errors = again.communicate(timeout=200)
-    assert again.returncode == 0 and errors.count("done before") == 8
-    assert (out / "log.jsonl").read_bytes() == before and "nDCG@10" in printed
+    again = modernbert("demo", "--quick", "--out", str(out))
+    assert again.returncode == 0 and again.stderr.count("done before") == 8
+    assert (out / "log.jsonl").read_bytes() == before and "nDCG@10" in again.stdout
 
 
 def test_a_folder_of_another_run_is_refused_and_left_alone(finished: tuple[Path, str]) -> None:
     out, _ = finished
-    command = [sys.executable, "-m", "modernbert.cli", "demo", "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = modernbert("demo", "--out", str(out))
     assert done.returncode == 2
     assert "this run was begun with" in done.stderr.splitlines()[-1]
 
