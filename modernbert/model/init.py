@@ -35,13 +35,16 @@ def initialize(module: nn.Module, config: ModelConfig, seed: int) -> None:
 def draw_normal(shape: torch.Size, std: float, cutoff: float, generator: torch.Generator) -> Tensor:
     """Draw from a normal distribution, and again what lies beyond the cutoff, until nothing does.
 
-    `nn.init.trunc_normal_` draws all of a matrix again for each that lies beyond, which takes four times as long, and
-    the same seed gives it other weights in other releases of torch.
+    `nn.init.trunc_normal_` draws all of a matrix again while any lies beyond, which takes six times as long.
     """
-    drawn = torch.empty(shape.numel(), device="cpu").normal_(std=std, generator=generator)
+
+    def draw(number: int) -> Tensor:
+        return torch.empty(number, device="cpu", dtype=torch.float32).normal_(std=std, generator=generator)
+
+    drawn = draw(shape.numel())
     beyond = (drawn.abs() > cutoff).nonzero()[:, 0]
     while len(beyond):
-        again = torch.empty(len(beyond), device="cpu").normal_(std=std, generator=generator)
+        again = draw(len(beyond))
         drawn[beyond] = again
         beyond = beyond[again.abs() > cutoff]
     return drawn.view(shape)
