@@ -8,11 +8,14 @@ import atexit
 import functools
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+_MOST_SECONDS = 200
 _SERVER = """
 import json, os, sys
 import modernbert.bench.costs, modernbert.infer.pipeline, modernbert.train.loop
@@ -35,7 +38,10 @@ for line in sys.stdin:
 
 
 def modernbert(*words: str, given: str | Path = "", **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a verb as `python -m modernbert.cli` does: what it is given to read is a text or a file."""
+    """Run a verb as `python -m modernbert.cli` does: what it is given to read is a text or a file.
+
+    Variables are set for the verb; what is asked of the environment while modules are imported is asked once.
+    """
     with tempfile.TemporaryDirectory() as room:
         streams = [Path(room, name) for name in ("in", "out", "err")]
         for stream in streams:
@@ -49,12 +55,26 @@ def modernbert(*words: str, given: str | Path = "", **variables: str) -> subproc
         asked = [words, [str(stream) for stream in streams], os.getcwd(), os.environ | variables]
         server.stdin.write(json.dumps(asked) + "\n")
         server.stdin.flush()
+        if not select.select([server.stdout], [], [], _MOST_SECONDS)[0]:
+            _end(server)
+            raise TimeoutError(f"{words}: not done after {_MOST_SECONDS} seconds")
         status = int(server.stdout.readline())
         return subprocess.CompletedProcess(words, status, streams[1].read_text(), streams[2].read_text())
 
 
 @functools.cache
 def _server() -> subprocess.Popen[str]:
-    server = subprocess.Popen([sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    atexit.register(server.kill)
+    server = subprocess.Popen(
+        [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    atexit.register(_end, server)
     return server
+
+
+def _end(server: subprocess.Popen[str]) -> None:
+    """End the process and the command that it waits for."""
+    _server.cache_clear()
+    if server.poll() is None:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

@@ -144,7 +144,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_every_module_imports_without_the_extras() -> None:
-    """Libraries of the extras are asked for when a file or a page needs them, never before."""
+    """Libraries of the extras are asked for when a file or a page needs them, never before; and nothing is said."""
     code = """
 import importlib, importlib.util, pkgutil, sys
 has_triton = importlib.util.find_spec("triton")  # it comes with torch for CUDA, and is for GPUs alone
@@ -161,7 +161,9 @@ for module in pkgutil.walk_packages(modernbert.__path__, "modernbert."):
         importlib.import_module(module.name)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), (
+        "what is said while importing stands before all else"
+    )
 
 
 def test_the_version_is_told() -> None:

@@ -142,6 +142,7 @@ _MOST = {
     "max_position_embeddings": 2**20,
     "global_attn_every_n_layers": 2**20,
     "local_attention": 2**12,
+    "initializer_range": 1_000,
 }
 
 

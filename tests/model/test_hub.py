@@ -158,6 +158,7 @@ REFUSED_CONFIGS = {
     "hidden_size: found 65, expected a multiple of 4": {"hidden_size": 65},
     "num_hidden_layers: found True, expected int": {"num_hidden_layers": True, "layer_types": None},
     "vocab_size: found -1": {"vocab_size": -1},
+    "initializer_range: found 1e+39, expected at most 1,000": {"initializer_range": 1e39},
     "initializer_cutoff_factor: found 0.001, expected at least 0.1": {"initializer_cutoff_factor": 0.001},
     "norm_eps: found 0.0": {"norm_eps": 0.0},
     "local_attention: found 127": {"local_attention": 127},
