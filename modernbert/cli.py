@@ -659,6 +659,12 @@ def _file_and_words(config: str | None, overrides: list[str] | None) -> tuple[st
     return config, words
 
 
+def _end_at_once() -> None:
+    """Spare the end its search for garbage, half a second among what torch made and the process needs no longer."""
+    if "triton" not in sys.modules:  # it counts what is left of its objects, and complains of every one
+        gc.freeze()
+
+
 def main() -> None:
     """Run a verb."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -667,8 +673,7 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     # A request to end is an exit like any other: what was begun is cleared away.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    # What libraries made lives as long as the process: looking for garbage among it takes half a second at the end.
-    atexit.register(gc.freeze)
+    atexit.register(_end_at_once)
     # Around the verbs too: an interrupt may come before one has begun.
     with _told():
         app()

@@ -171,6 +171,13 @@ def test_the_version_is_told() -> None:
     assert done.returncode == 0 and done.stdout.startswith(f"modernbert {version('modernbert')}, ")
 
 
+def test_a_command_that_has_used_kernels_ends_in_silence() -> None:
+    pytest.importorskip("triton")
+    code = "import sys, triton.language; from modernbert.cli import main; sys.argv[1:] = ['--version']; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_tokenising_never_waits_for_torch() -> None:
     code = (
         "import sys; from modernbert import Tokenizer; import modernbert.text.shards; sys.exit('torch' in sys.modules)"
