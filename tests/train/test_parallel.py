@@ -102,9 +102,10 @@ def test_two_processes_train_as_one(data, alone, tmp_path, sharding):
             torch.testing.assert_close(tensor, expected[name], rtol=0, atol=2e-5)
 
 
-def test_a_run_goes_on_with_fewer_processes(data, alone, tmp_path):
-    """Two processes stop in mid run, each with half of the model; one goes on from what they wrote."""
-    config = config_of(data, tmp_path / "run", sharding="full")
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_a_run_goes_on_with_fewer_processes(data, alone, tmp_path, sharding):
+    """Two processes stop in mid run, however they hold the model; one goes on from what they wrote."""
+    config = config_of(data, tmp_path / "run", sharding=sharding)
     process = start(tmp_path, config)
     log = tmp_path / "run" / "log.jsonl"
     deadline = time.monotonic() + 60
