@@ -56,8 +56,10 @@ def token_costs(
     pairs = sum(visible_pairs(lengths, window) * windows.count(window) for window in set(windows))
     training = step_flops(config, lengths, round(mask_rate * num_tokens))
     of_layer = _numbers_held(width, feed_forward)
+    # After the last attention there are masked rows alone.
+    of_layers = (num_layers - 1) * of_layer + _numbers_held(width, feed_forward, mask_rate)
     # An input is the stream, in float32, and what is still to be added to it.
-    held = num_layers * 3 * width + of_layer if recompute else num_layers * of_layer
+    held = num_layers * 3 * width + of_layer if recompute else of_layers
     return TokenCosts(
         attention_flops=4 * pairs * width / num_tokens,
         matrix_flops=2.0 * num_layers * (4 * width**2 + 3 * width * feed_forward),
@@ -85,9 +87,12 @@ def _numbers_moved(width: int, feed_forward: int) -> int:
     return products + attention + rotation + sums_and_norms + geglu
 
 
-def _numbers_held(width: int, feed_forward: int) -> int:
-    """Count the numbers that one layer keeps for its way back: the sums are in float32, as two each."""
-    sums_and_norms = 2 * (2 * width + width)
+def _numbers_held(width: int, feed_forward: int, share_after: float = 1.0) -> float:
+    """Count the numbers that one layer keeps for its way back, if after its attention there is a share of the rows.
+
+    Sums are in float32, as two numbers each.
+    """
+    sum_and_norm = 2 * width + width
     attention = 3 * width + width
     mlp = 2 * feed_forward + feed_forward
-    return sums_and_norms + attention + mlp
+    return sum_and_norm + attention + share_after * (sum_and_norm + mlp)

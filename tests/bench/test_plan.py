@@ -1,22 +1,30 @@
 """Costs against the paper's arithmetic and a brute-force count; forecasts against their own limits; the verb."""
 
 import json
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 
 import pytest
+import torch
 from commands import modernbert
+from torch import Tensor
 
 from modernbert.bench.costs import num_parameters, token_costs
 from modernbert.bench.devices import BASKET, Machine, machine_of
 from modernbert.bench.forecast import PhaseForecast, Way, forecast_phase, seconds_per_token
 from modernbert.bench.shapes import Shape, best_shapes, fill, neighbours
+from modernbert.bench.steps import random_batch
+from modernbert.device import autocast
 from modernbert.errors import InputError
 from modernbert.jobs.plan import PlanConfig, run
 from modernbert.model.config import ModelConfig
+from modernbert.model.heads import MaskedLM
+from modernbert.native import build
 from modernbert.train.recipe import Phase, schedule_of
 
 BASE, LARGE = ModelConfig.preset("base"), ModelConfig.preset("large")
+CPU = torch.device("cpu")
 CONFIGS = Path(__file__).parents[2] / "modernbert" / "configs" / "pretrain"
 
 
@@ -40,6 +48,25 @@ def after_attention(config: ModelConfig) -> int:
 def test_a_mask_rate_pays_for_its_rows_in_the_vocabulary_and_beyond_the_last_attention() -> None:
     with_head, without = (token_costs(BASE, [1000], rate).training_flops for rate in (0.3, 0.0))
     assert with_head - without == pytest.approx(3 * 2 * 0.3 * (768**2 + 768 * 50_368 + after_attention(BASE)))
+
+
+@pytest.mark.skipif(build.obstacle() is not None, reason=f"native {build.obstacle()}")
+def test_a_step_holds_what_autograd_keeps() -> None:
+    """Count the bytes of what the way forward saves, but for the weights."""
+    config, lengths = replace(BASE, num_hidden_layers=4), [300, 212]
+    model = MaskedLM(config, "native").train()
+    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(saved: Tensor) -> Tensor:
+        if (place := saved.untyped_storage().data_ptr()) not in weights:
+            kept[place] = saved
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved), autocast(CPU, torch.bfloat16):
+        model.features(random_batch(config, lengths, 0.3))
+    found = sum(each.untyped_storage().nbytes() for each in kept.values())
+    assert found / 512 == pytest.approx(token_costs(config, lengths).held_in_training, rel=0.05)
 
 
 def test_short_documents_cost_less_attention_and_the_same_products() -> None:
