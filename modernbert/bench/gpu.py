@@ -74,15 +74,16 @@ def main() -> None:
     try:
         device = choose_device(words.device)
         check_target(words.out / "gpu.json")
+        result: dict[str, Any] = {
+            "device": name_of(device), "torch": torch.__version__, "python": sys.version.split()[0],
+        }  # fmt: skip
+        if device.type == "cuda":
+            result["flash_attention"] = flash_version(device)
+        print(", ".join(f"{key} {value}" for key, value in result.items()), flush=True)
+        _measure_parts(chosen, device, words, result)
     except InputError as error:
         print(f"bench-gpu: {error}", file=sys.stderr)
         sys.exit(2)
-    result: dict[str, Any] = {"device": name_of(device), "torch": torch.__version__, "python": sys.version.split()[0]}
-    if device.type == "cuda":
-        result["flash_attention"] = flash_version(device)
-    print(", ".join(f"{key} {value}" for key, value in result.items()), flush=True)
-    try:
-        _measure_parts(chosen, device, words, result)
     except KeyboardInterrupt:
         print("bench-gpu: interrupted", file=sys.stderr)
         sys.exit(130)
