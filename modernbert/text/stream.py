@@ -26,6 +26,9 @@ __all__ = ["Packed", "Stream", "heldout_batches", "prefetch"]
 
 Item = TypeVar("Item")
 
+# Pieces that bins are chosen from: enough to fill them, whatever the lengths.
+_LEAST_IN_POOL, _MOST_IN_POOL = 32, 4096
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -86,24 +89,25 @@ class Stream:
         budget_tokens: int,
         mask_rate: float,
         weights: Mapping[str, float] | None = None,
-        pool_size: int = 4096,
         cursor: Mapping[str, Any] | None = None,
         share: tuple[int, int] = (0, 1),
     ) -> None:
         _check(sources, tokenizer, seed, max_len, budget_tokens, mask_rate)
         pieces = Pieces(list(sources.values()), max_len, tokenizer.cls_id, tokenizer.sep_id)
         self._builder = _Builder(pieces, tokenizer, seed, mask_rate)
-        self._packer = Packer(budget_tokens, pool_size)
         self._names = list(sources)
         self._rank, self._world_size = share
         self._sizes = {name: pieces.num_tokens(n) for n, name in enumerate(sources)}
         self._shares = _shares(self._sizes, weights)
+        pool_size = _pool_size(pieces, self._shares, budget_tokens)
+        self._packer = Packer(budget_tokens, pool_size)
         self._identity: dict[str, Any] = {
             "seed": seed,
             "max_len": max_len,
             "budget_tokens": budget_tokens,
-            "pool_size": pool_size,
-            "sources": {name: [shards.num_docs, shards.num_tokens] for name, shards in sources.items()},
+            # In their order, which numbers the pieces.
+            "sources": [[name, shards.num_docs, shards.num_tokens] for name, shards in sources.items()],
+            "pool": pool_size,
         }
         cursor = cursor or {"identity": self._identity, "bin": 0, "pool": [], "sources": {}}
         _check_cursor(cursor, self._identity)
@@ -299,6 +303,18 @@ def _shares(sizes: Mapping[str, int], weights: Mapping[str, float] | None) -> li
     if total <= 0:
         raise InputError("weights: all are 0, expected at least one above")
     return [weights[name] / total for name in sizes]
+
+
+def _pool_size(pieces: Pieces, shares: Sequence[float], budget_tokens: int) -> int:
+    """Return from how many pieces to choose: an eighth of an epoch of each source at most, but two bins at least.
+
+    A pool that holds more of an epoch, or several, would serve some pieces again before it has served others once.
+    """
+    counts = [len(owned) for owned in pieces.ranges]
+    # By the token; shares are of tokens.
+    rates = [share * count / pieces.num_tokens(n) for n, (share, count) in enumerate(zip(shares, counts, strict=True))]
+    eighths = [count * sum(rates) / (8 * rate) for count, rate in zip(counts, rates, strict=True) if rate]
+    return int(min(_MOST_IN_POOL, max(_LEAST_IN_POOL, 2 * budget_tokens * sum(rates), min(eighths))))
 
 
 def _check_cursor(cursor: Mapping[str, Any], identity: Mapping[str, Any]) -> None:

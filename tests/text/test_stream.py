@@ -18,7 +18,7 @@ from modernbert.text.shards import Shards, write_shards
 from modernbert.text.stream import Packed, Stream, heldout_batches, prefetch
 from modernbert.text.tokenizer import Tokenizer, train_tokenizer
 
-SETTINGS: dict[str, Any] = {"seed": 3, "max_len": 32, "budget_tokens": 128, "mask_rate": 0.3, "pool_size": 40}
+SETTINGS: dict[str, Any] = {"seed": 3, "max_len": 32, "budget_tokens": 128, "mask_rate": 0.3}
 
 
 def unmasked(batch: Batch) -> list[list[int]]:
@@ -106,6 +106,23 @@ def test_batches_are_within_budget_and_nearly_full(shards: Shards, tokenizer: To
     assert sum(packed.num_tokens for packed in batches) >= 0.99 * 200 * 128
     assert [packed.bin for packed in batches] == list(range(200))
     assert all(packed.batch.layout.max_seqlen <= 32 for packed in batches)
+
+
+@pytest.mark.parametrize("max_len, budget_tokens", [(32, 128), (32, 2_000), (128, 256)])
+def test_no_piece_waits_while_others_come_again(
+    shards: Shards, tokenizer: Tokenizer, max_len: int, budget_tokens: int
+) -> None:
+    """However few the pieces, and however many go into a bin."""
+    lengths: dict[str, Any] = {"max_len": max_len, "budget_tokens": budget_tokens}
+    pieces = Pieces([shards], max_len, tokenizer.cls_id, tokenizer.sep_id)
+    seen: Counter[tuple[int, ...]] = Counter()
+    for packed in Stream({"a": shards}, tokenizer, seed=3, mask_rate=0.3, **lengths):
+        seen.update(map(tuple, unmasked(packed.batch)))
+        if packed.epochs["a"] >= 5:
+            break
+    copies = Counter(tuple(pieces.gather(np.array([n]))[0].tolist()) for n in pieces.ranges[0])
+    times = [seen[piece] / number for piece, number in copies.items()]
+    assert min(times) >= 4 and max(times) <= 6 and times.count(5) > 0.9 * len(times)
 
 
 def test_masks_spare_special_tokens_and_depend_on_the_seed(shards: Shards, tokenizer: Tokenizer) -> None:
@@ -204,6 +221,9 @@ def test_what_does_not_go_together_is_named(
     cursor = take(Stream({"a": shards}, tokenizer, **SETTINGS), 1)[0].cursor()
     refused("cursor: was taken with max_len 32, expected 16", cursor=cursor, max_len=16)
     refused("cursor: was taken with sources", {"a": make_shards(texts[:9], "fewer")}, cursor=cursor)
+    both = {"a": shards, "b": make_shards(texts[:50], "b")}
+    cursor = take(Stream(both, tokenizer, **SETTINGS), 1)[0].cursor()
+    refused("cursor: was taken with sources", dict(reversed(both.items())), cursor=cursor)
 
 
 def test_prefetch_yields_the_same_and_ends_its_thread() -> None:
