@@ -7,6 +7,8 @@ counted one by one, so that a device's time can be told from how it fills its ti
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.shapes import shapes_only
@@ -14,10 +16,10 @@ from modernbert.train.flops import step_flops, visible_pairs
 
 __all__ = ["TokenCosts", "num_parameters", "token_costs"]
 
-# In bfloat16.
-_NARROW, _WIDE = 2, 4
-# Of a parameter in training: weight, gradient and two moments in float32, and the copy that products read.
-_TRAINED = 4 * _WIDE + _NARROW
+# Bytes of a number of the residual stream and of what is trained, whatever the precision of products.
+_WIDE = 4
+# Of a parameter in training: weight, gradient and two moments.
+_TRAINED = 4 * _WIDE
 
 
 @dataclass(frozen=True)
@@ -44,30 +46,37 @@ class TokenCosts:
 
 
 def token_costs(
-    config: ModelConfig, lengths: Sequence[int], mask_rate: float = 0.3, *, recompute: bool = False
+    config: ModelConfig,
+    lengths: Sequence[int],
+    mask_rate: float = 0.3,
+    *,
+    recompute: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> TokenCosts:
-    """Count what documents of these lengths cost, a token.
+    """Count what documents of these lengths cost, a token, with products in a precision.
 
     With `recompute`, what is held in training is the input of each layer, and of one layer at a time all else.
     """
     num_tokens, num_layers = sum(lengths), config.num_hidden_layers
-    width, feed_forward = config.hidden_size, config.intermediate_size
+    width, feed_forward, narrow = config.hidden_size, config.intermediate_size, dtype.itemsize
     windows = [None if config.is_global(layer) else config.window for layer in range(num_layers)]
     pairs = sum(visible_pairs(lengths, window) * windows.count(window) for window in set(windows))
     training = step_flops(config, lengths, round(mask_rate * num_tokens))
-    of_layer = _numbers_held(width, feed_forward)
+    of_layer = _bytes_held(width, feed_forward, narrow)
     # After the last attention there are masked rows alone.
-    of_layers = (num_layers - 1) * of_layer + _numbers_held(width, feed_forward, mask_rate)
-    # An input is the stream, in float32, and what is still to be added to it.
-    held = num_layers * 3 * width + of_layer if recompute else of_layers
+    of_layers = (num_layers - 1) * of_layer + _bytes_held(width, feed_forward, narrow, mask_rate)
+    # An input is the stream, and what is still to be added to it.
+    held = num_layers * (_WIDE + narrow) * width + of_layer if recompute else of_layers
+    # Of weights, products read a copy in their own precision.
+    of_parameter = _TRAINED + (narrow if narrow < _WIDE else 0)
     return TokenCosts(
         attention_flops=4 * pairs * width / num_tokens,
         matrix_flops=2.0 * num_layers * (4 * width**2 + 3 * width * feed_forward),
         training_flops=training / num_tokens,
-        moved_forward=float(_NARROW * num_layers * _numbers_moved(width, feed_forward)),
-        held_in_training=_NARROW * (held + mask_rate * 4 * width),
-        held_anyway=float(_TRAINED * num_parameters(config)),
-        held_of_logits=2.0 * _NARROW * config.vocab_size,
+        moved_forward=float(narrow * num_layers * _numbers_moved(width, feed_forward)),
+        held_in_training=held + narrow * mask_rate * 4 * width,
+        held_anyway=float(of_parameter * num_parameters(config)),
+        held_of_logits=2.0 * narrow * config.vocab_size,
     )
 
 
@@ -87,12 +96,9 @@ def _numbers_moved(width: int, feed_forward: int) -> int:
     return products + attention + rotation + sums_and_norms + geglu
 
 
-def _numbers_held(width: int, feed_forward: int, share_after: float = 1.0) -> float:
-    """Count the numbers that one layer keeps for its way back, if after its attention there is a share of the rows.
-
-    Sums are in float32, as two numbers each.
-    """
-    sum_and_norm = 2 * width + width
-    attention = 3 * width + width
-    mlp = 2 * feed_forward + feed_forward
+def _bytes_held(width: int, feed_forward: int, narrow: int, share_after: float = 1.0) -> float:
+    """Count the bytes that one layer keeps for its way back, if after its attention there is a share of the rows."""
+    sum_and_norm = _WIDE * width + narrow * width
+    attention = narrow * (3 * width + width)
+    mlp = narrow * (2 * feed_forward + feed_forward)
     return sum_and_norm + attention + share_after * (sum_and_norm + mlp)

@@ -32,7 +32,7 @@ class Machine:
     bandwidth: float
     memory: float
     multiprocessors: int = 0
-    multiplies_bfloat16: bool = True
+    multiplies_as_asked: bool = True
 
 
 # Shares of the data sheet's figures that well-kept programs reach at this size of model: products of a width of 768 to
@@ -54,8 +54,8 @@ BASKET = tuple(_SHEETS)
 """The GPUs of the paper's appendix B, and the newest of their line."""
 
 
-def machine_of(name: str) -> Machine:
-    """Return what a GPU of the basket can do in half precision.
+def machine_of(name: str, dtype: torch.dtype = torch.bfloat16) -> Machine:
+    """Return what a GPU of the basket can do in a precision, or in float16 where it has no bfloat16.
 
     >>> machine_of("h100").multiprocessors
     132
@@ -67,8 +67,8 @@ def machine_of(name: str) -> Machine:
         raise InputError(f"device: found {name!r}, expected cpu or one of {', '.join(BASKET)}")
     driver_name, bandwidth, memory, multiprocessors = _SHEETS[name]
     # Before Ampere only float16.
-    in_bfloat16 = known_peak(driver_name, torch.bfloat16)
-    peak = in_bfloat16 or known_peak(driver_name, torch.float16)
+    asked = known_peak(driver_name, dtype)
+    peak = asked or known_peak(driver_name, torch.float16)
     assert peak is not None, driver_name
     return Machine(
         name=driver_name.removeprefix("NVIDIA ").removeprefix("GeForce "),
@@ -77,7 +77,7 @@ def machine_of(name: str) -> Machine:
         bandwidth=_BANDWIDTH * bandwidth * 1e9,
         memory=_MEMORY * memory * 1e9,
         multiprocessors=multiprocessors,
-        multiplies_bfloat16=in_bfloat16 is not None,
+        multiplies_as_asked=asked is not None,
     )
 
 

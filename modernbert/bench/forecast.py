@@ -5,6 +5,9 @@ attention and passes over memory are taken one after the other: a device overlap
 """
 
 from dataclasses import dataclass
+from math import ceil
+
+import torch
 
 from modernbert.bench.costs import TokenCosts, num_parameters, token_costs
 from modernbert.bench.devices import Machine
@@ -47,10 +50,13 @@ class PhaseForecast:
 
 @dataclass(frozen=True)
 class Way:
-    """How a run is laid out: whether layers are gone through a second time, and how many devices share the weights."""
+    """How a run is laid out: whether layers are gone through a second time, how many devices share the weights, and
+    in what precision products are.
+    """
 
     recompute: bool = False
     sharers: int = 1
+    dtype: torch.dtype = torch.bfloat16
 
 
 def seconds_per_token(costs: TokenCosts, machine: Machine, *, training: bool) -> float:
@@ -74,7 +80,7 @@ def forecast_phase(
 ) -> PhaseForecast:  # fmt: skip
     """Forecast one phase whose documents all have `length` tokens, by default the longest that the phase takes."""
     length = min(length or phase.max_len, phase.max_len)
-    costs = token_costs(model, [length], phase.mask_rate, recompute=way.recompute)
+    costs = token_costs(model, [length], phase.mask_rate, recompute=way.recompute, dtype=way.dtype)
     step_tokens = phase.micro_batch_tokens * phase.max_micro_batches
     chunk_rows = GPU_CHUNK_ROWS if machine.multiprocessors else CHUNK_ROWS
     held_anyway = costs.held_anyway / way.sharers + costs.held_of_logits * chunk_rows
@@ -83,8 +89,9 @@ def forecast_phase(
     seconds = seconds_per_token(costs, machine, training=True)
     if way.recompute:
         seconds += seconds_per_token(costs, machine, training=False)
-    # Micro-batches are what devices share.
-    seconds = seconds / min(num_devices, phase.max_micro_batches) + optimizer
+    # Micro-batches are what devices share: all wait for those that have one more.
+    rounds = ceil(phase.max_micro_batches / num_devices)
+    seconds = seconds * rounds / phase.max_micro_batches + optimizer
     tokens = schedule.plan(schedule.num_steps).tokens_before
     return PhaseForecast(
         length=length,

@@ -3,13 +3,14 @@
 In: the name of a set and how many documents. Out: their lengths and ids, the same every time. The four synthetic ones
 are the paper's: 512 and 8,192 tokens, fixed and normally distributed.
 
-Source: section 4 and appendix F of the paper; ids and bounds as in the authors' script.
+Source: section 4 and appendix F of the paper; lengths, ids and bounds as in the authors' script.
 """
 
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
+import torch
 
 from modernbert.errors import InputError
 from modernbert.text.corpus import Tally, read_documents
@@ -21,6 +22,7 @@ SEED = 42
 # No special tokens below or above.
 _FIRST_ID, _LAST_ID = 100, 15_999
 _SHORTEST = 32
+_PUBLISHED_DOCUMENTS = 8_192
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,11 @@ class LengthSet:
         >>> SETS["short-fixed"].lengths(2)
         [512, 512]
         """
-        drawn = np.random.default_rng(SEED).normal(self.mean, self.deviation, num_documents)
-        return [int(length) for length in np.clip(np.rint(drawn), _SHORTEST, self.longest)]
+        # Fewer documents are the first of the published set, to the token.
+        number = max(num_documents, _PUBLISHED_DOCUMENTS)
+        generator = torch.Generator().manual_seed(SEED)
+        drawn = torch.normal(float(self.mean), float(self.deviation), (number,), generator=generator)
+        return drawn.trunc().clamp(_SHORTEST, self.longest).int().tolist()[:num_documents]
 
 
 SETS = {

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -126,25 +127,33 @@ def _phase_words(config: PlanConfig) -> list[str]:
 def _plan_device(
     console: Console, config: PlanConfig, pretrain: PretrainConfig, model: ModelConfig, name: str
 ) -> dict[str, Any]:
-    machine, num_devices = (
-        (_this_machine(pretrain, model), 1) if name == "cpu" else (machine_of(name), config.num_devices)
-    )
-    way = Way(pretrain.recompute, num_devices if pretrain.sharding == "full" else 1)
+    if name == "cpu":
+        dtype = choose_precision(pretrain.precision, choose_device("cpu"))
+        machine, num_devices = _this_machine(pretrain, dtype), 1
+    else:
+        dtype = torch.float32 if pretrain.precision == "float32" else torch.bfloat16
+        machine, num_devices = machine_of(name, dtype), config.num_devices
+    way = Way(pretrain.recompute, num_devices if pretrain.sharding == "full" else 1, dtype)
     forecasts = {
         phase_name: forecast_phase(model, phase, schedule_of(phase), machine, num_devices, config.length, way)
         for phase_name, phase in pretrain.phases.items()
     }
-    published = _published_hours(model, pretrain) if machine == machine_of("h100") and num_devices == 8 else None
+    is_the_papers = machine == machine_of("h100") and num_devices == 8 and config.length is None
+    published = _published_hours(model, pretrain) if is_the_papers else None
     console.print(_table(f"{num_devices} x {machine.name}", forecasts, published))
     if num_devices > 1:
         console.print("what devices exchange is not counted" + _HYBRID * (pretrain.sharding == "hybrid"))
-    if not machine.multiplies_bfloat16:
+    if not machine.multiplies_as_asked:
         console.print(
             f"{machine.name} multiplies no bfloat16: this is what it can do in float16, not what `pretrain` does"
         )
     for phase_name, forecast in forecasts.items():
-        if (idle := num_devices - pretrain.phases[phase_name].max_micro_batches) > 0:
-            console.print(f"phases.{phase_name}.max_micro_batches: {idle:,} of {num_devices:,} devices have no work")
+        shared = pretrain.phases[phase_name].max_micro_batches
+        if (idle := -shared % num_devices) > 0:
+            console.print(
+                f"phases.{phase_name}.max_micro_batches: {shared:,} do not divide by {num_devices:,}; at the end of a "
+                f"step {idle:,} of {num_devices:,} devices have no work"
+            )
         if not forecast.fits:
             console.print(
                 f"phases.{phase_name}.micro_batch_tokens: {forecast.micro_batch:,} do not fit into {machine.name}, "
@@ -153,7 +162,7 @@ def _plan_device(
     said: dict[str, Any] = {"machine": asdict(machine), "count": num_devices}
     said["phases"] = {phase_name: asdict(forecast) for phase_name, forecast in forecasts.items()}
     if name == "cpu":
-        said["measured"] = _measure(console, pretrain, model, machine)
+        said["measured"] = _measure(console, pretrain, dtype, model, machine)
     return said
 
 
@@ -202,9 +211,8 @@ def _shape_of(model: ModelConfig) -> str:
     )
 
 
-def _this_machine(pretrain: PretrainConfig, model: ModelConfig) -> Machine:
+def _this_machine(pretrain: PretrainConfig, dtype: torch.dtype) -> Machine:
     cpu = choose_device("cpu")
-    dtype = choose_precision(pretrain.precision, cpu)
     base = ModelConfig.preset("base")
     layout = Layout.from_lengths([1024] * 4)
     attend = prepare(
@@ -213,15 +221,16 @@ def _this_machine(pretrain: PretrainConfig, model: ModelConfig) -> Machine:
     return measure_cpu(dtype, attend, 4 * sum(length**2 for length in layout.lengths) * base.hidden_size)
 
 
-def _measure(console: Console, pretrain: PretrainConfig, model: ModelConfig, machine: Machine) -> dict[str, Any]:
+def _measure(
+    console: Console, pretrain: PretrainConfig, dtype: torch.dtype, model: ModelConfig, machine: Machine
+) -> dict[str, Any]:
     """Train a few steps here, and hold the forecast against them."""
     cpu = choose_device("cpu")
-    dtype = choose_precision(pretrain.precision, cpu)
     backend = choose_backend(pretrain.backend, cpu, dtype, model)
     _, *seconds = time_steps(model, _MEASURED_LENGTHS, device=cpu, dtype=dtype, backend=backend, num_steps=3)
     num_tokens = sum(_MEASURED_LENGTHS)
     measured = num_tokens / statistics.median(seconds)
-    costs = token_costs(model, _MEASURED_LENGTHS)
+    costs = token_costs(model, _MEASURED_LENGTHS, dtype=dtype)
     # A step as small as this one pays for the optimizer by itself.
     optimizer = optimizer_seconds(model, machine) / num_tokens
     forecast = 1 / (seconds_per_token(costs, machine, training=True) + optimizer)

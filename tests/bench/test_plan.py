@@ -51,7 +51,8 @@ def test_a_mask_rate_pays_for_its_rows_in_the_vocabulary_and_beyond_the_last_att
 
 
 @pytest.mark.skipif(build.obstacle() is not None, reason=f"native {build.obstacle()}")
-def test_a_step_holds_what_autograd_keeps() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_step_holds_what_autograd_keeps(dtype: torch.dtype) -> None:
     """Count the bytes of what the way forward saves, but for the weights."""
     config, lengths = replace(BASE, num_hidden_layers=4), [300, 212]
     model = MaskedLM(config, "native").train()
@@ -63,10 +64,10 @@ def test_a_step_holds_what_autograd_keeps() -> None:
             kept[place] = saved
         return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved), autocast(CPU, torch.bfloat16):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved), autocast(CPU, dtype):
         model.features(random_batch(config, lengths, 0.3))
     found = sum(each.untyped_storage().nbytes() for each in kept.values())
-    assert found / 512 == pytest.approx(token_costs(config, lengths).held_in_training, rel=0.05)
+    assert found / 512 == pytest.approx(token_costs(config, lengths, dtype=dtype).held_in_training, rel=0.05)
 
 
 def test_short_documents_cost_less_attention_and_the_same_products() -> None:
@@ -143,7 +144,22 @@ def test_devices_beyond_a_steps_micro_batches_have_nothing_to_do(capsys: pytest.
     eight, many = (forecast_phase(BASE, phase, schedule_of(phase), machine_of("h100"), n) for n in (8, 100))
     assert many.hours == eight.hours and many.device_hours == pytest.approx(eight.device_hours * 100 / 8)
     run(PlanConfig(num_devices=50))
-    assert "phases.tokens_1024.max_micro_batches: 2 of 50 devices have no work" in capsys.readouterr().out
+    assert "max_micro_batches: 48 do not divide by 50; at the end of a step 2 of 50 devices" in capsys.readouterr().out
+
+
+def test_all_devices_wait_for_those_that_have_one_micro_batch_more() -> None:
+    phase = Phase(tokens=10_000_000_000, lr=1e-3, micro_batch_tokens=98_304, max_micro_batches=48)
+    hours = [forecast_phase(BASE, phase, schedule_of(phase), machine_of("h100"), n).hours for n in (24, 32, 47, 48)]
+    assert hours[0] == hours[1] == hours[2] and hours[3] < 0.6 * hours[2]
+
+
+def test_float32_is_planned_as_float32(capsys: pytest.CaptureFixture[str]) -> None:
+    said = {}
+    for precision in ("auto", "float32"):
+        run(PlanConfig(overrides=[f"precision={precision}"], as_json=True))
+        said[precision] = json.loads(capsys.readouterr().out)["devices"]["h100"]["phases"]["tokens_1024"]
+    assert said["float32"]["tokens_per_s"] < said["auto"]["tokens_per_s"] / 5
+    assert said["float32"]["largest_micro_batch"] < 0.7 * said["auto"]["largest_micro_batch"]
 
 
 def test_recomputation_and_shards_leave_room_and_the_first_costs_a_pass() -> None:
