@@ -16,6 +16,8 @@ from modernbert.storage import explained, only_process, write_file
 __all__ = ["RunConfig", "begin_run_folder"]
 
 _BEFORE_A_CHECKPOINT = {"config.yaml", ".lock", "log.jsonl", "timing.jsonl", "checkpoints", "watch", "report.html"}
+# Groups whose entries count by their place: a seed and a checkpoint know them by number, not by name.
+_IN_ORDER = ("sources", "phases")
 
 
 @runtime_checkable
@@ -42,12 +44,19 @@ def begin_run_folder(out: Path, config: RunConfig) -> None:
     except OSError as error:
         raise explained(out, error) from error
     if path.exists() and not _may_be_corrected(out):
-        begun, asked = _flat(asdict(load(type(config), path))), _flat(asdict(config))
+        was, now = asdict(load(type(config), path)), asdict(config)
+        begun, asked = _flat(was), _flat(now)
         for key in [*asked, *begun]:
             if key.split(".")[0] not in config.FREE_TO_CHANGE and begun.get(key) != asked.get(key):
                 raise InputError(
                     f"{path}: this run was begun with {key}={begun.get(key)}, found {key}={asked.get(key)}; "
                     "choose another `out` for another config"
+                )
+        for key in _IN_ORDER:
+            if list(now.get(key, ())) != list(was.get(key, ())):
+                raise InputError(
+                    f"{path}: this run was begun with {key} in the order {', '.join(was[key])}, "
+                    f"found {', '.join(now[key])}; name them in that order"
                 )
     elif not path.exists() and out.exists() and not _is_empty(out):
         raise InputError(f"{out}: exists and is not a run folder, expected a new folder or one with config.yaml")

@@ -291,6 +291,10 @@ def test_another_config_in_the_same_folder_is_refused(data, straight):
         pretrain.run(replace(begun, phases=phases))
     with pytest.raises(InputError, match=r"begun with seed=17, found seed=18"):
         pretrain.run(replace(begun, seed=18))
+    # The same entries, but sources are known by number to the text, and phases to a checkpoint.
+    for key, order in (("sources", "prose, code, found code, prose"), ("phases", "stable, .*, found decay, ")):
+        with pytest.raises(InputError, match=f"begun with {key} in the order {order}"):
+            pretrain.run(replace(begun, **{key: dict(reversed(getattr(begun, key).items()))}))
     # Where the run is computed and how often it is saved may change.
     pretrain.run(replace(begun, device="auto", save_every_steps=7, keep=5))
 
