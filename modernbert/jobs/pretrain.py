@@ -380,6 +380,7 @@ def _save(run: _Run, optimizer_state: Mapping[str, Tensor]) -> None:
         "sizes": run.journal.sizes() if run.journal else {},
         "shards": run.inputs.digests,
         "model": asdict(run.model.model.config),
+        "tokenizer": run.inputs.tokenizer.fingerprint,
         "backend": run.inputs.backend,
         "heldout": run.position.heldout,
     }

@@ -20,7 +20,7 @@ from modernbert.text.tokenizer import Tokenizer
 from modernbert.train.checkpoint import Checkpoint, latest, open_checkpoint
 from modernbert.train.recipe import PretrainConfig
 
-__all__ = ["Start", "find_start"]
+__all__ = ["Start", "find_start", "shape_of"]
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,45 @@ def find_start(name: str) -> Start:
 
 
 def _of_checkpoint(checkpoint: Checkpoint) -> Start:
+    return Start(
+        config=shape_of(checkpoint),
+        tokenizer=_tokenizer_of(checkpoint),
+        weights=checkpoint.tensors("model"),
+        optimizer=checkpoint.tensors("optimizer"),
+    )
+
+
+def shape_of(checkpoint: Checkpoint) -> ModelConfig:
+    """Return the shape of the model in a checkpoint, as it was in the phase that wrote it.
+
+    Raises: InputError if it is a checkpoint of something else.
+    """
     known = {each.name for each in fields(ModelConfig)}
     found = checkpoint.state.get("model", {})
     if not found or not set(found) <= known:
         raise InputError(f"{checkpoint.folder}: state.json does not describe a model")
-    run = load(PretrainConfig, checkpoint.folder.parent.parent / "config.yaml")
-    return Start(
-        config=ModelConfig(**found),
-        tokenizer=Tokenizer.load(run.tokenizer),
-        weights=checkpoint.tensors("model"),
-        optimizer=checkpoint.tensors("optimizer"),
-    )
+    return ModelConfig(**found)
+
+
+def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
+    """Load what the config of the run names, or the run's model holds: whichever the checkpoint was trained with.
+
+    A path in a config means another folder when read from elsewhere, and a tokenizer may be made anew in its place.
+    """
+    run = checkpoint.folder.absolute().parent.parent
+    path = run / "config.yaml"
+    if not path.exists():
+        raise InputError(f"{path}: no such config file, expected {checkpoint.folder} in the folder of its run")
+    named = load(PretrainConfig, path).tokenizer
+    expected = checkpoint.state.get("tokenizer")  # older checkpoints do not say
+    faults = []
+    for place in (named,) if expected is None else (named, run / "model"):
+        try:
+            tokenizer = Tokenizer.load(place)
+        except InputError as error:
+            faults.append(str(error))
+            continue
+        if expected in (None, tokenizer.fingerprint):
+            return tokenizer
+        faults.append(f"found {place} to be {tokenizer.fingerprint}, expected {expected}, which the run learned with")
+    raise InputError(f"{path}: tokenizer: {faults[0]}")

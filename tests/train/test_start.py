@@ -1,6 +1,7 @@
 """Runs that begin with a model: a published folder, a checkpoint, an earlier run."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,13 +9,16 @@ import pytest
 import torch
 from test_pretrain import config_of, data, rows, straight, texts  # noqa: F401 (fixtures)
 
+from modernbert.config import load, to_yaml
 from modernbert.errors import InputError
 from modernbert.jobs import pretrain
-from modernbert.jobs.pretrain import Phase
+from modernbert.jobs.pretrain import Phase, PretrainConfig
 from modernbert.model.hub import load_model
 from modernbert.text.corpus import Document, Tally
 from modernbert.text.shards import write_shards
+from modernbert.text.tokenizer import Tokenizer
 from modernbert.train.checkpoint import latest
+from modernbert.train.start import find_start
 
 DECAY = {"decay": Phase(tokens=512, lr=1e-3, max_len=256, micro_batch_tokens=256, decay="one_minus_sqrt")}
 
@@ -105,6 +109,31 @@ def test_a_published_model_gets_back_the_dropout_its_folder_lost(data, straight,
     changed = begun(data, tmp_path / "run", straight / "model", model={"attention_output_dropout": 0.25})
     pretrain.run(changed)
     assert load_model(tmp_path / "run" / "model").model.config.attention_output_dropout == 0.25
+
+
+def test_a_start_has_the_tokenizer_its_run_learned_with(data, straight, tmp_path, monkeypatch):  # noqa: F811
+    (tmp_path / "home").mkdir()
+    shutil.copytree(data / "tokenizer", tmp_path / "home" / "tok")
+    other = tmp_path / "elsewhere" / "tok" / "tokenizer.json"
+    other.parent.mkdir(parents=True)
+    spelled = (data / "tokenizer" / "tokenizer.json").read_text()
+    other.write_text(spelled.replace("[unused5]", "[domain]"))
+    # A run that was begun in `home`, where `tok` was its tokenizer.
+    run = tmp_path / "home" / "run"
+    shutil.copytree(straight, run)
+    config = load(PretrainConfig, run / "config.yaml")
+    (run / "config.yaml").write_text(to_yaml(replace(config, tokenizer="tok")))
+    learned = Tokenizer.load(data / "tokenizer").fingerprint
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert find_start("../home/run").tokenizer.fingerprint == learned  # its model has it
+    shutil.rmtree(run / "model")
+    with pytest.raises(InputError, match=f"run/config.yaml: tokenizer: found tok to be .*, expected {learned}"):
+        find_start("../home/run")
+    with pytest.raises(InputError, match=r"home/run/config.yaml: tokenizer: tok/tokenizer.json: no such"):
+        other.unlink()
+        find_start("../home/run")
+    monkeypatch.chdir(tmp_path / "home")
+    assert find_start("run").tokenizer.fingerprint == learned
 
 
 def test_a_model_gets_another_vocabulary(data, straight, tmp_path):  # noqa: F811
