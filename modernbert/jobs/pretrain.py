@@ -234,7 +234,9 @@ def _go_back(run: _Run, name: str, packed: Packed, guard: Guard, result: StepRes
         setattr(position, key, value)
     optimizer_state = _restore(run, checkpoint)
     if checkpoint is not None:
-        _save(run, optimizer_state)  # in its place: a run that is stopped now must not go through the same text again
+        # In its place: a run that is stopped now must not go through the same text again. The weights are those of the
+        # phase that wrote them, which may be the one before.
+        _save(run, optimizer_state, checkpoint.state["model"])
     return optimizer_state
 
 
@@ -373,13 +375,14 @@ def _kept_steps(config: PretrainConfig) -> set[int]:
     return {*ends, *(range(every, ends[-1] + 1, every) if every else ())}
 
 
-def _save(run: _Run, optimizer_state: Mapping[str, Tensor]) -> None:
+def _save(run: _Run, optimizer_state: Mapping[str, Tensor], shape: Mapping[str, Any] | None = None) -> None:
+    """Begin to write a checkpoint, of a model of this shape if it is not of the current phase."""
     tensors = {"model": dict(run.model.named_parameters()), "optimizer": optimizer_state}
     state = {
         "position": asdict(run.position),
         "sizes": run.journal.sizes() if run.journal else {},
         "shards": run.inputs.digests,
-        "model": asdict(run.model.model.config),
+        "model": shape or asdict(run.model.model.config),
         "tokenizer": run.inputs.tokenizer.fingerprint,
         "backend": run.inputs.backend,
         "heldout": run.position.heldout,

@@ -10,7 +10,7 @@ from test_pretrain import config_of, data, rows  # noqa: F401 (a fixture)
 from modernbert.errors import InputError
 from modernbert.jobs import pretrain
 from modernbert.jobs.pretrain import Phase
-from modernbert.train.checkpoint import latest
+from modernbert.train.checkpoint import checkpoints, latest
 from modernbert.train.guard import FEWEST, Guard
 from modernbert.train.losses import masked_lm
 from modernbert.train.recipe import GuardConfig
@@ -108,6 +108,17 @@ def test_a_bad_stretch_of_text_is_stepped_over(data, tmp_path, monkeypatch):  # 
     assert sum(again["source_tokens"].values()) > 14.5 * 250
     kept = latest(tmp_path / "run" / "checkpoints")
     assert kept.state["position"]["tokens"] == pytest.approx(30 * 256, rel=0.01)
+
+
+def test_a_return_to_the_phase_before_leaves_its_checkpoint_the_shape_it_has(data, tmp_path, monkeypatch):  # noqa: F811
+    two = phases(256 * 4) | {
+        "extension": Phase(tokens=256 * 6, lr=2e-3, max_len=128, micro_batch_tokens=256, global_rope_theta=160_000.0)
+    }
+    spoiling(monkeypatch, set(range(4, 9)))
+    pretrain.run(config_of(data, tmp_path / "run", **settings(phases=two, save_every_steps=0)))
+    assert [row["to_step"] for row in rows(tmp_path / "run") if row["kind"] == "rollback"] == [4]
+    found = {each.step: each.state["model"] for each in checkpoints(tmp_path / "run" / "checkpoints")}
+    assert {step: model["global_rope_theta"] for step, model in found.items()} == {4: 10_000.0, 10: 160_000.0}
 
 
 def test_text_that_stays_bad_ends_the_run(data, tmp_path, monkeypatch):  # noqa: F811
