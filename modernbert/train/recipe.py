@@ -196,9 +196,10 @@ def model_config(config: PretrainConfig, tokenizer: Tokenizer, start: ModelConfi
             raise InputError(f"model.{key}: found {changes[key]}, but it follows from {decider}; leave it out")
     if start is not None:
         _check_shape(config, changes, start)
-        changes = {**asdict(start), **changes}
+        shape = asdict(start)
         if config.new_vocabulary:
-            del changes["vocab_size"]
+            del shape["vocab_size"]  # follows from the new tokenizer, unless named
+        changes = {**shape, **changes}
     for key in _DECIDED:
         changes.pop(key, None)
     preset = changes.pop("preset", "base")

@@ -18,6 +18,7 @@ from modernbert.text.corpus import Document, Tally
 from modernbert.text.shards import write_shards
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.train.checkpoint import latest
+from modernbert.train.recipe import model_config
 from modernbert.train.start import find_start
 
 DECAY = {"decay": Phase(tokens=512, lr=1e-3, max_len=256, micro_batch_tokens=256, decay="one_minus_sqrt")}
@@ -151,6 +152,12 @@ def test_a_model_gets_another_vocabulary(data, straight, tmp_path):  # noqa: F81
     }
     with pytest.raises(InputError, match="init_from: .* set new_vocabulary=true"):
         pretrain.run(begun(data, tmp_path / "run", straight / "model", **changes))
+    with pytest.raises(InputError, match="model.vocab_size: found 384, expected at least the 448"):
+        small = {"model": {"vocab_size": 384}}
+        pretrain.run(begun(data, tmp_path / "run", straight / "model", new_vocabulary=True, **changes | small))
+    wide = config_of(data, tmp_path, init_from="x", new_vocabulary=True, model={"vocab_size": 512}, phases=DECAY)
+    start = load_model(straight / "model").model.config
+    assert model_config(wide, Tokenizer.load(tmp_path / "tokenizer"), start).vocab_size == 512
     pretrain.run(begun(data, tmp_path / "run", straight / "model", new_vocabulary=True, **changes))
     model = load_model(tmp_path / "run" / "model")
     assert model.model.config.vocab_size == 448
