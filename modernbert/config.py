@@ -6,9 +6,12 @@ only file that knows the config library.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from types import NoneType
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
+import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -18,6 +21,9 @@ from modernbert.errors import InputError
 __all__ = ["MISSING", "load", "to_yaml", "value_of"]
 
 Schema = TypeVar("Schema")
+
+# How YAML spells nothing.
+_NOTHING = ("", "~", "null", "Null", "NULL")
 
 
 def load(schema: type[Schema], path: Path | str | None = None, overrides: Sequence[str] = ()) -> Schema:
@@ -29,6 +35,7 @@ def load(schema: type[Schema], path: Path | str | None = None, overrides: Sequen
     merged = OmegaConf.structured(schema)
     if path is not None:
         merged = _merge(merged, _read(Path(path)), str(path))
+        _check(schema, OmegaConf.to_container(merged), "", str(path))
     for word in overrides:
         try:
             word.encode()
@@ -37,8 +44,9 @@ def load(schema: type[Schema], path: Path | str | None = None, overrides: Sequen
         if "=" not in word:
             raise InputError(f"{word}: expected key=value, for example seed=7")
         with _explained(word):
-            update = OmegaConf.from_dotlist([word])
+            update = _read_word(schema, word)
         merged = _merge(merged, update, word)
+        _check(schema, OmegaConf.to_container(merged), "", word)
     with _explained(str(path or schema.__name__)):
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
@@ -68,6 +76,50 @@ def value_of(key: str, path: Path | str | None, overrides: Sequence[str]) -> Any
 def to_yaml(config: Any) -> str:
     """Write a config as YAML, every field in sight."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def _read_word(schema: type, word: str) -> Any:
+    """Read `key.sub=value` as YAML, but text as it was typed: YAML makes a number of 2024_11_27, and true of on.
+
+    Text in quotes is YAML all the same, and so is nothing.
+    """
+    key, _, typed = word.partition("=")
+    kind: Any = schema
+    for name in key.split("."):
+        kind = _kind_of(kind, name)
+    if kind is str and typed not in _NOTHING and typed[0] not in "'\"":
+        return _entry(key, typed)
+    update = OmegaConf.from_dotlist([word])
+    read = OmegaConf.select(update, key, throw_on_resolution_failure=False)
+    if kind in (list[str], dict[str, str]) and OmegaConf.is_config(read):
+        return _entry(key, yaml.load(typed, Loader=yaml.BaseLoader))  # which takes all for text
+    return update
+
+
+def _entry(key: str, value: Any) -> Any:
+    update = OmegaConf.create()
+    OmegaConf.update(update, key, value)
+    return update
+
+
+def _kind_of(kind: Any, name: str) -> Any:
+    """Return the type of an entry of a dataclass, a mapping or a list, that of `X | None` being X; Any if unknown."""
+    if is_dataclass(kind):
+        kind = get_type_hints(kind).get(name, Any)
+    else:
+        kind = get_args(kind)[-1] if get_origin(kind) in (dict, list) else Any
+    kinds = [each for each in get_args(kind) if each is not NoneType]
+    return kinds[0] if NoneType in get_args(kind) and len(kinds) == 1 else kind
+
+
+def _check(kind: Any, found: Any, key: str, origin: str) -> None:
+    """Refuse a list or a group where the schema has one value: in a list or a mapping the config library takes both."""
+    if not isinstance(found, dict | list):
+        return
+    if kind in (str, int, float, bool):
+        raise InputError(f"{origin}: found {found} as {key}, expected one value")
+    for name, value in found.items() if isinstance(found, dict) else enumerate(found):
+        _check(_kind_of(kind, str(name)), value, f"{key}.{name}" if key else str(name), origin)
 
 
 def _read(path: Path) -> Any:
