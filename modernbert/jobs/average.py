@@ -3,6 +3,7 @@
 Source: paper, section 2.2.2: base is the mean of the three best checkpoints of its decay and the last, large its best.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,9 +70,10 @@ def _chosen(config: AverageConfig) -> list[Checkpoint]:
 
 
 def _score_of(checkpoint: Checkpoint) -> float | None:
-    """Return the held-out loss of a checkpoint, if it was scored at its step."""
+    """Return the held-out loss of a checkpoint, if it was scored at its step and is finite."""
     scored = checkpoint.state["heldout"] or {"step": -1}
-    return float(scored["loss"]) if scored["step"] == checkpoint.step else None
+    loss = scored["loss"] if scored["step"] == checkpoint.step else None
+    return float(loss) if loss is not None and math.isfinite(loss) else None
 
 
 def _mean(starts: Sequence[Start], names: Sequence[str]) -> MaskedLM:

@@ -37,7 +37,7 @@ from modernbert.train.checkpoint import Checkpoint, Saver, latest
 from modernbert.train.flops import peak_flops, step_flops
 from modernbert.train.guard import Guard
 from modernbert.train.heldout import mean_loss, position_lines, score_heldout
-from modernbert.train.journal import Journal, read_log
+from modernbert.train.journal import Journal, number, read_log
 from modernbert.train.loop import StepResult, derive_seed, train
 from modernbert.train.losses import masked_lm
 from modernbert.train.optim import StableAdamW, load_named_state, named_state, parameter_groups
@@ -297,8 +297,8 @@ def _record(run: _Run, name: str, plan: StepPlan, result: StepResult, feed: _Fee
         return
     if result.skipped:
         run.journal.log(
-            kind="skipped", phase=name, step=position.step, loss=_number(result.loss),
-            grad_norm=_number(result.grad_norm), reason=result.skipped,
+            kind="skipped", phase=name, step=position.step, loss=number(result.loss),
+            grad_norm=number(result.grad_norm), reason=result.skipped,
         )  # fmt: skip
         return
     tokens_per_s = result.num_tokens / seconds
@@ -310,8 +310,8 @@ def _record(run: _Run, name: str, plan: StepPlan, result: StepResult, feed: _Fee
             tokens=position.tokens,
             lr=float(f"{plan.lr:.6g}"),
             micro_batches=plan.num_micro_batches,
-            loss=_number(result.loss),
-            grad_norm=_number(result.grad_norm),
+            loss=number(result.loss),
+            grad_norm=number(result.grad_norm),
             fill=round(result.num_tokens / (plan.num_micro_batches * packed.budget_tokens), 6),
             masked=result.num_rows,
             source_tokens=packed.source_tokens,
@@ -335,11 +335,6 @@ def _utilisation(inputs: _Inputs, flops_per_s: float) -> dict[str, float | None]
         "mfu": None if peak is None else round(flops_per_s / peak, 4),
         "memory_gib": round(peak_memory(inputs.device) / 2**30, 3),
     }
-
-
-def _number(value: float) -> float | None:
-    """Round for the log; JSON has no word for what is not a number."""
-    return round(value, 6) if abs(value) < float("inf") else None
 
 
 def _score_heldout(run: _Run, name: str) -> None:

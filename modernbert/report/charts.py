@@ -33,7 +33,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for number, line in enumerate(lines[:-1], 1):
         try:
-            rows.append(dict(json.loads(line)))
+            # Older logs have NaN, which is not JSON, where there is nothing now.
+            rows.append(dict(json.loads(line, parse_constant=lambda _: None)))
         except (ValueError, TypeError):
             raise InputError(f"{path}:{number}: expected a JSON object") from None
     return rows

@@ -240,7 +240,8 @@ def _name_of(kind: Kind) -> str:
 
 def _by_position(row: Row) -> tuple[list[int], list[float]]:
     """Return the middle of each range of positions, and the loss there."""
-    ranges = {tuple(map(int, name.split("-"))): score["loss"] for name, score in row["positions"].items()}
+    losses = {name: score["loss"] for name, score in row["positions"].items() if score["loss"] is not None}
+    ranges = {tuple(map(int, name.split("-"))): loss for name, loss in losses.items()}
     return [sum(ends) // 2 for ends in ranges], [float(loss) for loss in ranges.values()]
 
 

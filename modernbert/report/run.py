@@ -134,15 +134,19 @@ def sort_rows(log: Sequence[Row]) -> tuple[list[Row], list[Row], list[list[Row]]
 
 
 def mean_heldout(heldout: Sequence[Row]) -> list[tuple[Row, float]]:
-    """Return the loss over all sources at the first of their lengths, each with the last row it is the mean of."""
+    """Return the loss over all sources at the first of their lengths, each with the last row it is the mean of.
+
+    A step at which the loss on one of them was not finite has none.
+    """
     first = heldout[0].get("max_len") if heldout else None
     scored: dict[int, list[Row]] = {}
     for row in heldout:
-        if row.get("max_len") == first and row.get("loss") is not None:
+        if row.get("max_len") == first:
             # Scored twice at one step, where one phase ends and the next begins: the later counts.
             same = [other for other in scored.get(row["step"], []) if other.get("source") != row.get("source")]
             scored[row["step"]] = [*same, row]
-    return [(rows[-1], _weighted(rows)) for _, rows in sorted(scored.items())]
+    finite = [rows for _, rows in sorted(scored.items()) if all(row.get("loss") is not None for row in rows)]
+    return [(rows[-1], _weighted(rows)) for rows in finite]
 
 
 def _weighted(rows: Sequence[Row]) -> float:

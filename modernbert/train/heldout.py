@@ -14,6 +14,7 @@ from torch import nn
 from modernbert.text.shards import Shards
 from modernbert.text.stream import heldout_batches
 from modernbert.text.tokenizer import Tokenizer
+from modernbert.train.journal import number
 from modernbert.train.loop import evaluate
 from modernbert.train.parallel import World
 from modernbert.train.recipe import PretrainConfig
@@ -52,12 +53,12 @@ def score_heldout(
                 {
                     "source": source,
                     "max_len": max_len,
-                    "loss": round(score.loss, 6),
+                    "loss": number(score.loss),
                     "accuracy": round(score.accuracy, 6),
-                    "perplexity": round(score.perplexity, 4),
+                    "perplexity": number(score.perplexity, 4),
                     "masked": score.num_rows,
                     "positions": {
-                        f"{first}-{last}": {"loss": round(loss, 6), "masked": masked}
+                        f"{first}-{last}": {"loss": number(loss), "masked": masked}
                         for (first, last), (loss, masked) in score.by_position.items()
                     },
                 }
@@ -65,9 +66,14 @@ def score_heldout(
     return rows
 
 
-def mean_loss(rows: Sequence[Row]) -> float:
-    """Return the loss over all sources at the first of their lengths: the number that checkpoints are ranked by."""
+def mean_loss(rows: Sequence[Row]) -> float | None:
+    """Return the loss over all sources at the first of their lengths: the number that checkpoints are ranked by.
+
+    It is None where one of them was not finite.
+    """
     first = [row for row in rows if row["max_len"] == rows[0]["max_len"]]
+    if any(row["loss"] is None for row in first):
+        return None
     return sum(row["loss"] * row["masked"] for row in first) / sum(row["masked"] for row in first)
 
 
@@ -84,5 +90,9 @@ def position_lines(log: Sequence[Row]) -> list[str]:
         lines.append(f"held out {source} at {max_len:,} tokens, loss after step {begin['step']:,} and {end['step']:,}:")
         for positions, last in end["positions"].items():
             first = begin["positions"][positions]
-            lines.append(f"  positions {positions:>12}: {first['loss']:.3f} -> {last['loss']:.3f}")
+            lines.append(f"  positions {positions:>12}: {_said(first['loss'])} -> {_said(last['loss'])}")
     return lines
+
+
+def _said(loss: float | None) -> str:
+    return "not finite" if loss is None else f"{loss:.3f}"

@@ -6,6 +6,7 @@ that was never stopped.
 """
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, BinaryIO
 
 from modernbert.errors import InputError
 
-__all__ = ["Journal", "read_log"]
+__all__ = ["Journal", "number", "read_log"]
 
 
 class Journal:
@@ -66,6 +67,11 @@ class Journal:
             raise InputError(f"{file.name}: cannot be written ({error.strerror})") from None
         if self._watch is not None:
             self._watch(row)
+
+
+def number(value: float, digits: int = 6) -> float | None:
+    """Round for the log; JSON has no word for what is not a number."""
+    return round(value, digits) if math.isfinite(value) else None
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:

@@ -106,6 +106,17 @@ def test_events_and_abandoned_pieces_are_drawn_and_told(went_back: Run) -> None:
     assert (told["best held-out"], told["MFU"], told["tokens/s"]) == ("3.000", "40 %", "2,000")
 
 
+@pytest.mark.parametrize("nothing", [None, math.nan])  # as it is written, and as it was
+def test_a_heldout_loss_that_is_not_finite_is_left_out(tmp_path: Path, nothing: float | None) -> None:
+    bad = heldout(2, 3.0) | {"loss": nothing, "perplexity": nothing}
+    bad["positions"] = {name: {"loss": nothing, "masked": 50} for name in bad["positions"]}
+    log = [heldout(0, 6.0), step(1, 5.0), step(2, 4.0), bad, heldout(2, 1.0, "code")]
+    found = read_run(write(tmp_path / "run", log, None), "run")
+    assert [(row["step"], loss) for row, loss in found.scores] == [(0, 6.0)]
+    prose, _ = position_panels([found])
+    assert {line.style: len(line.across) for line in prose.lines} == {"first": 2, "last": 0, "dots": 0}
+
+
 def test_the_mean_over_sources_weighs_masked_tokens_at_the_first_length() -> None:
     rows = [
         heldout(4, 2.0, "prose", 512, masked=300),

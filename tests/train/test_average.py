@@ -1,5 +1,8 @@
 """Means of checkpoints, chosen by held-out loss."""
 
+import math
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -8,7 +11,7 @@ from test_pretrain import config_of, data, rows, straight  # noqa: F401 (fixture
 from modernbert.errors import InputError
 from modernbert.jobs import average, pretrain
 from modernbert.jobs.average import AverageConfig
-from modernbert.train.checkpoint import checkpoints
+from modernbert.train.checkpoint import checkpoints, save
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +48,24 @@ def test_the_single_best_is_that_checkpoint(scored, tmp_path):
     (expected,) = (each.tensors("model") for each in checkpoints(scored / "checkpoints") if each.step == best)
     found = load_file(tmp_path / "best" / "model.safetensors")
     assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.parametrize("loss", [None, math.nan])  # as it is written, and as it was
+def test_a_checkpoint_whose_loss_is_not_finite_is_not_the_best(scored, tmp_path, capsys, loss):
+    run = tmp_path / "run"
+    shutil.copytree(scored, run)
+    losses = {row["step"]: row["loss"] for row in rows(scored) if row["kind"] == "heldout" and row["step"] > 7}
+    first, second = sorted(losses, key=lambda step: losses[step])[:2]
+    (best,) = (each for each in checkpoints(run / "checkpoints") if each.step == first)
+    tensors = {stem: best.tensors(stem) for stem in ("model", "optimizer")}
+    kept = [each.step for each in checkpoints(run / "checkpoints")]
+    others = [each for each in checkpoints(run / "checkpoints") if each.step > first]
+    save(run / "checkpoints", first, tensors, best.state | {"heldout": {"step": first, "loss": loss}}, keep=20)
+    for other in others:
+        shutil.copytree(scored / "checkpoints" / other.folder.name, other.folder)
+    assert [each.step for each in checkpoints(run / "checkpoints")] == kept
+    average.run(AverageConfig(out=str(tmp_path / "mean"), run=str(run), best=1, last=False))
+    assert f"step {second}: held-out loss" in capsys.readouterr().out
 
 
 def test_what_cannot_be_averaged_is_refused(straight, scored, tmp_path):  # noqa: F811

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -374,6 +375,23 @@ def test_a_run_that_diverges_stops_with_the_step_and_saves_nothing_of_it(data, t
         pretrain.run(config)
     found = latest(tmp_path / "run" / "checkpoints")
     assert found is None or all(tensor.isfinite().all() for tensor in found.tensors("model").values())
+
+
+# A large loss from the beginning on, and none after one step.
+@pytest.mark.parametrize(("initial", "lr", "is_finite"), [(200.0, 1e-3, True), (0.02, 1e30, False)])
+def test_a_heldout_loss_beyond_all_bounds_is_written_as_json(data, tmp_path, initial, lr, is_finite):
+    phase = Phase(tokens=512, lr=lr, max_len=64, micro_batch_tokens=256)
+    shape = config_of(data, tmp_path).model | {"initializer_range": initial}
+    config = config_of(data, tmp_path / "run", phases={"stable": phase}, model=shape, eval_every=1)
+    with nullcontext() if is_finite else pytest.raises(InputError, match="computes values that are not finite"):
+        pretrain.run(config)
+    texts = [(tmp_path / "run" / "log.jsonl").read_text()]
+    texts += [path.read_text() for path in (tmp_path / "run" / "checkpoints").rglob("state.json")]
+    assert not any(word in text for text in texts for word in ("NaN", "Infinity"))
+    scores = [row for row in rows(tmp_path / "run") if row["kind"] == "heldout"]
+    assert [row["step"] for row in scores] == [0, 1, 2]
+    assert all((row["loss"] is not None and row["loss"] > 709) == is_finite for row in scores[1:])
+    assert all(row["perplexity"] is None for row in scores[1:])
 
 
 def test_a_config_may_be_corrected_until_there_is_a_checkpoint(data, tmp_path):
