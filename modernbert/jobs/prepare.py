@@ -62,7 +62,7 @@ def run(config: PrepareConfig) -> Path:
     """
     _check(config)
     out = Path(config.out)
-    work = out.with_name(f"{out.name}.unfinished")
+    work = Path(f"{out}.unfinished")
     told = _describe(config)
     if out.exists():
         _check_finished(out, told)

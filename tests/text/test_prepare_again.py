@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,15 @@ def test_what_is_finished_is_verified(corpus: Path, tokenizer_folder: Path) -> N
     os.truncate(out / "heldout" / "shard-00000.offsets", 8)
     with pytest.raises(InputError, match=r"heldout/shard-00000\.offsets: has 8 bytes, expected"):
         prepare.run(config(corpus, tokenizer_folder))
+
+
+def test_a_folder_that_cannot_be_new_is_refused(
+    corpus: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(corpus.parent)
+    for place in (".", "/"):
+        with pytest.raises(InputError, match=f"^{place}: exists already, expected a new folder"):
+            prepare.run(replace(config(corpus, tokenizer_folder), out=place))
 
 
 def test_copies_are_left_out_wherever_they_are_tokenised(
