@@ -47,7 +47,7 @@ from modernbert.train.recipe import Phase, PretrainConfig, model_config, schedul
 from modernbert.train.run_folder import begin_run_folder
 from modernbert.train.schedule import StepPlan
 from modernbert.train.sinks import open_sinks
-from modernbert.train.start import Start, find_start
+from modernbert.train.start import Start, find_start, shape_of
 
 __all__ = ["Phase", "PretrainConfig", "pretrain", "run"]
 
@@ -462,8 +462,14 @@ def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> 
                 f"but {config.tokenizer} is {tokenizer.fingerprint}"
             )
         opened[key] = shards
-    start = None if config.init_from is None else _open_start(config, tokenizer)
-    model = model_config(config, tokenizer, start.config if start else None)
+    start, shape = None, None
+    # What a run began with may be gone when it has checkpoints of its own.
+    if config.init_from is not None and (own := latest(Path(config.out) / "checkpoints", clean=False)):
+        shape = shape_of(own)
+    elif config.init_from is not None:
+        start = _open_start(config, tokenizer)
+        shape = start.config
+    model = model_config(config, tokenizer, shape)
     return _Inputs(
         tokenizer=tokenizer,
         sources={name: opened[f"sources.{name}"] for name in config.sources},

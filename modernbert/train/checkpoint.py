@@ -154,7 +154,8 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _opened(folder: Path) -> Checkpoint:
-    return Checkpoint(folder, _step(folder), json.loads((folder / _STATE).read_text(encoding="utf-8")))
+    step = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["step"]
+    return Checkpoint(folder, int(step), json.loads((folder / _STATE).read_text(encoding="utf-8")))
 
 
 def _of_process(named: Mapping[str, Tensor], world: World) -> dict[str, tuple[Tensor, Part]]:
@@ -279,7 +280,8 @@ def _fault(folder: Path) -> str | None:
         step = int(listed["step"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{manifest}: cannot be read ({error})"
-    if step != _step(folder):
+    # A copy may have a name of its own.
+    if _is_step(folder) and step != _step(folder):
         return f"{manifest}: found step {step}, expected {_step(folder)}"
     for path, size, digest in files:
         if not path.is_file():
@@ -317,7 +319,14 @@ def _rotate(root: Path, step: int, keep: int, kept_steps: Collection[int]) -> No
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(folder for folder in root.glob("step-*") if folder.name.removeprefix("step-").isdigit())
+    try:
+        return sorted(folder for folder in root.glob("step-*") if _is_step(folder))
+    except OSError as error:
+        raise explained(root, error) from error
+
+
+def _is_step(folder: Path) -> bool:
+    return folder.name.startswith("step-") and folder.name.removeprefix("step-").isdigit()
 
 
 def _step(folder: Path) -> int:

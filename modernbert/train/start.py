@@ -7,7 +7,6 @@ on with a model.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 from torch import Tensor
 
@@ -34,19 +33,20 @@ class Start:
 
 
 def find_start(name: str) -> Start:
-    """Open what is called `name`; of an earlier run, its newest checkpoint.
+    """Open what is called `name`; of an earlier run, its newest checkpoint, or its model if that alone was kept.
 
     Raises: InputError if there is no such thing, it is damaged, or it has no masked-language-model head.
     """
-    folder = Path(name)
-    if (folder / "checkpoints").is_dir():
-        checkpoint = latest(folder / "checkpoints", clean=False)
-        if checkpoint is None:
-            raise InputError(f"{folder}: this run has no checkpoint yet")
-        return _of_checkpoint(checkpoint)
-    if (folder / "manifest.json").exists():
-        return _of_checkpoint(open_checkpoint(folder))
     folder = find_folder(name)
+    if not (folder / "config.json").exists():
+        if (folder / "manifest.json").exists():
+            return _of_checkpoint(open_checkpoint(folder))
+        if checkpoint := latest(folder / "checkpoints", clean=False):
+            return _of_checkpoint(checkpoint)
+        if (folder / "model").is_dir():
+            folder = folder / "model"  # all that was kept of a run
+        elif (folder / "checkpoints").is_dir():
+            raise InputError(f"{folder}: this run has no checkpoint yet")
     model = load_model(folder)
     if not isinstance(model, MaskedLM):
         raise InputError(f"{folder}: has no masked-language-model head (head.dense, head.norm, decoder), expected one")

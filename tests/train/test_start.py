@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_pretrain import config_of, data, rows, straight, texts  # noqa: F401 (fixtures)
+from test_pretrain import (  # noqa: F401 (fixtures)
+    Kill,
+    assert_same_run,
+    config_of,
+    data,
+    kill_at,
+    rows,
+    straight,
+    texts,
+)
 
 from modernbert.config import load, to_yaml
 from modernbert.errors import InputError
@@ -110,6 +119,47 @@ def test_a_published_model_gets_back_the_dropout_its_folder_lost(data, straight,
     changed = begun(data, tmp_path / "run", straight / "model", model={"attention_output_dropout": 0.25})
     pretrain.run(changed)
     assert load_model(tmp_path / "run" / "model").model.config.attention_output_dropout == 0.25
+
+
+def test_a_start_is_found_from_wherever_it_is_named(data, straight, tmp_path, monkeypatch):  # noqa: F811
+    weights = latest(straight / "checkpoints").tensors("model")
+
+    def is_last(name):
+        found = find_start(name).weights
+        return all(torch.equal(found[each], weights[each]) for each in weights)
+
+    monkeypatch.chdir(straight / "checkpoints")
+    assert is_last("step-00000012")
+    monkeypatch.chdir(straight / "checkpoints" / "step-00000012")
+    assert is_last(".")
+    # Copies: of a checkpoint under another name, beside it and where no run is; of a run, its model alone.
+    shutil.copytree(straight, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "checkpoints" / "step-00000012").rename(tmp_path / "run" / "checkpoints" / "best")
+    assert is_last("run/checkpoints/best")
+    (tmp_path / "run" / "checkpoints" / "best").rename(tmp_path / "run" / "best")
+    with pytest.raises(InputError, match=r"config.yaml: no such config file, expected run/best in the folder of its"):
+        find_start("run/best")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    assert is_last("run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="run: this run has no checkpoint yet"):
+        find_start("run")
+
+
+def test_a_run_goes_on_without_what_it_began_with(data, straight, tmp_path, monkeypatch):  # noqa: F811
+    shutil.copytree(straight / "model", tmp_path / "start")
+    config = begun(data, tmp_path / "run", tmp_path / "start", save_every_steps=1, heldout={})
+    kill_at(monkeypatch, 1, "after")
+    with pytest.raises(Kill):
+        pretrain.run(config)
+    monkeypatch.undo()
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    pretrain.run(config)
+    shutil.rmtree(tmp_path / "start")
+    pretrain.run(replace(config, out=str(tmp_path / "other")))
+    assert_same_run(tmp_path / "other", tmp_path / "run")
 
 
 def test_a_start_has_the_tokenizer_its_run_learned_with(data, straight, tmp_path, monkeypatch):  # noqa: F811
