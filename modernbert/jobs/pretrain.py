@@ -9,7 +9,7 @@ Source: section 2.2 of the paper (stable phase, context extension, decay phase).
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
@@ -116,11 +116,13 @@ def pretrain(config: PretrainConfig) -> Path:
     config.check()
     out = Path(config.out)
     with join(config.device, config.sharding) as (world, device):
-        inputs = _open_inputs(config, world, device)
-        if world.is_main:
-            begin_run_folder(out, config)
-        world.wait()
-        with only_process(out) if world.is_main else nullcontext():
+        with world.together():
+            inputs = _open_inputs(config, world, device)
+        with ExitStack() as held:
+            with world.together():
+                if world.is_main:
+                    begin_run_folder(out, config)
+                    held.enter_context(only_process(out))
             if not (out / "model").exists():
                 _pretrain(out, config, inputs, world)
             elif world.is_main:
@@ -163,7 +165,8 @@ def _pretrain(out: Path, config: PretrainConfig, inputs: _Inputs, world: World) 
         optimizer_state = _restore(begun, checkpoint)
         while position.phase < len(config.phases):
             optimizer_state = _run_phase(begun, optimizer_state)
-    _export(out / "model", model, inputs, world)
+    with world.together():
+        _export(out / "model", model, inputs, world)
     if world.is_main:
         for line in position_lines(read_log(out)):
             print(line)
@@ -387,12 +390,9 @@ def _save(run: _Run, optimizer_state: Mapping[str, Tensor], shape: Mapping[str, 
 
 def _latest(out: Path, world: World) -> Checkpoint | None:
     """Return the newest checkpoint; one process clears away what is half written, before the others look."""
-    if not world.is_main:
-        world.wait()
-        return latest(out / "checkpoints", clean=False)
-    found = latest(out / "checkpoints")
-    world.wait()
-    return found
+    with world.together():
+        found = latest(out / "checkpoints") if world.is_main else None
+    return found if world.is_main else latest(out / "checkpoints", clean=False)
 
 
 def _check_shards(inputs: _Inputs, checkpoint: Checkpoint | None) -> None:

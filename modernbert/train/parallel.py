@@ -96,6 +96,28 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Do what one process may refuse and another not: all wait for all, and refuse what one of them does.
+
+        Nothing inside may wait for another process after what is refused.
+
+        Raises: InputError in every process, that of the first which raised one.
+        """
+        if self.size == 1:
+            yield
+            return
+        failure = None
+        try:
+            yield
+        except InputError as error:
+            failure = str(error)
+        failures: list[str | None] = [None] * self.size
+        dist.all_gather_object(failures, failure, group=self.writers)
+        for told in failures:
+            if told is not None:
+                raise InputError(told)
+
     def spread(self, objective: Objective, blocks: nn.ModuleList) -> nn.Module:
         """Make the processes train one model: gradients are averaged over them in every backward pass that syncs."""
         if self.mesh is not None:

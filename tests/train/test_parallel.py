@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -130,6 +131,30 @@ def test_a_process_that_dies_costs_steps_only(data, alone, tmp_path):
     os.kill(int(children[-1]), signal.SIGKILL)
     finish(process)
     assert_same_course(tmp_path / "run", alone)
+
+
+# One process imports, and becomes two.
+TWO = """
+import os
+import modernbert.jobs.pretrain
+from modernbert.cli import main
+os.environ["RANK"] = os.environ["LOCAL_RANK"] = "0" if os.fork() else "1"
+main()
+"""
+
+
+def test_what_one_process_refuses_all_refuse_in_the_same_line(data, alone, tmp_path):
+    (tmp_path / "config.yaml").write_text(to_yaml(config_of(data, alone, seed=18)))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
+    place |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", TWO, "pretrain", str(tmp_path / "config.yaml")]
+    done = subprocess.run(command, env=os.environ | place, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    # Only the main process looks at the folder.
+    assert done.stderr.count("this run was begun with seed=17, found seed=18") == 2
+    assert "Traceback" not in done.stderr
 
 
 def test_every_process_sees_the_same_bins(data):
