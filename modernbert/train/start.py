@@ -84,11 +84,13 @@ def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     run = checkpoint.folder.absolute().parent.parent
     path = run / "config.yaml"
     if not path.exists():
-        raise InputError(f"{path}: no such config file, expected {checkpoint.folder} in the folder of its run")
+        raise InputError(
+            f"{checkpoint.folder}: found no {path}, expected it in the folder of its run, for its tokenizer"
+        )
     named = load(PretrainConfig, path).tokenizer
     expected = checkpoint.state.get("tokenizer")  # older checkpoints do not say
     faults = []
-    for place in (named,) if expected is None else (named, run / "model"):
+    for place in (named, run / "model"):
         try:
             tokenizer = Tokenizer.load(place)
         except InputError as error:

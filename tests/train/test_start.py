@@ -138,7 +138,7 @@ def test_a_start_is_found_from_wherever_it_is_named(data, straight, tmp_path, mo
     (tmp_path / "run" / "checkpoints" / "step-00000012").rename(tmp_path / "run" / "checkpoints" / "best")
     assert is_last("run/checkpoints/best")
     (tmp_path / "run" / "checkpoints" / "best").rename(tmp_path / "run" / "best")
-    with pytest.raises(InputError, match=r"config.yaml: no such config file, expected run/best in the folder of its"):
+    with pytest.raises(InputError, match=r"^run/best: found no .*config.yaml, expected it in the folder of its run"):
         find_start("run/best")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     assert is_last("run")
