@@ -239,7 +239,7 @@ def _go_back(run: _Run, name: str, packed: Packed, guard: Guard, result: StepRes
     if checkpoint is not None:
         # In its place: a run that is stopped now must not go through the same text again. The weights are those of the
         # phase that wrote them, which may be the one before.
-        _save(run, optimizer_state, checkpoint.state["model"])
+        _save(run, optimizer_state, checkpoint.state.get("model"))
     return optimizer_state
 
 
