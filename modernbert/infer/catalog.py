@@ -186,7 +186,11 @@ class Catalog:
         return [Hit(whole - row["_distance"], row["origin"], row["line"], row["text"]) for row in rows]
 
     def _sharing(self, query: str, depth: int) -> list[Hit]:
-        rows = self._table.search(query, query_type="fts").limit(depth).to_list()
+        from lancedb.query import MatchQuery
+
+        # A query as mere text is read for its quotes, as a phrase that this index of words cannot look for.
+        words: Any = MatchQuery
+        rows = self._table.search(words(query, "text"), query_type="fts").limit(depth).to_list()
         return [Hit(row["_score"], row["origin"], row["line"], row["text"]) for row in rows]
 
     def _changed(
@@ -202,7 +206,8 @@ class Catalog:
                 update.kept += 1
             elif before is not None:
                 update.added += 1
-                yield document, digest, passages_of(document.text, bert.tokenizer, longest)
+                # Parts of one line may have the same text: kept once, for each would count as a find of its own.
+                yield document, digest, list(dict.fromkeys(passages_of(document.text, bert.tokenizer, longest)))
 
     def _replace(self, bert: ModernBert, block: Sequence[tuple[Document, str, list[Passage]]]) -> int:
         """Embed the passages of some documents, and write them in the place of what there was of these.

@@ -340,3 +340,22 @@ def test_queries_are_embedded_with_the_weights_of_their_passages(
     for named in (None, str(tmp_path / "model")):
         with pytest.raises(InputError, match=r"index: was begun with other weights \('"):
             run_search(replace(asked, model=named))
+
+
+def test_a_line_that_repeats_itself_is_found_once(tmp_path: Path, notes: Path, small_bert: ModernBert) -> None:
+    (notes / "dump.txt").write_text("0123456789abcdef " * 1_000)
+    catalog, _ = index(notes, tmp_path / "index", small_bert)
+    for how in ("vectors", "hybrid"):
+        hits = catalog.search(small_bert, "0123456789abcdef", 500, how=how)
+        places = {(hit.origin, hit.line, hit.text) for hit in hits}
+        assert len(hits) == len(places) == len(catalog), how
+    # Each ranking counts a passage once: nothing has more than two first places.
+    assert max(hit.score for hit in hits) <= 2 / 61
+
+
+@pytest.mark.parametrize("query", ['"sorted values"', '"', "sorted (((", "it's", "a AND -b^2"])
+def test_a_query_is_words_whatever_its_signs(tmp_path: Path, notes: Path, small_bert: ModernBert, query: str) -> None:
+    catalog, _ = index(notes, tmp_path / "index", small_bert)
+    hits = catalog.search(small_bert, query, 5, how="words")
+    assert all(hit.origin.endswith("sort.py") for hit in hits[:1] if "sorted" in query)
+    assert ("sorted" in query) <= bool(hits) and len(catalog.search(small_bert, query, 5)) == 5
