@@ -86,7 +86,7 @@ def rank_by_model(bert: ModernBert) -> Rank:
 def rank_by_index(bert: ModernBert, model: str, folder: Path) -> Rank:
     """Rank as `rank_by_model` does, and keep the vectors of each collection in a folder of its name.
 
-    Vectors that are there are not made again. `model` names the weights, so that those of another are refused.
+    Vectors that are there are not made again. `model` tells it from others, so that theirs are refused.
     """
 
     def rank(collection: Collection, k: int) -> tuple[np.ndarray, np.ndarray, int]:

@@ -194,7 +194,7 @@ def _described(source: _Source, report: Report) -> dict[str, Any]:
     verified = {name: asdict(found) for name, found in report.agreements.items()}
     described: dict[str, Any] = {
         "made_by": f"modernbert {version('modernbert')}",
-        "weights_sha256": digest_of(source.folder),
+        "weights_sha256": digest_of(source.folder, ["*.safetensors"]),
         "opset": OPSET,
         "inputs": {name: ["rows", "columns"] for name in ("input_ids", "attention_mask")},
         "outputs": {output.name: output.shape for output in outputs_of(source.model)},

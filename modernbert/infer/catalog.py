@@ -72,17 +72,18 @@ class Catalog:
             return Catalog(folder, database.open_table(_TABLE))
 
     @staticmethod
-    def begin(folder: Path, bert: ModernBert, model: str, weights: str, passage_tokens: int) -> "Catalog":
-        """Open the catalog in a folder, or begin one; `model` is where it can be loaded from, `weights` names its bits.
+    def begin(folder: Path, bert: ModernBert, model: str, files: str, passage_tokens: int) -> "Catalog":
+        """Open the catalog in a folder, or begin one.
 
-        Passages have at most `passage_tokens` tokens, or as many as a document of the model may have, if that is less.
+        `model` is where it can be loaded from, `files` what tells it from all others. Passages have at most
+        `passage_tokens` tokens, or as many as a document of the model may have, if that is less.
 
         Raises: InputError if it was begun with another model or other settings, or next to nothing fits a passage.
         """
         import pyarrow
 
         longest = longest_passage(passage_tokens, bert.document_form, bert.tokenizer)
-        about = {"model": model, "weights": weights, "vectors": asdict(bert.vectors), "passage_tokens": longest}
+        about = {"model": model, "model_files": files, "vectors": asdict(bert.vectors), "passage_tokens": longest}
         fields = [
             ("origin", pyarrow.string()), ("digest", pyarrow.string()), ("line", pyarrow.int64()),
             ("text", pyarrow.string()), ("vector", vector_type(bert.vector_width, bert.is_late)),

@@ -234,10 +234,10 @@ def _load(config: EmbedConfig, device: str) -> ModernBert:
 def _load_there(config: EmbedConfig, weights: str, device: str) -> ModernBert:
     """Load the model on another machine.
 
-    Raises: InputError if what goes by its name there has other weights.
+    Raises: InputError if what goes by its name there has other files.
     """
     if digest_of(config.model) != weights:
-        raise InputError(f"{config.model}: has other weights on another machine of the cluster")
+        raise InputError(f"{config.model}: has other files on another machine of the cluster")
     return _load(config, device)
 
 

@@ -43,7 +43,7 @@ def run(config: SearchConfig) -> None:
     """
     catalog = Catalog.open(config.index)
     folder = _model_folder(catalog, config.model)
-    catalog.check({"weights": digest_of(folder)})
+    catalog.check({"model_files": digest_of(folder)})
     bert = ModernBert.load(folder, device=config.device, dtype=config.dtype)
     catalog.check({"vectors": asdict(bert.vectors)})
     judge = None

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from modernbert.model.dialect import config_from_json, config_to_json
 from modernbert.model.encoder import Encoder
 from modernbert.model.fused import FusedEncoder
 from modernbert.model.heads import TASKS, Classifier, MaskedLM, Model, encoder_of
+from modernbert.model.modules import OURS_LISTED
 from modernbert.model.prepacked import PrepackedLinear
 from modernbert.model.shapes import shapes_only
 from modernbert.model.stanford import LINEAR, is_stanford
@@ -38,6 +39,11 @@ __all__ = ["digest_of", "find_folder", "load_config", "load_model", "model_of", 
 logger = logging.getLogger("modernbert")
 
 _WANTED = ["*.json", "*.safetensors", "artifact.metadata"]
+# Where a text is cut, how it is pooled and what is put before it decide its vectors as weights do.
+_DECIDING = (
+    "*.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "modules.json", OURS_LISTED, "sentence_bert_config.json", "config_sentence_transformers.json", "artifact.metadata",
+)  # fmt: skip
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -93,15 +99,17 @@ def find_folder(
     return found
 
 
-def digest_of(name: str | Path) -> str:
-    """Return what tells a model's weights from all others: a SHA-256 of those of its files.
+def digest_of(name: str | Path, files: Sequence[str] = _DECIDING) -> str:
+    """Return what tells a model from all others: a SHA-256 of those of its files that decide what it answers.
 
     Raises: InputError if there is no such model.
     """
-    weights = sorted(find_folder(name).rglob("*.safetensors"))
-    for path in weights:
+    folder = find_folder(name)
+    found = sorted(path for pattern in files for path in folder.rglob(pattern))
+    for path in found:
         check_file(path)
-    return hashlib.sha256(" ".join(map(sha256_of, weights)).encode()).hexdigest()
+    named = (f"{path.relative_to(folder).as_posix()} {sha256_of(path)}" for path in found)
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()
 
 
 def load_config(folder: Path) -> ModelConfig:

@@ -140,7 +140,7 @@ def test_a_stop_loses_nothing(
 
 def test_what_is_no_index_or_another_is_refused(notes: Path, tmp_path: Path, small_bert: ModernBert) -> None:
     catalog, _ = index(notes, tmp_path / "index", small_bert)
-    with pytest.raises(InputError, match=r"index: was begun with other weights \('bits', found 'others'\)"):
+    with pytest.raises(InputError, match=r"index: was begun with other model_files \('bits', found 'others'\)"):
         Catalog.begin(tmp_path / "index", small_bert, "model", "others", 32)
     with pytest.raises(InputError, match="was begun with other passage_tokens"):
         Catalog.begin(tmp_path / "index", small_bert, "model", "bits", 64)
@@ -321,7 +321,7 @@ def test_what_is_found_cannot_command_a_terminal(
     assert json.loads(capsys.readouterr().out)["text"] == "coffee\x1b[31m\n tea\r"
 
 
-def test_queries_are_embedded_with_the_weights_of_their_passages(
+def test_queries_are_embedded_by_the_model_of_their_passages(
     config: IndexConfig, tmp_path: Path, small_bert: ModernBert, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(config)
@@ -338,8 +338,12 @@ def test_queries_are_embedded_with_the_weights_of_their_passages(
         other.head.dense.weight += 1  # type: ignore[union-attr, operator]
     ModernBert(small_bert.tokenizer, other).save(tmp_path / "model")
     for named in (None, str(tmp_path / "model")):
-        with pytest.raises(InputError, match=r"index: was begun with other weights \('"):
+        with pytest.raises(InputError, match=r"index: was begun with other model_files \('"):
             run_search(replace(asked, model=named))
+    settings = tmp_path / "moved" / "config.json"
+    settings.write_text(settings.read_text().replace("160000.0", "80000.0"))
+    with pytest.raises(InputError, match="was begun with other model_files"):
+        run_search(replace(asked, model=str(tmp_path / "moved")))
 
 
 def test_a_line_that_repeats_itself_is_found_once(tmp_path: Path, notes: Path, small_bert: ModernBert) -> None:

@@ -138,12 +138,12 @@ def test_a_cluster_is_asked_for_what_it_can_do(folder: Path, tmp_path: Path, mon
         run(config)
 
 
-def test_what_is_sent_to_a_machine_is_whole_and_other_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_what_is_sent_to_a_machine_is_whole_and_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("".join(f"{text}\n" for text in TEXTS[:250]))
     config = EmbedConfig(str(folder), files=[tmp_path / "t.txt"], dtype="float32", devices=["cpu"])
     read = partial(embed._parts, config, None, {1}, PART_TEXTS * 500)
     sent = pickle.loads(pickle.dumps((read, partial(embed._load_there, config, "0" * 64), embed._embed)))
     numbers = [(number, len(part)) for number, part in sent[0]()]
     assert numbers == [(0, 100), (2, 50)], "part 1 is done"
-    with pytest.raises(InputError, match="has other weights on another machine of the cluster"):
+    with pytest.raises(InputError, match="has other files on another machine of the cluster"):
         sent[1]("cpu")

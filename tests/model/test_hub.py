@@ -253,10 +253,21 @@ def test_an_index_may_only_name_files_of_its_folder(tmp_path: Path, theirs: Mode
         load_model(tmp_path / "model")
 
 
-def test_what_tells_weights_apart_is_of_files_alone(tmp_path: Path, small_model: MaskedLM) -> None:
+def test_what_tells_models_apart_is_of_files_alone(tmp_path: Path, small_model: MaskedLM) -> None:
     save_folder(tmp_path / "a", small_model)
     save_folder(tmp_path / "b", small_model)
-    assert digest_of(tmp_path / "a") == digest_of(tmp_path / "b")
+    same = digest_of(tmp_path / "a")
+    assert same == digest_of(tmp_path / "b")
+    (tmp_path / "b" / "README.md").write_text("Anything.")
+    (tmp_path / "b" / "all_results.json").write_text("{}")
+    assert same == digest_of(tmp_path / "b")
+    met = {same}
+    (tmp_path / "b" / "1_Pooling").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json", "config.json"):
+        (tmp_path / "b" / name).write_text("{}")
+        met.add(digest_of(tmp_path / "b"))
+    (tmp_path / "b" / "1_Pooling").rename(tmp_path / "b" / "2_Pooling")
+    assert len(met | {digest_of(tmp_path / "b")}) == 7
     os.mkfifo(tmp_path / "b" / "more.safetensors")
     with pytest.raises(InputError, match="more.safetensors: is a pipe or a device"):
         digest_of(tmp_path / "b")
