@@ -23,6 +23,8 @@ _FIXED = {
     "mlp_bias": False,
     "decoder_bias": True,
     "tie_word_embeddings": True,
+    "classifier_activation": "gelu",
+    "classifier_bias": False,
 }
 _ROLES = {"cls_token_id": "bos_token_id", "sep_token_id": "eos_token_id"}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
@@ -40,6 +42,8 @@ def config_from_json(found: Mapping[str, Any], origin: str) -> ModelConfig:
                 raise InputError(f"{key}: found {found[key]!r}, expected {expected!r}")
         known = {field.name for field in fields(ModelConfig)}
         values = {key: value for key, value in found.items() if key in known and value is not None}
+        # As transformers has it; a config that is made here says it, and has another default.
+        values.setdefault("classifier_pooling", "cls")
         values |= _aliases(found)
         values |= _thetas(found)
         values |= _interval(found)
@@ -70,8 +74,6 @@ def config_to_json(config: ModelConfig, architecture: str, dtype: str) -> dict[s
         "embedding_dropout": 0.0,
         "mlp_dropout": 0.0,
         "classifier_dropout": 0.0,
-        "classifier_activation": "gelu",
-        "classifier_bias": False,
         "dtype": dtype,
         "torch_dtype": dtype,
         "transformers_version": "4.48.0",

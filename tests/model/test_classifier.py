@@ -123,16 +123,24 @@ def test_choices_cost_what_they_cost_in_transformers(tmp_path: Path, small_model
 
 
 @pytest.mark.parametrize("kind", [ModernBertForSequenceClassification, ModernBertForTokenClassification])
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_folders_of_transformers_load_and_come_back_byte_for_byte(kind: Any, pooling: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pooling", ["cls", "mean", None])
+def test_folders_of_transformers_load_and_come_back_byte_for_byte(
+    kind: Any, pooling: str | None, tmp_path: Path
+) -> None:
     shape = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=2, vocab_size=512,
                  pad_token_id=3, bos_token_id=1, cls_token_id=1, eos_token_id=2, sep_token_id=2)  # fmt: skip
     names = {0: "no", 1: "maybe", 2: "yes"}
     config = ModernBertConfig(
-        **shape, classifier_pooling=pooling, id2label=names, label2id={v: k for k, v in names.items()}
-    )
+        **shape, **({"classifier_pooling": pooling} if pooling else {}), id2label=names,
+        label2id={v: k for k, v in names.items()},
+    )  # fmt: skip
     theirs = kind(config).eval()
     theirs.save_pretrained(tmp_path / "theirs")
+    if pooling is None:  # what nobody says is the library's default
+        path = tmp_path / "theirs" / "config.json"
+        said = json.loads(path.read_text())
+        del said["classifier_pooling"]
+        path.write_text(json.dumps(said))
     ours = load_model(tmp_path / "theirs")
     assert isinstance(ours, Classifier) and ours.labels == ("no", "maybe", "yes")
     tokens = torch.arange(150).remainder(512)

@@ -164,6 +164,8 @@ REFUSED_CONFIGS = {
     "local_attention: found 127": {"local_attention": 127},
     "hidden_activation: found 'silu', expected 'gelu'": {"hidden_activation": "silu"},
     "norm_bias: found True": {"norm_bias": True},
+    "classifier_bias: found True, expected False": {"classifier_bias": True},
+    "classifier_activation: found 'silu', expected 'gelu'": {"classifier_activation": "silu"},
     "model_type: found 'bert', expected 'modernbert'": {"model_type": "bert"},
     "rope_scaling: found": {"rope_scaling": {"type": "yarn", "factor": 4}},
     "rope_parameters.full_attention.rope_type: found 'yarn'": {
