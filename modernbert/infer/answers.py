@@ -116,8 +116,9 @@ def tag_documents(
     encoded = tokenizer.encode_words(texts, [[start for start, _ in ranges] for ranges in words])
     kept = (ids for _, ids in fitting((ids for ids, _ in encoded), tokenizer, longest, overflow, CUT_ALONE))
     found = []
+    room = longest - tokenizer.num_special[1]
     for ranges, ids, (whole, where) in zip(words, kept, encoded, strict=True):
-        found.append((ranges, Laid(ids, where if len(ids) == len(whole) else where[where < longest - 1])))
+        found.append((ranges, Laid(ids, where if len(ids) == len(whole) else where[where < room])))
     return found
 
 

@@ -51,17 +51,18 @@ def passages_of(text: str, tokenizer: Tokenizer, longest: int) -> list[Passage]:
     Raises: InputError if next to nothing fits.
     """
     _check_longest(longest)
+    whole = longest - sum(tokenizer.num_special)
     numbered = [
         (number, part)
         for number, line in enumerate(text.split("\n"), 1)
-        for part in _fitting(line, tokenizer, longest - 4)
+        for part in _fitting(line, tokenizer, whole - 2)
     ]
     sizes = [len(ids) + 1 for ids in tokenizer.encode([part for _, part in numbered], special=False)]
     found = []
     start = 0
     while start < len(numbered):
         end = start + 1
-        room = longest - 2 - sizes[start]
+        room = whole - sizes[start]
         while end < len(numbered) and sizes[end] <= room:
             room -= sizes[end]
             end += 1

@@ -63,6 +63,8 @@ class Tokenizer:
     """
 
     def __init__(self, core: tokenizers.Tokenizer, named: Mapping[str, str] | None = None, origin: str = "tokenizer"):
+        # What is taken from a text that is too long; others are never cut.
+        self._cut_side = str((core.truncation or {}).get("direction", "right")).lower()
         core.no_truncation()
         core.no_padding()
         if getattr(core.model, "dropout", None):
@@ -101,6 +103,8 @@ class Tokenizer:
             own = [] if core.normalizer is None else [core.normalizer]
             core.normalizer = normalizers.Sequence([normalizers.Lowercase(), *own])
         tokenizer = Tokenizer(core, _read_names(file.parent), str(file))
+        beside = read_json(file.parent / "tokenizer_config.json", missing_ok=True)
+        tokenizer._cut_side = str(beside.get("truncation_side") or tokenizer._cut_side)[:60]
         if most_entries is not None and tokenizer.vocab_size > most_entries:
             raise InputError(
                 f"{file}: has {tokenizer.vocab_size:,} entries, which does not fit the model's vocabulary of "
@@ -167,6 +171,7 @@ class Tokenizer:
         rows = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
         too_long = [] if longest is None else [n for n, row in enumerate(rows) if len(row) > longest]
         for n in too_long:
+            self._check_cut()
             first, second = self.encode(pairs[n], special=False)
             between = rows[n][len(self._prefix) + len(first) : len(rows[n]) - len(second) - len(self._suffix)]
             room = max(0, int(longest or 0) - len(self._prefix) - len(between) - len(self._suffix))
@@ -217,14 +222,21 @@ class Tokenizer:
             found.append((np.array(encoding.ids, dtype=np.int64), np.array(places, dtype=np.int64)))
         return found
 
-    @staticmethod
-    def cut(ids: Int64[np.ndarray, " _"], longest: int) -> Int64[np.ndarray, " _"]:
-        """Return ids with no more than `longest` of them: the end of the text is cut off, the last special token stays.
+    @property
+    def num_special(self) -> tuple[int, int]:
+        """How many special tokens the template puts before a text, and how many behind it."""
+        return len(self._prefix), len(self._suffix)
 
-        >>> Tokenizer.cut(np.array([1, 5, 6, 7, 2]), 4).tolist()
-        [1, 5, 6, 2]
+    def cut(self, ids: Int64[np.ndarray, " _"], longest: int) -> Int64[np.ndarray, " _"]:
+        """Return ids with no more than `longest` of them: the end of the text is cut off, special tokens stay.
+
+        Raises: InputError if the text is longer, and its start is what the folder would have cut off.
         """
-        return ids if len(ids) <= longest else np.append(ids[: longest - 1], ids[-1])
+        if len(ids) <= longest:
+            return ids
+        self._check_cut()
+        end = np.array(self._suffix[-longest:], dtype=np.int64)
+        return np.concatenate([ids[: longest - len(end)], end])
 
     def split(self, ids: Int64[np.ndarray, " _"], longest: int) -> list[Int64[np.ndarray, " _"]]:
         """Return the ids of a text in as few parts of like size as fit `longest`, each wrapped in the special tokens.
@@ -292,7 +304,7 @@ class Tokenizer:
             "model_input_names": ["input_ids", "attention_mask"],
             "model_max_length": max_length,
             "padding_side": "right",
-            "truncation_side": "right",
+            "truncation_side": self._cut_side,
             "clean_up_tokenization_spaces": False,
             "added_tokens_decoder": added,
             **tokens,
@@ -315,6 +327,13 @@ class Tokenizer:
             names = " or ".join(USUAL_NAMES[role])
             raise InputError(f"{self._origin}: no {role} token, expected {names} or its name in tokenizer_config.json")
         return found
+
+    def _check_cut(self) -> None:
+        if self._cut_side != "right":
+            raise InputError(
+                f"{self._origin}: truncation_side is {self._cut_side!r}, expected 'right': a text that is too long "
+                "would lose its start"
+            )
 
     def _pieces(self, text: str) -> Iterator[str]:
         """Cut a long text where the ids cannot change, so that no call of the Rust library holds all of it."""

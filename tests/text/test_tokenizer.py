@@ -187,6 +187,40 @@ def test_another_family_is_understood_from_its_template_and_names(tmp_path: Path
     assert len(list(loaded._pieces("hello " * 100_000))) == 1
 
 
+@pytest.mark.parametrize("template", ["[CLS] $A", "[CLS] $A [SEP]", "[CLS] $A [SEP] [SEP]", "$A"])
+def test_a_text_is_cut_where_its_own_library_cuts_it(tokenizer: Tokenizer, template: str) -> None:
+    core = tokenizers.Tokenizer.from_str(tokenizer._core.to_str())
+    special = [("[CLS]", tokenizer.cls_id), ("[SEP]", tokenizer.sep_id)]
+    core.post_processor = processors.TemplateProcessing(single=template, pair=f"{template} $B", special_tokens=special)
+    ours = Tokenizer(tokenizers.Tokenizer.from_str(core.to_str()))
+    (whole,) = ours.encode(["many words of text here"])
+    assert sum(ours.num_special) == template.count("[")
+    for longest in range(4, len(whole) + 2):
+        core.enable_truncation(longest)
+        assert ours.cut(whole, longest).tolist() == core.encode("many words of text here").ids
+
+
+@pytest.mark.parametrize("place", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_folder_that_cuts_the_start_of_texts_cuts_none(tokenizer: Tokenizer, tmp_path: Path, place: str) -> None:
+    tokenizer.save_folder(tmp_path, 100)
+    path = tmp_path / place
+    if place == "tokenizer.json":
+        core = tokenizers.Tokenizer.from_file(str(path))
+        core.enable_truncation(4, direction="left")
+        core.save(str(path))
+        (tmp_path / "tokenizer_config.json").unlink()
+    else:
+        path.write_text(path.read_text().replace('"truncation_side": "right"', '"truncation_side": "left"'))
+    loaded = Tokenizer.load(tmp_path)
+    (whole,) = loaded.encode(["many words of text here"])
+    assert loaded.cut(whole, len(whole)).tolist() == ids(tokenizer, "many words of text here", special=True)
+    for cut in (lambda: loaded.cut(whole, 5), lambda: loaded.encode_pairs([("many words", "of text")], 5)):
+        with pytest.raises(InputError, match="json: truncation_side is 'left', expected 'right'"):
+            cut()
+    loaded.save_folder(tmp_path, 100)
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["truncation_side"] == "left"
+
+
 def test_role_names_come_from_the_config_beside_it(tokenizer: Tokenizer, tmp_path: Path) -> None:
     plan = json.loads(tokenizer._core.to_str())
     text = json.dumps(plan).replace("[MASK]", "<<blank>>")

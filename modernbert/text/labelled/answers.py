@@ -50,7 +50,8 @@ def extracted(
         ((tokens, places),) = tokenizer.encode_located([(question, passage)])
         kept = fit(row, tokens, tokenizer, longest, cut, examples)
         if kept is not tokens:
-            places = np.concatenate([places[: longest - 1], places[-1:]])
+            behind = tokenizer.num_special[1]
+            places = np.concatenate([places[: longest - behind], places[len(places) - behind :]])
         label = (0, 0)
         if answers:
             begin, text = answers[0]

@@ -233,7 +233,7 @@ def tagged(
             kept = fit(row, tokens, tokenizer, longest, cut, examples)
             labels = np.array([numbers[tag] for tag in tags], dtype=np.int64)
             if kept is not tokens:
-                inside = where < longest - 1
+                inside = where < longest - tokenizer.num_special[1]
                 examples.num_words_cut += int((~inside).sum())
                 where, labels = where[inside], labels[inside]
             examples.items.append(Example(kept, labels, where))
