@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from modernbert.errors import InputError
 from modernbert.infer.loading import fit_for_inference
 from modernbert.infer.pipeline import ModernBert
+from modernbert.model.attention import choose_backend
 from modernbert.model.foreign import ForeignEncoder
 from modernbert.model.heads import encoder_of, pool
 from modernbert.model.hub import find_folder, save_folder, unpacked
@@ -76,6 +77,7 @@ class UnpaddedEncoder(InputModule):
             raise InputError("a model of another family is loaded by sentence-transformers itself")
         self.tokenizer = bert.tokenizer  # type: ignore[assignment]
         self.encoder: nn.Module = bert.encoder
+        self.backend = bert.encoder.backend
         self.is_fitted = True
         self.projection = bert.projection
         self.vectors, self.normalize, self.budget_tokens = bert.vectors, normalize, bert.budget_tokens
@@ -215,6 +217,12 @@ class UnpaddedEncoder(InputModule):
     def _fit(self) -> None:
         """Lay the weights out for the processor they lie at, if they are not yet."""
         if not self.is_fitted:
+            encoder: Any = self.encoder
+            place = self._embedding.device, self._embedding.dtype, encoder.config
+            try:
+                encoder.backend = choose_backend(self.backend, *place)
+            except InputError:  # it does not run there, or not in this precision
+                encoder.backend = choose_backend("auto", *place)
             self.encoder = fit_for_inference(self.encoder)  # type: ignore[arg-type]
             self.is_fitted = True
 

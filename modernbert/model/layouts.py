@@ -119,7 +119,8 @@ def _of_pylate(found: dict[str, Any], folder: Path) -> Vectors:
 def _of_multi_vector(found: dict[str, Any], folder: Path) -> Vectors:
     """Read sentence-transformers' own form of late interaction: each module says its part."""
     limits = read_json(folder / _LIMITS, missing_ok=True)
-    length, expansion = _whole("query_length", limits, folder / _LIMITS), limits.get("query_expansion")
+    length = _whole("query_length", limits, folder / _LIMITS) or _longest(folder)
+    expansion = limits.get("query_expansion")
     if expansion is not None:
         if not isinstance(expansion, dict) or expansion.get("strategy") != "fixed" or expansion.get("token"):
             raise InputError(f"{folder / _LIMITS}: query_expansion is not that of [MASK] to a fixed length")

@@ -148,6 +148,10 @@ def test_precision_can_be_changed_and_a_copy_computes_the_same(write: Callable[.
     cosines = (half * expected).sum(1) / np.linalg.norm(half, axis=1)
     assert ours.dtype == torch.bfloat16 and cosines.min() > 0.999 and np.abs(half - expected).max() > 1e-5
     np.testing.assert_allclose(ours.float().encode(TEXTS), expected, atol=0.05)
+    # Which the loops for a CPU do not compute in.
+    found = ours.half().encode(TEXTS)
+    assert ours.dtype == torch.float16
+    np.testing.assert_allclose(found, ours.float().encode(TEXTS), atol=0.01)
 
 
 def test_what_the_module_is_not_for_is_refused(write: Callable[..., Path]) -> None:

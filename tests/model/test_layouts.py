@@ -102,6 +102,17 @@ def test_sentence_transformers_makes_the_same_vectors_of_every_layout(tmp_path: 
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_queries_of_a_multi_vector_model_are_cut_where_it_cuts_all_texts(tmp_path: Path, late: Path) -> None:
+    theirs = MultiVectorEncoder(str(late), device="cpu")
+    theirs[0].query_expansion, theirs[0].query_length, theirs[0].document_length = None, None, None
+    theirs[0].max_seq_length = 7
+    theirs.save(str(tmp_path / "saved"))
+    ours = load(tmp_path / "saved")
+    assert_alike(ours.embed_queries(DOCUMENTS).vectors, theirs.encode_query(DOCUMENTS, convert_to_numpy=True))
+    assert_alike(ours.embed_documents(DOCUMENTS).vectors, theirs.encode_document(DOCUMENTS, convert_to_numpy=True))
+
+
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_what_sentence_transformers_saved_is_read_as_it_computes(
     tmp_path: Path, small_bert: ModernBert, pooling: str
