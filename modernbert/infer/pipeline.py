@@ -500,7 +500,10 @@ class ModernBert:
 
     def _classifier(self) -> Classifier:
         if not isinstance(self.model, Classifier):
-            raise InputError("this model folder has no head with labels (classifier.weight)")
+            raise InputError(
+                "this model folder has no head with labels: no classifier.weight, or a config.json whose architectures "
+                "and problem_type name no task of ours"
+            )
         return self.model
 
     def _hidden_states(

@@ -236,6 +236,8 @@ def _build(
         if task := _task_of(found, num_labels):
             labels = _FIXED_LABELS.get(task) or _labels_from_json(found, num_labels, folder)
             return Classifier(config, task, labels, backend)
+        said = ", ".join(f"{key} {shown(str(found.get(key)), 80)}" for key in ("architectures", "problem_type"))
+        logger.warning("%s: config.json names no task of ours (%s), so its head is not loaded", folder, said)
     return Encoder(config, backend)
 
 
@@ -244,11 +246,12 @@ def _task_of(found: Mapping[str, Any], num_labels: int) -> str | None:
     architectures, problem = found.get("architectures"), found.get("problem_type")
     listed = architectures if isinstance(architectures, list) else []
     named = {name: task for name, task in TASKS.items() if task.architecture in listed}
-    if problem is not None or not named:
+    # What is said of the problem tells the tasks of documents apart, and of others nothing.
+    if len(named) <= 1:
+        return next(iter(named), None)
+    if problem is not None:
         return next((name for name, task in named.items() if task.problem_type == problem), None)
     # Older writers do not say: one score is that of a reranker, several are those of labels.
-    if len(named) == 1:
-        return next(iter(named))
     return "rerank" if num_labels == 1 else "classify"
 
 

@@ -136,6 +136,9 @@ def test_folders_of_transformers_load_and_come_back_byte_for_byte(
     )  # fmt: skip
     theirs = kind(config).eval()
     theirs.save_pretrained(tmp_path / "theirs")
+    if kind is ModernBertForTokenClassification and pooling == "mean":  # which tells nothing of tokens
+        path = tmp_path / "theirs" / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "problem_type": "single_label_classification"}))
     if pooling is None:  # what nobody says is the library's default
         path = tmp_path / "theirs" / "config.json"
         said = json.loads(path.read_text())

@@ -132,6 +132,13 @@ def test_heads_that_are_not_loaded_are_named(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level("WARNING", logger="modernbert"):
         load_model(tmp_path)
     assert "of a head that is not loaded: classifier.bias, classifier.weight" in caplog.text
+    said = "names no task of ours (architectures ['ModernBertForSequenceClassification'], problem_type ordinal_regres"
+    assert said in caplog.text
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": None, "problem_type": None}))
+    with caplog.at_level("WARNING", logger="modernbert"):
+        assert isinstance(load_model(tmp_path), Encoder)
+    assert "names no task of ours (architectures None, problem_type None), so its head is not loaded" in caplog.text
 
 
 def test_keys_that_other_readers_insist_on_are_written() -> None:
