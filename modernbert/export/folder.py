@@ -7,7 +7,7 @@ not near enough is not written.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from modernbert.model.encoder import Encoder
 from modernbert.model.foreign import OURS, family_of
 from modernbert.model.heads import Classifier, encoder_of
 from modernbert.model.hub import digest_of, load_model
-from modernbert.model.layouts import load_vectors, write_vectors
+from modernbert.model.layouts import load_kept, load_vectors, write_vectors
 from modernbert.model.projection import load_projection
 from modernbert.published import read_json
 from modernbert.storage import new_folder
@@ -124,7 +124,9 @@ def _as_used(folder: Path) -> Exported:
     if isinstance(model, Classifier):
         return model
     if (folder / "modules.json").exists():
-        vectors = load_vectors(folder)
+        vectors, obstacle = load_vectors(folder), load_kept(folder).obstacle
+        if obstacle is not None:
+            raise InputError(f"{obstacle}: vectors are written with length 1")
         projection = load_projection(folder, encoder_of(model).config.hidden_size)
         return Embedder(encoder_of(model), vectors.pooling, projection and projection.float()).eval()
     named = read_json(folder / "config.json").get("architectures") or ["ModernBertModel"]
@@ -138,7 +140,9 @@ def _copy_beside(source: _Source, partial: Path) -> None:
     source.tokenizer.save_folder(partial, source.longest)
     (partial / "config.json").write_bytes((source.folder / "config.json").read_bytes())
     if isinstance(source.model, Embedder):
-        write_vectors(partial, load_vectors(source.folder), source.model.projection, source.longest)
+        # The graph itself scales vectors to length 1.
+        kept = replace(load_kept(source.folder), normalize=None)
+        write_vectors(partial, load_vectors(source.folder), source.model.projection, source.longest, kept)
 
 
 def _write_graphs(source: _Source, partial: Path, out: Path, int8: bool) -> Report:

@@ -35,7 +35,7 @@ from modernbert.model.foreign import OURS, ForeignEncoder, family_of, load_forei
 from modernbert.model.fused import FusedEncoder
 from modernbert.model.heads import Classifier, MaskedLM, Model, encoder_of, pool
 from modernbert.model.hub import find_folder, load_config, save_folder
-from modernbert.model.layouts import load_vectors, write_vectors
+from modernbert.model.layouts import Kept, load_kept, load_vectors, write_vectors
 from modernbert.model.projection import load_projection
 from modernbert.processes import Processes
 from modernbert.ragged import Batch, within
@@ -95,6 +95,7 @@ class ModernBert:
         self.vectors = vectors or Vectors()
         self.projection = projection
         self._origin: tuple[Path, str, str] | None = None  # the folder it was loaded from, the dtype and the backend
+        self._kept = Kept()  # what that folder says beside its vectors
         self._spread: Spread[ModernBert] | None = None
         entries = model.vocab_size if isinstance(model, ForeignEncoder) else self.config.vocab_size
         if tokenizer.vocab_size > entries:
@@ -141,6 +142,7 @@ class ModernBert:
         # A folder of scores says nothing of vectors that it was tuned for.
         vectors = Vectors() if isinstance(model, Classifier) else load_vectors(folder)
         bert = ModernBert(tokenizer, model, vectors=vectors, projection=projection)
+        bert._kept = Kept() if isinstance(model, Classifier) else load_kept(folder)
         bert._origin = folder, dtype, backend
         return bert
 
@@ -208,15 +210,21 @@ class ModernBert:
 
     @property
     def query_form(self) -> Form:
-        """How the model was tuned to have queries laid out."""
-        vectors = self.vectors
+        """How the model was tuned to have queries laid out.
+
+        Raises: InputError if it was tuned for another similarity than this package compares them by.
+        """
+        vectors = self._compared()
         longest = min(vectors.query_length or self.longest, self.longest)
         return Form(longest, vectors.query_prompt, vectors.expand_queries)
 
     @property
     def document_form(self) -> Form:
-        """How the model was tuned to have documents laid out."""
-        vectors = self.vectors
+        """How the model was tuned to have documents laid out.
+
+        Raises: InputError if it was tuned for another similarity than this package compares them by.
+        """
+        vectors = self._compared()
         longest = min(vectors.document_length or self.longest, self.longest)
         skipped = frozenset(token for name in vectors.skip if (token := self.tokenizer.id_of(name)) is not None)
         return Form(longest, vectors.document_prompt, skip=skipped)
@@ -432,8 +440,8 @@ class ModernBert:
 
         def write_beside(partial: Path) -> None:
             self.tokenizer.save_folder(partial, longest)
-            if self.vectors != Vectors() or self.projection is not None:
-                write_vectors(partial, self.vectors, self.projection, longest)
+            if self.vectors != Vectors() or self.projection is not None or self._kept != Kept():
+                write_vectors(partial, self.vectors, self.projection, longest, self._kept)
 
         save_folder(Path(folder), self.model, write_beside)
 
@@ -447,6 +455,11 @@ class ModernBert:
                 best = logits.softmax(dim=-1).topk(top_k, dim=-1)
             for tokens, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True):
                 yield [Guess(self.tokenizer.text_of(t), t, p) for t, p in zip(tokens, shares, strict=True)]
+
+    def _compared(self) -> Vectors:
+        if self._kept.obstacle is not None:
+            raise InputError(f"{self._kept.obstacle}: vectors are compared by their directions here")
+        return self.vectors
 
     def _tuned(self, texts: str | Iterable[str], form: Form) -> TextVectors:
         listed = _checked(_listed(texts))
@@ -584,4 +597,6 @@ def _load_foreign(name: str | Path, folder: Path, device: torch.device, dtype: t
     projection = load_projection(folder, encoder.width)
     if projection is not None:
         projection = projection.to(device, dtype)
-    return ModernBert(tokenizer, encoder, vectors=load_vectors(folder), projection=projection)
+    bert = ModernBert(tokenizer, encoder, vectors=load_vectors(folder), projection=projection)
+    bert._kept = load_kept(folder)
+    return bert

@@ -5,6 +5,7 @@ everything that library has around it: prompts, `encode_query` and `encode_docum
 processes. Rows are padded nowhere; token embeddings are handed out as one tensor a text.
 """
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -26,14 +27,15 @@ from modernbert.model.attention import choose_backend
 from modernbert.model.foreign import ForeignEncoder
 from modernbert.model.heads import encoder_of, pool
 from modernbert.model.hub import find_folder, save_folder, unpacked
-from modernbert.model.layouts import write_vectors
-from modernbert.model.modules import OURS_LISTED, listed_modules
+from modernbert.model.layouts import Kept, load_kept, write_vectors
+from modernbert.model.modules import OURS_LISTED
 from modernbert.published import read_json
 from modernbert.ragged import Batch, within
 
 __all__ = ["UnpaddedEncoder", "sentence_transformer"]
 
-_SETTINGS, _MODULES = "config_sentence_transformers.json", "modules.json"
+_SETTINGS, _LIMITS = "config_sentence_transformers.json", "sentence_bert_config.json"
+_MODULES = "modules.json"
 
 
 def sentence_transformer(
@@ -66,7 +68,7 @@ class UnpaddedEncoder(InputModule):
     flag before it imports a class of any other package.
     """
 
-    config_file_name = "sentence_bert_config.json"
+    config_file_name = _LIMITS
 
     def __init__(self, bert: ModernBert, normalize: bool = True) -> None:
         """Take a model; `normalize` scales vectors to length 1."""
@@ -92,7 +94,7 @@ class UnpaddedEncoder(InputModule):
         Raises: InputError if the folder lacks a file or holds a wrong one.
         """
         bert = ModernBert.load(folder, device=device, dtype=dtype, backend=backend)
-        return cls(bert, normalize=any(module.kind == "Normalize" for module in listed_modules(folder)))
+        return cls(bert, normalize=bool(load_kept(folder).normalize))
 
     @classmethod
     def load(  # type: ignore[override]  # of what it is given, only where the folder lies is of use
@@ -194,14 +196,17 @@ class UnpaddedEncoder(InputModule):
         def write_beside(partial: Path) -> None:
             tokenizer.save_folder(partial, longest)
             vectors = replace(self.vectors, document_length=self.max_seq_length)
-            write_vectors(partial, vectors, self.projection, longest)
+            write_vectors(partial, vectors, self.projection, longest, Kept(normalize=self.normalize))
 
         target = Path(output_path)
         with tempfile.TemporaryDirectory(dir=target) as folder:
             save_folder(Path(folder) / "model", encoder, write_beside)
             written = Path(folder) / "model"
             (written / _MODULES).rename(written / OURS_LISTED)
-            # The library writes its own, with the prompts that it has.
+            length = min(self.vectors.query_length or self.max_seq_length, self.max_seq_length)
+            limits = read_json(written / _LIMITS) | {"query_length": length}
+            (written / _LIMITS).write_text(json.dumps(limits, indent=2) + "\n")
+            # The library writes its own, with the prompts that it has, and without a length of queries.
             (written / _SETTINGS).unlink()
             for path in written.iterdir():
                 if (target / path.name).is_dir():

@@ -6,6 +6,8 @@ lists and this package has no part for is refused: vectors that are almost those
 """
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +20,44 @@ from modernbert.model.stanford import stanford_settings, vectors_of_stanford
 from modernbert.published import read_json
 from modernbert.storage import write_tensors
 
-__all__ = ["load_vectors", "write_vectors"]
+__all__ = ["Kept", "load_kept", "load_vectors", "write_vectors"]
 
 _SETTINGS, _LIMITS = "config_sentence_transformers.json", "sentence_bert_config.json"
 _POOLINGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
+# What its modules call vectors of texts, and those of their tokens.
+_SENTENCE, _TOKENS = "sentence_embedding", "token_embeddings"
 # What the tokenizers of transformers say of no limit is a number of thirty digits.
 _NO_LIMIT = 10**6
 
 
-def write_vectors(folder: Path, vectors: Vectors, projection: nn.Linear | None, longest: int) -> None:
+@dataclass(frozen=True)
+class Kept:
+    """Hold what a folder says to sentence-transformers beside its `Vectors`, to be written again.
+
+    `normalize` says whether its vectors are scaled to length 1, None where it does not say; `obstacle` why this package
+    does not compare them as that library does, if it does not.
+    """
+
+    normalize: bool | None = None
+    similarity: str | None = None
+    prompts: Mapping[str, Any] = field(default_factory=dict)
+    default_prompt: str | None = None
+    obstacle: str | None = None
+
+
+def write_vectors(
+    folder: Path, vectors: Vectors, projection: nn.Linear | None, longest: int, kept: Kept | None = None
+) -> None:
     """Write what sentence-transformers reads beside a model, in PyLate's layout where tokens have vectors.
 
     For `new_folder`. Raises: OSError with the system's number if the disk is full or not writable.
     """
-    late = vectors.pooling == "tokens"
+    late, kept = vectors.pooling == "tokens", kept or Kept()
     modules: list[tuple[str, str]] = [("", "sentence_transformers.models.Transformer")]
     settings: dict[str, Any] = {
-        "prompts": {"query": vectors.query_prompt, "document": vectors.document_prompt},
-        "default_prompt_name": None,
-        "similarity_fn_name": "cosine",
+        "prompts": {**kept.prompts, "query": vectors.query_prompt, "document": vectors.document_prompt},
+        "default_prompt_name": kept.default_prompt,
+        "similarity_fn_name": kept.similarity or "cosine",
         # Which sentence-transformers has no word for, and passes over.
         "query_length": vectors.query_length,
     }
@@ -63,7 +84,7 @@ def write_vectors(folder: Path, vectors: Vectors, projection: nn.Linear | None, 
         }  # fmt: skip
         _write_module(folder / place, described)
         write_tensors(folder / place / "model.safetensors", {"linear.weight": projection.weight.detach().cpu()})
-    if not late:
+    if not late and kept.normalize is not False:
         modules += [(f"{len(modules)}_Normalize", "sentence_transformers.models.Normalize")]
         (folder / modules[-1][0]).mkdir()
     listed = [{"idx": n, "name": str(n), "path": path, "type": kind} for n, (path, kind) in enumerate(modules)]
@@ -91,13 +112,43 @@ def load_vectors(folder: Path) -> Vectors:
     if found.get("model_type") == "MultiVectorEncoder":
         return _of_multi_vector(found, folder)
     query, document = _prompts(found, folder)
-    # The library cuts queries where it cuts documents.
-    length = _longest(folder)
-    asked = _whole("query_length", found, folder / _SETTINGS) if "query_length" in found else length
+    # The library cuts queries where it cuts documents, unless it is told otherwise; older ones cannot be.
+    limits, length = read_json(folder / _LIMITS, missing_ok=True), _longest(folder)
+    asked = _whole("query_length", limits, folder / _LIMITS) or length
+    if "query_length" in found:
+        asked = _whole("query_length", found, folder / _SETTINGS)
+    length = _whole("document_length", limits, folder / _LIMITS) or length
     return Vectors(
         pooling=_pooling(folder), query_prompt=query, document_prompt=document, query_length=asked,
         document_length=length, truncate_dim=_whole("truncate_dim", found, folder / _SETTINGS, "components"),
     )  # fmt: skip
+
+
+def load_kept(folder: Path) -> Kept:
+    """Read what a folder of sentence-transformers says beside its `Vectors`; nothing of one of another layout.
+
+    Raises: InputError naming the file, for one that is not readable.
+    """
+    found = read_json(folder / _SETTINGS, missing_ok=True)
+    late, place = found.get("model_type") == "MultiVectorEncoder", folder / _SETTINGS
+    if found.get("model_type") == "ColBERT" or not (folder / "modules.json").exists():
+        return Kept()
+    normalize = _normalizes(folder, _TOKENS if late else _SENTENCE)
+    similarity = _text("similarity_fn_name", found, place) or None
+    obstacle = None
+    if similarity not in (None, "maxsim" if late else "cosine") and not (similarity == "dot" and normalize):
+        obstacle = f"{place}: similarity_fn_name is {str(similarity)[:60]!r}, expected {'maxsim' if late else 'cosine'}"
+    elif late and not normalize:
+        obstacle = f"{folder / 'modules.json'}: lists no Normalize of {_TOKENS}, expected one"
+    prompts = found.get("prompts") or {}
+    name = found.get("default_prompt_name")
+    return Kept(normalize, similarity, prompts, name if isinstance(name, str) and name in prompts else None, obstacle)
+
+
+def _normalizes(folder: Path, name: str) -> bool:
+    """Say whether a folder lists a module that scales vectors of this name to length 1."""
+    places = [folder / each.path / "config.json" for each in listed_modules(folder) if each.kind == "Normalize"]
+    return any(read_json(each, missing_ok=True).get("module_input_name", _SENTENCE) == name for each in places)
 
 
 def _of_pylate(found: dict[str, Any], folder: Path) -> Vectors:

@@ -47,6 +47,10 @@ def listed_modules(folder: Path) -> list[Module]:
         if Path(path).is_absolute() or ".." in Path(path).parts:
             raise InputError(f"{place}: {path[:80]!r} lies outside the folder")
         modules.append(module)
+    kinds = [module.kind for module in modules]
+    first = kinds.index("Normalize") if "Normalize" in kinds else len(kinds)
+    if behind := [kind for kind in kinds[first:] if kind in ("Pooling", "Dense")]:
+        raise InputError(f"{place}: lists Normalize before {behind[0]}, expected it behind all others")
     return modules
 
 

@@ -56,6 +56,11 @@ def _dense(place: Path, library: str, width: int) -> Tensor:
     activation = found.get("activation_function", _IDENTITY if library == "pylate" else "torch.nn.Tanh")
     if str(activation).rpartition(".")[2] != "Identity":
         raise InputError(f"{place / 'config.json'}: activation_function is {str(activation)[:80]!r}, expected Identity")
+    names = [found.get(f"module_{end}_name") for end in ("input", "output")]
+    if names[1] not in (None, names[0] or "sentence_embedding"):
+        raise InputError(
+            f"{place / 'config.json'}: module_output_name is {str(names[1])[:60]!r}, expected module_input_name"
+        )
     if not is_there(place / WEIGHTS) and is_there(place / _PICKLE):
         raise InputError(
             f"{place}: has {_PICKLE}, a pickle, which is never loaded; expected {WEIGHTS} "

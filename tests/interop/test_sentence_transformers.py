@@ -127,6 +127,19 @@ def test_a_model_is_saved_and_loaded_with_what_was_set(tmp_path: Path, write: Ca
     np.testing.assert_allclose(bert.embed_documents(TEXTS).vectors, ours.encode_document(TEXTS), atol=1e-5)
 
 
+def test_what_a_folder_says_of_length_stays_when_it_is_saved(tmp_path: Path, write: Callable[..., Path]) -> None:
+    folder = write(Vectors(query_length=5, document_length=12))
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(modules[:-1]))
+    ours = sentence_transformer(folder, **CPU)
+    ours.save(str(tmp_path / "saved"))
+    again = sentence_transformer(tmp_path / "saved", **CPU)
+    np.testing.assert_array_equal(again.encode(TEXTS), ours.encode(TEXTS))
+    assert np.abs(np.linalg.norm(again.encode(TEXTS), axis=1) - 1).min() > 0.01
+    vectors = ModernBert.load(tmp_path / "saved", **CPU).vectors
+    assert (vectors.query_length, vectors.document_length) == (5, 12)
+
+
 def test_modules_of_the_library_may_follow(write: Callable[..., Path]) -> None:
     bert = ModernBert.load(write(Vectors()), **CPU)
     dense = Dense(64, 8, bias=True, activation_function=torch.nn.Tanh())

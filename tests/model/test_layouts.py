@@ -227,6 +227,9 @@ SETTINGS, DENSE = "config_sentence_transformers.json", "1_Dense/config.json"
         (expanding(length=0), "length is 0, expected a number of tokens"),
         (masked(skiplist_tasks=["query"]), "leaves out tokens of other texts"),
         (masked(keep_only_token_ids=[3]), "leaves out tokens of other texts"),
+        (listed("a.Transformer", "a.Normalize", "a.Dense"), "lists Normalize before Dense, expected it behind all"),
+        (listed("a.Transformer", "a.Normalize", "a.Pooling"), "lists Normalize before Pooling"),
+        (edited(DENSE, module_output_name="other"), "module_output_name is 'other', expected module_input_name"),
         (stanford(attend_to_mask_tokens=False), "attend_to_mask_tokens is false"),
         (stanford(similarity="l2"), "similarity is 'l2', expected 'cosine'"),
         (stanford(query_maxlen="32"), "query_maxlen is '32', expected a number"),
@@ -257,6 +260,51 @@ def test_poolings_that_are_not_ours_are_refused(
     edited("1_Pooling/config.json", **changes)(folder)
     with pytest.raises(InputError, match=line):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("late", "settings", "kinds", "line"),
+    [
+        (False, {"similarity_fn_name": "dot"}, ["Pooling"], "similarity_fn_name is 'dot', expected cosine"),
+        (False, {"similarity_fn_name": "euclidean"}, ["Pooling", "Normalize"], "similarity_fn_name is 'euclidean'"),
+        (True, {"similarity_fn_name": "meanmaxsim"}, ["Normalize"], "similarity_fn_name is 'meanmaxsim'"),
+        (True, {}, [], "lists no Normalize of token_embeddings, expected one"),
+        (False, {"similarity_fn_name": "dot"}, ["Pooling", "Normalize"], None),
+        (True, {"similarity_fn_name": "maxsim"}, ["Normalize"], None),
+    ],
+)
+def test_texts_of_another_similarity_are_not_compared(
+    tmp_path: Path, small_bert: ModernBert, late: bool, settings: dict[str, Any], kinds: list[str], line: str | None
+) -> None:
+    small_bert.save(tmp_path / "model")
+    listed("Transformer", *kinds)(tmp_path / "model")
+    model_type = "MultiVectorEncoder" if late else "SentenceTransformer"
+    edited(SETTINGS, model_type=model_type, **settings)(tmp_path / "model")
+    names = {"module_input_name": "token_embeddings"} if late else {}
+    edited(f"{len(kinds)}_x/config.json", **names)(tmp_path / "model")
+    bert = load(tmp_path / "model")
+    assert_alike(bert.embed(["a land"]), small_bert.embed(["a land"]))
+    if line is None:
+        assert bert.similarity(QUERIES, DOCUMENTS).shape == (2, 3)
+        return
+    for call in (bert.embed_queries, bert.embed_documents, lambda texts: bert.rerank("a", texts)):
+        with pytest.raises(InputError, match=line):
+            call(["rivers"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_saved_does_what_the_folder_did_in_its_own_library(tmp_path: Path, small_bert: ModernBert) -> None:
+    folder = write(tmp_path / "model", small_bert, Vectors(query_prompt="ask: ", document_length=9))
+    modules = json.loads((folder / "modules.json").read_text())
+    (folder / "modules.json").write_text(json.dumps(modules[:-1]))
+    prompts = {"query": "ask: ", "document": "", "other": "some "}
+    edited(SETTINGS, prompts=prompts, default_prompt_name="other", similarity_fn_name="dot")(folder)
+    load(folder).save(tmp_path / "saved")
+    before, after = (SentenceTransformer(str(tmp_path / name), device="cpu") for name in ("model", "saved"))
+    assert (after.prompts, after.default_prompt_name, after.similarity_fn_name) == (prompts, "other", "dot")
+    np.testing.assert_array_equal(before.encode(DOCUMENTS), after.encode(DOCUMENTS))
+    np.testing.assert_array_equal(before.encode_query(DOCUMENTS), after.encode_query(DOCUMENTS))
+    assert np.abs(np.linalg.norm(after.encode(DOCUMENTS), axis=1) - 1).min() > 0.01
 
 
 def test_components_that_are_no_number_are_refused(tmp_path: Path, small_bert: ModernBert) -> None:
