@@ -499,7 +499,9 @@ def index(
     model: Model,
     sources: Annotated[list[str], typer.Argument(help="Folders and files of text or code.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="The index: a folder, new or to be brought up to date.")],
-    passage_tokens: Annotated[int, typer.Option(help="Most tokens of a passage.")] = 256,
+    passage_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of a passage: 256 in a new index, as begun in another.")
+    ] = None,
     text_field: Annotated[str, typer.Option(help="Of rows of .jsonl and .parquet.")] = "text",
     on_error: Annotated[str, typer.Option(help="What of broken files and rows: refuse, skip.")] = "refuse",
     device: Device = "auto",

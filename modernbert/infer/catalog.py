@@ -23,6 +23,7 @@ __all__ = ["HOW", "Catalog", "Hit", "Update"]
 
 HOW = ("hybrid", "vectors", "words")
 _TABLE = "passages"
+_PASSAGE_TOKENS = 256
 # Passages are embedded and written so many characters at a time.
 _BLOCK_CHARACTERS = 2**20
 # So many of each ranking are joined, and so many are ranked again.
@@ -72,16 +73,19 @@ class Catalog:
             return Catalog(folder, database.open_table(_TABLE))
 
     @staticmethod
-    def begin(folder: Path, bert: ModernBert, model: str, files: str, passage_tokens: int) -> "Catalog":
+    def begin(folder: Path, bert: ModernBert, model: str, files: str, passage_tokens: int | None = None) -> "Catalog":
         """Open the catalog in a folder, or begin one.
 
         `model` is where it can be loaded from, `files` what tells it from all others. Passages have at most
-        `passage_tokens` tokens, or as many as a document of the model may have, if that is less.
+        `passage_tokens` tokens, or as many as a document of the model may have, if that is less; None is what they had
+        before, or 256.
 
         Raises: InputError if it was begun with another model or other settings, or next to nothing fits a passage.
         """
         import pyarrow
 
+        if passage_tokens is None:
+            passage_tokens = Catalog.open(folder).about["passage_tokens"] if Catalog.is_in(folder) else _PASSAGE_TOKENS
         longest = longest_passage(passage_tokens, bert.document_form, bert.tokenizer)
         about = {"model": model, "model_files": files, "vectors": asdict(bert.vectors), "passage_tokens": longest}
         fields = [
@@ -155,8 +159,12 @@ class Catalog:
         """
         if how not in HOW:
             raise InputError(f"how: found {how!r}, expected {', '.join(HOW)}")
-        if not query.strip() or k < 1 or not len(self):
-            raise InputError(f"{self.folder}: found {len(self)} passages, a query of {len(query)} characters, k of {k}")
+        if not query.strip():
+            raise InputError("query: found no word, expected at least one")
+        if k < 1:
+            raise InputError(f"k: found {k}, expected at least 1")
+        if not len(self):
+            raise InputError(f"{self.folder}: found 0 passages, expected at least 1")
         depth = max(k, _DEPTH)
         if how != "vectors" and self._words() is None:
             raise InputError(

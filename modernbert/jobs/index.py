@@ -19,7 +19,7 @@ __all__ = ["IndexConfig", "run"]
 
 @dataclass(frozen=True)
 class IndexConfig:
-    """What to load, which files to index, where to, and how long a passage may be.
+    """What to load, which files to index, where to, and how long a passage may be, see `Catalog.begin`.
 
     `on_error` is what becomes of broken files and rows: refuse, or skip and count them.
     """
@@ -27,7 +27,7 @@ class IndexConfig:
     model: str
     sources: Sequence[str]
     out: Path
-    passage_tokens: int = 256
+    passage_tokens: int | None = None
     text_field: str = "text"
     device: str = "auto"
     dtype: str = "auto"

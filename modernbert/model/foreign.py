@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 OURS = "modernbert"
+_OLD_PLACE = "0_Transformer"
 # Encoders of text whose classes take tokens and no more.
 _FAMILIES = frozenset(
     "albert bert camembert data2vec-text deberta deberta-v2 distilbert electra ernie eurobert gte jina_embeddings_v3 "
@@ -81,6 +82,11 @@ def family_of(folder: Path) -> str:
 
     Raises: InputError if there is no config, or its family is not known here.
     """
+    if not is_there(folder / "config.json") and is_there(folder / _OLD_PLACE / "config.json"):
+        raise InputError(
+            f"{folder}: has its model in {_OLD_PLACE}, as old folders of sentence-transformers have, expected these "
+            'files beside modules.json, which names their path, then ""'
+        )
     family = read_json(folder / "config.json").get("model_type", OURS)
     if not isinstance(family, str) or family not in (OURS, *_FAMILIES):
         known = ", ".join((OURS, *sorted(_FAMILIES)))

@@ -31,11 +31,9 @@ def add_vectors(app: FastAPI, service: Service) -> None:
     @app.post("/embed")
     async def embed(http: Request, body: schemas.EmbedIn) -> Response:
         form, texts = service.form(body.prompt_name, body.input_type), listed(body.inputs)
+        finish = service.finish_vectors(body.normalize, body.dimensions)
         service.check_size(len(texts), body.dimensions)
-        found = await service.compute(
-            http, lambda: _tokens(service.lay(texts, form, bool(body.truncate))),
-            service.finish_vectors(body.normalize, body.dimensions),
-        )  # fmt: skip
+        found = await service.compute(http, lambda: _tokens(service.lay(texts, form, bool(body.truncate))), finish)
         return await _json(lambda: _written(found, body.precision, body.encoding_format), _size(found))
 
     if not isinstance(bert.model, Classifier):
@@ -68,13 +66,14 @@ def add_vectors(app: FastAPI, service: Service) -> None:
     @app.post("/embeddings")
     async def openai(http: Request, body: schemas.OpenAIIn) -> Response:
         form, texts, documents = service.form(None, body.input_type), listed(body.input), list[np.ndarray]()
+        finish = service.finish_vectors(True, body.dimensions)
         service.check_size(len(texts), body.dimensions)
 
         def make() -> list[np.ndarray]:
             documents.extend(_tokens(service.lay(texts, form, body.truncate)))
             return documents
 
-        found = await service.compute(http, make, service.finish_vectors(True, body.dimensions))
+        found = await service.compute(http, make, finish)
         used = sum(map(len, documents))
 
         def answer() -> dict[str, Any]:

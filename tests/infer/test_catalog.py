@@ -153,8 +153,23 @@ def test_what_is_no_index_or_another_is_refused(notes: Path, tmp_path: Path, sma
         catalog.search(small_bert, "a", 1, how="meaning")
     with pytest.raises(InputError, match="found 0 passages"):
         Catalog.begin(tmp_path / "empty", small_bert, "model", "bits", 32).search(small_bert, "a", 1)
+    for query, k, said in (
+        (" \n", 1, "query: found no word, expected at least one"),
+        ("a", 0, "k: found 0, expected at"),
+    ):
+        with pytest.raises(InputError, match=said):
+            catalog.search(small_bert, query, k)
     with pytest.raises(InputError, match="passage_tokens: found 5"):
         passages_of("a", small_bert.tokenizer, 5)
+
+
+def test_passages_of_an_index_stay_as_long_as_they_were(config: IndexConfig) -> None:
+    begun = replace(config, passage_tokens=12)
+    for again in (begun, replace(config, passage_tokens=None), begun):
+        run(again)
+        assert Catalog.open(config.out).about["passage_tokens"] == 12
+    with pytest.raises(InputError, match=r"was begun with other passage_tokens \(12, found 13\)"):
+        run(replace(config, passage_tokens=13))
 
 
 def test_two_lines_search_ones_own_notes(notes: Path, tmp_path: Path, small_bert: ModernBert) -> None:

@@ -19,6 +19,7 @@ from transformers import (
     ModernBertModel,
 )
 
+from modernbert import ModernBert
 from modernbert.errors import InputError
 from modernbert.model.config import PRESETS, ModelConfig
 from modernbert.model.dialect import config_from_json, config_to_json
@@ -293,6 +294,12 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{" * 5)
     with pytest.raises(InputError, match="config.json: is not readable JSON"):
         load_model(tmp_path)
+
+
+def test_the_layout_of_old_folders_of_sentence_transformers_is_named(tmp_path: Path, small_model: MaskedLM) -> None:
+    save_folder(tmp_path / "0_Transformer", small_model)
+    with pytest.raises(InputError, match="has its model in 0_Transformer, .* expected these files beside modules.json"):
+        ModernBert.load(tmp_path)
 
 
 def test_saving_never_leaves_half_a_folder(tmp_path: Path, small_model: MaskedLM) -> None:

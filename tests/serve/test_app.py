@@ -226,6 +226,7 @@ def test_tokens_there_and_back(open_app: Open, small_bert: ModernBert) -> None:
     [
         ("/embed", {"inputs": ["a", "word " * 2_000]}, 422, r"text 1: has [\d,]+ tokens, expected at most 1,000"),
         ("/embed", {"inputs": "a", "dimensions": 65}, 422, "dimensions: found 65, expected 1 to 64"),
+        ("/embed", {"inputs": "a", "dimensions": 10**9}, 422, "dimensions: found 1000000000, expected 1 to 64"),
         ("/embed", {"inputs": "a", "prompt_name": "x"}, 422, "prompt_name: Input should be 'query'"),
         ("/embed", {"inputs": [[5, 512]]}, 422, "text 0: has ids outside of 0 to 511"),
         (
