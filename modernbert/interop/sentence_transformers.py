@@ -79,7 +79,7 @@ class UnpaddedEncoder(InputModule):
             raise InputError("a model of another family is loaded by sentence-transformers itself")
         self.tokenizer = bert.tokenizer  # type: ignore[assignment]
         self.encoder: nn.Module = bert.encoder
-        self.backend = bert.encoder.backend
+        self.preferred_backend = bert.encoder.backend
         self.is_fitted = True
         self.projection = bert.projection
         self.vectors, self.normalize, self.budget_tokens = bert.vectors, normalize, bert.budget_tokens
@@ -225,7 +225,7 @@ class UnpaddedEncoder(InputModule):
             encoder: Any = self.encoder
             place = self._embedding.device, self._embedding.dtype, encoder.config
             try:
-                encoder.backend = choose_backend(self.backend, *place)
+                encoder.backend = choose_backend(self.preferred_backend, *place)
             except InputError:  # it does not run there, or not in this precision
                 encoder.backend = choose_backend("auto", *place)
             self.encoder = fit_for_inference(self.encoder)  # type: ignore[arg-type]

@@ -50,9 +50,14 @@ def write_vectors(
 ) -> None:
     """Write what sentence-transformers reads beside a model, in PyLate's layout where tokens have vectors.
 
-    For `new_folder`. Raises: OSError with the system's number if the disk is full or not writable.
+    For `new_folder`.
+
+    Raises: OSError with the system's number if the disk is full or not writable; InputError for late interaction that
+    this layout cannot say.
     """
     late, kept = vectors.pooling == "tokens", kept or Kept()
+    if late and kept.obstacle is not None:
+        raise InputError(f"{kept.obstacle}: PyLate's layout has no word for it")
     modules: list[tuple[str, str]] = [("", "sentence_transformers.models.Transformer")]
     settings: dict[str, Any] = {
         "prompts": {**kept.prompts, "query": vectors.query_prompt, "document": vectors.document_prompt},
@@ -131,7 +136,8 @@ def load_kept(folder: Path) -> Kept:
     """
     found = read_json(folder / _SETTINGS, missing_ok=True)
     late, place = found.get("model_type") == "MultiVectorEncoder", folder / _SETTINGS
-    if found.get("model_type") == "ColBERT" or not (folder / "modules.json").exists():
+    others = found.get("model_type") == "ColBERT" or stanford_settings(folder) is not None
+    if others or not (folder / "modules.json").exists():
         return Kept()
     normalize = _normalizes(folder, _TOKENS if late else _SENTENCE)
     similarity = _text("similarity_fn_name", found, place) or None

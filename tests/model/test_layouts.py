@@ -290,6 +290,9 @@ def test_texts_of_another_similarity_are_not_compared(
     for call in (bert.embed_queries, bert.embed_documents, lambda texts: bert.rerank("a", texts)):
         with pytest.raises(InputError, match=line):
             call(["rivers"])
+    if late:
+        with pytest.raises(InputError, match=line):
+            bert.save(tmp_path / "saved")
 
 
 @pytest.mark.filterwarnings("ignore")
