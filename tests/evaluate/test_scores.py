@@ -5,7 +5,14 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from modernbert.evaluate.scores import label_scores, number_scores, pair_scores, spans_of, tag_scores
+from modernbert.evaluate.scores import (
+    label_scores,
+    multilabel_scores,
+    number_scores,
+    pair_scores,
+    spans_of,
+    tag_scores,
+)
 
 
 def test_label_scores_by_hand() -> None:
@@ -23,6 +30,21 @@ def test_a_model_that_says_one_thing_has_no_correlation() -> None:
     assert label_scores(np.zeros(4, int), np.array([0, 1, 0, 1]))["matthews"] == 0.0
     scores = number_scores(np.ones(4), np.arange(4.0))
     assert scores["pearson"] == scores["spearman"] == 0.0 and scores["squared_error"] == 1.5
+
+
+def test_multilabel_scores_are_those_of_scikit_learn_and_one_label_is_no_choice_of_two() -> None:
+    rng = np.random.default_rng(0)
+    found, expected = rng.random((40, 5)) < 0.3, rng.random((40, 5)) < 0.4
+    found[:, 4] = expected[:, 4] = False
+    scores = multilabel_scores(found, expected)
+    for average in ("micro", "macro"):
+        theirs = metrics.f1_score(expected, found, average=average, zero_division=0.0)
+        assert scores[f"{average}_f1"] == pytest.approx(theirs)
+    # Found once of four times, and once where it is not; rightly absent of all the others.
+    one, other = np.zeros((100, 1), bool), np.zeros((100, 1), bool)
+    one[[0, 9]] = other[:4] = True
+    assert multilabel_scores(one, other) == {"micro_f1": 2 / 6, "macro_f1": 2 / 6, "exact": 0.96}
+    assert multilabel_scores(other & one[::-1], other & False)["micro_f1"] == 0.0, "nothing is there to be found"
 
 
 def test_number_scores_are_those_of_scipy() -> None:
