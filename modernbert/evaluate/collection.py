@@ -10,7 +10,7 @@ from pathlib import Path
 from modernbert.errors import InputError
 from modernbert.text.labelled.rows import Row, read_rows
 
-__all__ = ["Collection", "is_collection", "read_collection", "read_texts"]
+__all__ = ["Collection", "is_collection", "judgments_file", "read_collection", "read_texts"]
 
 
 _PACKED = ("", ".gz", ".zst")
@@ -32,15 +32,14 @@ class Collection:
     num_empty: int
 
 
-def read_collection(folder: Path, split: str = "test") -> Collection:
-    """Read a collection; a document's title stands before its text.
+def read_collection(folder: Path, split: str = "test", usual: str = "test") -> Collection:
+    """Read a collection; a document's title stands before its text. For `split` and `usual` see `judgments_file`.
 
     Raises: InputError naming the file and row, for an id that is there twice or nowhere, or a grade that is no number.
     """
     documents, queries = read_texts(folder)
-    name = f"qrels/{split}.tsv" if (folder / "qrels").is_dir() else "qrels.tsv"
     judgments: dict[str, dict[str, int]] = {}
-    for row in read_rows([str(_file(folder, name))]):
+    for row in read_rows([str(judgments_file(folder, split, usual))]):
         query, document = str(row.value("query-id")), str(row.value("corpus-id"))
         for key, known in ((query, queries), (document, documents)):
             if key not in known:
@@ -63,6 +62,21 @@ def read_collection(folder: Path, split: str = "test") -> Collection:
         num_unjudged=len(queries) - len(judgments),
         num_empty=len(empty),
     )
+
+
+def judgments_file(folder: Path, split: str, usual: str) -> Path:
+    """Return the file of a split's judgments.
+
+    A folder with one `qrels.tsv` for all has them for the test, and for whoever asks for no split but the `usual` one.
+
+    Raises: InputError if it is not there.
+    """
+    if (folder / "qrels").is_dir():
+        return _file(folder, f"qrels/{split}.tsv")
+    path = _file(folder, "qrels.tsv")
+    if split not in (usual, "test"):
+        raise InputError(f"{path}: has one set of judgments, of no split {split!r}; leave the name of the split out")
+    return path
 
 
 def read_texts(folder: Path) -> tuple[dict[str, str], dict[str, str]]:

@@ -19,7 +19,7 @@ from torch import nn
 from modernbert.config import MISSING
 from modernbert.device import autocast, choose_device, choose_precision, keep_freed_memory
 from modernbert.errors import InputError
-from modernbert.evaluate.collection import Collection, is_collection, read_collection, read_texts
+from modernbert.evaluate.collection import Collection, is_collection, judgments_file, read_collection, read_texts
 from modernbert.evaluate.retrieval import (
     Rank,
     Retrieval,
@@ -234,13 +234,35 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
     texts = [text for question in questions for text in (question.answer, *question.others)]
     passages = _lay(tokenizer, forms["passages"], "passages", texts)
     collections = {
-        name: [read_collection(Path(each), getattr(config, f"{name}_split")) for each in getattr(config, name)]
+        name: [read_collection(Path(each), getattr(config, f"{name}_split"), name) for each in getattr(config, name)]
         for name in ("dev", "test")
     }
+    _check_apart(config)
     return _Inputs(
         tokenizer, folder, longest, vectors, questions, queries, passages, collections, device, dtype,
         "transformers" if is_foreign else choose_backend(config.backend, device, dtype, load_config(folder)),
     )  # fmt: skip
+
+
+def _check_apart(config: RetrieverConfig) -> None:
+    """Say which judgments are both learned from and scored by.
+
+    Raises: InputError for those that are so under two names: a folder with one file for all splits.
+    """
+    folders = [Path(source) for source in config.train if is_collection(Path(source))]
+    learned = {judgments_file(folder, config.train_split, "train").resolve() for folder in folders}
+    for name in ("dev", "test"):
+        split = getattr(config, f"{name}_split")
+        for folder in getattr(config, name):
+            path = judgments_file(Path(folder), split, name)
+            if path.resolve() not in learned:
+                continue
+            if split != config.train_split:
+                raise InputError(
+                    f"{name}_split: found {split!r} and train_split={config.train_split!r}, but {path} is one set of "
+                    "judgments for both; expected another folder to score by"
+                )
+            print(f"{name}: {path} is learned from too, its scores say what was learned by heart")
 
 
 def _questions(
@@ -248,7 +270,7 @@ def _questions(
 ) -> list[Question]:
     """Read the questions of a source; `texts_of_ids` are documents and queries, `rank` finds negatives."""
     if is_collection(Path(source)):
-        collection = read_collection(Path(source), config.train_split)
+        collection = read_collection(Path(source), config.train_split, "train")
         questions = questions_of_collection(collection.queries, collection.documents, collection.judgments)
         pool = list(dict.fromkeys(collection.documents.values()))
     else:

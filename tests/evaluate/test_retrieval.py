@@ -138,6 +138,13 @@ def test_a_split_that_is_not_there_names_those_that_are(folder: Path) -> None:
         read_collection(folder, "dev")
     with pytest.raises(InputError, match="nowhere: no such folder"):
         read_collection(folder / "nowhere")
+    judged = read_collection(folder).judgments
+    (folder / "qrels" / "test.tsv").rename(folder / "qrels.tsv")
+    (folder / "qrels" / "train.tsv").unlink()
+    (folder / "qrels").rmdir()
+    assert read_collection(folder).judgments == read_collection(folder, "dev", usual="dev").judgments == judged
+    with pytest.raises(InputError, match="qrels.tsv: has one set of judgments, of no split 'dev'"):
+        read_collection(folder, "dev")
 
 
 def test_the_command_prints_a_table_and_writes_json(folder: Path, tmp_path: Path, small_bert: ModernBert) -> None:

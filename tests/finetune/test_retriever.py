@@ -1,6 +1,7 @@
 """Tuning for retrieval: losses beside their formulas, cached gradients beside plain ones, folders others load."""
 
 import json
+import shutil
 import string
 from collections.abc import Callable
 from dataclasses import replace
@@ -457,6 +458,31 @@ def test_what_cannot_be_learned_from_is_refused_and_nothing_is_written(
     with pytest.raises(InputError, match=said):
         finetune_retriever(replace(config, **changes))
     assert not Path(config.out).exists() or "out" in changes
+
+
+def test_what_is_learned_from_and_scored_by_is_said(
+    config: RetrieverConfig, capsys: pytest.CaptureFixture[str], write_collection: Callable[..., Path], tmp_path: Path
+) -> None:
+    """One `qrels.tsv` for all is nobody's split: a model is not tested unknown to anyone on what it was taught."""
+    flat, other = write_collection(tmp_path / "flat"), write_collection(tmp_path / "other")
+    for folder in (flat, other):
+        (folder / "qrels" / "test.tsv").rename(folder / "qrels.tsv")
+        shutil.rmtree(folder / "qrels")
+    config = replace(config, train=[str(flat)], dev=[], test=[], epochs=1)
+    for changes, said in (
+        ({"test": [str(flat)]}, "test_split: found 'test' and train_split='train', but .*qrels.tsv is one set"),
+        ({"dev": [str(flat)], "dev_split": "dev"}, "dev_split: found 'dev' and train_split='train', but"),
+        ({"train_split": "mine"}, "flat/qrels.tsv: has one set of judgments, of no split 'mine'"),
+        ({"test": [str(other)], "test_split": "heldout"}, "other/qrels.tsv: has one set of judgments, of no split"),
+    ):
+        with pytest.raises(InputError, match=said):
+            finetune_retriever(replace(config, **changes))
+        assert not Path(config.out).exists()
+    capsys.readouterr()
+    finetune_retriever(replace(config, dev=[str(other)], dev_split="dev"))
+    assert "learned from" not in capsys.readouterr().out
+    finetune_retriever(replace(config, out=config.out + "-again", train_split="test", test=[str(flat)]))
+    assert "test: " + str(flat / "qrels.tsv") + " is learned from too" in capsys.readouterr().out
 
 
 def test_a_late_folder_that_hides_tokens_from_one_another_is_refused(config: RetrieverConfig) -> None:
