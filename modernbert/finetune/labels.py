@@ -67,7 +67,7 @@ from modernbert.train.losses import binary_error, choice_error, extract_error, l
 from modernbert.train.optim import StableAdamW, fused_runs_on, parameter_groups
 from modernbert.train.parallel import Loss
 from modernbert.train.run_folder import begin_run_folder
-from modernbert.train.tuning import GiveUp, LinearPlan, Position, Tuning, groups_by_depth, predict, tune
+from modernbert.train.tuning import GiveUp, LinearPlan, Position, Tuning, digest_of_rows, groups_by_depth, predict, tune
 
 __all__ = ["FinetuneConfig", "check_inputs", "finetune"]
 
@@ -316,8 +316,10 @@ def _finetune(out: Path, config: FinetuneConfig, inputs: _Inputs, give_up: GiveU
             for numbers in lessons.micro_batches(step):
                 yield batch_of([examples[number] for number in numbers])
 
+    arrays = (each for item in examples for each in (item.tokens, item.labels, item.where) if each is not None)
+    rows = digest_of_rows(lessons.num_steps, inputs.labels, arrays)
     tuning = Tuning(
-        out=out, model=model, loss=_loss(config, inputs), optimizer=optimizer,
+        out=out, rows=rows, model=model, loss=_loss(config, inputs), optimizer=optimizer,
         plan=LinearPlan(lessons.num_steps, config.lr, config.warmup, lambda step: len(lessons.micro_batches(step))),
         steps_per_epoch=lessons.steps_per_epoch, num_tokens=config.epochs * sum(lengths), seed=config.seed,
         device=inputs.device, dtype=inputs.dtype, metric=inputs.metric,

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -64,7 +65,7 @@ from modernbert.train.loop import derive_seed
 from modernbert.train.optim import StableAdamW, fused_runs_on, parameter_groups
 from modernbert.train.retrieval import Comparison, RetrievalLoss
 from modernbert.train.run_folder import begin_run_folder
-from modernbert.train.tuning import GiveUp, LinearPlan, Position, Tuning, groups_by_depth, tune
+from modernbert.train.tuning import GiveUp, LinearPlan, Position, Tuning, digest_of_rows, groups_by_depth, tune
 
 __all__ = ["TASKS", "RetrieverConfig", "finetune_retriever"]
 
@@ -332,8 +333,9 @@ def _finetune(out: Path, config: RetrieverConfig, inputs: _Inputs, give_up: Give
                 dtype=inputs.dtype,
             )  # fmt: skip
 
+    rows = digest_of_rows(steps.lessons.num_steps, [], _learned_from(config, inputs))
     tuning = Tuning(
-        out=out, model=model, loss=loss, optimizer=optimizer,
+        out=out, rows=rows, model=model, loss=loss, optimizer=optimizer,
         plan=LinearPlan(steps.lessons.num_steps, config.lr, config.warmup, steps.num_parts),
         steps_per_epoch=steps.lessons.steps_per_epoch, num_tokens=config.epochs * sum(steps.lessons.lengths),
         seed=config.seed, device=inputs.device, dtype=inputs.dtype, metric=config.metric,
@@ -342,6 +344,16 @@ def _finetune(out: Path, config: RetrieverConfig, inputs: _Inputs, give_up: Give
         give_up=give_up,
     )  # fmt: skip
     _write(out, config, inputs, model, tune(tuning, batches_from))
+
+
+def _learned_from(config: RetrieverConfig, inputs: _Inputs) -> Iterator[np.ndarray]:
+    """Yield what questions became, but for what a model finds for them: another device may find its equal."""
+    for question in inputs.questions:
+        yield inputs.queries[question.query].tokens
+        for passage in (question.answer, *(() if config.mined_by else question.others)):
+            yield inputs.passages[passage].tokens
+        if question.scores is not None:
+            yield question.scores
 
 
 class _Steps:

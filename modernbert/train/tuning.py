@@ -4,10 +4,12 @@ In: a model and its loss, micro-batches, a way to score. Out: the model with its
 which a stopped run goes on.
 """
 
+import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from modernbert.device import autocast
+from modernbert.errors import InputError
 from modernbert.model.encoder import Encoder
 from modernbert.ragged import Batch
 from modernbert.train.checkpoint import latest, save
@@ -27,7 +30,7 @@ from modernbert.train.parallel import Loss, Objective
 from modernbert.train.progress import show_progress
 from modernbert.train.schedule import StepPlan
 
-__all__ = ["GiveUp", "LinearPlan", "Position", "Tuning", "groups_by_depth", "predict", "tune"]
+__all__ = ["GiveUp", "LinearPlan", "Position", "Tuning", "digest_of_rows", "groups_by_depth", "predict", "tune"]
 
 
 GiveUp = Callable[[float, float], str | None]
@@ -58,11 +61,13 @@ class LinearPlan:
 class Tuning:
     """Say what is tuned, and how long: `num_tokens` are those of all steps, for the eye.
 
+    `rows` is a digest of what is learned from: a run goes on with nothing else.
     `metric` names the score that decides which weights are kept, more being better, and `patience` how many scorings
     without a gain end the run; `score` is None where nothing decides and the last weights are kept.
     """
 
     out: Path
+    rows: str
     model: nn.Module
     loss: Loss
     optimizer: StableAdamW
@@ -78,6 +83,15 @@ class Tuning:
     patience: int | None
     save_every_s: float
     give_up: GiveUp | None
+
+
+def digest_of_rows(num_steps: int, names: Sequence[str], arrays: Iterable[np.ndarray]) -> str:
+    """Return a digest of what training rows became: what their labels are called, their tokens and labels, in order."""
+    digest = sha256(json.dumps([num_steps, *names]).encode())
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 @dataclass
@@ -99,7 +113,7 @@ def tune(tuning: Tuning, batches_from: Callable[[int], Iterator[Batch]]) -> Posi
 
     `batches_from(step)` yields the micro-batches of all steps from that one on.
 
-    Raises: InputError naming the step, if the loss or the gradient is not finite.
+    Raises: InputError for a checkpoint of other rows; naming the step, if the loss or the gradient is not finite.
     """
     model, plan = tuning.model, tuning.plan
     position, best, sizes = _restore(tuning)
@@ -145,6 +159,10 @@ def _restore(tuning: Tuning) -> tuple[Position, dict[str, Tensor], Mapping[str, 
     checkpoint = latest(tuning.out / "checkpoints")
     if checkpoint is None:
         return Position(), {}, {}
+    # Checkpoints of earlier versions do not say what was learned from.
+    if checkpoint.state.get("rows", tuning.rows) != tuning.rows:
+        raise InputError(f"train: found other rows, labels or tokens than {checkpoint.folder} was learned from; "
+                         "choose another `out` for them")  # fmt: skip
     tuning.model.load_state_dict(checkpoint.tensors("model"))
     load_named_state(tuning.model, tuning.optimizer, checkpoint.tensors("optimizer"))
     print(f"going on after step {checkpoint.step:,}")
@@ -155,7 +173,8 @@ def _save(tuning: Tuning, position: Position, best: Mapping[str, Tensor], sizes:
     tensors = {
         "model": dict(tuning.model.state_dict()), "optimizer": named_state(tuning.model, tuning.optimizer), "best": best
     }  # fmt: skip
-    save(tuning.out / "checkpoints", position.step, tensors, {"position": asdict(position), "sizes": sizes}, keep=2)
+    state = {"position": asdict(position), "sizes": sizes, "rows": tuning.rows}
+    save(tuning.out / "checkpoints", position.step, tensors, state, keep=2)
 
 
 def _keep_best(tuning: Tuning, position: Position, best: dict[str, Tensor], journal: Journal) -> dict[str, Tensor]:

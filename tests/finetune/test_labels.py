@@ -20,6 +20,7 @@ from modernbert.errors import InputError
 from modernbert.finetune.labels import FinetuneConfig, finetune
 from modernbert.model.heads import start_classifier
 from modernbert.text.labelled.examples import Columns
+from modernbert.train.checkpoint import latest, save
 from modernbert.train.optim import StableAdamW
 from modernbert.train.tuning import LinearPlan, groups_by_depth
 
@@ -257,6 +258,35 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(config: FinetuneConfig
     subprocess.run(command, check=True, capture_output=True)
     for name in ("model/model.safetensors", "log.jsonl", "scores.json", "predictions.jsonl"):
         assert (tmp_path / "killed" / name).read_bytes() == (Path(config.out) / name).read_bytes(), name
+
+
+def test_a_run_goes_on_with_the_rows_it_was_begun_with(config: FinetuneConfig, tmp_path: Path) -> None:
+    """Labels that are called otherwise come in another order: the weights of one would be taken for another's."""
+    train, dev = (write_tsv(tmp_path / f"{name}.tsv", 40, 0) for name in ("some", "others"))
+    config = replace(config, train=[train], dev=[dev], test=[], epochs=2, scorings_per_epoch=3, save_every_s=0.0)
+    asked: list[float] = []
+
+    def pull_the_plug(epochs: float, best: float) -> None:
+        asked.append(epochs)
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        finetune(config, pull_the_plug)
+    begun = Path(train).read_text()
+    for was, now in (("\tno\t", "\tzno\t"), ("city", "country")):
+        Path(train).write_text(begun.replace(was, now))
+        Path(dev).write_text(begun.replace(was, now))
+        with pytest.raises(InputError, match="train: found other rows, labels or tokens than .*step-00000001 was"):
+            finetune(config)
+    for path in (train, dev):
+        Path(path).write_text(begun)
+    # As earlier versions wrote it.
+    root = Path(config.out) / "checkpoints"
+    found = latest(root)
+    assert found is not None and found.state.pop("rows")
+    save(root, found.step, {stem: found.tensors(stem) for stem in ("model", "optimizer", "best")}, found.state, keep=2)
+    assert finetune(config).is_dir()
 
 
 def test_patience_ends_a_run_that_gains_nothing_and_the_best_weights_are_kept(config: FinetuneConfig) -> None:
