@@ -13,10 +13,11 @@ from typing import Any
 
 from modernbert.errors import InputError
 
-__all__ = ["check_file", "is_there", "read_bytes", "read_json", "read_json_list"]
+__all__ = ["check_file", "is_one_line", "is_there", "read_bytes", "read_json", "read_json_list"]
 
 # Published files are smaller than 2 MB, with some thousand objects in them. What they become in memory is bounded too.
 _MOST_JSON_BYTES, _MOST_BRACKETS = 2**22, 100_000
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _HALF_A_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -48,6 +49,15 @@ def is_there(path: Path) -> bool:
         return os.path.lexists(path)
     except ValueError:  # no name of a file has a NUL in it
         return False
+
+
+def is_one_line(label: str) -> bool:
+    """Say whether a label can be printed as it is: it has no control character.
+
+    >>> is_one_line("very good"), is_one_line("very\\ngood")
+    (True, False)
+    """
+    return _CONTROL.search(label) is None
 
 
 def read_bytes(path: Path, most_bytes: int) -> bytes:

@@ -30,7 +30,7 @@ from modernbert.model.prepacked import PrepackedLinear
 from modernbert.model.shapes import shapes_only
 from modernbert.model.stanford import LINEAR, is_stanford
 from modernbert.model.weights import WEIGHTS, check_tensor, read_weights
-from modernbert.published import check_file, read_json
+from modernbert.published import check_file, is_one_line, read_json
 from modernbert.ragged import Batch
 from modernbert.storage import new_folder, sha256_of, write_tensors
 
@@ -44,7 +44,6 @@ _DECIDING = (
     "*.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "modules.json", OURS_LISTED, "sentence_bert_config.json", "config_sentence_transformers.json", "artifact.metadata",
 )  # fmt: skip
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # Of the hub.
@@ -265,7 +264,7 @@ def _labels_from_json(found: Mapping[str, Any], num_labels: int, folder: Path) -
         raise InputError(f"{folder / 'config.json'}: id2label has {count}, expected {num_labels} by weights")
     texts = [str(label) for label in labels]
     for label in texts:
-        if _CONTROL.search(label):  # they are printed as they are
+        if not is_one_line(label):  # they are printed as they are
             raise InputError(f"{folder / 'config.json'}: id2label has {label!r}, expected text of one line")
     if len(set(texts)) < num_labels:  # answers are told apart by them
         twice = next(label for label, count in Counter(texts).items() if count > 1)

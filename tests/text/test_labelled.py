@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,17 @@ from hypothesis import strategies as st
 
 from modernbert import ModernBert
 from modernbert.errors import InputError
-from modernbert.text.labelled.examples import Columns, batch_of, chosen, labelled, names_of, rated, tag_names_of, tagged
+from modernbert.text.labelled.examples import (
+    Columns,
+    batch_of,
+    chosen,
+    labelled,
+    names_of,
+    names_of_many,
+    rated,
+    tag_names_of,
+    tagged,
+)
 from modernbert.text.labelled.lessons import Lessons
 from modernbert.text.labelled.rows import Row, read_rows
 from modernbert.text.labelled.words import join_words, split_words
@@ -85,6 +96,25 @@ def rows_of(*values: dict[str, object]) -> list[Row]:
 def test_labels_are_numbered_as_people_count() -> None:
     assert names_of(rows_of({"label": 10}, {"label": "9"}), Columns()) == ["9", "10"]
     assert names_of(rows_of({"label": "b"}, {"label": "a"}), Columns()) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "names, row, said",
+    [
+        (names_of, {"label": "a\nb"}, r"f:2: label has 'a\\nb', expected text of one line"),
+        (names_of_many, {"label": ["x", "a\x85"]}, r"f:2: label has 'a\\x85', expected"),
+        (tag_names_of, {"words": ["a"], "tags": ["B-a\tb"]}, r"f:2: tags has 'B-a\\tb', expected"),
+        (
+            tag_names_of, {"text": "a", "spans": [{"start": 0, "end": 1, "label": "\x7f"}]},
+            r"f:2: spans has '\\x7f', expected",
+        ),
+    ],
+)  # fmt: skip
+def test_a_label_that_no_folder_takes_is_named(
+    names: Callable[..., list[str]], row: dict[str, object], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        names(rows_of({"label": "x", "words": ["a"], "tags": ["O"]}, row), Columns())
 
 
 @pytest.mark.parametrize(

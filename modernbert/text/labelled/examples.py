@@ -203,7 +203,7 @@ def tag_names_of(rows: Sequence[Row], columns: Columns) -> list[str]:
     found = {"O"}
     for row in rows:
         if columns.words in row.values:
-            found.update(_listed(row, columns.tags))
+            found.update(_tags(row, columns))
         else:
             found.update(f"{prefix}-{span[2]}" for span in _spans(row, columns) for prefix in "BI")
     if len(found) < 2:
@@ -283,7 +283,7 @@ def _name(row: Row, column: str) -> str:
     is_nothing = found is None or isinstance(found, (list, dict)) or (isinstance(found, str) and not found.strip())
     if is_nothing or (isinstance(found, float) and not math.isfinite(found)):
         raise InputError(f"{row.origin}: {column} is {found!r}, expected a label")
-    row.check_whole(column, str(found))
+    row.check_labels(column, str(found))
     return str(int(found)) if isinstance(found, float) and found.is_integer() else str(found)
 
 
@@ -295,7 +295,7 @@ def _names(row: Row, column: str) -> list[str]:
     whole = isinstance(found, list) and all(type(name) in (str, int) and str(name).strip() for name in found)
     if not whole or len(set(map(str, found))) < len(found):
         raise InputError(f"{row.origin}: {column} is {str(found)[:60]!r}, expected a list of different labels")
-    row.check_whole(column, *map(str, found))
+    row.check_labels(column, *map(str, found))
     return [str(name) for name in found]
 
 
@@ -307,10 +307,16 @@ def _listed(row: Row, column: str) -> list[str]:
     return found
 
 
+def _tags(row: Row, columns: Columns) -> list[str]:
+    found = _listed(row, columns.tags)
+    row.check_labels(columns.tags, *found)
+    return found
+
+
 def _words_and_tags(row: Row, columns: Columns, examples: Examples) -> tuple[str, list[tuple[int, int]], list[str]]:
     """Return a text, the range of each word in it, and the tag of each word."""
     if columns.words in row.values:
-        words, tags = _listed(row, columns.words), _listed(row, columns.tags)
+        words, tags = _listed(row, columns.words), _tags(row, columns)
         if len(words) != len(tags):
             raise InputError(f"{row.origin}: found {len(tags)} tags, expected one for each of {len(words)} words")
         if not words or not all(word.strip() or word == "\u00a0" for word in words):
@@ -341,7 +347,7 @@ def _spans(row: Row, columns: Columns) -> list[tuple[int, int, str]]:
         raise InputError(
             f"{row.origin}: {columns.spans} is {str(found)[:60]}, expected objects with start, end and label"
         )
-    row.check_whole(columns.spans, *(label for _, _, label in spans))
+    row.check_labels(columns.spans, *(label for _, _, label in spans))
     for begin, end, _ in spans:
         if not 0 <= begin < end <= len(text):
             raise InputError(f"{row.origin}: found a span from {begin} to {end}, expected one inside 0 to {len(text)}")

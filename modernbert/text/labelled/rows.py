@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modernbert.errors import InputError
+from modernbert.published import is_one_line
 from modernbert.text.archive import open_plain
 from modernbert.text.formats import File, format_of, open_parquet
 from modernbert.text.remote import dataset_url, find_remote, is_url
@@ -55,6 +56,16 @@ class Row:
                 text.encode()
         except UnicodeEncodeError:
             raise InputError(f"{self.origin}: {column} has half of a character (a lone surrogate)") from None
+
+    def check_labels(self, column: str, *labels: str) -> None:
+        """Check that labels can be written into a model's folder, and printed.
+
+        Raises: InputError naming the row.
+        """
+        self.check_whole(column, *labels)
+        for label in labels:
+            if not is_one_line(label):
+                raise InputError(f"{self.origin}: {column} has {label!r}, expected text of one line, without tabs")
 
     def number(self, column: str) -> float:
         """Return a value that must be a finite number in single precision, written as such or as text.
