@@ -18,6 +18,7 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "max_len": (8, math.inf, True),
     "query_length": (4, math.inf, True),
     "document_length": (8, math.inf, True),
+    "truncate_dim": (1, math.inf, True),
     "projection": (1, math.inf, True),
     "negatives": (0, math.inf, True),
     "lr": (0, math.inf, False),

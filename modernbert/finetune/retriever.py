@@ -141,6 +141,8 @@ class RetrieverConfig:
             raise InputError(f"metric: found {self.metric!r}, expected {', '.join(_METRICS)}")
         if self.task == "embed" and self.vectors.pooling not in ("mean", "cls"):
             raise InputError(f"vectors.pooling: found {self.vectors.pooling!r}, expected mean or cls")
+        if self.task == "late" and self.vectors.truncate_dim is not None:
+            raise InputError("vectors.truncate_dim: found a number, but late interaction has `projection` for that")
         if not self.train:
             raise InputError("train: found none, expected files of rows or folders of collections")
         for name in ("dev", "test"):

@@ -434,6 +434,8 @@ def test_rows_that_ask_nothing_are_named(row: dict[str, Any], said: str) -> None
         ({"temperature": -1.0}, "temperature: found -1.0"),
         ({"warmup": 3.0}, "warmup: found 3.0"),
         ({"vectors": Vectors(query_length=-5)}, "vectors.query_length: found -5"),
+        ({"vectors": Vectors(truncate_dim=0)}, "vectors.truncate_dim: found 0, expected at least 1"),
+        ({"task": "late", "vectors": Vectors(truncate_dim=8)}, "vectors.truncate_dim: found a number, but late"),
         ({"vectors": Vectors(document_length=9999)}, "vectors.document_length: found 9,999, but"),
         ({"metric": "accuracy"}, "metric: found 'accuracy'"),
         ({"dev": [], "patience": 1}, "dev: found no collection"),
