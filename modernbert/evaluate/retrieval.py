@@ -4,7 +4,7 @@ In: a collection, and a model or words to rank by. Out: nDCG@10, MRR@10, recall@
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import chain, islice
@@ -123,9 +123,11 @@ def hard_negatives(
     """
     if number == 0:
         return [[] for _ in queries]
-    fitting: Mapping[str, frozenset[str]] = dict(zip(queries, answers, strict=True))
+    fitting: dict[str, frozenset[str]] = {}
+    for query, known in zip(queries, answers, strict=True):
+        fitting[query] = fitting.get(query, frozenset()) | known
     numbered = {str(place): text for place, text in enumerate(passages)}
-    depth = min(number + max(map(len, answers)), len(passages))
+    depth = min(number + max(map(len, fitting.values())), len(passages))
     _, ranked, _ = rank(Collection("", numbered, {query: query for query in fitting}, {}, 0, 0), depth)
     found = {
         query: [passages[n] for n in best if passages[n] not in fitting[query]][:number]

@@ -10,6 +10,7 @@ Source: section 3.1.2 and appendix E.2 of the paper.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -58,6 +59,7 @@ from modernbert.text.labelled.questions import (
     questions_of_ids,
     questions_of_rows,
     step_of,
+    with_answers_shared,
 )
 from modernbert.text.labelled.rows import read_rows
 from modernbert.text.tokenizer import Tokenizer
@@ -218,10 +220,7 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
         if config.stanford and tokenizer.id_of(prompt.strip()) is None:
             raise InputError(f"vectors: found the mark {prompt.strip()!r}, which is no token of {folder}")
     texts_of_ids = None if config.texts is None else read_texts(Path(config.texts))
-    rank = rank_by_model(_miner(config)) if config.mined_by else rank_by_words
-    questions = [
-        question for source in config.train for question in _questions(config, source, texts_of_ids, rank)
-    ]  # fmt: skip
+    questions = _questions(config, texts_of_ids)
     if len({question.scores is None for question in questions}) > 1:
         raise InputError("train: some sources have scores and others none, expected all or none")
     forms = {
@@ -268,24 +267,43 @@ def _check_apart(config: RetrieverConfig) -> None:
             print(f"{name}: {path} is learned from too, its scores say what was learned by heart")
 
 
-def _questions(
-    config: RetrieverConfig, source: str, texts_of_ids: tuple[dict[str, str], dict[str, str]] | None, rank: Rank
-) -> list[Question]:
-    """Read the questions of a source; `texts_of_ids` are documents and queries, `rank` finds negatives."""
+def _questions(config: RetrieverConfig, texts_of_ids: tuple[dict[str, str], dict[str, str]] | None) -> list[Question]:
+    """Read the questions of all sources, and find as many negatives for each as the config asks for."""
+    read = [_read(config, source, texts_of_ids) for source in config.train]
+    # What answers a question in one source is no negative in another.
+    questions = with_answers_shared([question for of_source, _ in read for question in of_source])
+    if not config.negatives:
+        return questions
+    rank = rank_by_model(_miner(config)) if config.mined_by else rank_by_words
+    found, left = [], iter(questions)
+    for source, (of_source, pool) in zip(config.train, read, strict=True):
+        found += _with_negatives(config, source, list(islice(left, len(of_source))), pool, rank)
+    return found
+
+
+def _read(
+    config: RetrieverConfig, source: str, texts_of_ids: tuple[dict[str, str], dict[str, str]] | None
+) -> tuple[list[Question], list[str]]:
+    """Read the questions of a source, and the passages among which are negatives.
+
+    `texts_of_ids` are documents and queries.
+    """
     if is_collection(Path(source)):
         collection = read_collection(Path(source), config.train_split, "train")
         questions = questions_of_collection(collection.queries, collection.documents, collection.judgments)
-        pool = list(dict.fromkeys(collection.documents.values()))
+        return questions, list(dict.fromkeys(collection.documents.values()))
+    rows = read_rows([source])
+    if texts_of_ids is None:
+        questions = questions_of_rows(rows)
     else:
-        rows = read_rows([source])
-        if texts_of_ids is None:
-            questions = questions_of_rows(rows)
-        else:
-            documents, queries = texts_of_ids
-            questions = questions_of_ids(rows, queries, documents)
-        pool = list(dict.fromkeys(text for each in questions for text in (each.answer, *each.others)))
-    if not config.negatives:
-        return questions
+        documents, queries = texts_of_ids
+        questions = questions_of_ids(rows, queries, documents)
+    return questions, list(dict.fromkeys(text for each in questions for text in (each.answer, *each.others)))
+
+
+def _with_negatives(
+    config: RetrieverConfig, source: str, questions: Sequence[Question], pool: Sequence[str], rank: Rank
+) -> list[Question]:
     if any(question.scores is not None for question in questions):
         raise InputError(
             f"negatives: found {config.negatives}, but {source} has a teacher's scores of its own passages"

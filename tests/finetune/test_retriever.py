@@ -20,7 +20,8 @@ from modernbert import ModernBert
 from modernbert.config import load as load_config
 from modernbert.errors import InputError
 from modernbert.evaluate.collection import read_texts
-from modernbert.evaluate.retrieval import hard_negatives, rank_by_model
+from modernbert.evaluate.retrieval import hard_negatives, rank_by_model, rank_by_words
+from modernbert.finetune import retriever
 from modernbert.finetune.retriever import RetrieverConfig, finetune_retriever
 from modernbert.jobs.evaluate_retrieval import RetrievalConfig
 from modernbert.jobs.evaluate_retrieval import run as evaluate
@@ -159,6 +160,28 @@ def test_an_answer_of_another_question_that_fits_is_no_negative() -> None:
     by_hand = [scores[0, [0, 3]], scores[1, [1, 0, 2, 3]], scores[2, [2, 1, 3]]]
     assert count == 3
     assert float(total) == pytest.approx(sum(float(row.logsumexp(0) - row[0]) for row in by_hand), rel=1e-6)
+
+
+def test_a_query_asked_twice_keeps_the_answers_of_both(config: RetrieverConfig, tmp_path: Path) -> None:
+    """Under two ids of one collection, and in another source: what is judged to fit is nobody's negative."""
+    folder = tmp_path / "twice"
+    (folder / "qrels").mkdir(parents=True)
+    documents = {"d0": "w1 w2 w3", "d1": "w1 w2 w4", "d2": "w1 w2 w5", "d3": "w1 w6", "d4": "w7"}
+    queries = {"q0": "w1 w2", "q1": "w1 w2"}
+    for name, texts in (("corpus", documents), ("queries", queries)):
+        lines = [json.dumps({"_id": key, "text": text}) for key, text in texts.items()]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td1\t1\n")
+    (tmp_path / "more.jsonl").write_text(json.dumps({"query": "w1 w2", "positive": documents["d2"]}) + "\n")
+    train = [str(folder), str(tmp_path / "more.jsonl")]
+    questions = retriever._questions(replace(config, train=train, negatives=1), None)
+    assert [each.answer for each in questions] == [documents[key] for key in ("d0", "d1", "d2")]
+    assert [each.others for each in questions] == [[documents["d3"]]] * 2 + [[]]
+    passages, _, known = step_of(questions)
+    assert sorted(known) == [(q, p) for q in range(3) for p in range(3) if q != p], "none of the three is a negative"
+    both = [frozenset([documents["d0"]]), frozenset([documents["d1"]])]
+    mined = hard_negatives(list(queries.values()), both, list(documents.values()), 2, rank_by_words)
+    assert mined == [[documents["d2"], documents["d3"]]] * 2
 
 
 def test_a_teacher_that_agrees_costs_nothing() -> None:

@@ -4,7 +4,7 @@ In: rows, or ids of a collection. Out: `Question`s as text, and what a step of t
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,14 @@ import numpy as np
 from modernbert.errors import InputError
 from modernbert.text.labelled.rows import Row
 
-__all__ = ["Question", "questions_of_rows", "questions_of_collection", "questions_of_ids", "step_of"]
+__all__ = [
+    "Question",
+    "questions_of_collection",
+    "questions_of_ids",
+    "questions_of_rows",
+    "step_of",
+    "with_answers_shared",
+]
 
 
 @dataclass(frozen=True)
@@ -34,18 +41,14 @@ def questions_of_rows(rows: Sequence[Row]) -> list[Question]:
 
     Raises: InputError naming the row, for an empty text or as many scores as no passages.
     """
-    answers: dict[str, set[str]] = {}
-    for row in rows:
-        answers.setdefault(row.text("query"), set()).add(row.text("positive"))
     has_scores = [row.values.get("scores") is not None for row in rows]
     found = []
     for row, scored in zip(rows, has_scores, strict=True):
         if scored != has_scores[0]:
             raise InputError(f"{row.origin}: {'has' if scored else 'has no'} scores, the first row has it otherwise")
-        query = row.text("query")
-        others = _others(row)
+        query, answer, others = row.text("query"), row.text("positive"), _others(row)
         scores = _scores(row, 1 + len(others)) if scored else None
-        found.append(Question(query, row.text("positive"), others, scores, frozenset(answers[query])))
+        found.append(Question(query, answer, others, scores, frozenset([answer])))
     return found
 
 
@@ -76,6 +79,19 @@ def questions_of_ids(rows: Sequence[Row], queries: Mapping[str, str], documents:
         first, *others = (documents[str(key)] for key in ids)
         found.append(Question(queries[str(query)], first, others, _scores(row, len(ids)), frozenset([first])))
     return found
+
+
+def with_answers_shared(questions: Sequence[Question]) -> list[Question]:
+    """Give every question the answers of all that ask the same, whatever their ids, wherever they were read.
+
+    >>> [sorted(each.answers) for each in with_answers_shared([Question("q", "a"), Question("q", "b")])]
+    [['a', 'b'], ['a', 'b']]
+    """
+    answers: dict[str, set[str]] = {}
+    for question in questions:
+        answers.setdefault(question.query, set()).update(question.answers, [question.answer])
+    fixed = {query: frozenset(texts) for query, texts in answers.items()}
+    return [replace(question, answers=fixed[question.query]) for question in questions]
 
 
 def step_of(questions: Sequence[Question]) -> tuple[list[str], list[list[int]], list[tuple[int, int]]]:
