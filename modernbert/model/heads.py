@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
@@ -119,12 +120,23 @@ class Classifier(nn.Module):
     def score(
         self, hidden: Float[Tensor, "T D"], layout: Layout, where: Int64[Tensor, " M"] | None = None
     ) -> Float[Tensor, "M labels"]:
-        """Return the scores of hidden states of documents, as `forward` does."""
-        if not TASKS[self.task].of_tokens:
-            hidden = pool(hidden.float(), layout, self.model.config.classifier_pooling)
-        if where is not None:
-            hidden = hidden.index_select(0, where)
-        return self.classifier(self.head(hidden))
+        """Return the scores of hidden states of documents, as `forward` does; those of whole documents in float32.
+
+        Rounded to bfloat16, documents that are to be ranked by them would be equals. There are few of them.
+        """
+        if TASKS[self.task].of_tokens:
+            rows = hidden if where is None else hidden.index_select(0, where)
+            return self.classifier(self.head(rows))
+        rows = pool(hidden.float(), layout, self.model.config.classifier_pooling)
+        rows = rows if where is None else rows.index_select(0, where)
+        with torch.autocast(rows.device.type, enabled=False):
+            return _in_float32(self.classifier, _in_float32(self.head, rows))
+
+
+def _in_float32(module: nn.Module, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M E"]:
+    """Apply a module whose weights may be held in less."""
+    wide = {name: parameter.float() for name, parameter in module.named_parameters()}
+    return functional_call(module, wide, (rows,))
 
 
 Model = MaskedLM | Classifier | Encoder | FusedEncoder

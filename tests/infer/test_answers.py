@@ -15,9 +15,10 @@ from transformers import AutoModelForSequenceClassification, AutoModelForTokenCl
 
 from modernbert import Batch, InputError, ModernBert
 from modernbert.infer.quantize import quantize
-from modernbert.model.heads import start_classifier
+from modernbert.model.heads import Classifier, start_classifier
 from modernbert.model.hub import load_model, save_folder
 from modernbert.text.labelled.words import split_words
+from modernbert.train.tuning import predict
 
 TEXTS = ["the capital of country 3", "x", "  rivers,\tcities 👩\u200d🚀 and Zoe\u0308 ", "word " * 120, "a land"]
 LABELS = {"classify": ["no", "yes", "maybe"], "multilabel": ["a", "b"], "regress": ["score"], "rerank": ["score"],
@@ -72,6 +73,22 @@ def test_pairs_are_ranked_by_the_score_of_transformers(load: Load) -> None:
     assert [each.index for each in found] == np.argsort(-np.array(expected), kind="stable").tolist()
     assert [each.score for each in found] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
     assert bert.rerank("what", TEXTS, top_k=2) == found[:2] and bert.rerank("what", []) == []
+
+
+@pytest.mark.parametrize("task", ["regress", "rerank"])
+def test_no_two_texts_score_alike_where_products_are_rounded(task: str, load: Load) -> None:
+    """bfloat16 has 128 numbers between 1 and 2: documents ranked by them would be in no order."""
+    _, folder = load(task)
+    bert = ModernBert.load(folder, device="cpu", dtype="bfloat16", backend="banded")
+    texts = [f"the capital of country {n}" for n in range(300)]
+    found = [next(iter(each.values())) for each in bert.classify(texts)]
+    # As a run scores its dev rows: weights in float32, products in bfloat16.
+    batches = [Batch.from_documents(bert.tokenizer.encode(texts))]
+    whole = load_model(folder)
+    assert isinstance(whole, Classifier)
+    scored = predict(whole, batches, device=torch.device("cpu"), dtype=torch.bfloat16)
+    for scores in (found, scored[:, 0].tolist()):
+        assert len(set(scores)) > 290 > len(set(torch.tensor(scores).bfloat16().tolist()))
 
 
 def test_spans_are_those_of_transformers_and_the_very_characters(load: Load) -> None:
