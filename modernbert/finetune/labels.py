@@ -229,7 +229,7 @@ def _is_graded(splits: Mapping[str, Examples]) -> bool:
 def _metric(asked: str | None, task: str, labels: Sequence[str]) -> str:
     """Return the metric that decides, by default the first of the task's; of tags that mark no spans, accuracy."""
     known = METRICS[task]
-    if task == "tag" and not any(label.startswith("B-") for label in labels):
+    if task == "tag" and not any(label.startswith(("B-", "I-")) for label in labels):
         known = ("accuracy",)
     if task == "classify" and len(labels) != 2:
         known = tuple(name for name in known if name != "f1")

@@ -142,6 +142,18 @@ def test_tags_are_learned(config: FinetuneConfig, tmp_path: Path) -> None:
     assert scores["metric"] == "span_f1" and scores["test"]["span_f1"] > 0.95
 
 
+@pytest.mark.parametrize(("prefix", "metric"), [("I-", "span_f1"), ("", "accuracy")])
+def test_tags_that_mark_spans_are_judged_by_spans(
+    prefix: str, metric: str, config: FinetuneConfig, tmp_path: Path
+) -> None:
+    """Where no two spans touch, data has no B-: the older form of CoNLL."""
+    lines = [f"the O\n{word} {prefix}place\n" for word in ("city", "land")]
+    (tmp_path / "some.conll").write_text("\n".join(lines))
+    files = {name: [str(tmp_path / "some.conll")] for name in ("train", "dev")}
+    finetune(replace(config, task="tag", test=[], epochs=1, **files))
+    assert json.loads((Path(config.out) / "scores.json").read_text())["metric"] == metric
+
+
 def test_spans_that_are_found_are_the_very_characters(config: FinetuneConfig, tmp_path: Path) -> None:
     """Emoji, combining marks, tabs and leading blanks before a name do not shift it."""
     rng = np.random.default_rng(0)

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 __all__ = ["join_words", "spans_of", "split_words"]
 
 _JOINER = "\u200d"
+# Of a tag: which begin a span whatever stands before, and which end theirs. BIOES says E and S, BILOU L and U.
+_PREFIXES, _BEGINS, _ENDS = (frozenset(letters) for letters in ("BIESLU", "BSU", "ESLU"))
 
 
 def split_words(text: str) -> list[tuple[int, int]]:
@@ -56,24 +58,27 @@ def join_words(words: list[str]) -> tuple[str, list[tuple[int, int]]]:
 def spans_of(tags: Sequence[str]) -> set[tuple[int, int, str]]:
     """Return (first word, word after the last, label) of each span that tags mark.
 
-    `B-` begins a span; `I-` goes on with one of its label, and begins one where there is none. A tag without a prefix
-    is a span of one word; `O` is none.
+    `B-` begins a span; `I-` goes on with one of its label, and begins one where there is none; `E-` or `L-` does the
+    same and ends it; `S-` or `U-` is one alone. A tag without a prefix is a span of one word; `O` is none. Source:
+    conlleval, as seqeval has it for tags that mark ends too.
 
-    >>> sorted(spans_of(["B-x", "I-x", "I-y", "O", "z"]))
-    [(0, 2, 'x'), (2, 3, 'y'), (4, 5, 'z')]
+    >>> sorted(spans_of(["B-x", "I-x", "I-y", "O", "z", "B-x", "E-x", "S-x"]))
+    [(0, 2, 'x'), (2, 3, 'y'), (4, 5, 'z'), (5, 7, 'x'), (7, 8, 'x')]
     """
     spans: set[tuple[int, int, str]] = set()
     begin, open_label = 0, ""
     for place, tag in enumerate([*tags, "O"]):
-        prefix, dash, label = tag.partition("-")
-        known = bool(dash) and prefix in ("B", "I")
-        if known and prefix == "I" and label == open_label:
-            continue
-        if open_label:
+        prefix, _, label = tag.partition("-")
+        known = bool(label) and prefix in _PREFIXES
+        goes_on = known and prefix not in _BEGINS and label == open_label
+        if open_label and not goes_on:
             spans.add((begin, place, open_label))
             open_label = ""
-        if known:
+        if known and not goes_on:
             begin, open_label = place, label
-        elif tag != "O":
+        if known and prefix in _ENDS:
+            spans.add((begin, place + 1, label))
+            open_label = ""
+        elif not known and tag != "O":
             spans.add((place, place + 1, tag))
     return spans
