@@ -1,19 +1,19 @@
 """BM25, the lexical ranking that every table of vectors is shown beside.
 
-In: queries and passages as text. Out: a score for each pair. The words are lower-cased alphanumeric runs, no
-stemming, no stop words; identifiers are split into their parts.
+In: queries and passages as text. Out: a score for each pair, or each query's best passages. The words are lower-cased
+alphanumeric runs, no stemming, no stop words; identifiers are split into their parts.
 """
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from modernbert.errors import InputError
 
-__all__ = ["bm25_scores", "words_of"]
+__all__ = ["bm25_best", "bm25_scores", "words_of"]
 
 WORD = re.compile(r"[^\W_]+")
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -35,6 +35,33 @@ def bm25_scores(
 
     Raises: InputError if bm25s is not installed, or there is no passage with a word.
     """
+    score = _scorer(passages, k1, b)
+    return np.stack([score(query) for query in queries]) if queries else np.zeros((0, len(passages)), np.float32)
+
+
+def bm25_best(
+    queries: Sequence[str], passages: Sequence[str], k: int, *, k1: float = 0.9, b: float = 0.4
+) -> tuple[Float32[np.ndarray, "Q k"], Int64[np.ndarray, "Q k"]]:
+    """Return the scores and numbers of each query's `k` best passages, best first; of equals the first stays first.
+
+    With fewer passages than `k`, all. One query is scored at a time: all pairs would not fit a machine.
+
+    Raises: InputError if bm25s is not installed, or there is no passage with a word.
+    """
+    score = _scorer(passages, k1, b)
+    k = min(k, len(passages))
+    scores, numbers = np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)
+    for row, query in enumerate(queries):
+        of_query = score(query)
+        least = np.partition(of_query, -k)[-k]
+        good = np.flatnonzero(of_query >= least)
+        numbers[row] = good[np.argsort(-of_query[good], kind="stable")[:k]]
+        scores[row] = of_query[numbers[row]]
+    return scores, numbers
+
+
+def _scorer(passages: Sequence[str], k1: float, b: float) -> Callable[[str], Float32[np.ndarray, " P"]]:
+    """Return what scores all passages for a query."""
     try:
         import bm25s
     except ImportError:
@@ -45,9 +72,9 @@ def bm25_scores(
         raise InputError(f"BM25 needs passages with words, found none in {len(corpus)}")
     index = bm25s.BM25(k1=k1, b=b, method="lucene")
     index.index(corpus, show_progress=False)
-    scores = np.zeros((len(queries), len(passages)), dtype=np.float32)
-    for row, query in enumerate(queries):
+
+    def score(query: str) -> Float32[np.ndarray, " P"]:
         known = index.get_tokens_ids(words_of(query))
-        if known:
-            scores[row] = index.get_scores_from_ids(known)
-    return scores
+        return index.get_scores_from_ids(known) if known else np.zeros(len(passages), np.float32)
+
+    return score

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from modernbert.evaluate.collection import Collection
-from modernbert.evaluate.lexical import bm25_scores
+from modernbert.evaluate.lexical import bm25_best
 from modernbert.evaluate.metrics import mean_over_queries, mrr_at, ndcg_at, rank_ids, recall_at
 from modernbert.infer.index import Index
 from modernbert.infer.pipeline import ModernBert, TextVectors
@@ -109,9 +109,7 @@ def _blocks(bert: ModernBert, texts: Iterable[str]) -> Iterator[TextVectors]:
 
 def rank_by_words(collection: Collection, k: int) -> tuple[np.ndarray, np.ndarray, int]:
     """Rank by BM25."""
-    scores = bm25_scores(list(collection.queries.values()), list(collection.documents.values()))
-    numbers = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, numbers, axis=1), numbers, 0
+    return *bm25_best(list(collection.queries.values()), list(collection.documents.values()), k), 0
 
 
 def hard_negatives(

@@ -3,6 +3,7 @@ import gzip
 import json
 import math
 import os
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from modernbert.errors import InputError
-from modernbert.evaluate.lexical import bm25_scores, words_of
+from modernbert.evaluate.lexical import bm25_best, bm25_scores, words_of
 from modernbert.evaluate.metrics import mean_over_queries, ndcg_at
 
 PASSAGES = ["def readLines(path): return open(path).read()", "sort a list of words", "Read a file, line by line.", ""]
@@ -35,6 +36,24 @@ def test_scores_are_the_formula_of_bm25(k1: float, b: float) -> None:
     queries = ["read lines of a path", "words words", "unknown vocabulary", ""]
     expected = [[bm25_by_hand(query, passage, PASSAGES, k1, b) for passage in PASSAGES] for query in queries]
     np.testing.assert_allclose(bm25_scores(queries, PASSAGES, k1=k1, b=b), expected, rtol=1e-5)
+
+
+def test_the_best_of_each_query_are_those_of_all_pairs_sorted() -> None:
+    """Of equals, those of nothing among them, the first stays first; and memory does not grow with the pairs."""
+    rng = np.random.default_rng(0)
+    passages = [" ".join(rng.choice([f"w{n}" for n in range(200)], 5)) for _ in range(2_000)]
+    passages[7] = passages[1_500] = passages[3]
+    queries = [passages[3], "w1 w2", "w3", "unknown", ""]
+    whole = bm25_scores(queries, passages)
+    for k in (1, 2, 10, 1_999, 3_000):
+        scores, numbers = bm25_best(queries, passages, k)
+        np.testing.assert_array_equal(numbers, np.argsort(-whole, axis=1, kind="stable")[:, :k])
+        np.testing.assert_array_equal(scores, -np.sort(-whole, axis=1)[:, :k])
+    tracemalloc.start()
+    bm25_best(queries * 500, passages, 10)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * len(queries) * 500 * len(passages) / 2, "half of what all pairs would take"
 
 
 def test_identifiers_are_split_into_words() -> None:
