@@ -291,6 +291,8 @@ def _read(
     if is_collection(Path(source)):
         collection = read_collection(Path(source), config.train_split, "train")
         questions = questions_of_collection(collection.queries, collection.documents, collection.judgments)
+        if not questions:
+            raise InputError(f"{source}: no relevant document of the split {config.train_split!r} has a text")
         return questions, list(dict.fromkeys(collection.documents.values()))
     rows = read_rows([source])
     if texts_of_ids is None:

@@ -485,6 +485,15 @@ def test_what_cannot_be_learned_from_is_refused_and_nothing_is_written(
     assert not Path(config.out).exists() or "out" in changes
 
 
+@pytest.mark.parametrize("negatives", [0, 2])
+def test_relevant_documents_without_a_text_are_nothing_to_learn_from(negatives: int, config: RetrieverConfig) -> None:
+    path = Path(config.train[0]) / "qrels" / "train.tsv"
+    path.write_text("query-id\tcorpus-id\tscore\nq0\tempty\t1\n")
+    with pytest.raises(InputError, match="made-up: no relevant document of the split 'train' has a text"):
+        finetune_retriever(replace(config, negatives=negatives))
+    assert not Path(config.out).exists()
+
+
 def test_what_is_learned_from_and_scored_by_is_said(
     config: RetrieverConfig, capsys: pytest.CaptureFixture[str], write_collection: Callable[..., Path], tmp_path: Path
 ) -> None:
