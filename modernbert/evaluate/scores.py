@@ -4,6 +4,7 @@ In: what a model said and what was expected. Out: named scores. A file of its ow
 Source: scikit-learn and scipy for what they have; spans are counted as CoNLL-2000 counts them.
 """
 
+import re
 import string
 from collections import Counter
 from collections.abc import Sequence
@@ -34,6 +35,9 @@ METRICS = {
     "tag": ("span_f1", "span_precision", "span_recall", "accuracy"),
 }
 """Of each task, the one that decides by default first."""
+
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def label_scores(found: Int[np.ndarray, " N"], expected: Int[np.ndarray, " N"]) -> dict[str, float]:
@@ -115,7 +119,7 @@ def answer_scores(found: Sequence[str], expected: Sequence[Sequence[str]]) -> di
 
 def _words(text: str) -> list[str]:
     plain = "".join(character for character in text.lower() if character not in string.punctuation)
-    return [word for word in plain.split() if word not in ("a", "an", "the")]
+    return _ARTICLES.sub(" ", plain).split()
 
 
 def _word_f1(found: list[str], expected: list[str]) -> float:

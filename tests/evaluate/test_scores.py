@@ -6,6 +6,7 @@ from scipy import stats
 from sklearn import metrics
 
 from modernbert.evaluate.scores import (
+    answer_scores,
     label_scores,
     multilabel_scores,
     number_scores,
@@ -82,6 +83,11 @@ def test_pair_scores_rank_by_chance() -> None:
 )
 def test_spans_begin_and_end_as_conll_counts_them(tags: list[str], spans: set[tuple[int, int, str]]) -> None:
     assert spans_of(tags) == spans
+
+
+def test_an_article_is_one_beside_any_punctuation() -> None:
+    """The script's own example of a word is what a regular expression takes for one."""
+    assert answer_scores(["the—end", "“A” man", "anthem"], [["—end"], ["“the” man"], ["them"]])["exact"] == 2 / 3
 
 
 def spans_of_seqeval(tags: list[str]) -> set[tuple[int, int, str]]:
