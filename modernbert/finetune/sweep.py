@@ -23,7 +23,7 @@ from modernbert.finetune.retriever import RetrieverConfig, finetune_retriever
 from modernbert.processes import Processes
 from modernbert.storage import write_file
 from modernbert.train.loop import Diverged
-from modernbert.train.run_folder import begin_run_folder
+from modernbert.train.run_folder import check_run_folder
 
 __all__ = ["Base", "Point", "Result", "best_of", "left_of", "points_of", "sweep"]
 
@@ -31,6 +31,8 @@ Base = FinetuneConfig | RetrieverConfig
 # So many finished runs, before one is compared with them.
 _FEWEST = 3
 _DIVERGED = "diverged.json"
+# More than the log's epochs can be beside the true ones.
+_ROUNDED = 1e-4
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,13 @@ def sweep(base: Base, out: Path, points: Sequence[Point], devices: Sequence[str]
         choose_device(device)
     if len({point.name for point in points}) < len(points) or not points:
         raise InputError("sweep: expected at least one point, each once")
-    left = left_of(out, points)
     for point in points:
-        if point not in left:
-            begin_run_folder(out / point.name, _config_of(base, out, point))  # refuses what another config has left
+        config = _config_of(base, out, point)
+        config.check()
+        check_run_folder(out / point.name, config)
+    earlier, left = _earlier(base, out), left_of(out, points)
     print(f"{out}: {len(points)} runs, {len(points) - len(left)} of them done")
-    everything = list(dict.fromkeys([*points, *_earlier(base, out)]))
+    everything = list(dict.fromkeys([*points, *earlier]))
     if len(devices) > 1 and len(left) > 1:
         _share_out(base, out, everything, left, devices)
     else:
@@ -117,15 +120,17 @@ def _is_done(folder: Path) -> bool:
 
 
 def _earlier(base: Base, out: Path) -> list[Point]:
-    """Return the points of this config that earlier sweeps have done in the folder."""
+    """Return the points that earlier sweeps have done in the folder.
+
+    Raises: InputError for a run of another config, done or only begun: it would be compared with those of this one.
+    """
     found = []
     for path in sorted(out.glob("lr*/config.yaml")):
+        config = load(type(base), path)
+        point = Point(config.lr, config.weight_decay, config.epochs, config.seed)
+        check_run_folder(path.parent, _config_of(base, out, point))
         if _is_done(path.parent):
-            config = load(type(base), path)
-            point = Point(config.lr, config.weight_decay, config.epochs, config.seed)
-            expected = _config_of(base, out, point)
-            if replace(config, **{name: getattr(expected, name) for name in expected.FREE_TO_CHANGE}) == expected:
-                found.append(point)
+            found.append(point)
     return found
 
 
@@ -176,7 +181,8 @@ def _mean_until(out: Path, point: Point, share: float) -> float | None:
     sign = -1 if metric.endswith("error") else 1
     rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     epochs = {row["step"]: row["epoch"] for row in rows if row["kind"] == "step"}
-    found = [sign * row[metric] for row in rows if row["kind"] == "dev" and epochs[row["step"]] <= share * point.epochs]
+    until = share * point.epochs + _ROUNDED
+    found = [sign * row[metric] for row in rows if row["kind"] == "dev" and epochs[row["step"]] <= until]
     return statistics.mean(found) if found else None
 
 

@@ -13,7 +13,7 @@ from modernbert.config import load, to_yaml
 from modernbert.errors import InputError
 from modernbert.storage import explained, only_process, write_file
 
-__all__ = ["RunConfig", "begin_run_folder"]
+__all__ = ["RunConfig", "begin_run_folder", "check_run_folder"]
 
 _BEFORE_A_CHECKPOINT = {"config.yaml", ".lock", "log.jsonl", "timing.jsonl", "checkpoints", "watch", "report.html"}
 # Groups whose entries count by their place: a seed and a checkpoint know them by number, not by name.
@@ -35,6 +35,16 @@ def begin_run_folder(out: Path, config: RunConfig) -> None:
     """Write the config into a new run folder, or check that a begun one has the same.
 
     A config under which no checkpoint was written, nor anything beside the run, may be corrected: it is replaced.
+
+    Raises: InputError naming the first field that differs, or the folder if it is something else.
+    """
+    check_run_folder(out, config)
+    with only_process(out):
+        write_file(out / "config.yaml", to_yaml(config))
+
+
+def check_run_folder(out: Path, config: RunConfig) -> None:
+    """Check that a run of this config may begin in a folder, or go on there.
 
     Raises: InputError naming the first field that differs, or the folder if it is something else.
     """
@@ -60,8 +70,6 @@ def begin_run_folder(out: Path, config: RunConfig) -> None:
                 )
     elif not path.exists() and out.exists() and not _is_empty(out):
         raise InputError(f"{out}: exists and is not a run folder, expected a new folder or one with config.yaml")
-    with only_process(out):
-        write_file(path, to_yaml(config))
 
 
 def _is_empty(out: Path) -> bool:

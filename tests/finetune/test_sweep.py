@@ -12,6 +12,7 @@ from commands import modernbert
 
 from modernbert import ModernBert
 from modernbert.errors import InputError
+from modernbert.finetune import sweep as sweeps
 from modernbert.finetune.glue import PUBLISHED, TASKS, config_of, tasks_in
 from modernbert.finetune.labels import FinetuneConfig
 from modernbert.finetune.retriever import RetrieverConfig
@@ -55,6 +56,10 @@ def test_a_sweep_keeps_the_best_model_and_goes_on_where_it_was(
     assert [result.point for result in results] == points and results[:2] == first
     with pytest.raises(InputError, match="begun with batch=16, found batch=8"):
         sweep(replace(base, batch=8), tmp_path / "sweep", points)
+    # Whose points are others is of another config all the same.
+    with pytest.raises(InputError, match="begun with batch=16, found batch=8"):
+        sweep(replace(base, batch=8), tmp_path / "sweep", points_of([3e-3], [1e-5], [2], [0]))
+    assert not list((tmp_path / "sweep").glob("lr0.003*"))
     best = best_of(results)
     assert best.point.lr == 1e-3 and best.score == max(result.score for result in results)
     kept = [path.parent.name for path in (tmp_path / "sweep").glob("*/model")]
@@ -92,6 +97,21 @@ def test_a_run_below_the_median_of_others_is_stopped(base: FinetuneConfig, tmp_p
     assert sum(json.loads(row)["kind"] == "dev" for row in rows) < 8
 
 
+def test_a_run_is_compared_with_all_that_others_had_scored_by_then(tmp_path: Path) -> None:
+    """The log has two of three steps as 0.6667 of an epoch, which is more than they are."""
+    point = Point(1e-3, 1e-5, 1, 0)
+    folder = tmp_path / point.name
+    folder.mkdir()
+    (folder / "scores.json").write_text('{"metric": "accuracy", "dev": {"accuracy": 0.9}, "stopped": null}')
+    rows = [
+        [{"kind": "step", "step": n, "epoch": round(n / 3, 4)}, {"kind": "dev", "step": n, "accuracy": 0.3 * n}]
+        for n in (1, 2, 3)
+    ]
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for both in rows for row in both))
+    for steps, mean in ((1, 0.3), (2, 0.45), (3, 0.6)):
+        assert sweeps._mean_until(tmp_path, point, steps / 3) == pytest.approx(mean)
+
+
 def test_each_device_has_a_process(base: FinetuneConfig, tmp_path: Path) -> None:
     points = points_of([1e-3, 1e-4], [1e-5], [1], [0])
     alone = sweep(base, tmp_path / "alone", points)
@@ -116,6 +136,8 @@ def test_a_sweep_needs_something_to_compare_by(base: FinetuneConfig, tmp_path: P
         sweep(replace(base, dev=[]), tmp_path / "sweep", points)
     with pytest.raises(InputError, match="device: found 'nope'"):
         sweep(base, tmp_path / "sweep", points, devices=("cpu", "nope"))
+    with pytest.raises(InputError, match="weight_decay: found 2.0"):
+        sweep(base, tmp_path / "sweep", points_of([1e-3], [1e-5, 2.0], [1], [0]))
     with pytest.raises(InputError, match="expected at least one point, each once"):
         sweep(base, tmp_path / "sweep", [Point(1e-3, 1e-5, 1, 0)] * 2)
     assert not (tmp_path / "sweep").exists()
