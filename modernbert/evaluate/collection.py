@@ -55,7 +55,7 @@ def read_collection(folder: Path, split: str = "test", usual: str = "test") -> C
         raise InputError(f"{folder}: no query of the split {split!r} has a relevant document")
     empty = [key for key, text in documents.items() if not text.strip()]
     return Collection(
-        name=folder.name,
+        name=folder.resolve().name,  # of `.` too
         documents={key: text for key, text in documents.items() if text.strip()},
         queries={key: queries[key] for key in judgments},
         judgments=judgments,

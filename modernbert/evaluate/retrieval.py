@@ -93,7 +93,8 @@ def rank_by_index(bert: ModernBert, model: str, folder: Path) -> Rank:
         queries = bert.embed_queries(list(collection.queries.values()))
         texts = sha256("\0".join(chain.from_iterable(collection.documents.items())).encode()).hexdigest()
         settings = {key: value for key, value in asdict(bert.vectors).items() if key not in _OF_QUERIES}
-        about = {"documents": texts, "model": model, "settings": settings}
+        dtype = str(next(bert.model.parameters()).dtype).removeprefix("torch.")
+        about = {"documents": texts, "model": model, "settings": settings, "dtype": dtype}
         index = Index(folder / collection.name, about, bert.vector_width, bert.is_late)
         for block in _blocks(bert, islice(collection.documents.values(), len(index), None)):
             index.add(block.vectors, block.num_cut)

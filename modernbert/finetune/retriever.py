@@ -148,7 +148,7 @@ class RetrieverConfig:
         if not self.train:
             raise InputError("train: found none, expected files of rows or folders of collections")
         for name in ("dev", "test"):
-            folders = [Path(each).name for each in getattr(self, name)]
+            folders = [Path(each).resolve().name for each in getattr(self, name)]
             if len(set(folders)) < len(folders):
                 raise InputError(f"{name}: found two folders of one name, expected other names to tell scores apart by")
         if self.stanford and self.task != "late":
@@ -157,8 +157,8 @@ class RetrieverConfig:
             check_stanford(self.vectors, self.projection)
         if self.mined_by is not None and not self.negatives:
             raise InputError("mined_by: found a model, but negatives is 0")
-        if not self.dev and self.patience is not None:
-            raise InputError("dev: found no collection, expected some to choose and stop by (patience)")
+        if not self.dev and (self.patience is not None or self.metric != type(self).metric):
+            raise InputError("dev: found no collection, expected some to choose and stop by (patience, metric)")
 
 
 @dataclass(frozen=True)
@@ -223,6 +223,11 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
     questions = _questions(config, texts_of_ids)
     if len({question.scores is None for question in questions}) > 1:
         raise InputError("train: some sources have scores and others none, expected all or none")
+    if config.temperature is not None and config.normalize_scores and questions[0].scores is not None:
+        raise InputError(
+            f"temperature: found {config.temperature}, but scores that are compared with a teacher's are stretched to "
+            "reach from 0 to 1, whatever it is; expected none, or normalize_scores=false"
+        )
     forms = {
         "queries": Form(min(vectors.query_length or longest, longest), vectors.query_prompt, vectors.expand_queries),
         "passages": Form(

@@ -19,6 +19,8 @@ from modernbert.infer.search import Found
 __all__ = ["Index", "about_of", "connect", "open_table", "told", "vector_type"]
 
 _TABLE, _ABOUT = "vectors", b"modernbert"
+# Tables of earlier versions do not say it.
+_NOT_ALWAYS_TOLD = ("dtype",)
 
 
 class Index:
@@ -41,7 +43,7 @@ class Index:
         self._table = open_table(folder, database, _TABLE, self._schema, about)
         there, found = self._table.schema, about_of(self._table)
         for key, value in about.items():
-            if found.get(key) != value:
+            if found.get(key, value if key in _NOT_ALWAYS_TOLD else None) != value:
                 raise InputError(
                     f"{folder}: is an index with other {key}, expected {value!r}, found {found.get(key)!r}"
                 )

@@ -55,6 +55,11 @@ def test_documents_in_blocks_are_ranked_as_all_at_once(
     assert cut == num_cut > 0
 
 
+def test_a_collection_has_a_name_from_within_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert read_collection(Path(".")).name == read_collection(folder).name == "made-up"
+
+
 def test_what_cannot_be_judged_or_found_is_left_out_and_counted(folder: Path) -> None:
     collection = read_collection(folder)
     assert (collection.num_unjudged, collection.num_empty) == (1, 1)

@@ -343,8 +343,12 @@ def test_a_projection_that_does_not_fit_is_refused_before_anything_is_begun(conf
 def test_an_index_serves_other_queries_and_json_is_written_as_scores_come(
     config: RetrieverConfig, tmp_path: Path, write_collection: Callable[..., Path]
 ) -> None:
-    asked = RetrievalConfig(config.model, config.test, device="cpu", index=tmp_path / "kept", out=tmp_path / "r.json")
+    asked = RetrievalConfig(
+        config.model, config.test, device="cpu", dtype="float32", index=tmp_path / "kept", out=tmp_path / "r.json"
+    )
     evaluate(asked)
+    with pytest.raises(InputError, match="other dtype, expected 'bfloat16', found 'float32'"):
+        evaluate(replace(asked, dtype="bfloat16"))
     evaluate(replace(asked, query_length=5, query_prompt="find "))
     with pytest.raises(InputError, match="other settings"):
         evaluate(replace(asked, document_prompt="text "))
@@ -377,6 +381,8 @@ def test_a_teacher_is_learned_from_rows(config: RetrieverConfig, tmp_path: Path)
     ]
     (tmp_path / "triples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = replace(config, train=[str(tmp_path / "triples.jsonl")], negatives=0, dev=[], task="late", projection=None)
+    with pytest.raises(InputError, match="temperature: found 0.5, but scores that are compared with a teacher's"):
+        finetune_retriever(replace(config, temperature=0.5))
     finetune_retriever(config)
     log = [json.loads(line) for line in (Path(config.out) / "log.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in log if row["kind"] == "step"]
@@ -462,6 +468,7 @@ def test_rows_that_ask_nothing_are_named(row: dict[str, Any], said: str) -> None
         ({"vectors": Vectors(document_length=9999)}, "vectors.document_length: found 9,999, but"),
         ({"metric": "accuracy"}, "metric: found 'accuracy'"),
         ({"dev": [], "patience": 1}, "dev: found no collection"),
+        ({"dev": [], "metric": "mrr_10"}, "dev: found no collection"),
         ({"stanford": True}, "stanford: found true, but embed is no late interaction"),
         ({"task": "late", "stanford": True, "projection": None}, "projection: found None"),
         ({"task": "late", "stanford": True}, "vectors.expand_queries: found false"),

@@ -50,6 +50,7 @@ def test_an_index_finds_what_exact_search_finds(tmp_path: Path) -> None:
 
 def test_an_index_knows_what_it_is_of(tmp_path: Path) -> None:
     Index(tmp_path / "i", {"model": "a"}, 8, late=False).add(unit(np.random.default_rng(0), 3, 8))
+    assert len(Index(tmp_path / "i", {"model": "a", "dtype": "float32"}, 8, late=False)) == 3, "of an earlier version"
     for about, width, late, said in (
         ({"model": "b"}, 8, False, "is an index with other model, expected 'b', found 'a'"),
         ({"model": "a"}, 16, False, "vectors of another width or kind"),
