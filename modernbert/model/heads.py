@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
@@ -46,6 +45,11 @@ class PredictionHead(nn.Module):
     def forward(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
         """Transform each row by itself."""
         return self.norm(F.gelu(self.dense(rows)))
+
+    def wide(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
+        """Do the same in float32, whatever the weights are held in."""
+        rows = F.gelu(F.linear(rows, self.dense.weight.float()))
+        return F.layer_norm(rows, self.norm.normalized_shape, self.norm.weight.float(), eps=self.norm.eps)
 
 
 class MaskedLM(nn.Module):
@@ -130,13 +134,7 @@ class Classifier(nn.Module):
         rows = pool(hidden.float(), layout, self.model.config.classifier_pooling)
         rows = rows if where is None else rows.index_select(0, where)
         with torch.autocast(rows.device.type, enabled=False):
-            return _in_float32(self.classifier, _in_float32(self.head, rows))
-
-
-def _in_float32(module: nn.Module, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M E"]:
-    """Apply a module whose weights may be held in less."""
-    wide = {name: parameter.float() for name, parameter in module.named_parameters()}
-    return functional_call(module, wide, (rows,))
+            return F.linear(self.head.wide(rows), self.classifier.weight.float(), self.classifier.bias.float())
 
 
 Model = MaskedLM | Classifier | Encoder | FusedEncoder
