@@ -219,6 +219,11 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
     for prompt in (vectors.query_prompt, vectors.document_prompt):
         if config.stanford and tokenizer.id_of(prompt.strip()) is None:
             raise InputError(f"vectors: found the mark {prompt.strip()!r}, which is no token of {folder}")
+    collections = {
+        name: [read_collection(Path(each), getattr(config, f"{name}_split"), name) for each in getattr(config, name)]
+        for name in ("dev", "test")
+    }
+    _check_apart(config)
     texts_of_ids = None if config.texts is None else read_texts(Path(config.texts))
     questions = _questions(config, texts_of_ids)
     if len({question.scores is None for question in questions}) > 1:
@@ -240,11 +245,6 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
     queries = _lay(tokenizer, forms["queries"], "queries", [question.query for question in questions])
     texts = [text for question in questions for text in (question.answer, *question.others)]
     passages = _lay(tokenizer, forms["passages"], "passages", texts)
-    collections = {
-        name: [read_collection(Path(each), getattr(config, f"{name}_split"), name) for each in getattr(config, name)]
-        for name in ("dev", "test")
-    }
-    _check_apart(config)
     return _Inputs(
         tokenizer, folder, longest, vectors, questions, queries, passages, collections, device, dtype,
         "transformers" if is_foreign else choose_backend(config.backend, device, dtype, load_config(folder)),
