@@ -109,6 +109,8 @@ class Catalog:
         Raises: InputError naming what is other.
         """
         begun = self.about
+        if "model_files" not in begun:
+            raise InputError(f"{self.folder}: was begun by an earlier version, make it anew in another folder")
         for key, value in about.items():
             if begun.get(key) != value:
                 raise InputError(f"{self.folder}: was begun with other {key} ({begun.get(key)!r}, found {value!r})")

@@ -44,7 +44,7 @@ from modernbert.train.optim import StableAdamW, load_named_state, named_state, p
 from modernbert.train.parallel import Objective, World, first_row, join, local, whole
 from modernbert.train.progress import Report, show_progress
 from modernbert.train.recipe import Phase, PretrainConfig, model_config, schedule_of
-from modernbert.train.run_folder import begin_run_folder
+from modernbert.train.run_folder import begin_run_folder, check_run_folder
 from modernbert.train.schedule import StepPlan
 from modernbert.train.sinks import open_sinks
 from modernbert.train.start import Start, find_start, shape_of
@@ -464,7 +464,9 @@ def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> 
         opened[key] = shards
     start, shape = None, None
     # What a run began with may be gone when it has checkpoints of its own.
-    if config.init_from is not None and (own := latest(Path(config.out) / "checkpoints", clean=False)):
+    check_run_folder(Path(config.out), config)
+    own = latest(Path(config.out) / "checkpoints", clean=False) if config.init_from is not None else None
+    if own is not None and "model" in own.state:
         shape = shape_of(own)
     elif config.init_from is not None:
         start = _open_start(config, tokenizer)

@@ -12,7 +12,7 @@ from typing import Any
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 
-__all__ = ["config_from_json", "config_to_json"]
+__all__ = ["check_head", "config_from_json", "config_to_json"]
 
 # What every published model has in common. A folder that says otherwise is another architecture under the same name.
 _FIXED = {
@@ -23,9 +23,9 @@ _FIXED = {
     "mlp_bias": False,
     "decoder_bias": True,
     "tie_word_embeddings": True,
-    "classifier_activation": "gelu",
-    "classifier_bias": False,
 }
+# The same of a head; of a folder that has none it does not matter.
+_FIXED_OF_HEAD = {"classifier_activation": "gelu", "classifier_bias": False}
 _ROLES = {"cls_token_id": "bos_token_id", "sep_token_id": "eos_token_id"}
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
@@ -37,9 +37,7 @@ def config_from_json(found: Mapping[str, Any], origin: str) -> ModelConfig:
     no published ModernBERT uses.
     """
     try:
-        for key, expected in _FIXED.items():
-            if found.get(key, expected) != expected:
-                raise InputError(f"{key}: found {found[key]!r}, expected {expected!r}")
+        _check(found, _FIXED)
         known = {field.name for field in fields(ModelConfig)}
         values = {key: value for key, value in found.items() if key in known and value is not None}
         # As transformers has it; a config that is made here says it, and has another default.
@@ -52,6 +50,23 @@ def config_from_json(found: Mapping[str, Any], origin: str) -> ModelConfig:
         raise InputError(f"{origin}: {error}") from None
 
 
+def check_head(found: Mapping[str, Any], origin: str) -> None:
+    """Check what a published config says of its head.
+
+    Raises: InputError naming `origin` and the key, for a head of another architecture.
+    """
+    try:
+        _check(found, _FIXED_OF_HEAD)
+    except InputError as error:
+        raise InputError(f"{origin}: {error}") from None
+
+
+def _check(found: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+    for key, expected in fixed.items():
+        if found.get(key, expected) != expected:
+            raise InputError(f"{key}: found {found[key]!r}, expected {expected!r}")
+
+
 def config_to_json(config: ModelConfig, architecture: str, dtype: str) -> dict[str, Any]:
     """Write a config that old and new readers take unedited.
 
@@ -61,6 +76,7 @@ def config_to_json(config: ModelConfig, architecture: str, dtype: str) -> dict[s
     thetas = {_FULL: config.global_rope_theta, _SLIDING: config.local_rope_theta}
     return {
         **_FIXED,
+        **_FIXED_OF_HEAD,
         **config.as_dict(),
         "architectures": [architecture],
         "bos_token_id": config.cls_token_id,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from modernbert.errors import InputError, shown
 from modernbert.model.config import ModelConfig
-from modernbert.model.dialect import config_from_json, config_to_json
+from modernbert.model.dialect import check_head, config_from_json, config_to_json
 from modernbert.model.encoder import Encoder
 from modernbert.model.fused import FusedEncoder
 from modernbert.model.heads import TASKS, Classifier, MaskedLM, Model, encoder_of
@@ -223,6 +223,7 @@ def _build(
 ) -> MaskedLM | Classifier | Encoder:
     """Make the module that a folder's weights are for."""
     if all(name in weights for name in _MASKED_LM_HEAD):
+        check_head(found, str(folder / "config.json"))
         return MaskedLM(config, backend)
     missing = [name for name in _CLASSIFIER_HEAD if name not in weights]
     if missing and "classifier.weight" in weights and _task_of(found, 1):
@@ -233,6 +234,7 @@ def _build(
             raise InputError(f"{folder}: classifier.weight has shape {shape}, expected [labels, {config.hidden_size}]")
         num_labels = shape[0]
         if task := _task_of(found, num_labels):
+            check_head(found, str(folder / "config.json"))
             labels = _FIXED_LABELS.get(task) or _labels_from_json(found, num_labels, folder)
             return Classifier(config, task, labels, backend)
         said = ", ".join(f"{key} {shown(str(found.get(key)), 80)}" for key in ("architectures", "problem_type"))

@@ -26,7 +26,7 @@ __all__ = ["Packed", "Stream", "heldout_batches", "prefetch"]
 
 Item = TypeVar("Item")
 
-# Pieces that bins are chosen from: enough to fill them, whatever the lengths.
+# Pieces that bins are chosen from, but where more are needed to fill two.
 _LEAST_IN_POOL, _MOST_IN_POOL = 32, 4096
 
 
@@ -306,7 +306,7 @@ def _shares(sizes: Mapping[str, int], weights: Mapping[str, float] | None) -> li
 
 
 def _pool_size(pieces: Pieces, shares: Sequence[float], budget_tokens: int) -> int:
-    """Return from how many pieces to choose: an eighth of an epoch of each source at most, but two bins at least.
+    """Return from how many pieces to choose: an eighth of an epoch of each source at most, but enough for two bins.
 
     A pool that holds more of an epoch, or several, would serve some pieces again before it has served others once.
     """
@@ -314,10 +314,15 @@ def _pool_size(pieces: Pieces, shares: Sequence[float], budget_tokens: int) -> i
     # By the token; shares are of tokens.
     rates = [share * count / pieces.num_tokens(n) for n, (share, count) in enumerate(zip(shares, counts, strict=True))]
     eighths = [count * sum(rates) / (8 * rate) for count, rate in zip(counts, rates, strict=True) if rate]
-    return int(min(_MOST_IN_POOL, max(_LEAST_IN_POOL, 2 * budget_tokens * sum(rates), min(eighths))))
+    return int(max(_LEAST_IN_POOL, 2 * budget_tokens * sum(rates), min(_MOST_IN_POOL, *eighths)))
 
 
 def _check_cursor(cursor: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    if "pool" not in cursor["identity"]:
+        raise InputError(
+            "cursor: is of an earlier version, which packed otherwise; begin another run with init_from and "
+            "init_optimizer, or finish this one with that version"
+        )
     for key, expected in identity.items():
         if cursor["identity"].get(key) != expected:
             raise InputError(f"cursor: was taken with {key} {cursor['identity'].get(key)}, expected {expected}")

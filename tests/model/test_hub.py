@@ -201,6 +201,13 @@ def test_wrong_values_are_refused_by_name(tmp_path: Path, theirs: ModernBertForM
     assert "\n" not in str(caught.value)
 
 
+def test_a_head_that_is_not_there_may_be_of_any_kind(tmp_path: Path, theirs: ModernBertForMaskedLM) -> None:
+    theirs.model.save_pretrained(tmp_path)
+    words = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(words | {"classifier_activation": "silu"}))
+    assert isinstance(load_model(tmp_path), Encoder)
+
+
 def test_unknown_config_keys_are_ignored(tmp_path: Path, theirs: ModernBertForMaskedLM) -> None:
     theirs.save_pretrained(tmp_path)
     words = json.loads((tmp_path / "config.json").read_text())

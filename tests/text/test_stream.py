@@ -125,6 +125,15 @@ def test_no_piece_waits_while_others_come_again(
     assert min(times) >= 4 and max(times) <= 6 and times.count(5) > 0.9 * len(times)
 
 
+def test_bins_of_thousands_of_short_texts_are_full(make_shards: Any, tokenizer: Tokenizer) -> None:
+    words = make_shards([f"word {number}" for number in range(5_000)])
+    lengths: dict[str, Any] = {"max_len": 32, "budget_tokens": 64_000}
+    number = lengths["budget_tokens"] * 5_000 // Pieces([words], 32, 1, 2).num_tokens(0)
+    assert number > 4_096
+    for packed in take(Stream({"a": words}, tokenizer, seed=1, mask_rate=0.3, **lengths), 3):
+        assert packed.num_tokens > 0.99 * packed.budget_tokens
+
+
 def test_masks_spare_special_tokens_and_depend_on_the_seed(shards: Shards, tokenizer: Tokenizer) -> None:
     batches = take(Stream({"a": shards}, tokenizer, **SETTINGS), 100)
     labels = torch.cat([packed.batch.labels for packed in batches])
@@ -221,6 +230,8 @@ def test_what_does_not_go_together_is_named(
     cursor = take(Stream({"a": shards}, tokenizer, **SETTINGS), 1)[0].cursor()
     refused("cursor: was taken with max_len 32, expected 16", cursor=cursor, max_len=16)
     refused("cursor: was taken with sources", {"a": make_shards(texts[:9], "fewer")}, cursor=cursor)
+    old = cursor | {"identity": {key: value for key, value in cursor["identity"].items() if key != "pool"}}
+    refused("cursor: is of an earlier version, which packed otherwise; begin another run", cursor=old)
     both = {"a": shards, "b": make_shards(texts[:50], "b")}
     cursor = take(Stream(both, tokenizer, **SETTINGS), 1)[0].cursor()
     refused("cursor: was taken with sources", dict(reversed(both.items())), cursor=cursor)
