@@ -209,10 +209,10 @@ def _embedded(config: EmbedConfig, left: Iterator[Part]) -> Iterator[tuple[int, 
 
 
 def _on_cluster(
-    config: EmbedConfig, left: Callable[[], Iterator[Part]], weights: str
+    config: EmbedConfig, left: Callable[[], Iterator[Part]], files: str
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield the vectors of parts, in the order in which they are done."""
-    begin = partial(_load_there, config, weights)
+    begin = partial(_load_there, config, files)
     work = partial(_embed, config=config)
     return _shown(config, share_out(left, begin, work, device=config.devices[0], processes=config.processes))
 
@@ -231,12 +231,12 @@ def _load(config: EmbedConfig, device: str) -> ModernBert:
     return ModernBert.load(config.model, device=device, dtype=config.dtype, backend=config.backend)
 
 
-def _load_there(config: EmbedConfig, weights: str, device: str) -> ModernBert:
+def _load_there(config: EmbedConfig, files: str, device: str) -> ModernBert:
     """Load the model on another machine.
 
     Raises: InputError if what goes by its name there has other files.
     """
-    if digest_of(config.model) != weights:
+    if digest_of(config.model) != files:
         raise InputError(f"{config.model}: has other files on another machine of the cluster")
     return _load(config, device)
 
