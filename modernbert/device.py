@@ -5,8 +5,10 @@ choose in the same way, so the choice stands above both.
 """
 
 import ctypes
+import functools
 import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -21,9 +23,12 @@ __all__ = [
     "keep_freed_memory",
     "name_of",
     "peak_memory",
+    "release_threads_before_fork",
     "restart_peak",
 ]
 
+# `omp_pause_soft` of omp.h: threads end, settings stay.
+_OMP_PAUSE_SOFT = 1
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 2**30
@@ -156,6 +161,21 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
             mallopt(parameter, _KEPT_BYTES)
+
+
+@functools.cache
+def release_threads_before_fork() -> None:
+    """From here on, end the OpenMP threads of a thread that forks; they start again at its next parallel region.
+
+    A forked process inherits OpenMP's record of the threads but not the threads, and waits for them forever.
+    Source: `omp_pause_resource_all`, OpenMP 5.0, section 3.2.44.
+    """
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    if not hasattr(os, "register_at_fork") or not library.exists():
+        return
+    pause = getattr(ctypes.CDLL(str(library)), "omp_pause_resource_all", None)  # found in the OpenMP that torch loads
+    if pause is not None:
+        os.register_at_fork(before=functools.partial(pause, _OMP_PAUSE_SOFT))
 
 
 def _libc() -> ctypes.CDLL | None:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from modernbert.device import keep_freed_memory
+from modernbert.device import keep_freed_memory, release_threads_before_fork
 from modernbert.model.encoder import Encoder
 from modernbert.model.fused import FusedEncoder, can_fuse
 from modernbert.model.heads import Classifier, MaskedLM, Model, encoder_of
 from modernbert.model.hub import load_model
+from modernbert.model.plain import ModuleSnapshot, is_plain_tree
 from modernbert.model.prepacked import can_prepack, prepack_
 from modernbert.model.replay import Replays
 
@@ -33,11 +34,12 @@ def fit_for_inference(model: MaskedLM | Classifier | Encoder) -> Model:
     assert isinstance(encoder, Encoder), "a model is fitted once"
     weight = encoder.embeddings.tok_embeddings.weight
     if weight.device.type == "cuda" and encoder.backend in ("triton", "varlen"):
-        encoder.replays = Replays()
+        encoder.replays = Replays(ModuleSnapshot(encoder))
     if weight.device.type != "cpu":
         return model
     keep_freed_memory()
-    if can_fuse(encoder.config, encoder.backend):
+    release_threads_before_fork()
+    if can_fuse(encoder.config, encoder.backend) and is_plain_tree(encoder):
         fused = FusedEncoder(encoder)
         if isinstance(model, Encoder):
             return fused

@@ -171,6 +171,11 @@ class ModernBert:
             finally:
                 many._spread.end()
 
+    def __getstate__(self) -> dict[str, Any]:
+        if self._spread is not None:
+            raise InputError("a model on several devices cannot be pickled; pickle the model itself")
+        return self.__dict__
+
     @property
     def config(self) -> ModelConfig:
         """The shape of the model.

@@ -15,7 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from modernbert.model.attention import Attend, prepare
 from modernbert.model.config import ModelConfig
+from modernbert.model.inference_only import refuse_conversion
 from modernbert.model.operations import Operations, operations_of
+from modernbert.model.prepacked import PrepackedLinear
 from modernbert.model.replay import Replays
 from modernbert.model.rotary import rotate_heads, rotation
 from modernbert.ragged import Layout
@@ -172,6 +174,10 @@ class Encoder(nn.Module):
         return ops.add_norm(hidden, delta, self.final_norm, 0.0)[1]
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        for module in self.modules():  # before the embeddings are converted
+            if isinstance(module, PrepackedLinear):
+                refuse_conversion(torch.empty(0, dtype=module.dtype), fn)
+                break
         if self.replays is not None:  # weights are moved
             self.replays.forget()
         return super()._apply(fn, recurse)

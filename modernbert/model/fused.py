@@ -4,18 +4,21 @@ In: an `Encoder` and its weights. Out: the same function without gradients, from
 once. Layer by layer in Python, a short text would wait for its calls, and a long one for memory between them.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
+from modernbert.model.inference_only import inference_only, refuse_conversion, refuse_weights
 from modernbert.model.operations import can_multiply
 from modernbert.model.rotary import rotation
 from modernbert.model.shapes import shapes_only
-from modernbert.native import calls
+from modernbert.native import build, calls
 from modernbert.ragged import Layout
 
 __all__ = ["FusedEncoder", "can_fuse"]
@@ -37,17 +40,18 @@ class FusedEncoder(nn.Module):
         self.config = encoder.config
         self.backend = encoder.backend
         self.embeddings = encoder.embeddings
-        # Not buffers: addresses of these tensors are kept, so nothing may move them.
+        # Not buffers: their layout holds for one dtype and processor, and module methods would convert them.
         self.final_norm = encoder.final_norm.weight.detach().float()
         self.packed = [_pack(encoder.layers[n]) for n in range(len(encoder.layers))]
-        addresses = [
-            [*(tensor.data_ptr() for tensor in layer), int(self.config.is_global(number))]
-            for number, layer in enumerate(self.packed)
-        ]
-        self.table = torch.tensor(addresses, dtype=torch.int64)
+        kinds = [self.config.is_global(number) for number in range(len(self.packed))]
+        self.layers = calls.PackedLayers(self.packed, kinds)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "FusedEncoder":
         return self  # nothing in it ever changes
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Addresses and the packed layout hold for this process and processor alone: pickle the plain weights.
+        return _pack_again, (self.unpack(),)
 
     def forward(
         self, tokens: Int64[Tensor, " T"], layout: Layout, where: Int64[Tensor, " M"] | None = None
@@ -59,10 +63,10 @@ class FusedEncoder(nn.Module):
             for theta in (config.global_rope_theta, config.local_rope_theta)
         ]
         hidden = calls.encode(
-            self.embeddings(tokens), self.table, self.final_norm, angles, layout.cu_seqlens, config.window,
+            self.embeddings(tokens).detach(), self.layers, self.final_norm, angles, layout.cu_seqlens, config.window,
             num_heads=config.num_attention_heads, feed_width=config.intermediate_size, eps=config.norm_eps,
         )  # fmt: skip
-        return hidden if where is None else hidden.index_select(0, where)
+        return inference_only(hidden if where is None else hidden.index_select(0, where))
 
     def unpack(self) -> Encoder:
         """Return the plain encoder, with the same bits."""
@@ -74,6 +78,33 @@ class FusedEncoder(nn.Module):
         for plain, packed in zip(encoder.layers, self.packed, strict=True):
             _unpack(plain, packed, dtype)
         return encoder.eval()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "FusedEncoder":
+        refuse_conversion(self.embeddings.tok_embeddings.weight, fn)
+        super()._apply(fn, recurse)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, weight in self.unpack().state_dict().items():
+            if not name.startswith("embeddings."):
+                destination[prefix + name] = weight
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        refuse_weights()
+
+
+def _pack_again(encoder: Encoder) -> FusedEncoder:
+    """Pack the encoder of a pickle for the processor of this process.
+
+    Raises: InputError if the C++ library is not available here.
+    """
+    if obstacle := build.obstacle():
+        raise InputError(
+            f"this pickled model runs on backend native, which {obstacle}. "
+            "Load the model folder in this process instead (ModernBert.load)."
+        )
+    return FusedEncoder(encoder)
 
 
 def _pack(layer: Any) -> list[Tensor]:

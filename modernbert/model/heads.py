@@ -18,6 +18,7 @@ from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.fused import FusedEncoder
 from modernbert.model.init import draw_normal
+from modernbert.model.plain import is_plain
 from modernbert.model.shapes import shapes_only
 from modernbert.ragged import Batch, Layout
 
@@ -48,7 +49,9 @@ class PredictionHead(nn.Module):
 
     def wide(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
         """Do the same in float32, whatever the weights are held in."""
-        rows = F.gelu(F.linear(rows, self.dense.weight.float()))
+        rows = F.gelu(_linear_fp32(self.dense, rows))
+        if not is_plain(self.norm):
+            return self.norm(rows.to(self.norm.weight.dtype)).float()
         return F.layer_norm(rows, self.norm.normalized_shape, self.norm.weight.float(), eps=self.norm.eps)
 
 
@@ -134,7 +137,7 @@ class Classifier(nn.Module):
         rows = pool(hidden.float(), layout, self.model.config.classifier_pooling)
         rows = rows if where is None else rows.index_select(0, where)
         with torch.autocast(rows.device.type, enabled=False):
-            return F.linear(self.head.wide(rows), self.classifier.weight.float(), self.classifier.bias.float())
+            return _linear_fp32(self.classifier, self.head.wide(rows))
 
 
 Model = MaskedLM | Classifier | Encoder | FusedEncoder
@@ -143,6 +146,13 @@ Model = MaskedLM | Classifier | Encoder | FusedEncoder
 def encoder_of(model: Model) -> Encoder | FusedEncoder:
     """Return a model without its head."""
     return model if isinstance(model, (Encoder, FusedEncoder)) else model.model
+
+
+def _linear_fp32(layer: nn.Linear, rows: Float[Tensor, "N D_in"]) -> Float[Tensor, "N D_out"]:
+    """Return a layer's output in float32, whatever its weights are held in; hooks and adapters take part."""
+    if not is_plain(layer):
+        return layer(rows.to(next(layer.parameters()).dtype)).float()
+    return F.linear(rows, layer.weight.float(), None if layer.bias is None else layer.bias.float())
 
 
 def pool(hidden: Float[Tensor, "T D"], layout: Layout, pooling: str) -> Float[Tensor, "N D"]:

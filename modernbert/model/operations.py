@@ -6,13 +6,14 @@ file of its own because layers are the same with any.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modernbert.device import has_amx
+from modernbert.model.plain import is_plain
 from modernbert.native import calls
 
 __all__ = ["Operations", "can_multiply", "operations_of"]
@@ -59,7 +60,9 @@ def _geglu(both: Tensor) -> Tensor:
 def _linear_in_loops(layer: nn.Module, rows: Tensor) -> Tensor:
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else rows.dtype
     if (
-        not _is_plain(layer)
+        not isinstance(layer, nn.Linear)
+        or not is_plain(layer)
+        or layer.bias is not None
         or not can_multiply(*layer.weight.shape)
         or layer.weight.dtype not in (torch.float32, dtype)
     ):
@@ -67,14 +70,21 @@ def _linear_in_loops(layer: nn.Module, rows: Tensor) -> Tensor:
     return calls.linear(rows.to(dtype), layer.weight)
 
 
-def _is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Say whether a layer is its weights alone: what somebody put in its place, or hung on it, goes before."""
-    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
-    return type(layer) is nn.Linear and layer.bias is None and not any(hooks)
+def _linear_before_kernels(layer: nn.Module, rows: Tensor) -> Tensor:
+    result = _linear(layer, rows)
+    # The attention kernel rotates queries and keys in place; a forward hook may have kept this tensor.
+    return result.clone() if layer._forward_hooks else result
 
 
 def _add_norm_in_loops(hidden: Tensor, delta: Tensor, norm: nn.LayerNorm, dropout: float) -> tuple[Tensor, Tensor]:
+    if not _is_scale_alone(norm):
+        return _add_norm(hidden, delta, norm, dropout)
     return calls.add_norm(hidden, delta, norm.weight, norm.eps, dropout)
+
+
+def _is_scale_alone(norm: nn.LayerNorm) -> bool:
+    """Return whether a norm is what the loops and kernels compute: plain, with a scale and no bias."""
+    return is_plain(norm) and norm.bias is None and norm.weight is not None
 
 
 @functools.cache
@@ -82,9 +92,11 @@ def _kernels() -> Operations:
     from modernbert.kernels import elementwise
 
     def add_norm(hidden: Tensor, delta: Tensor, norm: nn.LayerNorm, dropout: float) -> tuple[Tensor, Tensor]:
+        if not _is_scale_alone(norm):
+            return _add_norm(hidden, delta, norm, dropout)
         return elementwise.add_norm(hidden, delta, norm.weight, norm.eps, dropout)
 
-    return Operations(_linear, add_norm, elementwise.geglu)
+    return Operations(_linear_before_kernels, add_norm, elementwise.geglu)
 
 
 _TORCH = Operations(_linear, _add_norm, _geglu)

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from modernbert.model.plain import ModuleSnapshot
 from modernbert.ragged import Layout
 
 __all__ = ["Replays", "filled"]
@@ -44,10 +45,12 @@ class _Captured:
 class Replays:
     """The passes of one encoder that were captured so far; they share their memory, and one runs at a time.
 
-    What is captured reads weights where they were: whoever moves them has it forgotten.
+    What is captured reads weights where they were: whoever moves them has it forgotten. A replay calls no module: with
+    a snapshot of the encoder's modules, passes are replayed only while none of them is hooked or replaced.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, modules: ModuleSnapshot | None = None) -> None:
+        self._modules = modules
         self._captured: dict[tuple[int, int], _Captured] = {}
         self._lock = threading.Lock()
         self._stream: Any = None
@@ -73,6 +76,7 @@ class Replays:
             and layout.num_tokens <= _SIZES[-1]
             and layout.num_docs < _DOCUMENTS[-1]
             and not torch.cuda.is_current_stream_capturing()
+            and (self._modules is None or self._modules.is_current())
         )
 
     def __call__(self, encode: Encode, tokens: Int64[Tensor, " T"], layout: Layout) -> Float[Tensor, "T D"]:

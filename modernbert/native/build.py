@@ -10,6 +10,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -51,12 +52,12 @@ def _load() -> ctypes.CDLL | str:
         return "needs Linux and an x86-64 processor with AVX2"
     try:
         loaded = _open(_target(features))
+        loaded.cross_entropy_float32.restype = loaded.cross_entropy_bfloat16.restype = ctypes.c_double
+        loaded.update_moments.restype = ctypes.c_double
     except subprocess.CalledProcessError as error:
         return f"could not be compiled by {error.cmd[0]}: {_first_error(error.stderr)}"
-    except (OSError, InputError) as error:
+    except (OSError, InputError, AttributeError) as error:
         return str(error)
-    loaded.cross_entropy_float32.restype = loaded.cross_entropy_bfloat16.restype = ctypes.c_double
-    loaded.update_moments.restype = ctypes.c_double
     return loaded if loaded.begin() else "needs AMX tiles, which the system refused"
 
 
@@ -66,17 +67,46 @@ def _open(target: Path) -> ctypes.CDLL:
     Raises: subprocess.CalledProcessError if it does not compile; InputError if there is no compiler; OSError if what
     came of it is no library.
     """
-    if _is_whole(target):
+    untrusted = _untrusted(target.parent) or _untrusted(target)
+    if not untrusted and _is_whole(target):
         return ctypes.CDLL(str(target))
     with tempfile.TemporaryDirectory() as room:
         made = Path(room) / "loops.so"
         _compile(made)
         library = made.read_bytes()
         try:
+            if untrusted:
+                raise InputError(f"{untrusted}, so it is not used")
+            _make_private(target.parent)
             write_file(target, library + hashlib.sha256(library).digest())
         except InputError as error:
-            print(f"{error}; the next process compiles them again", file=sys.stderr)
+            print(f"{error}; the next process compiles the kernels again", file=sys.stderr)
         return ctypes.CDLL(str(made))
+
+
+def _untrusted(path: Path) -> str | None:
+    """Say why somebody else may have made or changed a file or folder of the cache; None if nobody else could."""
+    try:
+        found = path.lstat(), path.stat()
+    except OSError:
+        return None  # it is not there, so it is made
+    for each in found:
+        if each.st_uid not in (os.getuid(), 0):
+            return f"{path}: belongs to user {each.st_uid}, expected {os.getuid()}"
+        if not stat.S_ISLNK(each.st_mode) and each.st_mode & stat.S_IWOTH:
+            return f"{path}: found mode {stat.filemode(each.st_mode)}, expected no write permission for others"
+    return None
+
+
+def _make_private(folder: Path) -> None:
+    """Make the cache folder, for this user alone.
+
+    Raises: InputError if it cannot be made.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made: {error.strerror}") from None
 
 
 def _processor_features() -> set[str]:
@@ -92,10 +122,10 @@ def _target(features: set[str]) -> Path:
     for path in sorted((*_FOLDER.glob("*.h"), *_FOLDER.glob("*.cpp"))):
         digest.update(path.read_bytes())
     try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modernbert"
     except RuntimeError:  # a user without a home, as containers have them
-        cache = Path(tempfile.gettempdir()) / f"cache-{os.getuid()}"
-    return cache / "modernbert" / f"loops-{digest.hexdigest()[:20]}.so"
+        folder = Path(tempfile.gettempdir()) / f"modernbert-{os.getuid()}"
+    return folder / f"loops-{digest.hexdigest()[:20]}.so"
 
 
 def _compile(made: Path) -> None:

@@ -1,11 +1,12 @@
-"""The loops as functions of tensors, gradients included.
+"""The C++ functions as functions of tensors, gradients included.
 
-In: tensors on the CPU, in float32 or bfloat16. Out: tensors. Shapes and meaning of every loop are written in the C++
-file it is in; here they get memory, and their place in autograd.
+Every function here allocates the outputs and checks dtype, device, shape and contiguity of what the caller passes: C++
+reads raw addresses. Shapes and meaning of each C++ function are in its file.
 """
 
 import ctypes
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,8 +17,8 @@ from torch.autograd.function import once_differentiable
 from modernbert.native.build import library
 
 __all__ = [
-    "add_norm", "apply_moments_", "attend", "cross_entropy_", "encode", "geglu", "linear", "multiply_", "rows_of",
-    "strips_of", "update_moments_",
+    "PackedLayers", "add_norm", "apply_moments_", "attend", "cross_entropy_", "encode", "geglu", "linear", "multiply_",
+    "rows_of", "strips_of", "update_moments_",
 ]  # fmt: skip
 
 HEAD_WIDTH = 64
@@ -25,6 +26,44 @@ HEAD_WIDTH = 64
 WIDTH_STEP = 16
 # Outputs that products compute at a time.
 PANEL = 64
+_FLOATS = (torch.float32, torch.bfloat16)
+_FLOAT32, _INT32, _INT64 = (torch.float32,), (torch.int32,), (torch.int64,)
+
+
+@dataclass
+class PackedLayers:
+    """The weights of all layers of an encoder, as `encode` takes them.
+
+    Args:
+        weights: For each layer Wqkv, Wo, both halves of Wi, and the MLP's Wo, packed by `strips_of` and all of one
+            dtype; then the scales of its two norms, float32 [D].
+        is_global: For each layer, whether it attends to whole documents.
+    """
+
+    weights: Sequence[Sequence[Tensor]]
+    is_global: Sequence[bool]
+    dtype: torch.dtype = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError for a tensor of another dtype or layout."""
+        self.dtype = self.weights[0][0].dtype
+        for *packed, attn_norm, mlp_norm in self.weights:
+            for each in packed:
+                _expect("packed weight", each, (self.dtype,), None, None, None, None)
+            for each in (attn_norm, mlp_norm):
+                _expect("scale of a norm", each, _FLOAT32, None)
+
+    def table(self) -> Int64[Tensor, "layers 8"]:
+        """Return the addresses of each layer's tensors, and whether it is global.
+
+        Not kept: torch moves storages, to shared memory for one, where a model is handed to another process.
+        """
+        return torch.tensor(
+            [
+                [*(tensor.data_ptr() for tensor in layer), int(kind)]
+                for layer, kind in zip(self.weights, self.is_global, strict=True)
+            ]
+        )
 
 
 def attend(
@@ -34,14 +73,22 @@ def attend(
     offsets: Int32[Tensor, " offsets"],
     window: tuple[int, int] | None,
 ) -> Float[Tensor, "T H K"]:
-    """Rotate queries and keys, and attend within documents; K is 64."""
+    """Rotate queries and keys, and attend within documents; K is 64.
+
+    Raises: ValueError for tensors of another dtype, device, shape or layout.
+    """
+    num_tokens, _, num_heads, _ = qkv.shape
+    qkv = qkv.contiguous()
+    _expect("qkv", qkv, _FLOATS, num_tokens, 3, num_heads, HEAD_WIDTH)
+    _expect_angles(num_tokens, cosines, sines)
+    _expect_offsets(offsets, num_tokens)
     result: Tensor = _Attend.apply(qkv, cosines, sines, offsets, window or (-1, -1))
     return result
 
 
 def encode(
     embedded: Float[Tensor, "T D"],
-    table: Int64[Tensor, "layers 8"],
+    layers: PackedLayers,
     final_norm: Float[Tensor, " D"],
     angles: Sequence[tuple[Float[Tensor, "T 1 half"], Float[Tensor, "T 1 half"]]],
     offsets: Int32[Tensor, " offsets"],
@@ -53,17 +100,25 @@ def encode(
 ) -> Float[Tensor, "T D"]:
     """Take embeddings through all layers of an encoder, without gradients.
 
-    `table` has a row a layer: the addresses of its strips (Wqkv, Wo, both halves of Wi, Wo) and of the scales of its
-    two norms in float32, and whether it is global. `angles` are cosines and sines of global and of local layers.
+    `angles` are cosines and sines of global and of local layers.
+
+    Raises: ValueError for tensors of another dtype, device, shape or layout.
     """
     num_tokens, width = embedded.shape
+    embedded = embedded.contiguous()
+    _expect("embeddings", embedded, (layers.dtype,), num_tokens, num_heads * HEAD_WIDTH)
+    _expect("scale of the final norm", final_norm, _FLOAT32, width)
+    angles = [tuple(part.flatten(1) for part in pair) for pair in angles]  # type: ignore[misc]
+    for pair in angles:
+        _expect_angles(num_tokens, *pair)
+    _expect_offsets(offsets, num_tokens)
     num_rows = -(-num_tokens // WIDTH_STEP) * WIDTH_STEP
     out = torch.empty_like(embedded, memory_format=torch.contiguous_format)
     hidden = torch.empty(num_rows, width)
     qkv, mixed = (embedded.new_empty(num_rows, number * width) for number in (3, 1))
     _call(
-        "encode", embedded.contiguous(), out, hidden, qkv, mixed, table, final_norm, *angles[0], *angles[1], offsets,
-        len(offsets) - 1, num_tokens, len(table), width, feed_width, num_heads, *window, eps,
+        "encode", embedded, out, hidden, qkv, mixed, layers.table(), final_norm, *angles[0], *angles[1], offsets,
+        len(offsets) - 1, num_tokens, len(layers.weights), width, feed_width, num_heads, *window, eps,
     )  # fmt: skip
     return out
 
@@ -75,6 +130,9 @@ def linear(rows: Float[Tensor, "T D_in"], weight: Float[Tensor, "D_out D_in"]) -
 
     Raises: ValueError for other shapes or types.
     """
+    num_rows, depth = rows.shape
+    _expect("rows", rows, _FLOATS, num_rows, depth, contiguous=False)
+    _expect("weight", weight, (torch.float32, rows.dtype), None, depth, contiguous=False)
     result: Tensor = _Linear.apply(rows, weight)
     return result
 
@@ -92,6 +150,7 @@ def strips_of(
     dtype = dtype or matrix.dtype
     if dtype not in (torch.float32, torch.bfloat16) or matrix.dtype not in (torch.float32, dtype):
         raise ValueError(f"strips of {dtype} from {matrix.dtype}, expected float32 or bfloat16, none widened")
+    _expect("matrix", matrix, (torch.float32, dtype), None, None, contiguous=False)
     num_columns, depth = matrix.shape if turned else matrix.shape[::-1]
     if num_columns % PANEL or (turned and depth % 32):
         raise ValueError(f"a matrix of {depth} by {num_columns}, expected multiples of 32 and of {PANEL}")
@@ -129,8 +188,9 @@ def multiply_(
     shape = num_rows, strips.shape[0] * strips.shape[2]
     if strips.shape[1] * strips.shape[3] != _depth_of(depth) or out.shape != shape or (turned and num_rows % 16):
         raise ValueError(f"{tuple(rows.shape)} times strips {tuple(strips.shape)} into {tuple(out.shape)}")
-    if strips.dtype != rows.dtype or out.dtype not in (torch.float32, rows.dtype) or not out.is_contiguous():
-        raise ValueError(f"{rows.dtype} times {strips.dtype} into {out.dtype} of strides {out.stride()}")
+    _expect("rows", rows, _FLOATS, None, None, contiguous=False)
+    _expect("strips", strips, (rows.dtype,), None, None, None, None)
+    _expect("out", out, (torch.float32, rows.dtype), *shape)
     _call_wide("multiply_rows", out, rows, rows.contiguous(), int(turned), strips, out, *shape, depth, int(add))
     return out
 
@@ -144,17 +204,29 @@ def add_norm(
 ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]:
     """Return `hidden + delta` in the type of `hidden`, and its layer norm in the type of `delta`.
 
-    Of `delta` a share is dropped; which numbers follows from torch's generator. D divides by 16. While gradients are
-    off (`torch.no_grad`), the sum is written over `hidden`.
+    Of `delta` a share is dropped; which numbers follows from torch's generator. D divides by 16.
+
+    Raises: ValueError for tensors of another dtype, device or shape.
     """
+    num_rows, width = hidden.shape
+    _expect("hidden", hidden, _FLOATS, num_rows, width, contiguous=False)
+    # The residual stream is never held in fewer bits than what is added to it.
+    narrow = (hidden.dtype,) if hidden.dtype == torch.bfloat16 else _FLOATS
+    _expect("delta", delta, narrow, num_rows, width, contiguous=False)
+    _expect("scale", scale, (torch.float32, torch.bfloat16, torch.float16), width, contiguous=False)
+    _must_divide(width)
     seed = int(torch.randint(2**31, ())) if dropout else 0
-    in_place = not torch.is_grad_enabled()
-    result: tuple[Tensor, Tensor] = _AddNorm.apply(hidden, delta, scale, eps, (float(dropout), seed), in_place)
+    result: tuple[Tensor, Tensor] = _AddNorm.apply(hidden, delta, scale, eps, (float(dropout), seed))
     return result
 
 
 def geglu(both: Float[Tensor, "T twoF"]) -> Float[Tensor, "T F"]:
-    """Return the exact GELU of the first half of each row times the second half; F divides by 16."""
+    """Return the exact GELU of the first half of each row times the second half; F divides by 16.
+
+    Raises: ValueError for a tensor of another dtype, device or shape.
+    """
+    _expect("both", both, _FLOATS, None, None, contiguous=False)
+    _must_divide(both.shape[1] / 2)
     result: Tensor = _Geglu.apply(both)
     return result
 
@@ -169,9 +241,13 @@ def cross_entropy_(
 
     With `grad_bias`, the logits become the gradient of the logits, and that of the bias is added to it.
 
-    Raises: IndexError for a label that is none of the logits.
+    Raises: IndexError for a label that is none of the logits; ValueError for tensors of another dtype, device, shape
+        or layout.
     """
     num_rows, width = logits.shape
+    _expect("logits", logits, _FLOATS, num_rows, width)
+    _expect("bias", bias, (torch.float32, torch.bfloat16, torch.float16), width)
+    _expect("labels", labels, _INT64, num_rows)
     if num_rows and not (0 <= int(labels.min()) and int(labels.max()) < width):
         raise IndexError(f"labels from {int(labels.min())} to {int(labels.max())}, expected 0 to {width - 1}")
     parts = None if grad_bias is None else torch.empty(-(-num_rows // _rows_at_a_time()), width)
@@ -182,13 +258,23 @@ def cross_entropy_(
 
 
 def update_moments_(grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, betas: tuple[float, float], eps: float) -> float:
-    """Bring the moments of one float32 tensor along; return the sum of (gradient / root of the second moment)^2."""
+    """Bring the moments of one float32 tensor along; return the sum of (gradient / root of the second moment)^2.
+
+    Raises: ValueError for tensors of another dtype, device or layout, or of different shapes.
+    """
+    for name, tensor in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
+        _expect(name, tensor, _FLOAT32, *grad.shape)
     rest1, rest2 = 1 - betas[0], 1 - betas[1]
     return float(_call_plain("update_moments", grad, exp_avg, exp_avg_sq, grad.numel(), rest1, betas[1], rest2, eps))
 
 
 def apply_moments_(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, lr: float, kept: float, eps: float) -> None:
-    """Keep a share of one float32 tensor and take an Adam step of `lr`."""
+    """Keep a share of one float32 tensor and take an Adam step of `lr`.
+
+    Raises: ValueError for tensors of another dtype, device or layout, or of different shapes.
+    """
+    for name, tensor in (("weight", weight), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
+        _expect(name, tensor, _FLOAT32, *weight.shape)
     _call_plain("apply_moments", weight, exp_avg, exp_avg_sq, weight.numel(), lr, kept, eps)
 
 
@@ -216,9 +302,6 @@ class _Attend(torch.autograd.Function):
         ctx: Any, qkv: Tensor, cosines: Tensor, sines: Tensor, offsets: Tensor, window: tuple[int, int]
     ) -> Tensor:
         num_tokens, _, num_heads, width = qkv.shape
-        if width != HEAD_WIDTH:
-            raise ValueError(f"heads of width {HEAD_WIDTH}, found {width}")
-        qkv = qkv.contiguous()
         mixed = qkv.new_empty(num_tokens, num_heads, width)
         lse = torch.empty(num_tokens, num_heads) if ctx.needs_input_grad[0] else None
         shape = (len(offsets) - 1, num_heads, *window)
@@ -239,14 +322,12 @@ class _Attend(torch.autograd.Function):
 class _AddNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, delta: Tensor, scale: Tensor, eps: float, dropout: tuple[float, int], in_place: bool
+        ctx: Any, hidden: Tensor, delta: Tensor, scale: Tensor, eps: float, dropout: tuple[float, int]
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         hidden, delta = hidden.contiguous(), delta.contiguous()
-        _must_divide(hidden.shape[1])
-        wide_scale, moments = scale.float(), torch.empty(len(hidden), 2)
-        total = hidden if in_place else torch.empty_like(hidden)
-        normed = torch.empty_like(delta)
+        wide_scale, moments = scale.float().contiguous(), torch.empty(len(hidden), 2)
+        total, normed = torch.empty_like(hidden), torch.empty_like(delta)
         _call_wide(
             "add_norm", hidden, delta, hidden, delta, wide_scale, eps, total, normed, moments, *dropout, *hidden.shape
         )
@@ -272,7 +353,7 @@ class _AddNorm(torch.autograd.Function):
             grad_hidden, grad_delta, parts, *ctx.dropout, *total.shape,
         )  # fmt: skip
         grad_scale = parts.sum(dim=0).to(scale.dtype)
-        return grad_hidden, grad_hidden if grad_delta is None else grad_delta, grad_scale, None, None, None
+        return grad_hidden, grad_hidden if grad_delta is None else grad_delta, grad_scale, None, None
 
 
 class _Geglu(torch.autograd.Function):
@@ -280,7 +361,6 @@ class _Geglu(torch.autograd.Function):
     def forward(ctx: Any, both: Tensor) -> Tensor:
         both = both.contiguous()
         num_rows, width = both.shape[0], both.shape[1] // 2
-        _must_divide(width)
         out = both.new_empty(num_rows, width)
         _call("geglu", both, out, num_rows, width)
         ctx.save_for_backward(both)
@@ -295,10 +375,46 @@ class _Geglu(torch.autograd.Function):
         return grad_both
 
 
-def _must_divide(width: int) -> None:
+def _expect(
+    name: str, tensor: Tensor, dtypes: Sequence[torch.dtype], *shape: int | None, contiguous: bool = True
+) -> None:
+    """Check a tensor before C++ reads its memory; None stands for any size.
+
+    Raises: ValueError naming what was found and expected.
+    """
+    if (
+        tensor.dtype in dtypes
+        and tensor.is_cpu
+        and len(shape) == tensor.ndim
+        and all(size is None or size == found for size, found in zip(shape, tensor.shape, strict=True))
+        and (not contiguous or tensor.is_contiguous())
+    ):
+        return
+    types = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    sizes = ", ".join("any" if size is None else str(size) for size in shape)
+    raise ValueError(
+        f"{name}: found {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} of strides "
+        f"{list(tensor.stride())} on {tensor.device}, "
+        f"expected{' contiguous' if contiguous else ''} {types} [{sizes}] on cpu"
+    )
+
+
+def _expect_angles(num_tokens: int, cosines: Tensor, sines: Tensor) -> None:
+    for name, angles in (("cosines", cosines), ("sines", sines)):
+        _expect(name, angles, _FLOAT32, num_tokens, HEAD_WIDTH // 2)
+
+
+def _expect_offsets(offsets: Tensor, num_tokens: int) -> None:
+    """Check where documents begin and end: C++ reads rows up to the last offset."""
+    _expect("offsets", offsets, _INT32, None)
+    if not len(offsets) or int(offsets[-1]) != num_tokens:
+        raise ValueError(f"offsets: found the end {offsets[-1:].tolist()}, expected the {num_tokens} tokens")
+
+
+def _must_divide(width: int | float) -> None:
     """Refuse rows whose last vector would reach into the next one, or behind the last."""
     if width % WIDTH_STEP:
-        raise ValueError(f"width {width}: expected a multiple of {WIDTH_STEP}")
+        raise ValueError(f"width {width:g}: expected a multiple of {WIDTH_STEP}")
 
 
 def _rows_at_a_time() -> int:

@@ -34,7 +34,7 @@ def decoded_loss(
     A chunk's gradients are made as soon as its logits are there, so that neither has to be kept or made twice; all that
     backward does is to scale them. Source: the same idea in Cut Cross-Entropy (Wijmans et al. 2024) and Liger Kernel.
     """
-    total: Tensor = _DecodedLoss.apply(rows, weight, bias, labels, backend, torch.is_grad_enabled())
+    total: Tensor = _DecodedLoss.apply(rows, weight, bias, labels.long(), backend, torch.is_grad_enabled())
     return total
 
 

@@ -1,7 +1,9 @@
 """The loops in C++ against torch and closed forms, forward and backward, at any number of threads."""
 
 import copy
+import hashlib
 import itertools
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,7 +132,7 @@ def test_products_refuse_what_does_not_go_together() -> None:
         with pytest.raises(ValueError, match="a matrix of"):
             calls.linear(torch.ones(4, shape[1]), torch.ones(shape))
     for out in (torch.zeros(5, 128), torch.zeros(4, 64), torch.zeros(4, 256)[:, :128], torch.zeros(4, 128).double()):
-        with pytest.raises(ValueError, match="times"):
+        with pytest.raises(ValueError, match="times|out: found"):
             calls.multiply_(out, rows, strips)
     with pytest.raises(ValueError, match="times strips"):
         calls.multiply_(torch.zeros(4, 128), torch.ones(4, 128), strips)
@@ -505,7 +507,7 @@ def test_where_nothing_can_be_kept_the_library_serves_one_process(
     (empty_cache / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(empty_cache / "file"))
     assert build.obstacle() is None
-    assert "the next process compiles them again" in capsys.readouterr().err
+    assert "the next process compiles the kernels again" in capsys.readouterr().err
     assert calls.geglu(torch.ones(2, 32)).shape == (2, 16)
 
 
@@ -516,6 +518,32 @@ def test_a_user_without_a_home_has_a_cache(empty_cache: Path, monkeypatch: pytes
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", no_home)
     assert build._target({"avx2"}).is_absolute()
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+@pytest.mark.parametrize("how", ["owner", "mode"])
+def test_a_library_that_another_user_may_have_made_is_not_loaded(
+    what: str, how: str, empty_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The sum behind a library is no secret: whoever can write the file can write the sum."""
+    assert build.obstacle() is None
+    (made,) = empty_cache.rglob("*.so")
+    assert made.parent.stat().st_mode & 0o077 == 0, "the folder is this user's alone"
+    planted = made if what == "file" else made.parent
+    if how == "owner":
+        if os.getuid() != 0:
+            pytest.skip("only root can give a file away")
+        os.chown(planted, 65534, 65534)
+    else:
+        planted.chmod(planted.stat().st_mode | 0o002)
+    code = b"not a library of ours"
+    made.write_bytes(code + hashlib.sha256(code).digest())
+    capsys.readouterr()
+    build._load.cache_clear()
+    assert build.obstacle() is None
+    assert calls.geglu(torch.ones(2, 32)).shape == (2, 16)
+    said = capsys.readouterr().err
+    assert f"{planted}: " in said and "so it is not used; the next process compiles the kernels again" in said
 
 
 @pytest.mark.parametrize("width", [8, 24, 190, 200])
