@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modernbert.device import choose_device, choose_precision
+from modernbert.device import choose_device, choose_precision, release_threads_before_fork
 from modernbert.errors import InputError
 from modernbert.infer import answers
 from modernbert.infer.answers import Span, Text, finite
@@ -598,6 +598,7 @@ def _check_number(name: str, value: Any, most: int | None = None) -> None:
 def _load_foreign(name: str | Path, folder: Path, device: torch.device, dtype: torch.dtype) -> ModernBert:
     tokenizer = Tokenizer.load(folder, vocabulary_of(folder))
     encoder = load_foreign_encoder(folder, tokenizer.pad_id, tokenizer.sep_id, dtype).to(device)
+    release_threads_before_fork()
     print(f"{name}: device {device}, dtype {str(dtype)[6:]}, a {family_of(folder)} of transformers", file=sys.stderr)
     projection = load_projection(folder, encoder.width)
     if projection is not None:
