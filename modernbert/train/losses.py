@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from modernbert.errors import InputError
+from modernbert.model.plain import is_plain
 from modernbert.ragged import Batch
 from modernbert.train.decoding import decoded_loss
 
@@ -40,6 +41,8 @@ def masked_lm(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
     labels = _masked(batch)
     features = _features(model, batch)
     decoder: nn.Linear = model.decoder  # type: ignore[assignment]
+    if not is_plain(decoder):  # an adapter or a hook is part of what the decoder computes
+        return F.cross_entropy(decoder(features).float(), labels.long(), reduction="sum"), batch.num_labels
     return decoded_loss(features, decoder.weight, decoder.bias, labels, getattr(model, "backend", "")), batch.num_labels
 
 

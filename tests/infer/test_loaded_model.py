@@ -27,6 +27,7 @@ from modernbert.model.hub import load_model, save_folder
 from modernbert.model.init import initialize
 from modernbert.native.build import obstacle
 from modernbert.ragged import Batch
+from modernbert.train.losses import masked_lm
 
 TEXTS = ["The capital of country 3 is city 21.", "a", "rivers " * 200]
 BACKENDS = ["banded", *(["native"] if obstacle() is None else [])]
@@ -264,6 +265,20 @@ def test_an_adapter_in_a_head_decides(folder: Path, small_bert: ModernBert, back
         return found
 
     assert abs(score(adapt=True) - score(adapt=False)) > 1e-3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_adapter_in_the_decoder_is_trained(folder: Path, backend: str) -> None:
+    model = load_model(folder, backend=backend)
+    adapter = Adapted(model.decoder)  # type: ignore[arg-type]
+    model.decoder = adapter
+    where = torch.arange(9)
+    batch = Batch.from_documents([list(range(5, 60))])
+    loss, count = masked_lm(model, Batch(batch.tokens, batch.layout, where, batch.tokens[where]))
+    loss.backward()
+    expected = F.cross_entropy(model(batch)[where], batch.tokens[where], reduction="sum")  # type: ignore[operator]
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5) and count == 9
+    assert adapter.up.grad is not None and adapter.up.grad.abs().sum() > 0
 
 
 # --- the C++ boundary ---
