@@ -110,7 +110,7 @@ def _pack_again(encoder: Encoder) -> FusedEncoder:
 def _pack(layer: Any) -> list[Tensor]:
     """Return a layer's tensors in the order in which the loops want them, and take its weights away."""
     linears = [layer.attn.Wqkv, layer.attn.Wo, layer.mlp.Wi, layer.mlp.Wo]
-    qkv, out, up, down = (calls.strips_of(linear.weight.detach(), turned=True) for linear in linears)
+    qkv, out, up, down = (calls.pack_weight(linear.weight.detach(), transposed=True) for linear in linears)
     activated, gate = up.chunk(2)
     # The first layer has no norm before its attention; its place is filled with what nobody reads.
     norms = [layer.mlp_norm if isinstance(layer.attn_norm, nn.Identity) else layer.attn_norm, layer.mlp_norm]
@@ -123,7 +123,7 @@ def _unpack(layer: Any, packed: list[Tensor], dtype: torch.dtype) -> None:
     qkv, out, activated, gate, down, attn_norm, mlp_norm = packed
     linears = [layer.attn.Wqkv, layer.attn.Wo, layer.mlp.Wi, layer.mlp.Wo]
     for linear, strips in zip(linears, (qkv, out, torch.cat((activated, gate)), down), strict=True):
-        linear.weight = nn.Parameter(calls.rows_of(strips))
+        linear.weight = nn.Parameter(calls.unpack_weight(strips))
     if not isinstance(layer.attn_norm, nn.Identity):
         layer.attn_norm.weight = nn.Parameter(attn_norm.to(dtype))
     layer.mlp_norm.weight = nn.Parameter(mlp_norm.to(dtype))

@@ -1,8 +1,4 @@
-"""The library of loops, compiled for this machine when it is first wanted.
-
-In: the C++ files beside this one. Out: a loaded library, or the reason there is none. A file of its own because a
-compiler and a processor are facts of a machine: everything else only asks whether there is a library.
-"""
+"""Compile the C++ kernels for this machine on first use, keep the library in the user's cache, and load it."""
 
 import ctypes
 import functools
@@ -37,9 +33,9 @@ def library() -> ctypes.CDLL:
 
 
 def obstacle() -> str | None:
-    """Say why there is no library on this machine, or return None.
+    """Return why the library is not available on this machine, or None.
 
-    The first call compiles it, a few seconds; it is kept in the user's cache folder for the next process.
+    The first call compiles it, which takes a few seconds, and caches it for the next process.
     """
     loaded = _load()
     return loaded if isinstance(loaded, str) else None
@@ -58,20 +54,20 @@ def _load() -> ctypes.CDLL | str:
         return f"could not be compiled by {error.cmd[0]}: {_first_error(error.stderr)}"
     except (OSError, InputError, AttributeError) as error:
         return str(error)
-    return loaded if loaded.begin() else "needs AMX tiles, which the system refused"
+    return loaded if loaded.init_kernels() else "needs AMX tiles, which the system refused"
 
 
 def _open(target: Path) -> ctypes.CDLL:
-    """Load the library that is kept, or make one; where it cannot be kept, it serves this process alone.
+    """Load the cached library, or compile it; if it cannot be cached, it serves this process alone.
 
-    Raises: subprocess.CalledProcessError if it does not compile; InputError if there is no compiler; OSError if what
-    came of it is no library.
+    Raises: subprocess.CalledProcessError if compilation fails; InputError if there is no compiler; OSError if the
+        compiled file is not a library.
     """
     untrusted = _untrusted(target.parent) or _untrusted(target)
     if not untrusted and _is_whole(target):
         return ctypes.CDLL(str(target))
     with tempfile.TemporaryDirectory() as room:
-        made = Path(room) / "loops.so"
+        made = Path(room) / "kernels.so"
         _compile(made)
         library = made.read_bytes()
         try:
@@ -85,11 +81,11 @@ def _open(target: Path) -> ctypes.CDLL:
 
 
 def _untrusted(path: Path) -> str | None:
-    """Say why somebody else may have made or changed a file or folder of the cache; None if nobody else could."""
+    """Return why another user may have made or changed a file or folder of the cache, or None."""
     try:
         found = path.lstat(), path.stat()
     except OSError:
-        return None  # it is not there, so it is made
+        return None  # it does not exist yet
     for each in found:
         if each.st_uid not in (os.getuid(), 0):
             return f"{path}: belongs to user {each.st_uid}, expected {os.getuid()}"
@@ -117,15 +113,15 @@ def _processor_features() -> set[str]:
 
 
 def _target(features: set[str]) -> Path:
-    """Return where the library is kept: another file for another source, processor or torch."""
+    """Return the path of the cached library: one per source, processor and torch version."""
     digest = hashlib.sha256(" ".join([*_FLAGS, *sorted(features), torch.__version__]).encode())
     for path in sorted((*_FOLDER.glob("*.h"), *_FOLDER.glob("*.cpp"))):
         digest.update(path.read_bytes())
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modernbert"
-    except RuntimeError:  # a user without a home, as containers have them
+    except RuntimeError:  # a user without a home folder, as in containers
         folder = Path(tempfile.gettempdir()) / f"modernbert-{os.getuid()}"
-    return folder / f"loops-{digest.hexdigest()[:20]}.so"
+    return folder / f"kernels-{digest.hexdigest()[:20]}.so"
 
 
 def _compile(made: Path) -> None:
@@ -133,19 +129,19 @@ def _compile(made: Path) -> None:
     compiler = next((found for name in ("g++", "c++") if (found := shutil.which(name))), None)
     if compiler is None:
         raise InputError("needs a C++ compiler (g++), found none")
-    print("compiling the loops for this processor, once", file=sys.stderr)
+    print("compiling the CPU kernels for this processor, once", file=sys.stderr)
 
     def run(*words: str) -> None:
         subprocess.run([compiler, *_FLAGS, *words], capture_output=True, text=True, errors="replace", check=True)
 
     objects = [str(made.with_name(f"{name}.o")) for name in _SOURCES]
-    with ThreadPoolExecutor() as pool:  # each waits for a compiler of its own
+    with ThreadPoolExecutor() as pool:  # one compiler process per source
         list(pool.map(lambda name, made: run("-c", str(_FOLDER / name), "-o", made), _SOURCES, objects))
     run(*objects, "-o", str(made))
 
 
 def _is_whole(target: Path) -> bool:
-    """Say whether a file is as it was written, with the sum of the library behind it: half of one ends the process."""
+    """Return whether a file is complete, by the SHA-256 at its end: loading half a library ends the process."""
     try:
         content = target.read_bytes()
     except OSError:

@@ -18,13 +18,13 @@ from modernbert.native.build import library
 
 __all__ = [
     "PackedLayers", "add_norm", "apply_moments_", "attend", "cross_entropy_", "encode", "geglu", "linear", "multiply_",
-    "rows_of", "strips_of", "update_moments_",
+    "unpack_weight", "pack_weight", "update_moments_",
 ]  # fmt: skip
 
 HEAD_WIDTH = 64
-# Rows are gone through in whole vectors, of which the widest holds so many numbers.
+# Rows are processed in whole vectors; the widest has this many lanes.
 WIDTH_STEP = 16
-# Outputs that products compute at a time.
+# Outputs of one GEMM panel.
 PANEL = 64
 _FLOATS = (torch.float32, torch.bfloat16)
 _FLOAT32, _INT32, _INT64 = (torch.float32,), (torch.int32,), (torch.int64,)
@@ -35,7 +35,7 @@ class PackedLayers:
     """The weights of all layers of an encoder, as `encode` takes them.
 
     Args:
-        weights: For each layer Wqkv, Wo, both halves of Wi, and the MLP's Wo, packed by `strips_of` and all of one
+        weights: For each layer Wqkv, Wo, both halves of Wi, and the MLP's Wo, packed by `pack_weight` and all of one
             dtype; then the scales of its two norms, float32 [D].
         is_global: For each layer, whether it attends to whole documents.
     """
@@ -98,7 +98,7 @@ def encode(
     feed_width: int,
     eps: float,
 ) -> Float[Tensor, "T D"]:
-    """Take embeddings through all layers of an encoder, without gradients.
+    """Run all layers of an encoder on embeddings, without gradients.
 
     `angles` are cosines and sines of global and of local layers.
 
@@ -115,18 +115,18 @@ def encode(
     num_rows = -(-num_tokens // WIDTH_STEP) * WIDTH_STEP
     out = torch.empty_like(embedded, memory_format=torch.contiguous_format)
     hidden = torch.empty(num_rows, width)
-    qkv, mixed = (embedded.new_empty(num_rows, number * width) for number in (3, 1))
+    qkv, attn_out = (embedded.new_empty(num_rows, number * width) for number in (3, 1))
     _call(
-        "encode", embedded, out, hidden, qkv, mixed, layers.table(), final_norm, *angles[0], *angles[1], offsets,
+        "encode", embedded, out, hidden, qkv, attn_out, layers.table(), final_norm, *angles[0], *angles[1], offsets,
         len(offsets) - 1, num_tokens, len(layers.weights), width, feed_width, num_heads, *window, eps,
     )  # fmt: skip
     return out
 
 
 def linear(rows: Float[Tensor, "T D_in"], weight: Float[Tensor, "D_out D_in"]) -> Float[Tensor, "T D_out"]:
-    """Multiply rows by the weights of a linear layer, in the type of the rows; both widths are multiples of 64.
+    """Multiply rows by the weight of a linear layer, in the dtype of the rows; both widths are multiples of 64.
 
-    Weights are in float32 or in the type of the rows; their gradient comes in their own type, as sums in float32.
+    The weight is float32 or has the dtype of the rows; its gradient has its own dtype and is accumulated in float32.
 
     Raises: ValueError for other shapes or types.
     """
@@ -137,36 +137,38 @@ def linear(rows: Float[Tensor, "T D_in"], weight: Float[Tensor, "D_out D_in"]) -
     return result
 
 
-def strips_of(
-    matrix: Float[Tensor, "_ _"], dtype: torch.dtype | None = None, *, turned: bool = False
+def pack_weight(
+    matrix: Float[Tensor, "_ _"], dtype: torch.dtype | None = None, *, transposed: bool = False
 ) -> Float[Tensor, "strips groups strip group"]:
-    """Lay a matrix [k, n] out as the right side of a product: columns in strips, pairs of bfloat16 rows side by side.
+    """Pack a matrix [k, n] as the right operand of a GEMM: in strips of columns, with pairs of bfloat16 rows adjacent.
 
-    A strip is as wide as this processor wants it, and filled up with zeros to a multiple of 32 rows. `turned` says that
-    the matrix is given by its transpose [n, k], as the weight of a linear layer is.
+    The width of a strip depends on the processor, and its rows are zero-padded to a multiple of 32. With `transposed`,
+    the matrix is given as [n, k], like the weight of a linear layer.
 
-    Raises: ValueError unless n divides by 64, and, of a matrix that is turned, k by 32.
+    Raises: ValueError unless n is a multiple of 64 and, with `transposed`, k a multiple of 32.
     """
     dtype = dtype or matrix.dtype
     if dtype not in (torch.float32, torch.bfloat16) or matrix.dtype not in (torch.float32, dtype):
-        raise ValueError(f"strips of {dtype} from {matrix.dtype}, expected float32 or bfloat16, none widened")
+        raise ValueError(f"cannot pack {matrix.dtype} as {dtype}, expected float32 or bfloat16, not widened")
     _expect("matrix", matrix, (torch.float32, dtype), None, None, contiguous=False)
-    num_columns, depth = matrix.shape if turned else matrix.shape[::-1]
-    if num_columns % PANEL or (turned and depth % 32):
+    num_columns, depth = matrix.shape if transposed else matrix.shape[::-1]
+    if num_columns % PANEL or (transposed and depth % 32):
         raise ValueError(f"a matrix of {depth} by {num_columns}, expected multiples of 32 and of {PANEL}")
-    strip, group = int(library().strip_width()), 4 // dtype.itemsize
-    strips = matrix.new_empty(num_columns // strip, _depth_of(depth) // group, strip, group, dtype=dtype)
-    _call_wide("lay_turned" if turned else "lay", matrix, strips, matrix.contiguous(), strips, num_columns, depth)
+    strip, group = int(library().packed_width()), 4 // dtype.itemsize
+    strips = matrix.new_empty(num_columns // strip, _padded_depth(depth) // group, strip, group, dtype=dtype)
+    _call_wide(
+        "pack_transposed" if transposed else "pack", matrix, strips, matrix.contiguous(), strips, num_columns, depth
+    )
     return strips
 
 
-def _depth_of(depth: int) -> int:
-    """Return how deep strips are for so many rows: as products take them, and never nothing."""
+def _padded_depth(depth: int) -> int:
+    """Return the number of rows of packed strips: a multiple of the tile depth, at least one tile."""
     return -(-max(depth, 1) // 32) * 32
 
 
-def rows_of(strips: Float[Tensor, "strips groups strip group"]) -> Float[Tensor, "n k"]:
-    """Return the weight that `strips_of` laid out, of a depth that divides by 32."""
+def unpack_weight(strips: Float[Tensor, "strips groups strip group"]) -> Float[Tensor, "n k"]:
+    """Return the weight [n, k] that `pack_weight` packed; k is a multiple of 32."""
     return strips.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
@@ -175,23 +177,27 @@ def multiply_(
     rows: Float[Tensor, "_ _"],
     strips: Float[Tensor, "strips groups strip group"],
     *,
-    turned: bool = False,
+    transposed: bool = False,
     add: bool = False,
 ) -> Tensor:
-    """Put the product of rows [m, k] and a matrix in strips into `out`, or add it to what is there.
+    """Write the product of rows [m, k] and a packed matrix to `out`; with `add`, add it to `out`.
 
-    With `turned`, the rows are given by their transpose [k, m], and m is a multiple of 16.
+    With `transposed`, the rows are given as [k, m], and m is a multiple of 16.
 
-    Raises: ValueError for shapes or types that do not go together.
+    Raises: ValueError for shapes or dtypes that do not match.
     """
-    num_rows, depth = rows.shape[::-1] if turned else rows.shape
+    num_rows, depth = rows.shape[::-1] if transposed else rows.shape
     shape = num_rows, strips.shape[0] * strips.shape[2]
-    if strips.shape[1] * strips.shape[3] != _depth_of(depth) or out.shape != shape or (turned and num_rows % 16):
+    if (
+        strips.shape[1] * strips.shape[3] != _padded_depth(depth)
+        or out.shape != shape
+        or (transposed and num_rows % 16)
+    ):
         raise ValueError(f"{tuple(rows.shape)} times strips {tuple(strips.shape)} into {tuple(out.shape)}")
     _expect("rows", rows, _FLOATS, None, None, contiguous=False)
     _expect("strips", strips, (rows.dtype,), None, None, None, None)
     _expect("out", out, (torch.float32, rows.dtype), *shape)
-    _call_wide("multiply_rows", out, rows, rows.contiguous(), int(turned), strips, out, *shape, depth, int(add))
+    _call_wide("multiply_rows", out, rows, rows.contiguous(), int(transposed), strips, out, *shape, depth, int(add))
     return out
 
 
@@ -202,9 +208,9 @@ def add_norm(
     eps: float,
     dropout: float = 0.0,
 ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]:
-    """Return `hidden + delta` in the type of `hidden`, and its layer norm in the type of `delta`.
+    """Return `hidden + delta` in the dtype of `hidden`, and its LayerNorm in the dtype of `delta`.
 
-    Of `delta` a share is dropped; which numbers follows from torch's generator. D divides by 16.
+    Dropout is applied to `delta`; its seed comes from torch's generator. D is a multiple of 16.
 
     Raises: ValueError for tensors of another dtype, device or shape.
     """
@@ -221,7 +227,7 @@ def add_norm(
 
 
 def geglu(both: Float[Tensor, "T twoF"]) -> Float[Tensor, "T F"]:
-    """Return the exact GELU of the first half of each row times the second half; F divides by 16.
+    """Return the exact GELU of the first half of each row times the second half; F is a multiple of 16.
 
     Raises: ValueError for a tensor of another dtype, device or shape.
     """
@@ -237,11 +243,11 @@ def cross_entropy_(
     labels: Int64[Tensor, " rows"],
     grad_bias: Float[Tensor, " V"] | None,
 ) -> float:
-    """Return the summed cross entropy of logits whose bias is still to be added.
+    """Return the summed cross entropy of logits to which the bias is not yet added.
 
-    With `grad_bias`, the logits become the gradient of the logits, and that of the bias is added to it.
+    With `grad_bias`, the logits are overwritten with their gradient, and the gradient of the bias is added to it.
 
-    Raises: IndexError for a label that is none of the logits; ValueError for tensors of another dtype, device, shape
+    Raises: IndexError for a label outside the logits; ValueError for tensors of another dtype, device, shape
         or layout.
     """
     num_rows, width = logits.shape
@@ -250,7 +256,7 @@ def cross_entropy_(
     _expect("labels", labels, _INT64, num_rows)
     if num_rows and not (0 <= int(labels.min()) and int(labels.max()) < width):
         raise IndexError(f"labels from {int(labels.min())} to {int(labels.max())}, expected 0 to {width - 1}")
-    parts = None if grad_bias is None else torch.empty(-(-num_rows // _rows_at_a_time()), width)
+    parts = None if grad_bias is None else torch.empty(-(-num_rows // _rows_per_block()), width)
     loss = _call("cross_entropy", logits, bias.float(), labels, parts, num_rows, width)
     if grad_bias is not None and parts is not None:
         grad_bias += parts.sum(dim=0)
@@ -258,7 +264,7 @@ def cross_entropy_(
 
 
 def update_moments_(grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, betas: tuple[float, float], eps: float) -> float:
-    """Bring the moments of one float32 tensor along; return the sum of (gradient / root of the second moment)^2.
+    """Update the moments of one float32 tensor; return the sum of (gradient / root of the second moment)^2.
 
     Raises: ValueError for tensors of another dtype, device or layout, or of different shapes.
     """
@@ -269,7 +275,7 @@ def update_moments_(grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, betas: tu
 
 
 def apply_moments_(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, lr: float, kept: float, eps: float) -> None:
-    """Keep a share of one float32 tensor and take an Adam step of `lr`.
+    """Scale one float32 tensor by `kept` and take an Adam step of `lr`.
 
     Raises: ValueError for tensors of another dtype, device or layout, or of different shapes.
     """
@@ -282,7 +288,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(rows, weight)
-        return multiply_(rows.new_empty(len(rows), len(weight)), rows, strips_of(weight, rows.dtype, turned=True))
+        return multiply_(rows.new_empty(len(rows), len(weight)), rows, pack_weight(weight, rows.dtype, transposed=True))
 
     @staticmethod
     @once_differentiable
@@ -290,9 +296,9 @@ class _Linear(torch.autograd.Function):
         rows, weight = ctx.saved_tensors
         grad_rows = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_rows = multiply_(rows.new_empty(rows.shape), grad, strips_of(weight, rows.dtype))
+            grad_rows = multiply_(rows.new_empty(rows.shape), grad, pack_weight(weight, rows.dtype))
         if ctx.needs_input_grad[1]:
-            grad_weight = multiply_(weight.new_empty(weight.shape), grad, strips_of(rows), turned=True)
+            grad_weight = multiply_(weight.new_empty(weight.shape), grad, pack_weight(rows), transposed=True)
         return grad_rows, grad_weight
 
 
@@ -302,20 +308,20 @@ class _Attend(torch.autograd.Function):
         ctx: Any, qkv: Tensor, cosines: Tensor, sines: Tensor, offsets: Tensor, window: tuple[int, int]
     ) -> Tensor:
         num_tokens, _, num_heads, width = qkv.shape
-        mixed = qkv.new_empty(num_tokens, num_heads, width)
+        attn_out = qkv.new_empty(num_tokens, num_heads, width)
         lse = torch.empty(num_tokens, num_heads) if ctx.needs_input_grad[0] else None
         shape = (len(offsets) - 1, num_heads, *window)
-        _call("attend", qkv, mixed, lse, cosines, sines, offsets, *shape)
-        ctx.save_for_backward(qkv, mixed, lse, cosines, sines, offsets)
+        _call("attend", qkv, attn_out, lse, cosines, sines, offsets, *shape)
+        ctx.save_for_backward(qkv, attn_out, lse, cosines, sines, offsets)
         ctx.shape = shape
-        return mixed
+        return attn_out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        qkv, mixed, lse, *fixed = ctx.saved_tensors
+        qkv, attn_out, lse, *fixed = ctx.saved_tensors
         grad_qkv = torch.empty_like(qkv)
-        _call("attend_backward", qkv, mixed, lse, grad.contiguous(), grad_qkv, *fixed, *ctx.shape)
+        _call("attend_backward", qkv, attn_out, lse, grad.contiguous(), grad_qkv, *fixed, *ctx.shape)
         return grad_qkv, None, None, None, None
 
 
@@ -342,11 +348,11 @@ class _AddNorm(torch.autograd.Function):
         if grad_normed is None:
             grad_normed = torch.zeros_like(total, dtype=ctx.narrow)
         grad_hidden = torch.empty_like(total)
-        # Where both are of one type and all was kept, they are one tensor.
+        # With one dtype and no dropout, both gradients are the same tensor.
         share, _ = ctx.dropout
         is_one = ctx.narrow == total.dtype and not share
         grad_delta = None if is_one else torch.empty_like(total, dtype=ctx.narrow)
-        parts = torch.empty(-(-len(total) // _rows_at_a_time()), total.shape[1])
+        parts = torch.empty(-(-len(total) // _rows_per_block()), total.shape[1])
         grad_total = None if grad_total is None else grad_total.contiguous()
         _call_wide(
             "add_norm_backward", total, grad_normed, total, wide_scale, moments, grad_total, grad_normed.contiguous(),
@@ -412,17 +418,17 @@ def _expect_offsets(offsets: Tensor, num_tokens: int) -> None:
 
 
 def _must_divide(width: int | float) -> None:
-    """Refuse rows whose last vector would reach into the next one, or behind the last."""
+    """Check that whole vectors cover a row: C++ would read past its end."""
     if width % WIDTH_STEP:
         raise ValueError(f"width {width:g}: expected a multiple of {WIDTH_STEP}")
 
 
-def _rows_at_a_time() -> int:
-    return int(library().rows_at_a_time())
+def _rows_per_block() -> int:
+    return int(library().rows_per_block())
 
 
 def _call(name: str, first: Tensor, *rest: Tensor | int | float | None) -> Any:
-    """Call the loop of a name for the type of its first tensor."""
+    """Call the C++ function for the dtype of the first tensor."""
     return _call_plain(f"{name}_{_type(first)}", first, *rest)
 
 
@@ -431,7 +437,7 @@ def _type(tensor: Tensor) -> str:
 
 
 def _call_wide(name: str, wide: Tensor, narrow: Tensor, *arguments: Tensor | int | float | None) -> Any:
-    """Call the loop of a name for two types, that of the residual stream and that of products."""
+    """Call the C++ function for two dtypes: that of the residual stream and that of GEMMs."""
     return _call_plain(f"{name}_{_type(wide)}_{_type(narrow)}", *arguments)
 
 
@@ -440,7 +446,7 @@ def _call_plain(name: str, *arguments: Tensor | int | float | None) -> Any:
 
 
 def _as_c(arguments: Sequence[Tensor | int | float | None]) -> list[Any]:
-    """Return arguments as C takes them, all in one call: small models are called with many in no time."""
+    """Convert arguments to ctypes, in one comprehension: small models make many calls of a few microseconds."""
     return [
         ctypes.c_void_p(argument.data_ptr())
         if isinstance(argument, Tensor)

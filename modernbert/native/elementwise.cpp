@@ -1,26 +1,26 @@
-// What stands between matrix products, in one pass over memory each: residual sum and norm, GeGLU, and their ways back.
+// Residual sum with LayerNorm, and GeGLU, forward and backward, each in one pass over memory.
 //
-// Rows are shared out in blocks of a fixed size, and what is summed over rows is summed per block first, so that the
-// number of threads does not change a bit of the result.
+// Blocks of rows have a fixed size, and sums over rows are made per block first, so the number of threads changes no
+// bit of the result.
 #include <algorithm>
 #include <vector>
 
 #include "interface.h"
-#include "rows.h"
+#include "row_ops.h"
 
 namespace modernbert {
 namespace {
 
 template <class Do>
 void for_blocks(int64_t num_rows, int num_threads, const Do& run) {
-    const int64_t num_blocks = (num_rows + ROWS_AT_A_TIME - 1) / ROWS_AT_A_TIME;
+    const int64_t num_blocks = (num_rows + ROWS_PER_BLOCK - 1) / ROWS_PER_BLOCK;
 #pragma omp parallel for num_threads(num_threads) schedule(static)
     for (int64_t block = 0; block < num_blocks; ++block)
-        run(block, block * ROWS_AT_A_TIME, std::min(num_rows, (block + 1) * ROWS_AT_A_TIME));
+        run(block, block * ROWS_PER_BLOCK, std::min(num_rows, (block + 1) * ROWS_PER_BLOCK));
 }
 
-// hidden [T][D], delta [T][D] -> total = hidden + what is kept of delta, normed = (total - mean) / deviation * scale.
-// `moments` [T][2] keeps mean and 1 / deviation. D is a multiple of 16.
+// hidden [T][D], delta [T][D] -> total = hidden + dropout(delta), normed = LayerNorm(total).
+// `moments` [T][2] stores mean and 1 / standard deviation. D is a multiple of 16.
 template <class Hidden, class Narrow>
 void add_norm(const Hidden* hidden, const Narrow* delta, const float* scale, float eps, Hidden* total, Narrow* normed,
               float* moments, const Dropout& dropout, int64_t num_rows, int64_t width, int num_threads) {
@@ -28,8 +28,8 @@ void add_norm(const Hidden* hidden, const Narrow* delta, const float* scale, flo
         for (int64_t row = first; row < last; ++row) {
             Hidden* here = total + row * width;
             for (int64_t i = 0, place = row * width; i < width; i += LANES, place += LANES) {
-                Floats added = load(delta + place);
-                if (dropout.share) added *= dropout.kept(place);
+                vfloat added = load(delta + place);
+                if (dropout.share) added *= dropout.mask(place);
                 store(here + i, load(hidden + place) + added);
             }
             const Moments found = norm_row(here, scale, eps, width, normed + row * width);
@@ -39,8 +39,8 @@ void add_norm(const Hidden* hidden, const Narrow* delta, const float* scale, flo
     });
 }
 
-// The gradient of `total`: what comes along the residual stream, and what comes through the norm. What was kept of it,
-// narrowed, is the gradient of `delta`. `scale_parts` [blocks][D] is summed by the caller.
+// The gradient of `total` is the sum of the gradients of the residual stream and of the norm; after the dropout mask,
+// in the narrow dtype, it is the gradient of `delta`. `scale_parts` [blocks][D] is summed by the caller.
 template <class Hidden, class Narrow>
 void add_norm_backward(const Hidden* total, const float* scale, const float* moments, const Hidden* grad_total,
                        const Narrow* grad_normed, Hidden* grad_hidden, Narrow* grad_delta, float* scale_parts,
@@ -52,34 +52,34 @@ void add_norm_backward(const Hidden* total, const float* scale, const float* mom
             const Hidden* x = total + row * width;
             const Narrow* g = grad_normed + row * width;
             const float mean = moments[row * 2], factor = moments[row * 2 + 1];
-            Floats along = {}, level = {};
+            vfloat grad_dot_unit = {}, grad_sum = {};
             for (int64_t i = 0; i < width; i += LANES) {
-                Floats unit = (load(x + i) - mean) * factor, slope = load(g + i);
-                store(scale_part + i, load(scale_part + i) + slope * unit);
-                slope *= load(scale + i);
-                level += slope;
-                along += slope * unit;
+                vfloat unit = (load(x + i) - mean) * factor, grad_unit = load(g + i);
+                store(scale_part + i, load(scale_part + i) + grad_unit * unit);
+                grad_unit *= load(scale + i);
+                grad_sum += grad_unit;
+                grad_dot_unit += grad_unit * unit;
             }
-            const float mean_slope = sum(level) / width, mean_along = sum(along) / width;
+            const float mean_grad = hsum(grad_sum) / width, mean_dot = hsum(grad_dot_unit) / width;
             for (int64_t i = 0; i < width; i += LANES) {
-                Floats unit = (load(x + i) - mean) * factor;
-                Floats grad = (load(g + i) * load(scale + i) - mean_slope - unit * mean_along) * factor;
+                vfloat unit = (load(x + i) - mean) * factor;
+                vfloat grad = (load(g + i) * load(scale + i) - mean_grad - unit * mean_dot) * factor;
                 if (grad_total) grad += load(grad_total + row * width + i);
                 store(grad_hidden + row * width + i, grad);
-                if (dropout.share) grad *= dropout.kept(row * width + i);
+                if (dropout.share) grad *= dropout.mask(row * width + i);
                 if (grad_delta) store(grad_delta + row * width + i, grad);
             }
         }
     });
 }
 
-// both [T][2 F]: what is activated, then the gate -> [T][F]
+// both [T][2 F]: the activated half, then the gate -> [T][F]
 template <class T>
 void geglu(const T* both, T* out, int64_t num_rows, int64_t width, int num_threads) {
     for_blocks(num_rows, num_threads, [&](int64_t, int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row)
             for (int64_t i = 0; i < width; i += LANES) {
-                Floats x = load(both + row * 2 * width + i), gate = load(both + (row * 2 + 1) * width + i);
+                vfloat x = load(both + row * 2 * width + i), gate = load(both + (row * 2 + 1) * width + i);
                 store(out + row * width + i, gelu(x) * gate);
             }
     });
@@ -90,10 +90,10 @@ void geglu_backward(const T* both, const T* grad, T* grad_both, int64_t num_rows
     for_blocks(num_rows, num_threads, [&](int64_t, int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row)
             for (int64_t i = 0; i < width; i += LANES) {
-                Floats x = load(both + row * 2 * width + i), gate = load(both + (row * 2 + 1) * width + i);
-                Floats slope = load(grad + row * width + i), density = bell(x), share = normal_share(x, density);
-                store(grad_both + row * 2 * width + i, slope * gate * (share + x * density * 0.39894228040143268f));
-                store(grad_both + (row * 2 + 1) * width + i, slope * x * share);
+                vfloat x = load(both + row * 2 * width + i), gate = load(both + (row * 2 + 1) * width + i);
+                vfloat upstream = load(grad + row * width + i), density = gaussian(x), share = normal_cdf(x, density);
+                store(grad_both + row * 2 * width + i, upstream * gate * (share + x * density * 0.39894228040143268f));
+                store(grad_both + (row * 2 + 1) * width + i, upstream * x * share);
             }
     });
 }
@@ -103,7 +103,7 @@ void geglu_backward(const T* both, const T* grad, T* grad_both, int64_t num_rows
 
 using namespace modernbert;
 
-// HIDDEN is the residual stream's type, NARROW that of matrix products.
+// HIDDEN is the dtype of the residual stream, NARROW that of GEMMs.
 #define FOR_TYPES(HIDDEN, NARROW)                                                                                      \
     EXPORT void add_norm_##HIDDEN##_##NARROW(const HIDDEN* hidden, const NARROW* delta, const float* scale, float eps, \
                                              HIDDEN* total, NARROW* normed, float* moments, float dropout,             \
@@ -122,15 +122,15 @@ FOR_TYPES(float32, float32)
 FOR_TYPES(float32, bfloat16)
 FOR_TYPES(bfloat16, bfloat16)
 
-EXPORT int64_t rows_at_a_time() { return ROWS_AT_A_TIME; }
+EXPORT int64_t rows_per_block() { return ROWS_PER_BLOCK; }
 
-#define FOR_TYPE(T)                                                                                                    \
-    EXPORT void geglu_##T(const T* both, T* out, int64_t num_rows, int64_t width, int64_t num_threads) {               \
-        geglu(both, out, num_rows, width, int(num_threads));                                                           \
-    }                                                                                                                  \
-    EXPORT void geglu_backward_##T(const T* both, const T* grad, T* grad_both, int64_t num_rows, int64_t width,        \
-                                   int64_t num_threads) {                                                              \
-        geglu_backward(both, grad, grad_both, num_rows, width, int(num_threads));                                      \
+#define FOR_TYPE(T)                                                                                             \
+    EXPORT void geglu_##T(const T* both, T* out, int64_t num_rows, int64_t width, int64_t num_threads) {        \
+        geglu(both, out, num_rows, width, int(num_threads));                                                    \
+    }                                                                                                           \
+    EXPORT void geglu_backward_##T(const T* both, const T* grad, T* grad_both, int64_t num_rows, int64_t width, \
+                                   int64_t num_threads) {                                                       \
+        geglu_backward(both, grad, grad_both, num_rows, width, int(num_threads));                               \
     }
 FOR_TYPE(float32)
 FOR_TYPE(bfloat16)

@@ -1,30 +1,30 @@
-// All layers of an encoder in one call, for inference: embeddings of the tokens in, hidden states out.
+// Inference of all encoder layers in one call: embeddings in, hidden states out.
 //
-// Only attention looks at other tokens. From its output to the next layer's queries, keys and values each row goes its
-// own way (Wo, sum, norm, Wi, GeGLU, Wo, sum, norm, Wqkv), so a thread takes a chunk of rows all that way while they are
-// in its cache. Where there are too few rows for that, as in one short text, all threads share the same rows and each
-// reads a part of the weights: then it is the weights' way from memory that takes the time.
+// Only attention mixes tokens. From its output to the next layer's queries, keys and values (Wo, residual, norm, Wi,
+// GeGLU, Wo, residual, norm, Wqkv) rows are independent, so a thread takes a chunk of rows through all of these while
+// they are in its cache. With too few rows for that, as in one short text, all threads share the same rows and split
+// the weights, since reading the weights from memory is then the bottleneck.
 //
-//   weights   strips of outputs, [N / STRIP][k / GROUP][STRIP][GROUP], as products read them
+//   weights   packed, [N / STRIP][k / GROUP][STRIP][GROUP]
 //   hidden    [T][D]     the residual stream, float32 throughout
-//   qkv       [T][3][H][K],  mixed [T][H][K]
+//   qkv       [T][3][H][K],  attn_out [T][H][K]
 //
 // T is rounded up to ROW_STEP rows in memory, at most 16; D and F are multiples of 64.
-#include <algorithm>
 #include <omp.h>
+#include <algorithm>
 #include <vector>
 
+#include "gemm.h"
 #include "interface.h"
-#include "products.h"
-#include "rows.h"
+#include "row_ops.h"
 
 namespace modernbert {
 namespace {
 
-constexpr int CHUNK = 128;           // rows that go their way together
+constexpr int CHUNK = 128;           // rows of a chunk
 constexpr int ROWS_PER_THREAD = 64;  // with fewer, threads share rows
 
-// In the order Python lays them out.
+// In the order of `PackedLayers` in Python.
 template <class T>
 struct Layer {
     const T *qkv, *out, *activated, *gate, *down;
@@ -44,7 +44,7 @@ struct Encoder {
 template <class T>
 struct Stream {
     float* hidden;
-    T *qkv, *mixed, *out;
+    T *qkv, *attn_out, *out;
     int num_tokens;
 };
 
@@ -62,15 +62,14 @@ struct Team {
     }
 };
 
-// Rows of the stream, and room for what becomes of them on the way.
+// Rows of the residual stream, and scratch buffers for their intermediate values.
 template <class T>
 struct Chunk {
     int first, height, padded;
     T *normed, *gated;
 };
 
-// Multiply rows with some panels of 64 outputs, and hand on the result in pieces of [height][64]:
-// use(panel, row, height, piece).
+// Multiply rows with panels of 64 outputs, and call `use(panel, row, height, piece)` on each result [height][64].
 template <class T, class Use>
 void for_panels(const Team& team, const T* rows, int height, int depth, const T* weights, int num_panels,
                 const Use& use) {
@@ -86,7 +85,7 @@ void for_panels(const Team& team, const T* rows, int height, int depth, const T*
         }
 }
 
-// hidden += rows times weights
+// hidden += rows @ weights
 template <class T>
 void add_product(const Team& team, const Encoder<T>& encoder, Stream<T>& stream, const Chunk<T>& chunk, const T* rows,
                  int depth, const T* weights) {
@@ -123,7 +122,7 @@ void project(const Team& team, const Encoder<T>& encoder, Stream<T>& stream, con
                });
 }
 
-// gated = gelu(normed times activated) * (normed times gate)
+// gated = gelu(normed @ activated) * (normed @ gate)
 template <class T>
 void gate(const Team& team, const Encoder<T>& encoder, const Chunk<T>& chunk, const Layer<T>& layer) {
     alignas(64) static thread_local float gates[CHUNK * PANEL];
@@ -141,36 +140,36 @@ void gate(const Team& team, const Encoder<T>& encoder, const Chunk<T>& chunk, co
     team.wait();
 }
 
-// From the embeddings to what the first layer's attention takes.
+// From the embeddings to the first layer's queries, keys and values.
 template <class T>
-void begin_rows(const Team& team, const Encoder<T>& encoder, Stream<T>& stream, const Chunk<T>& chunk,
-                const T* embedded) {
+void start_layers(const Team& team, const Encoder<T>& encoder, Stream<T>& stream, const Chunk<T>& chunk,
+                  const T* embedded) {
     int first, last;
     team.share(chunk.padded, first, last);
     for (int row = first; row < last; ++row)
         for (int i = 0; i < encoder.width; i += LANES) {
             const int64_t at = int64_t(chunk.first + row) * encoder.width + i;
-            const Floats x = row < chunk.height ? load(embedded + at) : Floats{};
+            const vfloat x = row < chunk.height ? load(embedded + at) : vfloat{};
             store(stream.hidden + at, x);
-            if (row >= chunk.height) store(stream.mixed + at, Floats{});  // no attention writes there
+            if (row >= chunk.height) store(stream.attn_out + at, vfloat{});  // no attention writes there
             store(chunk.normed + int64_t(row) * encoder.width + i, x);
         }
     team.wait();
     project(team, encoder, stream, chunk, encoder.layers[0].qkv);
 }
 
-// From a layer's attention to what the next one's takes, or to the end.
+// From a layer's attention output to the next layer's queries, keys and values, or to the final norm.
 template <class T>
-void go_on(const Team& team, const Encoder<T>& encoder, Stream<T>& stream, const Chunk<T>& chunk, int number) {
+void finish_layer(const Team& team, const Encoder<T>& encoder, Stream<T>& stream, const Chunk<T>& chunk, int number) {
     const Layer<T>& layer = encoder.layers[number];
-    const T* mixed = stream.mixed + int64_t(chunk.first) * encoder.width;
-    add_product(team, encoder, stream, chunk, mixed, encoder.width, layer.out);
+    const T* attn_out = stream.attn_out + int64_t(chunk.first) * encoder.width;
+    add_product(team, encoder, stream, chunk, attn_out, encoder.width, layer.out);
     norm_rows(team, encoder, stream, chunk, layer.mlp_norm, chunk.normed, chunk.padded);
     gate(team, encoder, chunk, layer);
     add_product(team, encoder, stream, chunk, chunk.gated, encoder.feed, layer.down);
     if (number + 1 == encoder.num_layers) {
-        norm_rows(team, encoder, stream, chunk, encoder.final_norm,
-                  stream.out + int64_t(chunk.first) * encoder.width, chunk.height);
+        norm_rows(team, encoder, stream, chunk, encoder.final_norm, stream.out + int64_t(chunk.first) * encoder.width,
+                  chunk.height);
         return;
     }
     norm_rows(team, encoder, stream, chunk, encoder.layers[number + 1].attn_norm, chunk.normed, chunk.padded);
@@ -182,26 +181,25 @@ void for_chunks(const Encoder<T>& encoder, int num_tokens, int num_threads, cons
     const bool is_shared = num_tokens < ROWS_PER_THREAD * num_threads;
     const int least = (num_tokens + CHUNK - 1) / CHUNK;
     const int num_chunks = is_shared ? 1 : (least + num_threads - 1) / num_threads * num_threads;
-    const int height = up_to((num_tokens + num_chunks - 1) / num_chunks, ROW_STEP);
-    const int64_t room = int64_t(height) * (encoder.width + encoder.feed);
+    const int height = round_up((num_tokens + num_chunks - 1) / num_chunks, ROW_STEP);
+    const int64_t scratch = int64_t(height) * (encoder.width + encoder.feed);
     static thread_local std::vector<T> shared;
-    if (is_shared) shared.resize(room);
+    if (is_shared) shared.resize(scratch);
     T* const common = shared.data();
 #pragma omp parallel num_threads(num_threads)
     {
         Tiles tiles;
         static thread_local std::vector<T> own;
-        if (!is_shared) own.resize(room);
+        if (!is_shared) own.resize(scratch);
         const auto chunk_at = [&](int first, T* memory) {
             const int some = std::min(height, num_tokens - first);
-            return Chunk<T>{first, some, up_to(some, ROW_STEP), memory, memory + int64_t(height) * encoder.width};
+            return Chunk<T>{first, some, round_up(some, ROW_STEP), memory, memory + int64_t(height) * encoder.width};
         };
         if (is_shared) {
             run(Team{omp_get_thread_num(), omp_get_num_threads()}, chunk_at(0, common));
         } else {
 #pragma omp for schedule(dynamic)
-            for (int first = 0; first < num_tokens; first += height)
-                run(Team{0, 1}, chunk_at(first, own.data()));
+            for (int first = 0; first < num_tokens; first += height) run(Team{0, 1}, chunk_at(first, own.data()));
         }
     }
 }
@@ -211,29 +209,28 @@ void for_chunks(const Encoder<T>& encoder, int num_tokens, int num_threads, cons
 
 using namespace modernbert;
 
-EXPORT int64_t strip_width() { return STRIP; }
+EXPORT int64_t packed_width() { return STRIP; }
 
-// Angles are [T][K / 2], `left` and `right` the window of layers that are not global.
+// cosines and sines are [T][K / 2]; `left` and `right` are the window of local layers.
 #define FOR_TYPE(T)                                                                                                    \
     EXPORT void attend_##T(const T*, T*, float*, const float*, const float*, const int32_t*, int64_t, int64_t,         \
                            int64_t, int64_t, int64_t);                                                                 \
-    EXPORT void encode_##T(                                                                                            \
-        const T* embedded, T* out, float* hidden, T* qkv, T* mixed, const Layer<T>* layers, const float* final_norm,   \
-        const float* global_cosines, const float* global_sines, const float* local_cosines, const float* local_sines,  \
-        const int32_t* offsets, int64_t num_docs, int64_t num_tokens, int64_t num_layers, int64_t width, int64_t feed, \
-        int64_t num_heads, int64_t left, int64_t right, float eps, int64_t num_threads) {                              \
+    EXPORT void encode_##T(const T* embedded, T* out, float* hidden, T* qkv, T* attn_out, const Layer<T>* layers,      \
+                           const float* final_norm, const float* global_cosines, const float* global_sines,            \
+                           const float* local_cosines, const float* local_sines, const int32_t* offsets,               \
+                           int64_t num_docs, int64_t num_tokens, int64_t num_layers, int64_t width, int64_t feed,      \
+                           int64_t num_heads, int64_t left, int64_t right, float eps, int64_t num_threads) {           \
         const Encoder<T> encoder = {layers, int(num_layers), final_norm, int(width), int(feed), eps};                  \
-        Stream<T> stream = {hidden, qkv, mixed, out, int(num_tokens)};                                                 \
+        Stream<T> stream = {hidden, qkv, attn_out, out, int(num_tokens)};                                              \
         for_chunks(encoder, stream.num_tokens, int(num_threads), [&](const Team& team, const Chunk<T>& chunk) {        \
-            begin_rows(team, encoder, stream, chunk, embedded);                                                        \
+            start_layers(team, encoder, stream, chunk, embedded);                                                      \
         });                                                                                                            \
         for (int number = 0; number < num_layers; ++number) {                                                          \
             const bool all = layers[number].is_global;                                                                 \
-            attend_##T(qkv, mixed, nullptr, all ? global_cosines : local_cosines,                                      \
-                       all ? global_sines : local_sines, offsets, num_docs, num_heads, all ? -1 : left,                \
-                       all ? -1 : right, num_threads);                                                                 \
+            attend_##T(qkv, attn_out, nullptr, all ? global_cosines : local_cosines, all ? global_sines : local_sines, \
+                       offsets, num_docs, num_heads, all ? -1 : left, all ? -1 : right, num_threads);                  \
             for_chunks(encoder, stream.num_tokens, int(num_threads), [&](const Team& team, const Chunk<T>& chunk) {    \
-                go_on(team, encoder, stream, chunk, number);                                                           \
+                finish_layer(team, encoder, stream, chunk, number);                                                    \
             });                                                                                                        \
         }                                                                                                              \
     }

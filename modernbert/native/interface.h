@@ -1,10 +1,10 @@
-// What Python calls by name, through a plain C interface.
+// The C interface that Python calls through ctypes.
 #pragma once
 #include <cstdint>
 
 namespace modernbert {
-// Rows of a block whose sum is made by itself; Python makes room for a sum a block.
-constexpr int64_t ROWS_AT_A_TIME = 64;
+// Rows are summed per block of this size; Python allocates one partial sum per block.
+constexpr int64_t ROWS_PER_BLOCK = 64;
 }  // namespace modernbert
 
 #define EXPORT extern "C" __attribute__((visibility("default")))

@@ -1,6 +1,6 @@
-// Training's own loops: cross entropy over the vocabulary, and the optimizer's step.
+// Training kernels: cross entropy over the vocabulary, and the optimizer step.
 //
-// As everywhere, blocks have a fixed size and sums are made per block first: the number of threads changes no bit.
+// Blocks have a fixed size and sums are made per block first, so the number of threads changes no bit of the result.
 #include <algorithm>
 #include <vector>
 
@@ -10,60 +10,60 @@
 namespace modernbert {
 namespace {
 
-constexpr int64_t NUMBERS_AT_A_TIME = 1 << 15;
+constexpr int64_t VALUES_PER_BLOCK = 1 << 15;
 
-// The last vector of a row may be wider than what is left of it.
+// Load a vector at the end of a row; lanes past the end are `filling`.
 template <class T>
-Floats load_up_to(const T* row, int64_t i, int64_t width, float filling) {
+vfloat load_up_to(const T* row, int64_t i, int64_t width, float filling) {
     if (i + LANES <= width) return load(row + i);
     T some[LANES];
     std::memcpy(some, row + i, (width - i) * sizeof(T));
-    Floats x = load(some);
+    vfloat x = load(some);
     for (int lane = int(width - i); lane < LANES; ++lane) x[lane] = filling;
     return x;
 }
 
 template <class T>
-void store_up_to(T* row, int64_t i, int64_t width, Floats x) {
+void store_up_to(T* row, int64_t i, int64_t width, vfloat x) {
     if (i + LANES <= width) return store(row + i, x);
     T some[LANES];
     store(some, x);
     std::memcpy(row + i, some, (width - i) * sizeof(T));
 }
 
-// logits [rows][V] without bias -> the gradient of the summed cross entropy, where they are; returns that sum.
-// `bias_parts` [blocks][V] is summed by the caller; null where no gradient is wanted, and logits then stay.
+// Overwrite logits [rows][V], given without bias, with the gradient of the summed cross entropy; return that sum.
+// `bias_parts` [blocks][V] is summed by the caller; null for no gradient, which leaves the logits unchanged.
 template <class T>
 double cross_entropy(T* logits, const float* bias, const int64_t* labels, float* bias_parts, int64_t num_rows,
                      int64_t width, int num_threads) {
-    const int64_t num_blocks = (num_rows + ROWS_AT_A_TIME - 1) / ROWS_AT_A_TIME;
+    const int64_t num_blocks = (num_rows + ROWS_PER_BLOCK - 1) / ROWS_PER_BLOCK;
     std::vector<double> losses(num_blocks);
 #pragma omp parallel for num_threads(num_threads) schedule(dynamic)
     for (int64_t block = 0; block < num_blocks; ++block) {
         float* bias_part = bias_parts ? bias_parts + block * width : nullptr;
         if (bias_part) std::fill(bias_part, bias_part + width, 0.0f);
-        const int64_t last = std::min(num_rows, (block + 1) * ROWS_AT_A_TIME);
-        for (int64_t row = block * ROWS_AT_A_TIME; row < last; ++row) {
+        const int64_t last = std::min(num_rows, (block + 1) * ROWS_PER_BLOCK);
+        for (int64_t row = block * ROWS_PER_BLOCK; row < last; ++row) {
             T* logit = logits + row * width;
             const int64_t label = labels[row];
-            Floats most = spread(-INFINITY), mass = {};
+            vfloat most = broadcast(-INFINITY), weight_sum = {};
             for (int64_t i = 0; i < width; i += LANES)
-                most = larger(load_up_to(logit, i, width, -INFINITY) + load_up_to(bias, i, width, 0), most);
-            const float peak = largest(most), wanted = widen(logit[label]) + bias[label];
+                most = max(load_up_to(logit, i, width, -INFINITY) + load_up_to(bias, i, width, 0), most);
+            const float m = hmax(most), wanted = to_float(logit[label]) + bias[label];
             for (int64_t i = 0; i < width; i += LANES)
-                mass += exponential(load_up_to(logit, i, width, -INFINITY) + load_up_to(bias, i, width, 0) - peak);
-            const float total = sum(mass);
-            losses[block] += double(std::log(total)) + peak - wanted;
+                weight_sum += vexp(load_up_to(logit, i, width, -INFINITY) + load_up_to(bias, i, width, 0) - m);
+            const float total = hsum(weight_sum);
+            losses[block] += double(std::log(total)) + m - wanted;
             if (!bias_part) continue;
-            const float level = peak + std::log(total);
+            const float lse = m + std::log(total);
             for (int64_t i = 0; i < width; i += LANES) {
-                Floats share = exponential(load_up_to(logit, i, width, -INFINITY) + load_up_to(bias, i, width, 0) - level);
+                vfloat share = vexp(load_up_to(logit, i, width, -INFINITY) + load_up_to(bias, i, width, 0) - lse);
                 store_up_to(bias_part, i, width, load_up_to(bias_part, i, width, 0) + share);
                 store_up_to(logit, i, width, share);
             }
             bias_part[label] -= 1.0f;
             T one[LANES];
-            store(one, spread(std::exp(wanted - level) - 1.0f));
+            store(one, broadcast(std::exp(wanted - lse) - 1.0f));
             logit[label] = one[0];
         }
     }
@@ -72,28 +72,28 @@ double cross_entropy(T* logits, const float* bias, const int64_t* labels, float*
     return total;
 }
 
-// What a beta leaves to 1 is given, since 1 - 0.999 in float32 is not 0.001.
+// rest1 and rest2 are 1 - beta, computed in float64: 1 - 0.999 in float32 is not 0.001.
 struct Adam {
     float rest1, beta2, rest2, eps;
 };
 
-// Moments of one tensor, and the sum of squares of gradient over root of the second moment.
+// Update the moments of one tensor; return the sum of (gradient / root of the second moment)^2.
 double update(const float* grad, float* mean, float* square, int64_t number, const Adam& adam, int num_threads) {
-    const int64_t num_blocks = (number + NUMBERS_AT_A_TIME - 1) / NUMBERS_AT_A_TIME;
+    const int64_t num_blocks = (number + VALUES_PER_BLOCK - 1) / VALUES_PER_BLOCK;
     std::vector<double> sums(num_blocks);
 #pragma omp parallel for num_threads(num_threads) schedule(static)
     for (int64_t block = 0; block < num_blocks; ++block) {
-        const int64_t last = std::min(number, (block + 1) * NUMBERS_AT_A_TIME);
-        Floats squares = {};
-        for (int64_t i = block * NUMBERS_AT_A_TIME; i < last; i += LANES) {
-            Floats g = load_up_to(grad, i, last, 0), m = load_up_to(mean, i, last, 0);
-            Floats v = load_up_to(square, i, last, 0) * adam.beta2 + g * g * adam.rest2;
+        const int64_t last = std::min(number, (block + 1) * VALUES_PER_BLOCK);
+        vfloat squares = {};
+        for (int64_t i = block * VALUES_PER_BLOCK; i < last; i += LANES) {
+            vfloat g = load_up_to(grad, i, last, 0), m = load_up_to(mean, i, last, 0);
+            vfloat v = load_up_to(square, i, last, 0) * adam.beta2 + g * g * adam.rest2;
             store_up_to(mean, i, last, m + (g - m) * adam.rest1);
             store_up_to(square, i, last, v);
-            Floats ratio = g / larger(square_root(v), spread(adam.eps));
+            vfloat ratio = g / max(vsqrt(v), broadcast(adam.eps));
             squares += ratio * ratio;
         }
-        sums[block] = sum(squares);
+        sums[block] = hsum(squares);
     }
     double total = 0;
     for (double part : sums) total += part;
@@ -102,12 +102,12 @@ double update(const float* grad, float* mean, float* square, int64_t number, con
 
 void apply(float* weight, const float* mean, const float* square, int64_t number, float rate, float kept, float eps,
            int num_threads) {
-    const int64_t num_blocks = (number + NUMBERS_AT_A_TIME - 1) / NUMBERS_AT_A_TIME;
+    const int64_t num_blocks = (number + VALUES_PER_BLOCK - 1) / VALUES_PER_BLOCK;
 #pragma omp parallel for num_threads(num_threads) schedule(static)
     for (int64_t block = 0; block < num_blocks; ++block) {
-        const int64_t last = std::min(number, (block + 1) * NUMBERS_AT_A_TIME);
-        for (int64_t i = block * NUMBERS_AT_A_TIME; i < last; i += LANES) {
-            Floats step = load_up_to(mean, i, last, 0) / (square_root(load_up_to(square, i, last, 0)) + eps);
+        const int64_t last = std::min(number, (block + 1) * VALUES_PER_BLOCK);
+        for (int64_t i = block * VALUES_PER_BLOCK; i < last; i += LANES) {
+            vfloat step = load_up_to(mean, i, last, 0) / (vsqrt(load_up_to(square, i, last, 0)) + eps);
             store_up_to(weight, i, last, load_up_to(weight, i, last, 0) * kept - step * rate);
         }
     }
@@ -118,10 +118,10 @@ void apply(float* weight, const float* mean, const float* square, int64_t number
 
 using namespace modernbert;
 
-#define FOR_TYPE(T)                                                                                                    \
-    EXPORT double cross_entropy_##T(T* logits, const float* bias, const int64_t* labels, float* bias_parts,            \
-                                    int64_t num_rows, int64_t width, int64_t num_threads) {                            \
-        return cross_entropy(logits, bias, labels, bias_parts, num_rows, width, int(num_threads));                     \
+#define FOR_TYPE(T)                                                                                         \
+    EXPORT double cross_entropy_##T(T* logits, const float* bias, const int64_t* labels, float* bias_parts, \
+                                    int64_t num_rows, int64_t width, int64_t num_threads) {                 \
+        return cross_entropy(logits, bias, labels, bias_parts, num_rows, width, int(num_threads));          \
     }
 FOR_TYPE(float32)
 FOR_TYPE(bfloat16)
@@ -131,7 +131,7 @@ EXPORT double update_moments(const float* grad, float* mean, float* square, int6
     return update(grad, mean, square, number, {rest1, beta2, rest2, eps}, int(num_threads));
 }
 
-EXPORT void apply_moments(float* weight, const float* mean, const float* square, int64_t number, float rate,
-                          float kept, float eps, int64_t num_threads) {
+EXPORT void apply_moments(float* weight, const float* mean, const float* square, int64_t number, float rate, float kept,
+                          float eps, int64_t num_threads) {
     apply(weight, mean, square, number, rate, kept, eps, int(num_threads));
 }

@@ -1,7 +1,7 @@
-// Vectors as wide as the processor's, and numbers in memory as float or bfloat16.
+// SIMD vectors of the processor's width; values in memory are float32 or bfloat16.
 //
-// The vector types of GCC and Clang keep this free of any one instruction set. Only what they have no word for names
-// an instruction, where there is one.
+// Arithmetic uses the vector extensions of GCC and Clang. Operations that these lack use an intrinsic where there is
+// one.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -17,53 +17,53 @@ constexpr int LANES = 16;
 #else
 constexpr int LANES = 8;
 #endif
-typedef float Floats __attribute__((vector_size(LANES * 4)));
-typedef int32_t Ints __attribute__((vector_size(LANES * 4)));
-typedef uint32_t Words __attribute__((vector_size(LANES * 4)));
-typedef uint16_t Halves __attribute__((vector_size(LANES * 2)));
+typedef float vfloat __attribute__((vector_size(LANES * 4)));
+typedef int32_t vint __attribute__((vector_size(LANES * 4)));
+typedef uint32_t vu32 __attribute__((vector_size(LANES * 4)));
+typedef uint16_t vu16 __attribute__((vector_size(LANES * 2)));
 
 typedef float float32;
 struct bfloat16 {
     uint16_t bits;
 };
 
-// Less zero, which GCC knows to be x; plus zero would be an addition, since it makes 0 of -0.
-inline Floats spread(float x) { return x - Floats{}; }
+// Subtract zero: GCC folds this to x. It cannot fold x + 0, which scaled_x -0 into 0.
+inline vfloat broadcast(float x) { return x - vfloat{}; }
 
-inline Floats load(const float* p) {
-    Floats x;
+inline vfloat load(const float* p) {
+    vfloat x;
     std::memcpy(&x, p, sizeof x);
     return x;
 }
 
-inline Floats load(const bfloat16* p) {
-    Halves half;
+inline vfloat load(const bfloat16* p) {
+    vu16 half;
     std::memcpy(&half, p, sizeof half);
-    return (Floats)(__builtin_convertvector(half, Words) << 16);
+    return (vfloat)(__builtin_convertvector(half, vu32) << 16);
 }
 
-inline void store(float* p, Floats x) { std::memcpy(p, &x, sizeof x); }
+inline void store(float* p, vfloat x) { std::memcpy(p, &x, sizeof x); }
 
-// Round to the nearest bfloat16, ties to even; what is not a number stays so.
-inline Halves round_to_halves(Floats x) {
+// Round to the nearest bfloat16, ties to even; NaN stays NaN.
+inline vu16 round_to_bf16(vfloat x) {
 #if defined(__AVX512BF16__)
-    return (Halves)_mm512_cvtneps_pbh((__m512)x);
+    return (vu16)_mm512_cvtneps_pbh((__m512)x);
 #else
-    Words bits = (Words)x;
-    Words rounded = bits + 0x7fff + ((bits >> 16) & 1);
-    Words safe = (x == x) ? rounded : (bits | 0x400000);
-    return __builtin_convertvector(safe >> 16, Halves);
+    vu32 bits = (vu32)x;
+    vu32 rounded = bits + 0x7fff + ((bits >> 16) & 1);
+    vu32 safe = (x == x) ? rounded : (bits | 0x400000);
+    return __builtin_convertvector(safe >> 16, vu16);
 #endif
 }
 
-inline void store(bfloat16* p, Floats x) {
-    Halves half = round_to_halves(x);
+inline void store(bfloat16* p, vfloat x) {
+    vu16 half = round_to_bf16(x);
     std::memcpy(p, &half, sizeof half);
 }
 
-// Two vectors, one behind the other.
-inline void store(float* p, Floats x, Floats y) { store(p, x), store(p + LANES, y); }
-inline void store(bfloat16* p, Floats x, Floats y) {
+// Store two adjacent vectors.
+inline void store(float* p, vfloat x, vfloat y) { store(p, x), store(p + LANES, y); }
+inline void store(bfloat16* p, vfloat x, vfloat y) {
 #if defined(__AVX512BF16__)
     const __m512bh both = _mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
     std::memcpy(p, &both, sizeof both);
@@ -72,32 +72,32 @@ inline void store(bfloat16* p, Floats x, Floats y) {
 #endif
 }
 
-inline float widen(float x) { return x; }
-inline float widen(bfloat16 x) {
+inline float to_float(float x) { return x; }
+inline float to_float(bfloat16 x) {
     uint32_t bits = uint32_t(x.bits) << 16;
     float wide;
     std::memcpy(&wide, &bits, sizeof wide);
     return wide;
 }
 
-// Where `a` is not a number, `b`.
-inline Floats larger(Floats a, Floats b) {
+// Where `a` is NaN, `b`.
+inline vfloat max(vfloat a, vfloat b) {
 #if defined(__AVX512F__)
-    return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
+    return (vfloat)_mm512_max_ps((__m512)a, (__m512)b);
 #else
-    return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
+    return (vfloat)_mm256_max_ps((__m256)a, (__m256)b);
 #endif
 }
 
-inline Floats square_root(Floats x) {
+inline vfloat vsqrt(vfloat x) {
 #if defined(__AVX512F__)
-    return (Floats)_mm512_sqrt_ps((__m512)x);
+    return (vfloat)_mm512_sqrt_ps((__m512)x);
 #else
-    return (Floats)_mm256_sqrt_ps((__m256)x);
+    return (vfloat)_mm256_sqrt_ps((__m256)x);
 #endif
 }
 
-inline float sum(Floats x) {
+inline float hsum(vfloat x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)x);
 #else
@@ -107,7 +107,7 @@ inline float sum(Floats x) {
 #endif
 }
 
-inline float largest(Floats x) {
+inline float hmax(vfloat x) {
 #if defined(__AVX512F__)
     return _mm512_reduce_max_ps((__m512)x);
 #else
@@ -117,41 +117,40 @@ inline float largest(Floats x) {
 #endif
 }
 
-// e^x within two units of the last place; 0 below -87, which is where float32 ends. Cephes' expf, Moshier 1989.
-inline Floats exponential(Floats x) {
-    const Floats shift = spread(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-    Floats bounded = x < -87.0f ? spread(-87.0f) : x;
-    bounded = bounded > 88.0f ? spread(88.0f) : bounded;
-    Floats turns = bounded * 1.44269504088896341f + shift;
-    Ints exponent = ((Ints)turns - (Ints)shift) << 23;
-    Floats whole = turns - shift;
-    Floats r = bounded - whole * 0.693359375f + whole * 2.12194440e-4f;
-    Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+// e^x within 2 ulp; 0 below -87, where float32 underflows. Source: expf of Cephes, Moshier 1989.
+inline vfloat vexp(vfloat x) {
+    const vfloat shift = broadcast(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
+    vfloat bounded = x < -87.0f ? broadcast(-87.0f) : x;
+    bounded = bounded > 88.0f ? broadcast(88.0f) : bounded;
+    vfloat scaled_x = bounded * 1.44269504088896341f + shift;
+    vint exponent = ((vint)scaled_x - (vint)shift) << 23;
+    vfloat whole = scaled_x - shift;
+    vfloat r = bounded - whole * 0.693359375f + whole * 2.12194440e-4f;
+    vfloat p = r * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * r + 8.3334519073e-3f;
     p = p * r + 4.1665795894e-2f;
     p = p * r + 1.6666665459e-1f;
     p = p * r + 5.0000001201e-1f;
     p = p * (r * r) + r + 1.0f;
-    Floats scaled = (Floats)((Ints)p + exponent);
-    // The comparison is written so that what is not a number passes on.
-    return x < -87.0f ? Floats{} : (x == x ? scaled : x);
+    vfloat scaled = (vfloat)((vint)p + exponent);
+    // NaN compares unequal to itself and is passed through.
+    return x < -87.0f ? vfloat{} : (x == x ? scaled : x);
 }
 
-// 2^x of finite x up to 0, as near as T asks: within 7.5e-8 of it for float32, within 7.5e-5 for bfloat16, whose own
-// rounding is 2e-3. 0 far below -126, where float32 ends; what is not a number passes on. The polynomials are minimax on
-// half a turn.
+// 2^x for x <= 0, to the precision of T: relative error 7.5e-8 for float32, 7.5e-5 for bfloat16 (whose own rounding is
+// 2e-3). 0 far below -126, where float32 underflows; NaN is passed through. Minimax polynomials on [-1/2, 1/2].
 template <class T>
-inline Floats power_of_two(Floats x) {
+inline vfloat vexp2(vfloat x) {
 #if defined(__AVX512F__)
-    const Floats whole = (Floats)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
+    const vfloat whole = (vfloat)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
 #else
-    // Adding 1.5 * 2^23 rounds to a whole number; with 127, its last bits are the exponent of its power, 0 at -127.
-    const Floats shift = spread(12582912.0f + 127.0f);
-    x = larger(spread(-127.0f), x);
-    const Floats turns = x + shift, whole = turns - shift;
+    // Adding 1.5 * 2^23 rounds to an integer; with 127 added, the low bits are the biased exponent of 2^x, 0 at -127.
+    const vfloat shift = broadcast(12582912.0f + 127.0f);
+    x = max(broadcast(-127.0f), x);
+    const vfloat scaled_x = x + shift, whole = scaled_x - shift;
 #endif
-    const Floats r = x - whole;
-    Floats p;
+    const vfloat r = x - whole;
+    vfloat p;
     if (sizeof(T) == 4) {
         p = r * 1.327645999e-3f + 9.675541091e-3f;
         p = p * r + 5.550713309e-2f;
@@ -164,21 +163,21 @@ inline Floats power_of_two(Floats x) {
         p = p * r + 9.999280735e-1f;
     }
 #if defined(__AVX512F__)
-    return (Floats)_mm512_scalef_ps((__m512)p, (__m512)whole);
+    return (vfloat)_mm512_scalef_ps((__m512)p, (__m512)whole);
 #else
-    return p * (Floats)((Ints)turns << 23);
+    return p * (vfloat)((vint)scaled_x << 23);
 #endif
 }
 
-// Turn a square of LANES by LANES words over: interleave rows i and i + LANES / 2, as often as it takes.
-inline void transpose_square(Words rows[LANES]) {
+// Transpose a LANES x LANES tile of 32-bit words: interleave rows i and i + LANES / 2, log2(LANES) times.
+inline void transpose_tile(vu32 rows[LANES]) {
 #if defined(__AVX512F__)
-    const Words low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
+    const vu32 low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
 #else
-    const Words low = {0, 8, 1, 9, 2, 10, 3, 11}, high = low + 4;
+    const vu32 low = {0, 8, 1, 9, 2, 10, 3, 11}, high = low + 4;
 #endif
     for (int width = LANES; width > 1; width /= 2) {
-        Words next[LANES];
+        vu32 next[LANES];
         for (int i = 0; i < LANES / 2; ++i) {
             next[2 * i] = __builtin_shuffle(rows[i], rows[i + LANES / 2], low);
             next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + LANES / 2], high);

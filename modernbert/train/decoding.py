@@ -144,15 +144,15 @@ class _DecoderInStrips(_DecoderInLoops):
         calls.multiply_(out, slopes, self._inputs)
 
     def add_grad_weight_(self, total: Tensor, slopes: Tensor, rows: Tensor) -> None:
-        calls.multiply_(total, slopes, calls.strips_of(rows), turned=True, add=True)
+        calls.multiply_(total, slopes, calls.pack_weight(rows), transposed=True, add=True)
 
     @cached_property
     def _outputs(self) -> Tensor:
-        return calls.strips_of(self.weight, self.dtype, turned=True)
+        return calls.pack_weight(self.weight, self.dtype, transposed=True)
 
     @cached_property
     def _inputs(self) -> Tensor:
-        return calls.strips_of(self.weight, self.dtype)
+        return calls.pack_weight(self.weight, self.dtype)
 
 
 def _decoder_of(backend: str, weight: Float[Tensor, "V D"]) -> type[_Decoder]:

@@ -299,7 +299,7 @@ offsets = layout.cu_seqlens
 cosines, sines = (part[:, 0] for part in rotation(layout.positions, 64, 10_000.0))
 qkv, rows = torch.randn(64, 3, 2, 64), torch.randn(64, 128)
 logits, bias, labels = torch.randn(64, 128), torch.zeros(128), torch.zeros(64, dtype=torch.int64)
-strips = calls.strips_of(torch.randn(128, 128))
+strips = calls.pack_weight(torch.randn(128, 128))
 moments = torch.zeros(64), torch.zeros(64), torch.zeros(64)
 wide = torch.randn(64, 256)[:, ::2]
 meta = torch.device("meta")

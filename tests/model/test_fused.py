@@ -92,12 +92,12 @@ def test_weights_come_back_bit_for_bit(dtype: torch.dtype) -> None:
 
 def test_strips_of_a_weight_are_outputs_side_by_side() -> None:
     weight = torch.arange(128 * 32).view(128, 32).float()
-    strips = calls.strips_of(weight, turned=True)
+    strips = calls.pack_weight(weight, transposed=True)
     width = strips.shape[2]
     assert 64 % width == 0, "the halves of Wi and panels of 64 are whole strips"
     assert strips[1, 5, 3].tolist() == [weight[width + 3, 5]]
     narrow = weight.bfloat16()
-    assert calls.strips_of(narrow, turned=True)[1, 5, 3].tolist() == narrow[width + 3, 10:12].tolist()
+    assert calls.pack_weight(narrow, transposed=True)[1, 5, 3].tolist() == narrow[width + 3, 10:12].tolist()
 
 
 @pytest.mark.parametrize("with_head", [False, True])

@@ -127,7 +127,7 @@ def test_linear_takes_what_lies_otherwise_in_memory() -> None:
 
 def test_products_refuse_what_does_not_go_together() -> None:
     """Instead of reading what lies behind."""
-    rows, strips = torch.ones(4, 64), calls.strips_of(torch.ones(64, 128))
+    rows, strips = torch.ones(4, 64), calls.pack_weight(torch.ones(64, 128))
     for shape in ((100, 64), (64, 80)):
         with pytest.raises(ValueError, match="a matrix of"):
             calls.linear(torch.ones(4, shape[1]), torch.ones(shape))
@@ -137,7 +137,7 @@ def test_products_refuse_what_does_not_go_together() -> None:
     with pytest.raises(ValueError, match="times strips"):
         calls.multiply_(torch.zeros(4, 128), torch.ones(4, 128), strips)
     with pytest.raises(ValueError, match="times strips"):
-        calls.multiply_(torch.zeros(20, 128), torch.ones(64, 20), strips, turned=True)
+        calls.multiply_(torch.zeros(20, 128), torch.ones(64, 20), strips, transposed=True)
     with pytest.raises(ValueError, match="float32 or bfloat16"):
         calls.linear(rows.double(), torch.ones(64, 64).double())
     with pytest.raises(IndexError, match="labels from -100 to 3, expected 0 to 49"):
@@ -147,7 +147,7 @@ def test_products_refuse_what_does_not_go_together() -> None:
 def test_products_are_added_to_what_is_there() -> None:
     out, rows, weight = torch.randn(100, 128), torch.randn(100, 64), torch.randn(64, 128)
     expected = out.double() + rows.double() @ weight.double()
-    assert error(calls.multiply_(out, rows, calls.strips_of(weight), add=True), expected) < 1e-6
+    assert error(calls.multiply_(out, rows, calls.pack_weight(weight), add=True), expected) < 1e-6
 
 
 def test_large_scores_do_not_overflow() -> None:

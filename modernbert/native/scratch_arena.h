@@ -1,4 +1,4 @@
-// Memory of one thread, kept from task to task.
+// Scratch memory of one thread, reused between tasks.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -6,15 +6,15 @@
 
 namespace modernbert {
 
-// `cut` hands out a piece, whole lines of the cache.
-class Room {
+// A bump allocator: `alloc` returns cache-line-aligned buffers until the next `reset`.
+class ScratchArena {
   public:
-    void begin(size_t bytes) {
+    void reset(size_t bytes) {
         if (memory.size() < bytes + 64) memory.resize(bytes + 64);
         next = (char*)((uintptr_t(memory.data()) + 63) / 64 * 64);
     }
     template <class T>
-    T* cut(size_t number) {
+    T* alloc(size_t number) {
         T* piece = (T*)next;
         next += (number * sizeof(T) + 63) / 64 * 64;
         return piece;

@@ -1,0 +1,61 @@
+// Row-wise and element-wise operations between GEMMs: LayerNorm, dropout, GELU.
+#pragma once
+#include "vectors.h"
+
+namespace modernbert {
+
+struct Moments {
+    float mean, factor;  // factor is 1 / standard deviation
+};
+
+// LayerNorm of one row, without bias; the width is a multiple of LANES.
+template <class From, class To>
+inline Moments norm_row(const From* row, const float* scale, float eps, int64_t width, To* to) {
+    vfloat sums = {}, squares = {};
+    for (int64_t i = 0; i < width; i += LANES) sums += load(row + i);
+    const float mean = hsum(sums) / width;
+    for (int64_t i = 0; i < width; i += LANES) {
+        vfloat centered = load(row + i) - mean;
+        squares += centered * centered;
+    }
+    const float factor = 1.0f / std::sqrt(hsum(squares) / width + eps);
+    for (int64_t i = 0; i < width; i += LANES) store(to + i, (load(row + i) - mean) * factor * load(scale + i));
+    return {mean, factor};
+}
+
+// Counter-based dropout: the mask is hash(index, seed), recomputed in the backward pass instead of stored.
+struct Dropout {
+    float share;
+    uint32_t seed;
+
+    // The mask, scaled by 1 / (1 - share). Source of the hash: "lowbias32", C. Wellons, hash prospector. The GPU
+    // kernels use the same hash and drop the same values.
+    vfloat mask(int64_t index) const {
+        vu32 x;
+        for (int lane = 0; lane < LANES; ++lane) x[lane] = uint32_t(index) + lane;
+        x = (x ^ seed) * 0x9E3779B1u + seed;
+        x = (x ^ (x >> 16)) * 0x7FEB352Du;
+        x = (x ^ (x >> 15)) * 0x846CA68Bu;
+        x = x ^ (x >> 16);
+        const vfloat drawn = __builtin_convertvector((vint)(x >> 8), vfloat) * (1.0f / 16777216.0f);
+        return drawn >= share ? broadcast(1.0f / (1.0f - share)) : vfloat{};
+    }
+};
+
+// Normal cumulative distribution. Source: Abramowitz & Stegun 7.1.26, absolute error 1.5e-7.
+inline vfloat normal_cdf(vfloat x, vfloat density) {
+    vfloat size = (x < 0 ? -x : x) * 0.70710678118654752f;
+    vfloat t = 1.0f / (size * 0.3275911f + 1.0f);
+    vfloat p = t * 1.061405429f - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = (p * t + 0.254829592f) * t * density * 0.5f;
+    return x < 0 ? p : 1.0f - p;
+}
+
+// e^(-x^2 / 2)
+inline vfloat gaussian(vfloat x) { return vexp(x * x * -0.5f); }
+
+inline vfloat gelu(vfloat x) { return x * normal_cdf(x, gaussian(x)); }
+
+}  // namespace modernbert
