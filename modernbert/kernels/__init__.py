@@ -1,6 +1,6 @@
-"""Kernels of this package for a GPU, in Triton: what stands between matrix products, and attention in a window.
+"""Triton kernels for CUDA: attention with RoPE, residual LayerNorm, GeGLU, cross entropy, optimizer step.
 
-Each is a function of tensors with its way back. A kernel is compiled once for a shape of model, not for each number of
-tokens: what changes from batch to batch is named in `do_not_specialize`. Nothing here is imported before a model is to
-run on a GPU, since Triton comes with torch for CUDA only, and its import takes time.
+Each is a differentiable function of tensors. A kernel is compiled once for the shape of a model, not for each number of
+tokens: arguments that change from batch to batch are in `do_not_specialize`. Import these modules only to run a model
+on a GPU: importing Triton takes time, and torch installs it for CUDA alone.
 """

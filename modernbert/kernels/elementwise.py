@@ -1,7 +1,6 @@
-"""The residual sum with its norm, and GeGLU: one pass over memory each, forward and back.
+"""Residual sum with LayerNorm, and GeGLU, forward and backward, each in one pass over memory.
 
-In: activations on a GPU, in float32, bfloat16 or float16. Out: what torch gives, computed in float32; the norm in
-the type that the next product reads.
+Arithmetic is float32; inputs are float32, bfloat16 or float16, and the norm has the dtype of the next GEMM.
 """
 
 from typing import Any
@@ -15,9 +14,9 @@ from torch.autograd.function import once_differentiable
 
 __all__ = ["add_norm", "geglu"]
 
-# Sizes of tiles, as fast as any that was tried on an H200.
+# Sizes of tiles: the fastest of those tried on an H200.
 _ROWS, _GATE_ROWS, _GATE_COLUMNS = 1, 16, 128
-# Programs of the way back, eight for each of 132 multiprocessors: each adds up a norm's gradient over its rows.
+# Programs of the backward pass, 8 per multiprocessor (132): each accumulates the gradient of the scale over its rows.
 _PROGRAMS = 8 * 132
 
 
@@ -28,16 +27,16 @@ def add_norm(
     eps: float,
     dropout: float = 0.0,
 ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]:
-    """Return the sum, in the type of `hidden`, and its norm, in that of `delta`; of `delta` a share is dropped.
+    """Return the sum, in the dtype of `hidden`, and its LayerNorm, in that of `delta`; dropout applies to `delta`.
 
-    What is dropped follows from torch's generator on the CPU, so that asking the device is not necessary.
+    The seed of dropout comes from torch's CPU generator, which needs no device synchronization.
     """
     seed = int(torch.randint(2**31, (), device="cpu")) if dropout else 0
     return _AddNorm.apply(hidden, delta, weight, eps, dropout, seed)  # type: ignore[no-any-return]
 
 
 def geglu(both: Float[Tensor, "T F2"]) -> Float[Tensor, "T F"]:
-    """Gate the second half of each row by the exact GELU of the first."""
+    """Return the exact GELU of the first half of each row times the second half."""
     return _Geglu.apply(both)  # type: ignore[no-any-return]
 
 
@@ -71,19 +70,19 @@ class _AddNorm(torch.autograd.Function):
             d_delta = torch.empty(total.shape, dtype=ctx.delta_dtype, device=total.device)
         programs = min(_PROGRAMS, triton.cdiv(num_rows, _ROWS))
         d_weight = torch.empty(programs, width, dtype=torch.float32, device=total.device)
-        _add_norm_back_kernel[(programs,)](
+        _add_norm_backward_kernel[(programs,)](
             d_total, d_normed, total, weight, mean, scale, d_hidden, d_delta, d_weight, num_rows, width,
-            ctx.dropout, ctx.seed, ROWS=_ROWS, COLUMNS=triton.next_power_of_2(width), TWICE=d_delta is not d_hidden,
-            DROP=ctx.dropout > 0, num_warps=4,
+            ctx.dropout, ctx.seed, ROWS=_ROWS, COLUMNS=triton.next_power_of_2(width),
+            SEPARATE_DELTA=d_delta is not d_hidden, DROP=ctx.dropout > 0, num_warps=4,
         )  # fmt: skip
         return d_hidden, d_delta, d_weight.sum(dim=0).to(weight.dtype), None, None, None
 
 
 @triton.jit
-def _kept(places, dropout, seed):
-    """Return 0 for what is dropped, else what keeps the mean; of a place and a seed always the same."""
-    x = (places.to(tl.uint32) ^ seed.to(tl.uint32)) * 0x9E3779B1 + seed.to(tl.uint32)
-    # A hash of 32 bits with little bias. Source: C. Wellons, hash prospector, "lowbias32".
+def _dropout_mask(offsets, dropout, seed):
+    """Return the dropout mask, scaled by 1 / (1 - dropout): a hash of index and seed, equal forward and backward."""
+    x = (offsets.to(tl.uint32) ^ seed.to(tl.uint32)) * 0x9E3779B1 + seed.to(tl.uint32)
+    # Source: C. Wellons, hash prospector, "lowbias32".
     x = (x ^ (x >> 16)) * 0x7FEB352D
     x = (x ^ (x >> 15)) * 0x846CA68B
     x = x ^ (x >> 16)
@@ -98,27 +97,27 @@ def _add_norm_kernel(
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)
     inside = (rows < num_rows)[:, None] & (columns < width)[None, :]
-    places = rows.to(tl.int64)[:, None] * width + columns[None, :]
-    x = tl.load(hidden + places, mask=inside, other=0.0).to(tl.float32)
-    added = tl.load(delta + places, mask=inside, other=0.0).to(tl.float32)
-    x += added * _kept(places, dropout, seed) if DROP else added
-    # What is normed is what is handed on, in its precision.
+    offsets = rows.to(tl.int64)[:, None] * width + columns[None, :]
+    x = tl.load(hidden + offsets, mask=inside, other=0.0).to(tl.float32)
+    added = tl.load(delta + offsets, mask=inside, other=0.0).to(tl.float32)
+    x += added * _dropout_mask(offsets, dropout, seed) if DROP else added
+    # Normalize the rounded sum, since that is the residual stream of the next layer.
     rounded = x.to(total.dtype.element_ty)
-    tl.store(total + places, rounded, mask=inside)
+    tl.store(total + offsets, rounded, mask=inside)
     x = rounded.to(tl.float32)
     middle = tl.sum(x, axis=1) / width
-    centred = tl.where(inside, x - middle[:, None], 0.0)
-    inverse = tl.rsqrt(tl.sum(centred * centred, axis=1) / width + eps)
+    centered = tl.where(inside, x - middle[:, None], 0.0)
+    inverse = tl.rsqrt(tl.sum(centered * centered, axis=1) / width + eps)
     factor = tl.load(weight + columns, mask=columns < width, other=0.0).to(tl.float32)
-    tl.store(normed + places, (centred * inverse[:, None] * factor[None, :]).to(normed.dtype.element_ty), mask=inside)
+    tl.store(normed + offsets, (centered * inverse[:, None] * factor[None, :]).to(normed.dtype.element_ty), mask=inside)
     tl.store(mean + rows, middle, mask=rows < num_rows)
     tl.store(scale + rows, inverse, mask=rows < num_rows)
 
 
 @triton.jit(do_not_specialize=["num_rows", "seed"])
-def _add_norm_back_kernel(
+def _add_norm_backward_kernel(
     d_total, d_normed, total, weight, mean, scale, d_hidden, d_delta, d_weight, num_rows, width, dropout, seed,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TWICE: tl.constexpr, DROP: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SEPARATE_DELTA: tl.constexpr, DROP: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, COLUMNS)
     factor = tl.load(weight + columns, mask=columns < width, other=0.0).to(tl.float32)
@@ -126,23 +125,23 @@ def _add_norm_back_kernel(
     for first in range(tl.program_id(0) * ROWS, num_rows, tl.num_programs(0) * ROWS):
         rows = first + tl.arange(0, ROWS)
         inside = (rows < num_rows)[:, None] & (columns < width)[None, :]
-        places = rows.to(tl.int64)[:, None] * width + columns[None, :]
-        upstream = tl.load(d_normed + places, mask=inside, other=0.0).to(tl.float32)
-        x = tl.load(total + places, mask=inside, other=0.0).to(tl.float32)
+        offsets = rows.to(tl.int64)[:, None] * width + columns[None, :]
+        upstream = tl.load(d_normed + offsets, mask=inside, other=0.0).to(tl.float32)
+        x = tl.load(total + offsets, mask=inside, other=0.0).to(tl.float32)
         middle = tl.load(mean + rows, mask=rows < num_rows, other=0.0)
         inverse = tl.load(scale + rows, mask=rows < num_rows, other=0.0)
         unit = tl.where(inside, (x - middle[:, None]) * inverse[:, None], 0.0)
         sums += tl.sum(upstream * unit, axis=0)
-        slope = upstream * factor[None, :]
-        along = tl.sum(slope * unit, axis=1) / width
-        level = tl.sum(slope, axis=1) / width
-        through = (slope - level[:, None] - unit * along[:, None]) * inverse[:, None]
-        through += tl.load(d_total + places, mask=inside, other=0.0).to(tl.float32)
-        tl.store(d_hidden + places, through.to(d_hidden.dtype.element_ty), mask=inside)
-        if TWICE:
+        grad_unit = upstream * factor[None, :]
+        mean_dot = tl.sum(grad_unit * unit, axis=1) / width
+        mean_grad = tl.sum(grad_unit, axis=1) / width
+        grad = (grad_unit - mean_grad[:, None] - unit * mean_dot[:, None]) * inverse[:, None]
+        grad += tl.load(d_total + offsets, mask=inside, other=0.0).to(tl.float32)
+        tl.store(d_hidden + offsets, grad.to(d_hidden.dtype.element_ty), mask=inside)
+        if SEPARATE_DELTA:
             if DROP:
-                through *= _kept(places, dropout, seed)
-            tl.store(d_delta + places, through.to(d_delta.dtype.element_ty), mask=inside)
+                grad *= _dropout_mask(offsets, dropout, seed)
+            tl.store(d_delta + offsets, grad.to(d_delta.dtype.element_ty), mask=inside)
     tl.store(d_weight + tl.program_id(0) * width + columns, sums, mask=columns < width)
 
 
@@ -162,26 +161,26 @@ class _Geglu(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> Tensor:  # type: ignore[override]
         (both,) = ctx.saved_tensors
         num_rows, feed = both.shape[0], both.shape[1] // 2
-        slopes = torch.empty_like(both)
+        grad_both = torch.empty_like(both)
         grid = (triton.cdiv(num_rows, _GATE_ROWS), triton.cdiv(feed, _GATE_COLUMNS))
-        _geglu_back_kernel[grid](
-            both, upstream.contiguous(), slopes, num_rows, feed, ROWS=_GATE_ROWS, COLUMNS=_GATE_COLUMNS, num_warps=4
+        _geglu_backward_kernel[grid](
+            both, upstream.contiguous(), grad_both, num_rows, feed, ROWS=_GATE_ROWS, COLUMNS=_GATE_COLUMNS, num_warps=4
         )
-        return slopes
+        return grad_both
 
 
 @triton.jit
-def _places(num_rows, feed, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _offsets(num_rows, feed, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     starts = rows.to(tl.int64)[:, None] * feed
-    # Of each row the first half is activated, the second half gates.
+    # The first half of each row is activated, the second half is the gate.
     return starts + columns[None, :], 2 * starts + columns[None, :], (rows < num_rows)[:, None] & (columns < feed)[None]
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _geglu_kernel(both, out, num_rows, feed, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    number, place, inside = _places(num_rows, feed, ROWS, COLUMNS)
+    number, place, inside = _offsets(num_rows, feed, ROWS, COLUMNS)
     x = tl.load(both + place, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(both + place + feed, mask=inside, other=0.0).to(tl.float32)
     share = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
@@ -189,13 +188,13 @@ def _geglu_kernel(both, out, num_rows, feed, ROWS: tl.constexpr, COLUMNS: tl.con
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _geglu_back_kernel(both, upstream, slopes, num_rows, feed, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    number, place, inside = _places(num_rows, feed, ROWS, COLUMNS)
+def _geglu_backward_kernel(both, upstream, grad_both, num_rows, feed, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    number, place, inside = _offsets(num_rows, feed, ROWS, COLUMNS)
     x = tl.load(both + place, mask=inside, other=0.0).to(tl.float32)
     gate = tl.load(both + place + feed, mask=inside, other=0.0).to(tl.float32)
-    given = tl.load(upstream + number, mask=inside, other=0.0).to(tl.float32)
+    grad_out = tl.load(upstream + number, mask=inside, other=0.0).to(tl.float32)
     share = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
     density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
-    kind = slopes.dtype.element_ty
-    tl.store(slopes + place, (given * gate * (share + x * density)).to(kind), mask=inside)
-    tl.store(slopes + place + feed, (given * x * share).to(kind), mask=inside)
+    kind = grad_both.dtype.element_ty
+    tl.store(grad_both + place, (grad_out * gate * (share + x * density)).to(kind), mask=inside)
+    tl.store(grad_both + place + feed, (grad_out * x * share).to(kind), mask=inside)

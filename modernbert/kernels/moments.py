@@ -1,7 +1,7 @@
-"""An optimizer's two passes over all its tensors: four launches a step, whatever their number.
+"""The optimizer step over all tensors in four kernel launches, whatever their number.
 
-In: tensors in float32 on one GPU, as lists of one order. Out: the same tensors, updated in place. Torch's own step goes
-through them a tensor and an operation at a time: some thousand launches, and ten passes over memory.
+Tensors are float32 on one GPU, in lists of the same order, and updated in place. torch launches a kernel per tensor and
+operation: about a thousand launches and ten passes over memory.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def update_moments_(
     betas: tuple[float, float],
     eps: float,
 ) -> Float[Tensor, " tensors"]:
-    """Move the moments of each tensor to its gradient, and return its sum of g^2 / max(v, eps^2)."""
+    """Update the moments of each tensor, and return its sum of g^2 / max(v, eps^2)."""
     where, firsts, sizes = _blocks(gradients)
     parts = torch.empty(len(where), dtype=torch.float32, device=where.device)
     sums = torch.empty(len(sizes), dtype=torch.float32, device=where.device)
@@ -37,7 +37,7 @@ def update_moments_(
             _addresses(gradients, exp_avgs, exp_avg_sqs), where, firsts, sizes, parts, 1 - betas[0], betas[1], eps,
             BLOCK=_BLOCK, num_warps=4,
         )  # fmt: skip
-        # One after another, for a sum that depends on who comes first is another at every run.
+        # In a fixed order: a sum by atomics would differ between runs.
         _sum_kernel[len(sizes),](parts, firsts, sums, BLOCK=1024, num_warps=4)
     return sums
 
@@ -50,7 +50,7 @@ def apply_moments_(
     kept: Float[Tensor, " tensors"],
     eps: float,
 ) -> None:
-    """Keep a share of each weight, and take a step of its tensor's rate against m / (sqrt(v) + eps)."""
+    """Scale each weight by its tensor's `kept`, and subtract its rate times m / (sqrt(v) + eps)."""
     where, firsts, sizes = _blocks(weights)
     with torch.cuda.device_of(where):
         _apply_kernel[len(where),](
@@ -60,7 +60,7 @@ def apply_moments_(
 
 
 def _addresses(*lists: Sequence[Tensor]) -> Int64[Tensor, "tensors lists"]:
-    """Return where each tensor lies: a gradient's place is another at every step."""
+    """Return the address of each tensor; not cached, since a gradient is allocated anew at every step."""
     rows = [[tensor.data_ptr() for tensor in tensors] for tensors in zip(*lists, strict=True)]
     return moved(torch.tensor(rows, dtype=torch.int64), lists[0][0].device)
 
@@ -70,7 +70,7 @@ def _blocks(
 ) -> tuple[Int32[Tensor, " blocks"], Int32[Tensor, " firsts"], Int64[Tensor, " n"]]:
     """Return each block's tensor, each tensor's first block and the end of the last, and the tensors' sizes."""
     for tensor in tensors:
-        assert tensor.dtype == torch.float32 and tensor.is_contiguous(), "addresses are of rows of float32"
+        assert tensor.dtype == torch.float32 and tensor.is_contiguous(), "the kernels read contiguous float32"
     return _blocks_of(tuple(tensor.numel() for tensor in tensors), tensors[0].device)
 
 
@@ -85,12 +85,12 @@ def _blocks_of(
 
 
 @triton.jit
-def _place(where, firsts, sizes, BLOCK: tl.constexpr):
-    """Return this program's tensor, its places in it, and which of them there are."""
+def _locate(where, firsts, sizes, BLOCK: tl.constexpr):
+    """Return this program's tensor, its offsets into it, and which of them are inside."""
     which = tl.load(where + tl.program_id(0))
     block = tl.program_id(0) - tl.load(firsts + which)
-    places = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    return which, places, places < tl.load(sizes + which)
+    offsets = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return which, offsets, offsets < tl.load(sizes + which)
 
 
 @triton.jit
@@ -100,9 +100,9 @@ def _row(addresses, which, column):
 
 @triton.jit
 def _update_kernel(addresses, where, firsts, sizes, parts, gain, beta, eps, BLOCK: tl.constexpr):
-    which, places, inside = _place(where, firsts, sizes, BLOCK)
-    first, second = _row(addresses, which, 1) + places, _row(addresses, which, 2) + places
-    gradient = tl.load(_row(addresses, which, 0) + places, mask=inside, other=0.0)
+    which, offsets, inside = _locate(where, firsts, sizes, BLOCK)
+    first, second = _row(addresses, which, 1) + offsets, _row(addresses, which, 2) + offsets
+    gradient = tl.load(_row(addresses, which, 0) + offsets, mask=inside, other=0.0)
     m = tl.load(first, mask=inside, other=0.0)
     v = tl.load(second, mask=inside, other=0.0)
     m += (gradient - m) * gain
@@ -118,17 +118,17 @@ def _sum_kernel(parts, firsts, sums, BLOCK: tl.constexpr):
     end = tl.load(firsts + tl.program_id(0) + 1)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for at in range(tl.load(firsts + tl.program_id(0)), end, BLOCK):
-        places = at + tl.arange(0, BLOCK)
-        total += tl.load(parts + places, mask=places < end, other=0.0)
+        offsets = at + tl.arange(0, BLOCK)
+        total += tl.load(parts + offsets, mask=offsets < end, other=0.0)
     tl.store(sums + tl.program_id(0), tl.sum(total, axis=0))
 
 
 @triton.jit
 def _apply_kernel(addresses, where, firsts, sizes, rates, kept, eps, BLOCK: tl.constexpr):
-    which, places, inside = _place(where, firsts, sizes, BLOCK)
-    weight = _row(addresses, which, 0) + places
-    m = tl.load(_row(addresses, which, 1) + places, mask=inside, other=0.0)
-    v = tl.load(_row(addresses, which, 2) + places, mask=inside, other=0.0)
+    which, offsets, inside = _locate(where, firsts, sizes, BLOCK)
+    weight = _row(addresses, which, 0) + offsets
+    m = tl.load(_row(addresses, which, 1) + offsets, mask=inside, other=0.0)
+    v = tl.load(_row(addresses, which, 2) + offsets, mask=inside, other=0.0)
     stepped = tl.load(weight, mask=inside, other=0.0) * tl.load(kept + which)
     stepped -= tl.load(rates + which) * (m / (tl.sqrt(v) + eps))
     tl.store(weight, stepped, mask=inside)

@@ -1,7 +1,6 @@
-"""Rotary positions where queries and keys lie: the projection's output is turned in place.
+"""RoPE, applied in place to the queries and keys of the fused projection [T, 3, H, K].
 
-In: queries, keys and values [T, 3, H, K] side by side, cosines and sines [T, K/2]. Out: the same memory, or on the way
-back three gradients in one piece. A turn has no need of what it turned: the way back is the turn the other way.
+A rotation needs no saved input: its backward pass is the inverse rotation of the gradients.
 """
 
 from typing import Any
@@ -13,16 +12,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["apart", "turn_", "turned_back"]
+__all__ = ["split_rotated_qkv", "apply_rope_", "inverse_rope"]
 
 _ROWS = 64
 
 
-def turn_(qkv: Float[Tensor, "T 3 H K"], cosines: Float[Tensor, "T K2"], sines: Float[Tensor, "T K2"]) -> None:
-    """Turn queries and keys in place; autograd is told that their memory is written."""
+def apply_rope_(qkv: Float[Tensor, "T 3 H K"], cosines: Float[Tensor, "T K2"], sines: Float[Tensor, "T K2"]) -> None:
+    """Apply RoPE to queries and keys in place, and bump the version counter for autograd."""
     num_tokens, _, num_heads, width = qkv.shape
     grid = (triton.cdiv(num_tokens * 2 * num_heads, _ROWS),)
-    _turn_kernel[grid](
+    _rope_kernel[grid](
         qkv, cosines, sines, num_tokens * 2 * num_heads, 2 * num_heads, 3 * num_heads,
         HALF=width // 2, ROWS=_ROWS, num_warps=4,
     )  # fmt: skip
@@ -30,22 +29,22 @@ def turn_(qkv: Float[Tensor, "T 3 H K"], cosines: Float[Tensor, "T K2"], sines: 
         torch.autograd.graph.increment_version(qkv)
 
 
-def apart(
+def split_rotated_qkv(
     qkv: Float[Tensor, "T 3 H K"], cosines: Float[Tensor, "T K2"], sines: Float[Tensor, "T K2"]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries and keys, turned, and values, [T, H, K] each: views of what is given, which is turned itself."""
-    return _Apart.apply(qkv, cosines, sines)  # type: ignore[no-any-return]
+    """Return rotated queries, rotated keys, and values, [T, H, K] each: views of `qkv`, which is rotated in place."""
+    return _SplitRotatedQkv.apply(qkv, cosines, sines)  # type: ignore[no-any-return]
 
 
-class _Apart(torch.autograd.Function):
+class _SplitRotatedQkv(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, qkv: Tensor, cosines: Tensor, sines: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.save_for_backward(cosines, sines)
-        turned = qkv.detach().contiguous()
-        turn_(turned, cosines, sines)
-        return turned[:, 0], turned[:, 1], turned[:, 2]
+        rotated = qkv.detach().contiguous()
+        apply_rope_(rotated, cosines, sines)
+        return rotated[:, 0], rotated[:, 1], rotated[:, 2]
 
     @staticmethod
     @once_differentiable
@@ -53,62 +52,62 @@ class _Apart(torch.autograd.Function):
         cosines, sines = ctx.saved_tensors
         dq, dk, dv = (each.contiguous() for each in upstream)
         num_tokens, num_heads, width = dq.shape
-        slopes = torch.empty(num_tokens, 3, num_heads, width, dtype=dq.dtype, device=dq.device)
+        grad_qkv = torch.empty(num_tokens, 3, num_heads, width, dtype=dq.dtype, device=dq.device)
         num_rows = num_tokens * num_heads
-        _gather_kernel[triton.cdiv(num_rows, _ROWS), 3](
-            dq, dk, dv, slopes, cosines, sines, num_rows, num_heads, HALF=width // 2, ROWS=_ROWS, num_warps=4
+        _backward_kernel[triton.cdiv(num_rows, _ROWS), 3](
+            dq, dk, dv, grad_qkv, cosines, sines, num_rows, num_heads, HALF=width // 2, ROWS=_ROWS, num_warps=4
         )
-        return slopes, None, None
+        return grad_qkv, None, None
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _turn_kernel(
-    qkv, cosines, sines, num_rows, turned_heads, all_heads, HALF: tl.constexpr, ROWS: tl.constexpr
+def _rope_kernel(
+    qkv, cosines, sines, num_rows, rotated_heads, all_heads, HALF: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, HALF)
     inside = (rows < num_rows)[:, None]
-    tokens = rows // turned_heads
-    places = (tokens.to(tl.int64) * all_heads + rows % turned_heads)[:, None] * 2 * HALF + columns[None, :]
+    tokens = rows // rotated_heads
+    offsets = (tokens.to(tl.int64) * all_heads + rows % rotated_heads)[:, None] * 2 * HALF + columns[None, :]
     angles = tokens[:, None] * HALF + columns[None, :]
     cosine = tl.load(cosines + angles, mask=inside, other=0.0)
     sine = tl.load(sines + angles, mask=inside, other=0.0)
-    x = tl.load(qkv + places, mask=inside, other=0.0).to(tl.float32)
-    y = tl.load(qkv + places + HALF, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(qkv + offsets, mask=inside, other=0.0).to(tl.float32)
+    y = tl.load(qkv + offsets + HALF, mask=inside, other=0.0).to(tl.float32)
     kind = qkv.dtype.element_ty
-    tl.store(qkv + places, (x * cosine - y * sine).to(kind), mask=inside)
-    tl.store(qkv + places + HALF, (y * cosine + x * sine).to(kind), mask=inside)
+    tl.store(qkv + offsets, (x * cosine - y * sine).to(kind), mask=inside)
+    tl.store(qkv + offsets + HALF, (y * cosine + x * sine).to(kind), mask=inside)
 
 
 @triton.jit
-def turned_back(x, y, cosines, sines, angles, inside):
-    """Turn the two halves of some rows the other way."""
+def inverse_rope(x, y, cosines, sines, angles, inside):
+    """Rotate the two halves of some rows by the negative angle."""
     cosine = tl.load(cosines + angles, mask=inside, other=0.0)
     sine = tl.load(sines + angles, mask=inside, other=0.0)
     return x * cosine + y * sine, y * cosine - x * sine
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def _gather_kernel(
-    dq, dk, dv, slopes, cosines, sines, num_rows, num_heads, HALF: tl.constexpr, ROWS: tl.constexpr
+def _backward_kernel(
+    dq, dk, dv, grad_qkv, cosines, sines, num_rows, num_heads, HALF: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
     which = tl.program_id(1)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, HALF)
     inside = (rows < num_rows)[:, None]
-    given = rows.to(tl.int64)[:, None] * 2 * HALF + columns[None, :]
+    source_offsets = rows.to(tl.int64)[:, None] * 2 * HALF + columns[None, :]
     tokens = rows // num_heads
     source = dq
     if which == 1:
         source = dk
     if which == 2:
         source = dv
-    x = tl.load(source + given, mask=inside, other=0.0).to(tl.float32)
-    y = tl.load(source + given + HALF, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(source + source_offsets, mask=inside, other=0.0).to(tl.float32)
+    y = tl.load(source + source_offsets + HALF, mask=inside, other=0.0).to(tl.float32)
     first, second = x, y
     if which < 2:
-        first, second = turned_back(x, y, cosines, sines, tokens[:, None] * HALF + columns[None, :], inside)
-    places = ((tokens.to(tl.int64) * 3 + which) * num_heads + rows % num_heads)[:, None] * 2 * HALF + columns[None, :]
-    kind = slopes.dtype.element_ty
-    tl.store(slopes + places, first.to(kind), mask=inside)
-    tl.store(slopes + places + HALF, second.to(kind), mask=inside)
+        first, second = inverse_rope(x, y, cosines, sines, tokens[:, None] * HALF + columns[None, :], inside)
+    offsets = ((tokens.to(tl.int64) * 3 + which) * num_heads + rows % num_heads)[:, None] * 2 * HALF + columns[None, :]
+    kind = grad_qkv.dtype.element_ty
+    tl.store(grad_qkv + offsets, first.to(kind), mask=inside)
+    tl.store(grad_qkv + offsets + HALF, second.to(kind), mask=inside)

@@ -156,7 +156,7 @@ def _triton(layout: Layout, window: Window, rotation: Rotation, dtype: torch.dty
     assert window is None or window[0] == window[1], "the way back reads who sees whom from both sides"
     if window is None and layout.num_tokens >= _FLASH_LENGTH * layout.num_docs:
         kernel = flash.flash_attention(layout, window)
-        return lambda qkv: kernel(*rotary.apart(qkv, cosines, sines))
+        return lambda qkv: kernel(*rotary.split_rotated_qkv(qkv, cosines, sines))
     seen = attention.ranges(layout, window)
     return lambda qkv: attention.attend(qkv, cosines, sines, seen)
 

@@ -70,7 +70,7 @@ def test_what_is_taken_apart_is_turned_and_so_are_gradients() -> None:
     upstream = [randn(layout.num_tokens, HEADS, WIDTH) for _ in range(3)]
     outcomes = []
     for take in (
-        lambda qkv: rotary.apart(qkv, *(part[:, 0] for part in angles)),
+        lambda qkv: rotary.split_rotated_qkv(qkv, *(part[:, 0] for part in angles)),
         lambda qkv: rotate_heads(qkv, angles),
     ):
         qkv = given.clone().requires_grad_()
@@ -154,9 +154,9 @@ def test_cross_entropy_equals_that_of_torch(entries: int) -> None:
     expected = F.cross_entropy(plain, labels, reduction="sum")
     (slopes,) = torch.autograd.grad(expected, plain)
     untouched = logits.clone()
-    check([cross_entropy.cross_entropy_(untouched, bias, labels, slopes=False)], [expected])
+    check([cross_entropy.cross_entropy_(untouched, bias, labels, write_grad=False)], [expected])
     assert torch.equal(untouched, logits)
-    check([cross_entropy.cross_entropy_(logits, bias, labels, slopes=True), logits], [expected, slopes])
+    check([cross_entropy.cross_entropy_(logits, bias, labels, write_grad=True), logits], [expected, slopes])
 
 
 @pytest.mark.parametrize("shards", [1, 2])
