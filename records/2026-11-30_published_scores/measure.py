@@ -7,7 +7,6 @@ With `mistakes`, repeats a part with one setting changed on purpose and writes O
 change a score.
 """
 
-import gzip
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -18,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,16 @@ PUBLISHED = {
     "STS-B dev Spearman": 0.86716,
     "STS-B dev Pearson": 0.86962,
 }
+TEXTS = [
+    "The capital of France is Paris.",
+    "the CAPITAL of france is paris",
+    "Crème brûlée, naïve façade; 3.14 % of £5?",
+    "東京は日本の首都です。 🙂",
+    "a",
+    "Unbelievably hyphenated re-tokenization (e.g. electroencephalographically)",
+    " ".join(f"Passage {n} is about rivers and bridges." for n in range(40)),  # 256 to 512 tokens
+    " ".join(f"Passage {n} is about mountains and valleys." for n in range(200)),  # above 512
+]
 RETRIEVAL = {"nDCG@10": "ndcg_10", "MRR@10": "mrr_10", "recall@100": "recall_100"}
 
 
@@ -57,10 +67,10 @@ def retrieval(model, collection, out, *options):
     return found["rows"][0]
 
 
-def similarity(model, table, dtype="float32", prompt=""):
+def similarity(bert, table):
     """Return Spearman's and Pearson's correlation of cosine similarity with the scores of a table of pairs."""
     rows = [line.split("\t") for line in table.read_text(encoding="utf-8").splitlines()[1:]]
-    bert = ModernBert.load(model, device="cpu", dtype=dtype)
+    prompt = bert.vectors.document_prompt
     first, second = (bert.embed([row[column] for row in rows], prompt=prompt).astype(np.float64) for column in (0, 1))
     cosines = (first * second).sum(axis=1) / np.linalg.norm(first, axis=1) / np.linalg.norm(second, axis=1)
     expected = [float(row[2]) for row in rows]
@@ -81,19 +91,12 @@ def changed(model, target, name, **values):
     return target
 
 
-def without_titles(collection, target):
-    shutil.copytree(collection, target)
-    lines = gzip.decompress((collection / "corpus.jsonl.gz").read_bytes()).decode().splitlines()
-    rows = [json.dumps(json.loads(line) | {"title": ""}) for line in lines]
-    (target / "corpus.jsonl.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
-    return target
-
-
 def measure(model, data, out):
     row = retrieval(model, data / "retrieval" / "scifact", out / "scifact.json", "--dtype", "float32")
     found = {f"SciFact test {name}": row[key] for name, key in RETRIEVAL.items()}
+    bert = ModernBert.load(model, device="cpu", dtype="float32")
     for split in ("test", "dev"):
-        spearman, pearson = similarity(model, data / "glue" / "stsb" / f"{split}.tsv")
+        spearman, pearson = similarity(bert, data / "glue" / "stsb" / f"{split}.tsv")
         found |= {f"STS-B {split} Spearman": spearman, f"STS-B {split} Pearson": pearson}
     return {
         name: {"published": expected, "measured": found[name], "difference": round(round(found[name], 5) - expected, 5)}
@@ -102,34 +105,39 @@ def measure(model, data, out):
 
 
 def measure_mistakes(model, data, room):
-    """Return scores with one setting changed on purpose: on STS-B dev, or on SciFact where it concerns documents."""
-    dev, scifact = data / "glue" / "stsb" / "dev.tsv", data / "retrieval" / "scifact"
-    found = {}
+    """Return what a changed setting does to the vectors of eight texts, and to STS-B dev, whose texts are all short."""
 
-    def keep(name, **scores):
-        found[name] = scores
-        print(f"{name:32}", ", ".join(f"{key} {value:.5f}" for key, value in scores.items()), flush=True)
+    def pooled_by(mode):
+        modes = {"pooling_mode_mean_tokens": False, f"pooling_mode_{mode}": True}
+        return changed(model, room / mode, "1_Pooling/config.json", **modes)
 
+    limit = "sentence_bert_config.json"
     folders = {
-        "[CLS] pooling": changed(
-            model, room / "cls", "1_Pooling/config.json", pooling_mode_mean_tokens=False, pooling_mode_cls_token=True
-        ),
+        "none": model,
+        "limit of 512 tokens, not 256": changed(model, room / "512", limit, max_seq_length=512),
+        "limit of 128 tokens, not 256": changed(model, room / "128", limit, max_seq_length=128),
+        "[CLS] pooling": pooled_by("cls_token"),
         "texts not lower-cased": changed(model, room / "cased", "tokenizer.json", normalizer__lowercase=False),
+        "accents kept": changed(model, room / "accents", "tokenizer.json", normalizer__strip_accents=False),
         "GELU by its tanh approximation": changed(model, room / "tanh", "config.json", hidden_act="gelu_new"),
         "LayerNorm epsilon 1e-5": changed(model, room / "epsilon", "config.json", layer_norm_eps=1e-5),
+        "bfloat16": model,
+        "a prompt before texts": model,
     }
+    found = {}
     for name, folder in folders.items():
-        keep(name, stsb_dev_spearman=similarity(folder, dev)[0])
-    keep("bfloat16", stsb_dev_spearman=similarity(model, dev, "bfloat16")[0])
-    keep("a prompt before texts", stsb_dev_spearman=similarity(model, dev, prompt="query: ")[0])
-    runs = {
-        "documents cut at 128 tokens": (scifact, "--document-length", "128"),
-        "titles left out": (without_titles(scifact, room / "without_titles"),),
-        "documents cut at 512 tokens": (scifact, "--document-length", "512"),
-    }
-    for number, (name, (collection, *options)) in enumerate(runs.items()):
-        row = retrieval(model, collection, room / f"{number}.json", "--dtype", "float32", *options)
-        keep(name, scifact_ndcg_10=row["ndcg_10"], scifact_recall_100=row["recall_100"])
+        bert = ModernBert.load(folder, device="cpu", dtype="bfloat16" if name == "bfloat16" else "float32")
+        bert.vectors = replace(bert.vectors, document_prompt="query: " if name.startswith("a prompt") else "")
+        vectors = bert.embed_documents(TEXTS).vectors
+        right = vectors if name == "none" else right
+        row = {
+            "least_cosine": float((vectors * right).sum(axis=1).min()),
+            "largest_difference": float(np.abs(vectors - right).max()),
+        }
+        if not name.startswith(("none", "limit")):
+            row["stsb_dev_spearman"] = similarity(bert, data / "glue" / "stsb" / "dev.tsv")[0]
+        found[name] = row
+        print(f"{name:32}", ", ".join(f"{key} {value:.7f}" for key, value in row.items()), flush=True)
     return found
 
 
