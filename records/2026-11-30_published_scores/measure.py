@@ -108,7 +108,6 @@ def changed(model, target, name, **values):
 
 def mistakes(model, data, out):
     """Return what a changed setting does to the vectors of eight texts, and to STS-B dev, whose texts are all short."""
-
     room = model.parent
 
     def pooled_by(mode):

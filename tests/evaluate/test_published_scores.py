@@ -17,8 +17,8 @@ from sentence_transformers import SentenceTransformer
 
 from modernbert import ModernBert
 
-# Scores are published with five digits.
-LAST_DIGIT = 1e-5
+# nDCG and recall are published with five digits. A LayerNorm epsilon of 1e-5, not 1e-12, moves Spearman by 1.2e-5.
+LAST_DIGIT = 5e-6
 SHORT = [
     "The capital of France is Paris.",
     "the CAPITAL of france is paris",
@@ -62,7 +62,7 @@ def test_vectors_of_published_weights_are_those_of_sentence_transformers(bert: M
 
 @pytest.mark.parametrize(
     ("split", "spearman", "pearson"),
-    [("dev", 0.86716, 0.86962), pytest.param("test", 0.82032, 0.82741, marks=pytest.mark.slow)],
+    [("dev", 0.8671631, 0.8696195), pytest.param("test", 0.8203247, 0.8274064, marks=pytest.mark.slow)],
 )
 def test_similarity_on_stsb_has_the_published_correlation(
     bert: ModernBert, data_folder: Path, split: str, spearman: float, pearson: float
@@ -83,6 +83,6 @@ def test_retrieval_on_scifact_has_the_published_scores(minilm_folder: Path, data
     subprocess.run([*command, "--out", str(tmp_path / "scores.json")], check=True, env=os.environ | threads)
     (row,) = json.loads((tmp_path / "scores.json").read_text())["rows"]
     assert row["ndcg_10"] == pytest.approx(0.64508, abs=LAST_DIGIT)
-    assert row["mrr_10"] == pytest.approx(0.60472, abs=LAST_DIGIT)
+    assert row["mrr_10"] == pytest.approx(0.6047249, abs=LAST_DIGIT)
     assert row["recall_100"] == pytest.approx(0.92500, abs=LAST_DIGIT)
     assert (row["num_queries"], row["num_documents"]) == (300, 5_183)
