@@ -1,7 +1,10 @@
 """BM25, the lexical ranking that every table of vectors is shown beside.
 
 In: queries and passages as text. Out: a score for each pair, or each query's best passages. The words are lower-cased
-alphanumeric runs, no stemming, no stop words; identifiers are split into their parts.
+alphanumeric runs, no stemming, no stop words; identifiers are split into their parts. Scripts without blanks between
+words (Chinese, Japanese, Thai, ...) give overlapping pairs of letters instead.
+
+Source: Lucene's CJKAnalyzer for the pairs.
 """
 
 import logging
@@ -12,6 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from modernbert.errors import InputError
+from modernbert.text.labelled.words import split_words, stands_alone
 
 __all__ = ["bm25_best", "bm25_scores", "words_of"]
 
@@ -24,8 +28,24 @@ def words_of(text: str) -> list[str]:
 
     >>> words_of("getHTTPResponse(max_len=3, utf8=True)")
     ['get', 'http', 'response', 'max', 'len', '3', 'utf8', 'true']
+    >>> words_of("GDPは東京都")
+    ['gdp', 'は東', '東京', '京都']
     """
-    return [part.lower() for word in WORD.findall(text) for part in CAMEL.split(word)]
+    pairs: list[str] = []
+    if not text.isascii() and any(map(stands_alone, set(text))):
+        letters = [(a, b) for a, b in split_words(text) if stands_alone(text[a])]
+        rest, last = [], 0
+        runs: list[list[str]] = []
+        for a, b in letters:
+            if a != last or not runs:
+                runs.append([])
+                rest.append(text[last:a])
+            runs[-1].append(text[a:b])
+            last = b
+        for run in runs:
+            pairs += [x + y for x, y in zip(run, run[1:], strict=False)] or run
+        text = " ".join([*rest, text[last:]])
+    return [part.lower() for word in WORD.findall(text) for part in CAMEL.split(word)] + pairs
 
 
 def bm25_scores(

@@ -16,7 +16,7 @@ from modernbert.infer.overflow import CUT_ALONE, fitting
 from modernbert.model.heads import Classifier
 from modernbert.ragged import Batch, within
 from modernbert.text.forms import Laid, laid_out
-from modernbert.text.labelled.words import spans_of, split_words
+from modernbert.text.labelled.words import share_tokens, spans_of, split_words
 from modernbert.text.tokenizer import Tokenizer
 
 __all__ = ["Span", "Text", "classify", "finite", "named", "pair_scores", "spans_of_scores", "tag", "tag_documents"]
@@ -110,6 +110,8 @@ def tag_documents(
 ) -> list[tuple[list[tuple[int, int]], Laid]]:
     """Return of each text where its words are, and its ids with the first token of each word that is not cut off.
 
+    Words are those of `split_words`; letters of scripts without blanks that share a token are one word.
+
     Raises: InputError for a text that is too long, unless it is to be cut.
     """
     words = [split_words(text) for text in texts]
@@ -117,7 +119,8 @@ def tag_documents(
     kept = (ids for _, ids in fitting((ids for ids, _ in encoded), tokenizer, longest, overflow, CUT_ALONE))
     found = []
     room = longest - tokenizer.num_special[1]
-    for ranges, ids, (whole, where) in zip(words, kept, encoded, strict=True):
+    for text, ranges, ids, (whole, places) in zip(texts, words, kept, encoded, strict=True):
+        ranges, where, _ = share_tokens(text, ranges, places)
         found.append((ranges, Laid(ids, where if len(ids) == len(whole) else where[where < room])))
     return found
 

@@ -56,6 +56,14 @@ def test_the_best_of_each_query_are_those_of_all_pairs_sorted() -> None:
     assert peak < 4 * len(queries) * 500 * len(passages) / 2, "half of what all pairs would take"
 
 
+def test_words_are_found_in_scripts_without_blanks() -> None:
+    """A sentence is no word: what shares a word with the query ranks first."""
+    passages = ["彼は東京に住む人だ。", "大阪は商業の街だ。", "ฉันรักกรุงเทพมาก", "Tokyo is a city."]
+    for query, best in (("東京の人", 0), ("大阪", 1), ("กรุงเทพ", 2), ("tokyo東", 3)):
+        scores, numbers = bm25_best([query], passages, 1)
+        assert numbers[0, 0] == best and scores[0, 0] > 0, query
+
+
 def test_identifiers_are_split_into_words() -> None:
     assert words_of("max_seqlen") == ["max", "seqlen"]
     assert words_of("XMLHttpRequest2 getURL") == ["xml", "http", "request2", "get", "url"]

@@ -185,8 +185,9 @@ def test_ranks_labels_spans_and_masks_are_those_of_the_library(
     assert client.get("/info").json()["model_type"]["classifier"]["id2label"]["1"] == "yes"
 
     tagger = tuned(folder, "tag", ["O", "B-x", "I-x"], tmp_path, small_bert)
-    spans = open_app(tagger).post("/predict", json={"inputs": [[text] for text in TEXTS]}).json()
-    for row, known_spans, text in zip(spans, tagger.tag(TEXTS), TEXTS, strict=True):
+    tagged = [*TEXTS, "彼は東京に住むx"]
+    spans = open_app(tagger).post("/predict", json={"inputs": [[text] for text in tagged]}).json()
+    for row, known_spans, text in zip(spans, tagger.tag(tagged), tagged, strict=True):
         assert [(span["start"], span["end"], span["label"]) for span in row] == [
             (span.start, span.end, span.label) for span in known_spans  # type: ignore[union-attr]
         ]  # fmt: skip

@@ -6,10 +6,27 @@ in the same places.
 
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 
-__all__ = ["join_words", "spans_of", "split_words"]
+import numpy as np
+
+__all__ = ["continued", "join_words", "pieces_of", "share_tokens", "spans_of", "split_words", "stands_alone"]
 
 _JOINER = "\u200d"
+# Scripts without blanks between words, as Unicode names their letters: line breaking classes ID, CJ and SA.
+_SCRIPTS = tuple(
+    f"{script} " for script in (
+        "CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HALFWIDTH KATAKANA", "HALFWIDTH KATAKANA-HIRAGANA",
+        "HENTAIGANA", "HANGZHOU", "BOPOMOFO", "VERTICAL KANA", "YI", "TANGUT", "NUSHU", "KHITAN", "THAI", "LAO",
+        "KHMER", "MYANMAR", "TAI LE", "NEW TAI LUE", "TAI THAM", "TAI VIET", "AHOM",
+    )
+)  # fmt: skip
+# Thai's first letter; no earlier script is without spaces.
+_FIRST_ALONE = "\u0e01"
+# Letters that belong to the letter before them: Thai and Lao AM, voiced sound marks of half width.
+_MARKS = frozenset("\u0e33\u0eb3\uff9e\uff9f")
+# After these the next letter is written below the one before: Myanmar virama, Khmer coeng, Tai Tham sakot.
+_STACKERS = frozenset("\u1039\u17d2\u1a60")
 # Of a tag: which begin a span whatever stands before, and which end theirs. BIOES says E and S, BILOU L and U.
 _PREFIXES, _BEGINS, _ENDS = (frozenset(letters) for letters in ("BIESLU", "BSU", "ESLU"))
 
@@ -17,42 +34,137 @@ _PREFIXES, _BEGINS, _ENDS = (frozenset(letters) for letters in ("BIESLU", "BSU",
 def split_words(text: str) -> list[tuple[int, int]]:
     """Return the range of each word: a run of letters, digits and underscores, or one other visible character.
 
+    In scripts without blanks between words (Chinese, Japanese, Thai, Lao, Khmer, Myanmar, ...) each letter is a word.
     Marks that combine with a character, variation selectors and what a zero-width joiner joins stay with it.
 
     >>> [text[a:b] for text in ["I'm here, x_1."] for a, b in split_words(text)]
     ['I', "'", 'm', 'here', ',', 'x_1', '.']
+    >>> [text[a:b] for text in ["東京のGDPは2位"] for a, b in split_words(text)]
+    ['東', '京', 'の', 'GDP', 'は', '2', '位']
     """
     ranges: list[tuple[int, int]] = []
     open_run = joined = False
     for place, character in enumerate(text):
-        is_mark = unicodedata.category(character)[0] == "M" or character == _JOINER
+        is_mark = unicodedata.category(character)[0] == "M" or character == _JOINER or character in _MARKS
         if character.isspace():
             open_run = joined = False
             continue
-        is_letter = character.isalnum() or character == "_"
+        is_letter = (character.isalnum() or character == "_") and (
+            character < _FIRST_ALONE or not stands_alone(character)
+        )
         touches = bool(ranges) and ranges[-1][1] == place
         if touches and (is_mark or joined or (is_letter and open_run)):
             ranges[-1] = (ranges[-1][0], place + 1)
         else:
             ranges.append((place, place + 1))
             open_run = is_letter
-        joined = character == _JOINER
+        joined = character == _JOINER or character in _STACKERS
     return ranges
 
 
-def join_words(words: list[str]) -> tuple[str, list[tuple[int, int]]]:
+@lru_cache(maxsize=65_536)
+def stands_alone(character: str) -> bool:
+    """Say whether a character is a letter of a script that has no blanks between words.
+
+    >>> [stands_alone(letter) for letter in ("京", "の", "ก", "가", "a", "7")]
+    [True, True, True, False, False, False]
+    """
+    if not character.isalnum() or character.isdecimal():
+        return False
+    name = unicodedata.name(character, "")
+    return name.startswith(_SCRIPTS) or "IDEOGRAPH" in name or "\U00017000" <= character <= "\U00018d8f"
+
+
+def share_tokens(
+    text: str, words: Sequence[tuple[int, int]], places: np.ndarray
+) -> tuple[list[tuple[int, int]], np.ndarray, list[int]]:
+    """Join the letters of scripts without blanks that share their first token: a model has one vector for them.
+
+    `places` are the words' first tokens. Returns the ranges and places of what is left, and which word each begins
+    with. Words of other scripts are left as they are.
+    """
+    if (places[1:] != places[:-1]).all():
+        return list(words), places, list(range(len(words)))
+    ranges: list[tuple[int, int]] = []
+    kept: list[int] = []
+    for number, (begin, end) in enumerate(words):
+        if kept and places[number] == places[kept[-1]] and ranges[-1][1] == begin:
+            if stands_alone(text[begin]) and stands_alone(text[words[number - 1][0]]):
+                ranges[-1] = (ranges[-1][0], end)
+                continue
+        ranges.append((begin, end))
+        kept.append(number)
+    return ranges, places[kept], kept
+
+
+def join_words(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
     """Join words that came apart with blanks, as they stand in prose; return the text and where each word is in it.
 
-    A word inside a text begins with a blank for a byte-level vocabulary; without one it would be another word.
+    A word inside a text begins with a blank for a byte-level vocabulary; without one it would be another word. Between
+    letters of scripts without blanks, and beside punctuation of these, there is none.
 
     >>> join_words(["to", "be"])
     ('to be', [(0, 2), (3, 5)])
+    >>> join_words(["東京", "へ", "。"])
+    ('東京へ。', [(0, 2), (2, 3), (3, 4)])
     """
-    ranges, place = [], 0
-    for word in words:
+    ranges: list[tuple[int, int]] = []
+    pieces: list[str] = []
+    place = 0
+    for number, word in enumerate(words):
+        if number and not _touch(words[number - 1], word):
+            pieces.append(" ")
+            place += 1
+        pieces.append(word)
         ranges.append((place, place + len(word)))
-        place += len(word) + 1
-    return " ".join(words), ranges
+        place += len(word)
+    return "".join(pieces), ranges
+
+
+def _touch(before: str, word: str) -> bool:
+    """Say whether prose has no blank between two words."""
+    last = next((c for c in reversed(before) if unicodedata.category(c)[0] != "M" and c not in _MARKS), "")
+    if not last or not word:
+        return False
+    both = (last, word[0])
+    alone = [stands_alone(each) for each in both]
+    wide = [unicodedata.east_asian_width(c) in "WF" and unicodedata.category(c)[0] == "P" for c in both]
+    return all(a or w for a, w in zip(alone, wide, strict=True)) or any(wide)
+
+
+def pieces_of(word: str, tag: str) -> list[tuple[int, int, str]]:
+    """Return the pieces of a word in which a text is split (see `split_words`), each with its part of the word's tag.
+
+    Only words with letters of scripts without blanks have more than one. Others are one, as they were given.
+
+    >>> pieces_of("東京", "B-place")
+    [(0, 1, 'B-place'), (1, 2, 'I-place')]
+    >>> pieces_of("don't", "O")
+    [(0, 5, 'O')]
+    """
+    if not any(map(stands_alone, word)):
+        return [(0, len(word), tag)]
+    ranges = split_words(word)
+    if not ranges or ranges[0][0] != 0 or sum(end - begin for begin, end in ranges) < len(word):
+        return [(0, len(word), tag)]
+    return [(*each, part) for each, part in zip(ranges, _parts_of(tag, len(ranges)), strict=True)]
+
+
+def continued(tag: str) -> list[str]:
+    """Return the tags that the pieces of a word may have whose own tag is this.
+
+    >>> continued("S-x"), continued("NOUN")
+    (['S-x', 'B-x', 'E-x', 'I-x'], ['NOUN'])
+    """
+    return list(dict.fromkeys([tag, *_parts_of(tag, 2), *_parts_of(tag, 3)]))
+
+
+def _parts_of(tag: str, number: int) -> list[str]:
+    prefix, dash, label = tag.partition("-")
+    if number == 1 or not dash or not label or prefix not in _PREFIXES:
+        return [tag] * number
+    first, inside, last = tuple({"S": "BIE", "U": "BIL", "E": "IIE", "L": "IIL"}.get(prefix, f"{prefix}II"))
+    return [f"{first}-{label}", *[f"{inside}-{label}"] * (number - 2), f"{last}-{label}"]
 
 
 def spans_of(tags: Sequence[str]) -> set[tuple[int, int, str]]:
