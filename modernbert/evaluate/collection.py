@@ -122,9 +122,11 @@ def is_collection(folder: Path) -> bool:
 
 
 def _file(folder: Path, name: str) -> Path:
-    for packed in _PACKED:
-        if (folder / f"{name}{packed}").exists():
-            return folder / f"{name}{packed}"
+    there = [path for packed in _PACKED if (path := folder / f"{name}{packed}").exists()]
+    if len(there) > 1:
+        raise InputError(f"{folder}: found {' and '.join(path.name for path in there)}, expected one of them")
+    if there:
+        return there[0]
     found = sorted(path.name.split(".")[0] for path in (folder / "qrels").glob("*.tsv*")) if "qrels/" in name else []
     more = f"; found the splits {', '.join(found)}" if found else ""
     raise InputError(f"{folder / name}: no such file, bare or with .gz or .zst{more}")

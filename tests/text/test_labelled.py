@@ -47,7 +47,13 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
     for source in (tsv, csv, jsonl, str(packed), str(tmp_path / "a.parquet"), f"file://{jsonl}"):
         assert [row.values for row in read_rows([source])] == ROWS, source
     assert [row.origin for row in read_rows([jsonl])] == [f"{jsonl}:1", f"{jsonl}:3"]
+    # Without the name of a split in any file, all of a folder is the split train.
     assert len(read_rows([str(tmp_path)])) == 10
+    with pytest.raises(InputError, match="all rows are the split train, expected dev"):
+        read_rows([str(tmp_path)], "dev")
+    (tmp_path / "a.tsv").rename(tmp_path / "test.tsv")
+    (tmp_path / "a.csv").rename(tmp_path / "train.csv")
+    assert [row.values for row in read_rows([str(tmp_path)])] == ROWS
 
 
 def test_a_line_break_inside_quotes_is_part_of_the_cell(tmp_path: Path) -> None:
@@ -56,9 +62,9 @@ def test_a_line_break_inside_quotes_is_part_of_the_cell(tmp_path: Path) -> None:
 
 
 def test_conll_sentences_end_at_blank_lines(tmp_path: Path) -> None:
-    rows = read_rows([write(tmp_path / "a.conll", "-DOCSTART- X O\n\nEU NNP B-ORG\nrejects VB O\n\n\nno\tO\n")])
-    assert [row.values for row in rows] == [
-        {"words": ["EU", "rejects"], "tags": ["B-ORG", "O"]}, {"words": ["no"], "tags": ["O"]}
+    rows = read_rows([write(tmp_path / "a.conll", "-DOCSTART- X O\n\nEU NNP B-ORG\nrejects VB O\n\n\nno RB O\n")])
+    assert [(row.values["words"], row.values["tags"]) for row in rows] == [
+        (["EU", "rejects"], ["B-ORG", "O"]), (["no"], ["O"])
     ]  # fmt: skip
 
 

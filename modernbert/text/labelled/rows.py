@@ -16,14 +16,21 @@ from modernbert.errors import InputError
 from modernbert.published import is_one_line
 from modernbert.text.archive import open_plain
 from modernbert.text.formats import File, format_of, open_parquet
+from modernbert.text.labelled.conll import read_sentences
+from modernbert.text.labelled.splits import Parts, Subset, choose_split, is_shard, splits_in, subset_of
 from modernbert.text.remote import dataset_url, find_remote, is_url
 
 __all__ = ["Row", "read_file", "read_rows"]
 
 # In float32, in which models compute.
 _LARGEST = 3.4e38
-_CONLL = (".conll", ".iob", ".bio")
+_CONLL = (".conll", ".conllu", ".iob", ".iob2", ".bio")
 _KNOWN = (".tsv", ".csv", ".jsonl", ".parquet", *_CONLL)
+# Formats of data that are not read, and files of these formats that data sets have beside their rows.
+_OTHER_DATA = (".json", ".arrow", ".feather", ".xlsx", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".pkl", ".txt", ".orc")
+_NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_CONVERTED = "@refs/convert/parquet"
+_README_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -91,38 +98,130 @@ class Row:
         return self.values[column]
 
 
-def read_rows(sources: Sequence[str]) -> list[Row]:
+def read_rows(sources: Sequence[str], split: str = "train", subset: str | None = None) -> list[Row]:
     """Read all rows of all sources, in order.
 
     `.tsv` has a line of column names and neither quotes nor escapes; `.csv` has them; `.jsonl` one object a line;
-    `.conll` a word and its tags a line, a blank line between sentences: columns `words` and `tags`, the last on a line.
-    Each but `.parquet` may end in `.gz` or `.zst`. A source may be a URL, or the name of a dataset on the hub.
+    `.conll`, `.conllu` and `.iob2` a word and its tags a line, a blank line between sentences (see `conll.py`).
+    Each but `.parquet` may end in `.gz` or `.zst`. A source is a file, a URL of one, or a data set: a folder, a URL of
+    a folder, or the name of a dataset on the hub. A file is read whatever it is called; of a data set only `split` is
+    read, found by the conventions of `splits.py`. `subset` is one of those that the README.md of the data set lists.
 
-    Raises: InputError naming the file, and the line where there is one, at the first thing that cannot be read.
+    Raises: InputError naming the file, and the line where there is one, at the first thing that cannot be read;
+    naming the data set, if it does not have the split.
     """
-    rows = [row for source in sources for file in _files(source) for row in read_file(file)]
+    rows = [row for source in sources for file in _files(source, split, subset) for row in read_file(file)]
     if not rows:
         raise InputError(f"{', '.join(sources)}: found no row, expected at least one")
     return rows
 
 
-def _files(source: str) -> list[File]:
+def _files(source: str, split: str, subset: str | None) -> list[File]:
     url = source if is_url(source) else dataset_url(source)
-    found: list[File]
+    is_one_file = False
+    listed: list[tuple[Parts, File]]
     if url is not None:
-        found = [file for _, file in find_remote(url) if format_of(file) in _KNOWN]
+        listed = list(find_remote(url))
+        is_one_file = listed[0][0] == ()
+        listed = [each for each in listed if not _is_hidden(each[0])]
     elif (path := Path(source)).is_dir():
-        found = [each for each in sorted(path.iterdir()) if format_of(each) in _KNOWN]
+        listed = _walked(path)
     elif path.exists():
-        found = [path]
+        listed, is_one_file = [((), path)], True
     else:
         raise InputError(f"{source}: no such file")
-    for file in found:
-        if format_of(file) not in _KNOWN:
-            raise InputError(f"{file}: unknown format, expected {', '.join(_KNOWN)}, bare or with .gz or .zst")
-    if not found:
+    if is_one_file:
+        if subset is not None:
+            raise InputError(f"subset: found {subset!r}, but {source} is a file, expected a data set")
+        ((_, file),) = listed
+        _check_format(file)
+        return [file]
+    chosen = _subset(source, listed, subset)
+    by_names = chosen.patterns is None
+    known = [(parts, file) for parts, file in listed if format_of(file) in _KNOWN or not by_names]
+    if not known:
         raise InputError(f"{source}: no labelled file there, expected {', '.join(_KNOWN)}")
+    paths = [parts for parts, _ in known]
+    pattern = url is not None and "*" in url
+    if pattern and subset is None and len({tuple(splits_in(parts)) for parts in paths}) == 1:
+        return [file for _, file in known]
+    name, numbers = choose_split(paths, split, source, chosen)
+    if by_names and not is_shard(paths[numbers[0]]):
+        _check_left_out(source, listed, paths, numbers)
+    found = [known[number][1] for number in numbers]
+    for file in found:
+        _check_format(file)
+    left_out = ["/".join(parts) for n, (parts, file) in enumerate(known) if n not in numbers]
+    left_out = [path for path in left_out if path != "README.md"]
+    more = f"; left out {', '.join(left_out[:6])}{' ...' if len(left_out) > 6 else ''}" if left_out else ""
+    print(f"{source}: split {name}, {len(found)} of {len(known)} files{more}")
     return found
+
+
+def _check_format(file: File) -> None:
+    if format_of(file) not in _KNOWN:
+        raise InputError(f"{file}: unknown format, expected {', '.join(_KNOWN)}, bare or with .gz or .zst")
+
+
+def _walked(folder: Path) -> list[tuple[Parts, File]]:
+    """List the files below a folder as a store lists them; hidden files and folders are left out, links followed."""
+    found: list[tuple[Parts, File]] = []
+
+    def walk(place: Path, parts: Parts, above: frozenset[Path]) -> None:
+        real = place.resolve()
+        if real in above:
+            return  # a link to a folder that holds it
+        for path in place.iterdir():
+            if path.is_dir() and not _is_hidden((path.name, "")):
+                walk(path, (*parts, path.name), above | {real})
+            elif not path.is_dir():
+                found.append(((*parts, path.name), path))
+
+    try:
+        walk(folder, (), frozenset())
+    except OSError as error:
+        raise InputError(f"{error.filename or folder}: cannot be read ({error.strerror or error})") from None
+    return sorted(((parts, file) for parts, file in found if not _is_hidden(parts)), key=lambda item: item[0])
+
+
+def _is_hidden(parts: Parts) -> bool:
+    return any(part.startswith(".") for part in parts) or any(part.startswith("__") for part in parts[:-1])
+
+
+def _subset(source: str, listed: Sequence[tuple[Parts, File]], name: str | None) -> Subset:
+    if source.endswith(_CONVERTED):
+        # The hub's own conversion has a folder for each subset, and no README.md.
+        folders = sorted({parts[0] for parts, _ in listed if len(parts) > 1})
+        chosen = name or (folders[0] if len(folders) == 1 else None)
+        if chosen not in folders:
+            raise InputError(f"{source}: found the subsets {', '.join(folders)}; choose one with subset=NAME")
+        return Subset((str(chosen),))
+    readme = next((file for parts, file in listed if parts == ("README.md",)), None)
+    if readme is None:
+        return subset_of(None, name, source)
+    try:
+        with readme.open("rb") as stored:
+            text = stored.read(_README_BYTES).decode("utf-8", "replace")
+    except OSError as error:
+        raise InputError(f"{readme}: cannot be read ({error.strerror or error})") from None
+    return subset_of(text, name, source)
+
+
+def _check_left_out(
+    source: str, listed: Sequence[tuple[Parts, File]], paths: Sequence[Parts], chosen: Sequence[int]
+) -> None:
+    """Refuse a data file of the same split whose format is not read: the split would lack a part.
+
+    Raises: InputError naming the file.
+    """
+    splits = {split for number in chosen for split in splits_in(paths[number])}
+    for parts, file in listed:
+        if parts[-1] not in _NO_DATA and Path(parts[-1]).suffix.lower() in _OTHER_DATA and splits_in(parts):
+            if set(splits_in(parts)) <= splits:
+                raise InputError(
+                    f"{file}: unknown format, but its name is that of the split that {source} is read for, expected "
+                    f"{', '.join(_KNOWN)}; convert it, or name the files to read"
+                )
 
 
 def read_file(file: File, column: str | None = None) -> Iterator[Row]:
@@ -182,24 +281,8 @@ def _read_jsonl(file: File) -> Iterator[Row]:
 
 
 def _read_conll(file: File) -> Iterator[Row]:
-    words: list[str] = []
-    tags: list[str] = []
-    first = 1
-    for number, line in enumerate(_lines(file), 1):
-        # A word may be a character that Python takes for a blank.
-        cells = [cell for cell in line.rstrip("\r\n").replace(" ", "\t").split("\t") if cell]
-        if not cells or cells[0] == "-DOCSTART-":
-            if words:
-                yield Row({"words": words, "tags": tags}, f"{file}:{first}")
-            words, tags = [], []
-            continue
-        if len(cells) < 2:
-            raise InputError(f"{file}:{number}: found {cells[0]!r} alone, expected a word and its tag")
-        first = first if words else number
-        words.append(cells[0])
-        tags.append(cells[-1])
-    if words:
-        yield Row({"words": words, "tags": tags}, f"{file}:{first}")
+    for values, number in read_sentences(list(_lines(file)), str(file), is_conllu=format_of(file) == ".conllu"):
+        yield Row(values, f"{file}:{number}")
 
 
 def _read_parquet(file: File, column: str | None) -> Iterator[Row]:
