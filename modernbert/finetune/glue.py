@@ -96,19 +96,22 @@ def config_of(name: str, data: Path, base: FinetuneConfig) -> FinetuneConfig:
     text = _column(first.values, ("sentence",) if not task.pair else _FIRST, train)
     pair = _column({key: 0 for key in first.values if key != text}, _SECOND, train) if task.pair else None
     kept = {key: value for key, value in vars(base).items()}
+    columns = Columns(text=text, pair=pair, label=_column(first.values, _LABELS, train))
     kept |= {
         "task": "regress" if name == "stsb" else "classify", "train": [str(train)], "dev": [str(dev)], "test": [],
-        "columns": Columns(text=text, pair=pair, label=_column(first.values, _LABELS, train)), "metric": task.metric,
-        "batch": task.batch,
+        "columns": columns, "metric": task.metric, "batch": task.batch,
+        # What GLUE's own files have besides, such as the labels of single annotators.
+        "ignore_columns": [key for key in first.values if key not in (text, pair, columns.label)],
     }  # fmt: skip
     return FinetuneConfig(**kept)
 
 
 def _split(folder: Path, names: tuple[str, ...]) -> Path:
-    for name in names:
-        for suffix in _SUFFIXES:
-            if (folder / f"{name}{suffix}").exists():
-                return folder / f"{name}{suffix}"
+    found = [path for name in names for suffix in _SUFFIXES if (path := folder / f"{name}{suffix}").exists()]
+    if len(found) > 1:
+        raise InputError(f"{folder}: found {' and '.join(path.name for path in found)}, expected one file of the split")
+    if found:
+        return found[0]
     raise InputError(f"{folder}: has no {names[0]} split, expected {names[0]}.tsv, .csv, .jsonl or .parquet")
 
 

@@ -50,18 +50,20 @@ from modernbert.text.labelled.examples import (
     Columns,
     Examples,
     batch_of,
+    character_spans,
     chosen,
     labelled,
     multilabelled,
     names_of,
     names_of_many,
+    pairs_of_negatives,
     rated,
     tag_names_of,
     tagged,
 )
 from modernbert.text.labelled.lessons import Lessons
 from modernbert.text.labelled.rows import Row, read_rows
-from modernbert.text.labelled.words import spans_of
+from modernbert.text.labelled.signals import check_signals, without_columns
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.train.losses import binary_error, choice_error, extract_error, label_error, squared_error
 from modernbert.train.optim import StableAdamW, fused_runs_on, parameter_groups
@@ -70,6 +72,17 @@ from modernbert.train.run_folder import begin_run_folder
 from modernbert.train.tuning import GiveUp, LinearPlan, Position, Tuning, digest_of_rows, groups_by_depth, predict, tune
 
 __all__ = ["FinetuneConfig", "check_inputs", "finetune"]
+
+# Fields of Columns that each task reads.
+_COLUMNS = {
+    "classify": ("text", "pair", "label"),
+    "multilabel": ("text", "pair", "label"),
+    "regress": ("text", "pair", "label"),
+    "rerank": ("text", "pair", "label"),
+    "choose": ("text", "choices", "label"),
+    "extract": ("text", "pair", "answers"),
+    "tag": ("words", "tags", "text", "spans"),
+}
 
 
 @dataclass
@@ -80,7 +93,8 @@ class FinetuneConfig:
     and when to stop: after `patience` scorings without a gain. Rates and decays are those of section E.1 of the paper.
     """
 
-    FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = ("out", "device", "save_every_s")
+    # A checkpoint knows its rows by a digest.
+    FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = ("out", "device", "save_every_s", "ignore_columns")
 
     model: str = MISSING
     task: str = MISSING
@@ -88,7 +102,15 @@ class FinetuneConfig:
     out: str = MISSING
     dev: list[str] = field(default_factory=list)
     test: list[str] = field(default_factory=list)
+    train_split: str = "train"
+    dev_split: str = "dev"
+    test_split: str = "test"
+    """Splits of the data sets (folders, names on the hub) that `train`, `dev` and `test` name; files are read whole."""
+    subset: str | None = None
+    """Of data sets that have several (their README.md lists them)."""
     columns: Columns = field(default_factory=Columns)
+    ignore_columns: list[str] = field(default_factory=list)
+    """Columns to leave out, such as one that is refused because it looks like something to learn from."""
     max_len: int | None = None
     """Tokens of the longest text; what the model was trained for, if None."""
     cut: bool = False
@@ -134,6 +156,12 @@ class FinetuneConfig:
             raise InputError(f"class_weights: found {self.class_weights!r}, expected none or balanced")
         if self.class_weights != "none" and self.task not in ("classify", "tag"):
             raise InputError(f"class_weights: found {self.class_weights!r}, but {self.task} has no classes")
+        for name, of_columns in vars(Columns()).items():
+            found = getattr(self.columns, name)
+            if found != of_columns and name not in _COLUMNS[self.task]:
+                raise InputError(
+                    f"columns.{name}: found {found!r}, but {self.task} reads {', '.join(_COLUMNS[self.task])}"
+                )
         if not self.dev and (self.patience is not None or self.metric is not None):
             raise InputError("dev: found no rows, expected some to choose and stop by (patience, metric)")
 
@@ -195,7 +223,11 @@ def _open_inputs(config: FinetuneConfig) -> _Inputs:
     longest = config.max_len or most
     if longest > most:
         raise InputError(f"max_len: found {longest:,}, but {folder} takes at most {most:,} tokens")
-    rows = {name: read_rows(getattr(config, name)) for name in ("train", "dev", "test") if getattr(config, name)}
+    rows = {name: _read(config, name) for name in ("train", "dev", "test") if getattr(config, name)}
+    learned = {row.origin for row in rows["train"]}
+    for name in ("dev", "test"):
+        if shared := sum(row.origin in learned for row in rows.get(name, ())):
+            print(f"{name}: {shared:,} rows are learned from too, the scores of these say what was learned by heart")
     labels = _labels(config, rows["train"])
     splits: dict[str, Examples] = {}
     passages: dict[str, list[Passage]] = {}
@@ -212,6 +244,23 @@ def _open_inputs(config: FinetuneConfig) -> _Inputs:
     return _Inputs(
         tokenizer, labels, splits, metric, device, dtype, backend, folder, passages
     )  # fmt: skip
+
+
+def _read(config: FinetuneConfig, name: str) -> list[Row]:
+    """Read the rows of train, dev or test, and make pairs of those that have negatives.
+
+    Raises: InputError naming a row with a column that looks like something to learn from, and is not read.
+    """
+    columns = config.columns
+    rows = read_rows(getattr(config, name), getattr(config, f"{name}_split"), config.subset)
+    rows = without_columns(rows, config.ignore_columns)
+    if config.task == "rerank":
+        rows = pairs_of_negatives(rows, columns)
+    used = [getattr(columns, each) for each in _COLUMNS[config.task]]
+    if config.task == "extract" and columns.pair is None:
+        used.append("context")
+    check_signals(rows, config.task, [each for each in used if each is not None])
+    return rows
 
 
 def _is_graded(splits: Mapping[str, Examples]) -> bool:
@@ -263,10 +312,11 @@ def _examples(
 
 
 def _tell(name: str, examples: Examples) -> None:
+    share = f" ({examples.share_unaligned:.1%} of {sum(map(len, examples.spans)):,})"
     counted = (
         (examples.num_cut, "texts cut"),
         (examples.num_words_cut, "words cut off with them"),
-        (examples.num_unaligned, "spans widened to whole words"),
+        (examples.num_unaligned, f"spans widened to whole words{share}"),
     )
     more = "".join(f", {number:,} {what}" for number, what in counted if number)
     print(f"{name}: {len(examples.items):,} rows, {sum(len(each.tokens) for each in examples.items):,} tokens{more}")
@@ -381,16 +431,12 @@ def _scores(
     ends = np.cumsum([len(each.labels) for each in items])[:-1]
     named = [[[inputs.labels[n] for n in part] for part in np.split(each, ends)] for each in (best, expected)]
     words = inputs.splits[split].words
-    return tag_scores(*named), [_found_spans(*of_row, tags) for of_row, tags in zip(words, named[0], strict=True)]
-
-
-def _found_spans(text: str, ranges: Sequence[tuple[int, int]], tags: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the spans that tags mark, by the characters of the text they cover."""
-    spans = []
-    for first, behind, label in sorted(spans_of(tags)):
-        start, end = ranges[first][0], ranges[behind - 1][1]
-        spans.append({"start": start, "end": end, "label": label, "text": text[start:end]})
-    return spans
+    spans = [character_spans(ranges, tags) for (_, ranges), tags in zip(words, named[0], strict=True)]
+    said = [
+        [{"start": a, "end": b, "label": label, "text": text[a:b]} for a, b, label in sorted(of_row)]
+        for (text, _), of_row in zip(words, spans, strict=True)
+    ]
+    return tag_scores(named[0], named[1], (spans, inputs.splits[split].spans)), said
 
 
 def _write(
@@ -403,6 +449,8 @@ def _write(
         "dev": position.best_scores,
         "stopped": position.stopped,
     }
+    if config.task == "tag":
+        written["spans_widened"] = {name: each.share_unaligned for name, each in inputs.splits.items()}
     if "test" in inputs.splits:
         written["test"], predicted = _scores(config, inputs, model, "test")
         lines = [

@@ -62,6 +62,7 @@ from modernbert.text.labelled.questions import (
     with_answers_shared,
 )
 from modernbert.text.labelled.rows import read_rows
+from modernbert.text.labelled.signals import without_columns
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.train.loop import derive_seed
 from modernbert.train.optim import StableAdamW, fused_runs_on, parameter_groups
@@ -79,12 +80,12 @@ _METRICS = ("ndcg_10", "mrr_10", "recall_100")
 class RetrieverConfig:
     """What to start from, what to learn from, and how.
 
-    `task` is embed (one vector a text) or late (one a token). `train` names files of rows with `query`, `positive`,
-    `negatives`, `scores`, or folders in BEIR's form, of which `train_split` is learned from; `dev` and `test` name such
-    folders. With `scores` the model learns a teacher's, else to tell a query's answer from the other passages of the
-    step; `negatives` adds to each query as many passages of the folder that share most words with it, or that the
-    model `mined_by` finds nearest to it. Rows with `query_id`, `document_ids` and `scores` mean the texts of the
-    folder `texts`.
+    `task` is embed (one vector a text) or late (one a token). `train` names files or data sets of rows with `query`,
+    `positive`, `negative`, `negative_1`, ... or `negatives`, `scores`, or folders in BEIR's form. Of data sets and
+    folders `train_split` is learned from; `dev` and `test` name folders in BEIR's form. With `scores` the model learns
+    a teacher's, else to tell a query's answer from the other passages of the step; `negatives` adds to each query as
+    many passages of the folder that share most words with it, or that the model `mined_by` finds nearest to it. Rows
+    with `query_id`, `document_ids` and `scores` mean the texts of the folder `texts`.
     """
 
     FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = ("out", "device", "save_every_s", "budget_tokens")
@@ -98,6 +99,10 @@ class RetrieverConfig:
     train_split: str = "train"
     dev_split: str = "dev"
     test_split: str = "test"
+    subset: str | None = None
+    """Of data sets of rows that have several (their README.md lists them)."""
+    ignore_columns: list[str] = field(default_factory=list)
+    """Columns of rows to leave out, such as one that is refused because it looks like something to learn from."""
     vectors: Vectors = field(default_factory=lambda: Vectors(query_length=512, document_length=512))
     projection: int | None = 128
     """Components of a token's vector, for late interaction; None keeps the model's width."""
@@ -299,12 +304,12 @@ def _read(
         if not questions:
             raise InputError(f"{source}: no relevant document of the split {config.train_split!r} has a text")
         return questions, list(dict.fromkeys(collection.documents.values()))
-    rows = read_rows([source])
+    rows = without_columns(read_rows([source], config.train_split, config.subset), config.ignore_columns)
     if texts_of_ids is None:
-        questions = questions_of_rows(rows)
+        questions = questions_of_rows(rows, config.task)
     else:
         documents, queries = texts_of_ids
-        questions = questions_of_ids(rows, queries, documents)
+        questions = questions_of_ids(rows, queries, documents, config.task)
     return questions, list(dict.fromkeys(text for each in questions for text in (each.answer, *each.others)))
 
 

@@ -43,6 +43,11 @@ def extracted(
 
     Raises: InputError naming the row, for an answer that is not where it is said to be, or a text that is too long.
     """
+    if len(rows) > 1 and not any(_answers(row, columns.answers, row.text(columns.pair or "context")) for row in rows):
+        raise InputError(
+            f"{rows[0].origin}: {columns.answers} has no answer here nor in any other row, as where they were "
+            "withheld; choose a split with answers"
+        )
     examples, passages = Examples(), []
     for row in rows:
         question, passage = row.text(columns.text), row.text(columns.pair or "context")

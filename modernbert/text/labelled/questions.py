@@ -5,12 +5,12 @@ In: rows, or ids of a collection. Out: `Question`s as text, and what a step of t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from modernbert.errors import InputError
 from modernbert.text.labelled.rows import Row
+from modernbert.text.labelled.signals import check_signals, is_negative, negatives_of
 
 __all__ = [
     "Question",
@@ -36,17 +36,20 @@ class Question:
     answers: frozenset[str] = field(default_factory=frozenset)
 
 
-def questions_of_rows(rows: Sequence[Row]) -> list[Question]:
-    """Read `query`, `positive`, and where there are any `negatives` (or one `negative`) and `scores`.
+def questions_of_rows(rows: Sequence[Row], task: str = "embed") -> list[Question]:
+    """Read `query`, `positive`, and where there are any `negative`, `negative_1`, ... or `negatives`, and `scores`.
 
-    Raises: InputError naming the row, for an empty text or as many scores as no passages.
+    Raises: InputError naming the row, for an empty text, as many scores as no passages, or another column that looks
+    like something to learn from.
     """
+    negatives = {name for row in rows for name in row.values if is_negative(name)}
+    check_signals(rows, task, ["query", "positive", *sorted({"negative", "negatives"} | negatives), "scores"])
     has_scores = [row.values.get("scores") is not None for row in rows]
     found = []
     for row, scored in zip(rows, has_scores, strict=True):
         if scored != has_scores[0]:
             raise InputError(f"{row.origin}: {'has' if scored else 'has no'} scores, the first row has it otherwise")
-        query, answer, others = row.text("query"), row.text("positive"), _others(row)
+        query, answer, others = row.text("query"), row.text("positive"), negatives_of(row)
         scores = _scores(row, 1 + len(others)) if scored else None
         found.append(Question(query, answer, others, scores, frozenset([answer])))
     return found
@@ -63,11 +66,15 @@ def questions_of_collection(
     return found
 
 
-def questions_of_ids(rows: Sequence[Row], queries: Mapping[str, str], documents: Mapping[str, str]) -> list[Question]:
+def questions_of_ids(
+    rows: Sequence[Row], queries: Mapping[str, str], documents: Mapping[str, str], task: str = "embed"
+) -> list[Question]:
     """Read `query_id`, `document_ids` and `scores`, a teacher's of each; texts are those of a collection.
 
-    Raises: InputError naming the row, for an id that is not there or as many scores as no documents.
+    Raises: InputError naming the row, for an id that is not there, as many scores as no documents, or another column
+    that looks like something to learn from.
     """
+    check_signals(rows, task, ["query_id", "document_ids", "scores"], by_ids=True)
     found = []
     for row in rows:
         query, ids = row.value("query_id"), row.value("document_ids")
@@ -114,16 +121,6 @@ def step_of(questions: Sequence[Question]) -> tuple[list[str], list[list[int]], 
         if place != number and (passage in question.answers or passage == question.answer)
     ]
     return passages, candidates, known
-
-
-def _others(row: Row) -> list[str]:
-    if "negative" in row.values:
-        return [row.text("negative")]
-    found: Any = row.values.get("negatives") or []
-    if not isinstance(found, list) or not all(isinstance(each, str) and each.strip() for each in found):
-        raise InputError(f"{row.origin}: negatives is {str(found)[:60]!r}, expected a list of texts")
-    row.check_whole("negatives", *found)
-    return found
 
 
 def _scores(row: Row, number: int) -> np.ndarray:
