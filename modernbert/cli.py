@@ -470,7 +470,9 @@ def embed(
     ] = None,
     pooling: Annotated[str | None, typer.Option(help="mean or cls; else as tuned.")] = None,
     normalize: Annotated[bool, typer.Option(help="Scale vectors to length 1.")] = True,
-    prompt: Annotated[str, typer.Option(help="Put before each text.")] = "",
+    prompt: Annotated[
+        str | None, typer.Option(help='Put before each text; else the folder\'s default prompt, and "" for none.')
+    ] = None,
     truncate_dim: Annotated[int | None, typer.Option(help="Keep the first components only.")] = None,
     overflow: Overflow = "error",
     precision: Annotated[str, typer.Option(help="float32, float16, int8, binary.")] = "float32",

@@ -24,7 +24,7 @@ from modernbert.model.encoder import Encoder
 from modernbert.model.foreign import OURS, family_of
 from modernbert.model.heads import Classifier, encoder_of
 from modernbert.model.hub import digest_of, load_model
-from modernbert.model.layouts import load_kept, load_vectors, write_vectors
+from modernbert.model.layouts import load_kept, load_vectors, max_length_of, write_vectors
 from modernbert.model.projection import load_projection
 from modernbert.published import read_json
 from modernbert.storage import new_folder
@@ -68,7 +68,7 @@ class _Source:
 
     @property
     def longest(self) -> int:
-        return encoder_in(self.model).config.max_position_embeddings
+        return _longest(self.folder, self.model)
 
 
 def export_folder(folder: Path, out: Path, *, int8: bool = False, texts: Sequence[str] = ()) -> Report:
@@ -98,10 +98,16 @@ def _open(folder: Path, texts: Sequence[str]) -> _Source:
         )
     tokenizer = Tokenizer.load(folder)
     model = _as_used(folder)
-    longest = encoder_in(model).config.max_position_embeddings
+    longest = _longest(folder, model)
     whole = tokenizer.encode(texts)
     num_cut = sum(len(ids) > longest for ids in whole)
     return _Source(folder, model, tokenizer, _alike([tokenizer.cut(ids, longest) for ids in whole]), num_cut)
+
+
+def _longest(folder: Path, model: Exported) -> int:
+    """Return the most tokens of a text: those of the model's positions, or fewer where the folder says so."""
+    most = encoder_in(model).config.max_position_embeddings
+    return min(max_length_of(folder) or most, most)
 
 
 def _alike(documents: Sequence[np.ndarray]) -> list[list[np.ndarray]]:

@@ -43,6 +43,7 @@ from modernbert.model.foreign import (
 )
 from modernbert.model.heads import TASKS, Classifier, encoder_of, start_classifier
 from modernbert.model.hub import find_folder, load_config, load_model, save_folder
+from modernbert.model.layouts import max_length_of
 from modernbert.ragged import Batch, within
 from modernbert.storage import only_process, write_file
 from modernbert.text.labelled.answers import Passage, answer_in, extracted
@@ -220,7 +221,7 @@ def _open_inputs(config: FinetuneConfig) -> _Inputs:
     _check_family(config, folder, is_foreign)
     tokenizer = Tokenizer.load(folder, vocabulary_of(folder) if is_foreign else load_config(folder).vocab_size)
     most = longest_of(folder) if is_foreign else load_config(folder).max_position_embeddings
-    longest = config.max_len or most
+    longest = config.max_len or min(max_length_of(folder) or most, most)
     if longest > most:
         raise InputError(f"max_len: found {longest:,}, but {folder} takes at most {most:,} tokens")
     rows = {name: _read(config, name) for name in ("train", "dev", "test") if getattr(config, name)}
@@ -463,6 +464,8 @@ def _write(
     if isinstance(model, ForeignClassifier):
         save_foreign(out / "model", model, inputs.folder)
     else:
-        longest = encoder_of(model).config.max_position_embeddings
+        most = encoder_of(model).config.max_position_embeddings
+        # A limit of the folder it came from still holds, unless it was trained on longer texts.
+        longest = min(max(max_length_of(inputs.folder) or most, config.max_len or 0), most)
         save_folder(out / "model", model, lambda partial: inputs.tokenizer.save_folder(partial, longest), replace=True)
     write_file(out / "scores.json", json.dumps(written, indent=2) + "\n")

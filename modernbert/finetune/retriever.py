@@ -46,7 +46,7 @@ from modernbert.model.foreign import (
 )
 from modernbert.model.heads import encoder_of
 from modernbert.model.hub import find_folder, load_config, load_model, save_folder
-from modernbert.model.layouts import load_vectors, write_vectors
+from modernbert.model.layouts import load_vectors, max_length_of, write_vectors
 from modernbert.model.projection import load_projection
 from modernbert.model.stanford import check_stanford, write_stanford
 from modernbert.ragged import Batch, within
@@ -210,15 +210,14 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
     folder = find_folder(config.model)
     is_foreign = family_of(folder) != OURS
     tokenizer = Tokenizer.load(folder, vocabulary_of(folder) if is_foreign else load_config(folder).vocab_size)
-    longest = longest_of(folder) if is_foreign else load_config(folder).max_position_embeddings
+    most = longest_of(folder) if is_foreign else load_config(folder).max_position_embeddings
+    longest = min(max_length_of(folder) or most, most)
     if is_foreign and (config.layer_decay != 1.0 or config.dropout is not None or config.backend != "auto"):
         raise InputError(f"layer_decay, dropout, backend: found one set, but {folder} is a {family_of(folder)}")
     vectors = replace(config.vectors, pooling="tokens") if config.task == "late" else config.vectors
     for name in ("query_length", "document_length"):
-        if (getattr(vectors, name) or 0) > longest:
-            raise InputError(
-                f"vectors.{name}: found {getattr(vectors, name):,}, but {folder} takes at most {longest:,}"
-            )
+        if (getattr(vectors, name) or 0) > most:
+            raise InputError(f"vectors.{name}: found {getattr(vectors, name):,}, but {folder} takes at most {most:,}")
     if not is_foreign and config.task == "late" and config.projection is not None:
         load_projection(folder, load_config(folder).hidden_size)  # refuses one that does not fit
     for prompt in (vectors.query_prompt, vectors.document_prompt):
@@ -239,9 +238,9 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
             "reach from 0 to 1, whatever it is; expected none, or normalize_scores=false"
         )
     forms = {
-        "queries": Form(min(vectors.query_length or longest, longest), vectors.query_prompt, vectors.expand_queries),
+        "queries": Form(vectors.query_length or longest, vectors.query_prompt, vectors.expand_queries),
         "passages": Form(
-            min(vectors.document_length or longest, longest),
+            vectors.document_length or longest,
             vectors.document_prompt,
             False,
             _skipped(tokenizer, vectors),
@@ -470,7 +469,9 @@ def _start_projection(config: RetrieverConfig, inputs: _Inputs, width: int) -> n
 
 def _scores(inputs: _Inputs, model: Embedder, split: str) -> list[Retrieval]:
     assert isinstance(model.model, (Encoder, ForeignEncoder))
-    bert = ModernBert(inputs.tokenizer, model.model, vectors=inputs.vectors, projection=model.projection)
+    bert = ModernBert(
+        inputs.tokenizer, model.model, vectors=inputs.vectors, projection=model.projection, max_length=inputs.longest
+    )
     training = model.training
     model.eval()
     with autocast(inputs.device, inputs.dtype):

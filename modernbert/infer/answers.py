@@ -13,17 +13,32 @@ import torch
 from modernbert.device import autocast
 from modernbert.errors import InputError
 from modernbert.infer.overflow import CUT_ALONE, fitting
-from modernbert.model.heads import Classifier
+from modernbert.model.heads import Classifier, MaskedLM
 from modernbert.ragged import Batch, within
 from modernbert.text.forms import Laid, laid_out
 from modernbert.text.labelled.words import share_tokens, spans_of, split_words
 from modernbert.text.tokenizer import Tokenizer
 
-__all__ = ["Span", "Text", "classify", "finite", "named", "pair_scores", "spans_of_scores", "tag", "tag_documents"]
+__all__ = [
+    "Span",
+    "Text",
+    "classify",
+    "finite",
+    "likeliest",
+    "named",
+    "pair_scores",
+    "rank_scores",
+    "spans_of_best",
+    "spans_of_scores",
+    "tag",
+    "tag_documents",
+]
 
 Text = str | tuple[str, str]
 
 _TEXTS_AT_A_TIME = 4_096
+# Logits computed at a time, 16 MiB in float32: rows are as wide as the vocabulary.
+_LOGITS_AT_A_TIME = 2**22
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,25 @@ def finite(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
+def likeliest(model: MaskedLM, rows: torch.Tensor, top_k: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `top_k` likeliest tokens at hidden states [M, D] and their probabilities, [M, top_k] each.
+
+    Rows go through the decoder a few at a time, so memory does not grow with their number. Entries of the model's
+    vocabulary from `vocab_size` on stand for no text. Logits that are not finite give probabilities that are not.
+    """
+    # Allocated first: small results between the logits of one step and the next would keep memory from being reused.
+    tokens = np.empty((len(rows), top_k), np.int64)
+    shares = np.empty((len(rows), top_k), np.float32)
+    step = max(1, _LOGITS_AT_A_TIME // model.decoder.out_features)
+    for start in range(0, len(rows), step):
+        with torch.inference_mode():
+            logits = model.decode(rows[start : start + step]).float()[:, :vocab_size]
+            best = logits.softmax(dim=-1).topk(top_k, dim=-1)
+        tokens[start : start + step], shares[start : start + step] = best.indices.cpu(), best.values.cpu()
+        del logits, best
+    return tokens, shares
+
+
 def named(model: Classifier, scores: torch.Tensor, *, raw: bool = False) -> list[dict[str, float]]:
     """Return the scores of texts [N, labels] by label, the highest first: as probabilities, unless `raw`."""
     if model.task == "classify" and not raw:
@@ -74,11 +108,16 @@ def named(model: Classifier, scores: torch.Tensor, *, raw: bool = False) -> list
 def pair_scores(
     model: Classifier, tokenizer: Tokenizer, pairs: Sequence[Text], longest: int, overflow: str, budget_tokens: int
 ) -> np.ndarray:
-    """Return how well the second text of each pair answers the first, float32 [N], 0 to 1.
+    """Return how well the second text of each pair answers the first, float32 [N].
 
     Raises: InputError for a pair that is too long.
     """
-    return torch.sigmoid(_scores(model, tokenizer, pairs, longest, overflow, budget_tokens)[:, 0]).numpy()
+    return rank_scores(model, _scores(model, tokenizer, pairs, longest, overflow, budget_tokens)[:, 0]).numpy()
+
+
+def rank_scores(model: Classifier, logits: torch.Tensor) -> torch.Tensor:
+    """Return by which numbers pairs are ranked: 0 to 1, or a regression's own."""
+    return logits if model.task == "regress" else torch.sigmoid(logits)
 
 
 def tag(
@@ -130,6 +169,13 @@ def spans_of_scores(
 ) -> list[Span]:
     """Return the spans that the scores of a text's words mark [words, labels]."""
     shares, best = torch.from_numpy(scores).softmax(dim=1).max(dim=1)
+    return spans_of_best(labels, text, words, best.numpy(), shares.numpy())
+
+
+def spans_of_best(
+    labels: Sequence[str], text: str, words: Sequence[tuple[int, int]], best: np.ndarray, shares: np.ndarray
+) -> list[Span]:
+    """Return the spans that the likeliest labels of a text's words mark, by their numbers and probabilities [words]."""
     spans = []
     for first, behind, label in sorted(spans_of([labels[n] for n in best.tolist()])):
         start, end = words[first][0], words[behind - 1][1]

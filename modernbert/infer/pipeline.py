@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from modernbert.device import choose_device, choose_precision, release_threads_before_fork
-from modernbert.errors import InputError
+from modernbert.errors import InputError, shown
 from modernbert.infer import answers
 from modernbert.infer.answers import Span, Text, finite
 from modernbert.infer.loading import load_for_inference
@@ -35,7 +35,15 @@ from modernbert.model.foreign import OURS, ForeignEncoder, family_of, load_forei
 from modernbert.model.fused import FusedEncoder
 from modernbert.model.heads import Classifier, MaskedLM, Model, encoder_of, pool
 from modernbert.model.hub import find_folder, load_config, save_folder
-from modernbert.model.layouts import Kept, load_kept, load_vectors, write_vectors
+from modernbert.model.layouts import (
+    Kept,
+    check_no_default_prompt,
+    load_kept,
+    load_vectors,
+    max_length_of,
+    unused_head_of,
+    write_vectors,
+)
 from modernbert.model.projection import load_projection
 from modernbert.processes import Processes
 from modernbert.ragged import Batch, within
@@ -84,18 +92,22 @@ class ModernBert:
         budget_tokens: int = _BUDGET_TOKENS,
         vectors: Vectors | None = None,
         projection: torch.nn.Linear | None = None,
+        max_length: int | None = None,
     ) -> None:
         """Join the two; `budget_tokens` bounds a batch, and with it the memory of a call.
 
         `vectors` and `projection` are how the model was tuned to make vectors of queries and documents, if it was.
+        `max_length` limits the tokens of a text to less than the model has positions for.
         """
         self.tokenizer = tokenizer
         self.model = model
         self.budget_tokens = budget_tokens
         self.vectors = vectors or Vectors()
         self.projection = projection
+        self._max_length = max_length
         self._origin: tuple[Path, str, str] | None = None  # the folder it was loaded from, the dtype and the backend
         self._kept = Kept()  # what that folder says beside its vectors
+        self._unused_head: str | None = None  # a head that config.json names and that was not loaded
         self._spread: Spread[ModernBert] | None = None
         entries = model.vocab_size if isinstance(model, ForeignEncoder) else self.config.vocab_size
         if tokenizer.vocab_size > entries:
@@ -141,8 +153,13 @@ class ModernBert:
             projection = projection.to(place, precision)
         # A folder of scores says nothing of vectors that it was tuned for.
         vectors = Vectors() if isinstance(model, Classifier) else load_vectors(folder)
-        bert = ModernBert(tokenizer, model, vectors=vectors, projection=projection)
-        bert._kept = Kept() if isinstance(model, Classifier) else load_kept(folder)
+        bert = ModernBert(
+            tokenizer, model, vectors=vectors, projection=projection, max_length=max_length_of(folder)
+        )  # fmt: skip
+        if isinstance(model, Classifier):
+            check_no_default_prompt(folder)
+        else:
+            bert._kept, bert._unused_head = load_kept(folder), unused_head_of(folder)
         bert._origin = folder, dtype, backend
         return bert
 
@@ -193,7 +210,15 @@ class ModernBert:
 
     @property
     def longest(self) -> int:
-        """The most tokens of a text that the model was trained for."""
+        """The most tokens of a text: as many as the model has positions for, or fewer where its folder says so.
+
+        A folder says so by `max_seq_length` in sentence_bert_config.json, else by `model_max_length` in
+        tokenizer_config.json. The limit holds for every head.
+        """
+        return min(self._max_length or self._num_positions, self._num_positions)
+
+    @property
+    def _num_positions(self) -> int:
         encoder = self.encoder
         return encoder.longest if isinstance(encoder, ForeignEncoder) else encoder.config.max_position_embeddings
 
@@ -209,6 +234,16 @@ class ModernBert:
         return min(whole, self.vectors.truncate_dim or whole)
 
     @property
+    def prompts(self) -> Mapping[str, str]:
+        """The prompts that the folder has, by their names."""
+        return {name: text or "" for name, text in self._kept.prompts.items()}
+
+    @property
+    def default_prompt(self) -> str:
+        """What `embed` puts before each text by default: the prompt that the folder names in `default_prompt_name`."""
+        return self._kept.prompt
+
+    @property
     def is_late(self) -> bool:
         """Whether texts are compared by the vectors of all their tokens."""
         return self.vectors.pooling == "tokens"
@@ -217,20 +252,21 @@ class ModernBert:
     def query_form(self) -> Form:
         """How the model was tuned to have queries laid out.
 
-        Raises: InputError if it was tuned for another similarity than this package compares them by.
+        Raises: InputError if the model does not compare vectors, or compares them by another similarity.
         """
         vectors = self._compared()
-        longest = min(vectors.query_length or self.longest, self.longest)
+        # A length of queries overrides the limit of all texts.
+        longest = min(vectors.query_length or self.longest, self._num_positions)
         return Form(longest, vectors.query_prompt, vectors.expand_queries)
 
     @property
     def document_form(self) -> Form:
         """How the model was tuned to have documents laid out.
 
-        Raises: InputError if it was tuned for another similarity than this package compares them by.
+        Raises: InputError if the model does not compare vectors, or compares them by another similarity.
         """
         vectors = self._compared()
-        longest = min(vectors.document_length or self.longest, self.longest)
+        longest = min(vectors.document_length or self.longest, self._num_positions)
         skipped = frozenset(token for name in vectors.skip if (token := self.tokenizer.id_of(name)) is not None)
         return Form(longest, vectors.document_prompt, skip=skipped)
 
@@ -248,7 +284,7 @@ class ModernBert:
         *,
         pooling: str | None = None,
         normalize: bool = True,
-        prompt: str = "",
+        prompt: str | None = None,
         truncate_dim: int | None = None,
         overflow: str = "error",
         precision: str = "float32",
@@ -257,10 +293,11 @@ class ModernBert:
         """Return one vector a text, [N, D] in the order of the texts.
 
         `pooling` is `mean` over all tokens of the text or its first token `cls`, by default as the model was tuned; the
-        linear layer that it was tuned with follows. `prompt` is put before each text; `truncate_dim` keeps the first
-        components, before normalising, by default as many as its folder says. A text longer than the model was trained
-        for is an error; `overflow` may cut it (`truncate`), or take the mean over its parts, each with the weight of
-        its tokens (`split-mean`). `precision` is float32, float16, int8 or binary, see `quantize`. `progress` shows on
+        linear layer that it was tuned with follows. `prompt` is put before each text, by default the prompt that the
+        folder names in `default_prompt_name`; `prompt=""` puts none. `truncate_dim` keeps the first components, before
+        normalising, by default as many as its folder says. A text with more than `longest` tokens is an error;
+        `overflow` may cut it (`truncate`), or take the mean over its parts, each with the weight of its tokens
+        (`split-mean`). `precision` is float32, float16, int8 or binary, see `quantize`. `progress` shows on
         standard error how far it is.
 
         Raises: InputError for a text that is too long or not text, or for an unknown pooling, overflow or precision.
@@ -299,23 +336,24 @@ class ModernBert:
     def embed_queries(self, texts: str | Iterable[str]) -> TextVectors:
         """Return the vectors of queries as the model was tuned to make them; texts that are too long are cut.
 
-        Raises: InputError for what is not text.
+        Raises: InputError for what is not text, or a model with a head of labels.
         """
         return self._tuned(texts, self.query_form)
 
     def embed_documents(self, texts: str | Iterable[str]) -> TextVectors:
         """Return the vectors of documents as the model was tuned to make them; texts that are too long are cut.
 
-        Raises: InputError for what is not text.
+        Raises: InputError for what is not text, or a model with a head of labels.
         """
         return self._tuned(texts, self.document_form)
 
     def embed_tokens(
-        self, texts: str | Iterable[str], *, prompt: str = "", overflow: str = "error", progress: bool = False
+        self, texts: str | Iterable[str], *, prompt: str | None = None, overflow: str = "error", progress: bool = False
     ) -> list[np.ndarray]:
         """Return the hidden states of every text, each float32 [its tokens, D], special tokens included.
 
-        A text that is too long is an error, or is cut where `overflow` is `truncate`.
+        `prompt` is put before each text, see `embed`. A text that is too long is an error, or is cut where `overflow`
+        is `truncate`.
 
         Raises: InputError for a text that is too long or not text.
         """
@@ -335,8 +373,9 @@ class ModernBert:
 
         Texts are embedded as the model was tuned to embed queries, others as documents; too long ones are cut.
 
-        Raises: InputError for what is not text.
+        Raises: InputError for what is not text, or a model with a head of labels.
         """
+        self._compared()
         asked, known = (_checked(_listed(each)) for each in (texts, others))
         if not asked or not known:
             return np.zeros((len(asked), len(known)), dtype=np.float32)
@@ -352,11 +391,12 @@ class ModernBert:
     ) -> list[Ranked]:
         """Rank documents by how well they answer a query, the best first.
 
-        A reranker scores each pair, 0 to 1; another model compares vectors, see `similarity`. What is longer than the
-        model takes is an error, or is cut where `overflow` is `truncate`; a reranker may take the mean over the parts
-        of a pair (`split-mean`).
+        A model whose head gives one score ranks pairs by it: a reranker's is 0 to 1, a regression's is the number that
+        it gives. A model without a head of labels compares vectors, see `similarity`. What is longer than the model
+        takes is an error, or is cut where `overflow` is `truncate`; a head may take the mean over the parts of a pair
+        (`split-mean`).
 
-        Raises: InputError for a text or a pair that is too long, or what is not text.
+        Raises: InputError for a text or a pair that is too long, what is not text, or a model with several labels.
         """
         if top_k is not None:
             _check_number("top_k", top_k)
@@ -364,9 +404,10 @@ class ModernBert:
             raise InputError(f"query: found {type(query).__name__}, expected str")
         check_overflow(overflow)
         listed = _checked(_listed(documents))
-        if isinstance(self.model, Classifier) and self.model.task == "rerank":
+        if isinstance(self.model, Classifier) and self.model.is_ranker:
             scores = self._pair_scores([(query, document) for document in listed], overflow)
         else:
+            self._compared()
             self._check_lengths(query, listed, overflow)
             scores = self.similarity([query], listed)[0]
         order = np.argsort(-scores, kind="stable")[:top_k]
@@ -427,7 +468,7 @@ class ModernBert:
             if 0 in num_masks:
                 mask = self.tokenizer.text_of(self.tokenizer.mask_id)
                 raise InputError(f"text {len(found) + num_masks.index(0)}: has no {mask}, expected at least one")
-            guesses = iter(self._guesses(hidden.index_select(0, rows), top_k))
+            guesses = iter(self._guesses(self.model, hidden.index_select(0, rows), top_k))
             found.extend([next(guesses) for _ in range(number)] for number in num_masks)
         return found[0] if isinstance(texts, str) else found
 
@@ -441,7 +482,7 @@ class ModernBert:
         """
         if isinstance(self.model, ForeignEncoder):
             raise InputError("a model of another family is saved by the library it came from")
-        longest = self.config.max_position_embeddings
+        longest = self.longest
 
         def write_beside(partial: Path) -> None:
             self.tokenizer.save_folder(partial, longest)
@@ -450,18 +491,27 @@ class ModernBert:
 
         save_folder(Path(folder), self.model, write_beside)
 
-    def _guesses(self, rows: Tensor, top_k: int) -> Iterator[list[Guess]]:
-        assert isinstance(self.model, MaskedLM)
-        # A few rows at a time: logits are as wide as the vocabulary.
-        for some in rows.split(256):
-            with torch.inference_mode():
-                # Entries past the tokenizer's last only round the vocabulary up; they stand for no text.
-                logits = finite(self.model.decode(some).float())[:, : self.tokenizer.vocab_size]
-                best = logits.softmax(dim=-1).topk(top_k, dim=-1)
-            for tokens, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True):
-                yield [Guess(self.tokenizer.text_of(t), t, p) for t, p in zip(tokens, shares, strict=True)]
+    def _guesses(self, model: MaskedLM, rows: Tensor, top_k: int) -> Iterator[list[Guess]]:
+        tokens, shares = answers.likeliest(model, rows, top_k, self.tokenizer.vocab_size)
+        for of_mask, its_shares in zip(tokens.tolist(), finite(torch.from_numpy(shares)).tolist(), strict=True):
+            yield [Guess(self.tokenizer.text_of(t), t, p) for t, p in zip(of_mask, its_shares, strict=True)]
 
     def _compared(self) -> Vectors:
+        """Return how texts become vectors that are compared.
+
+        Raises: InputError if this model does not compare vectors as this package does.
+        """
+        if isinstance(self.model, Classifier):
+            labels = ", ".join(self.model.labels)
+            raise InputError(
+                f"This model has a head for {self.model.task} (labels: {shown(labels, 80)}) and does not compare "
+                "vectors. Use a model fine-tuned with task=embed, late or rerank, or one without a head."
+            )
+        if self._unused_head is not None:
+            raise InputError(
+                f"{self._unused_head}, a head that was not loaded, so vectors are not compared. Use a model fine-tuned "
+                "with task=embed, late or rerank, or one without a head."
+            )
         if self._kept.obstacle is not None:
             raise InputError(f"{self._kept.obstacle}: vectors are compared by their directions here")
         return self.vectors
@@ -525,10 +575,11 @@ class ModernBert:
         return self.model
 
     def _hidden_states(
-        self, texts: str | Iterable[str], prompt: str, overflow: str, progress: bool, remedy: str = CUT_OR_SPLIT
+        self, texts: str | Iterable[str], prompt: str | None, overflow: str, progress: bool, remedy: str = CUT_OR_SPLIT
     ) -> Iterator[tuple[list[int], Batch, Tensor]]:
         """Yield batches and their hidden states, and of each document the number of its text."""
         check_overflow(overflow)
+        prompt = self.default_prompt if prompt is None else prompt
         if not isinstance(prompt, str):
             raise InputError(f"prompt: found {type(prompt).__name__}, expected str")
         listed = _checked(_listed(texts))
@@ -603,6 +654,8 @@ def _load_foreign(name: str | Path, folder: Path, device: torch.device, dtype: t
     projection = load_projection(folder, encoder.width)
     if projection is not None:
         projection = projection.to(device, dtype)
-    bert = ModernBert(tokenizer, encoder, vectors=load_vectors(folder), projection=projection)
-    bert._kept = load_kept(folder)
+    bert = ModernBert(
+        tokenizer, encoder, vectors=load_vectors(folder), projection=projection, max_length=max_length_of(folder)
+    )  # fmt: skip
+    bert._kept, bert._unused_head = load_kept(folder), unused_head_of(folder)
     return bert

@@ -5,6 +5,7 @@ token, it goes through `evaluate.benchmark.MtebSearch`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
@@ -20,20 +21,21 @@ class MtebEncoder:
     """Answer mteb's `EncoderProtocol`: `mteb.evaluate(MtebEncoder(bert), task)`.
 
     Queries and documents of retrieval are embedded as the model was tuned to embed them, all other texts as documents
-    without a prompt. Texts that are too long are cut, and counted in `num_cut`.
+    with the folder's default prompt, if it names one. Texts that are too long are cut, and counted in `num_cut`.
     """
 
     def __init__(self, bert: ModernBert, name: str = "modernbert/model") -> None:
         """Take a model that makes one vector a text.
 
-        Raises: InputError for another.
+        Raises: InputError for another, such as one with a head of labels.
         """
         if bert.is_late:
             raise InputError("the model has a vector for each token, expected one a text; retrieval takes MtebSearch")
         self.bert, self.name, self.num_cut = bert, name, 0
-        self._plain = ModernBert(
-            bert.tokenizer, bert.model, bert.budget_tokens, replace(bert.vectors, document_prompt=""), bert.projection
-        )
+        self._plain = copy(bert)
+        self._plain.vectors = replace(bert.vectors, document_prompt=bert.default_prompt)
+        # Refuses a model that does not compare vectors.
+        _ = self._plain.document_form
 
     @property
     def mteb_model_meta(self) -> Any:

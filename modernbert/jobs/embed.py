@@ -55,7 +55,7 @@ class EmbedConfig:
     out: Path | None = None
     pooling: str | None = None
     normalize: bool = True
-    prompt: str = ""
+    prompt: str | None = None
     truncate_dim: int | None = None
     overflow: str = "error"
     precision: str = "float32"

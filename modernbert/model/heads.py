@@ -118,6 +118,11 @@ class Classifier(nn.Module):
         self.head = PredictionHead(config)
         self.classifier = nn.Linear(config.hidden_size, len(self.labels))
 
+    @property
+    def is_ranker(self) -> bool:
+        """Whether its head gives a pair of texts one score, by which pairs are ranked."""
+        return self.task in ("rerank", "regress", "multilabel") and len(self.labels) == 1
+
     def forward(self, batch: Batch) -> Float[Tensor, "M labels"]:
         """Return scores of every document or every token; where `batch.where` names some, of those alone."""
         if TASKS[self.task].of_tokens:

@@ -13,19 +13,35 @@ from typing import Any
 
 from torch import nn
 
-from modernbert.errors import InputError
+from modernbert.errors import InputError, shown
 from modernbert.model.embedder import Vectors
 from modernbert.model.modules import listed_modules
 from modernbert.model.stanford import stanford_settings, vectors_of_stanford
-from modernbert.published import read_json
+from modernbert.published import is_there, read_json
 from modernbert.storage import write_tensors
 
-__all__ = ["Kept", "load_kept", "load_vectors", "write_vectors"]
+__all__ = [
+    "Kept",
+    "check_no_default_prompt",
+    "load_kept",
+    "load_vectors",
+    "max_length_of",
+    "unused_head_of",
+    "write_vectors",
+]
 
 _SETTINGS, _LIMITS = "config_sentence_transformers.json", "sentence_bert_config.json"
+_TOKENIZER = "tokenizer_config.json"
+# Other names for _LIMITS that sentence-transformers reads, in old folders.
+_OLDER_LIMITS = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
 _POOLINGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
 # What its modules call vectors of texts, and those of their tokens.
 _SENTENCE, _TOKENS = "sentence_embedding", "token_embeddings"
+# Of transformers' classes with a head that has labels.
+_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
 # What the tokenizers of transformers say of no limit is a number of thirty digits.
 _NO_LIMIT = 10**6
 
@@ -43,6 +59,11 @@ class Kept:
     prompts: Mapping[str, Any] = field(default_factory=dict)
     default_prompt: str | None = None
     obstacle: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The default prompt: what is put before a text that is embedded as neither a query nor a document."""
+        return "" if self.default_prompt is None else str(self.prompts.get(self.default_prompt) or "")
 
 
 def write_vectors(
@@ -146,9 +167,63 @@ def load_kept(folder: Path) -> Kept:
         obstacle = f"{place}: similarity_fn_name is {str(similarity)[:60]!r}, expected {'maxsim' if late else 'cosine'}"
     elif late and not normalize:
         obstacle = f"{folder / 'modules.json'}: lists no Normalize of {_TOKENS}, expected one"
-    prompts = found.get("prompts") or {}
-    name = found.get("default_prompt_name")
-    return Kept(normalize, similarity, prompts, name if isinstance(name, str) and name in prompts else None, obstacle)
+    return Kept(normalize, similarity, found.get("prompts") or {}, _default_prompt(found, place), obstacle)
+
+
+def check_no_default_prompt(folder: Path) -> None:
+    """Check that sentence-transformers puts nothing before the pairs that a folder's head scores.
+
+    Raises: InputError for a default prompt.
+    """
+    place = folder / _SETTINGS
+    found = read_json(place, missing_ok=True)
+    name = _default_prompt(found, place)
+    if name is not None and (found.get("prompts") or {}).get(name):
+        raise InputError(
+            f"{place}: default_prompt_name is {name!r}, expected none: this package puts no prompt before the texts of "
+            "a head with labels"
+        )
+
+
+def unused_head_of(folder: Path) -> str | None:
+    """Say which head with labels a folder's config.json names, if it does not say how its texts become vectors.
+
+    Raises: InputError naming the file, for one that is not readable.
+    """
+    if stanford_settings(folder) is not None or any(each.kind != "Transformer" for each in listed_modules(folder)):
+        return None
+    place = folder / "config.json"
+    named = read_json(place).get("architectures")
+    heads = [each for each in named if str(each).endswith(_HEADS)] if isinstance(named, list) else []
+    return f"{place}: architectures names {str(heads[0])[:80]}" if heads else None
+
+
+def max_length_of(folder: Path) -> int | None:
+    """Return the most tokens of a text according to a folder's files, or None if they set no limit.
+
+    `max_seq_length` in sentence_bert_config.json counts, else `model_max_length` in tokenizer_config.json.
+
+    Raises: InputError naming the file, for a limit that is not a number of tokens, or a file of an old name.
+
+    Source: `Transformer` of sentence-transformers 6, `PreTrainedTokenizerBase` of transformers 5.
+    """
+    place = folder / _LIMITS
+    for older in () if is_there(place) else _OLDER_LIMITS:
+        if is_there(folder / older):
+            raise InputError(f"{folder / older}: has settings under an old name, expected {_LIMITS}; rename the file")
+    limits = read_json(place, missing_ok=True)
+    for key in ("processor_kwargs", "tokenizer_args"):
+        # What is passed to the tokenizer overrides max_seq_length.
+        given = limits.get(key)
+        if isinstance(given, dict) and given.get("model_max_length") is not None:
+            return _limit("model_max_length", given, place)
+    if limits.get("max_seq_length") is not None:
+        return _limit("max_seq_length", limits, place)
+    place = folder / _TOKENIZER
+    found = read_json(place, missing_ok=True)
+    # Folders of older transformers name it max_len.
+    key = "model_max_length" if found.get("model_max_length") is not None else "max_len"
+    return _limit(key, found, place)
 
 
 def _normalizes(folder: Path, name: str) -> bool:
@@ -163,6 +238,11 @@ def _of_pylate(found: dict[str, Any], folder: Path) -> Vectors:
         raise InputError(
             f"{folder / _SETTINGS}: attend_to_expansion_tokens is false, expected true, or do_query_expansion "
             "false: without padding a text sees all its tokens"
+        )
+    if found.get("default_prompt_name") is not None:
+        raise InputError(
+            f"{folder / _SETTINGS}: default_prompt_name is {str(found['default_prompt_name'])[:60]!r}, expected none: "
+            "a model in PyLate's format has query_prefix and document_prefix"
         )
     return Vectors(
         pooling="tokens", query_prompt=_text("query_prefix", found, folder / _SETTINGS),
@@ -226,18 +306,43 @@ def _prompts(found: dict[str, Any], folder: Path) -> tuple[str, str]:
     prompts = found.get("prompts") or {}
     if not isinstance(prompts, dict):
         raise InputError(f"{folder / _SETTINGS}: prompts is {type(prompts).__name__}, expected names and texts")
-    # The library asks for the first of these that there is.
-    name = next((name for name in ("document", "passage", "corpus") if prompts.get(name)), "document")
-    return _text("query", prompts, folder / _SETTINGS), _text(name, prompts, folder / _SETTINGS)
+    for name in prompts:
+        _text(name, prompts, folder / _SETTINGS)
+    # The library asks for the first of these that there is, be it empty.
+    name = next((name for name in ("document", "passage", "corpus") if prompts.get(name) is not None), "document")
+    return prompts.get("query") or "", prompts.get(name) or ""
+
+
+def _default_prompt(found: dict[str, Any], place: Path) -> str | None:
+    """Return the name of the prompt that a folder puts before texts by default, or None."""
+    name, prompts = found.get("default_prompt_name"), found.get("prompts") or {}
+    if name is None:
+        return None
+    # The library adds these two, empty, where a folder does not have them.
+    known = [*prompts, *(each for each in ("query", "document") if each not in prompts)]
+    if not isinstance(name, str) or name not in known:
+        raise InputError(
+            f"{place}: default_prompt_name is {str(name)[:60]!r}, expected one of prompts: "
+            f"{shown(', '.join(known), 200)}"
+        )
+    return name
 
 
 def _longest(folder: Path) -> int | None:
-    """Return at how many tokens texts are cut: newer folders let the tokenizer say so."""
-    said = _whole("max_seq_length", read_json(folder / _LIMITS, missing_ok=True), folder / _LIMITS)
-    if said is not None or not (folder / "modules.json").exists():
-        return said
-    length = read_json(folder / "tokenizer_config.json", missing_ok=True).get("model_max_length")
-    return length if isinstance(length, int) and 0 < length < _NO_LIMIT else None
+    """Return at how many tokens queries and documents are cut where a folder has no other length for them."""
+    has_limits = (folder / "modules.json").exists() or (folder / _LIMITS).exists()
+    return max_length_of(folder) if has_limits else None
+
+
+def _limit(key: str, found: dict[str, Any], place: Path) -> int | None:
+    """Return a number of tokens; None for none, or for one so large that transformers means no limit by it."""
+    value = found.get(key)
+    # A float where it was written as 1e30.
+    if value is None or (type(value) in (int, float) and value >= _NO_LIMIT):
+        return None
+    if type(value) is not int or value < 1:
+        raise InputError(f"{place}: {key} is {repr(value)[:60]}, expected a number of tokens")
+    return value
 
 
 def _whole(key: str, said: dict[str, Any], place: Path, what: str = "tokens") -> int | None:

@@ -68,6 +68,15 @@ def make(small_bert: ModernBert, tmp_path: Path) -> Make:
     return make
 
 
+def test_a_limit_of_the_folder_is_kept(make: Make, tmp_path: Path) -> None:
+    folder = make("classify")
+    place = folder / "tokenizer_config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"model_max_length": 20}))
+    assert export_folder(folder, tmp_path / "out", texts=["a " * 40]).num_cut == 1
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 20
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["longest"] == 20
+
+
 def run(file: Path, documents: Sequence[np.ndarray], *, columns: int = 0, left: bool = False) -> dict[str, np.ndarray]:
     """Run a file on documents and a row of nothing but padding; what comes out is finite for padding too."""
     options = runtime.SessionOptions()

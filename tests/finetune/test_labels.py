@@ -1,6 +1,7 @@
 """Fine-tuning from files to a folder: it learns, goes on where it was, and refuses what cannot be learned from."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -102,6 +103,21 @@ def test_several_labels_a_row_are_learned_and_transformers_says_the_same(
         with torch.no_grad():
             found = theirs(**tokenizer(text, return_tensors="pt")).logits[0] > 0
         assert [theirs.config.id2label[n] for n in found.nonzero().flatten().tolist()] == json.loads(line)["predicted"]
+
+
+def test_a_limit_of_the_folder_holds_for_training_and_for_what_was_trained(
+    config: FinetuneConfig, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(config.model, tmp_path / "short")
+    place = folder / "tokenizer_config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"model_max_length": 6}))
+    short = replace(config, model=str(folder), train=config.dev, test=[], epochs=1)
+    with pytest.raises(InputError, match=r"dev.tsv:.*: has .* tokens, expected at most 6; cut=true"):
+        finetune(short)
+    bert = ModernBert.load(finetune(replace(short, cut=True)), device="cpu")
+    assert bert.longest == 6
+    longer = ModernBert.load(finetune(replace(short, max_len=40, out=str(tmp_path / "longer"))), device="cpu")
+    assert longer.longest == 40
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,19 @@ def test_sentence_transformers_embeds_the_folder_alike(config: RetrieverConfig) 
     np.testing.assert_allclose(theirs.encode_document(asked), ours.embed_documents(asked).vectors, atol=1e-5)
 
 
+def test_a_limit_of_the_folder_holds_where_no_length_is_given(config: RetrieverConfig, tmp_path: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    place = Path(config.model) / "tokenizer_config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"model_max_length": 20}))
+    folder = finetune_retriever(replace(config, epochs=1, vectors=Vectors(query_length=30)))
+    ours = ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
+    assert ours.longest == theirs.max_seq_length == 20
+    assert (ours.query_form.longest, ours.document_form.longest) == (30, 20)
+    long = ["a city " * 40]
+    np.testing.assert_allclose(theirs.encode_document(long), ours.embed_documents(long).vectors, atol=1e-5)
+
+
 def test_sentence_transformers_embeds_tokens_of_the_folder_alike(config: RetrieverConfig) -> None:
     sentence_transformers = pytest.importorskip("sentence_transformers")
     if not hasattr(sentence_transformers, "MultiVectorEncoder"):

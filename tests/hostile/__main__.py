@@ -100,8 +100,10 @@ def use(folder: Path) -> list[np.ndarray]:
     """Load a folder and ask it for everything."""
     bert = ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
     found = [np.concatenate(bert.embed_tokens(TEXTS)), bert.embed(TEXTS)]
-    for made in (bert.embed_queries(TEXTS).vectors, bert.embed_documents(TEXTS).vectors):
-        found.append(np.concatenate([np.atleast_2d(each) for each in made]))
+    # Vectors of a model with labels are not compared.
+    compared = () if isinstance(bert.model, Classifier) else (bert.embed_queries, bert.embed_documents)
+    for embed in compared:
+        found.append(np.concatenate([np.atleast_2d(each) for each in embed(TEXTS).vectors]))
     if isinstance(bert.model, MaskedLM):
         found.append(np.array([guess.probability for each in bert.fill_mask(TEXTS[0]) for guess in each]))
     if isinstance(bert.model, Classifier):

@@ -171,9 +171,6 @@ def test_a_long_text_is_the_mean_of_its_parts(load: Load, small_bert: ModernBert
         (lambda bert: bert.embed("b " * 3000), "1,000; overflow may be truncate or split-mean$"),
         (lambda bert: bert.embed_tokens("b " * 3000), "1,000; overflow may be truncate$"),
         (lambda bert: bert.rerank("a", ["b"], overflow="drop"), "overflow: found 'drop'"),
-        (lambda bert: bert.rerank("a", ["b"], overflow="split-mean"), "overflow: found split-mean, expected error or"),
-        (lambda bert: bert.rerank("a", ["b", "b " * 3000]), r"^text 1: has [\d,]+ tokens, .* 1,000; overflow may be"),
-        (lambda bert: bert.rerank("b " * 3000, ["b"]), r"^query: has [\d,]+ tokens, expected at most 1,000"),
         (lambda bert: bert.tag("a"), "has a head for classify, expected one for tag"),
         (lambda bert: bert.rerank("a", ["b"], top_k=0), "top_k: found 0"),
     ],
@@ -182,6 +179,19 @@ def test_what_cannot_be_answered_is_said(call: Callable[[ModernBert], Any], said
     bert, _ = load("classify")
     with pytest.raises(InputError, match=said):
         call(bert)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda bert: bert.rerank("a", ["b"], overflow="split-mean"), "overflow: found split-mean, expected error or"),
+        (lambda bert: bert.rerank("a", ["b", "b " * 3000]), r"^text 1: has [\d,]+ tokens, .* 1,000; overflow may be"),
+        (lambda bert: bert.rerank("b " * 3000, ["b"]), r"^query: has [\d,]+ tokens, expected at most 1,000"),
+    ],
+)
+def test_what_vectors_cannot_rank_is_said(call: Callable[[ModernBert], Any], said: str, small_bert: ModernBert) -> None:
+    with pytest.raises(InputError, match=said):
+        call(small_bert)
 
 
 def test_a_tagger_names_its_own_remedy(load: Load) -> None:

@@ -193,7 +193,7 @@ WRONG = {
     "bert.tag([('a', 'b')])": "text 0: found tuple, expected str",
     "bert.classify(None)": "texts: found NoneType, expected a text or several",
     "bert.classify(5)": "texts: found int, expected a text or several",
-    "bert.embed('a', prompt=None)": "prompt: found NoneType, expected str",
+    "bert.embed('a', prompt=5)": "prompt: found int, expected str",
     "bert.embed('a', truncate_dim=1.5)": "truncate_dim: found 1.5, expected 1 to 64",
     "bert.embed('a', truncate_dim=True)": "truncate_dim: found True, expected 1 to 64",
     "bert.rerank('a', ['a'], top_k=1.5)": "top_k: found 1.5, expected at least 1",
