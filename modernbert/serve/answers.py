@@ -3,23 +3,27 @@
 In: texts over HTTP. Out: what text-embeddings-inference, Cohere and the hub's clients expect of each.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
+import orjson
 import torch
 from fastapi import FastAPI, Request
 
 from modernbert.errors import InputError
-from modernbert.infer.answers import named, spans_of_scores, tag_documents
+from modernbert.infer.answers import named, spans_of_best, tag_documents
 from modernbert.model.heads import Classifier, MaskedLM
 from modernbert.serve import schemas, work
-from modernbert.serve.service import Service, listed
+from modernbert.serve.service import Service, json_response, listed
 from modernbert.text.tokenizer import Tokenizer
 
 __all__ = ["add_answers"]
 
 _MOST_GUESSES = 2**17
+# Each is told with its label.
+_MOST_SCORES = 2**20
 
 
 def add_answers(app: FastAPI, service: Service) -> None:
@@ -52,7 +56,7 @@ def add_answers(app: FastAPI, service: Service) -> None:
         if any(len(text) not in (1, 2) for text in texts) or len({len(text) for text in texts}) > 1:
             raise InputError("inputs: expected texts, or pairs of texts, one kind of them")
         found = await _predicted(http, service, model, texts, bool(body.truncate), body.raw_scores)
-        return found if batched else found[0]
+        return await json_response(lambda: _each_written(found, batched), len(texts) * len(model.labels))
 
     # Clients of the hub ask at the root, for what the model is for.
     if isinstance(bert.model, Classifier):
@@ -79,8 +83,15 @@ def add_answers(app: FastAPI, service: Service) -> None:
             return documents
 
         found = await service.compute(http, make, work.decoded(bert, model, min(top_k, bert.tokenizer.vocab_size)))
-        answers = [_guesses(bert.tokenizer, *of_text) for of_text in found]
-        return answers[0] if isinstance(body.inputs, str) else answers
+        answers = (_guesses(bert.tokenizer, *of_text) for of_text in found)
+        batched = not isinstance(body.inputs, str)
+        return await json_response(lambda: _each_written(answers, batched), sum(of[0].size for of in found))
+
+
+def _each_written(answers: Iterable[Any], batched: bool) -> Any:
+    """Return the answers of texts as JSON, or that of a single one; no more than one is held as Python objects."""
+    found = [orjson.Fragment(orjson.dumps(answer)) for answer in answers]
+    return found if batched else found[0]
 
 
 def _guesses(tokenizer: Tokenizer, tokens: np.ndarray, shares: np.ndarray) -> list[Any]:
@@ -97,8 +108,8 @@ def _guesses(tokenizer: Tokenizer, tokens: np.ndarray, shares: np.ndarray) -> li
 
 async def _predicted(
     http: Request, service: Service, model: Classifier, texts: list[list[str]], truncate: bool, raw: bool
-) -> list[list[dict[str, Any]]]:
-    """Return of each text its labels and their probabilities, or the spans a tagger finds."""
+) -> Iterator[list[dict[str, Any]]]:
+    """Yield of each text its labels and their probabilities, or the spans a tagger finds."""
     bert = service.bert
     singles = [text[0] for text in texts]
     if model.task == "tag":
@@ -113,18 +124,27 @@ async def _predicted(
 
         rows = await service.compute(http, tagged, work.scored(model))
         spans = [
-            spans_of_scores(model.labels, text, words, scores[laid.where])
-            for text, (words, laid), scores in zip(singles, found, rows, strict=True)
+            spans_of_best(model.labels, text, words, best[laid.where], shares[laid.where])
+            for text, (words, laid), (best, shares) in zip(singles, found, rows, strict=True)
         ]
         # The last two are what clients of the hub call a label and a text.
-        return [
+        return (
             [asdict(span) | {"entity_group": span.label, "word": span.text} for span in of_text] for of_text in spans
-        ]
+        )
 
     def documents() -> list[np.ndarray]:
         if len(texts[0]) == 1:
             return work.documents_of(bert, list(singles), truncate)
         return work.pairs_of(bert, [(text[0], text[1]) for text in texts], truncate)
 
+    num_scores = len(texts) * len(model.labels)
+    if num_scores > _MOST_SCORES:
+        raise InputError(
+            f"found {len(texts):,} texts with scores of {len(model.labels):,} labels each, expected at most "
+            f"{_MOST_SCORES:,} scores at once"
+        )
     scores = torch.from_numpy(np.stack(await service.compute(http, documents, work.scored(model))))
-    return [[{"label": label, "score": score} for label, score in row.items()] for row in named(model, scores, raw=raw)]
+    return (
+        [{"label": label, "score": score} for label, score in named(model, row[None], raw=raw)[0].items()]
+        for row in scores
+    )

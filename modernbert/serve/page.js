@@ -269,6 +269,7 @@ const NUM_RANKS = 10;
 const HOW_SCORED = {
   probability: "probabilities that a passage answers",
   cosine: "cosines of vectors, at most 1; bars run from the lowest here to the highest",
+  score: "scores of the model's head; bars run from the lowest here to the highest",
   MaxSim: "sums over the question's tokens; bars run from the lowest here to the highest",
 };
 

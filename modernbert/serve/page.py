@@ -54,9 +54,13 @@ def facts_of(bert: ModernBert) -> dict[str, Any]:
     model, tokenizer = bert.model, bert.tokenizer
     if isinstance(model, Classifier):
         answers = {"rerank": ["rerank"], "choose": [], "extract": []}.get(model.task, ["predict"])
+        if model.is_ranker and model.task != "rerank":
+            answers = [*answers, "rerank"]
     else:
         answers = [*(["fill-mask"] if isinstance(model, MaskedLM) else []), "rerank", "similarity"]
-    is_reranker = isinstance(model, Classifier) and model.task == "rerank"
+    scores = "MaxSim" if bert.is_late else "cosine"
+    if isinstance(model, Classifier) and model.is_ranker:
+        scores = "score" if model.task == "regress" else "probability"
     mask = tokenizer.text_of(tokenizer.mask_id)
     # A mask that takes the blank before it in stands for a word with its blank.
     takes_blank = any(place is not None and place[0] == 1 for _, place in tokenizer.located(f"a {mask}"))
@@ -68,6 +72,6 @@ def facts_of(bert: ModernBert) -> dict[str, Any]:
             "window": config.local_attention,
         }  # fmt: skip
     return {
-        "answers": answers, "scores": "probability" if is_reranker else "MaxSim" if bert.is_late else "cosine",
+        "answers": answers, "scores": scores,
         "mask": {"text": mask, "takes_blank": takes_blank}, "attention": attention,
     }  # fmt: skip

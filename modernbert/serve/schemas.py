@@ -3,11 +3,12 @@
 In: JSON. Out: checked fields. What is not known is passed over, as those servers do.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, Field
 
 __all__ = [
+    "KINDS",
     "REFUSALS",
     "DecodeIn",
     "EmbedIn",
@@ -36,20 +37,26 @@ Inputs = str | Texts | Ids | Rows
 Name = Annotated[str, AfterValidator(_whole)] | None
 Dimensions = Annotated[int, Field(ge=1)] | None
 Kind = Literal["query", "search_query", "document", "passage", "search_document"]
+KINDS: tuple[str, ...] = get_args(Kind)
+"""What a client may call queries and documents."""
 Precision = Literal["float32", "float16", "int8", "binary"]
 
 
 class EmbedIn(BaseModel):
-    """Ask for vectors: of a text, of ids without special tokens, or of several of either.
+    """Ask for vectors: of a text, of token ids, or of several of either.
 
-    With `prompt_name` or `input_type`, query or document, texts are laid out as the model was tuned to have them.
+    Ids that begin with [CLS] and end with [SEP] are taken as they are; others are put between the two. With
+    `prompt_name` or `input_type`, query or document, texts are laid out as the model was tuned to have them;
+    `prompt_name` may be any prompt of the model's folder too. `prompt` is put before each text. Without any of the
+    three it is the folder's default prompt, which an empty `prompt` turns off.
     """
 
     inputs: Inputs
     normalize: bool = True
     truncate: bool | None = None
     truncation_direction: Literal["Right", "right"] = "Right"
-    prompt_name: Kind | None = None
+    prompt: str | None = None
+    prompt_name: Annotated[str, Field(max_length=200)] | None = None
     input_type: Kind | None = None
     dimensions: Dimensions = None
     precision: Precision = "float32"
@@ -57,12 +64,13 @@ class EmbedIn(BaseModel):
 
 
 class OpenAIIn(BaseModel):
-    """Ask for vectors as OpenAI's clients do."""
+    """Ask for vectors as OpenAI's clients do; `prompt` and ids are as in `/embed`."""
 
     input: Inputs
     model: Name = None
     truncate: bool = False
     encoding_format: Literal["float", "base64"] = "float"
+    prompt: str | None = None
     input_type: Kind | None = None
     dimensions: Dimensions = None
     precision: Precision = "float32"
@@ -84,7 +92,11 @@ class SimilarityIn(BaseModel):
 
 
 class RerankIn(BaseModel):
-    """Ask in which order texts answer a query."""
+    """Ask in which order texts answer a query.
+
+    Scores are those of the model's head, 0 to 1 or as they are with `raw_scores`; of a regression, always as they are.
+    A model without a head compares vectors.
+    """
 
     query: str
     texts: Texts

@@ -6,26 +6,32 @@ same few things.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from fastapi import Request
+import orjson
+import torch
+from fastapi import Request, Response
 
-from modernbert.errors import InputError
+from modernbert.errors import InputError, shown
+from modernbert.infer.answers import rank_scores
 from modernbert.infer.parts import placed
 from modernbert.infer.pipeline import ModernBert
 from modernbert.model.heads import Classifier
 from modernbert.serve import work
 from modernbert.serve.engine import Engine, Finish, Gone
 from modernbert.serve.guard import Limits
+from modernbert.serve.schemas import KINDS
 from modernbert.text.forms import Form, Laid
 
-__all__ = ["ServeSettings", "Service", "listed"]
+__all__ = ["ServeSettings", "Service", "json_response", "listed"]
 
 # So many numbers of float32 are the answer to one text of 8,192 tokens, a vector of 1,024 each; memory shall not depend
 # on what is asked for.
 _MOST_NUMBERS = 2**23
+# Numbers that are written in some milliseconds, in which nobody else is answered.
+_MOST_AT_ONCE = 2**16
 
 
 @dataclass(frozen=True)
@@ -82,26 +88,43 @@ class Service:
                 f"{_MOST_NUMBERS // width:,} at once"
             )
 
-    def form(self, prompt_name: str | None, input_type: str | None) -> Form | None:
-        """Return how texts of a kind are laid out; None where a client names none.
+    def form(self, prompt_name: str | None, input_type: str | None, prompt: str | None = None) -> Form | str:
+        """Return how texts of a kind are laid out; where a client names none, what stands before each by default.
 
-        Raises: InputError for two kinds that differ.
+        `prompt_name` is a kind or one of the folder's prompts; an empty `prompt` turns the default off.
+
+        Raises: InputError for two that differ, or an unknown name.
         """
-        named = {name.endswith("query") for name in (prompt_name, input_type) if name is not None}
-        if len(named) > 1:
+        if prompt is not None:
+            if prompt_name is not None or input_type is not None:
+                raise InputError("prompt: found one beside prompt_name or input_type, expected one of them")
+            return Form(self.bert.longest, prompt) if prompt else ""
+        prompts = self.bert.prompts
+        names = [name for name in (prompt_name, input_type) if name is not None]
+        unknown = [name for name in names if name not in KINDS and name not in prompts]
+        if unknown:
+            expected = ", ".join(dict.fromkeys((*KINDS, *prompts)))
+            raise InputError(f"prompt_name: found {shown(unknown[0], 60)!r}, expected one of {shown(expected, 300)}")
+        if len({name.endswith("query") if name in KINDS else name for name in names}) > 1:
             raise InputError(f"input_type: found {input_type!r} beside prompt_name {prompt_name!r}, expected one")
-        if not named:
-            return None
-        return self.bert.query_form if named.pop() else self.bert.document_form
+        if not names:
+            return self.bert.default_prompt
+        name = names[0]
+        if name not in KINDS:
+            return Form(self.bert.longest, prompts[name])
+        form = self.bert.query_form if name.endswith("query") else self.bert.document_form
+        # A folder may have other prompts of such names beside those of its queries and documents.
+        is_other = name not in ("query", "document") and name in prompts
+        return replace(form, prompt=prompts[name]) if is_other else form
 
-    def lay(self, texts: Sequence[work.Text], form: Form | None, truncate: bool) -> list[Laid]:
-        """Return texts laid out in a form, or as they are.
+    def lay(self, texts: Sequence[work.Text], form: Form | str, truncate: bool) -> list[Laid]:
+        """Return texts laid out in a form, or behind a prompt.
 
         Raises: InputError naming the text that is too long.
         """
-        if form is not None:
+        if isinstance(form, Form):
             return work.forms_of(self.bert, form, texts, truncate)
-        return [Laid(ids) for ids in work.documents_of(self.bert, texts, truncate)]
+        return [Laid(ids) for ids in work.documents_of(self.bert, texts, truncate, prompt=form)]
 
     def check_dimensions(self, dimensions: int | None, width: int) -> None:
         """Refuse more numbers of a vector than it has.
@@ -129,17 +152,20 @@ class Service:
         return self.bert.model
 
     async def rank(self, http: Request, query: str, texts: list[str], truncate: bool, raw: bool) -> list[float]:
-        """Return how well each text answers a query: by the pair, or by vectors."""
+        """Return how well each text answers a query: by the score of a head, see `ModernBert.rerank`, or by vectors."""
         model = self.bert.model
-        if isinstance(model, Classifier) and model.task == "rerank":
+        if isinstance(model, Classifier) and model.is_ranker:
             pairs = [(query, text) for text in texts]
             made = await self.compute(http, lambda: work.pairs_of(self.bert, pairs, truncate), work.scored(model))
-            scores = np.array([float(each[0]) for each in made])
-            return (scores if raw else 1 / (1 + np.exp(-scores))).tolist()
+            logits = torch.tensor([float(each[0]) for each in made])
+            return (logits if raw else rank_scores(model, logits)).tolist()
         return await self.compare(http, query, texts, truncate)
 
     async def compare(self, http: Request, source: str, texts: list[str], truncate: bool) -> list[float]:
-        """Return the cosine of a text with others, or MaxSim of a late-interaction model."""
+        """Return the cosine of a text with others, or MaxSim of a late-interaction model.
+
+        Raises: InputError for a model that does not compare vectors.
+        """
         bert, laid = self.bert, list[Laid]()
 
         def documents() -> list[np.ndarray]:
@@ -167,6 +193,17 @@ def listed(inputs: Any) -> list[work.Text]:
     if isinstance(inputs, str) or (inputs and isinstance(inputs[0], int)):
         return [inputs]
     return list(inputs)
+
+
+async def json_response(make: Callable[[], Any], size: int) -> Response:
+    """Write an answer of so many numbers as it is: to check each against a schema takes as long as to compute it."""
+
+    def written() -> bytes:
+        return orjson.dumps(make())
+
+    few = size <= _MOST_AT_ONCE
+    content = written() if few else await asyncio.get_running_loop().run_in_executor(None, written)
+    return Response(content, media_type="application/json")
 
 
 async def _left(http: Request) -> None:

@@ -3,9 +3,8 @@
 In: texts over HTTP. Out: one vector a text, one a token, or how alike texts are.
 """
 
-import asyncio
 import base64
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +14,10 @@ from fastapi import FastAPI, Request, Response
 from modernbert.infer.quantize import quantize
 from modernbert.model.heads import Classifier
 from modernbert.serve import schemas, work
-from modernbert.serve.service import Service, listed
+from modernbert.serve.service import Service, json_response, listed
 from modernbert.text.forms import Laid
 
 __all__ = ["add_vectors"]
-
-# Numbers that are written in some milliseconds, in which nobody else is answered.
-_MOST_AT_ONCE = 2**16
 
 
 def add_vectors(app: FastAPI, service: Service) -> None:
@@ -30,11 +26,11 @@ def add_vectors(app: FastAPI, service: Service) -> None:
 
     @app.post("/embed")
     async def embed(http: Request, body: schemas.EmbedIn) -> Response:
-        form, texts = service.form(body.prompt_name, body.input_type), listed(body.inputs)
+        form, texts = service.form(body.prompt_name, body.input_type, body.prompt), listed(body.inputs)
         finish = service.finish_vectors(body.normalize, body.dimensions)
         service.check_size(len(texts), body.dimensions)
         found = await service.compute(http, lambda: _tokens(service.lay(texts, form, bool(body.truncate))), finish)
-        return await _json(lambda: _written(found, body.precision, body.encoding_format), _size(found))
+        return await json_response(lambda: _written(found, body.precision, body.encoding_format), _size(found))
 
     if not isinstance(bert.model, Classifier):
         app.add_api_route("/", embed, methods=["POST"], include_in_schema=False)
@@ -42,7 +38,7 @@ def add_vectors(app: FastAPI, service: Service) -> None:
     @app.post("/embed_all")
     @app.post("/embed_multi")
     async def embed_all(http: Request, body: schemas.EmbedIn) -> Response:
-        form, laid = service.form(body.prompt_name, body.input_type), list[Laid]()
+        form, laid = service.form(body.prompt_name, body.input_type, body.prompt), list[Laid]()
         service.check_dimensions(body.dimensions, bert.vector_width)
 
         def make() -> list[np.ndarray]:
@@ -60,12 +56,13 @@ def add_vectors(app: FastAPI, service: Service) -> None:
                 return [_dumped(each) for each in made]
             return [{"shape": each.shape, "dtype": str(each.dtype), "data": _base64(each)} for each in made]
 
-        return await _json(rows, _size(found))
+        return await json_response(rows, _size(found))
 
     @app.post("/v1/embeddings")
     @app.post("/embeddings")
     async def openai(http: Request, body: schemas.OpenAIIn) -> Response:
-        form, texts, documents = service.form(None, body.input_type), listed(body.input), list[np.ndarray]()
+        form, texts = service.form(None, body.input_type, body.prompt), listed(body.input)
+        documents: list[np.ndarray] = []
         finish = service.finish_vectors(True, body.dimensions)
         service.check_size(len(texts), body.dimensions)
 
@@ -84,7 +81,7 @@ def add_vectors(app: FastAPI, service: Service) -> None:
                 "usage": {"prompt_tokens": used, "total_tokens": used},
             }  # fmt: skip
 
-        return await _json(answer, _size(found))
+        return await json_response(answer, _size(found))
 
     @app.post("/similarity")
     async def similarity(http: Request, body: schemas.SimilarityIn) -> list[float]:
@@ -117,17 +114,6 @@ def _size(arrays: Sequence[np.ndarray]) -> int:
 def _dumped(array: np.ndarray) -> orjson.Fragment:
     """Write one array: of many at once, nobody else would come to compute in between."""
     return orjson.Fragment(orjson.dumps(array, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY))
-
-
-async def _json(make: Callable[[], Any], size: int) -> Response:
-    """Write an answer of so many numbers as it is: to check each against a schema takes as long as to compute it."""
-
-    def written() -> bytes:
-        return orjson.dumps(make())
-
-    few = size <= _MOST_AT_ONCE
-    content = written() if few else await asyncio.get_running_loop().run_in_executor(None, written)
-    return Response(content, media_type="application/json")
 
 
 def _plain(array: Any) -> Any:

@@ -6,6 +6,7 @@ own because none of it knows HTTP.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modernbert.device import autocast
-from modernbert.errors import InputError
+from modernbert.errors import InputError, shown
+from modernbert.infer.answers import likeliest
 from modernbert.infer.overflow import fitting
 from modernbert.infer.pipeline import ModernBert
 from modernbert.model.heads import TASKS, Classifier, MaskedLM, pool
@@ -26,19 +28,31 @@ __all__ = ["REMEDY", "Pooled", "Text", "decoded", "documents_of", "forms_of", "p
 REMEDY = "with truncate it is cut"
 
 Text = str | list[int]
-"""A text, or the ids of one without special tokens."""
+"""A text, or the ids of one: taken as they are if they begin with [CLS] and end with [SEP], else put between them."""
 
 
-def documents_of(bert: ModernBert, texts: Sequence[Text], truncate: bool, remedy: str = REMEDY) -> list[np.ndarray]:
+def documents_of(
+    bert: ModernBert, texts: Sequence[Text], truncate: bool, remedy: str = REMEDY, prompt: str = ""
+) -> list[np.ndarray]:
     """Return the ids of texts, all given as such or all as ids, each with the special tokens.
 
-    Raises: InputError naming the text that is too long. What ids are of no token, the engine says.
+    Raises: InputError naming the text that is too long, or ids that a prompt should stand before. What ids are of no
+    token, the engine says.
     """
     tokenizer = bert.tokenizer
     if all(isinstance(text, str) for text in texts):
-        documents = tokenizer.encode([text for text in texts if isinstance(text, str)])
+        documents = tokenizer.encode([prompt + text for text in texts if isinstance(text, str)])
     else:
-        documents = [tokenizer.wrap(ids) for ids in texts if not isinstance(ids, str)]
+        rows = [ids for ids in texts if not isinstance(ids, str)]
+        bare = next((number for number, ids in enumerate(rows) if not tokenizer.is_complete(ids)), None)
+        if prompt and bare is not None:
+            raise InputError(
+                f"text {bare}: found ids without special tokens, but the prompt {shown(prompt, 80)!r} stands before "
+                'each text of this model. Send the text, ids with prompt and special tokens, or "prompt": "".'
+            )
+        documents = [
+            np.asarray(ids, dtype=np.int64) if tokenizer.is_complete(ids) else tokenizer.wrap(ids) for ids in rows
+        ]
     return [ids for _, ids in fitting(documents, tokenizer, bert.longest, _overflow(truncate), remedy)]
 
 
@@ -103,16 +117,19 @@ def token_vectors(bert: ModernBert, normalize: bool, dimensions: int | None = No
 
 
 def scored(model: Classifier) -> Finish:
-    """Make the scores of each text [labels], or of its tokens [its tokens, labels]."""
+    """Make the scores of each text [labels]; of a tagger, the likeliest label of each token and its probability."""
 
-    def finish(hidden: Tensor, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def finish(hidden: Tensor, documents: Sequence[np.ndarray]) -> list[Any]:
         layout = Layout.from_lengths([len(each) for each in documents]).to(hidden.device)
         weight = model.classifier.weight
         with autocast(weight.device, weight.dtype):
             scores = model.score(hidden, layout).float().cpu()
         if not TASKS[model.task].of_tokens:
             return list(scores.numpy())
-        return [part.numpy() for part in scores.split(list(layout.lengths))]
+        # All scores of a request's tokens would take memory by the number of labels.
+        shares, best = scores.softmax(dim=1).max(dim=1)
+        sizes = list(layout.lengths)
+        return [(of.numpy(), share.numpy()) for of, share in zip(best.split(sizes), shares.split(sizes), strict=True)]
 
     return finish
 
@@ -124,11 +141,7 @@ def decoded(bert: ModernBert, model: MaskedLM, top_k: int) -> Finish:
         found = []
         for part, ids in zip(hidden.split([len(each) for each in documents]), documents, strict=True):
             rows = part[torch.from_numpy(np.flatnonzero(ids == bert.tokenizer.mask_id)).to(part.device)]
-            weight = model.decoder.weight
-            with autocast(weight.device, weight.dtype):
-                logits = model.decode(rows).float()[:, : bert.tokenizer.vocab_size]
-            best = logits.softmax(dim=-1).topk(top_k, dim=-1)
-            found.append((best.indices.cpu().numpy(), best.values.cpu().numpy()))
+            found.append(likeliest(model, rows, top_k, bert.tokenizer.vocab_size))
         return found
 
     return finish

@@ -268,6 +268,10 @@ class Tokenizer:
         """Put the special tokens around the ids of a text that has none."""
         return np.concatenate([np.asarray(part, dtype=np.int64) for part in (self._prefix, ids, self._suffix)])
 
+    def is_complete(self, ids: Sequence[int]) -> bool:
+        """Say whether the ids of a text have the special tokens around them already: [CLS] first and [SEP] last."""
+        return len(ids) > 1 and ids[0] == self.cls_id and ids[-1] == self.sep_id
+
     def decode(self, ids: Iterable[int] | Int64[np.ndarray, " _"], *, special: bool = True) -> str:
         """Turn ids back into text, with or without the special tokens among them."""
         with _told(self._origin):

@@ -6,8 +6,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +25,7 @@ from modernbert.model.hub import load_model, save_folder
 pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient  # noqa: E402
 from pydantic import ValidationError  # noqa: E402
+from served import Served  # noqa: E402
 
 from modernbert.jobs.serve import ServeConfig, _listen, run  # noqa: E402
 from modernbert.serve.app import ServeSettings, make_app  # noqa: E402
@@ -92,6 +91,36 @@ def test_vectors_are_those_of_the_library(open_app: Open, small_bert: ModernBert
     np.testing.assert_allclose(client.post("/embed", json={"inputs": ids[0]}).json(), vectors[:1], atol=1e-5)
     alike = client.post("/similarity", json={"inputs": {"source_sentence": TEXTS[0], "sentences": TEXTS}}).json()
     np.testing.assert_allclose(alike, small_bert.similarity(TEXTS[0], TEXTS)[0], atol=1e-5)
+
+
+def test_ids_with_special_tokens_are_taken_as_they_are(open_app: Open, small_bert: ModernBert) -> None:
+    client, vectors, tokenizer = open_app(small_bert), small_bert.embed(TEXTS), small_bert.tokenizer
+    whole = [ids.tolist() for ids in tokenizer.encode(TEXTS)]
+    assert all(ids[0] == tokenizer.cls_id and ids[-1] == tokenizer.sep_id for ids in whole)
+    # Each row says by itself whether it is complete.
+    mixed = [ids[1:-1] if number % 2 else ids for number, ids in enumerate(whole)]
+    for path in ("/", "/embed"):
+        for rows in (whole, mixed):
+            found = client.post(path, json={"inputs": rows})
+            np.testing.assert_allclose(found.json(), vectors, atol=1e-5)
+            assert int(found.headers["x-compute-tokens"]) == sum(map(len, whole))
+        np.testing.assert_allclose(client.post(path, json={"inputs": whole[0]}).json(), vectors[:1], atol=1e-5)
+    for path in ("/v1/embeddings", "/embeddings"):
+        answer = client.post(path, json={"input": whole}).json()
+        np.testing.assert_allclose([row["embedding"] for row in answer["data"]], vectors, atol=1e-5)
+        assert answer["usage"]["prompt_tokens"] == sum(map(len, whole))
+    for path in ("/embed_all", "/embed_multi"):
+        for mine, expected in zip(
+            client.post(path, json={"inputs": whole}).json(), small_bert.embed_tokens(TEXTS), strict=True
+        ):
+            np.testing.assert_allclose(mine, expected, atol=1e-4)
+    # A pair is complete too; half of the special tokens are not both.
+    (pair,) = tokenizer.encode_pairs([("a land", "a river")])
+    rows = client.post("/embed_all", json={"inputs": [pair.tolist(), whole[0][:-1]]}).json()
+    assert [len(row) for row in rows] == [len(pair), len(whole[0]) + 1]
+    long = tokenizer.encode(["word " * 2_000])[0].tolist()
+    cut = client.post("/embed", json={"inputs": long, "truncate": True}).json()
+    np.testing.assert_allclose(cut, small_bert.embed("word " * 2_000, overflow="truncate"), atol=1e-5)
 
 
 def test_vectors_come_in_fewer_bytes(open_app: Open, small_bert: ModernBert) -> None:
@@ -212,6 +241,18 @@ def test_ranks_labels_spans_and_masks_are_those_of_the_library(
     ]  # fmt: skip
 
 
+def test_scores_of_many_texts_and_labels_are_bounded(
+    open_app: Open, small_bert: ModernBert, folder: Path, tmp_path: Path
+) -> None:
+    labels = tuned(folder, "classify", [f"label {n}" for n in range(70)], tmp_path, small_bert)
+    client = open_app(labels)
+    rows = client.post("/predict", json={"inputs": [[text] for text in TEXTS * 20]}).json()
+    for row, known in zip(rows, labels.classify(TEXTS) * 20, strict=True):
+        assert {each["label"]: each["score"] for each in row} == pytest.approx(known, abs=1e-5)
+    refused = client.post("/predict", json={"inputs": [["x"]] * 16_000})
+    assert refused.status_code == 422 and "16,000 texts with scores of 70 labels each" in refused.json()["error"]
+
+
 def test_tokens_there_and_back(open_app: Open, small_bert: ModernBert) -> None:
     client = open_app(small_bert)
     for text, row in zip(TEXTS, client.post("/tokenize", json={"inputs": TEXTS}).json(), strict=True):
@@ -228,7 +269,7 @@ def test_tokens_there_and_back(open_app: Open, small_bert: ModernBert) -> None:
         ("/embed", {"inputs": ["a", "word " * 2_000]}, 422, r"text 1: has [\d,]+ tokens, expected at most 1,000"),
         ("/embed", {"inputs": "a", "dimensions": 65}, 422, "dimensions: found 65, expected 1 to 64"),
         ("/embed", {"inputs": "a", "dimensions": 10**9}, 422, "dimensions: found 1000000000, expected 1 to 64"),
-        ("/embed", {"inputs": "a", "prompt_name": "x"}, 422, "prompt_name: Input should be 'query'"),
+        ("/embed", {"inputs": "a", "prompt_name": "x"}, 422, "prompt_name: found 'x', expected one of query"),
         ("/embed", {"inputs": [[5, 512]]}, 422, "text 0: has ids outside of 0 to 511"),
         (
             "/embed",
@@ -395,37 +436,6 @@ def test_many_clients_at_once_get_their_own(open_app: Open, small_bert: ModernBe
         found = list(pool.map(lambda texts: client.post("/embed", json={"inputs": texts}).json(), asked))
     for texts, rows in zip(asked, found, strict=True):
         np.testing.assert_allclose(rows, small_bert.embed(texts), atol=1e-5)
-
-
-class Served:
-    """A server of its own process."""
-
-    def __init__(self, folder: Path, *words: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "modernbert.cli", "serve", str(folder), "--port", str(self.port), "--device", "cpu",
-             "--dtype", "float32", *words], stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        for _ in range(600):
-            try:
-                if httpx.get(f"{self.url}/ready").status_code == 200:
-                    return
-            except httpx.TransportError:
-                assert self.process.poll() is None, self.process.stderr and self.process.stderr.read()
-            time.sleep(0.1)
-        raise TimeoutError
-
-    def __enter__(self) -> "Served":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-        assert self.process.stderr is not None
-        self.process.stderr.close()
 
 
 def test_clients_of_openai_and_of_the_hub_work_unedited(
