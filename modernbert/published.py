@@ -8,12 +8,13 @@ import json
 import os
 import re
 import stat
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from modernbert.errors import InputError
+from modernbert.errors import InputError, shown
 
-__all__ = ["check_file", "is_one_line", "is_there", "read_bytes", "read_json", "read_json_list"]
+__all__ = ["check_file", "check_keys", "is_one_line", "is_there", "read_bytes", "read_json", "read_json_list"]
 
 # Published files are smaller than 2 MB, with some thousand objects in them. What they become in memory is bounded too.
 _MOST_JSON_BYTES, _MOST_BRACKETS = 2**22, 100_000
@@ -58,6 +59,17 @@ def is_one_line(label: str) -> bool:
     (True, False)
     """
     return _CONTROL.search(label) is None
+
+
+def check_keys(found: Mapping[str, Any], known: Collection[str], place: str) -> None:
+    """Refuse an object with keys that are not known: each may change what a model computes. A null says nothing.
+
+    Raises: InputError naming `place`, the first such key and its value, and the keys that are known.
+    """
+    for key, value in found.items():
+        if key not in known and value is not None:
+            named, said = shown(str(key), 60), shown(repr(value), 60)
+            raise InputError(f"{place}: found the unknown key {named!r} ({said}), expected only {', '.join(known)}")
 
 
 def read_bytes(path: Path, most_bytes: int) -> bytes:

@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from modernbert.errors import InputError
+from modernbert.errors import InputError, shown
 from modernbert.model.heads import TASKS
-from modernbert.model.weights import check_tensor, read_weights
+from modernbert.model.weights import WEIGHTS, check_tensor, is_of_adapter, read_weights, refuse_adapters
 from modernbert.published import is_there, read_bytes, read_json
 from modernbert.ragged import Batch, Layout
 from modernbert.storage import new_folder, unwrapped
@@ -54,6 +54,10 @@ _UNDECLARED = frozenset(
     "attention_head_size cls_dropout conv_act conv_groups conv_kernel_size embedding_size head_dim norm_rel_ebd "
     "pooler_hidden_size position_buckets rope_scaling rope_theta share_att_key talking_head".split()
 )
+# Tensors of an encoder's layers, by name; heads have none such.
+_OF_LAYERS = re.compile(r"(^|\.)(layers?|albert_layer_groups|h|blocks?)\.\d+\.")
+# Those that follow from the config; older libraries stored them.
+_PASSED_OVER = re.compile(r"position_ids|rotary_emb|inv_freq|masked_bias|attn\.bias$")
 # Loops are made of these.
 _COUNTED = re.compile("layer|group|network|heads")
 _MOST, _MOST_COUNTED, _MOST_PLACES = 2**24, 2**7, 2**20
@@ -80,8 +84,9 @@ class _Grid:
 def family_of(folder: Path) -> str:
     """Return the `model_type` of a folder's config; `OURS` is this package's own.
 
-    Raises: InputError if there is no config, or its family is not known here.
+    Raises: InputError if there is no config, its family is not known here, or the folder has an adapter.
     """
+    refuse_adapters(folder)
     if not is_there(folder / "config.json") and is_there(folder / _OLD_PLACE / "config.json"):
         raise InputError(
             f"{folder}: has its model in {_OLD_PLACE}, as old folders of sentence-transformers have, expected these "
@@ -279,6 +284,9 @@ def _load(folder: Path, kind: str, dtype: torch.dtype, head: Mapping[str, Any]) 
         raise
     except Exception as error:  # the library raises a dozen types; each is one reason for one line
         raise InputError(f"{folder}: transformers does not load it ({' '.join(str(error).split())[:200]})") from None
+    for name in sorted(told["unexpected_keys"]):
+        if is_of_adapter(name) or (_OF_LAYERS.search(name) and not _PASSED_OVER.search(name)):
+            raise InputError(f"{folder}: the weights have {name}, which the {family_of(folder)} of config.json has not")
     of_body = f"{inner.base_model_prefix}." if head else ""
     lacks = [*told["missing_keys"], *(each[0] for each in told["mismatched_keys"])]
     lacks = sorted(name for name in lacks if name.startswith(of_body) and "pooler." not in name)
@@ -294,8 +302,10 @@ def _config(transformers: Any, folder: Path, num_tensors: int, head: Mapping[str
     kind = type(transformers.AutoConfig.for_model(family))
     known = {each.name for each in dataclasses.fields(kind)} | set(kind.attribute_map) | _UNDECLARED
     kept = {key: value for key, value in found.items() if key in known - _NOT_OF_SHAPE}
-    if found.get("quantization_config") is not None:
-        raise InputError(f"{folder / 'config.json'}: quantization_config: found one, expected none")
+    for key, expected in (("quantization_config", None), ("per_layer_config", None), ("transformers_weights", WEIGHTS)):
+        if found.get(key) not in (None, expected):
+            named = shown(repr(found[key]), 80)
+            raise InputError(f"{folder / 'config.json'}: {key}: found {named}, expected {expected or 'no such key'}")
     for key, value in kept.items():
         most = max(_MOST_COUNTED, num_tensors) if _COUNTED.search(key) else _MOST
         if type(value) is int and abs(value) > (_MOST_PLACES if "position" in key else most):
@@ -306,7 +316,7 @@ def _config(transformers: Any, folder: Path, num_tensors: int, head: Mapping[str
 def _copy_tokenizer(source: Path, target: Path) -> None:
     """Copy what a tokenizer is read from; where it is a link, what it leads to must be what its name says."""
     (target / "tokenizer.json").write_bytes(read_bytes(source / "tokenizer.json", _MOST_TOKENIZER_BYTES))
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if is_there(source / name):
             # Code that a folder names is not named on.
             found = {key: value for key, value in read_json(source / name).items() if key != "auto_map"}

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from modernbert.errors import InputError, shown
 from modernbert.model.config import ModelConfig
-from modernbert.model.dialect import check_head, config_from_json, config_to_json
+from modernbert.model.dialect import check_head, config_from_json, config_to_json, unused_dropouts
 from modernbert.model.encoder import Encoder
 from modernbert.model.fused import FusedEncoder
 from modernbert.model.heads import TASKS, Classifier, MaskedLM, Model, encoder_of
@@ -29,12 +29,21 @@ from modernbert.model.modules import OURS_LISTED
 from modernbert.model.prepacked import PrepackedLinear
 from modernbert.model.shapes import shapes_only
 from modernbert.model.stanford import LINEAR, is_stanford
-from modernbert.model.weights import WEIGHTS, check_tensor, read_weights
+from modernbert.model.weights import WEIGHTS, check_tensor, is_of_adapter, read_weights, refuse_adapters
 from modernbert.published import check_file, is_one_line, read_json
 from modernbert.ragged import Batch
 from modernbert.storage import new_folder, sha256_of, write_tensors
 
-__all__ = ["digest_of", "find_folder", "load_config", "load_model", "model_of", "save_folder", "unpacked"]
+__all__ = [
+    "digest_of",
+    "find_folder",
+    "find_tokenizer",
+    "load_config",
+    "load_model",
+    "model_of",
+    "save_folder",
+    "unpacked",
+]
 
 logger = logging.getLogger("modernbert")
 
@@ -42,7 +51,8 @@ _WANTED = ["*.json", "*.safetensors", "artifact.metadata"]
 # Where a text is cut, how it is pooled and what is put before it decide its vectors as weights do.
 _DECIDING = (
     "*.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "modules.json", OURS_LISTED, "sentence_bert_config.json", "config_sentence_transformers.json", "artifact.metadata",
+    "added_tokens.json", "modules.json", OURS_LISTED, "sentence_bert_config.json",
+    "config_sentence_transformers.json", "artifact.metadata",
 )  # fmt: skip
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -60,12 +70,18 @@ _OTHER_HEADS = ("classifier.", "head.", "decoder.", "score.", "dense.", "drop.")
 
 
 def find_folder(
-    name: str | Path, revision: str | None = None, *, token: str | None = None, offline: bool = False
+    name: str | Path,
+    revision: str | None = None,
+    *,
+    token: str | None = None,
+    offline: bool = False,
+    files: Sequence[str] = _WANTED,
 ) -> Path:
     """Return a local folder as it is, or the local copy of a model on the hub.
 
     `revision` is a commit, a tag or a branch; what is not pinned to a commit may be another model tomorrow, so standard
-    error says which commit it is today. `offline` takes what was downloaded before, and asks nobody.
+    error says which commit it is today. `offline` takes what was downloaded before, and asks nobody. `files` are the
+    patterns of what is downloaded.
 
     Raises: InputError if there is neither, with the hub's reason.
     """
@@ -86,7 +102,7 @@ def find_folder(
     try:
         found = Path(
             snapshot_download(
-                str(name), revision=revision, allow_patterns=_WANTED, token=token, local_files_only=offline
+                str(name), revision=revision, allow_patterns=list(files), token=token, local_files_only=offline
             )
         )
     except Exception as error:  # the hub's client raises a dozen types; each is one reason for one line
@@ -96,6 +112,22 @@ def find_folder(
         print(f"{name}: {revision or 'main'} is commit {found.name} today; revision={found.name} pins it",
               file=sys.stderr)  # fmt: skip
     return found
+
+
+def find_tokenizer(name: str) -> Path:
+    """Return where a tokenizer is: a file or a folder as it is, or the local copy of a model's on the hub.
+
+    Of a model on the hub, its weights are not downloaded.
+
+    Raises: InputError if there is neither, with the hub's reason.
+    """
+    # What ends so is the path of a file, which whoever loads it does not find.
+    if os.path.lexists(name) or name.endswith(".json"):
+        return Path(name)
+    try:
+        return find_folder(name, files=["*.json"])
+    except InputError as error:
+        raise InputError(f"{name}: no such tokenizer file or folder, and not on the hub ({error})") from None
 
 
 def digest_of(name: str | Path, files: Sequence[str] = _DECIDING) -> str:
@@ -114,8 +146,9 @@ def digest_of(name: str | Path, files: Sequence[str] = _DECIDING) -> str:
 def load_config(folder: Path) -> ModelConfig:
     """Read `config.json` in either dialect.
 
-    Raises: InputError naming the file and the key.
+    Raises: InputError naming the file and the key, or the adapter that the folder has.
     """
+    refuse_adapters(folder)
     return config_from_json(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
@@ -128,7 +161,11 @@ def load_model(
 
     Raises: InputError naming the file and the tensor, if weights are absent, of the wrong shape, or not safetensors.
     """
-    return model_of(read_json(folder / "config.json"), read_weights(folder), folder, dtype=dtype, backend=backend)
+    refuse_adapters(folder)
+    found = read_json(folder / "config.json")
+    for line in unused_dropouts(found, str(folder / "config.json")):
+        logger.warning("%s", line)
+    return model_of(found, read_weights(folder), folder, dtype=dtype, backend=backend)
 
 
 def model_of(
@@ -154,7 +191,7 @@ def model_of(
     with shapes_only():
         model = _build(config, found, weights, backend, folder)
     expected = {name.removeprefix("model."): tensor for name, tensor in _stored_state(model).items()}
-    _check_names_and_shapes(expected, weights, folder)
+    _check_names_and_shapes(expected, weights, folder, has_head=not isinstance(model, Encoder))
     for name in expected:
         check_tensor(folder, name, weights[name])
     try:
@@ -321,7 +358,18 @@ def _outputs(model: MaskedLM | Classifier | Encoder, batch: Batch) -> Tensor:
     return model(batch.tokens, batch.layout) if isinstance(model, Encoder) else model(batch)
 
 
-def _check_names_and_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path) -> None:
+def _check_names_and_shapes(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path, *, has_head: bool
+) -> None:
+    """Check that each tensor has its place, and that each place has its tensor.
+
+    Heads may be left out where none is loaded, with a warning. A folder with two heads does not say which one counts.
+    """
+    if adapted := [name for name in sorted(found) if is_of_adapter(name)]:
+        raise InputError(
+            f"{folder}: the weights have {adapted[0]}, a tensor of an adapter: adapters are not supported, expected a "
+            "whole model (merge the adapter with peft's merge_and_unload() and save the result)"
+        )
     for name, tensor in expected.items():
         if name not in found:
             raise InputError(f"{folder}: the weights have no {name}, expected shape {list(tensor.shape)}")
@@ -330,9 +378,12 @@ def _check_names_and_shapes(expected: Mapping[str, Tensor], found: Mapping[str, 
             raise InputError(f"{folder}: {name} has shape {shape}, expected {list(tensor.shape)} by config.json")
     others = []
     for name in sorted(set(found) - set(expected)):
-        if name.startswith(_OTHER_HEADS):
-            others += [name] if name != "decoder.weight" else []
-        elif "rotary_emb" not in name:
+        if name == "decoder.weight" or "rotary_emb" in name:  # the embeddings again; what follows from the thetas
+            continue
+        if not name.startswith(_OTHER_HEADS):
             raise InputError(f"{folder}: the weights have {name}, which no ModernBERT of this config has")
+        if has_head:
+            raise InputError(f"{folder}: the weights have {name} of a second head, expected the tensors of one head")
+        others.append(name)
     if others:
         logger.warning("%s: of a head that is not loaded: %s", folder, shown(", ".join(others), 200))

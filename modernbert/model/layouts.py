@@ -17,7 +17,7 @@ from modernbert.errors import InputError, shown
 from modernbert.model.embedder import Vectors
 from modernbert.model.modules import listed_modules
 from modernbert.model.stanford import stanford_settings, vectors_of_stanford
-from modernbert.published import is_there, read_json
+from modernbert.published import check_keys, is_there, read_json
 from modernbert.storage import write_tensors
 
 __all__ = [
@@ -44,6 +44,33 @@ _SENTENCE, _TOKENS = "sentence_embedding", "token_embeddings"
 _HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
 # What the tokenizers of transformers say of no limit is a number of thirty digits.
 _NO_LIMIT = 10**6
+# Keys that are read, or that change no vector, of `config_sentence_transformers.json`: of every kind of model, and of
+# PyLate's; of `sentence_bert_config.json`; of `1_Pooling/config.json`.
+_EVERY_MODEL = (
+    "__version__", "requirements", "model_type", "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim",
+)  # fmt: skip
+_KEYS_OF = {
+    None: (*_EVERY_MODEL, "query_length"),
+    "SentenceTransformer": (*_EVERY_MODEL, "query_length"),
+    "MultiVectorEncoder": _EVERY_MODEL,
+    "CrossEncoder": (*_EVERY_MODEL, "activation_fn", "keep_in_fp32_modules"),
+    "ColBERT": (
+        *_EVERY_MODEL, "query_prefix", "document_prefix", "query_length", "document_length",
+        "attend_to_expansion_tokens", "do_query_expansion", "skiplist_words",
+    ),
+}  # fmt: skip
+_LIMITS_KEYS = (
+    "max_seq_length", "do_lower_case", "query_length", "document_length", "query_expansion", "transformer_task",
+    "modality_config", "module_output_name", "processing_kwargs", "unpad_inputs", "model_args", "tokenizer_args",
+    "config_args", "model_kwargs", "processor_kwargs", "config_kwargs",
+)  # fmt: skip
+_POOLING_KEYS = (
+    "word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt", *_POOLINGS.values(),
+    "pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens",
+    "pooling_mode_lasttoken",
+)  # fmt: skip
+# How a model is loaded, not what it computes.
+_LOADING = ("trust_remote_code", "attn_implementation", "torch_dtype", "dtype", "low_cpu_mem_usage", "device_map")
 
 
 @dataclass(frozen=True)
@@ -132,14 +159,16 @@ def load_vectors(folder: Path) -> Vectors:
     """
     if (stanford := stanford_settings(folder)) is not None:
         return vectors_of_stanford(stanford, folder)
-    found = read_json(folder / _SETTINGS, missing_ok=True)
-    if found.get("model_type") == "ColBERT":
+    found, limits = read_json(folder / _SETTINGS, missing_ok=True), read_json(folder / _LIMITS, missing_ok=True)
+    kind = _kind_of(found, folder)
+    _check_transformer(limits, folder / _LIMITS)
+    if kind == "ColBERT":
         return _of_pylate(found, folder)
     if found.get("model_type") == "MultiVectorEncoder":
         return _of_multi_vector(found, folder)
     query, document = _prompts(found, folder)
     # The library cuts queries where it cuts documents, unless it is told otherwise; older ones cannot be.
-    limits, length = read_json(folder / _LIMITS, missing_ok=True), _longest(folder)
+    length = _longest(folder)
     asked = _whole("query_length", limits, folder / _LIMITS) or length
     if "query_length" in found:
         asked = _whole("query_length", found, folder / _SETTINGS)
@@ -157,7 +186,7 @@ def load_kept(folder: Path) -> Kept:
     """
     found = read_json(folder / _SETTINGS, missing_ok=True)
     late, place = found.get("model_type") == "MultiVectorEncoder", folder / _SETTINGS
-    others = found.get("model_type") == "ColBERT" or stanford_settings(folder) is not None
+    others = _kind_of(found, folder) == "ColBERT" or stanford_settings(folder) is not None
     if others or not (folder / "modules.json").exists():
         return Kept()
     normalize = _normalizes(folder, _TOKENS if late else _SENTENCE)
@@ -226,10 +255,62 @@ def max_length_of(folder: Path) -> int | None:
     return _limit(key, found, place)
 
 
+def _kind_of(found: Mapping[str, Any], folder: Path) -> str | None:
+    """Return the kind of model that a folder's settings describe; early versions of PyLate did not name theirs."""
+    kind = found.get("model_type")
+    if kind is None and ("query_prefix" in found or "document_prefix" in found):
+        kind = "ColBERT"
+    if not isinstance(kind, str | None) or kind not in _KEYS_OF:
+        known = ", ".join(str(each) for each in _KEYS_OF if each)
+        raise InputError(f"{folder / _SETTINGS}: model_type is {shown(repr(kind), 60)}, expected one of {known}")
+    check_keys(found, _KEYS_OF[kind], str(folder / _SETTINGS))
+    return kind
+
+
+def _check_transformer(limits: Mapping[str, Any], place: Path) -> None:
+    """Refuse what `sentence_bert_config.json` says of the encoder, if it makes other vectors of a text.
+
+    Raises: InputError naming the file and the key.
+    """
+    check_keys(limits, _LIMITS_KEYS, str(place))
+    modalities = limits.get("modality_config") or {}
+    text = modalities.get("text", {}) if isinstance(modalities, Mapping) else modalities
+    if not isinstance(text, Mapping):
+        raise InputError(f"{place}: modality_config is {shown(repr(modalities), 60)}, expected an entry for text")
+    for key, found, expected in (
+        ("transformer_task", limits.get("transformer_task"), "feature-extraction"),
+        ("modality_config.text.method", text.get("method"), "forward"),
+        ("modality_config.text.method_output_name", text.get("method_output_name"), "last_hidden_state"),
+        ("module_output_name", limits.get("module_output_name"), _TOKENS),
+    ):
+        if found not in (None, expected):
+            raise InputError(f"{place}: {key} is {shown(repr(found), 60)}, expected {expected!r}")
+    for key in ("model_args", "model_kwargs", "config_args", "config_kwargs", "tokenizer_args", "processor_kwargs"):
+        told = limits.get(key) or {}
+        if not isinstance(told, Mapping):
+            raise InputError(f"{place}: {key} is {shown(repr(told), 60)}, expected an object")
+        limit = ("model_max_length",) if key in ("tokenizer_args", "processor_kwargs") else ()
+        check_keys(told, (*_LOADING, *limit), f"{place}: {key}")
+    if limits.get("processing_kwargs"):
+        told = shown(repr(limits["processing_kwargs"]), 60)
+        raise InputError(
+            f"{place}: processing_kwargs is {told}, expected none: texts are encoded as the tokenizer says"
+        )
+
+
 def _normalizes(folder: Path, name: str) -> bool:
     """Say whether a folder lists a module that scales vectors of this name to length 1."""
-    places = [folder / each.path / "config.json" for each in listed_modules(folder) if each.kind == "Normalize"]
-    return any(read_json(each, missing_ok=True).get("module_input_name", _SENTENCE) == name for each in places)
+    names = []
+    for each in listed_modules(folder):
+        if each.kind == "Normalize":
+            place = folder / each.path / "config.json"
+            found = read_json(place, missing_ok=True)
+            check_keys(found, ("module_input_name", "module_output_name"), str(place))
+            names.append(found.get("module_input_name") or _SENTENCE)
+            if found.get("module_output_name") not in (None, names[-1]):
+                written = shown(repr(found["module_output_name"]), 60)
+                raise InputError(f"{place}: module_output_name is {written}, expected module_input_name")
+    return name in names
 
 
 def _of_pylate(found: dict[str, Any], folder: Path) -> Vectors:
@@ -239,11 +320,14 @@ def _of_pylate(found: dict[str, Any], folder: Path) -> Vectors:
             f"{folder / _SETTINGS}: attend_to_expansion_tokens is false, expected true, or do_query_expansion "
             "false: without padding a text sees all its tokens"
         )
+    # PyLate puts prefixes in tokens; sentence-transformers puts these prompts behind them, PyLate only if asked.
+    for name, prompt in zip(("query", "document"), _prompts(found, folder), strict=True):
+        if prompt not in ("", found.get(f"{name}_prefix")):
+            told = shown(repr(prompt), 60)
+            raise InputError(f"{folder / _SETTINGS}: prompts.{name} is {told}, expected none beside {name}_prefix")
     if found.get("default_prompt_name") is not None:
-        raise InputError(
-            f"{folder / _SETTINGS}: default_prompt_name is {str(found['default_prompt_name'])[:60]!r}, expected none: "
-            "a model in PyLate's format has query_prefix and document_prefix"
-        )
+        told = shown(repr(found["default_prompt_name"]), 60)
+        raise InputError(f"{folder / _SETTINGS}: default_prompt_name is {told}, expected null beside query_prefix")
     return Vectors(
         pooling="tokens", query_prompt=_text("query_prefix", found, folder / _SETTINGS),
         document_prompt=_text("document_prefix", found, folder / _SETTINGS),
@@ -261,6 +345,7 @@ def _of_multi_vector(found: dict[str, Any], folder: Path) -> Vectors:
     if expansion is not None:
         if not isinstance(expansion, dict) or expansion.get("strategy") != "fixed" or expansion.get("token"):
             raise InputError(f"{folder / _LIMITS}: query_expansion is not that of [MASK] to a fixed length")
+        check_keys(expansion, ("strategy", "token", "attend", "length"), f"{folder / _LIMITS}: query_expansion")
         if not expansion.get("attend", False):
             raise InputError(
                 f"{folder / _LIMITS}: query_expansion.attend is false, expected true: without padding a text sees all "
@@ -272,6 +357,7 @@ def _of_multi_vector(found: dict[str, Any], folder: Path) -> Vectors:
         if module.kind == "MultiVectorMask":
             place = folder / module.path / "config.json"
             mask = read_json(place, missing_ok=True)
+            check_keys(mask, ("skiplist_words", "skiplist_tasks", "keep_only_token_ids"), str(place))
             if mask.get("keep_only_token_ids") or mask.get("skiplist_tasks", ["document"]) != ["document"]:
                 raise InputError(f"{place}: leaves out tokens of other texts than documents, or keeps some alone")
             skip = _words(mask, place)
@@ -287,15 +373,19 @@ def _pooling(folder: Path) -> str:
     """Return how a folder of sentence-transformers makes one vector of a text; mean where it does not say."""
     if not (folder / "modules.json").exists():
         return "mean"
-    place = next((folder / each.path for each in listed_modules(folder) if each.kind == "Pooling"), None)
-    if place is None:
+    places = [folder / each.path for each in listed_modules(folder) if each.kind == "Pooling"]
+    if not places:
         return "mean"
+    if len(places) > 1:
+        raise InputError(f"{folder / 'modules.json'}: lists {len(places)} of Pooling, expected one")
+    (place,) = places
     found = read_json(place / "config.json", missing_ok=True)
     mode = found.get("pooling_mode")
     modes = [mode] if isinstance(mode, str) else [name for name, key in _POOLINGS.items() if found.get(key)]
     others = [key for key in found if key.startswith("pooling_mode_") and key not in _POOLINGS.values() and found[key]]
     if isinstance(mode, list) or others or len(modes) > 1 or not set(modes) <= set(_POOLINGS):
         raise InputError(f"{place / 'config.json'}: pools by {str(mode or others or modes)[:60]}, expected mean or cls")
+    check_keys(found, _POOLING_KEYS, str(place / "config.json"))
     if not found.get("include_prompt", True):
         raise InputError(f"{place / 'config.json'}: include_prompt is false, expected true")
     return modes[0] if modes else "mean"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modernbert.errors import InputError
-from modernbert.published import read_json_list
+from modernbert.published import check_keys, read_json_list
 
 __all__ = ["OURS_LISTED", "Module", "listed_modules"]
 
@@ -17,6 +17,8 @@ __all__ = ["OURS_LISTED", "Module", "listed_modules"]
 OURS_LISTED = "modernbert_modules.json"
 _OURS = "modernbert.interop.sentence_transformers.UnpaddedEncoder"
 _KINDS = ("Transformer", "Pooling", "Normalize", "Dense", "Dropout", "MultiVectorMask")
+# A class of the same name in another package, such as code beside the weights, may do anything.
+_LIBRARIES = ("sentence_transformers", "pylate")
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,15 @@ def listed_modules(folder: Path) -> list[Module]:
     for each in found:
         named, path = str(each.get("type", "")), str(each.get("path", ""))
         module = Module(named.rpartition(".")[2], named.partition(".")[0], path)
-        if module.kind not in _KINDS:
-            raise InputError(f"{place}: lists {named[:80]!r}, expected only {', '.join(_KINDS)}")
+        if module.kind not in _KINDS or module.library not in _LIBRARIES:
+            raise InputError(
+                f"{place}: lists {named[:80]!r}, expected only {', '.join(_KINDS)} of {' or '.join(_LIBRARIES)}"
+            )
+        check_keys(each, ("idx", "name", "path", "type", "kwargs"), f"{place}: the entry of {module.kind}")
         if Path(path).is_absolute() or ".." in Path(path).parts:
             raise InputError(f"{place}: {path[:80]!r} lies outside the folder")
+        if module.kind == "Transformer" and Path(path) != Path():
+            raise InputError(f"{place}: the path of Transformer is {path[:80]!r}, expected '': the folder itself")
         modules.append(module)
     kinds = [module.kind for module in modules]
     first = kinds.index("Normalize") if "Normalize" in kinds else len(kinds)

@@ -13,13 +13,17 @@ from modernbert.errors import InputError
 from modernbert.model.modules import Module, listed_modules
 from modernbert.model.stanford import LINEAR, stanford_settings
 from modernbert.model.weights import WEIGHTS, check_tensor, read_safetensors
-from modernbert.published import is_there, read_json
+from modernbert.published import check_keys, is_there, read_json
 
 __all__ = ["load_projection"]
 
 _PICKLE, _IDENTITY = "pytorch_model.bin", "torch.nn.modules.linear.Identity"
 # Wider than any vector that people compare.
 _MOST_WIDE = 2**16
+_KEYS = (
+    "in_features", "out_features", "bias", "activation_function", "module_input_name", "module_output_name",
+    "use_residual",
+)  # fmt: skip
 _BEFORE_MODULES = Module("Dense", "pylate", "1_Dense")
 
 
@@ -34,7 +38,9 @@ def load_projection(folder: Path, width: int) -> nn.Linear | None:
         if settings.get("dim", len(weight)) != len(weight):
             raise InputError(f"{folder}: {LINEAR} has {len(weight)} rows, expected dim = {settings['dim']}")
         return _linear(weight)
-    modules = [each for each in listed_modules(folder) if each.kind == "Dense"]
+    listed = listed_modules(folder)
+    modules = [each for each in listed if each.kind == "Dense"]
+    _check_inputs(folder, listed)
     if not modules and is_there(folder / "1_Dense" / WEIGHTS):
         modules = [_BEFORE_MODULES]
     weights: list[Tensor] = []
@@ -49,9 +55,25 @@ def load_projection(folder: Path, width: int) -> nn.Linear | None:
     return _linear(product.to(weights[0].dtype))
 
 
+def _check_inputs(folder: Path, listed: list[Module]) -> None:
+    """Refuse a linear layer that its library would not apply: one of tokens behind their pooling, and the reverse."""
+    kinds = [each.kind for each in listed]
+    pooled_at = kinds.index("Pooling") if "Pooling" in kinds else None
+    for number, each in enumerate(listed):
+        if each.kind != "Dense":
+            continue
+        place = folder / each.path / "config.json"
+        usual = "sentence_embedding" if pooled_at is not None and number > pooled_at else "token_embeddings"
+        named = read_json(place, missing_ok=True).get("module_input_name")
+        # Of folders without Pooling, older ones name no input, and mean tokens.
+        if (usual if named is None and pooled_at is None else named or "sentence_embedding") != usual:
+            raise InputError(f"{place}: module_input_name is {str(named)[:60]!r}, expected {usual!r} at its place")
+
+
 def _dense(place: Path, library: str, width: int) -> Tensor:
     """Return the matrix of one `Dense`."""
     found = read_json(place / "config.json", missing_ok=True)
+    check_keys(found, _KEYS, str(place / "config.json"))
     # sentence-transformers has tanh where nothing is said, PyLate nothing.
     activation = found.get("activation_function", _IDENTITY if library == "pylate" else "torch.nn.Tanh")
     if str(activation).rpartition(".")[2] != "Identity":

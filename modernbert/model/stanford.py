@@ -32,6 +32,15 @@ __all__ = [
 
 ARCHITECTURE, LINEAR = "HF_ColBERT", "linear.weight"
 _METADATA = "artifact.metadata"
+# All settings of the library, of which most are of training, indexes and search.
+_KEYS = frozenset(
+    "query_token_id doc_token_id query_token doc_token dim doc_maxlen mask_punctuation query_maxlen similarity "
+    "attend_to_mask_tokens interaction overwrite root experiment index_root name rank nranks amp gpus "
+    "total_visible_gpus avoid_fork_if_possible checkpoint triples collection queries index_name bsize accumsteps lr "
+    "maxsteps save_every resume warmup warmup_bert relu nway use_ib_negatives reranker distillation_alpha "
+    "ignore_scores model_name index_path index_bsize nbits kmeans_niters pool_factor clustering_mode protected_tokens "
+    "ncells centroid_score_threshold ndocs load_index_with_mmap meta".split()
+)
 
 _NOT_COPIED = ("model.safetensors", "config.json", "modules.json", "sentence_bert", "config_sentence")
 
@@ -92,7 +101,16 @@ def stanford_settings(folder: Path) -> dict[str, Any] | None:
     """
     if not is_stanford(read_json(folder / "config.json", missing_ok=True)):
         return None
-    return read_json(folder / _METADATA, missing_ok=True)
+    found = read_json(folder / _METADATA, missing_ok=True)
+    inner = found.get("config", found)  # one level down, in the metadata of its indexes
+    if not isinstance(inner, dict):
+        raise InputError(f"{folder / _METADATA}: config is {str(inner)[:60]!r}, expected settings")
+    unknown = [key for key in inner if key not in _KEYS and inner[key] is not None]
+    if unknown:
+        raise InputError(
+            f"{folder / _METADATA}: found the unknown key {unknown[0][:60]!r}, expected settings of ColBERT"
+        )
+    return inner
 
 
 def vectors_of_stanford(settings: Mapping[str, Any], folder: Path) -> Vectors:

@@ -31,7 +31,7 @@ def cases() -> Iterator[Case]:
 
 
 def _code() -> Iterator[Case]:
-    """Keys that name code: none of them is known here, so all are passed over."""
+    """Keys that name code: they are passed over, but for those that say which weights there are, and in what form."""
     named = {
         "auto_map": {"AutoModel": "modeling_evil.Evil", "AutoConfig": "modeling_evil.Evil"},
         "_attn_implementation_internal": "evil/kernel",
@@ -42,8 +42,6 @@ def _code() -> Iterator[Case]:
         "use_kernels": True,
         "trust_remote_code": True,
         "custom_pipelines": {"embed": {"impl": "modeling_evil.Evil", "pt": ["AutoModel"]}},
-        "quantization_config": {"quant_method": "evil", "load_in_8bit": True},
-        "transformers_weights": "../evil.safetensors",
         "fusion_config": {"evil": {}},
         "base_model_tp_plan": {"layers.*": "evil"},
         "tokenizer_class": "modeling_evil.Evil",
@@ -56,6 +54,13 @@ def _code() -> Iterator[Case]:
     for key, value in named.items():
         code = add("modeling_evil.py", EVIL_CODE.encode())
         yield Case("code", f"config.json: {key}", all_of(edited(CONFIG, {key: value}), code), None)
+    decisive = {
+        "quantization_config": {"quant_method": "evil", "load_in_8bit": True},
+        "transformers_weights": "../evil.safetensors",
+        "per_layer_config": {"0": {"hidden_size": 10**9}},
+    }
+    for key, value in decisive.items():
+        yield Case("code", f"config.json: {key}", edited(CONFIG, {key: value}), f"config.json: {key}: found")
     beside = {"auto_map": {"AutoTokenizer": ["modeling_evil.Evil", None]}, "tokenizer_class": "modeling_evil.Evil"}
     make = all_of(edited("tokenizer_config.json", beside), add("modeling_evil.py", EVIL_CODE.encode()))
     yield Case("code", "tokenizer_config.json: auto_map and tokenizer_class", make, None)
@@ -98,7 +103,7 @@ def _sizes() -> Iterator[Case]:
         "rope_parameters", {"full_attention": {"rope_type": "x" * 10**6}}, "rope_parameters.full_attention", "a MB"
     )
     theta = {"full_attention": {"rope_theta": {"a": 1}}}
-    yield case("rope_parameters", theta, "global_rope_theta: found {'a': 1}, expected float")
+    yield case("rope_parameters", theta, "rope_parameters.full_attention.rope_theta: found")
     infinite = edited(CONFIG, {"rope_parameters": None, "global_rope_theta": 1e-320, "local_rope_theta": 1e-320})
     yield Case("size", "thetas that give infinite angles", infinite, "computes values that are not finite")
     for key, value in (("architectures", 5), ("architectures", "x"), ("problem_type", {"a": 1}), ("num_labels", 10**12),

@@ -64,10 +64,12 @@ def _pickles() -> Iterator[Case]:
         "modeling_evil.py": EVIL, "__init__.py": EVIL, "sitecustomize.py": EVIL, "conftest.py": EVIL, "setup.py": EVIL,
         "json.py": EVIL, "safetensors.py": EVIL, "evil.pth": b"import os; os.system('touch ' + os.environ['CANARY'])",
         "handler.py": EVIL, "custom_generate/generate.py": EVIL, "requirements.txt": b"evil\n",
-        "adapter_config.json": {"base_model_name_or_path": "evil/base", "peft_type": "LORA", "auto_mapping": {}},
     }  # fmt: skip
     for name, content in beside.items():
         yield case(f"{name} beside good weights", add(name, content), None)
+    adapter = {"base_model_name_or_path": "evil/base", "peft_type": "LORA", "auto_mapping": {}}
+    for name, content in {"adapter_config.json": adapter, "adapter_model.bin": pickled}.items():
+        yield case(f"{name} beside good weights", add(name, content), f"has {name}: adapters are not supported")
     texts = {
         "config.json": "config.json: is not readable JSON",
         "tokenizer.json": "tokenizer.json: is not a tokenizer.json",
@@ -173,7 +175,9 @@ def _tensors() -> Iterator[Case]:
     )
     yield case("a name of 100,000 letters", lambda w: w.update({"n" * 10**5: torch.zeros(1)}), "(100,")
     yield case("a name from right to left", lambda w: w.update({"\u202egnp.exe": torch.zeros(1)}), "have \\u202egnp")
-    yield case("a head of no use", lambda w: w.update({"score.\x1b[2J": torch.zeros(1)}), None)
+    yield case(
+        "a head of no use", lambda w: w.update({"score.\x1b[2J": torch.zeros(1)}), "score.\\x1b[2J of a second head"
+    )
     scores = "classifier.weight has shape"
     yield case("scores of a terabyte of labels", lambda w: w.update({"classifier.weight": torch.zeros(2**40, 0)}),
                f"{scores} [1099511627776, 0], expected [labels, 64]", "classifier")  # fmt: skip
@@ -230,7 +234,7 @@ def _indexes() -> Iterator[Case]:
     yield case("of five megabytes", huge, f"{INDEX}: has ")
     yield Case("index", "a tensor in two files", _twice, "which another file of the index has too")
     yield Case("index", "good, of two files", _halves, None)
-    yield Case("index", "hostile, beside one good file", add(INDEX, to("../x.safetensors")), None)
+    yield Case("index", "hostile, beside one good file", add(INDEX, to("../x.safetensors")), "which names other files")
     yield Case("index", "tensors of another model", _strangers, "the weights have no layers.3.mlp.Wo.weight")
 
 

@@ -173,13 +173,18 @@ def dense(**tensors: torch.Tensor) -> Callable[[Path], None]:
 
 
 def listed(*kinds: str) -> Callable[[Path], None]:
-    modules = [{"idx": n, "name": str(n), "path": f"{n}_x", "type": kind} for n, kind in enumerate(kinds)]
+    paths = ["" if kind == "Transformer" else f"{n}_x" for n, kind in enumerate(kinds)]
+    full = [kind if "." in kind else f"sentence_transformers.models.{kind}" for kind in kinds]
+    modules = [
+        {"idx": n, "name": str(n), "path": path, "type": kind}
+        for n, (path, kind) in enumerate(zip(paths, full, strict=True))
+    ]
     return lambda folder: (folder / "modules.json").write_text(json.dumps(modules))  # type: ignore[return-value]
 
 
 def expanding(**changes: Any) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
-        edited("config_sentence_transformers.json", model_type="MultiVectorEncoder")(folder)
+        (folder / "config_sentence_transformers.json").write_text('{"model_type": "MultiVectorEncoder"}')
         expansion = {"strategy": "fixed", "attend": True, "token": None, "length": 16} | changes
         edited("sentence_bert_config.json", query_expansion=expansion)(folder)
 
@@ -218,7 +223,8 @@ SETTINGS, DENSE = "config_sentence_transformers.json", "1_Dense/config.json"
         (edited(DENSE, use_residual=True), "has no residual.weight"),
         (listed("sentence_transformers.models.LayerNorm"), "lists 'sentence_transformers.models.LayerNorm'"),
         (lambda folder: (folder / "modules.json").write_text("{}"), "found dict, expected a list"),
-        (lambda folder: (folder / "modules.json").write_text('[{"path": "../x", "type": "Dense"}]'), "outside"),
+        (lambda folder: (folder / "modules.json").write_text('[{"path": "../x", "type": "pylate.models.Dense"}]'),
+         "outside"),
         (edited(SETTINGS, attend_to_expansion_tokens=False), "attend_to_expansion_tokens is false"),
         (edited(SETTINGS, skiplist_words="!"), "skiplist_words is '!', expected a list"),
         (expanding(attend=False), "query_expansion.attend is false"),
@@ -227,8 +233,8 @@ SETTINGS, DENSE = "config_sentence_transformers.json", "1_Dense/config.json"
         (expanding(length=0), "length is 0, expected a number of tokens"),
         (masked(skiplist_tasks=["query"]), "leaves out tokens of other texts"),
         (masked(keep_only_token_ids=[3]), "leaves out tokens of other texts"),
-        (listed("a.Transformer", "a.Normalize", "a.Dense"), "lists Normalize before Dense, expected it behind all"),
-        (listed("a.Transformer", "a.Normalize", "a.Pooling"), "lists Normalize before Pooling"),
+        (listed("Transformer", "Normalize", "Dense"), "lists Normalize before Dense, expected it behind all"),
+        (listed("Transformer", "Normalize", "Pooling"), "lists Normalize before Pooling"),
         (edited(DENSE, module_output_name="other"), "module_output_name is 'other', expected module_input_name"),
         (stanford(attend_to_mask_tokens=False), "attend_to_mask_tokens is false"),
         (stanford(similarity="l2"), "similarity is 'l2', expected 'cosine'"),
