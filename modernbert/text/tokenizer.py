@@ -1,9 +1,8 @@
 """Texts to token ids and back.
 
 In: a `tokenizer.json` of any family, or text to learn one from. Out: a `Tokenizer` that knows which ids play which
-role. A file of its own because ids must be the same here, in transformers and in the published checkpoints; so nothing
-but `tokenizer.json` decides. The names of the roles, and whether sentence-transformers puts text in lower case first,
-are looked up in the files beside it.
+role. Ids are the same here, in transformers and in the published checkpoints. The files beside `tokenizer.json` name
+the roles, may add tokens, and say whether sentence-transformers puts text in lower case first.
 """
 
 import hashlib
@@ -23,6 +22,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from modernbert.errors import InputError
 from modernbert.published import check_file, is_there, read_json
 from modernbert.storage import write_file
+from modernbert.text.added import add_tokens_beside
 from modernbert.text.archive import open_plain
 from modernbert.text.growth import check_growth
 
@@ -93,11 +93,17 @@ class Tokenizer:
     def load(path: Path | str, most_entries: int | None = None) -> "Tokenizer":
         """Load a `tokenizer.json`, or the one in a folder; `most_entries` is what its model's vocabulary has.
 
-        Raises: InputError if it is absent, is not a tokenizer, has no token for one of the roles, or too many.
+        Tokens that the files beside it add are added, as transformers does.
+
+        Raises: InputError if it is absent, is not a tokenizer, has no token for one of the roles, or too many, or if
+        the files beside it contradict it.
         """
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
         core = _read_core(file, most_entries)
+        with _told(str(file), "cannot take the tokens that files beside it add"):
+            if add_tokens_beside(core, file.parent, most_entries):
+                check_growth(core.to_str().encode(), str(file))
         if read_json(file.parent / _LIMITS, missing_ok=True).get("do_lower_case"):
             # As sentence-transformers does, before anything that the file itself does to a text.
             own = [] if core.normalizer is None else [core.normalizer]

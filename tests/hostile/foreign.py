@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from .making import Case, Make, add, all_of, edited, linked, pickled
 from .settings import CONFIG, EVIL_CODE
+from .tokenizers import ALONE
 from .weights import INDEX, WEIGHTS
 
 __all__ = ["cases"]
@@ -45,18 +46,20 @@ def cases() -> Iterator[Case]:
     yield config(None, experts_implementation="evil/kernel")
     yield config(None, trust_remote_code=True, custom_code="evil")
     yield config(None, use_kernels=True, kernel_config={"kernel_mapping": {"BertLayer": "evil/kernel:Layer"}})
-    yield config(None, fusion_config={"evil": {}}, per_layer_config={"0": {"hidden_size": 10**9}})
-    yield config(None, transformers_weights="../evil.safetensors")
+    yield config(None, fusion_config={"evil": {}})
+    yield config("per_layer_config: found", per_layer_config={"0": {"hidden_size": 10**9}})
+    yield config("transformers_weights: found '../evil.safetensors'", transformers_weights="../evil.safetensors")
     yield config(None, dtype="os", torch_dtype="evil")
     yield config(None, architectures=["EvilModel"], id2label={str(n): "x" for n in range(20_000)}, name="labels")
     yield config(None, _name_or_path="evil/repo", base_model_name_or_path="evil/repo")
     yield config(None, return_dict=False, output_hidden_states=True, output_attentions=True)
     for method in ("bitsandbytes", "gptq", "evil"):
         yield config(
-            "quantization_config: found one", quantization_config={"quant_method": method, "load_in_8bit": True}
+            "quantization_config: found {'quant_method'",
+            quantization_config={"quant_method": method, "load_in_8bit": True},
         )
     adapter = {"base_model_name_or_path": "evil/base", "peft_type": "LORA"}
-    yield case("an adapter that names another model", add("adapter_config.json", adapter), None)
+    yield case("an adapter that names another model", add("adapter_config.json", adapter), "adapters are not supported")
     yield case("a sharded checkpoint beside", add("shard-00001-model-00001-of-00001.safetensors", pickled), None)
     beside = all_of(edited("tokenizer_config.json", {"auto_map": EVIL, "tokenizer_class": "Evil"}), code)
     yield case("a tokenizer class with code", beside, None)
@@ -92,7 +95,7 @@ def cases() -> Iterator[Case]:
     )
     yield case(
         "a vocabulary beyond the model's",
-        edited("tokenizer.json", lambda t: t["model"]["vocab"].update(zz=513)),
+        all_of(edited("tokenizer.json", lambda t: t["model"]["vocab"].update(zz=513)), ALONE),
         "does not fit",
     )
 

@@ -15,6 +15,8 @@ __all__ = ["cases"]
 TOKENIZER = "tokenizer.json"
 FAILS = "tokenizer.json: fails on a text"
 UNREADABLE = "tokenizer.json: is not a tokenizer.json"
+# The file beside states the ids of all added tokens too, and would be the first to contradict.
+ALONE = edited("tokenizer_config.json", lambda found: found.pop("added_tokens_decoder"))
 
 
 def cases() -> Iterator[Case]:
@@ -26,7 +28,7 @@ def cases() -> Iterator[Case]:
 
 
 def _case(name: str, change: Any, says: str | None) -> Case:
-    return Case("tokenizer", name, edited(TOKENIZER, change), says)
+    return Case("tokenizer", name, all_of(edited(TOKENIZER, change), ALONE), says)
 
 
 def _growing() -> Iterator[Case]:
@@ -180,11 +182,17 @@ def _forms() -> Iterator[Case]:
         "half a character for a name": (b'{"cls_token": "\\ud800"}', "is not readable JSON"),
         "a name of a megabyte": ({"mask_token": "x" * 10**6}, None),
         "a list": ([1], "found list, expected an object"),
-        "a hundred thousand special tokens": ({"additional_special_tokens": [f"<{n}>" for n in range(100_000)]}, None),
     }
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         for name, (content, says) in beside.items():
             yield Case("tokenizer", f"{file}: {name}", add(file, content), says)
+        # Beside the added tokens of the other file, transformers does not read this one's.
+        says = "the vocabulary has 100,512 entries" if file == "tokenizer_config.json" else None
+        many = {"additional_special_tokens": [f"<{n}>" for n in range(100_000)]}
+        yield Case("tokenizer", f"{file}: a hundred thousand special tokens", add(file, many), says)
+    decoder = {str(n): {"content": f"<{n}>"} for n in range(50_000)}
+    stated = edited("tokenizer_config.json", {"added_tokens_decoder": decoder})
+    yield Case("tokenizer", "fifty thousand added tokens", stated, "the vocabulary has 50,512 entries")
     empty = {"unk_token": "", "cls_token": "", "sep_token": "", "pad_token": "", "mask_token": ""}
     both = all_of(add("tokenizer_config.json", empty), add("special_tokens_map.json", empty))
     yield Case("tokenizer", "names that are empty", both, None)
