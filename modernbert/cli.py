@@ -34,7 +34,9 @@ app = typer.Typer(
 )
 
 # Not a path: the first word may be a field to set, and a path makes one slash of the two in a URL.
-ConfigFile = Annotated[str | None, typer.Argument(metavar="[CONFIG.yaml]", help="A YAML file of differences.")]
+ConfigFile = Annotated[
+    str | None, typer.Argument(metavar="[CONFIG]", help="A YAML file, or the name of a shipped one: pretrain/demo.")
+]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value]...", help="Fields to set.")]
 Print = Annotated[bool, typer.Option("--print", help="Show the resolved config and stop.")]
 Model = Annotated[str, typer.Argument(help="A model folder, or the name of a model on the hub.")]

@@ -7,6 +7,8 @@ only file that knows the config library.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
+from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import NoneType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -18,7 +20,7 @@ from yaml import YAMLError
 
 from modernbert.errors import InputError
 
-__all__ = ["MISSING", "load", "to_yaml", "value_of"]
+__all__ = ["MISSING", "load", "shipped_configs", "to_yaml", "value_of"]
 
 Schema = TypeVar("Schema")
 
@@ -28,6 +30,8 @@ _NOTHING = ("", "~", "null", "Null", "NULL")
 
 def load(schema: type[Schema], path: Path | str | None = None, overrides: Sequence[str] = ()) -> Schema:
     """Merge the defaults of `schema`, the YAML file at `path`, and `key.sub=value` overrides.
+
+    A `path` without a file may be the name of a shipped config, such as `pretrain/demo`.
 
     Raises: InputError naming the file or word at fault, for an unknown key (with the nearest known one), a value of the
     wrong type, a file that is absent or is not YAML.
@@ -122,11 +126,26 @@ def _check(kind: Any, found: Any, key: str, origin: str) -> None:
         _check(_kind_of(kind, str(name)), value, f"{key}.{name}" if key else str(name), origin)
 
 
+def shipped_configs() -> dict[str, Traversable]:
+    """Return the configs that the package ships, by name: `pretrain/demo`."""
+    found: dict[str, Traversable] = {}
+    for folder in files("modernbert").joinpath("configs").iterdir():
+        for file in folder.iterdir() if folder.is_dir() else ():
+            if file.name.endswith(".yaml"):
+                found[f"{folder.name}/{file.name.removesuffix('.yaml')}"] = file
+    return dict(sorted(found.items()))
+
+
 def _read(path: Path) -> Any:
     try:
-        loaded = OmegaConf.load(path)
+        # A file of that name comes first.
+        shipped = {} if path.is_file() else shipped_configs()
+        if (named := shipped.get(path.as_posix().removesuffix(".yaml"))) is not None:
+            loaded = OmegaConf.create(named.read_text(encoding="utf-8"))
+        else:
+            loaded = OmegaConf.load(path)
     except FileNotFoundError:
-        raise InputError(f"{path}: no such config file") from None
+        raise InputError(f"{path}: no such config file; the shipped configs are {', '.join(shipped)}") from None
     except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise InputError(f"{path}: is not YAML ({_first_line(error)})") from None
     except OSError as error:

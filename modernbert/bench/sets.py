@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from modernbert.errors import InputError
+from modernbert.model.hub import find_tokenizer
 from modernbert.text.corpus import Tally, read_documents
 from modernbert.text.tokenizer import Tokenizer
 
@@ -73,7 +74,7 @@ def real_lengths(paths: list[str], tokenizer: str, num_documents: int, longest: 
 
     Raises: InputError if a file or the tokenizer cannot be read.
     """
-    loaded = Tokenizer.load(tokenizer)
+    loaded = Tokenizer.load(find_tokenizer(str(tokenizer)))
     texts = [document.text for document in islice(read_documents(paths, Tally()), num_documents)]
     return [min(len(ids), longest) for ids in loaded.encode(texts)]
 

@@ -28,7 +28,7 @@ from modernbert.interop.torch_file import open_torch_file
 from modernbert.model.config import ModelConfig
 from modernbert.model.dialect import config_to_json
 from modernbert.model.heads import encoder_of
-from modernbert.model.hub import model_of, save_folder
+from modernbert.model.hub import find_tokenizer, model_of, save_folder
 from modernbert.published import read_json
 from modernbert.storage import new_file, write_tensors
 from modernbert.text.tokenizer import Tokenizer
@@ -179,7 +179,7 @@ def _tokenizer_of(config: ConvertConfig, found: Found) -> Tokenizer | None:
     """Return the tokenizer that was asked for, else that in the checkpoint, else that beside it; and say which."""
     beside = config.checkpoint.parent / "tokenizer.json"
     if config.tokenizer is not None:
-        return Tokenizer.load(config.tokenizer)
+        return Tokenizer.load(find_tokenizer(config.tokenizer))
     if found.tokenizer:
         with tempfile.TemporaryDirectory() as folder:
             write_tokenizer_files(Path(folder), found.tokenizer, str(config.checkpoint))

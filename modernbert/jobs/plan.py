@@ -30,7 +30,7 @@ from modernbert.device import choose_device, choose_precision
 from modernbert.errors import InputError
 from modernbert.model.attention import choose_backend, prepare
 from modernbert.model.config import ModelConfig
-from modernbert.model.hub import load_config
+from modernbert.model.hub import find_folder, load_config
 from modernbert.model.rotary import rotation
 from modernbert.ragged import Layout
 from modernbert.train.recipe import PretrainConfig, schedule_of
@@ -109,10 +109,16 @@ def _load(config: PlanConfig) -> tuple[PretrainConfig, ModelConfig]:
         pretrain.sources = {"any": "."}
     pretrain.check()
     fields = dict(pretrain.model)
-    if "preset" not in fields and pretrain.init_from and (Path(pretrain.init_from) / "config.json").exists():
-        return pretrain, load_config(Path(pretrain.init_from))
+    if "preset" not in fields and pretrain.init_from not in (None, "."):
+        folder = Path(str(pretrain.init_from))
+        if not folder.exists():
+            folder = find_folder(str(pretrain.init_from), files=["config.json"])
+        if (folder / "config.json").exists():
+            return pretrain, load_config(folder)
     if "preset" not in fields and config.config is not None and not fields.keys() & {"hidden_size"}:
-        raise InputError(f"model.preset: {config.config} names none, expected one, such as model.preset=large")
+        raise InputError(
+            f"model.preset: {config.config} names none, expected one, such as model.preset=large, or init_from"
+        )
     return pretrain, ModelConfig.preset(str(fields.pop("preset", "base")), **fields)
 
 

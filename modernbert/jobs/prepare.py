@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ SHARD_CHARS = 16_000_000
 class PrepareConfig:
     """What to read, with which tokenizer, and where the folders `train` and `heldout` go.
 
-    A source is a file, a folder, a URL (s3://, gs://, hf://, ...) or the name of a dataset on the Hugging Face Hub.
+    A source is a file, a folder, a URL (s3://, gs://, hf://, ...) or the name of a dataset on the Hugging Face Hub. The
+    tokenizer is a `tokenizer.json`, a folder with one, or the name of a model on the hub.
     """
 
     sources: list[str]
@@ -61,6 +62,7 @@ def run(config: PrepareConfig) -> Path:
     Raises: InputError for anything in the corpus, the tokenizer or `out` that is not as it should be.
     """
     _check(config)
+    config = replace(config, tokenizer=str(_find_tokenizer(config.tokenizer)))
     out = Path(config.out)
     work = Path(f"{out}.unfinished")
     told = _describe(config)
@@ -85,6 +87,14 @@ def _check(config: PrepareConfig) -> None:
         raise InputError(f"processes: found {config.processes}, expected 0 (all cores) or more")
     if config.engine not in ENGINES:
         raise InputError(f"engine: found {config.engine!r}, expected {' or '.join(map(repr, ENGINES))}")
+
+
+def _find_tokenizer(name: str) -> Path:
+    if os.path.lexists(name):
+        return Path(name)
+    from modernbert.model.hub import find_tokenizer  # imports torch, which only a name on the hub needs
+
+    return find_tokenizer(name)
 
 
 def _splits(config: PrepareConfig) -> list[str]:

@@ -24,11 +24,11 @@ from modernbert.model.attention import FUSED, choose_backend
 from modernbert.model.compile import compile_layers
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
-from modernbert.model.hub import save_folder
+from modernbert.model.hub import find_tokenizer, save_folder
 from modernbert.model.init import initialize
 from modernbert.model.vocabulary import change_vocabulary
 from modernbert.ragged import Batch
-from modernbert.storage import only_process, sha256_of
+from modernbert.storage import new_folder, only_process, sha256_of
 from modernbert.text.shards import Shards
 from modernbert.text.stream import Packed, Stream, prefetch
 from modernbert.text.tokenizer import Tokenizer
@@ -47,7 +47,7 @@ from modernbert.train.recipe import Phase, PretrainConfig, model_config, schedul
 from modernbert.train.run_folder import begin_run_folder, check_run_folder
 from modernbert.train.schedule import StepPlan
 from modernbert.train.sinks import open_sinks
-from modernbert.train.start import Start, find_start, shape_of
+from modernbert.train.start import TOKENIZER_OF_RUN, Start, find_start, shape_of
 
 __all__ = ["Phase", "PretrainConfig", "pretrain", "run"]
 
@@ -123,6 +123,9 @@ def pretrain(config: PretrainConfig) -> Path:
                 if world.is_main:
                     begin_run_folder(out, config)
                     held.enter_context(only_process(out))
+                    if config.tokenizer is None and inputs.start is not None:
+                        with new_folder(out / TOKENIZER_OF_RUN, replace=True) as partial:
+                            inputs.tokenizer.save_folder(partial, inputs.model.max_position_embeddings)
             if not (out / "model").exists():
                 _pretrain(out, config, inputs, world)
             elif world.is_main:
@@ -450,7 +453,15 @@ def _export(folder: Path, model: MaskedLM, inputs: _Inputs, world: World) -> Non
 def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> _Inputs:
     """Check a whole config and open what it names; nothing is written."""
     dtype = choose_precision(config.precision, device)
-    tokenizer = Tokenizer.load(config.tokenizer)
+    # What a run began with may be gone when it has checkpoints of its own.
+    check_run_folder(Path(config.out), config)
+    own = latest(Path(config.out) / "checkpoints", clean=False) if config.init_from is not None else None
+    start = None
+    if config.init_from is not None and (own is None or "model" not in own.state):
+        start = find_start(str(config.init_from))
+    tokenizer = _open_tokenizer(config, start)
+    if start is not None:
+        _check_start(config, tokenizer, start)
     named = {f"sources.{name}": folder for name, folder in config.sources.items()}
     named |= {f"heldout.{name}": folder for name, folder in config.heldout.items()}
     opened = {}
@@ -459,18 +470,14 @@ def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> 
         if shards.fingerprint != tokenizer.fingerprint:
             raise InputError(
                 f"{key}: {folder} was made with tokenizer {shards.fingerprint}, "
-                f"but {config.tokenizer} is {tokenizer.fingerprint}"
+                f"but {config.tokenizer or config.init_from} is {tokenizer.fingerprint}; prepare the text again with "
+                f"tokenizer={config.tokenizer or config.init_from}"
             )
         opened[key] = shards
-    start, shape = None, None
-    # What a run began with may be gone when it has checkpoints of its own.
-    check_run_folder(Path(config.out), config)
-    own = latest(Path(config.out) / "checkpoints", clean=False) if config.init_from is not None else None
-    if own is not None and "model" in own.state:
-        shape = shape_of(own)
-    elif config.init_from is not None:
-        start = _open_start(config, tokenizer)
-        shape = start.config
+    if start is not None:
+        shape: ModelConfig | None = start.config
+    else:
+        shape = None if own is None else shape_of(own)
     model = model_config(config, tokenizer, shape)
     return _Inputs(
         tokenizer=tokenizer,
@@ -485,8 +492,14 @@ def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> 
     )
 
 
-def _open_start(config: PretrainConfig, tokenizer: Tokenizer) -> Start:
-    start = find_start(str(config.init_from))
+def _open_tokenizer(config: PretrainConfig, start: Start | None) -> Tokenizer:
+    """Return the tokenizer that is named, else that of the model to start from, of which a begun run has a copy."""
+    if config.tokenizer is not None:
+        return Tokenizer.load(find_tokenizer(config.tokenizer))
+    return Tokenizer.load(Path(config.out) / TOKENIZER_OF_RUN) if start is None else start.tokenizer
+
+
+def _check_start(config: PretrainConfig, tokenizer: Tokenizer, start: Start) -> None:
     if start.tokenizer.fingerprint != tokenizer.fingerprint and not config.new_vocabulary:
         raise InputError(
             f"init_from: {config.init_from} has tokenizer {start.tokenizer.fingerprint}, but {config.tokenizer} is "
@@ -494,7 +507,6 @@ def _open_start(config: PretrainConfig, tokenizer: Tokenizer) -> Start:
         )
     if config.init_optimizer and not start.optimizer:
         raise InputError(f"init_optimizer: {config.init_from} has no optimizer state, expected a checkpoint or a run")
-    return start
 
 
 def _describe(
@@ -511,6 +523,12 @@ def _describe(
                 print(f"phases.{name}: {phase.max_micro_batches} micro-batches a step do not divide among {world.size}")
     if checkpoint is None and config.init_from is not None:
         print(f"starting from {config.init_from}")
+        name, phase = next(iter(config.phases.items()))
+        for key in ("global_rope_theta", "local_rope_theta"):
+            now = getattr(phase, key)
+            was = now if inputs.start is None else getattr(inputs.start.config, key)
+            if was != now:
+                print(f"phases.{name}.{key}: changes from {was:,.0f}, which the model has learned with, to {now:,.0f}")
     print(f"{num_parameters:,} parameters, {len(config.phases)} phases, {num_steps:,} steps, {num_tokens:,} tokens")
     if checkpoint is not None:
         before = checkpoint.state.get("backend", inputs.backend)

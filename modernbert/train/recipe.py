@@ -88,8 +88,9 @@ class PretrainConfig:
     """A run: where it goes, what it learns from, its model, its phases in order.
 
     `model` has `preset` and any field of `ModelConfig` to change; the vocabulary is the tokenizer's, rounded up to a
-    multiple of 64, unless named. `init_from` is a model folder, a name on the hub, a checkpoint or an earlier run to
-    start from, with its shape; `init_optimizer` takes over the optimizer's moments too; `new_vocabulary` gives it the
+    multiple of 64, unless named. `tokenizer` is a `tokenizer.json`, a folder with one, or a name on the hub; by default
+    that of `init_from`. `init_from` is a model folder, a name on the hub, a checkpoint or an earlier run to start from,
+    with its shape; `init_optimizer` takes over the optimizer's moments too; `new_vocabulary` gives it the
     rows that another tokenizer needs. `sources` and `heldout` are
     named folders of shards. Held-out text is scored at each of `heldout_lengths`, by default the first phase's.
 
@@ -105,7 +106,7 @@ class PretrainConfig:
     )  # fmt: skip
 
     out: str = MISSING
-    tokenizer: str = MISSING
+    tokenizer: str | None = None
     sources: dict[str, str] = field(default_factory=dict)
     heldout: dict[str, str] = field(default_factory=dict)
     init_from: str | None = None
@@ -141,6 +142,11 @@ class PretrainConfig:
 
         Raises: InputError naming the field, what was found and what was expected.
         """
+        if self.tokenizer is None and (self.init_from is None or self.new_vocabulary):
+            raise InputError(
+                "tokenizer: found none, expected a tokenizer.json, a folder with one, or a name on the hub"
+                + (", for new_vocabulary" if self.new_vocabulary else ", or init_from with a model to start from")
+            )
         if not self.phases:
             raise InputError("phases: found none, expected at least one with its tokens and lr")
         if not self.sources:
@@ -205,7 +211,7 @@ def model_config(config: PretrainConfig, tokenizer: Tokenizer, start: ModelConfi
     preset = changes.pop("preset", "base")
     vocab_size = changes.setdefault("vocab_size", -(-tokenizer.vocab_size // 64) * 64)
     if not isinstance(vocab_size, int) or vocab_size < tokenizer.vocab_size:
-        expected = f"at least the {tokenizer.vocab_size:,} of {config.tokenizer}"
+        expected = f"at least the {tokenizer.vocab_size:,} of {config.tokenizer or config.init_from}"
         raise InputError(f"model.vocab_size: found {vocab_size}, expected {expected}")
     last = list(config.phases.values())[-1]
     try:

@@ -15,7 +15,9 @@ from modernbert.storage import explained, only_process, write_file
 
 __all__ = ["RunConfig", "begin_run_folder", "check_run_folder"]
 
-_BEFORE_A_CHECKPOINT = {"config.yaml", ".lock", "log.jsonl", "timing.jsonl", "checkpoints", "watch", "report.html"}
+_BEFORE_A_CHECKPOINT = {
+    "config.yaml", ".lock", "log.jsonl", "timing.jsonl", "checkpoints", "watch", "report.html", "tokenizer",
+}  # fmt: skip
 # Groups whose entries count by their place: a seed and a checkpoint know them by number, not by name.
 _IN_ORDER = ("sources", "phases")
 

@@ -14,12 +14,15 @@ from modernbert.config import load
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
-from modernbert.model.hub import find_folder, load_model
+from modernbert.model.hub import find_folder, find_tokenizer, load_model
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.train.checkpoint import Checkpoint, latest, open_checkpoint
 from modernbert.train.recipe import PretrainConfig
 
-__all__ = ["Start", "find_start", "shape_of"]
+__all__ = ["TOKENIZER_OF_RUN", "Start", "find_start", "shape_of"]
+
+# The copy that a run keeps of the tokenizer of the model it started from, which may be gone when the run goes on.
+TOKENIZER_OF_RUN = "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -90,9 +93,9 @@ def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
     named = load(PretrainConfig, path).tokenizer
     expected = checkpoint.state.get("tokenizer")  # older checkpoints do not say
     faults = []
-    for place in (named, run / "model"):
+    for place in (run / TOKENIZER_OF_RUN if named is None else named, run / "model"):
         try:
-            tokenizer = Tokenizer.load(place)
+            tokenizer = Tokenizer.load(find_tokenizer(str(place)))
         except InputError as error:
             faults.append(str(error))
             continue

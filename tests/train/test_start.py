@@ -1,6 +1,8 @@
 """Runs that begin with a model: a published folder, a checkpoint, an earlier run."""
 
+import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -214,3 +216,53 @@ def test_a_model_gets_another_vocabulary(data, straight, tmp_path):  # noqa: F81
     pretrain.run(begun(data, tmp_path / "old", straight / "model"))
     # Random replacements may be others, the rest is the same; a random start would be at ln 448 = 6.1.
     assert first_loss(tmp_path / "run") == pytest.approx(first_loss(tmp_path / "old"), abs=0.03)
+
+
+def test_the_tokenizer_is_that_of_the_model_to_start_from(data, straight, tmp_path, monkeypatch):  # noqa: F811
+    source = Path(shutil.copytree(straight / "model", tmp_path / "source"))
+    settings = begun(data, tmp_path / "run", source, tokenizer=None, save_every_steps=1)
+    pretrain.run(begun(data, tmp_path / "named", source, save_every_steps=1))
+    with monkeypatch.context() as patch:
+        kill_at(patch, 1, "after")
+        with pytest.raises(Kill):
+            pretrain.run(settings)
+    # The run goes on without what it began with.
+    shutil.rmtree(source)
+    pretrain.run(settings)
+    ours, theirs = (latest(tmp_path / name / "checkpoints").tensors("model") for name in ("run", "named"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    expected = Tokenizer.load(straight / "model").fingerprint
+    assert Tokenizer.load(tmp_path / "run" / "model").fingerprint == expected
+    # Another run starts from the checkpoint of this one.
+    assert find_start(str(tmp_path / "run")).tokenizer.fingerprint == expected
+
+
+def test_a_run_without_a_tokenizer_or_a_model_is_refused(data, straight, tmp_path):  # noqa: F811
+    for changes, message in (
+        ({"init_from": None}, "tokenizer: found none, expected .* or init_from with a model to start from"),
+        ({"new_vocabulary": True}, "tokenizer: found none, expected .* for new_vocabulary"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pretrain.run(begun(data, tmp_path / "run", straight / "model", tokenizer=None, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_shards_of_another_tokenizer_than_the_models_are_refused(data, straight, tmp_path):  # noqa: F811
+    model = shutil.copytree(straight / "model", tmp_path / "model")
+    found = json.loads((Path(model) / "tokenizer_config.json").read_text())
+    name = Tokenizer.load(model).name_of(300)
+    added = {"300": {"content": name, "special": False, "normalized": False}}
+    found["added_tokens_decoder"] |= added
+    (Path(model) / "tokenizer_config.json").write_text(json.dumps(found))
+    with pytest.raises(
+        InputError, match=f"sources.* was made with tokenizer .*prepare the text again with tokenizer={model}"
+    ):
+        pretrain.run(begun(data, tmp_path / "run", model, tokenizer=None))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_says_which_thetas_change(data, straight, tmp_path, capsys):  # noqa: F811
+    slower = {"decay": replace(DECAY["decay"], global_rope_theta=50_000.0)}
+    pretrain.run(begun(data, tmp_path / "run", straight / "model", phases=slower))
+    line = r"phases.decay.global_rope_theta: changes from [\d,]+, which the model has learned with, to 50,000\n"
+    assert re.search(line, capsys.readouterr().out)

@@ -1,0 +1,135 @@
+"""The README's commands of pretraining, as they are printed, in a folder that is no clone."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from commands import modernbert
+
+from modernbert import ModernBert
+from modernbert.config import load, to_yaml
+from modernbert.finetune.retriever import RetrieverConfig
+from modernbert.jobs.pretrain import PretrainConfig
+from modernbert.model.hub import load_config
+from modernbert.text.shards import Shards
+from modernbert.text.tokenizer import Tokenizer
+
+README = Path(__file__).parents[1] / "README.md"
+HUB_NAME, COMMIT = "answerdotai/ModernBERT-base", "0123456789abcdef0123456789abcdef01234567"
+# What makes each command one of seconds: sizes, and nothing else.
+SHORTER = {
+    "tokenizer": ["vocab_size=512"],
+    "prepare": ["heldout=0.2", "processes=1"],
+    "pretrain/demo": [
+        "phases.stable.tokens=2048", "phases.stable.warmup_tokens=0", "phases.stable.batch_warmup_tokens=0",
+        "phases.stable.max_micro_batches=1", "phases.extension.tokens=1024", "phases.extension.max_len=1024",
+        "phases.extension.micro_batch_tokens=1024", "phases.decay.tokens=1024", "phases.decay.max_len=1024",
+        "phases.decay.micro_batch_tokens=1024", "heldout_tokens=512", "verify=false",
+    ],
+    "pretrain/adapt": [
+        "phases.adapt.tokens=2048", "phases.adapt.warmup_tokens=0", "phases.adapt.max_micro_batches=1",
+        "phases.adapt.micro_batch_tokens=1024", "phases.adapt.max_len=512",
+    ],
+}  # fmt: skip
+
+
+def commands_of(section: str) -> list[list[str]]:
+    """Return the words of every command in the code blocks of a section of the README."""
+    text = README.read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
+    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a corpus, and a cache of the hub in which a small model goes by the name in the README."""
+    (tmp_path / "work" / "corpus").mkdir(parents=True)
+    for number in range(30):
+        lines = [
+            f"The capital of country {n} is city {n * 7}, in a land of {n % 11} rivers."
+            for n in range(number * 100, number * 100 + 100)
+        ]
+        (tmp_path / "work" / "corpus" / f"{number}.txt").write_text("\n".join(lines))
+    kept = tmp_path / "hub" / f"models--{HUB_NAME.replace('/', '--')}"
+    small_bert.save(kept / "snapshots" / COMMIT)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def test_pretraining_and_continued_pretraining_work_as_printed(elsewhere: Path, small_bert: ModernBert) -> None:
+    said = ""
+    wanted = [words for words in commands_of("Train") if words[0] == "modernbert"]
+    for words in wanted[: [words[2] for words in wanted].index("pretrain/adapt") + 1]:
+        verb, *rest = words[1:]
+        done = modernbert(verb, *rest, *SHORTER[rest[0] if verb == "pretrain" else verb])
+        assert done.returncode == 0, f"{words}: {done.stderr}"
+        said += done.stdout + done.stderr
+    assert f"starting from {HUB_NAME}" in said
+    mine = ModernBert.load(elsewhere / "runs" / "mine" / "model", device="cpu")
+    assert mine.tokenizer.fingerprint == Tokenizer.load(elsewhere / "tokenizer").fingerprint
+    adapted = ModernBert.load(elsewhere / "runs" / "adapted" / "model", device="cpu")
+    theirs = small_bert.tokenizer.fingerprint
+    assert adapted.tokenizer.fingerprint == theirs == Shards.open(elsewhere / "shards-adapt" / "train").fingerprint
+    assert load_config(elsewhere / "runs" / "adapted" / "model").hidden_size == 64
+    assert adapted.fill_mask("The capital of [MASK].", top_k=1)[0]
+
+
+SCHEMAS = {"pretrain": PretrainConfig, "finetune": RetrieverConfig}
+GIVEN = {
+    "pretrain": ["out=x", "tokenizer=x", "init_from=x", "sources.a=x"],
+    "finetune": ["out=x", "model=x", "train=[x]", "dev=[x]"],
+}
+CONFIGS = Path(__file__).parents[1] / "modernbert" / "configs"
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_shipped_configs_go_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    verb, name = file.parent.name, f"{file.parent.name}/{file.stem}"
+    given = GIVEN[verb] + (["phases.adapt.tokens=65536"] if file.stem == "adapt" else [])
+    found = [to_yaml(load(SCHEMAS[verb], each, given)) for each in (name, f"{name}.yaml", file)]
+    assert found[0] == found[1] == found[2]
+
+
+def test_commands_take_the_names_of_configs(elsewhere: Path) -> None:
+    for verb, name, line in (
+        ("pretrain", "pretrain/demo", "preset: tiny\n"),
+        ("finetune", "finetune/msmarco-single", "batch: 512\n"),
+    ):
+        done = modernbert(verb, name, *GIVEN[verb], "--print")
+        assert done.returncode == 0 and line in done.stdout, done.stderr
+
+
+def test_a_file_of_that_name_comes_first_and_an_unknown_name_lists_the_shipped(elsewhere: Path) -> None:
+    (elsewhere / "pretrain").mkdir()
+    (elsewhere / "pretrain" / "demo").write_text("seed: 123\n")
+    assert "seed: 123\n" in modernbert("pretrain", "pretrain/demo", "out=x", "--print").stdout
+    for verb, words in (("pretrain", ["pretrain/dmo"]), ("finetune", ["mine.yaml"]), ("plan", ["pretrain/dmo"])):
+        done = modernbert(verb, *words, "out=x")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+        assert f"{words[0]}: no such config file; the shipped configs are finetune/code, " in done.stderr
+        assert "pretrain/adapt, pretrain/base, pretrain/demo" in done.stderr
+
+
+def test_a_plan_takes_the_names_of_configs_and_of_models(elsewhere: Path) -> None:
+    words = ["pretrain/adapt", f"init_from={HUB_NAME}", "phases.adapt.tokens=5000000"]
+    done = modernbert("plan", *words, "--device", "h100")
+    assert done.returncode == 0, done.stderr
+    done = modernbert("plan", "pretrain/adapt", "--device", "h100")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "phases.adapt.tokens has no value" in done.stderr
+
+
+def test_a_tokenizer_that_is_nowhere_is_named(elsewhere: Path) -> None:
+    for verb, words in (
+        ("prepare", ["sources=[corpus/]", "out=x"]),
+        ("pretrain", ["sources.a=x", "out=x", "phases.a.tokens=65536", "phases.a.lr=1e-3"]),
+    ):
+        done = modernbert(verb, *words, "tokenizer=owner/absent")
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "owner/absent: no such tokenizer file or folder, and not on the hub" in done.stderr
+        assert not (elsewhere / "x").exists()
