@@ -3,7 +3,7 @@
 In: a message, with names that may be anybody's in it. Out: the same as one line that a terminal can show.
 """
 
-__all__ = ["InputError", "shown"]
+__all__ = ["CheckFailed", "InputError", "shown"]
 
 _MOST_CHARS = 2_000
 
@@ -13,6 +13,10 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(shown(message))
+
+
+class CheckFailed(InputError):
+    """Say that a model failed the last check after it was written; `storage.new_folder` keeps it under another name."""
 
 
 def shown(text: str, most_chars: int = _MOST_CHARS) -> str:

@@ -6,17 +6,20 @@ because shards, checkpoints, model folders and reports all make the same promise
 
 import errno
 import hashlib
+import logging
 import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from modernbert.errors import InputError
+from modernbert.errors import CheckFailed, InputError
 
 __all__ = [
+    "UNVERIFIED",
     "check_target",
     "explained",
     "move_into_place",
@@ -27,13 +30,20 @@ __all__ = [
     "sha256_of",
     "sync_file",
     "sync_folder",
+    "try_delete",
     "unwrapped",
     "write_file",
     "write_tensors",
 ]
 
+# Follows the name of a folder whose content failed its last check.
+UNVERIFIED = ".unverified"
+
 _LEFTOVER = ".partial-"
 _PREVIOUS = "previous-"
+_OLD = "old-"
+
+logger = logging.getLogger(__name__)
 
 
 def check_target(target: Path | None) -> None:
@@ -53,11 +63,12 @@ def check_target(target: Path | None) -> None:
 
 
 @contextmanager
-def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
+def new_folder(target: Path, *, replace: bool = False, kept: Path | None = None) -> Iterator[Path]:
     """Yield a temporary sibling of `target`; on success make it durable and rename it into place.
 
-    On any failure the temporary folder is removed and `target` is as it was; after a kill in the moment between two
-    renames, the next attempt first puts back what was there.
+    On any failure but one the temporary folder is removed. On `CheckFailed` it is renamed to `kept`, by default
+    `target` with `UNVERIFIED` behind it, and the error says so. Either way `target` is as it was; after a kill in the
+    moment between two renames, the next attempt first puts back what was there.
 
     Raises: InputError if `target` exists and may not be replaced, or if the disk is full or not writable.
     """
@@ -74,9 +85,20 @@ def new_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise explained(target, error) from error
+    except CheckFailed as error:
+        raise CheckFailed(f"{error}; {_keep(partial, kept or target.with_name(target.name + UNVERIFIED))}") from None
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _keep(partial: Path, kept: Path) -> str:
+    """Rename a folder that failed its check, in place of one that failed before, and say where it is."""
+    try:
+        move_into_place(partial, kept)
+    except OSError as error:
+        return f"it is kept as {partial} until the next attempt ({kept}: {error.strerror or error})"
+    return f"it is kept as {kept}"
 
 
 def move_into_place(folder: Path, target: Path) -> None:
@@ -184,7 +206,31 @@ def remove_leftovers(target: Path) -> None:
     for path in _leftovers(target, _PREVIOUS):
         _put_back(path.with_name(path.name.split(_LEFTOVER)[0]))
     for path in _leftovers(target):
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        try_delete(path)
+
+
+def try_delete(path: Path) -> None:
+    """Delete a file or a folder that is no longer needed; if the system refuses, log a warning and go on.
+
+    A folder is renamed first, so that a half-deleted folder is never read as a whole one. What is left of it is deleted
+    by the next `remove_leftovers`.
+    """
+    doomed = path
+    if path.is_dir() and not path.is_symlink() and _LEFTOVER not in path.name:
+        names = (f"{path.name}{_LEFTOVER}{_OLD}{number}-{os.getpid()}" for number in count())
+        renamed = next(other for name in names if not os.path.lexists(other := path.with_name(name)))
+        with suppress(OSError):
+            os.rename(path, renamed)
+            doomed = renamed
+    try:
+        shutil.rmtree(doomed) if doomed.is_dir() and not doomed.is_symlink() else doomed.unlink(missing_ok=True)
+    except OSError as error:
+        shutil.rmtree(doomed, ignore_errors=True)  # the first pass stops at the first file that is refused
+        if os.path.lexists(doomed):
+            reason = error.strerror or error
+            logger.warning(
+                "%s: cannot be deleted (%s); continuing. Delete it by hand to free its space.", doomed, reason
+            )
 
 
 def sha256_of(path: Path) -> str:
@@ -233,7 +279,8 @@ def _rename(partial: Path, target: Path) -> None:
         _put_back(target)
         raise
     sync_folder(target.parent)
-    shutil.rmtree(previous, ignore_errors=True)
+    if os.path.lexists(previous):
+        try_delete(previous)
 
 
 def _put_back(target: Path) -> None:

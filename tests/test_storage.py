@@ -2,13 +2,15 @@
 
 import os
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from modernbert.errors import InputError
+from modernbert.errors import CheckFailed, InputError
 from modernbert.storage import check_target, new_folder, only_process, write_file, write_tensors
 
 # No process has this number.
@@ -81,3 +83,41 @@ def test_weights_are_for_whoever_reads_the_rest_of_a_folder(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     write_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(3)})
     assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
+
+
+def test_what_failed_its_last_check_is_kept_and_the_line_says_where(tmp_path):
+    for content in ("first", "second"):
+        with pytest.raises(InputError, match=r"differs; it is kept as .*/model\.unverified$"):
+            with new_folder(tmp_path / "model") as folder:
+                (folder / "weights").write_text(content)
+                raise CheckFailed("model: differs")
+        assert names(tmp_path) == ["model.unverified"]
+        assert (tmp_path / "model.unverified" / "weights").read_text() == content
+    with new_folder(tmp_path / "model") as folder:
+        (folder / "weights").write_text("third")
+    assert names(tmp_path) == ["model", "model.unverified"]
+
+
+LEFT = """
+import os, sys
+from pathlib import Path
+from modernbert.storage import new_folder, write_file
+os.chdir(sys.argv[1])
+if os.getuid() == 0:
+    os.setuid(65_534)
+for folder in ("model", f"model.partial-{2**31 - 1}"):
+    os.mkdir(folder)
+    Path(folder, "old").write_text("old")
+    os.chmod(folder, 0o555)
+with new_folder(Path("model"), replace=True) as folder:
+    (folder / "new").write_text("new")
+write_file(Path("report.html"), "new")
+"""
+
+
+def test_leftovers_that_cannot_be_deleted_stop_no_write(open_folder):
+    done = subprocess.run([sys.executable, "-c", LEFT, str(open_folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (open_folder / "model").iterdir()] == ["new"]
+    said = done.stderr.splitlines()
+    assert len(said) == 2 and all("cannot be deleted (Permission denied); continuing" in line for line in said)

@@ -87,7 +87,7 @@ def time_trainer(
         def on_step_end(self, *_: Any, **__: Any) -> None:
             marks.append(time.perf_counter())
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         arguments = transformers.TrainingArguments(
             output_dir=folder, max_steps=num_steps + 1, per_device_train_batch_size=batch_rows,
             bf16=dtype == "bfloat16", use_cpu=device.type == "cpu", seed=seed, max_grad_norm=0.0,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from modernbert.errors import InputError
+from modernbert.errors import CheckFailed, InputError
 from modernbert.export.check import Agreement, compare, made_up, open_file, short_texts, vectors_in
 from modernbert.export.graph import Exported, build, encoder_in, outputs_of
 from modernbert.export.nodes import OPSET, needed, write_model
@@ -158,9 +158,9 @@ def _write_graphs(source: _Source, partial: Path, out: Path, int8: bool) -> Repo
     agreements = compare(open_file(partial / _FLOAT32), model, outputs_of(model), batches, pad_id)
     for name, found in agreements.items():
         if not (found.difference <= _DIFFERENCE and found.cosine >= _COSINE):
-            raise InputError(
+            raise CheckFailed(
                 f"{out}: {name} of the graph differs from the model's by {found.difference:.1e} of its largest value, "
-                f"expected at most {_DIFFERENCE:.0e}; nothing was kept"
+                f"expected at most {_DIFFERENCE:.0e}"
             )
     agreement, kept = _write_int8(source, partial, out) if int8 else (None, ())
     sizes = {str(path.relative_to(partial)): path.stat().st_size for path in sorted((partial / "onnx").iterdir())}
@@ -183,9 +183,9 @@ def _write_int8(source: _Source, partial: Path, out: Path) -> tuple[Agreement, S
         if found.cosine >= _INT8_COSINE:
             return found, kept
         best = max(best, found.cosine)
-    raise InputError(
-        f"{out}: int8 keeps a cosine of {best:.4f} to float32, expected at least {_INT8_COSINE}; nothing was kept, "
-        "float32 alone can be had without int8"
+    raise CheckFailed(
+        f"{out}: int8 keeps a cosine of {best:.4f} to float32, expected at least {_INT8_COSINE}; export without --int8 "
+        "writes float32 alone"
     )
 
 

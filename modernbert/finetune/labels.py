@@ -443,7 +443,19 @@ def _scores(
 def _write(
     out: Path, config: FinetuneConfig, inputs: _Inputs, model: Classifier | ForeignClassifier, position: Position
 ) -> None:
-    """Write predictions, the model, and scores, which come last: with them the run is finished."""
+    """Write the model, predictions, and scores, which come last: with them the run is finished.
+
+    The model comes first, so that no error in scoring loses it.
+    """
+    model.cpu()
+    if isinstance(model, ForeignClassifier):
+        save_foreign(out / "model", model, inputs.folder)
+    else:
+        most = encoder_of(model).config.max_position_embeddings
+        # A limit of the folder it came from still holds, unless it was trained on longer texts.
+        longest = min(max(max_length_of(inputs.folder) or most, config.max_len or 0), most)
+        save_folder(out / "model", model, lambda partial: inputs.tokenizer.save_folder(partial, longest), replace=True)
+    model.to(inputs.device)
     written: dict[str, Any] = {
         "metric": inputs.metric,
         "best_step": position.best_step,
@@ -460,12 +472,4 @@ def _write(
         ]
         write_file(out / "predictions.jsonl", "\n".join(lines) + "\n")
         print("test: " + ", ".join(f"{name} {value:.4f}" for name, value in written["test"].items()))
-    model.cpu()
-    if isinstance(model, ForeignClassifier):
-        save_foreign(out / "model", model, inputs.folder)
-    else:
-        most = encoder_of(model).config.max_position_embeddings
-        # A limit of the folder it came from still holds, unless it was trained on longer texts.
-        longest = min(max(max_length_of(inputs.folder) or most, config.max_len or 0), most)
-        save_folder(out / "model", model, lambda partial: inputs.tokenizer.save_folder(partial, longest), replace=True)
     write_file(out / "scores.json", json.dumps(written, indent=2) + "\n")

@@ -485,18 +485,7 @@ def _mean(scores: Sequence[Retrieval]) -> dict[str, float]:
 
 
 def _write(out: Path, config: RetrieverConfig, inputs: _Inputs, model: Embedder, position: Position) -> None:
-    """Write the model, and scores, which come last: with them the run is finished."""
-    written: dict[str, Any] = {
-        "metric": config.metric,
-        "best_step": position.best_step,
-        "dev": position.best_scores,
-        "stopped": position.stopped,
-    }
-    if inputs.collections["test"]:
-        scores = _scores(inputs, model, "test")
-        named = zip(inputs.collections["test"], scores, strict=True)
-        written["test"] = {collection.name: asdict(each) for collection, each in named}
-        print("test: " + ", ".join(f"{name} {value:.4f}" for name, value in _mean(scores).items()))
+    """Write the model, then scores: with them the run is finished. No error in scoring loses the model."""
     model.cpu()
     longest, encoder = inputs.longest, model.model
 
@@ -516,4 +505,16 @@ def _write(out: Path, config: RetrieverConfig, inputs: _Inputs, model: Embedder,
         prefix = str(encoder.inner.base_model_prefix) if isinstance(encoder, ForeignEncoder) else "model"
         assert model.projection is not None, "checked before anything was begun"
         write_stanford(out / "stanford", out / "model", prefix, load_vectors(out / "model"), model.projection)
+    model.to(inputs.device)
+    written: dict[str, Any] = {
+        "metric": config.metric,
+        "best_step": position.best_step,
+        "dev": position.best_scores,
+        "stopped": position.stopped,
+    }
+    if inputs.collections["test"]:
+        scores = _scores(inputs, model, "test")
+        named = zip(inputs.collections["test"], scores, strict=True)
+        written["test"] = {collection.name: asdict(each) for collection, each in named}
+        print("test: " + ", ".join(f"{name} {value:.4f}" for name, value in _mean(scores).items()))
     write_file(out / "scores.json", json.dumps(written, indent=2) + "\n")

@@ -7,7 +7,6 @@ Source: Golovin et al. 2017 (the median rule of Vizier).
 """
 
 import json
-import shutil
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from modernbert.errors import InputError
 from modernbert.finetune.labels import FinetuneConfig, finetune
 from modernbert.finetune.retriever import RetrieverConfig, finetune_retriever
 from modernbert.processes import Processes
-from modernbert.storage import write_file
+from modernbert.storage import try_delete, write_file
 from modernbert.train.loop import Diverged
 from modernbert.train.run_folder import check_run_folder
 
@@ -212,4 +211,5 @@ def _keep_best(out: Path, results: Sequence[Result]) -> None:
     for result in results:
         if result.point != best:
             for name in ("model", "checkpoints"):
-                shutil.rmtree(out / result.point.name / name, ignore_errors=True)
+                if (folder := out / result.point.name / name).exists():
+                    try_delete(folder)

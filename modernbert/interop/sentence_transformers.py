@@ -31,6 +31,7 @@ from modernbert.model.layouts import Kept, load_kept, write_vectors
 from modernbert.model.modules import OURS_LISTED
 from modernbert.published import read_json
 from modernbert.ragged import Batch, within
+from modernbert.storage import UNVERIFIED, explained
 
 __all__ = ["UnpaddedEncoder", "sentence_transformer"]
 
@@ -199,8 +200,16 @@ class UnpaddedEncoder(InputModule):
             write_vectors(partial, vectors, self.projection, longest, Kept(normalize=self.normalize))
 
         target = Path(output_path)
-        with tempfile.TemporaryDirectory(dir=target) as folder:
-            save_folder(Path(folder) / "model", encoder, write_beside)
+        kept = target.absolute().with_name(f"{target.absolute().name}{UNVERIFIED}")
+        try:
+            self._write(target, lambda folder: save_folder(folder, encoder, write_beside, kept=kept))
+        except OSError as error:
+            raise explained(target, error) from error
+
+    def _write(self, target: Path, save: Callable[[Path], None]) -> None:
+        """Write a model folder inside `target`, then move its files up, beside those of the library."""
+        with tempfile.TemporaryDirectory(dir=target, ignore_cleanup_errors=True) as folder:
+            save(Path(folder) / "model")
             written = Path(folder) / "model"
             (written / _MODULES).rename(written / OURS_LISTED)
             length = min(self.vectors.query_length or self.max_seq_length, self.max_seq_length)

@@ -85,7 +85,7 @@ def run(config: ServingConfig) -> None:
     results = Results(config.out, "serving", machine=machine, work=asked(config, engines=engines, sets=[*sets]))
     console = open_console()
     console.print(f"{machine}; {config.preset}")
-    with tempfile.TemporaryDirectory() as room:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as room:
         folder = Path(room) / "model"
         make_folder(folder, shape)
         _measure_in_turn(console, results, engines, sets, folder, config)

@@ -181,7 +181,7 @@ def _tokenizer_of(config: ConvertConfig, found: Found) -> Tokenizer | None:
     if config.tokenizer is not None:
         return Tokenizer.load(find_tokenizer(config.tokenizer))
     if found.tokenizer:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             write_tokenizer_files(Path(folder), found.tokenizer, str(config.checkpoint))
             tokenizer = Tokenizer.load(folder)
         print(f"the tokenizer: the one in {config.checkpoint}")

@@ -7,7 +7,6 @@ appears whole or not at all.
 """
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +28,7 @@ from modernbert.infer.texts import Located, keep_input, stream_input, stream_tex
 from modernbert.infer.vector_files import Write, check_writer, json_line
 from modernbert.model.hub import digest_of
 from modernbert.processes import Processes
-from modernbert.storage import check_target, only_process, sha256_of
+from modernbert.storage import check_target, only_process, sha256_of, try_delete
 
 __all__ = ["EmbedConfig", "run"]
 
@@ -106,9 +105,9 @@ def _write_read(config: EmbedConfig, out: Path, write: Write) -> None:
             write(out, done.load(), (text for _, text in _read(config, kept)))
         except BaseException:
             if not any(folder.glob("*.npy")):
-                shutil.rmtree(folder)
+                try_delete(folder)
             raise
-    shutil.rmtree(folder)
+    try_delete(folder)
 
 
 def _kept_input(folder: Path, about: dict[str, Any]) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modernbert.errors import InputError
-from modernbert.storage import explained, move_into_place, only_process, write_file
+from modernbert.storage import explained, move_into_place, only_process, try_delete, write_file
 from modernbert.text.corpus import Document, Tally, find_files, read_documents
 from modernbert.text.engines import ENGINES
 from modernbert.text.faults import Outage
@@ -68,7 +68,8 @@ def run(config: PrepareConfig) -> Path:
     told = _describe(config)
     if out.exists():
         _check_finished(out, told)
-        shutil.rmtree(work, ignore_errors=True)
+        if work.exists():
+            try_delete(work)
         print(f"{out}: is finished and whole")
     else:
         with only_process(work):
@@ -146,9 +147,12 @@ def _begin(work: Path, told: dict[str, Any]) -> None:
             print(f"{work}: going on, {len(list((work / 'done').rglob('*.json'))):,} shards are done", flush=True)
             return
         print(f"{work}: was begun with other settings or files, beginning anew", flush=True)
-    for entry in work.iterdir():
-        if entry.name != ".lock":
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    try:
+        for entry in work.iterdir():
+            if entry.name != ".lock":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    except OSError as error:
+        raise InputError(f"{work}: cannot be emptied ({error.strerror or error}); delete it by hand") from None
     write_file(path, json.dumps(told))
 
 
@@ -162,7 +166,7 @@ def _write_all(config: PrepareConfig, out: Path, work: Path, told: dict[str, Any
     except Outage as error:
         raise InputError(f"{error}; the same command goes on with what is done") from None
     except InputError:
-        shutil.rmtree(work, ignore_errors=True)
+        try_delete(work)
         raise
     except OSError as error:
         if any((work / "done").rglob("*.json")):
@@ -170,9 +174,9 @@ def _write_all(config: PrepareConfig, out: Path, work: Path, told: dict[str, Any
             raise InputError(
                 f"{work}: cannot be written ({reason}); the same command goes on with what is done"
             ) from None
-        shutil.rmtree(work, ignore_errors=True)
+        try_delete(work)
         raise explained(out, error) from error
-    shutil.rmtree(work, ignore_errors=True)
+    try_delete(work)
     _tell(out, tally)
 
 

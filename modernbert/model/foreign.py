@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from modernbert.errors import InputError, shown
+from modernbert.errors import CheckFailed, InputError, shown
 from modernbert.model.heads import TASKS
 from modernbert.model.weights import WEIGHTS, check_tensor, is_of_adapter, read_weights, refuse_adapters
 from modernbert.published import is_there, read_bytes, read_json
@@ -203,11 +203,18 @@ def save_foreign(
     tokenizer_of: Path,
     write_beside: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a folder that transformers loads, with the tokenizer's files of the folder it came from."""
+    """Write a folder that transformers loads, with the tokenizer's files of the folder it came from.
+
+    Raises: InputError if the disk is full. CheckFailed if the tokenizer's files are gone; the weights are then kept,
+        see `storage.new_folder`.
+    """
     with new_folder(folder, replace=True) as partial:
         with unwrapped():
             model.inner.save_pretrained(partial)  # type: ignore[operator]
-        _copy_tokenizer(tokenizer_of, partial)
+        try:
+            _copy_tokenizer(tokenizer_of, partial)
+        except InputError as error:
+            raise CheckFailed(f"{error}; the model lacks its tokenizer") from error
         if write_beside is not None:
             write_beside(partial)
 

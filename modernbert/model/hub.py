@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modernbert.errors import InputError, shown
+from modernbert.errors import CheckFailed, InputError, shown
 from modernbert.model.config import ModelConfig
 from modernbert.model.dialect import check_head, config_from_json, config_to_json, unused_dropouts
 from modernbert.model.encoder import Encoder
@@ -212,24 +212,31 @@ def save_folder(
     write_tokenizer: Callable[[Path], None] | None = None,
     *,
     replace: bool = False,
+    kept: Path | None = None,
 ) -> None:
     """Write a folder that this package, `transformers` and other readers load unedited.
 
     The folder is read back and must compute what the model computes before it is renamed into place. `write_tokenizer`
     is called with the temporary folder, to add the tokenizer's files.
 
-    Raises: InputError if the folder exists and may not be replaced, or the disk is full.
+    Raises: InputError if the folder exists and may not be replaced, or the disk is full. CheckFailed if the folder does
+        not compute what the model computes; the weights are then kept, see `storage.new_folder`.
     """
     model = unpacked(model)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored_state(model).items()}
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     config = config_to_json(encoder_of(model).config, _architecture(model), dtype) | _labels_to_json(model)
-    with new_folder(folder, replace=replace) as partial:
+    with new_folder(folder, replace=replace, kept=kept) as partial:
         (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         write_tensors(partial / WEIGHTS, state, metadata={"format": "pt"})
         if write_tokenizer is not None:
             write_tokenizer(partial)
-        _verify(partial, model, folder)
+        try:
+            _verify(partial, model, folder)
+        except CheckFailed:
+            raise
+        except (InputError, RuntimeError, MemoryError) as error:
+            raise CheckFailed(f"{folder}: the written model cannot be checked ({error})") from error
 
 
 def unpacked(model: Model) -> MaskedLM | Classifier | Encoder:
@@ -343,19 +350,39 @@ def _verify(written: Path, model: MaskedLM | Classifier | Encoder, folder: Path)
     with torch.inference_mode():
         ours = _outputs(original, batch).float()
         if not ours.isfinite().all():
-            raise InputError(f"{folder}: the model computes values that are not finite; it was not kept")
+            raise CheckFailed(f"{folder}: the model computes values that are not finite")
         read = load_model(written)
         theirs = _outputs(read, batch).float()
     state = _stored_state(read)
     same = all(torch.equal(tensor, state[name]) for name, tensor in _stored_state(original).items())
-    # The last bit of a product with one column depends on where in memory its weights begin.
-    bound = 8 * torch.finfo(next(original.parameters()).dtype).eps * float(ours.abs().max())
-    if not same or not float((ours - theirs).abs().max()) <= bound:
-        raise InputError(f"{folder}: what was written computes other values than the model; it was not kept")
+    if not same:
+        raise CheckFailed(f"{folder}: the written weights differ from those of the model")
+    # The last bit of a product with one column depends on where in memory its weights begin. Terms of a sum can cancel,
+    # so the bound is a share of the terms, not of the sum.
+    size = max(float(ours.abs().max()), _largest_sum_of_terms(original))
+    bound = 8 * torch.finfo(next(original.parameters()).dtype).eps * size
+    difference = float((ours - theirs).abs().max())
+    if not difference <= bound:
+        raise CheckFailed(
+            f"{folder}: the written model differs from the model by {difference:.1e}, expected at most {bound:.1e}"
+        )
 
 
 def _outputs(model: MaskedLM | Classifier | Encoder, batch: Batch) -> Tensor:
     return model(batch.tokens, batch.layout) if isinstance(model, Encoder) else model(batch)
+
+
+def _largest_sum_of_terms(model: MaskedLM | Classifier | Encoder) -> float:
+    """Return an upper bound of the sum of absolute terms in one output of the head; 0 for a model without one.
+
+    The head's input is a normalized row of D numbers, of length sqrt(D), times the weight of the norm.
+    """
+    if isinstance(model, Encoder):
+        return 0.0
+    last = model.classifier if isinstance(model, Classifier) else model.decoder
+    scaled = last.weight.detach().float() * model.head.norm.weight.detach().float()
+    lengths = scaled.norm(dim=1) * scaled.shape[1] ** 0.5
+    return float((lengths + last.bias.detach().float().abs()).max())
 
 
 def _check_names_and_shapes(

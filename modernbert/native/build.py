@@ -66,7 +66,7 @@ def _open(target: Path) -> ctypes.CDLL:
     untrusted = _untrusted(target.parent) or _untrusted(target)
     if not untrusted and _is_whole(target):
         return ctypes.CDLL(str(target))
-    with tempfile.TemporaryDirectory() as room:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as room:
         made = Path(room) / "kernels.so"
         _compile(made)
         library = made.read_bytes()

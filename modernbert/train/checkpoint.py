@@ -9,7 +9,7 @@ gets whole tensors, so that a run can go on with another number of processes.
 """
 
 import json
-import shutil
+import logging
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,13 +22,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from modernbert.errors import InputError
-from modernbert.storage import explained, new_folder, remove_leftovers, sha256_of, sync_file, write_tensors
+from modernbert.storage import explained, new_folder, remove_leftovers, sha256_of, sync_file, try_delete, write_tensors
 from modernbert.train.parallel import ALONE, World, first_row, local
 
 __all__ = ["Checkpoint", "Saver", "checkpoints", "latest", "open_checkpoint", "save"]
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
+
+logger = logging.getLogger(__name__)
 
 # Of a part of a tensor: its first row, and the rows of the whole.
 Part = tuple[int, int]
@@ -199,10 +201,11 @@ def _write(
         try:
             with new_folder(final, replace=True) as folder:
                 _commit(folder, step, tensors, state, world)
-            _rotate(root, step, keep, kept_steps)
         except InputError as error:
             failure = str(error)
         _from_main({"failure": failure}, world)
+        if failure is None:
+            _rotate(root, step, keep, kept_steps)  # after the exchange: no other process waits for it
     else:
         told = _from_main({}, world)
         if "folder" in told:
@@ -310,12 +313,17 @@ def _unreadable(path: Path) -> str | None:
 
 
 def _rotate(root: Path, step: int, keep: int, kept_steps: Collection[int]) -> None:
-    folders = _folders(root)
+    """Delete the checkpoints that need not be kept; one that the system does not delete is left, with a warning."""
+    try:
+        folders = _folders(root)
+    except InputError as error:
+        logger.warning("%s; old checkpoints stay", error)
+        return
     current = [folder for folder in folders if _step(folder) <= step]
     kept = {*current[-keep:], *(folder for folder in current if _step(folder) in kept_steps)}
     for folder in folders:
         if folder not in kept:
-            shutil.rmtree(folder)
+            try_delete(folder)
 
 
 def _folders(root: Path) -> list[Path]:

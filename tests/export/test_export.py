@@ -246,7 +246,7 @@ def test_what_int8_cannot_hold_stays_in_float32_or_is_refused(make: Make, tmp_pa
     spoil(folder, "attn.Wo.weight", "attn.Wqkv.weight", 128)
     with pytest.raises(InputError, match=r"none: int8 keeps a cosine of 0\.\d+ to float32, expected at least 0.99"):
         export_folder(folder, tmp_path / "none", int8=True)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "none.unverified", "out"]
 
 
 def test_weights_too_large_for_one_file_lie_beside_it(
@@ -261,7 +261,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(
     assert apart(found, alone(load_model(folder), documents)) < 1e-5
 
 
-def test_a_graph_that_is_not_near_and_a_full_disk_leave_nothing(
+def test_a_full_disk_leaves_nothing_and_a_graph_that_is_not_near_lies_aside(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make()
@@ -271,13 +271,17 @@ def test_a_graph_that_is_not_near_and_a_full_disk_leave_nothing(
     try:
         with pytest.raises(InputError, match=f"^{tmp_path / 'out'}: cannot be written"):
             export_folder(folder, tmp_path / "out")
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     monkeypatch.setattr("modernbert.export.folder._DIFFERENCE", -1.0)  # no graph is as near as that
-    with pytest.raises(InputError, match="last_hidden_state of the graph differs from the model's by "):
+    with pytest.raises(
+        InputError, match=r"last_hidden_state of the graph differs .*; it is kept as .*out\.unverified$"
+    ):
         export_folder(folder, tmp_path / "out")
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out.unverified"]
+    assert (tmp_path / "out.unverified" / "onnx" / "model.onnx").is_file()
 
 
 def test_what_cannot_be_exported_is_named(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

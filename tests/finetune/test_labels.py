@@ -146,6 +146,26 @@ def test_numbers_are_learned(config: FinetuneConfig) -> None:
     assert scores["metric"] == "correlation" and scores["test"]["pearson"] > 0.9
 
 
+def test_weights_that_fail_the_last_check_are_kept(config: FinetuneConfig) -> None:
+    """A step far too large: the loss before it is finite, what the model computes after it is not."""
+    config = replace(config, dev=[], test=[], epochs=1, batch=400, warmup=0.0, lr=1e30)
+    with pytest.raises(InputError, match=r"values that are not finite; it is kept as .*/run/model\.unverified$"):
+        finetune(config)
+    kept = Path(config.out) / "model.unverified"
+    assert load_file(kept / "model.safetensors")["classifier.weight"].shape == (2, 64)
+    assert AutoTokenizer.from_pretrained(kept)("a city").input_ids
+    assert not (Path(config.out) / "model").exists()
+
+
+def test_an_error_after_training_loses_no_model(config: FinetuneConfig) -> None:
+    def occupy(epochs: float, best: float) -> None:
+        (Path(config.out) / "predictions.jsonl").mkdir(exist_ok=True)
+
+    with pytest.raises(InputError, match="predictions.jsonl: cannot be written"):
+        finetune(replace(config, epochs=2, scorings_per_epoch=2), occupy)
+    assert ModernBert.load(Path(config.out) / "model", device="cpu").classify(["a city"])
+
+
 def test_tags_are_learned(config: FinetuneConfig, tmp_path: Path) -> None:
     for name, seed in (("train", 0), ("dev", 1), ("test", 2)):
         lines = []

@@ -24,7 +24,7 @@ from modernbert.errors import InputError
 from modernbert.model.config import PRESETS, ModelConfig
 from modernbert.model.dialect import config_from_json, config_to_json
 from modernbert.model.encoder import Encoder
-from modernbert.model.heads import MaskedLM
+from modernbert.model.heads import MaskedLM, start_classifier
 from modernbert.model.hub import digest_of, find_folder, load_config, load_model, save_folder
 from modernbert.ragged import Batch
 
@@ -337,7 +337,30 @@ def test_a_full_disk_and_a_broken_model_are_one_line(tmp_path: Path, small_model
     torch.nn.init.constant_(small_model.model.final_norm.weight, float("nan"))
     with pytest.raises(InputError, match=f"^{tmp_path / 'model'}: the model computes values that are not finite"):
         save_folder(tmp_path / "model", small_model)
-    assert list(tmp_path.iterdir()) == []
+    # The weights may be hours of work: they are kept, and say nothing of a model that is whole.
+    assert [path.name for path in tmp_path.iterdir()] == ["model.unverified"]
+    assert (tmp_path / "model.unverified" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("task", ["regress", "rerank"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_score_near_zero_is_no_reason_to_refuse_a_model(
+    tmp_path: Path, small_model: MaskedLM, task: str, dtype: torch.dtype
+) -> None:
+    """A score is a sum of terms that may cancel; rounding is a share of the terms."""
+    batch = Batch.from_documents([[number * 7919 % 512 for number in range(length)] for length in (21, 150)])
+    read_out = start_classifier(small_model, "classify", [str(number) for number in range(128)], 0).eval()
+    read_out.classifier.weight.data, read_out.classifier.bias.data = torch.eye(128), torch.zeros(128)
+    with torch.no_grad():
+        one, other = read_out(batch)
+    apart = (one - other) / (one - other).norm()
+    for seed in range(20):
+        model = start_classifier(small_model, task, ["score"], seed)
+        weight = torch.randn(128, generator=torch.Generator().manual_seed(seed))
+        # Both documents score the same, and the bias takes that away.
+        weight -= apart * (weight @ apart)
+        model.classifier.weight.data, model.classifier.bias.data = weight[None], -(weight @ one)[None]
+        save_folder(tmp_path / str(seed), model.to(dtype))
 
 
 def test_golden_config_of_the_published_base(data_folder: Path) -> None:

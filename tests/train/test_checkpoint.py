@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modernbert.errors import InputError
-from modernbert.train.checkpoint import latest, save
+from modernbert.train.checkpoint import checkpoints, latest, save
 
 
 def tensors(value):
@@ -149,3 +149,55 @@ def test_a_kill_at_any_moment_leaves_the_last_finished_one(tmp_path):
     assert found.tensors("weights")["w"][0].item() == found.step == found.state["step"]
     assert all((folder / "manifest.json").exists() for folder in tmp_path.iterdir())
     assert json.loads((found.folder / "manifest.json").read_text())["step"] == found.step
+
+
+# A folder that refuses to lose its files, as a folder on NFS does that a reader holds. Root may delete everything.
+REFUSED = """
+import logging, os, sys
+import torch
+from pathlib import Path
+from modernbert.train.checkpoint import Saver, latest, save
+from modernbert.train.parallel import World
+
+logging.basicConfig(format="%(message)s", stream=sys.stdout)
+rank, size = int(sys.argv[2]), int(sys.argv[3])
+os.chdir(sys.argv[1])
+if os.getuid() == 0:
+    os.setuid(65_534)
+world = World()
+if size > 1:
+    store = torch.distributed.FileStore("store", size)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
+    world = World(rank, size, None, torch.distributed.new_group(backend="gloo"))
+with Saver(Path("checkpoints"), keep=2, world=world) as saver:
+    for step in range(1, 6):
+        saver.save(step, {"weights": {"w": torch.full((3,), float(step)), "b": torch.zeros(2)}}, {"step": step})
+        saver.wait()
+        if step in (1, 2) and world.is_main:
+            os.chmod(f"checkpoints/step-{step:08d}", 0o555)
+        if size > 1:
+            torch.distributed.barrier()
+print("latest", latest(Path("checkpoints")).step)
+"""
+
+
+def run_refused(root, rank=0, size=1):
+    command = [sys.executable, "-c", REFUSED, str(root), str(rank), str(size)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_run_goes_on_past_a_checkpoint_that_cannot_be_deleted(open_folder, size):
+    processes = [run_refused(open_folder, rank, size) for rank in range(size)]
+    said = [process.communicate(timeout=100)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * size, said
+    lines = said[0].splitlines()
+    warnings = [line for line in lines if "cannot be deleted (Permission denied); continuing" in line]
+    assert len(warnings) >= 2 and all("step-0000000" in line for line in warnings)
+    assert all(text.splitlines()[-1] == "latest 5" for text in said)
+    # What could not be deleted is no checkpoint any more.
+    assert [path.name for path in sorted((open_folder / "checkpoints").glob("step-????????"))] == [
+        "step-00000004", "step-00000005",
+    ]  # fmt: skip
+    assert latest(open_folder / "checkpoints").step == 5
+    assert [step.step for step in checkpoints(open_folder / "checkpoints")] == [4, 5]
