@@ -145,7 +145,7 @@ def _write_collection(folder: Path, num_documents: int = 30, num_queries: int = 
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write_collection() -> Callable[..., Path]:
     """Write a small collection in BEIR's form: folder, number of documents, number of queries, seed."""
     return _write_collection

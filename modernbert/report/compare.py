@@ -10,6 +10,7 @@ from typing import Any
 from modernbert.report.curves import (
     Panel,
     dash_of,
+    dev_panels,
     draw,
     heldout_panels,
     loss_panel,
@@ -27,6 +28,7 @@ __all__ = ["compare"]
 _PLACES = ("out",)
 NONE = "–"
 MOST_EVENTS = 50
+_OF_PRETRAINING = ("best held-out", "MFU", "skipped", "rollbacks")
 
 
 def compare(runs: Sequence[Run]) -> Report:
@@ -45,13 +47,16 @@ def compare(runs: Sequence[Run]) -> Report:
 def _sections(runs: Sequence[Run]) -> list[Section]:
     led, speed = step_panels(runs)
     events, differences = _events(runs), _differences(runs) if len(runs) > 1 else None
-    overview = [_overview(runs), *([differences] if differences else [])]
+    overview = [table for table in (_overview(runs), _scores(runs), differences) if table]
     return [
         Section("Side by side" if len(runs) > 1 else "In numbers", tables=overview),
         Section(
             "How they learned" if len(runs) > 1 else "How it learned",
             [_chart([loss_panel(runs)], "Training loss over the tokens seen", _loss_note(runs), height=4.2)],
             [events] if events else [],
+        ),
+        _section(
+            "On dev rows", dev_panels(runs), "Scores on rows that are never trained on; the best weights are kept."
         ),
         _section("On held-out text", heldout_panels(runs), "Loss on text that is never trained on."),
         _section(
@@ -80,8 +85,9 @@ def _chart(panels: Sequence[Panel], title: str, note: str, height: float = 2.3) 
 
 
 def _loss_note(runs: Sequence[Run]) -> str:
-    notes = ["Thick lines are a running mean, dots the mean loss on held-out text."]
-    if any(run.steps[-1]["phase"] != run.steps[0]["phase"] for run in runs if run.steps):
+    scored = any(run.scores for run in runs)
+    notes = [f"Thick lines are a running mean{', dots the mean loss on held-out text' if scored else ''}."]
+    if any(run.steps[-1].get("phase") != run.steps[0].get("phase") for run in runs if run.steps):
         notes.append("Upright lines: a new phase.")
     if any(run.abandoned for run in runs):
         notes.append("Dotted pieces were abandoned when a run went back to a checkpoint; no other chart has them.")
@@ -104,25 +110,53 @@ def _overview(runs: Sequence[Run]) -> Table:
         "Open: going on, or stopped. Training loss: the end of its running mean. Held-out: the mean loss over all "
         "sources at the first of their lengths. Tokens/s and MFU: medians."
     )
-    return Table("The runs" if len(runs) > 1 else "The run", columns, [_row(run) for run in runs], note)
+    if all(run.is_tuning for run in runs):  # which has neither held-out text nor returns to a checkpoint
+        columns = [name for name in columns if name not in _OF_PRETRAINING]
+        note = "Open: going on, or stopped. Training loss: the end of its running mean. Tokens/s: median."
+    rows = [[cell for name, cell in _row(run).items() if name in columns] for run in runs]
+    return Table("The runs" if len(runs) > 1 else "The run", columns, rows, note)
 
 
-def _row(run: Run) -> list[str]:
+def _scores(runs: Sequence[Run]) -> Table | None:
+    """Put the best scores on dev rows and those on test rows of fine-tuning runs in rows."""
+    found: list[tuple[str, str, Mapping[str, Any]]] = []
+    for run in runs:
+        if run.best_dev is not None:
+            step = run.best_dev[0]
+            scores = next(row for row in run.dev if row["step"] == step)
+            found.append((run.name, f"dev, step {step:,}", {name: scores.get(name) for name in run.metrics}))
+        test = run.result.get("test") or {}
+        # Of a retriever, the scores of each collection.
+        by_name = {f"test, {name}": each for name, each in test.items() if isinstance(each, Mapping)}
+        found += [(run.name, name, scores) for name, scores in (by_name or ({"test": test} if test else {})).items()]
+    names = list(dict.fromkeys(name for *_, scores in found for name in scores))
+    rows = [[run, split, *(_score(scores.get(name)) for name in names)] for run, split, scores in found]
+    note = "Of the dev rows the scores of the weights that are kept. The first score decides."
+    return Table("Scores", ["run", "rows", *names], rows, note) if rows else None
+
+
+def _score(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return NONE if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _row(run: Run) -> dict[str, str]:
     best = _best(run)
     speed, share = run.typical("tokens_per_s"), run.typical("mfu")
-    return [
-        run.name,
-        "finished" if run.is_finished else "open",
-        f"{_last_step(run):,}",
-        f"{run.tokens:,}",
-        write_duration(run.elapsed_s),
-        _loss(run.final_loss),
-        f"{best[1]:.3f}" if best else NONE,
-        NONE if speed is None else f"{speed:,.0f}",
-        NONE if share is None else write_percent(share),
-        f"{run.count('skipped'):,}",
-        f"{run.count('rollback'):,}",
-    ]
+    return {
+        "run": run.name,
+        "state": "finished" if run.is_finished else "open",
+        "steps": f"{_last_step(run):,}",
+        "tokens": f"{run.tokens:,}",
+        "time": write_duration(run.elapsed_s),
+        "training loss": _loss(run.final_loss),
+        "best held-out": f"{best[1]:.3f}" if best else NONE,
+        "tokens/s": NONE if speed is None else f"{speed:,.0f}",
+        "MFU": NONE if share is None else write_percent(share),
+        "skipped": f"{run.count('skipped'):,}",
+        "rollbacks": f"{run.count('rollback'):,}",
+    }
 
 
 def _headline(run: Run) -> list[Figure]:
@@ -132,6 +166,9 @@ def _headline(run: Run) -> list[Figure]:
         figures.append(Figure("training loss", _loss(run.final_loss), "end of the running mean"))
     if best:
         figures.append(Figure("best held-out loss", f"{best[1]:.3f}", f"at step {best[0]:,}"))
+    if run.best_dev is not None:
+        step, score = run.best_dev
+        figures.append(Figure(f"best {run.metrics[0]} on dev rows", f"{score:.4f}", f"at step {step:,}"))
     if speed is not None:
         note = "median" if share is None else f"median; {write_percent(share)} of the device's peak"
         figures.append(Figure("tokens per second", f"{speed:,.0f}", note))
@@ -140,8 +177,9 @@ def _headline(run: Run) -> list[Figure]:
 
 def _state(run: Run) -> str:
     if run.is_finished:
-        return "Finished."
-    phase = f", in the phase {run.steps[-1]['phase']}" if run.steps else ""
+        stopped = run.result.get("stopped")
+        return f"Finished: stopped early, {stopped}." if stopped else "Finished."
+    phase = f", in the phase {run.steps[-1]['phase']}" if run.steps and "phase" in run.steps[-1] else ""
     return f"Not finished: at step {_last_step(run):,}{phase}."
 
 

@@ -13,7 +13,16 @@ import numpy as np
 from modernbert.report.drawing import NAMES, RUNS, as_svg, new_figure, smooth, thin, unit_of
 from modernbert.report.run import Run
 
-__all__ = ["dash_of", "draw", "heldout_panels", "loss_panel", "position_panels", "source_panels", "step_panels"]
+__all__ = [
+    "dash_of",
+    "dev_panels",
+    "draw",
+    "heldout_panels",
+    "loss_panel",
+    "position_panels",
+    "source_panels",
+    "step_panels",
+]
 
 Row = Mapping[str, Any]
 Kind = tuple[str, int | None]
@@ -50,7 +59,8 @@ class Panel:
 
 def loss_panel(runs: Sequence[Run]) -> Panel:
     """Return the training loss with its running mean, the held-out loss as dots, and what happened on the way."""
-    panel = Panel("Training loss, nats per masked token", marks=_phase_ends(runs))
+    unit = "" if any(run.is_tuning for run in runs) else ", nats per masked token"
+    panel = Panel(f"Training loss{unit}", marks=_phase_ends(runs))
     for number, run in enumerate(runs):
         tokens, losses = _arrays(run.series("loss"))
         if len(runs) <= 3:
@@ -79,6 +89,19 @@ def heldout_panels(runs: Sequence[Run]) -> list[Panel]:
             points = _arrays(([row["tokens"] for row in rows], [row["loss"] for row in rows]))
             panel.lines.append(Line(number, "mean", *points))
             panel.lines.append(Line(number, "dots", *points))
+        panels.append(panel)
+    return _filled(panels)
+
+
+def dev_panels(runs: Sequence[Run]) -> list[Panel]:
+    """Return each score on dev rows."""
+    panels = []
+    for name in dict.fromkeys(name for run in runs for name in run.metrics):
+        panel = Panel(name)
+        for number, run in enumerate(runs):
+            rows = [row for row in run.dev if row.get(name) is not None]
+            points = _arrays(([row["tokens"] for row in rows], [row[name] for row in rows]))
+            panel.lines.extend([Line(number, "mean", *points), Line(number, "dots", *points)])
         panels.append(panel)
     return _filled(panels)
 
@@ -251,7 +274,7 @@ def _phase_ends(runs: Sequence[Run]) -> tuple[float, ...]:
         float(row["tokens"])
         for run in runs
         for row, after in zip(run.steps, run.steps[1:], strict=False)
-        if row["phase"] != after["phase"]
+        if row.get("phase") != after.get("phase")
     ]
     return tuple(dict.fromkeys(ends))
 

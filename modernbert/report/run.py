@@ -1,12 +1,13 @@
 """What the folder of a run says about the run, finished or not.
 
-In: a folder with `log.jsonl`, and `timing.jsonl` and `config.yaml` where they are there. Out: a `Run`: the rows that
-count, those that were abandoned, what happened on the way. A file of its own because the rule which rows count is the
-same for every chart and table: where a run went back, the later row of a step does.
+In: a folder with `log.jsonl`, and `timing.jsonl`, `config.yaml` and `scores.json` where they are there. Out: a `Run`:
+the rows that count, those that were abandoned, what happened on the way. A file of its own because the rule which rows
+count is the same for every chart and table: where a run went back, the later row of a step does.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, median
@@ -20,6 +21,8 @@ from modernbert.report.charts import read_rows
 __all__ = ["Run", "mean_heldout", "read_run", "sort_rows"]
 
 Row = Mapping[str, Any]
+# Fields of a row of dev scores that are no scores.
+_NO_SCORES = ("kind", "step", "tokens")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,12 @@ class Run:
     """What the run said of itself when it last began; empty in older runs."""
     config: Mapping[str, Any]
     is_finished: bool
+    dev: Sequence[Row] = ()
+    """Scores on dev rows by which a fine-tuning run chooses its weights, each with the `tokens` seen by then."""
+    result: Mapping[str, Any] = field(default_factory=dict)
+    """What a finished fine-tuning run wrote into `scores.json`."""
+    is_tuning: bool = False
+    """Whether this is a fine-tuning run, whose steps belong to no phase."""
 
     @property
     def tokens(self) -> int:
@@ -48,7 +57,26 @@ class Run:
     @property
     def elapsed_s(self) -> float:
         """Time of training so far, over all starts."""
-        return float(max((row.get("elapsed", 0.0) for row in self.clock.values()), default=0.0))
+        if any("elapsed" in row for row in self.clock.values()):
+            return float(max(row.get("elapsed", 0.0) for row in self.clock.values()))
+        return float(sum(row.get("seconds", 0.0) for row in self.clock.values()))
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the scores on dev rows, first that which decides."""
+        names = list(dict.fromkeys(name for row in self.dev for name in row if name not in _NO_SCORES))
+        deciding = next(
+            (name for name in (self.result.get("metric"), self.config.get("metric")) if name in names), None
+        )
+        return sorted(names, key=lambda name: name != deciding)
+
+    @property
+    def best_dev(self) -> tuple[int, float] | None:
+        """The step of the best score on dev rows, and the score."""
+        name = next(iter(self.metrics), "")
+        scored = [(row["step"], float(row[name])) for row in self.dev if row.get(name) is not None]
+        sign = -1 if name.endswith("error") else 1
+        return max(scored, key=lambda pair: sign * pair[1], default=None)
 
     @property
     def reach(self) -> int:
@@ -95,7 +123,11 @@ def read_run(folder: Path, name: str) -> Run:
     if not (folder / "log.jsonl").is_file():
         raise InputError(f"{folder}: is not the folder of a run, expected log.jsonl in it")
     timing = read_rows(folder / "timing.jsonl") if (folder / "timing.jsonl").exists() else []
-    steps, heldout, abandoned, events = sort_rows(read_rows(folder / "log.jsonl"))
+    log = read_rows(folder / "log.jsonl")
+    steps, heldout, abandoned, events = sort_rows(log)
+    config, result = _read_config(folder / "config.yaml"), _read_result(folder / "scores.json")
+    # Fine-tuning writes the model before the scores; a sweep deletes the models of all runs but its best.
+    is_tuning = "task" in config or bool(result)
     return Run(
         name=name,
         steps=steps,
@@ -104,8 +136,11 @@ def read_run(folder: Path, name: str) -> Run:
         events=events,
         clock={row["step"]: row for row in timing if "step" in row},
         start=next((row for row in reversed(timing) if row.get("kind") == "start"), {}),
-        config=_read_config(folder / "config.yaml"),
-        is_finished=(folder / "model").is_dir(),
+        config=config,
+        is_finished=bool(result) if is_tuning else (folder / "model").is_dir(),
+        dev=_dev_of(log, steps),
+        result=result,
+        is_tuning=is_tuning or any("phase" not in row for row in steps),
     )
 
 
@@ -133,6 +168,13 @@ def sort_rows(log: Sequence[Row]) -> tuple[list[Row], list[Row], list[list[Row]]
     return steps, heldout, abandoned, events
 
 
+def _dev_of(log: Sequence[Row], steps: Sequence[Row]) -> list[Row]:
+    """Return the scores on dev rows, one for a step, with the tokens seen by then."""
+    tokens = {row["step"]: row["tokens"] for row in steps}
+    scored = {row["step"]: row for row in log if row.get("kind") == "dev" and row.get("step") in tokens}
+    return [{**row, "tokens": tokens[step]} for step, row in sorted(scored.items())]
+
+
 def mean_heldout(heldout: Sequence[Row]) -> list[tuple[Row, float]]:
     """Return the loss over all sources at the first of their lengths, each with the last row it is the mean of.
 
@@ -152,6 +194,15 @@ def mean_heldout(heldout: Sequence[Row]) -> list[tuple[Row, float]]:
 def _weighted(rows: Sequence[Row]) -> float:
     weights = [row.get("masked") or 1 for row in rows]
     return sum(row["loss"] * weight for row, weight in zip(rows, weights, strict=True)) / sum(weights)
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None))
+    except (OSError, ValueError, TypeError):
+        raise InputError(f"{path}: cannot be read as JSON") from None
 
 
 def _read_config(path: Path) -> dict[str, Any]:
