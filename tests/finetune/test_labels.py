@@ -133,8 +133,8 @@ def test_a_limit_of_the_folder_holds_for_training_and_for_what_was_trained(
 def test_labels_that_are_no_list_are_named(label: Any, said: str, config: FinetuneConfig, tmp_path: Path) -> None:
     (tmp_path / "some.jsonl").write_text('{"text": "a city", "label": ["city"]}\n{"text": "nothing", "label": []}\n')
     (tmp_path / "dev.jsonl").write_text(json.dumps({"text": "a city", "label": label}) + "\n")
+    files = {"train": [str(tmp_path / "some.jsonl")], "dev": [str(tmp_path / "dev.jsonl")], "test": []}
     with pytest.raises(InputError, match=f"dev.jsonl:1: .*{said}"):
-        files = {"train": [str(tmp_path / "some.jsonl")], "dev": [str(tmp_path / "dev.jsonl")], "test": []}
         finetune(replace(config, task="multilabel", **files))
     assert not Path(config.out).exists()
 

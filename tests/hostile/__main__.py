@@ -81,7 +81,8 @@ def make_good(root: Path) -> None:
     for name in ("plain", "late", "classifier"):
         torch.manual_seed(0)
         model = Classifier(config, "classify", ["yes", "no"]) if name == "classifier" else MaskedLM(config)
-        initialize(model, config, seed=0) if name != "classifier" else None
+        if name != "classifier":
+            initialize(model, config, seed=0)
         vectors = Vectors(pooling="tokens", query_length=16, expand_queries=True) if name == "late" else Vectors()
         projection = torch.nn.Linear(64, 8, bias=False) if name == "late" else None
 

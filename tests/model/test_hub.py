@@ -361,6 +361,7 @@ def test_a_score_near_zero_is_no_reason_to_refuse_a_model(
         weight -= apart * (weight @ apart)
         model.classifier.weight.data, model.classifier.bias.data = weight[None], -(weight @ one)[None]
         save_folder(tmp_path / str(seed), model.to(dtype))
+    assert len(list(tmp_path.iterdir())) == 20
 
 
 def test_golden_config_of_the_published_base(data_folder: Path) -> None:

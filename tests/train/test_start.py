@@ -182,8 +182,8 @@ def test_a_start_has_the_tokenizer_its_run_learned_with(data, straight, tmp_path
     shutil.rmtree(run / "model")
     with pytest.raises(InputError, match=f"run/config.yaml: tokenizer: found tok to be .*, expected {learned}"):
         find_start("../home/run")
+    other.unlink()
     with pytest.raises(InputError, match=r"home/run/config.yaml: tokenizer: tok/tokenizer.json: no such"):
-        other.unlink()
         find_start("../home/run")
     monkeypatch.chdir(tmp_path / "home")
     assert find_start("run").tokenizer.fingerprint == learned
@@ -204,8 +204,8 @@ def test_a_model_gets_another_vocabulary(data, straight, tmp_path):  # noqa: F81
     }
     with pytest.raises(InputError, match="init_from: .* set new_vocabulary=true"):
         pretrain.run(begun(data, tmp_path / "run", straight / "model", **changes))
+    small = {"model": {"vocab_size": 384}}
     with pytest.raises(InputError, match="model.vocab_size: found 384, expected at least the 448"):
-        small = {"model": {"vocab_size": 384}}
         pretrain.run(begun(data, tmp_path / "run", straight / "model", new_vocabulary=True, **changes | small))
     wide = config_of(data, tmp_path, init_from="x", new_vocabulary=True, model={"vocab_size": 512}, phases=DECAY)
     start = load_model(straight / "model").model.config
