@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from modernbert.errors import InputError
+from modernbert.extras import missing
 
 __all__ = ["connected", "share_out"]
 
@@ -37,7 +38,7 @@ def connected(num_cpus: int | None = None) -> Iterator[Any]:
     try:
         import ray
     except ImportError:
-        raise InputError("engine: ray is not installed: pip install 'modernbert[ray]'") from None
+        raise missing("engine", "ray") from None
     is_ours = not ray.is_initialized()
     if is_ours:
         address = os.environ.get("RAY_ADDRESS")

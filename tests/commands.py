@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 _MOST_SECONDS = 200
@@ -21,7 +22,7 @@ import json, os, sys
 import modernbert.bench.costs, modernbert.infer.pipeline, modernbert.train.loop
 from modernbert.cli import main
 for line in sys.stdin:
-    words, streams, cwd, env = json.loads(line)
+    words, streams, cwd, env, without = json.loads(line)
     if child := os.fork():
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
         continue
@@ -31,16 +32,20 @@ for line in sys.stdin:
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    sys.modules.update(dict.fromkeys(without))
     sys.argv = ["modernbert", *words]
     main()
     sys.exit(0)
 """
 
 
-def modernbert(*words: str, given: str | Path = "", **variables: str) -> subprocess.CompletedProcess[str]:
+def modernbert(
+    *words: str, given: str | Path = "", without: Sequence[str] = (), **variables: str
+) -> subprocess.CompletedProcess[str]:
     """Run a verb as `python -m modernbert.cli` does: what it is given to read is a text or a file.
 
-    Variables are set for the verb; what is asked of the environment while modules are imported is asked once.
+    Variables are set for the verb; what is asked of the environment while modules are imported is asked once. Libraries
+    named in `without` are as if they were not installed.
     """
     with tempfile.TemporaryDirectory() as room:
         streams = [Path(room, name) for name in ("in", "out", "err")]
@@ -52,7 +57,7 @@ def modernbert(*words: str, given: str | Path = "", **variables: str) -> subproc
             streams[0].write_text(given)
         server = _server()
         assert server.stdin is not None and server.stdout is not None
-        asked = [words, [str(stream) for stream in streams], os.getcwd(), os.environ | variables]
+        asked = [words, [str(stream) for stream in streams], os.getcwd(), os.environ | variables, list(without)]
         server.stdin.write(json.dumps(asked) + "\n")
         server.stdin.flush()
         if not select.select([server.stdout], [], [], _MOST_SECONDS)[0]:

@@ -1,8 +1,10 @@
 """The house in order: documents that hold, configs that load, rooms that need only what they say."""
 
+import ast
 import re
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from modernbert.cli import app
 from modernbert.config import load
 from modernbert.errors import InputError
 from modernbert.evaluate.metrics import rank_ids, ranks_of
+from modernbert.extras import EXTRAS
 from modernbert.train.recipe import PretrainConfig, schedule_of
 
 ROOT = Path(__file__).parent.parent
@@ -148,22 +151,62 @@ def test_every_module_imports_without_the_extras() -> None:
     code = """
 import importlib, importlib.util, pkgutil, sys
 has_triton = importlib.util.find_spec("triton")  # it comes with torch for CUDA, and is for GPUs alone
-extras = "pyarrow zstandard bm25s matplotlib jinja2 transformers tensorboard wandb trackio mteb lancedb"
-extras += " onnx onnxruntime sentence_transformers ray"
-for name in extras.split():
+from modernbert.extras import EXTRAS
+for name in [*EXTRAS, "httptools", "uvloop"]:
     if name != "jinja2":  # torch brings it
         sys.modules[name] = None
 import modernbert
 for module in pkgutil.walk_packages(modernbert.__path__, "modernbert."):
     if module.name.startswith("modernbert.kernels.") and not has_triton:
         continue
-    if module.name != "modernbert.interop.sentence_transformers":  # a part of that library, for whoever has it
+    if module.name == "modernbert.interop.sentence_transformers":  # a part of that library, for whoever has it
+        continue
+    try:
         importlib.import_module(module.name)
+    except ModuleNotFoundError as error:  # `serve` imports these when it has found their libraries
+        library = error.name.split(".")[0]
+        assert module.name.startswith("modernbert.serve.") and EXTRAS[library][1] == "serve", (module.name, error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), (
         "what is said while importing stands before all else"
     )
+
+
+def _imports(tree: ast.AST) -> set[str]:
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    """In the core if a command imports it whatever it is asked, else in the extra that its error names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    core = {_plain_name(line) for line in project["dependencies"]}
+    extras = {name: {_plain_name(line) for line in lines} for name, lines in project["optional-dependencies"].items()}
+
+    def held(extra: str) -> set[str]:
+        named = (re.match(r"modernbert\[(.*)\]", line) for line in project["optional-dependencies"][extra])
+        parts = [part for match in named if match for part in match[1].split(",")]
+        return extras[extra].union(*map(held, parts))
+
+    for package, extra in EXTRAS.values():
+        assert package in held(extra), (package, extra)
+    # Others with which a command names an extra of its own.
+    assert {"lancedb", "pyarrow"} <= held("index") and {"bm25s", "jinja2", "matplotlib"} <= held("demo")
+    imported = set().union(*(_imports(ast.parse(path.read_text())) for path in (ROOT / "modernbert").rglob("*.py")))
+    ours = {"modernbert", "optimi", "triton", "flash_attn", "flash_attn_interface", "mpi4py"}
+    unknown = imported - set(sys.stdlib_module_names) - set(EXTRAS) - ours
+    names = {"yaml": "pyyaml", "huggingface_hub": "huggingface_hub"}
+    assert {names.get(name, name) for name in unknown} <= core, unknown
+
+
+def _plain_name(requirement: str) -> str:
+    return re.split(r"[\[<>=;~! ]", requirement)[0]
 
 
 def test_the_version_is_told() -> None:
@@ -214,3 +257,23 @@ def test_tests_check_the_axes_and_the_types_of_annotations() -> None:
         ranks_of(np.zeros((3, 4)), np.zeros(5, dtype=int))
     with pytest.raises(BeartypeCallHintViolation, match="scores"):
         rank_ids(["a", "b"])  # type: ignore[arg-type]
+
+
+def _cannot_fail(node: ast.AST) -> str | None:
+    """Say why a statement of a test asserts nothing, or something else than it seems to."""
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.IfExp | ast.Compare | ast.BoolOp | ast.GeneratorExp):
+        return "a value that nobody looks at"
+    if isinstance(node, ast.Assert) and isinstance(node.test, ast.Tuple | ast.GeneratorExp | ast.ListComp):
+        return "is true whatever is in it"
+    if isinstance(node, ast.Compare) and ast.dump(node.left) == ast.dump(node.comparators[0]):
+        return "compares a thing with itself"
+    if isinstance(node, ast.With) and len(node.body) > 1 and not isinstance(node.body[-1], ast.Raise):
+        if any(ast.unparse(item.context_expr).startswith("pytest.raises(") for item in node.items):
+            return "any of several statements may raise"
+    return None
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("*.py")), ids=lambda path: path.stem)
+def test_no_assertion_of_a_test_is_one_that_cannot_fail(path: Path) -> None:
+    found = {node.lineno: why for node in ast.walk(ast.parse(path.read_text())) if (why := _cannot_fail(node))}
+    assert not found

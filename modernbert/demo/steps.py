@@ -24,6 +24,7 @@ from modernbert.demo.pairs import Pair, pairs
 from modernbert.demo.retrieval import Tuning, rank_by_bm25, rank_by_vectors, tune
 from modernbert.demo.summary import print_summary, write_summary
 from modernbert.errors import InputError
+from modernbert.extras import require
 from modernbert.infer.pipeline import ModernBert
 from modernbert.jobs.pretrain import PretrainConfig, pretrain
 from modernbert.model.encoder import Encoder
@@ -111,11 +112,7 @@ class _Clock:
 
 def _require_libraries() -> None:
     """Miss a library in the first second rather than in the ninth minute."""
-    for name in ("bm25s", "jinja2", "matplotlib"):
-        try:
-            __import__(name)
-        except ImportError:
-            raise InputError(f"the demo needs {name}: pip install 'modernbert[demo]'") from None
+    require("demo", "bm25s", "jinja2", "matplotlib", extra="demo")
 
 
 def _pretrain_config(out: Path, scale: Scale) -> PretrainConfig:

@@ -4,7 +4,6 @@ In: the name of a task, and what ranks. Out: the scores that mteb gives. Names a
 stand for the task, or the fifteen of BEIR, that the paper ran.
 """
 
-import importlib.util
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from modernbert.errors import InputError
 from modernbert.evaluate.collection import Collection
 from modernbert.evaluate.paper import BEIR
 from modernbert.evaluate.retrieval import Rank, Retrieval
+from modernbert.extras import require
 
 __all__ = ["Judged", "MtebSearch", "run_task", "tasks_of"]
 
@@ -58,8 +58,7 @@ def tasks_of(name: str) -> dict[str, Any]:
 
     Raises: InputError if mteb is not installed, or has no such task, or it is not one of retrieval.
     """
-    if importlib.util.find_spec("mteb") is None:
-        raise InputError("mteb:NAME needs the package mteb: pip install 'modernbert[mteb]'")
+    require(f"mteb:{name}", "mteb")
     if name.lower() == "beir":
         return {known: task for each in BEIR for known, task in tasks_of(each).items()}
     import mteb

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from modernbert.errors import InputError
+from modernbert.extras import missing
 from modernbert.text.labelled.words import split_words, stands_alone
 
 __all__ = ["bm25_best", "bm25_scores", "words_of"]
@@ -85,7 +86,7 @@ def _scorer(passages: Sequence[str], k1: float, b: float) -> Callable[[str], Flo
     try:
         import bm25s
     except ImportError:
-        raise InputError("BM25 needs bm25s: pip install 'modernbert[demo]'") from None
+        raise missing("BM25", "bm25s") from None
     logging.getLogger("bm25s").setLevel(logging.WARNING)
     corpus = [words_of(passage) for passage in passages]
     if not any(corpus):

@@ -12,10 +12,11 @@ from collections.abc import Hashable, Sequence, Set
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from modernbert.errors import InputError
+from modernbert.extras import missing
 from modernbert.text.labelled.words import spans_of
 
 __all__ = [
+    "LIBRARIES",
     "METRICS",
     "answer_scores",
     "label_scores",
@@ -35,6 +36,9 @@ METRICS = {
     "tag": ("span_f1", "span_precision", "span_recall", "accuracy"),
 }
 """Of each task, the one that decides by default first."""
+
+LIBRARIES = {"classify": ("sklearn",), "regress": ("scipy",), "rerank": ("sklearn", "scipy")}
+"""Of each task, the optional libraries that its scores need; of others none."""
 
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -78,8 +82,10 @@ def number_scores(found: Float[np.ndarray, " N"], expected: Float[np.ndarray, " 
     >>> number_scores(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 9.0]))["spearman"]
     1.0
     """
-    _metrics()
-    from scipy import stats
+    try:
+        from scipy import stats
+    except ImportError:
+        raise missing("scores", "scipy") from None
 
     varies = found.std() > 0 and expected.std() > 0
     pearson = float(stats.pearsonr(found, expected).statistic) if varies else 0.0
@@ -157,5 +163,5 @@ def _metrics():  # type: ignore[no-untyped-def]
     try:
         from sklearn import metrics
     except ImportError:
-        raise InputError("scores need scikit-learn: pip install 'modernbert[eval]'") from None
+        raise missing("scores", "sklearn") from None
     return metrics

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from modernbert.errors import InputError
+from modernbert.extras import missing
 
 __all__ = ["OPSET", "Graph", "needed", "write_model"]
 
@@ -163,7 +163,7 @@ def needed(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise InputError(f"export needs {name}: pip install 'modernbert[export]'") from None
+        raise missing("export", name) from None
 
 
 def write_model(model: Any, path: Path) -> None:

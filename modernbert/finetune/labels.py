@@ -21,6 +21,7 @@ from modernbert.config import MISSING
 from modernbert.device import choose_device, choose_precision, keep_freed_memory
 from modernbert.errors import InputError
 from modernbert.evaluate.scores import (
+    LIBRARIES,
     METRICS,
     answer_scores,
     label_scores,
@@ -29,6 +30,7 @@ from modernbert.evaluate.scores import (
     pair_scores,
     tag_scores,
 )
+from modernbert.extras import require
 from modernbert.finetune.checks import check_numbers
 from modernbert.model.attention import choose_backend
 from modernbert.model.encoder import Encoder
@@ -63,7 +65,7 @@ from modernbert.text.labelled.examples import (
     tagged,
 )
 from modernbert.text.labelled.lessons import Lessons
-from modernbert.text.labelled.rows import Row, read_rows
+from modernbert.text.labelled.rows import Row, check_files, read_rows
 from modernbert.text.labelled.signals import check_signals, without_columns
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.train.losses import binary_error, choice_error, extract_error, label_error, squared_error
@@ -165,6 +167,8 @@ class FinetuneConfig:
                 )
         if not self.dev and (self.patience is not None or self.metric is not None):
             raise InputError("dev: found no rows, expected some to choose and stop by (patience, metric)")
+        if self.dev or self.test:
+            require(f"task={self.task}", *LIBRARIES.get(self.task, ()))
 
 
 @dataclass(frozen=True)
@@ -219,6 +223,8 @@ def _open_inputs(config: FinetuneConfig) -> _Inputs:
     folder = find_folder(config.model)
     is_foreign = family_of(folder) != OURS
     _check_family(config, folder, is_foreign)
+    for name in ("train", "dev", "test"):
+        check_files(getattr(config, name), getattr(config, f"{name}_split"), config.subset)
     tokenizer = Tokenizer.load(folder, vocabulary_of(folder) if is_foreign else load_config(folder).vocab_size)
     most = longest_of(folder) if is_foreign else load_config(folder).max_position_embeddings
     longest = config.max_len or min(max_length_of(folder) or most, most)
@@ -325,6 +331,8 @@ def _tell(name: str, examples: Examples) -> None:
 
 def _check_family(config: FinetuneConfig, folder: Path, is_foreign: bool) -> None:
     """Refuse what is known of our own models alone."""
+    if is_foreign:
+        require(str(folder), "transformers")
     if is_foreign and config.task in ("choose", "extract"):
         raise InputError(f"task: found {config.task!r}, but {folder} is a {family_of(folder)}")
     for name, usual in (("layer_decay", 1.0), ("head_lr", None), ("dropout", None), ("backend", "auto")):

@@ -30,6 +30,7 @@ from modernbert.evaluate.retrieval import (
     rank_by_words,
     score_collection,
 )
+from modernbert.extras import require
 from modernbert.finetune.checks import check_numbers
 from modernbert.infer.pipeline import ModernBert
 from modernbert.model.attention import choose_backend
@@ -61,7 +62,7 @@ from modernbert.text.labelled.questions import (
     step_of,
     with_answers_shared,
 )
-from modernbert.text.labelled.rows import read_rows
+from modernbert.text.labelled.rows import check_files, read_rows
 from modernbert.text.labelled.signals import without_columns
 from modernbert.text.tokenizer import Tokenizer
 from modernbert.train.loop import derive_seed
@@ -162,6 +163,8 @@ class RetrieverConfig:
             check_stanford(self.vectors, self.projection)
         if self.mined_by is not None and not self.negatives:
             raise InputError("mined_by: found a model, but negatives is 0")
+        if self.negatives and self.mined_by is None:
+            require(f"negatives={self.negatives}", "bm25s")
         if not self.dev and (self.patience is not None or self.metric != type(self).metric):
             raise InputError("dev: found no collection, expected some to choose and stop by (patience, metric)")
 
@@ -209,6 +212,10 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
     dtype = choose_precision(config.precision, device)
     folder = find_folder(config.model)
     is_foreign = family_of(folder) != OURS
+    if is_foreign:
+        require(str(folder), "transformers")
+    files = [source for source in config.train if not is_collection(Path(source))]
+    check_files(files, config.train_split, config.subset)
     tokenizer = Tokenizer.load(folder, vocabulary_of(folder) if is_foreign else load_config(folder).vocab_size)
     most = longest_of(folder) if is_foreign else load_config(folder).max_position_embeddings
     longest = min(max_length_of(folder) or most, most)

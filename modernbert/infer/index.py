@@ -4,7 +4,6 @@ In: vectors, block after block, and of what they are. Out: a folder that is open
 that was left unfinished goes on behind its last block.
 """
 
-import importlib.util
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from modernbert.errors import InputError
+from modernbert.extras import require
 from modernbert.infer.search import Found
 
 __all__ = ["Index", "about_of", "connect", "open_table", "told", "vector_type"]
@@ -104,8 +104,7 @@ def connect(folder: Path) -> Any:
 
     Raises: InputError if LanceDB is not installed, or does not take the folder.
     """
-    if importlib.util.find_spec("lancedb") is None:
-        raise InputError("an index needs the package lancedb: pip install 'modernbert[index]'")
+    require(str(folder), "lancedb", "pyarrow", extra="index")
     import lancedb
 
     with told(folder):

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from modernbert.device import choose_device, choose_precision, release_threads_before_fork
 from modernbert.errors import InputError, shown
+from modernbert.extras import require
 from modernbert.infer import answers
 from modernbert.infer.answers import Span, Text, finite
 from modernbert.infer.loading import load_for_inference
@@ -139,6 +140,7 @@ class ModernBert:
         precision = choose_precision(dtype, place, "dtype")
         folder = find_folder(name, revision, token=token, offline=offline)
         if family_of(folder) != OURS:
+            require(str(name), "transformers")
             foreign = _load_foreign(name, folder, place, precision)
             foreign._origin = folder, dtype, backend
             return foreign

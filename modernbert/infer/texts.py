@@ -13,7 +13,7 @@ from pathlib import Path
 from modernbert.errors import InputError
 from modernbert.storage import new_file
 from modernbert.text.archive import open_plain
-from modernbert.text.formats import format_of
+from modernbert.text.formats import format_of, require_readers
 from modernbert.text.labelled.rows import read_file
 
 __all__ = ["Located", "gather_texts", "keep_input", "stream_input", "stream_texts", "visible"]
@@ -49,6 +49,7 @@ def stream_texts(files: Sequence[Path], text_field: str = "text") -> Iterator[Lo
 
     Raises: InputError naming the file and line, for one that is absent, or a row without the field.
     """
+    require_readers(files)
     for file in files:
         if format_of(file) in _ROWS:
             for row in read_file(file, text_field):

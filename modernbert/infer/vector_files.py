@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from modernbert.errors import InputError
+from modernbert.extras import require
 from modernbert.storage import new_file, new_folder, unwrapped
 
 __all__ = ["WRITERS", "Write", "check_writer", "json_line"]
@@ -30,15 +31,13 @@ def check_writer(out: Path) -> Write:
     if out.suffix not in WRITERS:
         *known, last = WRITERS
         raise InputError(f"{out}: expected a name that ends in {', '.join(known)} or {last}")
-    for suffix, library, extra in ((".parquet", "pyarrow", "data"), (".lance", "lancedb", "index")):
+    for suffix, libraries, extra in ((".parquet", ("pyarrow",), "data"), (".lance", ("lancedb", "pyarrow"), "index")):
         if out.suffix == suffix:
+            require(str(out), *libraries, extra=extra)
             try:
-                __import__(library)
                 str(out.absolute()).encode()
-            except ImportError:
-                raise InputError(f"{out}: needs {library} to be written; pip install 'modernbert[{extra}]'") from None
             except UnicodeEncodeError:
-                raise InputError(f"{out}: is a name that {library} cannot write, expected UTF-8 text") from None
+                raise InputError(f"{out}: is a name that {libraries[0]} cannot write, expected UTF-8 text") from None
     if out.suffix == ".lance" and out.exists():
         raise InputError(f"{out}: exists already, expected a new folder")
     return WRITERS[out.suffix]

@@ -21,6 +21,7 @@ import torch
 from modernbert.cluster import share_out
 from modernbert.device import choose_device
 from modernbert.errors import InputError
+from modernbert.extras import require
 from modernbert.infer.parts import PART_CHARACTERS, Part, PartsFolder, parts_of, placed
 from modernbert.infer.pipeline import ModernBert, load_in_process
 from modernbert.infer.progress import show_texts
@@ -29,6 +30,7 @@ from modernbert.infer.vector_files import Write, check_writer, json_line
 from modernbert.model.hub import digest_of
 from modernbert.processes import Processes
 from modernbert.storage import check_target, only_process, sha256_of, try_delete
+from modernbert.text.formats import require_readers
 
 __all__ = ["EmbedConfig", "run"]
 
@@ -132,6 +134,9 @@ def _check(config: EmbedConfig) -> None:
         raise InputError("engine: ray embeds files or standard input, into a file (--out)")
     elif len(config.devices) > 1:
         raise InputError(f"device: found {len(config.devices)}, expected one; --processes says how many there are")
+    if config.engine == "ray":
+        require("engine", "ray")
+    require_readers(config.files)
 
 
 def _is_same(file: Path | int, other: Path) -> bool:

@@ -18,6 +18,7 @@ from modernbert.errors import InputError
 from modernbert.evaluate.benchmark import run_task, tasks_of
 from modernbert.evaluate.collection import Collection, read_collection
 from modernbert.evaluate.retrieval import Rank, rank_by_index, rank_by_model, rank_by_words, score_collection
+from modernbert.extras import require
 from modernbert.finetune.checks import check_numbers
 from modernbert.infer.pipeline import ModernBert
 from modernbert.model.hub import digest_of
@@ -62,6 +63,13 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
     if config.pooling not in (None, "mean", "cls", "tokens"):
         raise InputError(f"pooling: found {config.pooling!r}, expected mean, cls or tokens")
     check_numbers(config)
+    if config.bm25:
+        require("--bm25", "bm25s")
+    for name in config.collections:
+        if name.startswith(_MTEB):
+            require(name, "mteb")
+    if config.index is not None:
+        require("--index", "lancedb", "pyarrow", extra="index")
     folders = [Path(name).resolve().name for name in config.collections if not name.startswith(_MTEB)]
     if config.index is not None and len(set(folders)) < len(folders):
         raise InputError("collections: found two folders of one name, which would share an index; expected other names")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modernbert.export.folder import Report, export_folder
+from modernbert.extras import require
 from modernbert.model.hub import find_folder
 
 __all__ = ["ExportConfig", "run"]
@@ -25,6 +26,7 @@ def run(config: ExportConfig) -> Report:
 
     Raises: InputError for a model that is not exported, an `out` that exists, or a graph that is not near enough.
     """
+    require("export", "onnx", "onnxruntime")
     report = export_folder(find_folder(config.model), config.out, int8=config.int8, texts=config.texts)
     for name, size in report.sizes.items():
         print(f"{config.out / name}: {size / 1e6:,.1f} MB")

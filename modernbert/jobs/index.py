@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
+from modernbert.extras import require
 from modernbert.infer.catalog import Catalog
 from modernbert.infer.pipeline import ModernBert
 from modernbert.infer.progress import show_texts
@@ -40,6 +41,7 @@ def run(config: IndexConfig) -> None:
 
     Raises: InputError for files that cannot be read, or an index that was begun with another model.
     """
+    require("index", "lancedb", "pyarrow", extra="index")
     tally = Tally()
     # What is gone must go, even if nothing is left; a new index of nothing is a mistake.
     begun = Catalog.is_in(config.out)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modernbert.errors import InputError
+from modernbert.extras import require
 from modernbert.storage import explained, move_into_place, only_process, try_delete, write_file
 from modernbert.text.corpus import Document, Tally, find_files, read_documents
 from modernbert.text.engines import ENGINES
@@ -88,6 +89,8 @@ def _check(config: PrepareConfig) -> None:
         raise InputError(f"processes: found {config.processes}, expected 0 (all cores) or more")
     if config.engine not in ENGINES:
         raise InputError(f"engine: found {config.engine!r}, expected {' or '.join(map(repr, ENGINES))}")
+    if config.engine == "ray":
+        require("engine", "ray")
 
 
 def _find_tokenizer(name: str) -> Path:

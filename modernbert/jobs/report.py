@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modernbert.errors import InputError
+from modernbert.extras import require
 from modernbert.report.compare import compare
 from modernbert.report.page import write_report
 from modernbert.report.run import read_run
@@ -24,6 +25,7 @@ def run(config: ReportConfig) -> Path:
 
     Raises: InputError if a folder is no run's or its files are damaged, or the page cannot be written.
     """
+    require("report", "jinja2", "matplotlib")
     folders = list({folder.resolve(): folder for folder in config.runs}.values())
     if not folders:
         raise InputError("report: found no run, expected at least one folder")

@@ -2,12 +2,12 @@
 
 import asyncio
 import gc
-import importlib.util
 import socket
 import sys
 from dataclasses import dataclass
 
 from modernbert.errors import InputError
+from modernbert.extras import require
 from modernbert.infer.pipeline import ModernBert
 
 __all__ = ["ServeConfig", "run"]
@@ -43,9 +43,7 @@ def run(config: ServeConfig) -> None:
 
     Raises: InputError for a model that cannot be loaded, an address that is taken, or a library that is absent.
     """
-    for library in ("fastapi", "uvicorn", "prometheus_client", "orjson"):
-        if importlib.util.find_spec(library) is None:
-            raise InputError(f"serve needs the package {library}: pip install 'modernbert[serve]'")
+    require("serve", "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "orjson")
     import uvicorn
 
     from modernbert.serve.app import ServeSettings, make_app

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from modernbert.errors import InputError
 from modernbert.storage import new_folder
-from modernbert.text.corpus import Tally, read_documents, stored_bytes
+from modernbert.text.corpus import Tally, find_files, read_documents, stored_bytes
 from modernbert.text.progress import show_reading, watched
 from modernbert.text.tokenizer import Tokenizer, adapt_olmo, train_tokenizer
 
@@ -40,6 +40,8 @@ def run(config: TokenizerConfig) -> Path:
         raise InputError("tokenizer: expected either sources to learn from or adapt=OLMO_TOKENIZER_JSON")
     if config.max_length < 3:
         raise InputError(f"max_length: found {config.max_length}, expected at least 3: [CLS], one token and [SEP]")
+    if config.sources:
+        find_files(config.sources)  # what is missing is reported before a folder is made
     out = Path(config.out)
     with new_folder(out) as folder:
         tokenizer = adapt_olmo(config.adapt) if config.adapt else _train(config)

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from modernbert.errors import CheckFailed, InputError, shown
+from modernbert.extras import missing
 from modernbert.model.heads import TASKS
 from modernbert.model.weights import WEIGHTS, check_tensor, is_of_adapter, read_weights, refuse_adapters
 from modernbert.published import is_there, read_bytes, read_json
@@ -258,7 +259,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError:
-        raise InputError("models of other families need transformers: pip install 'modernbert[eval]'") from None
+        raise missing("models of other families", "transformers") from None
     # What it says of each load is not for whoever uses this package.
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from modernbert.errors import InputError
+from modernbert.extras import missing
 
 __all__ = ["NAMES", "PHASES", "RUNS", "add_title", "as_svg", "new_figure", "smooth", "thin", "unit_of"]
 
@@ -34,7 +34,7 @@ def new_figure(narrow: bool, height: float) -> Iterator[Any]:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
-        raise InputError("charts need matplotlib: pip install 'modernbert[report]'") from None
+        raise missing("report", "matplotlib") from None
     ink, faint, grid = NAMES["ink"], NAMES["faint"], NAMES["grid"]
     style: dict[Any, Any] = {
         "svg.fonttype": "none", "svg.hashsalt": "modernbert", "font.size": 10, "text.color": ink,

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from modernbert.errors import InputError
+from modernbert.extras import missing
 from modernbert.report.charts import read_rows, speed_chart, training_chart
 from modernbert.report.run import mean_heldout, sort_rows
 from modernbert.storage import write_file
@@ -169,7 +169,7 @@ def write_report(path: Path, report: Report) -> None:
     try:
         import jinja2
     except ImportError:
-        raise InputError("reports need jinja2: pip install 'modernbert[report]'") from None
+        raise missing("report", "jinja2") from None
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import BinaryIO
 
-from modernbert.errors import InputError
+from modernbert.extras import missing
 from modernbert.text.faults import BrokenInput
 from modernbert.text.remote import RemoteFile
 
@@ -62,7 +62,7 @@ class CountingReader:
         try:
             import zstandard
         except ImportError:
-            raise InputError(f"{self._path}: needs zstandard to be read; pip install 'modernbert[data]'") from None
+            raise missing(str(self._path), "zstandard") from None
         # Frame by frame, because the library's own stream reader takes a cut file for a complete one.
         frame = zstandard.ZstdDecompressor().decompressobj()
         started = False

@@ -12,7 +12,7 @@ from pathlib import Path
 from modernbert.errors import InputError
 from modernbert.text.duplicates import SeenTexts
 from modernbert.text.faults import BrokenInput
-from modernbert.text.formats import KNOWN, File, RawText, format_of, read_texts, size_of
+from modernbert.text.formats import KNOWN, File, RawText, format_of, read_texts, require_readers, size_of
 from modernbert.text.remote import RemoteFile, dataset_url, find_remote, is_url
 
 __all__ = ["Document", "Tally", "find_files", "read_documents", "stored_bytes"]
@@ -130,7 +130,8 @@ def find_files(
     and `node_modules`, and files of unknown formats and links to folders, which are counted in `tally`.
 
     Raises: InputError if a source is absent, or a folder has no file of a known format (unless `empty_ok`), or a file
-    has an unknown suffix; BrokenInput if a folder cannot be read, unless that is to be skipped.
+    has an unknown suffix, or needs a library that is not installed; BrokenInput if a folder cannot be read, unless that
+    is to be skipped.
     """
     if not sources and not empty_ok:
         raise InputError("sources: found none, expected at least one file or folder")
@@ -145,6 +146,7 @@ def find_files(
             files += _below_url(url, tally)
         else:
             files += _below_path(Path(source), tally, tally.skip if on_error == "skip" else _refuse, empty_ok)
+    require_readers(files)
     return files
 
 

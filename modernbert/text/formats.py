@@ -6,17 +6,28 @@ is made of concerns nobody after it: what becomes of a text, or of a broken row,
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modernbert.errors import InputError
+from modernbert.extras import missing, require
 from modernbert.text.archive import open_plain
 from modernbert.text.faults import BrokenInput
 from modernbert.text.remote import RemoteFile
 
-__all__ = ["KNOWN", "File", "RawText", "format_of", "mark_of", "open_parquet", "read_texts", "size_of"]
+__all__ = [
+    "KNOWN",
+    "File",
+    "RawText",
+    "format_of",
+    "mark_of",
+    "open_parquet",
+    "read_texts",
+    "require_readers",
+    "size_of",
+]
 
 PROSE = (".txt", ".md", ".rst")
 CODE = tuple(
@@ -49,6 +60,18 @@ def format_of(file: File) -> str:
     for packed in (".gz", ".zst"):
         name = name.removesuffix(packed)
     return Path(name).suffix
+
+
+def require_readers(files: Iterable[File]) -> None:
+    """Check that the libraries which read these files are installed.
+
+    Raises: InputError naming the first file that cannot be read without one.
+    """
+    for file in files:
+        if format_of(file) == ".parquet":
+            require(str(file), "pyarrow")
+        if file.suffix.lower() == ".zst":
+            require(str(file), "zstandard")
 
 
 def size_of(file: File) -> int:
@@ -140,7 +163,7 @@ def _read_parquet(file: File, text_field: str, count: Count) -> Iterator[RawText
     try:
         import pyarrow as pa
     except ImportError:
-        raise InputError(f"{file}: needs pyarrow to be read; pip install 'modernbert[data]'") from None
+        raise missing(str(file), "pyarrow") from None
     number = seen = 0
     try:
         size = size_of(file)

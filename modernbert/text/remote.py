@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ParamSpec, TypeVar
 
 from modernbert.errors import InputError
+from modernbert.extras import missing
 from modernbert.text.faults import Outage
 
 __all__ = ["RemoteFile", "dataset_url", "find_remote", "is_url"]
@@ -90,6 +91,8 @@ def find_remote(url: str) -> list[tuple[tuple[str, ...], RemoteFile]]:
     try:
         filesystem, root = url_to_fs(url)
     except ImportError as error:
+        if url.startswith("s3"):
+            raise missing(url, "s3fs") from None
         raise InputError(f"{url}: needs a library to be read ({_line(error)})") from None
     except ValueError as error:
         raise InputError(f"{url}: {_line(error)}; expected s3://, gs://, hf://, file:// or a path") from None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from modernbert.errors import InputError
+from modernbert.extras import missing
 from modernbert.storage import write_file
 
 __all__ = ["Sinks", "check_sinks", "numbers_of", "open_sinks"]
@@ -97,7 +98,7 @@ def check_sinks(names: Sequence[str]) -> None:
         try:
             importlib.import_module(_LIBRARIES[name])
         except ImportError:
-            raise InputError(f"watch: {name} is not installed: pip install 'modernbert[watch]'") from None
+            raise missing("watch", name) from None
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:

@@ -307,7 +307,7 @@ def test_what_cannot_be_exported_is_named(make: Make, tmp_path: Path, monkeypatc
     with pytest.raises(InputError, match="exists already"):
         export_folder(folder, tmp_path / "out")
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(InputError, match=r"export needs onnx: pip install 'modernbert\[export\]'"):
+    with pytest.raises(InputError, match=r"export: onnx is not installed: pip install 'modernbert\[export\]'"):
         export_folder(folder, tmp_path / "new")
 
 

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from modernbert.errors import InputError
+from modernbert.extras import missing
 from modernbert.published import is_one_line
 from modernbert.text.archive import open_plain
-from modernbert.text.formats import File, format_of, open_parquet
+from modernbert.text.formats import File, format_of, open_parquet, require_readers
 from modernbert.text.labelled.conll import read_sentences
 from modernbert.text.labelled.splits import Parts, Subset, choose_split, is_shard, splits_in, subset_of
 from modernbert.text.remote import dataset_url, find_remote, is_url
 
-__all__ = ["Row", "read_file", "read_rows"]
+__all__ = ["Row", "check_files", "read_file", "read_rows"]
 
 # In float32, in which models compute.
 _LARGEST = 3.4e38
@@ -110,13 +111,24 @@ def read_rows(sources: Sequence[str], split: str = "train", subset: str | None =
     Raises: InputError naming the file, and the line where there is one, at the first thing that cannot be read;
     naming the data set, if it does not have the split.
     """
-    rows = [row for source in sources for file in _files(source, split, subset) for row in read_file(file)]
+    files = [file for source in sources for file in _files(source, split, subset)]
+    require_readers(files)
+    rows = [row for file in files for row in read_file(file)]
     if not rows:
         raise InputError(f"{', '.join(sources)}: found no row, expected at least one")
     return rows
 
 
-def _files(source: str, split: str, subset: str | None) -> list[File]:
+def check_files(sources: Sequence[str], split: str, subset: str | None = None) -> None:
+    """Check that all sources are there and can be read here, before the first of them is read.
+
+    Raises: InputError naming a source that is absent or of an unknown format, or a library that is not installed.
+    """
+    for source in sources:
+        require_readers(_files(source, split, subset, report=False))
+
+
+def _files(source: str, split: str, subset: str | None, *, report: bool = True) -> list[File]:
     url = source if is_url(source) else dataset_url(source)
     is_one_file = False
     listed: list[tuple[Parts, File]]
@@ -154,7 +166,8 @@ def _files(source: str, split: str, subset: str | None) -> list[File]:
     left_out = ["/".join(parts) for n, (parts, file) in enumerate(known) if n not in numbers]
     left_out = [path for path in left_out if path != "README.md"]
     more = f"; left out {', '.join(left_out[:6])}{' ...' if len(left_out) > 6 else ''}" if left_out else ""
-    print(f"{source}: split {name}, {len(found)} of {len(known)} files{more}")
+    if report:
+        print(f"{source}: split {name}, {len(found)} of {len(known)} files{more}")
     return found
 
 
@@ -289,7 +302,7 @@ def _read_parquet(file: File, column: str | None) -> Iterator[Row]:
     try:
         import pyarrow as pa
     except ImportError:
-        raise InputError(f"{file}: needs pyarrow to be read; pip install 'modernbert[data]'") from None
+        raise missing(str(file), "pyarrow") from None
     number = 0
     try:
         with file.open("rb") as stored, open_parquet(stored) as table:

@@ -1,0 +1,72 @@
+"""Optional libraries, and the extras of this package that install them.
+
+A command calls `require` before it reads a file, loads a model or makes a folder, so that a missing library is reported
+in the first second.
+"""
+
+import importlib.util
+import sys
+
+from modernbert.errors import InputError
+
+__all__ = ["EXTRAS", "missing", "require"]
+
+# Name to import -> name to install, and the extra that has it; some are in other extras too.
+EXTRAS = {
+    "accelerate": ("accelerate", "bench"),
+    "bm25s": ("bm25s", "eval"),
+    "fastapi": ("fastapi", "serve"),
+    "jinja2": ("jinja2", "report"),
+    "lancedb": ("lancedb", "index"),
+    "matplotlib": ("matplotlib", "report"),
+    "mteb": ("mteb", "mteb"),
+    "onnx": ("onnx", "export"),
+    "onnxruntime": ("onnxruntime", "export"),
+    "openvino": ("openvino", "peers"),
+    "orjson": ("orjson", "serve"),
+    "prometheus_client": ("prometheus-client", "serve"),
+    "pyarrow": ("pyarrow", "data"),
+    "pydantic": ("pydantic", "serve"),
+    "ray": ("ray", "ray"),
+    "s3fs": ("s3fs", "s3"),
+    "scipy": ("scipy", "eval"),
+    "sentence_transformers": ("sentence-transformers", "sentence-transformers"),
+    "sklearn": ("scikit-learn", "eval"),
+    "starlette": ("starlette", "serve"),
+    "tensorboard": ("tensorboard", "watch"),
+    "trackio": ("trackio", "watch"),
+    "transformers": ("transformers", "eval"),
+    "uvicorn": ("uvicorn", "serve"),
+    "wandb": ("wandb", "watch"),
+    "zstandard": ("zstandard", "data"),
+}
+
+
+def require(what: str, *libraries: str, extra: str | None = None) -> None:
+    """Check that libraries are installed, without importing them.
+
+    `what` is the option, field or file that needs them; `extra` names another extra than that of `EXTRAS`.
+
+    Raises: InputError naming the first library that is missing, and the command that installs it.
+
+    >>> require("--bm25", "json")
+    """
+    for name in libraries:
+        if not _is_installed(name):
+            raise missing(what, name, extra)
+
+
+def missing(what: str, library: str, extra: str | None = None) -> InputError:
+    """Return the error for a library that is not installed.
+
+    >>> print(missing("--bm25", "bm25s"))
+    --bm25: bm25s is not installed: pip install 'modernbert[eval]'
+    """
+    package, usual = EXTRAS[library]
+    return InputError(f"{what}: {package} is not installed: pip install 'modernbert[{extra or usual}]'")
+
+
+def _is_installed(name: str) -> bool:
+    if name in sys.modules:
+        return sys.modules[name] is not None
+    return importlib.util.find_spec(name) is not None

@@ -1,0 +1,103 @@
+"""A library that is not installed is reported before any work, with the extra that has it.
+
+Of every command the model, and what else takes long to read, is not there: whatever is looked at first is told.
+"""
+
+from pathlib import Path
+
+import pytest
+from commands import modernbert
+
+from modernbert.extras import EXTRAS
+
+TUNE = ["finetune", "model=no/model", "out=out", "train=[train.tsv]"]
+SCORED = [*TUNE, "dev=[dev.tsv]"]
+PACKED = ("pyarrow", "data", ["--file", "some.parquet"]), ("zstandard", "data", ["--file", "some.jsonl.zst"])
+USES = {"fill-mask": [], "classify": [], "tag": [], "embed": ["--out", "out.npy"], "rerank": ["query"]}
+
+NEEDS = [
+    ("sklearn", "eval", [*SCORED, "task=classify"]),
+    ("sklearn", "eval", [*TUNE, "task=classify", "test=[test.tsv]"]),
+    ("sklearn", "eval", [*SCORED, "task=rerank", "columns.pair=other"]),
+    ("scipy", "eval", [*SCORED, "task=rerank", "columns.pair=other"]),
+    ("scipy", "eval", [*SCORED, "task=regress"]),
+    ("bm25s", "eval", [*TUNE, "task=embed", "negatives=3"]),
+    ("bm25s", "eval", [*TUNE, "task=late", "negatives=3"]),
+    ("sklearn", "eval", ["sweep", *SCORED[1:], "task=classify", "--lrs", "1e-3"]),
+    ("scipy", "eval", ["sweep", *SCORED[1:], "task=regress"]),
+    ("bm25s", "eval", ["sweep", *SCORED[1:], "task=embed", "negatives=3"]),
+    ("sklearn", "eval", ["evaluate", "glue", "no/model", "glue", "--out", "out"]),
+    ("bm25s", "eval", ["evaluate", "retrieval", "no/model", "folder", "--bm25", "--out", "out.json"]),
+    ("mteb", "mteb", ["evaluate", "retrieval", "no/model", "folder", "mteb:beir"]),
+    ("lancedb", "index", ["evaluate", "retrieval", "no/model", "folder", "--index", "out"]),
+    ("pyarrow", "index", ["evaluate", "retrieval", "no/model", "folder", "--index", "out"]),
+    ("lancedb", "index", ["index", "no/model", "texts", "--out", "out"]),
+    ("pyarrow", "index", ["index", "no/model", "texts", "--out", "out"]),
+    ("zstandard", "data", ["index", "no/model", "packed", "--out", "out"]),
+    ("lancedb", "index", ["search", "texts", "query"]),
+    ("onnx", "export", ["export", "no/model", "--out", "out"]),
+    ("onnxruntime", "export", ["export", "no/model", "--out", "out"]),
+    *((name, "serve", ["serve", "no/model", "--port", "0"])
+      for name in ("fastapi", "starlette", "uvicorn", "prometheus_client", "orjson")),
+    ("jinja2", "report", ["report", "texts"]),
+    ("matplotlib", "report", ["report", "texts"]),
+    *((name, "demo", ["demo", "--out", "out"]) for name in ("bm25s", "jinja2", "matplotlib")),
+    *((name, "watch", ["pretrain", "out=out", "tokenizer=no/model", "sources.a=none", f"watch=[{name}]",
+                       "phases.one.tokens=100000", "phases.one.lr=1"]) for name in ("wandb", "trackio", "tensorboard")),
+    ("ray", "ray", ["prepare", "sources=[texts]", "tokenizer=no/model", "out=out", "--engine", "ray"]),
+    ("ray", "ray", ["embed", "no/model", "--file", "texts/some.txt", "--out", "out.npy", "--engine", "ray"]),
+    ("pyarrow", "data", ["prepare", "sources=[packed]", "tokenizer=no/model", "out=out"]),
+    ("zstandard", "data", ["prepare", "sources=[packed]", "tokenizer=no/model", "out=out", "on_error=skip"]),
+    ("zstandard", "data", ["tokenizer", "sources=[packed]", "out=out"]),
+    ("pyarrow", "data", ["embed", "no/model", "a text", "--out", "out.parquet"]),
+    ("pyarrow", "index", ["embed", "no/model", "a text", "--out", "out.lance"]),
+    ("lancedb", "index", ["embed", "no/model", "a text", "--out", "out.lance"]),
+    *((library, extra, [verb, "no/model", *more, *file]) for verb, more in USES.items()
+      for library, extra, file in PACKED),
+    ("pyarrow", "data", [*TUNE[:1], "model=foreign", *TUNE[2:], "task=classify", "dev=[packed/some.parquet]"]),
+    ("s3fs", "s3", ["tokenizer", "sources=[s3://bucket/some.jsonl]", "out=out"]),
+    ("transformers", "eval", [*TUNE[:1], "model=foreign", *TUNE[2:], "task=classify"]),
+    ("transformers", "eval", [*TUNE[:1], "model=foreign", *TUNE[2:], "task=embed"]),
+    *(("transformers", "eval", [verb, "foreign", *words]) for verb, words in (
+        ("embed", ["a"]), ("embed", ["--file", "texts/some.txt", "--out", "out.npy"]), ("classify", ["a"]),
+        ("tag", ["a"]), ("rerank", ["query", "a"]), ("fill-mask", ["a"]), ("serve", ["--port", "0"]),
+        ("index", ["texts", "--out", "out"]), ("evaluate", []))[:-1]),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows, texts in a folder, files that need a library, and a model of another family, all but empty."""
+    folder = tmp_path_factory.mktemp("place")
+    for name in ("train", "dev", "test"):
+        (folder / f"{name}.tsv").write_text("text\tlabel\tother\na\t1\tb\nb\t0\tc\n")
+    for name in ("texts", "packed", "foreign", "glue", "glue/cola", "folder"):
+        (folder / name).mkdir()
+    for name in ("train", "dev"):
+        (folder / "glue" / "cola" / f"{name}.tsv").write_text("sentence\tlabel\na\t1\nb\t0\n")
+    (folder / "texts" / "some.txt").write_text("a text\n")
+    for name in ("some.parquet", "some.jsonl.zst"):
+        (folder / "packed" / name).write_bytes(b"")
+    (folder / "foreign" / "config.json").write_text('{"model_type": "bert"}')
+    return folder
+
+
+@pytest.mark.parametrize(("library", "extra", "words"), NEEDS, ids=lambda each: "".join(str(each)[:12]))
+def test_a_missing_library_is_reported_before_any_work(
+    library: str, extra: str, words: list[str], place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    before = sorted(place.rglob("*"))
+    done = modernbert(*words, without=[library])
+    package = EXTRAS[library][0]
+    expected = f": {package} is not installed: pip install 'modernbert[{extra}]'"
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("modernbert: ") and done.stderr.rstrip().endswith(expected), done.stderr
+    assert done.stdout == "" and sorted(place.rglob("*")) == before
+
+
+def test_every_library_of_an_extra_is_asked_for() -> None:
+    asked = {library for library, _, _ in NEEDS}
+    # Benchmarks leave out a library that is missing, and say so; sentence-transformers loads our module, not we it; the
+    # command line itself needs pydantic.
+    assert set(EXTRAS) - asked == {"accelerate", "openvino", "sentence_transformers", "pydantic"}
