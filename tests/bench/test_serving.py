@@ -24,7 +24,7 @@ from modernbert.model.config import ModelConfig
 pytest.importorskip("transformers")
 
 
-def bench(*words: str) -> subprocess.CompletedProcess[str]:
+def serving_shape(*words: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "modernbert.cli", "bench", "serving-shape", *words]
     return subprocess.run(command, capture_output=True, text=True)
 
@@ -78,7 +78,7 @@ def test_an_engine_that_computes_something_else_is_not_timed(folder: Path) -> No
 
 
 def test_the_verb_times_engines_in_turn(tmp_path: Path) -> None:
-    done = bench(
+    done = serving_shape(
         "--preset", "tiny", "--engines", "modernbert", "--engines", "modernbert", "--engines",
         "transformers-float32", "--sets", "short-mix",
         "--sets", "latency-16", "--tokens", "500", "--calls", "3", "--rounds", "1", "--out", str(tmp_path),

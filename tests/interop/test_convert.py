@@ -1,5 +1,7 @@
 import json
 import pickle
+import re
+import shutil
 import signal
 import sys
 from collections import OrderedDict, defaultdict
@@ -311,6 +313,19 @@ def test_the_command_says_what_it_chose_and_ends_with_two_for_what_is_no_checkpo
     assert status == 2 and said.endswith("expected --config TRAINING.yaml, or --max-position-embeddings\n")
     status, said, _ = convert("--max-position-embeddings", "1024")
     assert status == 0 and "local_attention: 8 (the settings in c.pt)" in said
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "training.yaml").write_text("model:\n  model_config:\n    final_norm: true\nmax_seq_len: 512\n")
+    status, _, said = convert("--config", str(tmp_path / "training.yaml"), "--tokenizer", str(tmp_path / "none"))
+    assert status == 2 and "none" in said
+    options = [
+        "convert", "--num-attention-heads", "2", "--max-position-embeddings", "768", "--global-attn-every-n-layers",
+        "2", "--local-attention", "12", "--global-rope-theta", "9000.0", "--local-rope-theta", "8000.0", "--norm-eps",
+        "0.001",
+    ]  # fmt: skip
+    status, said, _ = convert(*options[1:])
+    assert status == 0
+    for name, value in zip(options[1::2], options[2::2], strict=True):
+        assert re.search(rf"^{name[2:].replace('-', '_')}: {float(value):g}\S* \(as asked\)$", said, re.MULTILINE), name
     (tmp_path / "c.pt").write_bytes(pickle.dumps({"state": 1}))
     status, _, said = convert()
     assert status == 2 and "is a bare pickle" in said and said.count("\n") == 1

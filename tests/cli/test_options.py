@@ -1,0 +1,413 @@
+"""Each option of a command takes effect: what it changes is seen from outside, through the command line itself."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+from cli.conftest import succeed
+from commands import modernbert
+from typer.testing import CliRunner
+
+from modernbert import ModernBert
+from modernbert.cli import app
+from modernbert.model.heads import MaskedLM, start_classifier
+from modernbert.model.hub import save_folder
+
+CPU = ["--device", "cpu", "--dtype", "float32", "--backend", "banded"]
+TEXTS = ["The capital of country 3", "rivers", "a city " * 20]
+# Longer than the 1,000 tokens that the model takes.
+TOO_LONG = "city " * 1_500
+
+
+@pytest.fixture(scope="session")
+def lines(folder: Path) -> Path:
+    """A file of texts in rows, the last of which is too long."""
+    (folder / "lines.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in [*TEXTS, TOO_LONG]))
+    return folder / "lines.jsonl"
+
+
+@pytest.fixture(scope="session")
+def heads(folder: Path, small_bert: ModernBert) -> dict[str, Path]:
+    """Model folders of a reranker and a tagger with random heads."""
+    assert isinstance(small_bert.model, MaskedLM)
+    made = {}
+    for task, labels in (("rerank", ["score"]), ("tag", ["O", "B-place", "I-place"])):
+        made[task] = folder / task
+        model = start_classifier(small_bert.model, task, labels, seed=3)
+        save_folder(made[task], model, lambda partial: small_bert.tokenizer.save_folder(partial, 1_000))
+    return made
+
+
+def load(folder: Path) -> ModernBert:
+    return ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+
+
+def json_lines(printed: str) -> list[Any]:
+    return [json.loads(line) for line in printed.splitlines()]
+
+
+# What shows a config, and stops.
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["tokenizer", "sources=[a.txt]", "out=out", "vocab_size=512", "--print"], {"vocab_size": 512}),
+        (["prepare", "sources=[a.txt]", "tokenizer=t", "out=out", "--engine", "ray", "--print"], {"engine": "ray"}),
+        (["pretrain", "out=out", "tokenizer=t", "sources.a=b", "phases.x.tokens=9", "phases.x.lr=1", "--print"],
+         {"sources": {"a": "b"}}),
+        (["finetune", "model=m", "task=late", "train=[t]", "out=out", "lr=3", "--print"], {"lr": 3.0, "task": "late"}),
+        (["grow", "source=s", "out=out", "preset=base", "--print"], {"preset": "base"}),
+        (["average", "out=out", "run=r", "best=7", "--print"], {"best": 7}),
+    ],
+)  # fmt: skip
+def test_print_shows_the_whole_config_and_does_nothing(
+    words: list[str], shown: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    printed = yaml.safe_load(succeed(*words))
+    assert shown.items() <= printed.items() and printed["out"] == "out"
+    assert list(tmp_path.iterdir()) == []
+
+
+# What is refused says to which field it went.
+
+REFUSED = [
+    (["fill-mask", "{bert}", "a [MASK]", "--device", "nowhere"], "device: found 'nowhere'"),
+    (["fill-mask", "{bert}", "a [MASK]", "--dtype", "int4"], "dtype: found 'int4'"),
+    (["fill-mask", "{bert}", "a [MASK]", "--backend", "none"], "backend: found 'none'"),
+    (["embed", "{bert}", "a", "--device", "nowhere"], "device: found 'nowhere'"),
+    (["embed", "{bert}", "a", "--dtype", "int4"], "dtype: found 'int4'"),
+    (["embed", "{bert}", "a", "--backend", "none"], "backend: found 'none'"),
+    (["classify", "{bert}", "a", "--device", "nowhere"], "device: found 'nowhere'"),
+    (["classify", "{bert}", "a", "--dtype", "int4"], "dtype: found 'int4'"),
+    (["classify", "{bert}", "a", "--backend", "none"], "backend: found 'none'"),
+    (["tag", "{bert}", "a", "--device", "nowhere"], "device: found 'nowhere'"),
+    (["tag", "{bert}", "a", "--dtype", "int4"], "dtype: found 'int4'"),
+    (["tag", "{bert}", "a", "--backend", "none"], "backend: found 'none'"),
+    (["rerank", "{bert}", "a", "b", "--device", "nowhere"], "device: found 'nowhere'"),
+    (["rerank", "{bert}", "a", "b", "--dtype", "int4"], "dtype: found 'int4'"),
+    (["rerank", "{bert}", "a", "b", "--backend", "none"], "backend: found 'none'"),
+    (["index", "{bert}", "{texts}", "--out", "out", "--device", "nowhere"], "device: found 'nowhere'"),
+    (["index", "{bert}", "{texts}", "--out", "out", "--dtype", "int4"], "dtype: found 'int4'"),
+    (["index", "{bert}", "{texts}", "--out", "out", "--backend", "none"], "backend: found 'none'"),
+    (["serve", "{bert}", "--port", "0", "--device", "nowhere"], "device: found 'nowhere'"),
+    (["serve", "{bert}", "--port", "0", "--dtype", "int4"], "dtype: found 'int4'"),
+    (["serve", "{bert}", "--port", "0", "--backend", "none"], "backend: found 'none'"),
+    (["embed", "{bert}", "a", "--processes", "0"], "processes: found 0"),
+    (["embed", "{bert}", "a", "--engine", "spark"], "engine: found 'spark'"),
+    (["embed", "{bert}", "a", "--overflow", "fold"], "overflow: found 'fold'"),
+    (["classify", "{classifier}", "a", "--overflow", "fold"], "overflow: found 'fold'"),
+    (["serve", "{bert}", "--port", "0", "--host", ""], "host: is empty"),
+    (["prepare", "sources=[{texts}]", "tokenizer={bert}", "out=out", "--engine", "spark"], "engine: found 'spark'"),
+    (["evaluate", "retrieval", "{bert}", "{collection}", "--device", "nowhere"], "device: found 'nowhere'"),
+    (["evaluate", "retrieval", "{bert}", "{collection}", "--dtype", "int4"], "dtype: found 'int4'"),
+    (["evaluate", "retrieval", "{bert}", "{collection}", "--split", "none"], "none.tsv"),
+    (["evaluate", "retrieval", "{bert}", "{collection}", "--index", "{texts}/some.txt"], "some.txt"),
+    (["evaluate", "glue", "{bert}", "{texts}", "--out", "out", "--grid", "all"], "grid: found 'all'"),
+    (["search", "{texts}", "a", "--how", "foo"], "is no index"),
+    (["plan", "--count", "0"], "count: found 0"),
+    (["plan", "--length", "2"], "length: found 2"),
+    (["bench", "throughput", "--models", "none"], "models: found 'none'"),
+    (["bench", "throughput", "--sets", "none"], "sets: found 'none'"),
+    (["bench", "throughput", "--documents", "0"], "documents: found 0"),
+    (["bench", "throughput", "--batch", "0"], "batch: found 0"),
+    (["bench", "throughput", "--runs", "0"], "runs: found 0"),
+    (["bench", "throughput", "--rounds", "0"], "rounds: found 0"),
+    (["bench", "throughput", "--texts", "a"], "sets: real needs texts and a tokenizer"),
+    (["bench", "throughput", "--tokenizer", "a"], "sets: real needs texts and a tokenizer"),
+    (["bench", "throughput", "--device", "nowhere"], "device: found"),
+    (["bench", "throughput", "--dtype", "int4"], "dtype: found 'int4'"),
+    (["bench", "serving-shape", "--engines", "none"], "engines: found 'none'"),
+    (["bench", "serving-shape", "--sets", "none"], "sets: found 'none'"),
+    (["bench", "serving-shape", "--preset", "none"], "preset: found 'none'"),
+    (["bench", "serving-shape", "--tokens", "0"], "tokens: found 0"),
+    (["bench", "serving-shape", "--calls", "0"], "calls: found 0"),
+    (["bench", "serving-shape", "--rounds", "0"], "rounds: found 0"),
+    (["bench", "serving-shape", "--texts", "a"], "sets: real needs texts and a tokenizer"),
+    (["bench", "serving-shape", "--tokenizer", "a"], "sets: real needs texts and a tokenizer"),
+    (["bench", "finetuning", "--systems", "none"], "systems: found 'none'"),
+    (["bench", "finetuning", "--sets", "none"], "sets: found 'none'"),
+    (["bench", "finetuning", "--preset", "none"], "preset: found 'none'"),
+    (["bench", "finetuning", "--batch", "0"], "batch: found 0"),
+    (["bench", "finetuning", "--steps", "0"], "steps: found 0"),
+    (["bench", "finetuning", "--rounds", "0"], "rounds: found 0"),
+    (["bench", "finetuning", "--device", "nowhere"], "device: found"),
+    (["bench", "finetuning", "--dtype", "int4"], "dtype: found 'int4'"),
+    (["bench", "training", "--systems", "none"], "systems: found 'none'"),
+    (["bench", "training", "--preset", "none"], "preset: found 'none'"),
+    (["bench", "training", "--tokens", "0"], "tokens: found 0"),
+    (["bench", "training", "--longest", "0"], "longest: found 0"),
+    (["bench", "training", "--steps", "0"], "steps: found 0"),
+    (["bench", "training", "--rounds", "0"], "rounds: found 0"),
+    (["bench", "training", "--device", "nowhere"], "device: found"),
+    (["bench", "training", "--dtype", "int4"], "dtype: found 'int4'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "said"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
+def test_a_wrong_value_is_refused_by_the_name_of_its_field(
+    words: list[str], said: str, bert: Path, classifier_run: Path, collection: Path, folder: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (folder / "texts").mkdir(exist_ok=True)
+    (folder / "texts" / "some.txt").write_text("a text\n")
+    names = {"bert": bert, "classifier": classifier_run / "model", "collection": collection, "texts": folder / "texts"}
+    words = [word.format(**names) for word in words]
+    if words[0] == "serve":  # it has begun to listen
+        served = modernbert(*words)
+        status, stderr = served.returncode, served.stderr
+    else:  # in this process, for there are many
+        done = CliRunner().invoke(app, words)
+        status, stderr = done.exit_code, done.stderr
+    assert status == 2 and said in stderr, stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+# What a model says of texts.
+
+
+def test_options_of_embed(bert: Path, lines: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(lines.read_text().replace('"text"', '"body"'))
+    out = tmp_path / "v.npy"
+    succeed(
+        "embed", bert, "--file", tmp_path / "rows.jsonl", "--text-field", "body", "--out", out, "--pooling", "cls",
+        "--no-normalize", "--prompt", "query: ", "--truncate-dim", 8, "--overflow", "truncate", "--precision",
+        "float16", "--processes", 1, *CPU,
+    )  # fmt: skip
+    found, model = np.load(out), load(bert)
+    asked: dict[str, Any] = {
+        "pooling": "cls", "normalize": False, "prompt": "query: ", "truncate_dim": 8, "overflow": "truncate",
+        "precision": "float16",
+    }  # fmt: skip
+    expected = model.embed([*TEXTS, TOO_LONG], **asked)
+    assert found.dtype == np.float16 and found.shape == (4, 8)
+    np.testing.assert_allclose(found.astype(np.float32), expected.astype(np.float32), atol=2e-3)
+    # Each of them is heard: without one, the vectors are others.
+    for name, usual in (("pooling", "mean"), ("normalize", True), ("prompt", "")):
+        other = model.embed([*TEXTS, TOO_LONG], **asked | {name: usual})
+        assert not np.allclose(other.astype(np.float32), found.astype(np.float32), atol=2e-3), name
+    printed = succeed("embed", bert, *TEXTS[:2], "--prompt", "query: ", "--normalize", *CPU)
+    np.testing.assert_allclose(json_lines(printed), model.embed(TEXTS[:2], prompt="query: "), atol=1e-5)
+
+
+def test_options_of_fill_mask(bert: Path, tmp_path: Path) -> None:
+    (tmp_path / "masks.txt").write_text("The [MASK] of country 3\nA [MASK] of [MASK]\n")
+    printed = json_lines(succeed("fill-mask", bert, "--file", tmp_path / "masks.txt", "--top-k", 2, "--json", *CPU))
+    assert [[len(guesses) for guesses in row["masks"]] for row in printed] == [[2], [2, 2]]
+
+
+def test_options_of_classify(classifier_run: Path, lines: Path) -> None:
+    model = classifier_run / "model"
+    printed = succeed("classify", model, "--file", lines, "--json", "--overflow", "truncate", *CPU)
+    expected = load(model).classify([*TEXTS, TOO_LONG], overflow="truncate")
+    assert [row["labels"] for row in json_lines(printed)] == [pytest.approx(each, abs=1e-5) for each in expected]
+    shown = succeed("classify", model, TEXTS[0], "--top-k", 2, *CPU)
+    assert "yes" in shown and "no" in shown and not shown.startswith("{")
+    assert ("yes" in (one := succeed("classify", model, TEXTS[0], *CPU))) is not ("no" in one)
+    # Without --overflow the last text is refused.
+    assert modernbert("classify", str(model), "--file", str(lines), *CPU).returncode == 2
+
+
+def test_options_of_tag(heads: dict[str, Path], lines: Path) -> None:
+    printed = json_lines(succeed("tag", heads["tag"], "--file", lines, "--json", "--overflow", "truncate", *CPU))
+    expected = load(heads["tag"]).tag([*TEXTS, TOO_LONG], overflow="truncate")
+    assert [len(row["spans"]) for row in printed] == [len(row) for row in expected]
+    assert modernbert("tag", str(heads["tag"]), "--file", str(lines), *CPU).returncode == 2
+
+
+def test_options_of_rerank(heads: dict[str, Path], lines: Path) -> None:
+    printed = json_lines(
+        succeed(
+            "rerank", heads["rerank"], "what", "--file", lines, "--top-k", 2, "--json", "--overflow", "truncate", *CPU
+        )
+    )
+    expected = load(heads["rerank"]).rerank("what", [*TEXTS, TOO_LONG], overflow="truncate")
+    assert [row["score"] for row in printed] == pytest.approx([each.score for each in expected[:2]], abs=1e-5)
+    assert len(printed) == 2
+    assert modernbert("rerank", str(heads["rerank"]), "what", "--file", str(lines), *CPU).returncode == 2
+
+
+# Indexing and searching.
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    rows = [{"body": f"The country {n} has {n} rivers. " * 8} for n in range(6)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.jsonl").write_text(text + '{"body": 3}\n')
+    return tmp_path / "notes"
+
+
+def test_options_of_index_and_search(bert: Path, heads: dict[str, Path], notes: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lancedb")
+    model = shutil.copytree(bert, tmp_path / "model")
+    out, fine = tmp_path / "index", tmp_path / "fine"
+    refused = modernbert("index", str(model), str(notes), "--out", str(out), "--text-field", "body", *CPU)
+    assert refused.returncode == 2 and "a.jsonl:7" in refused.stderr
+    said = succeed("index", model, notes, "--out", out, "--text-field", "body", "--on-error", "skip", *CPU)
+    assert "1 broken skipped" in said and "6 new or changed" in said
+    more = succeed("index", model, notes, "--out", fine, "--text-field", "body", "--on-error", "skip",
+                   "--passage-tokens", 16, *CPU)  # fmt: skip
+    passages = [int(re.search(r": (\d+) passages", line)[1]) for line in (said, more)]  # type: ignore[index]
+    assert passages[0] == 6 and passages[1] > 12
+    model.rename(tmp_path / "moved")
+    asked = ["search", str(out), "rivers of country 3", "--device", "cpu", "--dtype", "float32"]
+    assert "--model says where it is now" in modernbert(*asked).stderr
+    asked += ["--model", str(tmp_path / "moved"), "--json"]
+    (first, *rest) = json_lines(succeed(*asked, "--top-k", 2))
+    assert len(rest) == 1 and first["origin"].endswith("a.jsonl:4")
+    again = json_lines(succeed(*asked, "--top-k", 3, "--rerank", heads["rerank"], "--how", "words"))
+    judged = load(heads["rerank"]).rerank("rivers of country 3", [hit["text"] for hit in again])
+    assert [hit["score"] for hit in again] == pytest.approx([each.score for each in judged], abs=1e-4)
+    assert len(again) == 3 and [hit["score"] for hit in again][:2] != [first["score"], rest[0]["score"]]
+    assert modernbert("search", str(out), "a", "--how", "foo", "--model", str(tmp_path / "moved")).returncode == 2
+    bad = modernbert("search", str(out), "a", "--model", str(tmp_path / "moved"), "--rerank", "none", "--top-k", "1")
+    assert bad.returncode == 2 and "none" in bad.stderr
+    there = str(tmp_path / "moved")
+    wrong = modernbert("search", str(out), "a", "--model", there, "--device", "nowhere")
+    assert "device: found 'nowhere'" in wrong.stderr
+    wrong = modernbert("search", str(out), "a", "--model", there, "--dtype", "int4")
+    assert "dtype: found 'int4'" in wrong.stderr
+
+
+# Scoring.
+
+
+def test_options_of_evaluate_retrieval(bert: Path, collection: Path, tmp_path: Path) -> None:
+    out, model = tmp_path / "out.json", load(bert)
+    (tmp_path / "some").mkdir()
+    other = shutil.copytree(collection, tmp_path / "some" / "other")
+    judged = (other / "qrels" / "train.tsv").read_text().splitlines(keepends=True)
+    (other / "qrels" / "train.tsv").write_text("".join(judged[:4]))
+    succeed(
+        "evaluate", "retrieval", bert, other, "--split", "train", "--pooling", "cls", "--query-prompt", "q: ",
+        "--document-prompt", "d: ", "--query-length", 9, "--document-length", 11, "--out", out, "--bm25", "--device",
+        "cpu", "--dtype", "float32",
+    )  # fmt: skip
+    said = json.loads(out.read_text())
+    assert [row["split"] for row in said["rows"]] == ["train", "train"]
+    assert [row["system"] for row in said["rows"]] == [str(bert), "BM25"]
+    assert said["rows"][0]["num_queries"] == 3
+    prompts = {"query_prompt": "q: ", "document_prompt": "d: "}
+    asked = {"pooling": "cls", "query_length": 9, "document_length": 11, **prompts}
+    assert asked.items() <= said["settings"]["vectors"].items()
+    # Documents of 11 tokens are cut at 11, and queries at 9.
+    assert said["rows"][0]["num_cut"] > 30 and model.vectors.pooling == "mean"
+
+
+def test_options_of_evaluate_glue(bert: Path, rows: dict[str, Path], tmp_path: Path) -> None:
+    for task in ("cola", "sst2"):
+        (tmp_path / "glue" / task).mkdir(parents=True)
+        for name in ("train", "dev"):
+            text = rows[name].read_text().replace("text\t", "sentence\t", 1).replace("\tyes\t", "\t1\t")
+            (tmp_path / "glue" / task / f"{name}.tsv").write_text(text.replace("\tno\t", "\t0\t"))
+    succeed(
+        "evaluate", "glue", bert, tmp_path / "glue", "--out", tmp_path / "results" / "mine", "--tasks", "cola",
+        "--grid", "paper", "--lrs", "1e-3", "--weight-decays", "0.25", "--epochs", "2", "--seeds", "7",
+        "--max-len", "12", "--patience", "1", "--devices", "cpu", "--precision", "float32",
+    )  # fmt: skip
+    mine = tmp_path / "results" / "mine"
+    assert [path.name for path in mine.iterdir() if path.is_dir()] == ["cola"]
+    (run,) = (path for path in (mine / "cola").iterdir() if path.is_dir())
+    assert run.name == "lr0.001-wd0.25-ep2-seed7"
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    asked = {"max_len": 12, "patience": 1, "device": "cpu", "precision": "float32", "seed": 7}
+    assert asked.items() <= config.items()
+    out = tmp_path / "paper.json"
+    succeed("evaluate", "paper", tmp_path / "results", "--out", out)
+    best = json.loads((mine / "glue.json").read_text())["cola"]["best"]
+    assert list(json.loads(out.read_text())) == ["mine"] and 0 <= best <= 1
+
+
+def test_options_of_sweep(bert: Path, rows: dict[str, Path], tmp_path: Path) -> None:
+    tuned = [f"model={bert}", "task=classify", f"train=[{rows['train']}]", f"dev=[{rows['dev']}]", "batch=32"]
+    succeed(
+        "sweep", *tuned, f"out={tmp_path / 'sweep'}", "precision=float32", "dropout=0.0", "--lrs", "1e-3", "--lrs",
+        "1e-4", "--weight-decays", "0.25", "--epochs", "1", "--seeds", "5", "--devices", "cpu",
+    )  # fmt: skip
+    said = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    tried = [[run[key] for key in ("lr", "weight_decay", "epochs", "seed")] for run in said["runs"]]
+    assert tried == [[1e-3, 0.25, 1, 5], [1e-4, 0.25, 1, 5]]
+    configs = [yaml.safe_load(path.read_text()) for path in (tmp_path / "sweep").glob("lr*/config.yaml")]
+    assert [config["device"] for config in configs] == ["cpu", "cpu"]
+
+
+# Planning, exporting.
+
+
+def test_options_of_plan(tmp_path: Path) -> None:
+    config = ["phases.one.tokens=100000000", "phases.one.lr=1e-3", "phases.one.max_len=1024", "model.preset=base",
+              "sources.a=b"]  # fmt: skip
+    found = [
+        json.loads(succeed("plan", *config, "--device", "a100", "--json", *more))["devices"]["a100"]
+        for more in ([], ["--count", "2"], ["--length", "128"])
+    ]
+    assert json.dumps(found[0]) != json.dumps(found[1]) != json.dumps(found[2]) != json.dumps(found[0])
+    assert succeed("plan", *config, "--count", "3", "--length", "128").count("3 x H100") == 1
+    shapes = json.loads(succeed("plan", *config, "--device", "a100", "--json", "--shapes"))["shapes"]
+    assert shapes and not json.loads(succeed("plan", *config, "--device", "a100", "--json"))["shapes"]
+
+
+def test_options_of_export(bert: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "texts.txt").write_text("a city\nrivers of a land\n")
+    assert "int8" not in succeed("export", bert, "--out", tmp_path / "plain")
+    said = succeed("export", bert, "--out", tmp_path / "both", "--int8", "--texts", tmp_path / "texts.txt")
+    assert "int8: least cosine" in said
+    counted = [
+        json.loads((tmp_path / name / "export.json").read_text())["verified"]["documents"] for name in ("plain", "both")
+    ]
+    assert counted[1] == counted[0] + 2
+
+
+# Serving.
+
+
+@pytest.fixture
+def server(bert: Path) -> Iterator[tuple[str, httpx.Client]]:
+    command = [
+        "-m", "modernbert.cli", "serve", str(bert), "--host", "localhost", "--port", "0", "--api-key", "secret",
+        "--budget-tokens", "64", "--queue-tokens", "300", "--max-requests", "7", "--max-bytes", "2000", "--timeout",
+        "2", "--wait", "50", "--batch-seconds", "0.25", "--device", "cpu", "--dtype", "float32", "--backend", "banded",
+    ]  # fmt: skip
+    process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    url = next(found[0] for line in process.stderr if (found := re.search(r"http://\S+:\d+", line)))
+    client = httpx.Client(base_url=url, headers={"Authorization": "Bearer secret"}, timeout=60)
+    for _ in range(300):
+        if client.get("/ready").status_code == 200:
+            break
+        time.sleep(0.1)
+    yield url, client
+    client.close()
+    process.kill()
+    process.wait()
+    process.stderr.close()
+
+
+def test_options_of_serve(server: tuple[str, httpx.Client]) -> None:
+    url, client = server
+    assert httpx.post(f"{url}/embed", json={"inputs": "a"}).status_code == 401  # --api-key
+    assert client.post("/embed", json={"inputs": "a"}).status_code == 200
+    info = client.get("/info").json()
+    assert info["max_concurrent_requests"] == 7 and info["max_batch_tokens"] == 64
+    assert info["model_dtype"] == "float32"
+    assert client.post("/embed", json={"inputs": "a" * 3000}).status_code == 413  # --max-bytes
+    body = {"inputs": ["city " * 60] * 6}
+    with ThreadPoolExecutor(6) as pool:  # more than may wait: --queue-tokens
+        answers = list(pool.map(lambda _: client.post("/embed", json=body), range(12)))
+    assert {answer.status_code for answer in answers} == {200, 429}
