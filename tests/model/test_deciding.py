@@ -363,7 +363,7 @@ DENSE = dict(in_features=64, out_features=8, bias=False, activation_function="to
         (edited(LIMITS, modality_config={"text": {"method": "forward", "method_output_name": "pooler_output"}}),
          "modality_config.text.method_output_name is 'pooler_output'"),
         (edited(LIMITS, processing_kwargs={"text": {"max_length": 8}}), "processing_kwargs is"),
-        (edited(LIMITS, tokenizer_args={"padding_side": "left"}), "tokenizer_args: found the unknown key 'padding_side'"),
+        (edited(LIMITS, tokenizer_args={"padding_side": "left"}), "tokenizer_args: found the unknown key 'padding_si"),
         (edited(LIMITS, config_kwargs={"num_hidden_layers": 1}), "config_kwargs: found the unknown key 'num_hidden"),
         (edited(POOLING, weights=[1, 2]), f"{POOLING}: found the unknown key 'weights'"),
         (edited(POOLING, pooling_mode=["cls", "mean"]), "pools by"),
