@@ -350,6 +350,8 @@ def _start(config: FinetuneConfig, inputs: _Inputs) -> tuple[Classifier | Foreig
         return foreign, parameter_groups(foreign, config.weight_decay)
     loaded = load_model(inputs.folder, dtype=torch.float32, backend=inputs.backend)
     model = start_classifier(loaded, config.task, inputs.labels, config.seed)
+    # Kept in the folder, so that the model never scores single texts.
+    model.reads_pairs = model.reads_pairs or (config.columns.pair is not None and config.task != "tag")
     encoder = encoder_of(model)
     assert isinstance(encoder, Encoder)
     if config.dropout is not None:

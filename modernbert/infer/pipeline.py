@@ -5,13 +5,13 @@ nothing between calls. Vectors come back as numpy arrays in float32, in the orde
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ from modernbert.model.projection import load_projection
 from modernbert.processes import Processes
 from modernbert.ragged import Batch, within
 from modernbert.text.forms import Form, laid_out
+from modernbert.text.tables import refuse_table
 from modernbert.text.tokenizer import Tokenizer
 
 __all__ = ["Guess", "ModernBert", "Ranked", "TextVectors", "load_in_process"]
@@ -246,6 +247,11 @@ class ModernBert:
         return self._kept.prompt
 
     @property
+    def reads_pairs(self) -> bool:
+        """Whether the model was trained on pairs of texts, as far as its folder says."""
+        return isinstance(self.model, Classifier) and self.model.reads_pairs
+
+    @property
     def is_late(self) -> bool:
         """Whether texts are compared by the vectors of all their tokens."""
         return self.vectors.pooling == "tokens"
@@ -422,11 +428,17 @@ class ModernBert:
 
         One text gives one answer, several a list of them. A text in parts (`split-mean`) has the mean of their scores.
 
-        Raises: InputError for a model without labels, or a text that is too long or not text.
+        Raises: InputError for a model without labels, a single text for a model of pairs, or a text that is too long or
+            not text.
         """
         check_overflow(overflow)
         several: list[Any] = [texts] if isinstance(texts, tuple) else _listed(texts)
         listed: list[Text] = _checked(several, pairs_ok=True)
+        if self.reads_pairs and any(isinstance(text, str) for text in listed):
+            number = next(number for number, text in enumerate(listed) if isinstance(text, str))
+            raise InputError(
+                f"text {number}: found a single text, expected a pair (text, other): this model was trained on pairs"
+            )
         if self._spread is not None and not isinstance(texts, (str, tuple)):
             return _joined(self._spread.run(partial(ModernBert.classify, overflow=overflow), listed))
         found = answers.classify(self._classifier(), self.tokenizer, listed, self.longest, overflow, self.budget_tokens)
@@ -621,23 +633,31 @@ def _joined(parts: Iterable[Iterable[Any]]) -> list[Any]:
 
 
 def _listed(texts: str | Iterable[Any]) -> list[Any]:
+    """Return one text or several as a list.
+
+    Raises: InputError for what has columns, keys, or no order: only its user knows which texts are meant.
+    """
     if isinstance(texts, str):
         return [texts]
-    if isinstance(texts, Iterable) and not isinstance(texts, (bytes, Mapping)):
+    refuse_table(texts)
+    # Elements of a pyarrow array are no Python strings.
+    if callable(to_list := getattr(type(texts), "to_pylist", None)):
+        return list(to_list(texts))
+    # A numpy array without dimensions is of an iterable class, and cannot be iterated over.
+    if isinstance(texts, Iterable) and not isinstance(texts, bytes) and getattr(texts, "ndim", None) != 0:
         return list(texts)
     raise InputError(f"texts: found {type(texts).__name__}, expected a text or several")
 
 
-Texts = TypeVar("Texts", list[str], list[Text], list[tuple[str, str]])
-
-
-def _checked(texts: Texts, *, pairs_ok: bool = False) -> Texts:
+def _checked(texts: list[Any], *, pairs_ok: bool = False) -> list[Any]:
     """Check that every text, and each of a pair where there may be some, is text."""
     for number, text in enumerate(texts):
         parts = text if pairs_ok and isinstance(text, tuple) and len(text) == 2 else (text,)
-        wrong = [type(part).__name__ for part in parts if not isinstance(part, str)]
+        wrong = [part for part in parts if not isinstance(part, str)]
         if wrong:
-            raise InputError(f"text {number}: found {wrong[0]}, expected str")
+            is_missing = isinstance(wrong[0], float) and wrong[0] != wrong[0]
+            found = "a missing value (NaN)" if is_missing else type(wrong[0]).__name__
+            raise InputError(f"text {number}: found {found}, expected str")
     return texts
 
 

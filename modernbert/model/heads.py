@@ -104,6 +104,9 @@ TASKS = {
 }
 
 
+_PAIRED = ("rerank", "choose", "extract")
+
+
 class Classifier(nn.Module):
     """The encoder, the prediction head, and a linear layer with a row for each label.
 
@@ -114,6 +117,8 @@ class Classifier(nn.Module):
     def __init__(self, config: ModelConfig, task: str, labels: Sequence[str], backend: str = "banded") -> None:
         super().__init__()
         self.task, self.labels = task, tuple(labels)
+        # Whether it was trained on pairs of texts; other tasks may be, too.
+        self.reads_pairs = task in _PAIRED
         self.model = Encoder(config, backend)
         self.head = PredictionHead(config)
         self.classifier = nn.Linear(config.hidden_size, len(self.labels))

@@ -63,6 +63,9 @@ _CLASSIFIER_HEAD = ("head.dense.weight", "head.norm.weight", "classifier.weight"
 # Of tasks whose published configs name others, or none.
 _FIXED_LABELS = {"choose": ["score"], "extract": ["start", "end"]}
 _MOST_LABELS = 2**20
+# Our key of config.json, which other libraries ignore, and keys that sentence-transformers writes for a CrossEncoder.
+_PAIRS = "text_pairs"
+_OF_CROSS_ENCODERS = ("sentence_transformers", "sbert_ce_default_activation_function")
 # Modules as they run for inference; each gives its published form back.
 _PACKED = (FusedEncoder, PrepackedLinear)
 # Weights of other heads, which neither the encoder nor the masked-LM head asks for.
@@ -280,7 +283,9 @@ def _build(
         if task := _task_of(found, num_labels):
             check_head(found, str(folder / "config.json"))
             labels = _FIXED_LABELS.get(task) or _labels_from_json(found, num_labels, folder)
-            return Classifier(config, task, labels, backend)
+            model = Classifier(config, task, labels, backend)
+            model.reads_pairs = model.reads_pairs or _reads_pairs(found, folder)
+            return model
         said = ", ".join(f"{key} {shown(str(found.get(key)), 80)}" for key in ("architectures", "problem_type"))
         logger.warning("%s: config.json names no task of ours (%s), so its head is not loaded", folder, said)
     return Encoder(config, backend)
@@ -298,6 +303,20 @@ def _task_of(found: Mapping[str, Any], num_labels: int) -> str | None:
         return next((name for name, task in named.items() if task.problem_type == problem), None)
     # Older writers do not say: one score is that of a reranker, several are those of labels.
     return "rerank" if num_labels == 1 else "classify"
+
+
+def _reads_pairs(found: Mapping[str, Any], folder: Path) -> bool:
+    """Say whether a folder says that its scores are of pairs of texts: by our key, or as a CrossEncoder.
+
+    Raises: InputError for a key of another type.
+    """
+    if (said := found.get(_PAIRS)) is not None:
+        if not isinstance(said, bool):
+            raise InputError(f"{folder / 'config.json'}: {_PAIRS}: found {said!r}, expected true or false")
+        return said
+    settings = read_json(folder / "config_sentence_transformers.json", missing_ok=True)
+    # sentence-transformers adds its own keys to the config.json of a CrossEncoder, and of no other model.
+    return settings.get("model_type") == "CrossEncoder" or any(key in found for key in _OF_CROSS_ENCODERS)
 
 
 def _labels_from_json(found: Mapping[str, Any], num_labels: int, folder: Path) -> list[str]:
@@ -326,6 +345,7 @@ def _labels_to_json(model: Model) -> dict[str, Any]:
         "label2id": {label: number for number, label in enumerate(model.labels)},
         "num_labels": len(model.labels),
         "problem_type": TASKS[model.task].problem_type,
+        **({_PAIRS: True} if model.reads_pairs else {}),
     }
 
 

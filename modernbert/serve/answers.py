@@ -55,6 +55,8 @@ def add_answers(app: FastAPI, service: Service) -> None:
         texts = [[row] if isinstance(row, str) else list(row) for row in rows]
         if any(len(text) not in (1, 2) for text in texts) or len({len(text) for text in texts}) > 1:
             raise InputError("inputs: expected texts, or pairs of texts, one kind of them")
+        if model.reads_pairs and len(texts[0]) == 1:
+            raise InputError("inputs: found single texts, expected pairs: this model was trained on pairs of texts")
         found = await _predicted(http, service, model, texts, bool(body.truncate), body.raw_scores)
         return await json_response(lambda: _each_written(found, batched), len(texts) * len(model.labels))
 

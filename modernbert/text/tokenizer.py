@@ -25,6 +25,7 @@ from modernbert.storage import write_file
 from modernbert.text.added import add_tokens_beside
 from modernbert.text.archive import open_plain
 from modernbert.text.growth import check_growth
+from modernbert.text.tables import refuse_table
 
 __all__ = ["Tokenizer", "adapt_olmo", "train_tokenizer"]
 
@@ -403,6 +404,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
     Source: the published tokenizer.json; the regular expression of GPT-2, NFC before it.
     """
+    refuse_table(texts)
     num_pieces = vocab_size - len(SPACE_RUNS) - len(ROLES) - NUM_UNUSED
     if vocab_size % 64 or num_pieces <= 256:
         raise InputError(f"vocab_size: found {vocab_size}, expected a multiple of 64, at least 384")
@@ -493,6 +495,7 @@ def _told(origin: str, what: str = "fails on a text") -> Iterator[None]:
 
 
 def _check(texts: Sequence[str], first: int = 0) -> None:
+    refuse_table(texts)
     for n, text in enumerate(texts, first):
         try:
             text.encode()

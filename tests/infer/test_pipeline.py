@@ -186,6 +186,13 @@ WRONG = {
     "bert.embed_queries(b'ab')": "texts: found bytes, expected a text or several",
     "bert.embed({'a': 'b'})": "texts: found dict, expected a text or several",
     "bert.embed([('a', 'b')])": "text 0: found tuple, expected str",
+    "bert.embed([{'text': 'a'}])": "text 0: found dict, expected str",
+    "bert.embed(pyarrow.table({'a': ['x']}))": "texts: found Table, expected a text or several; pass one of its "
+    "columns, as texts[NAME] with NAME one of 'a'",
+    "bert.tag(pyarrow.record_batch({'a': ['x']}))": "texts: found RecordBatch, expected a text or several",
+    "bert.tokenizer.encode({'a': ['x']})": "texts: found dict, expected a text or several",
+    "bert.embed(numpy.array('a'))": "texts: found ndarray, expected a text or several",
+    "bert.embed(numpy.array([['a']]))": "text 0: found ndarray, expected str",
     "bert.embed(['a'] * 139 + [3])": "text 139: found int, expected str",
     "bert.similarity([5], ['a'])": "text 0: found int, expected str",
     "bert.rerank(None, ['a'])": "query: found NoneType, expected str",
@@ -210,7 +217,7 @@ WRONG = {
 def test_what_is_no_text_or_number_is_one_line(folder: Path) -> None:
     """In a process of its own, where no types are checked."""
     script = (
-        "import sys; from modernbert import InputError, ModernBert; folder = sys.argv[1]\n"
+        "import numpy, pyarrow, sys; from modernbert import InputError, ModernBert; folder = sys.argv[1]\n"
         "bert = ModernBert.load(folder, device='cpu')\n"
         "for call in sys.argv[2:]:\n"
         "    try: print(eval(call))\n"

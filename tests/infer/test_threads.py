@@ -102,11 +102,12 @@ def test_several_processes_answer_as_one_does(folders: Path, monkeypatch: pytest
 def test_heads_answer_from_another_process(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spread, "_FEWEST_CHARACTERS", 500)
     texts = [f"city {n} of land {n % 5}" + " rivers" * (n % 60) for n in range(140)]
+    pairs = [("what", text) for text in texts]
     bert = ModernBert.load(folders / "rerank", device="cpu", dtype="float32", backend="banded")
     with bert.on(["cpu"]) as many:
-        for found, expected in zip(many.classify(texts), bert.classify(texts), strict=True):
+        for found, expected in zip(many.classify(pairs), bert.classify(pairs), strict=True):
             assert found == pytest.approx(expected, abs=1e-5)
-        assert many.classify(texts[0]) == pytest.approx(bert.classify(texts[0]), abs=1e-5)
+        assert many.classify(pairs[0]) == pytest.approx(bert.classify(pairs[0]), abs=1e-5)
         ours, theirs = many.rerank("what", texts), bert.rerank("what", texts)
         assert [each.score for each in ours] == pytest.approx([each.score for each in theirs], abs=1e-5)
         assert many.rerank("what", []) == []
