@@ -41,7 +41,11 @@ Overrides = Annotated[list[str] | None, typer.Argument(metavar="[key.sub=value].
 Print = Annotated[bool, typer.Option("--print", help="Show the resolved config and stop.")]
 Model = Annotated[str, typer.Argument(help="A model folder, or the name of a model on the hub.")]
 Texts = Annotated[list[str] | None, typer.Argument(help="Texts; without any, lines of --file or standard input.")]
-TextFile = Annotated[Path | None, typer.Option("--file", "-f", help="Lines, .jsonl, .parquet, .csv, .tsv.")]
+TextFile = Annotated[
+    Path | None, typer.Option("--file", "-f", help="Lines of text, or rows: .jsonl, .json, .parquet, .csv, .tsv.")
+]
+TextField = Annotated[str, typer.Option(help="The field with the text, in files of rows.")]
+OnError = Annotated[str, typer.Option(help="What to do with rows that cannot be used: fail, skip.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a text.")]
@@ -445,6 +449,8 @@ def fill_mask(
     model: Model,
     texts: Texts = None,
     file: TextFile = None,
+    text_field: TextField = "text",
+    on_error: OnError = "fail",
     top_k: Annotated[int, typer.Option(help="Guesses a mask.")] = 5,
     json_lines: Json = False,
     device: Device = "auto",
@@ -452,10 +458,9 @@ def fill_mask(
     backend: Backend = "auto",
 ) -> None:
     """Print what the model would put in place of each [MASK]."""
-    from modernbert.infer.texts import gather_texts
     from modernbert.jobs.fill_mask import FillMaskConfig, run
 
-    run(FillMaskConfig(model, gather_texts(texts or [], file), top_k, json_lines, device, dtype, backend))
+    run(FillMaskConfig(model, texts or [], file, text_field, on_error, top_k, json_lines, device, dtype, backend))
 
 
 @app.command()
@@ -464,9 +469,15 @@ def embed(
     model: Model,
     texts: Texts = None,
     files: Annotated[
-        list[Path] | None, typer.Option("--file", "-f", help="Lines, .jsonl, .parquet, .csv, .tsv; again for more.")
+        list[Path] | None,
+        typer.Option(
+            "--file", "-f", help="Lines of text, or rows: .jsonl, .json, .parquet, .csv, .tsv; again for more."
+        ),
     ] = None,
-    text_field: Annotated[str, typer.Option(help="Of rows of files that have them.")] = "text",
+    text_field: TextField = "text",
+    on_error: Annotated[
+        str, typer.Option(help="What to do with rows that cannot be used: fail, skip, null (a vector of NaN).")
+    ] = "fail",
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A .npy, .jsonl, .parquet or .lance; else standard output.")
     ] = None,
@@ -492,7 +503,7 @@ def embed(
     run(
         EmbedConfig(
             model, texts or [], files or [], text_field, out, pooling, normalize, prompt, truncate_dim, overflow,
-            precision, devices or ["auto"], dtype, backend, engine, processes,
+            precision, devices or ["auto"], dtype, backend, engine, processes, on_error,
         )
     )  # fmt: skip
 
@@ -506,8 +517,8 @@ def index(
     passage_tokens: Annotated[
         int | None, typer.Option(help="Most tokens of a passage: 256 in a new index, as begun in another.")
     ] = None,
-    text_field: Annotated[str, typer.Option(help="Of rows of .jsonl and .parquet.")] = "text",
-    on_error: Annotated[str, typer.Option(help="What of broken files and rows: refuse, skip.")] = "refuse",
+    text_field: TextField = "text",
+    on_error: Annotated[str, typer.Option(help="What to do with unreadable files and rows: fail, skip.")] = "fail",
     device: Device = "auto",
     dtype: Dtype = "auto",
     backend: Backend = "auto",
@@ -543,7 +554,7 @@ def export(
     model: Model,
     out: Annotated[Path, typer.Option("--out", "-o", help="A new folder.")],
     int8: Annotated[bool, typer.Option("--int8", help="In int8 besides, where that stays near enough.")] = False,
-    texts: Annotated[Path | None, typer.Option(help="Texts to compare on besides: one a line, or .jsonl.")] = None,
+    texts: Annotated[Path | None, typer.Option(help="Texts to compare on besides: lines of text, or rows.")] = None,
 ) -> None:
     """Write a model for ONNX Runtime and what is built on it, compared with ours before it is kept."""
     from modernbert.infer.texts import gather_texts
@@ -589,6 +600,11 @@ def classify(
     model: Model,
     texts: Texts = None,
     file: TextFile = None,
+    text_field: TextField = "text",
+    pair_field: Annotated[
+        str | None, typer.Option(help="The field with the second text, for a model that reads pairs.")
+    ] = None,
+    on_error: OnError = "fail",
     top_k: Annotated[int, typer.Option(min=1, help="Labels a text.")] = 1,
     json_lines: Json = False,
     overflow: Overflow = "error",
@@ -597,11 +613,14 @@ def classify(
     backend: Backend = "auto",
 ) -> None:
     """Print the labels of texts, with their probabilities."""
-    from modernbert.infer.texts import gather_texts
     from modernbert.jobs.classify import ClassifyConfig, run
 
-    gathered = gather_texts(texts or [], file)
-    run(ClassifyConfig(model, gathered, top_k, json_lines, overflow, device, dtype, backend))
+    run(
+        ClassifyConfig(
+            model, texts or [], file, text_field, pair_field, on_error, top_k, json_lines, overflow, device, dtype,
+            backend,
+        )
+    )  # fmt: skip
 
 
 @app.command()
@@ -610,6 +629,8 @@ def tag(
     model: Model,
     texts: Texts = None,
     file: TextFile = None,
+    text_field: TextField = "text",
+    on_error: OnError = "fail",
     json_lines: Json = False,
     overflow: Overflow = "error",
     device: Device = "auto",
@@ -617,10 +638,9 @@ def tag(
     backend: Backend = "auto",
 ) -> None:
     """Print the spans a tagger finds in texts."""
-    from modernbert.infer.texts import gather_texts
     from modernbert.jobs.tag import TagConfig, run
 
-    run(TagConfig(model, gather_texts(texts or [], file), json_lines, overflow, device, dtype, backend))
+    run(TagConfig(model, texts or [], file, text_field, on_error, json_lines, overflow, device, dtype, backend))
 
 
 @app.command()
@@ -630,6 +650,8 @@ def rerank(
     query: Annotated[str, typer.Argument(help="What is asked.")],
     texts: Texts = None,
     file: TextFile = None,
+    text_field: TextField = "text",
+    on_error: OnError = "fail",
     top_k: Annotated[int | None, typer.Option(min=1, help="The best so many; else all.")] = None,
     json_lines: Json = False,
     overflow: Overflow = "error",
@@ -638,11 +660,13 @@ def rerank(
     backend: Backend = "auto",
 ) -> None:
     """Print texts in the order in which they answer a query."""
-    from modernbert.infer.texts import gather_texts
     from modernbert.jobs.rerank import RerankConfig, run
 
-    gathered = gather_texts(texts or [], file)
-    run(RerankConfig(model, query, gathered, top_k, json_lines, overflow, device, dtype, backend))
+    run(
+        RerankConfig(
+            model, query, texts or [], file, text_field, on_error, top_k, json_lines, overflow, device, dtype, backend
+        )
+    )  # fmt: skip
 
 
 def _resolve(

@@ -67,7 +67,9 @@ _FIRST = ("sentence1", "question1", "question", "premise", "#1 String", "sentenc
 _SECOND = ("sentence2", "question2", "sentence", "hypothesis", "#2 String")
 _LABELS = ("label", "score", "gold_label", "is_duplicate", "Quality")
 _DEV = ("dev", "dev_matched", "validation", "validation_matched")
-_SUFFIXES = (".tsv", ".tsv.gz", ".csv", ".jsonl", ".jsonl.gz", ".parquet")
+_SUFFIXES = tuple(
+    f"{suffix}{packed}" for suffix in (".tsv", ".csv", ".jsonl", ".json", ".parquet") for packed in ("", ".gz", ".zst")
+)
 
 
 def tasks_in(data: Path) -> list[str]:

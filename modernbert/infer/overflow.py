@@ -36,9 +36,12 @@ def fitting(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """Yield each text's number and its ids: whole, cut at `longest`, or part after part of like size.
 
-    Raises: InputError naming the text that is too long and the remedy, if it is to be an error.
+    Raises: InputError naming a text without tokens, or the text that is too long and the remedy, if it is to be an
+    error.
     """
     for number, ids in enumerate(documents):
+        if not len(ids):  # of an empty text, where the tokenizer adds no special tokens
+            raise InputError(f"text {number}: has no tokens, expected at least one")
         if len(ids) <= longest:
             yield number, ids
         elif overflow == "truncate":

@@ -1,59 +1,107 @@
-"""Long work on texts, in parts that are cut the same way each time, and a folder where what is done of them waits.
+"""Long work on texts, in parts that are known by the digest of their texts, and a folder that keeps finished parts."""
 
-In: a stream of texts. Out: numbered parts, and their vectors in order. A file of its own because work may stop anywhere
-and go on elsewhere: whoever goes on must find the same parts, and only those that are whole.
-"""
-
+import hashlib
 import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from modernbert.errors import InputError
-from modernbert.infer.texts import Located
-from modernbert.ragged import within
+from modernbert.infer.rows import TextRow
 from modernbert.storage import write_file
 
-__all__ = ["PART_CHARACTERS", "Part", "PartsFolder", "parts_of", "placed"]
+__all__ = ["PART_CHARACTERS", "Part", "PartsFolder", "Vectors", "parts_of", "placed"]
 
-Part = tuple[int, list[Located]]
-"""which part it is, and its texts"""
-
-# What is held at a time, and what is computed again, at most, after a stop.
+# The most that is held at a time, and that is computed again after a stop.
 PART_CHARACTERS = 2_000_000
-# A text counts for so many at least: a vector is not free either.
+# A text counts as at least so many characters: a vector has a cost, too.
 _LEAST = 500
+# Parts have a quarter of the most on average, and a sixteenth at least.
+_MEAN_SHARE, _LEAST_SHARE = 4, 16
 
 
-def parts_of(texts: Iterable[Located], characters: int = PART_CHARACTERS) -> Iterator[Part]:
-    """Cut texts into parts of so many characters at most; a text that is longer makes a part of its own.
+@dataclass(frozen=True)
+class Part:
+    """Hold some rows that follow each other, and the digest of their texts.
 
-    >>> [(number, len(part)) for number, part in parts_of([("a:1", "x"), ("a:2", "y" * 700), ("a:3", "z")], 1_300)]
-    [(0, 2), (1, 1)]
+    Rows without a text are among them, and do not change the digest.
     """
-    return enumerate(within(texts, characters, lambda each: max(len(each[1]), _LEAST)))
+
+    digest: str
+    rows: Sequence[TextRow]
+
+    @property
+    def texts(self) -> list[tuple[str, str]]:
+        """Where each text was read, and the text."""
+        return [(row.origin, row.text) for row in self.rows if row.text is not None]
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """Hold the vectors of a part's texts [N, D], without those of the texts `lost`: their numbers and the reasons."""
+
+    values: np.ndarray
+    lost: Mapping[int, str]
+
+
+def parts_of(rows: Iterable[TextRow], characters: int = PART_CHARACTERS) -> Iterator[Part]:
+    """Cut rows into parts of so many characters at most; a text that is longer makes a part of its own.
+
+    The hash of a text decides whether a part ends behind it. So a row that is removed, added or changed changes one
+    or two parts, and all others keep their digests.
+
+    >>> rows = [TextRow(f"a:{n}", str(n)) for n in range(1_000)]
+    >>> whole, fewer = ({part.digest for part in parts_of(some, 50_000)} for some in (rows, rows[:7] + rows[8:]))
+    >>> len(whole) > 30, len(whole - fewer) < 3
+    (True, True)
+    """
+    part: list[TextRow] = []
+    digest = hashlib.sha256()
+    filled = 0
+    for row in rows:
+        if row.text is None:
+            part.append(row)
+            continue
+        size = max(len(row.text), _LEAST)
+        if filled and filled + size > characters:
+            yield Part(digest.hexdigest(), part)
+            part, digest, filled = [], hashlib.sha256(), 0
+        of_text = hashlib.sha256(row.text.encode()).digest()
+        part.append(row)
+        digest.update(of_text)
+        filled += size
+        ends = int.from_bytes(of_text[:8]) * characters < _MEAN_SHARE * size << 64
+        if ends and filled * _LEAST_SHARE >= characters:
+            yield Part(digest.hexdigest(), part)
+            part, digest, filled = [], hashlib.sha256(), 0
+    if part:
+        yield Part(digest.hexdigest(), part)
 
 
 def placed(error: InputError, part: Sequence[tuple[str, Any]]) -> InputError:
-    """Return the error of a text that is known by its number in a part as whoever reads it knows the text."""
+    """Return an error that names a text by its number in a part, with the place where the text was read instead."""
     found = re.match(r"text (\d+):", str(error))
     return error if found is None else InputError(f"{part[int(found[1])][0]}{str(error)[found.end() - 1 :]}")
 
 
 class PartsFolder:
-    """A folder with the vectors of parts that are done, each part a file that is whole or not there."""
+    """A folder with the vectors of finished parts. The file of each is there whole, or not at all."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
-        """Open a folder that was begun before, or begin one; `about` says of what the parts are, as JSON has it.
+        """Open a folder that was begun before, or begin one; `about` is the model and the settings, as JSON.
 
-        Raises: InputError naming what is other, if it has parts of something else.
+        Raises: InputError naming the difference, if its parts were made with another model or other settings, or by
+        an earlier version.
         """
         self.folder = folder
         path = folder / "about.json"
+        if any(re.fullmatch(r"\d{8}", each.stem) for each in folder.glob("*.npy")):
+            raise InputError(f"{folder}: was begun by an earlier version; remove it to begin anew")
         if path.exists() and self.done:
             begun = json.loads(path.read_text())
             for key, value in about.items():
@@ -64,22 +112,31 @@ class PartsFolder:
         write_file(path, json.dumps(about, indent=1) + "\n")
 
     @property
-    def done(self) -> set[int]:
-        """The numbers of the parts that are there."""
-        return {int(path.stem) for path in self.folder.glob("*.npy")}
+    def done(self) -> set[str]:
+        """The digests of the parts that are there."""
+        return {path.stem for path in self.folder.glob("*.npy")}
 
-    def save(self, number: int, vectors: np.ndarray) -> None:
+    def save(self, digest: str, vectors: Vectors) -> None:
         """Keep the vectors of a part.
 
         Raises: InputError if the disk is full or not writable; the parts before stay.
         """
+        beside = self._path(digest, ".json")
+        if vectors.lost:
+            write_file(beside, json.dumps(dict(vectors.lost)))
+        elif beside.exists():
+            beside.unlink()
         buffer = io.BytesIO()
-        np.save(buffer, vectors)
-        write_file(self._path(number), buffer.getvalue())
+        np.save(buffer, vectors.values)
+        write_file(self._path(digest, ".npy"), buffer.getvalue())
 
-    def load(self) -> Iterator[np.ndarray]:
-        """Yield the vectors of all parts, in order."""
-        return (np.load(self._path(number)) for number in sorted(self.done))
+    def load(self, digest: str) -> Vectors | None:
+        """Return the vectors of a part, None if it is not there."""
+        path, beside = self._path(digest, ".npy"), self._path(digest, ".json")
+        if not path.exists():
+            return None
+        lost = json.loads(beside.read_text()) if beside.exists() else {}
+        return Vectors(np.load(path), {int(number): reason for number, reason in lost.items()})
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:08d}.npy"
+    def _path(self, digest: str, suffix: str) -> Path:
+        return self.folder / f"{digest}{suffix}"

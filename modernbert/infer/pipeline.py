@@ -5,7 +5,7 @@ nothing between calls. Vectors come back as numpy arrays in float32, in the orde
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass

@@ -1,12 +1,8 @@
-"""Files that hold vectors: arrays, lines, and tables with the texts beside them.
-
-In: parts of an array, and texts in the same order. Out: a file or folder that appears whole. A file of its own because
-each kind is written part by part, so that none has to fit in memory.
-"""
+"""Files of vectors, written block by block: arrays, JSON lines, and tables with the texts beside the vectors."""
 
 import json
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +10,27 @@ import numpy as np
 
 from modernbert.errors import InputError
 from modernbert.extras import require
+from modernbert.infer.rows import TextRow
 from modernbert.storage import new_file, new_folder, unwrapped
 
-__all__ = ["WRITERS", "Write", "check_writer", "json_line"]
+__all__ = ["WRITERS", "Block", "Write", "block_lines", "check_writer", "json_line"]
 
-Write = Callable[[Path, Iterator[np.ndarray], Iterator[str]], None]
-"""(where to, parts of an array [N, D], texts)"""
+
+@dataclass(frozen=True)
+class Block:
+    """Hold rows that follow each other: their numbers in the input, the rows, and their vectors [N, D].
+
+    `is_null` [N] marks rows that have no vector; their numbers in `vectors` mean nothing.
+    """
+
+    numbers: np.ndarray
+    rows: Sequence[TextRow]
+    vectors: np.ndarray
+    is_null: np.ndarray
+
+
+Write = Callable[[Path, Iterator[Block], bool], None]
+"""(where to, blocks, whether JSON lines name their rows)"""
 
 
 def check_writer(out: Path) -> Write:
@@ -52,14 +63,25 @@ def json_line(vector: np.ndarray) -> str:
     return json.dumps([round(x, 7) for x in vector.tolist()])
 
 
-def _write_npy(out: Path, parts: Iterator[np.ndarray], texts: Iterator[str]) -> None:
+def block_lines(block: Block, named: bool) -> Iterator[str]:
+    """Yield a block as JSON lines: a list for each vector, or if `named` an object with the row's number and place."""
+    for number, row, vector, is_null in zip(block.numbers, block.rows, block.vectors, block.is_null, strict=True):
+        line = "null" if is_null else json_line(vector)
+        place = json.dumps(row.origin, ensure_ascii=False)
+        yield f'{{"number": {number}, "origin": {place}, "vector": {line}}}' if named else line
+
+
+def _write_npy(out: Path, blocks: Iterator[Block], named: bool) -> None:
     # The header tells the number of rows, which is known behind the last: it is written anew there, in the same length.
     with new_file(out) as partial, partial.open("w+b") as file:
         shape, dtype = (0, 0), np.dtype(np.float32)
         _write_header(file, shape, dtype)
-        for part in parts:
-            shape, dtype = (shape[0] + len(part), part.shape[1]), part.dtype
-            file.write(np.ascontiguousarray(part).tobytes())
+        for block in blocks:
+            vectors = block.vectors
+            if block.is_null.any():
+                vectors = np.where(block.is_null[:, None], np.array(np.nan, vectors.dtype), vectors)
+            shape, dtype = (shape[0] + len(vectors), vectors.shape[1]), vectors.dtype
+            file.write(np.ascontiguousarray(vectors).tobytes())
         file.seek(0)
         _write_header(file, shape, dtype)
 
@@ -70,50 +92,52 @@ def _write_header(file: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> No
     file.write(b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little") + header.ljust(room - 1).encode() + b"\n")
 
 
-def _write_jsonl(out: Path, parts: Iterator[np.ndarray], texts: Iterator[str]) -> None:
-    with new_file(out) as partial, partial.open("w") as file:
-        for part in parts:
-            for vector in part:
-                file.write(json_line(vector) + "\n")
+def _write_jsonl(out: Path, blocks: Iterator[Block], named: bool) -> None:
+    # Names of files may hold bytes that are no text.
+    with new_file(out) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        for block in blocks:
+            file.writelines(line + "\n" for line in block_lines(block, named))
 
 
-def _tables(parts: Iterator[np.ndarray], texts: Iterator[str]) -> Iterator[Any]:
+def _tables(blocks: Iterator[Block]) -> Iterator[Any]:
     import pyarrow
 
-    first = 0
-    for part in parts:
-        flat = pyarrow.array(np.ascontiguousarray(part).ravel())
+    for block in blocks:
+        flat = pyarrow.array(np.ascontiguousarray(block.vectors).ravel())
+        width, mask = block.vectors.shape[1], pyarrow.array(block.is_null)
+        origins = [row.origin.encode("utf-8", "backslashreplace").decode() for row in block.rows]
         columns = {
-            "number": pyarrow.array(np.arange(first, first + len(part))),
-            "text": pyarrow.array(list(islice(texts, len(part))), pyarrow.string()),
-            "vector": pyarrow.FixedSizeListArray.from_arrays(flat, part.shape[1]),
+            "number": pyarrow.array(block.numbers),
+            "origin": pyarrow.array(origins, pyarrow.string()),
+            "text": pyarrow.array([row.text for row in block.rows], pyarrow.string()),
+            "vector": pyarrow.FixedSizeListArray.from_arrays(flat, width, mask=mask if block.is_null.any() else None),
         }
-        first += len(part)
         yield pyarrow.table(columns)
 
 
-def _write_parquet(out: Path, parts: Iterator[np.ndarray], texts: Iterator[str]) -> None:
+def _write_parquet(out: Path, blocks: Iterator[Block], named: bool) -> None:
     import pyarrow.parquet
 
     with new_file(out) as partial:
         writer = None
-        for table in _tables(parts, texts):
+        for table in _tables(blocks):
             writer = writer or pyarrow.parquet.ParquetWriter(partial, table.schema)
             writer.write_table(table)
         if writer is not None:
             writer.close()
 
 
-def _write_lance(out: Path, parts: Iterator[np.ndarray], texts: Iterator[str]) -> None:
+def _write_lance(out: Path, blocks: Iterator[Block], named: bool) -> None:
     import lancedb
 
     with new_folder(out) as partial, unwrapped():
         table = None
-        for rows in _tables(parts, texts):
+        for rows in _tables(blocks):
+            bad: Any = "null" if rows["vector"].null_count else "error"
             if table is None:
-                table = lancedb.connect(partial).create_table("vectors", rows)
+                table = lancedb.connect(partial).create_table("vectors", rows, on_bad_vectors=bad)
             else:
-                table.add(rows)
+                table.add(rows, on_bad_vectors=bad)
 
 
 WRITERS: dict[str, Write] = {

@@ -1,17 +1,17 @@
-"""`modernbert embed`: one vector a text, from words, from standard input, or from files of any size.
+"""`modernbert embed`: one vector for each text of the command line, of standard input, or of files of any size.
 
-In: texts. Out: JSON lines on standard output, or a file: .npy, .jsonl, .parquet (number, text, vector), or a folder
-that ends in .lance (the same, a table of LanceDB). What is read is embedded part by part, on one device or several, or
-on a cluster. A call that was stopped goes on with the parts that are not done, wherever they were begun, and the file
-appears whole or not at all.
+The vectors go to standard output as JSON lines, or to a file: .npy, .jsonl, .parquet (number, origin, text, vector), or
+a .lance folder (the same columns, a LanceDB table). Texts are embedded part by part, on one device or several, or on a
+Ray cluster. A command that was stopped continues with the parts that are not finished, wherever they were begun. The
+file appears whole or not at all.
 """
 
 import os
 import sys
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,33 @@ from modernbert.cluster import share_out
 from modernbert.device import choose_device
 from modernbert.errors import InputError
 from modernbert.extras import require
-from modernbert.infer.parts import PART_CHARACTERS, Part, PartsFolder, parts_of, placed
+from modernbert.infer.parts import PART_CHARACTERS, Part, PartsFolder, Vectors, parts_of, placed
 from modernbert.infer.pipeline import ModernBert, load_in_process
 from modernbert.infer.progress import show_texts
-from modernbert.infer.texts import Located, keep_input, stream_input, stream_texts
-from modernbert.infer.vector_files import Write, check_writer, json_line
+from modernbert.infer.rows import TextRow
+from modernbert.infer.texts import (
+    check_files,
+    check_on_error,
+    keep_input,
+    stream_input,
+    stream_rows,
+    without_errors,
+)
+from modernbert.infer.vector_files import Block, Write, block_lines, check_writer
 from modernbert.model.hub import digest_of
 from modernbert.processes import Processes
-from modernbert.storage import check_target, only_process, sha256_of, try_delete
+from modernbert.storage import check_target, only_process, try_delete
+from modernbert.text.faults import Skips
 from modernbert.text.formats import require_readers
 
 __all__ = ["EmbedConfig", "run"]
 
 # The number by which the system knows standard input.
 _INPUT = 0
-# What decides neither which parts there are nor what comes of them.
-_FREE = ("texts", "out", "devices", "backend", "model", "engine", "processes")
+# Fields that do not change the vectors of a text. A part is known by the digest of its texts, not by its files.
+_FREE = (
+    "texts", "files", "text_field", "out", "on_error", "devices", "backend", "model", "engine", "processes"
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,10 @@ class EmbedConfig:
     `texts` are words of the command line, `files` are read as they are embedded; without either, lines of standard
     input. There are so many `processes` in all, on the `devices` in turn, one on each by default. The `engine` ray
     gives them to the machines of a cluster, each with what `share_out` finds for it.
+
+    `on_error` says what to do with rows that have no text or that the model refuses: `fail`; `skip` them, where the
+    output names its rows (JSON lines are then objects with the row's number and place); or write a `null` vector, which
+    is NaN in a .npy file.
     """
 
     model: str
@@ -65,26 +80,31 @@ class EmbedConfig:
     backend: str = "auto"
     engine: str = "local"
     processes: int | None = None
+    on_error: str = "fail"
 
 
 def run(config: EmbedConfig) -> None:
-    """Embed all texts, then write them at once.
+    """Embed all texts, then write the vectors.
 
-    Raises: InputError for a text that is too long, an unknown kind of file, a full disk, or parts that another call
-    has left.
+    Raises: InputError for a row that cannot be embedded (see `on_error`), an unknown kind of file, a full disk, or
+    parts that were begun with another model or other settings.
     """
     _check(config)
-    if config.out is None or config.texts:
-        found = (vectors for _, vectors in _embedded(config, _parts(config, None, (), PART_CHARACTERS)))
+    skips = Skips()
+    named = config.on_error == "skip"
     if config.out is None:
-        for vector in chain.from_iterable(found):
-            print(json_line(vector))
+        for block in _blocks(_embedded_in_order(config), config.on_error, skips):
+            for line in block_lines(block, named):
+                print(line)
+        skips.show()
         return
     write = check_writer(config.out)
     if config.out.suffix != ".lance":
         check_target(config.out)
     if config.texts:
-        write(config.out, iter(list(found)), iter(config.texts))
+        blocks = list(_blocks(_embedded_in_order(config), config.on_error, skips))
+        write(config.out, iter(blocks), named)
+        skips.show()
     else:
         _write_read(_anywhere(config) if config.engine == "ray" else config, config.out, write)
 
@@ -93,34 +113,104 @@ def _write_read(config: EmbedConfig, out: Path, write: Write) -> None:
     """Embed what is read part by part, keep the parts, and write them all at the end."""
     about = _about(config)
     folder = out.absolute().with_name(f"{out.name}.parts")
+    skips = Skips()
     with only_process(folder):
         try:
-            kept = _kept_input(folder, about) if not config.files else None
+            kept = _kept_input(folder) if not config.files else None
             done = PartsFolder(folder, about)
-            left = partial(_parts, config, kept, done.done, PART_CHARACTERS)
+            before, met = done.done, set[str]()
+            left = partial(_parts, config, kept, before, PART_CHARACTERS)
             ours = config.engine == "local"
-            for number, vectors in _embedded(config, left()) if ours else _on_cluster(config, left, about["model"]):
-                done.save(number, vectors)
-            for before, now in zip(about["files"], _marks(config.files), strict=False):
-                if before != now:
-                    raise InputError(f"{now[0]}: changed while it was read; remove {folder} to begin anew")
-            write(out, done.load(), (text for _, text in _read(config, kept)))
+            for digest, vectors in _embedded(config, left()) if ours else _on_cluster(config, left, about["model"]):
+                done.save(digest, vectors)
+
+            def finished() -> Iterator[tuple[Part, Vectors]]:
+                for part in parts_of(_read(config, kept), PART_CHARACTERS):
+                    vectors = done.load(part.digest)
+                    if vectors is None:
+                        raise InputError(
+                            f"{part.rows[0].origin}: changed while it was read; the same command embeds what changed"
+                        )
+                    met.add(part.digest)
+                    yield part, vectors
+
+            write(out, _blocks(finished(), config.on_error, skips), config.on_error == "skip")
         except BaseException:
             if not any(folder.glob("*.npy")):
                 try_delete(folder)
             raise
     try_delete(folder)
+    if before & met:
+        print(f"{out}: {len(before & met):,} of {len(met):,} parts were finished before", file=sys.stderr)
+    skips.show()
 
 
-def _kept_input(folder: Path, about: dict[str, Any]) -> Path:
-    """Keep what comes on standard input, and say what it is."""
+def _blocks(found: Iterable[tuple[Part, Vectors]], on_error: str, skips: Skips) -> Iterator[Block]:
+    """Yield the rows of parts with their vectors: all, or without those that have none if these are to be skipped.
+
+    Raises: InputError naming the first row without a vector, unless it is to be skipped or null; or if no row has one.
+    """
+    first = 0
+    has_vectors = False
+    for part, vectors in found:
+        texts = iter(range(len(part.texts)))
+        rows, errors = [row for row in part.rows if not row.is_rest], list[InputError | None]()
+        for row in part.rows:
+            error = row.error
+            if error is None and (number := next(texts)) in vectors.lost:
+                error = InputError(f"{row.origin}: {vectors.lost[number]}")
+            if error is not None:
+                if on_error == "fail" or (row.is_rest and on_error == "null"):
+                    raise error
+                skips.add(error)
+            errors += [] if row.is_rest else [error]
+        is_null = np.array([error is not None for error in errors], dtype=bool)
+        values = np.zeros((len(rows), vectors.values.shape[1]), vectors.values.dtype)
+        values[~is_null] = vectors.values
+        numbers = first + np.arange(len(rows))
+        first += len(rows)
+        has_vectors = has_vectors or bool((~is_null).any())
+        if on_error == "skip":
+            rows = [row for row, error in zip(rows, errors, strict=True) if error is None]
+            numbers, values, is_null = numbers[~is_null], values[~is_null], is_null[~is_null]
+        if rows:
+            yield Block(numbers, rows, values, is_null)
+    if not has_vectors:
+        more = f" ({skips.reasons[0]})" if skips.reasons else ""
+        raise InputError(f"all {skips.number:,} rows were skipped, expected at least one text{more}")
+
+
+def _embedded_in_order(config: EmbedConfig) -> Iterator[tuple[Part, Vectors]]:
+    """Embed part after part on this machine, and keep none."""
+    waiting = deque[Part]()
+
+    def parts() -> Iterator[Part]:
+        for part in _parts(config, None, (), PART_CHARACTERS):
+            waiting.append(part)
+            yield part
+
+    for _, vectors in _embedded(config, parts()):
+        yield waiting.popleft(), vectors
+
+
+def _kept_input(folder: Path) -> Path:
+    """Keep what comes on standard input, so that it can be read twice."""
     kept = folder / "input.txt"
     keep_input(kept)
-    about["files"] = [["standard input", sha256_of(kept)]]
     return kept
 
 
 def _check(config: EmbedConfig) -> None:
+    check_on_error(config.on_error, ("fail", "skip", "null"))
+    check_files(config.files)
+    if config.out is not None and config.out.suffix == ".npy" and config.on_error == "skip":
+        raise InputError(
+            f"{config.out}: cannot say which rows were skipped; expected .jsonl, .parquet or .lance with --on-error "
+            "skip, or --on-error null, which writes NaN"
+        )
+    if config.out is not None and config.out.suffix == ".npy" and config.on_error == "null":
+        if config.precision not in ("float32", "float16"):
+            raise InputError(f"precision: found {config.precision!r}, which has no NaN for --on-error null")
     if config.out is not None and any(_is_same(file, config.out) for file in config.files or (_INPUT,)):
         raise InputError(f"{config.out}: is read as texts, expected another name for their vectors")
     if config.engine not in ("local", "ray"):
@@ -154,52 +244,45 @@ def _anywhere(config: EmbedConfig) -> EmbedConfig:
 
 
 def _about(config: EmbedConfig) -> dict[str, Any]:
-    """Return of what the parts are: model, settings, files, and how they are cut.
+    """Return what decides the vector of a text: model and settings.
 
-    Raises: InputError naming a file that is not there.
+    Raises: InputError naming a file that is not there, or cannot be read twice.
     """
-    about: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in _FREE}
-    about["files"] = _marks(config.files)
-    about["model"] = digest_of(config.model)
-    about["part_characters"] = PART_CHARACTERS
-    return about
-
-
-def _marks(files: Sequence[Path]) -> list[list[Any]]:
-    """Return what changes when a file does."""
-    marks: list[list[Any]] = []
-    for path in files:
-        try:
-            found = path.stat()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    for path in config.files:
         if not path.is_file():
             kind = "a folder" if path.is_dir() else "nothing that can be read twice"
             raise InputError(f"{path}: is {kind}, expected a file, or texts on standard input")
-        marks.append([str(path.absolute()), found.st_size, found.st_mtime_ns])
-    return marks
+    about: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in _FREE}
+    return about | {"model": digest_of(config.model)}
 
 
-def _read(config: EmbedConfig, kept: Path | None) -> Iterator[Located]:
+def _read(config: EmbedConfig, kept: Path | None) -> Iterator[TextRow]:
+    """Yield the rows to embed; unless they are to be skipped or null, the first that has no text is an error."""
     if config.texts:
-        return ((f"text {number}", text) for number, text in enumerate(config.texts))
-    return stream_texts(config.files, config.text_field) if config.files else stream_input(kept)
+        rows: Iterator[TextRow] = (TextRow(f"text {number}", text) for number, text in enumerate(config.texts))
+    else:
+        rows = stream_rows(config.files, config.text_field) if config.files else stream_input(kept)
+    for row in rows:
+        if row.error is not None and (config.on_error == "fail" or (row.is_rest and config.on_error == "null")):
+            raise row.error
+        yield row
 
 
-def _parts(config: EmbedConfig, kept: Path | None, done: Container[int], characters: int) -> Iterator[Part]:
+def _parts(config: EmbedConfig, kept: Path | None, done: Container[str], characters: int) -> Iterator[Part]:
     """Yield the parts that are not done.
 
     Raises: InputError if there is no text.
     """
-    number = -1
-    for number, part in parts_of(_read(config, kept), characters):
-        if number not in done:
-            yield number, part
-    if number < 0:
+    is_empty = True
+    for part in parts_of(_read(config, kept), characters):
+        is_empty = False
+        if part.digest not in done:
+            yield part
+    if is_empty:
         raise InputError(f"{', '.join(map(str, config.files)) or 'standard input'}: found no text, expected one")
 
 
-def _embedded(config: EmbedConfig, left: Iterator[Part]) -> Iterator[tuple[int, np.ndarray]]:
+def _embedded(config: EmbedConfig, left: Iterator[Part]) -> Iterator[tuple[str, Vectors]]:
     """Yield the vectors of parts, in order."""
     number = config.processes or len(config.devices)
     devices = [config.devices[n % len(config.devices)] for n in range(number)]
@@ -212,22 +295,20 @@ def _embedded(config: EmbedConfig, left: Iterator[Part]) -> Iterator[tuple[int, 
         yield from _shown(config, pool.map(partial(_embed, config=config), left))
 
 
-def _on_cluster(
-    config: EmbedConfig, left: Callable[[], Iterator[Part]], files: str
-) -> Iterator[tuple[int, np.ndarray]]:
+def _on_cluster(config: EmbedConfig, left: Callable[[], Iterator[Part]], files: str) -> Iterator[tuple[str, Vectors]]:
     """Yield the vectors of parts, in the order in which they are done."""
     begin = partial(_load_there, config, files)
     work = partial(_embed, config=config)
     return _shown(config, share_out(left, begin, work, device=config.devices[0], processes=config.processes))
 
 
-def _shown(config: EmbedConfig, found: Iterator[tuple[int, np.ndarray]]) -> Iterator[tuple[int, np.ndarray]]:
+def _shown(config: EmbedConfig, found: Iterator[tuple[str, Vectors]]) -> Iterator[tuple[str, Vectors]]:
     """Hand vectors on, and show how many there are: not between them, where they are shown themselves."""
     num_texts = 0
     with show_texts(None, not config.texts and (config.out is not None or not sys.stdout.isatty())) as show:
-        for number, vectors in found:
-            yield number, vectors
-            num_texts += len(vectors)
+        for digest, vectors in found:
+            yield digest, vectors
+            num_texts += len(vectors.values) + len(vectors.lost)
             show(num_texts, 0)
 
 
@@ -245,13 +326,26 @@ def _load_there(config: EmbedConfig, files: str, device: str) -> ModernBert:
     return _load(config, device)
 
 
-def _embed(bert: ModernBert, part: Part, config: EmbedConfig) -> tuple[int, np.ndarray]:
-    number, located = part
-    try:
-        vectors = bert.embed(
-            [text for _, text in located], pooling=config.pooling, normalize=config.normalize, prompt=config.prompt,
-            truncate_dim=config.truncate_dim, overflow=config.overflow, precision=config.precision,
-        )  # fmt: skip
-    except InputError as error:
-        raise placed(error, located) from None
-    return number, vectors
+def _embed(bert: ModernBert, part: Part, config: EmbedConfig) -> tuple[str, Vectors]:
+    texts = [text for _, text in part.texts]
+    work: Callable[[list[str]], Any] = partial(
+        bert.embed, pooling=config.pooling, normalize=config.normalize, prompt=config.prompt,
+        truncate_dim=config.truncate_dim, overflow=config.overflow, precision=config.precision,
+    )  # fmt: skip
+    if config.on_error == "fail":
+        try:
+            return part.digest, Vectors(work(texts), {})
+        except InputError as error:
+            raise placed(error, part.texts) from None
+    # Texts that are likely to be refused come alone, so that a refusal costs no work on others.
+    prompt = config.prompt or ""
+    lengths = bert.count_tokens([prompt + text for text in texts])
+    odd = [n for n, length in enumerate(lengths) if config.overflow == "error" and not 0 < length <= bert.longest]
+    good = sorted(set(range(len(texts))) - set(odd))
+    made: dict[int, np.ndarray] = {}
+    lost: dict[int, str] = {}
+    for numbers in (good, *([number] for number in odd)):
+        found, refused = without_errors(work, [texts[number] for number in numbers])
+        made |= {number: row for number, row in zip(numbers, found, strict=True) if row is not None}
+        lost |= {numbers[place]: reason for place, reason in refused.items()}
+    return part.digest, Vectors(np.stack([made[number] for number in sorted(made)]) if made else work([]), lost)

@@ -22,7 +22,7 @@ __all__ = ["IndexConfig", "run"]
 class IndexConfig:
     """What to load, which files to index, where to, and how long a passage may be, see `Catalog.begin`.
 
-    `on_error` is what becomes of broken files and rows: refuse, or skip and count them.
+    `on_error` says what to do with unreadable files and rows: fail, or skip and list them.
     """
 
     model: str
@@ -33,7 +33,7 @@ class IndexConfig:
     device: str = "auto"
     dtype: str = "auto"
     backend: str = "auto"
-    on_error: str = "refuse"
+    on_error: str = "fail"
 
 
 def run(config: IndexConfig) -> None:
@@ -45,7 +45,10 @@ def run(config: IndexConfig) -> None:
     tally = Tally()
     # What is gone must go, even if nothing is left; a new index of nothing is a mistake.
     begun = Catalog.is_in(config.out)
-    files = _once(find_files(config.sources, tally, on_error=config.on_error, empty_ok=begun))
+    found = find_files(
+        config.sources, tally, text_field=config.text_field, on_error=config.on_error, empty_ok=begun
+    )  # fmt: skip
+    files = _once(found)
     documents = read_documents(files, tally, text_field=config.text_field, on_error=config.on_error, empty_ok=begun)
     # Read before anything is begun: what is refused leaves nothing behind.
     first = list(islice(documents, 1))
@@ -68,6 +71,7 @@ def run(config: IndexConfig) -> None:
         f"{config.out}: {update.passages:,} passages; documents: {update.added:,} new or changed, {update.kept:,} as "
         f"before, {update.removed:,} gone{passed}{cut}{skipped}"
     )
+    tally.skips.show()
 
 
 def _once(files: Sequence[File]) -> list[File]:

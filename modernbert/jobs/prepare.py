@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from modernbert.errors import InputError
 from modernbert.extras import require
 from modernbert.storage import explained, move_into_place, only_process, try_delete, write_file
-from modernbert.text.corpus import Document, Tally, find_files, read_documents
+from modernbert.text.corpus import Document, Tally, find_files, read_documents, stored_bytes
 from modernbert.text.engines import ENGINES
 from modernbert.text.faults import Outage
 from modernbert.text.formats import mark_of, size_of
@@ -44,8 +43,8 @@ class PrepareConfig:
     """What is a document in .txt, .md and .rst: file, line or paragraph."""
     invalid: str = "repair"
     """What to do with text that is not UTF-8: repair or refuse."""
-    on_error: str = "refuse"
-    """What to do with broken files and rows: refuse, or skip and count them."""
+    on_error: str = "fail"
+    """What to do with unreadable files and rows: fail, or skip and list them."""
     deduplicate: bool = False
     """Keep only the first of the documents with the same text."""
     processes: int = 0
@@ -107,7 +106,7 @@ def _splits(config: PrepareConfig) -> list[str]:
 
 def _describe(config: PrepareConfig) -> dict[str, Any]:
     """Return what decides the bytes of the shards: settings, tokenizer, and the files that are there to be read."""
-    files = find_files(config.sources, on_error=config.on_error)
+    files = find_files(config.sources, text_field=config.text_field, on_error=config.on_error)
     listed = "\n".join(f"{file} {size_of(file)} {mark_of(file)}" for file in files)
     names = ("sources", "heldout", "text_field", "txt_unit", "invalid", "on_error", "deduplicate")
     return {
@@ -190,7 +189,7 @@ def _write_split(config: PrepareConfig, work: Path, split: str) -> Tally:
         config.sources, tally, text_field=config.text_field, txt_unit=config.txt_unit, invalid=config.invalid,
         on_error=config.on_error, deduplicate=config.deduplicate,
     )  # fmt: skip
-    num_bytes = sum(map(size_of, find_files(config.sources, on_error=config.on_error)))
+    num_bytes = stored_bytes(config.sources, text_field=config.text_field, on_error=config.on_error)
     with show_reading(f"preparing {split}", tally, num_bytes) as show:
         num_tokens = 0
 
@@ -223,10 +222,7 @@ def _tell(out: Path, tally: Tally) -> None:
     if tally.skipped:
         counted += f", {tally.skipped:,} broken rows or files skipped"
     print(f"{out}: {counted}")
-    for reason in tally.skipped_reasons:
-        print(f"skipped {reason}", file=sys.stderr)
-    if (more := tally.skipped - len(tally.skipped_reasons)) > 0:
-        print(f"skipped {more:,} more", file=sys.stderr)
+    tally.skips.show()
 
 
 def _of_split(documents: Iterable[Document], split: str, heldout: float, tally: Tally) -> Iterator[Document]:

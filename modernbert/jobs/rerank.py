@@ -3,20 +3,27 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from modernbert.infer.pipeline import ModernBert
-from modernbert.infer.texts import visible
+from modernbert.infer.texts import answers_of, gather_rows, visible
 
 __all__ = ["RerankConfig", "run"]
 
 
 @dataclass(frozen=True)
 class RerankConfig:
-    """What to load, what is asked, and what to rank."""
+    """What to load, what is asked, and what to rank: `texts`, the rows of `file`, or lines of standard input.
+
+    `on_error` says what to do with rows that have no text or that the model refuses: fail or skip.
+    """
 
     model: str
     query: str
-    texts: Sequence[str]
+    texts: Sequence[str] = ()
+    file: Path | None = None
+    text_field: str = "text"
+    on_error: str = "fail"
     top_k: int | None = None
     json_lines: bool = False
     overflow: str = "error"
@@ -28,12 +35,19 @@ class RerankConfig:
 def run(config: RerankConfig) -> None:
     """Print a line a text, the best first: its score, a tab, the text; or a JSON object with its place in the input.
 
-    Raises: InputError for a pair that is too long, or a model that cannot compare.
+    Raises: InputError for a row that cannot be used, as a pair that is too long, or a model that cannot compare.
     """
+    rows = gather_rows(config.texts, config.file, text_field=config.text_field, on_error=config.on_error)
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, backend=config.backend)
-    for each in bert.rerank(config.query, config.texts, top_k=config.top_k, overflow=config.overflow):
-        text = config.texts[each.index]
+
+    def scores(texts: list[str]) -> list[float]:
+        ranked = bert.rerank(config.query, texts, overflow=config.overflow)
+        return [each.score for each in sorted(ranked, key=lambda each: each.index)]
+
+    found = sorted(answers_of(rows, scores, config.on_error), key=lambda each: -each[2])
+    for number, row, score in found[: config.top_k]:
+        text = row.text or ""
         if config.json_lines:
-            print(json.dumps({"index": each.index, "score": each.score, "text": text}, ensure_ascii=False))
+            print(json.dumps({"index": number, "score": score, "text": text}, ensure_ascii=False))
         else:
-            print(f"{each.score:.3f}", visible(" ".join(text.split())), sep="\t")
+            print(f"{score:.3f}", visible(" ".join(text.split())), sep="\t")

@@ -3,20 +3,27 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from modernbert.infer.answers import Span
 from modernbert.infer.pipeline import ModernBert
-from modernbert.infer.texts import visible
+from modernbert.infer.texts import answers_of, gather_rows, visible
 
 __all__ = ["TagConfig", "run"]
 
 
 @dataclass(frozen=True)
 class TagConfig:
-    """What to load and what to tag."""
+    """What to load and what to tag: `texts`, the rows of `file`, or lines of standard input.
+
+    `on_error` says what to do with rows that have no text or that the model refuses: fail or skip.
+    """
 
     model: str
-    texts: Sequence[str]
+    texts: Sequence[str] = ()
+    file: Path | None = None
+    text_field: str = "text"
+    on_error: str = "fail"
     json_lines: bool = False
     overflow: str = "error"
     device: str = "auto"
@@ -29,13 +36,18 @@ def run(config: TagConfig) -> None:
 
     Or a JSON object a text, with its spans.
 
-    Raises: InputError for a model without tags, or a text that is too long.
+    Raises: InputError for a model without tags, or a row that cannot be used.
     """
+    rows = gather_rows(config.texts, config.file, text_field=config.text_field, on_error=config.on_error)
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, backend=config.backend)
-    found: list[list[Span]] = bert.tag(list(config.texts), overflow=config.overflow)  # type: ignore[assignment]
-    for number, (text, spans) in enumerate(zip(config.texts, found, strict=True)):
+
+    def work(texts: list[str]) -> list[list[Span]]:
+        return bert.tag(texts, overflow=config.overflow)  # type: ignore[return-value]
+
+    for number, row, spans in answers_of(rows, work, config.on_error):
         if config.json_lines:
-            print(json.dumps({"text": text, "spans": [asdict(span) for span in spans]}, ensure_ascii=False))
+            told = {"index": number, "text": row.text, "spans": [asdict(span) for span in spans]}
+            print(json.dumps(told, ensure_ascii=False))
             continue
         for span in spans:
             shown = visible(" ".join(span.text.split()))

@@ -27,6 +27,8 @@ class TokenizerConfig:
     """What is a document in .txt, .md and .rst: file, line or paragraph."""
     invalid: str = "repair"
     """What to do with text that is not UTF-8: repair or refuse."""
+    on_error: str = "fail"
+    """What to do with unreadable files and rows: fail, or skip and list them."""
     adapt: str | None = None
     """OLMo's tokenizer.json: add ModernBERT's roles to it and learn nothing."""
 
@@ -53,12 +55,17 @@ def run(config: TokenizerConfig) -> Path:
 def _train(config: TokenizerConfig) -> Tokenizer:
     tally = Tally()
     documents = read_documents(
-        config.sources, tally, text_field=config.text_field, txt_unit=config.txt_unit, invalid=config.invalid
-    )
-    with show_reading("counting words", tally, stored_bytes(config.sources)) as show:
+        config.sources, tally, text_field=config.text_field, txt_unit=config.txt_unit, invalid=config.invalid,
+        on_error=config.on_error,
+    )  # fmt: skip
+    num_bytes = stored_bytes(config.sources, text_field=config.text_field, on_error=config.on_error)
+    with show_reading("counting words", tally, num_bytes) as show:
         texts = (document.text for document in watched(documents, show))
         tokenizer = train_tokenizer(texts, config.vocab_size)
     counted = f"{tally.documents:,} documents, {tally.empty:,} empty ones left out, {tally.repaired:,} repaired"
     counted += f", {tally.passed_over:,} files of other formats or linked folders passed over"
+    if tally.skipped:
+        counted += f", {tally.skipped:,} broken rows or files skipped"
     print(f"learned from {tally.bytes / 1e6:,.1f} MB in {counted}", file=sys.stderr)
+    tally.skips.show()
     return tokenizer

@@ -7,10 +7,11 @@ a short one.
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, closing
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from modernbert.extras import missing
 from modernbert.text.faults import BrokenInput
@@ -36,15 +37,28 @@ class CountingReader:
 
         Raises: BrokenInput if the file is damaged or ends before its last frame does.
         """
+        return self._plain(lambda plain: plain, _split)
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the plain bytes in chunks of bounded size.
+
+        Raises: BrokenInput if the file is damaged or ends before its last frame does.
+        """
+        return self._plain(lambda plain: iter(partial(plain.read, CHUNK_BYTES), b""), lambda chunks: chunks)
+
+    def _plain(
+        self, read: Callable[[Any], Iterable[bytes]], join: Callable[[Iterator[bytes]], Iterable[bytes]]
+    ) -> Iterator[bytes]:
+        """Yield what `read` takes from a plain file, or `join` makes of the chunks of a Zstandard file."""
         suffix = self._path.suffix.lower()
         try:
             if suffix == ".gz":
                 with gzip.open(self._stored) as plain:
-                    yield from plain
+                    yield from read(plain)
             elif suffix == ".zst":
-                yield from _split(self._zstd_chunks())
+                yield from join(self._zstd_chunks())
             else:
-                yield from self._stored
+                yield from read(self._stored)
         except EOFError:
             raise BrokenInput(f"{self._path}: ends too early, the archive is not complete") from None
         except (OSError, zlib.error) as error:

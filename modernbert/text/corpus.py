@@ -11,14 +11,14 @@ from pathlib import Path
 
 from modernbert.errors import InputError
 from modernbert.text.duplicates import SeenTexts
-from modernbert.text.faults import BrokenInput
-from modernbert.text.formats import KNOWN, File, RawText, format_of, read_texts, require_readers, size_of
+from modernbert.text.faults import BrokenInput, Skips
+from modernbert.text.formats import File, RawText, not_utf8, read_texts, require_readers, size_of, starts_with_field
 from modernbert.text.remote import RemoteFile, dataset_url, find_remote, is_url
+from modernbert.text.suffixes import CONLL, KNOWN, check_suffix, format_of, known_suffixes
 
 __all__ = ["Document", "Tally", "find_files", "read_documents", "stored_bytes"]
 
 SKIPPED_FOLDERS = ("__pycache__", "node_modules")
-REASONS_KEPT = 5
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED_BYTES = re.compile("[\udc80-\udcff]+")
@@ -45,18 +45,24 @@ class Tally:
     """Bytes read from the disk, compressed as they are there."""
     passed_over: int = 0
     """Files of unknown formats and links to folders, met below the folders given."""
-    skipped: int = 0
+    skips: Skips = field(default_factory=Skips)
     """Broken rows, and broken files or what was left of them, left out on request."""
-    skipped_reasons: list[str] = field(default_factory=list)
-    """What was wrong with the first of them."""
     duplicates: int = 0
     """Documents left out on request, because the same text came before."""
 
+    @property
+    def skipped(self) -> int:
+        """How many broken rows and files were left out."""
+        return self.skips.number
+
+    @property
+    def skipped_reasons(self) -> list[str]:
+        """What was wrong with the first of them."""
+        return self.skips.reasons
+
     def skip(self, broken: BrokenInput) -> None:
         """Count something broken that is left out."""
-        self.skipped += 1
-        if len(self.skipped_reasons) < REASONS_KEPT:
-            self.skipped_reasons.append(str(broken))
+        self.skips.add(broken)
 
 
 def read_documents(
@@ -66,19 +72,19 @@ def read_documents(
     text_field: str = "text",
     txt_unit: str = "file",
     invalid: str = "repair",
-    on_error: str = "refuse",
+    on_error: str = "fail",
     deduplicate: bool = False,
     empty_ok: bool = False,
 ) -> Iterator[Document]:
     """Read the documents of all sources, in a fixed order, and count them in `tally`.
 
-    `.txt`, `.md` and `.rst` give one document a file, line or paragraph (`txt_unit`), source code one a file, `.jsonl`
-    and `.parquet` one a row from `text_field`; each may end in `.gz` or `.zst`. Documents of white space alone are
-    counted and left out. Bytes that are not UTF-8 and lone surrogates become U+FFFD (`invalid="repair"`), or are an
-    error (`"refuse"`). With `deduplicate`, only the first of the documents with the same text stays; that takes 16
-    bytes of memory a document.
+    `.txt`, `.md` and `.rst` give one document a file, line or paragraph (`txt_unit`), source code one a file. `.jsonl`,
+    `.json` (an array), `.parquet`, `.csv` and `.tsv` give one a row from `text_field`. Each may end in `.gz` or `.zst`;
+    a file without a suffix is read as `.txt`. Documents of white space alone are counted and left out. Bytes that are
+    not UTF-8 and lone surrogates become U+FFFD (`invalid="repair"`), or are an error (`"refuse"`). With
+    `deduplicate`, only the first of the documents with the same text stays; that takes 16 bytes of memory a document.
 
-    What is broken is an error (`on_error="refuse"`), or is counted and left out (`"skip"`): a row, or a damaged file
+    What is broken is an error (`on_error="fail"`), or is counted and left out (`"skip"`): a row, or a damaged file
     from the place of the damage on. A network that fails is an error either way, since what it lacks today it may give
     tomorrow.
 
@@ -89,12 +95,12 @@ def read_documents(
     for name, found, known in (
         ("txt_unit", txt_unit, ("file", "line", "paragraph")),
         ("invalid", invalid, ("repair", "refuse")),
-        ("on_error", on_error, ("refuse", "skip")),
+        ("on_error", on_error, ("fail", "skip")),
     ):
         if found not in known:
             raise InputError(f"{name}: found {found!r}, expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
     lost = tally.skip if on_error == "skip" else _refuse
-    files = find_files(sources, tally, on_error=on_error, empty_ok=empty_ok)
+    files = find_files(sources, tally, text_field=text_field, on_error=on_error, empty_ok=empty_ok)
     seen = SeenTexts() if deduplicate else None
 
     def documents() -> Iterator[Document]:
@@ -121,13 +127,19 @@ def read_documents(
 
 
 def find_files(
-    sources: Sequence[File | str], tally: Tally | None = None, *, on_error: str = "refuse", empty_ok: bool = False
+    sources: Sequence[File | str],
+    tally: Tally | None = None,
+    *,
+    text_field: str = "text",
+    on_error: str = "fail",
+    empty_ok: bool = False,
 ) -> list[File]:
     """List the files to read: those given, and those of known formats below the folders given, sorted by name.
 
     A source is a path, a URL that fsspec knows (a folder's, a file's, or one with `*`), or `owner/name@revision` of a
     dataset on the Hugging Face Hub, of which the card is passed over. So are hidden files and folders, `__pycache__`
-    and `node_modules`, and files of unknown formats and links to folders, which are counted in `tally`.
+    and `node_modules`, and files of unknown formats and links to folders, which are counted in `tally`. Below a folder,
+    `.csv`, `.tsv` and `.json` files without `text_field` are of unknown formats, too: not all of them are data.
 
     Raises: InputError if a source is absent, or a folder has no file of a known format (unless `empty_ok`), or a file
     has an unknown suffix, or needs a library that is not installed; BrokenInput if a folder cannot be read, unless that
@@ -141,29 +153,32 @@ def find_files(
         if isinstance(source, RemoteFile):
             files.append(source)
         elif isinstance(source, str) and is_url(source):
-            files += _below_url(source, tally)
+            files += _below_url(source, tally, text_field)
         elif isinstance(source, str) and format_of(Path(source)) not in KNOWN and (url := dataset_url(source)):
-            files += _below_url(url, tally)
+            files += _below_url(url, tally, text_field)
         else:
-            files += _below_path(Path(source), tally, tally.skip if on_error == "skip" else _refuse, empty_ok)
+            lost = tally.skip if on_error == "skip" else _refuse
+            files += _below_path(Path(source), tally, lost, text_field, empty_ok)
     require_readers(files)
     return files
 
 
-def stored_bytes(sources: Sequence[File | str]) -> int:
+def stored_bytes(sources: Sequence[File | str], *, text_field: str = "text", on_error: str = "fail") -> int:
     """Return the bytes on disk of all files that would be read: what `Tally.stored_bytes` will come to."""
-    return sum(map(size_of, find_files(sources)))
+    return sum(map(size_of, find_files(sources, text_field=text_field, on_error=on_error)))
 
 
 def _refuse(broken: BrokenInput) -> None:
     raise broken
 
 
-def _below_path(path: Path, tally: Tally, lost: Callable[[BrokenInput], None], empty_ok: bool) -> list[File]:
+def _below_path(
+    path: Path, tally: Tally, lost: Callable[[BrokenInput], None], text_field: str, empty_ok: bool
+) -> list[File]:
     if path.is_dir():
-        found = list(_walk(path, tally, lost))
+        found = list(_walk(path, tally, lost, text_field))
         if not found and not empty_ok:
-            raise InputError(f"{path}: no file of a known format below this folder ({_known()})")
+            raise InputError(f"{path}: no file of a known format below this folder ({known_suffixes()})")
         return found
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
@@ -173,7 +188,7 @@ def _below_path(path: Path, tally: Tally, lost: Callable[[BrokenInput], None], e
     return [path]
 
 
-def _walk(folder: Path, tally: Tally, lost: Callable[[BrokenInput], None]) -> Iterator[File]:
+def _walk(folder: Path, tally: Tally, lost: Callable[[BrokenInput], None], text_field: str) -> Iterator[File]:
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
@@ -184,37 +199,43 @@ def _walk(folder: Path, tally: Tally, lost: Callable[[BrokenInput], None]) -> It
             continue
         if entry.is_dir() and not entry.is_symlink():
             if entry.name not in SKIPPED_FOLDERS:
-                yield from _walk(entry, tally, lost)
-        elif entry.is_file() and format_of(entry) in KNOWN:
+                yield from _walk(entry, tally, lost, text_field)
+        elif entry.is_file() and _has_documents(entry, text_field):
             yield entry
         else:
             tally.passed_over += 1
 
 
-def _below_url(url: str, tally: Tally) -> list[File]:
+def _below_url(url: str, tally: Tally, text_field: str) -> list[File]:
     files: list[File] = []
     for parts, file in find_remote(url):
         if not parts:
             _check_format(file)
+            return [file]
         if any(part.startswith(".") or part in SKIPPED_FOLDERS for part in parts):
             continue
         is_card = url.startswith("hf://datasets/") and parts == ("README.md",)
-        if format_of(file) in KNOWN and not is_card:
+        if not is_card and _has_documents(file, text_field):
             files.append(file)
         else:
             tally.passed_over += 1
     if not files:
-        raise InputError(f"{url}: no file of a known format below this folder ({_known()})")
+        raise InputError(f"{url}: no file of a known format below this folder ({known_suffixes()})")
     return files
 
 
 def _check_format(file: File) -> None:
-    if format_of(file) not in KNOWN:
-        raise InputError(f"{file}: unknown format {format_of(file)!r}, expected {_known()}")
+    check_suffix(file)
+    if format_of(file) in CONLL:
+        raise InputError(f"{file}: holds labelled words, expected documents: {known_suffixes()}")
 
 
-def _known() -> str:
-    return f"{' '.join(KNOWN[:8])} or other source code, also as .gz or .zst"
+def _has_documents(file: File, text_field: str) -> bool:
+    """Say whether a file that was met below a folder is one to read."""
+    suffix = format_of(file)
+    if suffix in (".csv", ".tsv", ".json"):
+        return starts_with_field(file, text_field)
+    return suffix in KNOWN and suffix not in CONLL
 
 
 def _read_all(
@@ -246,7 +267,7 @@ def _checked(raw: RawText, invalid: str) -> tuple[Document, bool]:
             text.encode()
     except UnicodeError as error:
         if invalid == "refuse":
-            raise BrokenInput(f"{_place(raw, error)}: {_what(error)}, expected UTF-8, or invalid='repair'") from None
+            raise BrokenInput(f"{_place(raw, error)}: {not_utf8(error)}, or invalid='repair'") from None
         text = text.decode("utf-8", "replace") if isinstance(text, bytes) else _repaired(text)
         return Document(text, raw.origin), True
     return Document(text, raw.origin), False
@@ -266,14 +287,3 @@ def _place(raw: RawText, error: UnicodeError) -> str:
         line = error.object[: error.start].count(b"\n") + 1
         return f"{raw.origin}:{line}"
     return raw.origin
-
-
-def _what(error: UnicodeError) -> str:
-    if isinstance(error, UnicodeDecodeError):
-        return f"found byte 0x{error.object[error.start]:02x}"
-    if isinstance(error, UnicodeEncodeError):
-        code = ord(error.object[error.start])
-        if 0xDC80 <= code <= 0xDCFF:
-            return f"found byte 0x{code - 0xDC00:02x}"
-        return f"found the lone surrogate U+{code:04X}"
-    return f"found {error}"

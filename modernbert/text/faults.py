@@ -4,9 +4,14 @@ In: what was found, in one line. Out: errors to be told apart. A file of its own
 where it is decided what becomes of the work: the first can be passed over, after the second it can go on.
 """
 
+import sys
+from dataclasses import dataclass, field
+
 from modernbert.errors import InputError
 
-__all__ = ["BrokenInput", "Outage"]
+__all__ = ["BrokenInput", "Outage", "Skips"]
+
+_REASONS_KEPT = 20
 
 
 class BrokenInput(InputError):
@@ -15,3 +20,24 @@ class BrokenInput(InputError):
 
 class Outage(InputError):
     """Name what failed outside corpus and settings, as a network or a machine; the same work can go on later."""
+
+
+@dataclass
+class Skips:
+    """Count rows and files that were skipped on request, and keep the reasons of the first ones."""
+
+    number: int = 0
+    reasons: list[str] = field(default_factory=list)
+
+    def add(self, error: InputError) -> None:
+        """Count one that was skipped."""
+        self.number += 1
+        if len(self.reasons) < _REASONS_KEPT:
+            self.reasons.append(str(error))
+
+    def show(self) -> None:
+        """List the first ones on standard error, and count the others."""
+        for reason in self.reasons:
+            print(f"skipped {reason}", file=sys.stderr)
+        if (more := self.number - len(self.reasons)) > 0:
+            print(f"skipped {more:,} more", file=sys.stderr)

@@ -308,7 +308,7 @@ def test_broken_rows_are_skipped_if_asked_and_nothing_goes_meanwhile(
     rows.write_text('{"text": "first row"}\n')
     run(config)
     assert "0 new or changed, 4 as before, 2 gone" in capsys.readouterr().out
-    with pytest.raises(InputError, match="on_error: found 'pass', expected 'refuse' or 'skip'"):
+    with pytest.raises(InputError, match="on_error: found 'pass', expected 'fail' or 'skip'"):
         run(replace(config, on_error="pass"))
 
 

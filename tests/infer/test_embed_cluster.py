@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from modernbert import InputError, ModernBert
+from modernbert.infer.parts import parts_of
+from modernbert.infer.rows import TextRow
 from modernbert.jobs import embed
 from modernbert.jobs.embed import EmbedConfig, run
 
@@ -83,7 +85,8 @@ def test_begun_here_killed_and_ended_on_a_cluster_of_which_a_process_dies(words:
     here.kill()
     here.communicate()
     # What is done is not made again: these numbers stay.
-    np.save(parts / "00000003.npy", np.full((PART_TEXTS, 64), 7, np.float32))
+    third = list(parts_of((TextRow(f"t:{n}", text) for n, text in enumerate(TEXTS)), PART_TEXTS * 500))[3]
+    np.save(parts / f"{third.digest}.npy", np.full((len(third.rows), 64), 7, np.float32))
     done = len(list(parts.glob("*.npy")))
     there = started(*words, "--engine", "ray", "--processes", "2")
     wait_for(there, lambda: len(list(parts.glob("*.npy"))) > done)
@@ -91,7 +94,8 @@ def test_begun_here_killed_and_ended_on_a_cluster_of_which_a_process_dies(words:
     os.kill(workers[0], signal.SIGKILL)
     ended(there)
     expected = ModernBert.load(words[1], device="cpu", dtype="float32").embed(TEXTS)
-    expected[3 * PART_TEXTS : 4 * PART_TEXTS] = 7
+    first = int(third.rows[0].origin.partition(":")[2])
+    expected[first : first + len(third.rows)] = 7
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-5)
     assert len(workers) == 2 and not parts.exists()
 
@@ -141,9 +145,10 @@ def test_a_cluster_is_asked_for_what_it_can_do(folder: Path, tmp_path: Path, mon
 def test_what_is_sent_to_a_machine_is_whole_and_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("".join(f"{text}\n" for text in TEXTS[:250]))
     config = EmbedConfig(str(folder), files=[tmp_path / "t.txt"], dtype="float32", devices=["cpu"])
-    read = partial(embed._parts, config, None, {1}, PART_TEXTS * 500)
+    whole = list(parts_of((TextRow(f"t:{n}", text) for n, text in enumerate(TEXTS[:250])), PART_TEXTS * 500))
+    read = partial(embed._parts, config, None, {whole[1].digest}, PART_TEXTS * 500)
     sent = pickle.loads(pickle.dumps((read, partial(embed._load_there, config, "0" * 64), embed._embed)))
-    numbers = [(number, len(part)) for number, part in sent[0]()]
-    assert numbers == [(0, 100), (2, 50)], "part 1 is done"
+    numbers = [(part.digest, len(part.rows)) for part in sent[0]()]
+    assert numbers == [(part.digest, len(part.rows)) for n, part in enumerate(whole) if n != 1], "part 1 is done"
     with pytest.raises(InputError, match="has other files on another machine of the cluster"):
         sent[1]("cpu")

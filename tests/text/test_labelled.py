@@ -89,7 +89,7 @@ def test_a_broken_file_is_one_line(name: str, content: str, said: str, tmp_path:
 
 def test_bytes_that_are_not_text_and_absent_files_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_bytes(b"text\tlabel\n\xff\tx\n")
-    with pytest.raises(InputError, match="a.tsv:2: is not UTF-8"):
+    with pytest.raises(InputError, match="a.tsv:2: found byte 0xff, expected UTF-8"):
         read_rows([str(tmp_path / "a.tsv")])
     with pytest.raises(InputError, match="no such file"):
         read_rows([str(tmp_path / "b.tsv")])

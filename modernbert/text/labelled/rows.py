@@ -16,20 +16,28 @@ from modernbert.errors import InputError
 from modernbert.extras import missing
 from modernbert.published import is_one_line
 from modernbert.text.archive import open_plain
-from modernbert.text.formats import File, format_of, open_parquet, require_readers
+from modernbert.text.formats import (
+    File,
+    check_not_utf16,
+    json_pieces,
+    not_utf8,
+    open_parquet,
+    require_readers,
+    starts_array,
+)
+from modernbert.text.json_array import read_array
 from modernbert.text.labelled.conll import read_sentences
 from modernbert.text.labelled.splits import Parts, Subset, choose_split, is_shard, splits_in, subset_of
 from modernbert.text.remote import dataset_url, find_remote, is_url
+from modernbert.text.suffixes import CONLL, KNOWN, ROWS, format_of, unknown_suffix
 
 __all__ = ["Row", "check_files", "read_file", "read_rows"]
 
 # In float32, in which models compute.
 _LARGEST = 3.4e38
-_CONLL = (".conll", ".conllu", ".iob", ".iob2", ".bio")
-_KNOWN = (".tsv", ".csv", ".jsonl", ".parquet", *_CONLL)
+_ROWS = (*ROWS, *CONLL)
 # Formats of data that are not read, and files of these formats that data sets have beside their rows.
-_OTHER_DATA = (".json", ".arrow", ".feather", ".xlsx", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".pkl", ".txt", ".orc")
-_NO_DATA = ("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_OTHER_DATA = (".arrow", ".feather", ".xlsx", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".pkl", ".txt", ".orc")
 _CONVERTED = "@refs/convert/parquet"
 _README_BYTES = 1 << 20
 
@@ -103,10 +111,11 @@ def read_rows(sources: Sequence[str], split: str = "train", subset: str | None =
     """Read all rows of all sources, in order.
 
     `.tsv` has a line of column names and neither quotes nor escapes; `.csv` has them; `.jsonl` one object a line;
-    `.conll`, `.conllu` and `.iob2` a word and its tags a line, a blank line between sentences (see `conll.py`).
-    Each but `.parquet` may end in `.gz` or `.zst`. A source is a file, a URL of one, or a data set: a folder, a URL of
-    a folder, or the name of a dataset on the hub. A file is read whatever it is called; of a data set only `split` is
-    read, found by the conventions of `splits.py`. `subset` is one of those that the README.md of the data set lists.
+    `.json` an array of objects, or of strings, which are the column `text`; `.conll`, `.conllu` and `.iob2` a word and
+    its tags a line, a blank line between sentences (see `conll.py`). Each but `.parquet` may end in `.gz` or `.zst`. A
+    source is a file, a URL of one, or a data set: a folder, a URL of a folder, or the name of a dataset on the hub. A
+    file is read whatever it is called; of a data set only `split` is read, found by the conventions of `splits.py`.
+    `subset` is one of those that the README.md of the data set lists.
 
     Raises: InputError naming the file, and the line where there is one, at the first thing that cannot be read;
     naming the data set, if it does not have the split.
@@ -150,9 +159,9 @@ def _files(source: str, split: str, subset: str | None, *, report: bool = True) 
         return [file]
     chosen = _subset(source, listed, subset)
     by_names = chosen.patterns is None
-    known = [(parts, file) for parts, file in listed if format_of(file) in _KNOWN or not by_names]
+    known = [(parts, file) for parts, file in listed if _has_rows(file) or not by_names]
     if not known:
-        raise InputError(f"{source}: no labelled file there, expected {', '.join(_KNOWN)}")
+        raise InputError(f"{source}: no labelled file there, expected {', '.join(_ROWS)}")
     paths = [parts for parts, _ in known]
     pattern = url is not None and "*" in url
     if pattern and subset is None and len({tuple(splits_in(parts)) for parts in paths}) == 1:
@@ -172,8 +181,10 @@ def _files(source: str, split: str, subset: str | None, *, report: bool = True) 
 
 
 def _check_format(file: File) -> None:
-    if format_of(file) not in _KNOWN:
-        raise InputError(f"{file}: unknown format, expected {', '.join(_KNOWN)}, bare or with .gz or .zst")
+    if format_of(file) not in KNOWN:
+        raise unknown_suffix(file)
+    if format_of(file) not in _ROWS:
+        raise InputError(f"{file}: holds text without fields, expected labelled rows: {', '.join(_ROWS)}")
 
 
 def _walked(folder: Path) -> list[tuple[Parts, File]]:
@@ -229,12 +240,17 @@ def _check_left_out(
     """
     splits = {split for number in chosen for split in splits_in(paths[number])}
     for parts, file in listed:
-        if parts[-1] not in _NO_DATA and Path(parts[-1]).suffix.lower() in _OTHER_DATA and splits_in(parts):
+        if Path(parts[-1]).suffix.lower() in _OTHER_DATA and splits_in(parts):
             if set(splits_in(parts)) <= splits:
                 raise InputError(
                     f"{file}: unknown format, but its name is that of the split that {source} is read for, expected "
-                    f"{', '.join(_KNOWN)}; convert it, or name the files to read"
+                    f"{', '.join(_ROWS)}; convert it, or name the files to read"
                 )
+
+
+def _has_rows(file: File) -> bool:
+    """Say whether a file that was met in a folder is one to read; a .json file there may be any object."""
+    return format_of(file) in _ROWS and (format_of(file) != ".json" or starts_array(file))
 
 
 def read_file(file: File, column: str | None = None) -> Iterator[Row]:
@@ -247,7 +263,9 @@ def read_file(file: File, column: str | None = None) -> Iterator[Row]:
         return _read_parquet(file, column)
     if suffix == ".jsonl":
         return _read_jsonl(file)
-    if suffix in _CONLL:
+    if suffix == ".json":
+        return _read_array(file, column)
+    if suffix in CONLL:
         return _read_conll(file)
     return _read_table(file, tabs=suffix == ".tsv")
 
@@ -255,10 +273,12 @@ def read_file(file: File, column: str | None = None) -> Iterator[Row]:
 def _lines(file: File) -> Iterator[str]:
     with open_plain(file) as stream:
         for number, line in enumerate(stream.lines(), 1):
+            if number == 1:
+                check_not_utf16(line, str(file))
             try:
                 yield line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
-                raise InputError(f"{file}:{number}: is not UTF-8 text ({error.reason})") from None
+                raise InputError(f"{file}:{number}: {not_utf8(error)}") from None
 
 
 def _read_table(file: File, *, tabs: bool) -> Iterator[Row]:
@@ -291,6 +311,16 @@ def _read_jsonl(file: File) -> Iterator[Row]:
         if not isinstance(found, dict):
             raise InputError(f"{file}:{number}: found a JSON {type(found).__name__}, expected an object")
         yield Row(found, f"{file}:{number}")
+
+
+def _read_array(file: File, column: str | None) -> Iterator[Row]:
+    with open_plain(file) as stream:
+        for place, found in read_array(json_pieces(stream.chunks(), str(file), strict=True), str(file)):
+            if isinstance(found, str):
+                found = {column or "text": found}
+            if not isinstance(found, dict):
+                raise InputError(f"{place}: found a JSON {type(found).__name__}, expected an object or a string")
+            yield Row(found, place)
 
 
 def _read_conll(file: File) -> Iterator[Row]:
