@@ -148,9 +148,9 @@ def test_a_readme_says_which_files_are_a_split(tmp_path: Path) -> None:
     assert names_in(source, "validation", "three") == ["d/dev.csv"]
     with pytest.raises(InputError, match="README.md: configs: four: sep is not supported; name the files"):
         read_rows([source], subset="four")
-    (Path(source) / "e.json").write_text("[]")
+    (Path(source) / "e.xlsx").write_text("[]")
     for broken, said in (
-        ("configs:\n- config_name: a\n  data_files: e.json\n", "e.json: unknown format, expected .tsv"),
+        ("configs:\n- config_name: a\n  data_files: e.xlsx\n", "e.xlsx: unknown format ..xlsx."),
         ("configs:\n- config_name: a\n  data_files: f.csv\n", "some: has no split 'train', found none"),
         ("configs: 3\n", "README.md: configs is '3', expected entries with config_name"),
         ("configs: [\n", "README.md: header is not YAML"),
@@ -172,7 +172,7 @@ def test_a_readme_says_which_files_are_a_split(tmp_path: Path) -> None:
         (["test.csv"], "train", r"has no split 'train', found test \(test.csv\)"),
         (["part1.csv"], "dev", "no file name there has a split, so that all rows are the split train, expected dev"),
         (["train_test.csv"], "train", "the name train_test.csv has the splits train and test, expected one"),
-        (["train.csv", "train.json"], "train", "train.json: unknown format, but its name is that of the split"),
+        (["train.csv", "train.xlsx"], "train", "train.xlsx: unknown format, but its name is that of the split"),
         (
             ["data/dev-00000-of-00001.csv", "data/valid-00000-of-00001.csv"],
             "validation",
