@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from modernbert.storage import explained, move_into_place, only_process, try_del
 from modernbert.text.corpus import Document, Tally, find_files, read_documents, stored_bytes
 from modernbert.text.engines import ENGINES
 from modernbert.text.faults import Outage
-from modernbert.text.formats import mark_of, size_of
+from modernbert.text.formats import File, mark_of, size_of
 from modernbert.text.progress import show_reading, watched
 from modernbert.text.shards import Shards, fill_folder
 from modernbert.text.tokenizer import Tokenizer
@@ -62,10 +62,12 @@ def run(config: PrepareConfig) -> Path:
     Raises: InputError for anything in the corpus, the tokenizer or `out` that is not as it should be.
     """
     _check(config)
+    # Before the tokenizer is looked up on the hub: this also checks the libraries that read the files.
+    files = find_files(config.sources, text_field=config.text_field, on_error=config.on_error)
     config = replace(config, tokenizer=str(_find_tokenizer(config.tokenizer)))
     out = Path(config.out)
     work = Path(f"{out}.unfinished")
-    told = _describe(config)
+    told = _describe(config, files)
     if out.exists():
         _check_finished(out, told)
         if work.exists():
@@ -104,9 +106,8 @@ def _splits(config: PrepareConfig) -> list[str]:
     return ["train", "heldout"] if config.heldout else ["train"]
 
 
-def _describe(config: PrepareConfig) -> dict[str, Any]:
+def _describe(config: PrepareConfig, files: Sequence[File]) -> dict[str, Any]:
     """Return what decides the bytes of the shards: settings, tokenizer, and the files that are there to be read."""
-    files = find_files(config.sources, text_field=config.text_field, on_error=config.on_error)
     listed = "\n".join(f"{file} {size_of(file)} {mark_of(file)}" for file in files)
     names = ("sources", "heldout", "text_field", "txt_unit", "invalid", "on_error", "deduplicate")
     return {
