@@ -71,7 +71,9 @@ class Row:
             for text in texts:
                 text.encode()
         except UnicodeEncodeError:
-            raise InputError(f"{self.origin}: {column} contains an invalid Unicode character (unpaired surrogate)") from None
+            raise InputError(
+                f"{self.origin}: {column} contains an invalid Unicode character (unpaired surrogate)"
+            ) from None
 
     def check_labels(self, column: str, *labels: str) -> None:
         """Check that labels can be written into a model's folder, and printed.
