@@ -159,8 +159,9 @@ def _number_of(error: InputError) -> int | None:
 def check_files(files: Sequence[Path]) -> None:
     """Check that files are there, and have a suffix that is read; see `stream_rows`.
 
-    Raises: InputError naming the file.
+    Raises: InputError naming the file, or the library that reads it if that is not installed.
     """
+    require_readers(files)
     for file in files:
         try:
             file.stat()
@@ -169,7 +170,6 @@ def check_files(files: Sequence[Path]) -> None:
         check_suffix(file)
         if format_of(file) in CONLL:
             raise InputError(f"{file}: holds labelled words, expected lines of text or rows: {', '.join(ROWS)}")
-    require_readers(files)
 
 
 def stream_rows(files: Sequence[Path], text_field: str = "text", pair_field: str | None = None) -> Iterator[TextRow]:

@@ -438,9 +438,10 @@ def test_a_model_of_pairs_scores_no_single_text(pairs: Path, folders: dict[str, 
     assert ModernBert.load(tmp_path / "again", device="cpu").reads_pairs
     for name in ("r.jsonl", "r.csv"):
         file = tmp_path / name
-        pandas.DataFrame(rows).to_csv(file, index=False) if name == "r.csv" else file.write_text(
-            "".join(json.dumps(row) + "\n" for row in rows)
-        )
+        if name == "r.csv":
+            pandas.DataFrame(rows).to_csv(file, index=False)
+        else:
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         words = ["classify", str(pairs), "--file", str(file), *CPU]
         assert "was trained on pairs of texts, found single texts; pass --file FILE --pair-field" in refused(*words)
         done = modernbert(*words, "--pair-field", "pair", "--json")
