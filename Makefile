@@ -1,5 +1,6 @@
 # make demo    train a small ModernBERT on text found on this machine, and show what it learned
 # make test    prove the package equal to the published architecture
+# make slow    the tests that `make test` leaves out because they take minutes
 # make check   what a change must pass: format, lint, types, import contracts, tests
 # make bench-gpu  what a GPU does: parity, training, the efficiency table, into build/gpu (torch must see the GPU)
 # make faults  kill, damage and mislead runs, and write what came of it to build/faults
@@ -16,7 +17,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no
 # And kept, whatever the machine says: the tests start hundreds of processes, and half their time would be compiling.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-quick test check faults bench-gpu format clean
+.PHONY: demo demo-quick test slow check faults bench-gpu format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/modernbert demo
@@ -26,6 +27,9 @@ demo-quick: $(VENV)/demo.stamp
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
+
+slow: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .

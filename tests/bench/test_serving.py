@@ -77,6 +77,7 @@ def test_an_engine_that_computes_something_else_is_not_timed(folder: Path) -> No
         assert re.fullmatch(r"cosine to float32 is .*, expected at least 0.999", refused["latency-16"])
 
 
+@pytest.mark.slow
 def test_the_verb_times_engines_in_turn(tmp_path: Path) -> None:
     done = serving_shape(
         "--preset", "tiny", "--engines", "modernbert", "--engines", "modernbert", "--engines",
@@ -106,6 +107,7 @@ def without(library: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.delitem(sys.modules, library, raising=False)
 
 
+@pytest.mark.slow
 def test_what_is_not_installed_is_said_and_the_rest_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

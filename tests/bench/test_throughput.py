@@ -130,6 +130,7 @@ def test_a_process_that_is_ended_is_a_line() -> None:
         in_new_process(_ends_itself, None)
 
 
+@pytest.mark.slow
 def test_the_verb_measures_and_names_what_it_cannot(tmp_path: Path) -> None:
     done = bench(
         "throughput", "--models", "bert-base", "--sets", "long-variable", "--sets", "short-variable", "--documents",
@@ -148,6 +149,7 @@ def test_the_verb_measures_and_names_what_it_cannot(tmp_path: Path) -> None:
     assert (tmp_path / "throughput.png").stat().st_size > 5_000
 
 
+@pytest.mark.slow
 def test_training_is_measured_against_the_trainer(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     # Named twice is named once.
@@ -172,6 +174,7 @@ def test_documents_end_to_end_are_full_rows() -> None:
     assert {len(row["input_ids"]) for row in rows} == {100} and batch_rows == 2
 
 
+@pytest.mark.slow
 def test_fine_tuning_is_measured_against_the_trainer(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     done = bench(
@@ -265,6 +268,7 @@ def test_every_model_is_named_once_in_the_help_of_an_error() -> None:
     assert len(set(MODELS)) == 15
 
 
+@pytest.mark.slow
 def test_the_script_for_gpus_runs_on_a_small_scale(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "modernbert.bench.gpu", "--out", str(tmp_path), "--device", "cpu", "--small"]
     done = subprocess.run(words, capture_output=True, text=True)

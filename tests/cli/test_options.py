@@ -126,6 +126,7 @@ REFUSED = [
     (["evaluate", "retrieval", "{bert}", "{collection}", "--split", "none"], "none.tsv"),
     (["evaluate", "retrieval", "{bert}", "{collection}", "--index", "{texts}/some.txt"], "some.txt"),
     (["evaluate", "glue", "{bert}", "{texts}", "--out", "out", "--grid", "all"], "grid: found 'all'"),
+    (["search", "{texts}", "a", "--top-k", "0"], "--top-k"),
     (["search", "{texts}", "a", "--how", "foo"], "is no index"),
     (["plan", "--count", "0"], "count: found 0"),
     (["plan", "--length", "2"], "length: found 2"),
@@ -294,7 +295,7 @@ def test_options_of_index_and_search(bert: Path, heads: dict[str, Path], notes: 
     asked = ["search", str(out), "a", "--model", str(tmp_path / "moved")]
     for wrong, said in (
         (["--how", "foo"], "how: found 'foo'"),
-        (["--rerank", "none", "--top-k", "1"], "none"),
+        (["--rerank", "none"], "none"),
         (["--device", "nowhere"], "device: found 'nowhere'"),
         (["--dtype", "int4"], "dtype: found 'int4'"),
     ):  # in this process, which imports lancedb once

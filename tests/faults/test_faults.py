@@ -9,7 +9,12 @@ import pytest
 
 @pytest.mark.parametrize(
     "part, only",
-    [("kill", "rmtree"), ("storage", "optimizer"), ("step", "nan in one gradient"), ("mistake", "checkpoint")],
+    [
+        ("kill", "rmtree"),
+        pytest.param("storage", "optimizer", marks=pytest.mark.slow),
+        pytest.param("step", "nan in one gradient", marks=pytest.mark.slow),
+        ("mistake", "checkpoint"),
+    ],
 )
 def test_a_few_of_each_kind_go_as_they_should(part: str, only: str, tmp_path: Path) -> None:
     # In a process of its own: the cases are forks, and this one has threads.

@@ -65,6 +65,7 @@ def run_apart(code, **environment):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_compiled_layers_compute_the_same_for_any_length():
     run_apart("""
 plain, compiled = model_of(), model_of()
@@ -84,6 +85,7 @@ with torch.compiler.set_stance("fail_on_recompile"):
 """)
 
 
+@pytest.mark.slow
 def test_without_a_compiler_layers_stay_as_they_are(tmp_path):
     run_apart(
         """

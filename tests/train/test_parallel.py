@@ -89,7 +89,7 @@ def alone(data, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("sharding", ["none", "full", "hybrid"])
+@pytest.mark.parametrize("sharding", ["none", "full", pytest.param("hybrid", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(data, alone, tmp_path, sharding):
     finish(start(tmp_path, config_of(data, tmp_path / "run", sharding=sharding)))
     assert_same_course(tmp_path / "run", alone)
@@ -103,7 +103,7 @@ def test_two_processes_train_as_one(data, alone, tmp_path, sharding):
             torch.testing.assert_close(tensor, expected[name], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("sharding", ["none", "full"])
+@pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.slow), "full"])
 def test_a_run_goes_on_with_fewer_processes(data, alone, tmp_path, sharding):
     """Two processes stop in mid run, however they hold the model; one goes on from what they wrote."""
     config = config_of(data, tmp_path / "run", sharding=sharding)
