@@ -20,7 +20,7 @@ from modernbert.errors import InputError
 from modernbert.finetune.labels import FinetuneConfig, finetune
 from modernbert.finetune.retriever import RetrieverConfig, finetune_retriever
 from modernbert.processes import Processes
-from modernbert.storage import try_delete, write_file
+from modernbert.storage import remove_leftovers, try_delete, write_file
 from modernbert.train.loop import Diverged
 from modernbert.train.run_folder import check_run_folder
 
@@ -211,5 +211,6 @@ def _keep_best(out: Path, results: Sequence[Result]) -> None:
     for result in results:
         if result.point != best:
             for name in ("model", "checkpoints"):
+                remove_leftovers(out / result.point.name / name)
                 if (folder := out / result.point.name / name).exists():
                     try_delete(folder)

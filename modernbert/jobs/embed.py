@@ -37,7 +37,7 @@ from modernbert.infer.texts import (
 from modernbert.infer.vector_files import Block, Write, block_lines, check_writer
 from modernbert.model.hub import digest_of
 from modernbert.processes import Processes
-from modernbert.storage import check_target, only_process, try_delete
+from modernbert.storage import check_target, only_process, remove_leftovers, try_delete
 from modernbert.text.faults import Skips
 from modernbert.text.formats import require_readers
 
@@ -113,6 +113,7 @@ def _write_read(config: EmbedConfig, out: Path, write: Write) -> None:
     """Embed what is read part by part, keep the parts, and write them all at the end."""
     about = _about(config)
     folder = out.absolute().with_name(f"{out.name}.parts")
+    remove_leftovers(folder)
     skips = Skips()
     with only_process(folder):
         try:

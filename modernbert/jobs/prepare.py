@@ -11,7 +11,7 @@ from typing import Any
 
 from modernbert.errors import InputError
 from modernbert.extras import require
-from modernbert.storage import explained, move_into_place, only_process, try_delete, write_file
+from modernbert.storage import explained, move_into_place, only_process, remove_leftovers, try_delete, write_file
 from modernbert.text.corpus import Document, Tally, find_files, read_documents, stored_bytes
 from modernbert.text.engines import ENGINES
 from modernbert.text.faults import Outage
@@ -67,6 +67,7 @@ def run(config: PrepareConfig) -> Path:
     config = replace(config, tokenizer=str(_find_tokenizer(config.tokenizer)))
     out = Path(config.out)
     work = Path(f"{out}.unfinished")
+    remove_leftovers(work)
     told = _describe(config, files)
     if out.exists():
         _check_finished(out, told)

@@ -61,6 +61,17 @@ prepare.run(prepare.PrepareConfig([sys.argv[1]], sys.argv[2], sys.argv[3], heldo
 """
 
 
+def test_work_whose_deletion_was_killed_is_deleted_by_the_next_start(corpus: Path, tokenizer_folder: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+    left = corpus.parent / f"out.unfinished.partial-old-0-{ended.pid}"
+    (left / "done").mkdir(parents=True)
+    for _ in range(2):
+        prepare.run(config(corpus, tokenizer_folder))
+        assert not left.exists()
+        (left / "done").mkdir(parents=True)
+
+
 @pytest.mark.parametrize(
     ("point", "n", "when"),
     [("write_shard", 3, "after"), ("sync_file", 6, "before"), ("write_file", 5, "after"), ("_rename", 1, "before"),
