@@ -52,6 +52,7 @@ def test_vectors_of_published_weights_are_those_of_sentence_transformers(bert: M
         (documents.vectors, expected),
         (bert.embed_queries(SHORT + LONG).vectors, expected),
         (bert.embed(SHORT), expected[: len(SHORT)]),
+        (bert.embed(SHORT + LONG, overflow="truncate"), expected),
         (np.concatenate([bert.embed(text) for text in SHORT]), expected[: len(SHORT)]),
     ):
         assert isinstance(found, np.ndarray) and found.shape == wanted.shape
