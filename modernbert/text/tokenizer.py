@@ -44,6 +44,8 @@ SPACE_RUNS = tuple(" " * n for n in range(24, 1, -1))
 OLMO_SIZE = 50_280
 # Of sentence-transformers.
 _LIMITS = "sentence_bert_config.json"
+# Classes of transformers that take the normalizer from tokenizer.json alone.
+_GENERIC_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 # One call of the Rust library holds offsets and strings of every token until it returns: so many characters a call.
 CALL_CHARS = 2_000_000
@@ -105,6 +107,7 @@ class Tokenizer:
         with _told(str(file), "cannot take the tokens that files beside it add"):
             if add_tokens_beside(core, file.parent, most_entries):
                 check_growth(core.to_str().encode(), str(file))
+        _check_normalizer(core, file.parent)
         if read_json(file.parent / _LIMITS, missing_ok=True).get("do_lower_case"):
             # As sentence-transformers does, before anything that the file itself does to a text.
             own = [] if core.normalizer is None else [core.normalizer]
@@ -479,6 +482,34 @@ def _read_names(folder: Path) -> dict[str, str]:
             if key.endswith("_token") and isinstance(text, str):
                 names[key] = text
     return names
+
+
+def _check_normalizer(core: tokenizers.Tokenizer, folder: Path) -> None:
+    """Check that tokenizer_config.json does not contradict the normalizer of a BERT tokenizer.
+
+    The tokenizer classes of BERT in transformers take these settings from tokenizer_config.json, others ignore them.
+
+    Raises: InputError naming the setting.
+    """
+    found = read_json(folder / "tokenizer_config.json", missing_ok=True)
+    normalizer = core.normalizer
+    if not isinstance(normalizer, normalizers.BertNormalizer) or found.get("tokenizer_class") in _GENERIC_CLASSES:
+        return
+    lowercase, strip_accents = normalizer.lowercase, normalizer.strip_accents
+    own = {
+        "do_lower_case": lowercase,
+        "tokenize_chinese_chars": normalizer.handle_chinese_chars,
+        "strip_accents": lowercase if strip_accents is None else strip_accents,
+    }
+    for key, expected in own.items():
+        stated = found.get(key, expected)
+        if key == "strip_accents" and stated is None:  # then accents are stripped where text is lowercased
+            stated = lowercase
+        if stated != expected:
+            raise InputError(
+                f"{folder / 'tokenizer_config.json'}: {key}: found {stated!r}, expected {expected!r} as in "
+                "tokenizer.json; save the tokenizer with save_pretrained so that both files agree"
+            )
 
 
 @contextmanager

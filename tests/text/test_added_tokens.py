@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertTokenizer
 
 from modernbert import ModernBert
 from modernbert.errors import InputError
@@ -139,3 +139,26 @@ def test_a_model_needs_embeddings_of_what_is_added(small_bert: ModernBert, tmp_p
     (tmp_path / "model" / CONFIG).write_text(json.dumps(found))
     (tmp_path / "model" / ADDED).write_text(json.dumps({}))
     assert digest_of(tmp_path / "model") != digest
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("key", "wrong"), [("do_lower_case", False), ("strip_accents", False), ("tokenize_chinese_chars", False)]
+)
+def test_a_normalizer_that_tokenizer_config_contradicts_is_refused(tmp_path: Path, key: str, wrong: bool) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "nai", "##ve", "naive", "東", "京", "東京"]
+    theirs = BertTokenizer(vocab={word: number for number, word in enumerate(words)})
+    theirs.save_pretrained(tmp_path)
+    texts = ["Hello", "naïve", "東京"]
+    assert [row.tolist() for row in Tokenizer.load(tmp_path).encode(texts)] == theirs(texts)["input_ids"]
+
+    config = json.loads((tmp_path / CONFIG).read_text())
+    (tmp_path / CONFIG).write_text(json.dumps(config | {key: wrong}))
+    assert AutoTokenizer.from_pretrained(tmp_path)(texts)["input_ids"] != theirs(texts)["input_ids"]
+    with pytest.raises(InputError, match=f"{CONFIG}: {key}: found False, expected True as in tokenizer.json"):
+        Tokenizer.load(tmp_path)
+
+    # transformers ignores the setting for this class.
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (tmp_path / CONFIG).write_text(json.dumps(config | {key: wrong}))
+    assert [row.tolist() for row in Tokenizer.load(tmp_path).encode(texts)] == theirs(texts)["input_ids"]
