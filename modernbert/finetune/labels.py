@@ -149,7 +149,7 @@ class FinetuneConfig:
         Raises: InputError naming the field.
         """
         if self.task not in TASKS:
-            raise InputError(f"task: found {self.task!r}, expected {', '.join(TASKS)}")
+            raise InputError(f"task: found {self.task!r}, expected {', '.join((*TASKS, 'embed', 'late'))}")
         check_numbers(self)
         if not self.train:
             raise InputError("train: found none, expected files of rows")

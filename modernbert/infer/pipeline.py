@@ -581,6 +581,11 @@ class ModernBert:
                         raise InputError(f"{place}: {too_long(len(ids), form.longest, CUT_ALONE)}")
 
     def _classifier(self) -> Classifier:
+        if isinstance(self.model, ForeignEncoder):
+            raise InputError(
+                "classify and tag need a ModernBERT model; models of other families are loaded without their head. "
+                "Load the folder with the AutoModelFor... classes of transformers."
+            )
         if not isinstance(self.model, Classifier):
             raise InputError(
                 "this model folder has no head with labels: no classifier.weight, or a config.json whose architectures "

@@ -390,7 +390,7 @@ def test_the_plan_is_that_of_transformers() -> None:
     [
         (
             {"task": "guess"},
-            "task: found 'guess', expected classify, multilabel, regress, rerank, choose, tag, extract",
+            "task: found 'guess', expected classify, multilabel, regress, rerank, choose, tag, extract, embed, late",
         ),
         ({"epochs": 0}, "epochs: found 0"),
         ({"lr": -1.0}, "lr: found -1.0"),

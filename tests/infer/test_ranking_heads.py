@@ -184,6 +184,8 @@ def test_a_head_that_was_not_loaded_is_not_passed_over(
     unknown = of_transformers(None)
     place = unknown / "config.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | {"problem_type": "ordinal_regression"}))
+    with pytest.raises(InputError, match="^classify and tag need a ModernBERT model; .* without their head"):
+        ModernBert.load(tmp_path / "cross", **CPU).classify("a text")
     for folder in (tmp_path / "cross", unknown):
         bert = ModernBert.load(folder, **CPU)
         assert len(bert.embed(TEXTS)) == 5
