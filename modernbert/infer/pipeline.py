@@ -591,6 +591,7 @@ class ModernBert:
                 "this model folder has no head with labels: no classifier.weight, or a config.json whose architectures "
                 "and problem_type name no task of ours"
             )
+        self.model.eval()
         return self.model
 
     def _hidden_states(
@@ -598,6 +599,7 @@ class ModernBert:
     ) -> Iterator[tuple[list[int], Batch, Tensor]]:
         """Yield batches and their hidden states, and of each document the number of its text."""
         check_overflow(overflow)
+        self.model.eval()  # the caller may have called train()
         prompt = self.default_prompt if prompt is None else prompt
         if not isinstance(prompt, str):
             raise InputError(f"prompt: found {type(prompt).__name__}, expected str")

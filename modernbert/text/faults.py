@@ -36,8 +36,8 @@ class Skips:
             self.reasons.append(str(error))
 
     def show(self) -> None:
-        """List the first ones on standard error, and count the others."""
+        """List the first ones on standard error, and count all of them."""
         for reason in self.reasons:
             print(f"skipped {reason}", file=sys.stderr)
-        if (more := self.number - len(self.reasons)) > 0:
-            print(f"skipped {more:,} more", file=sys.stderr)
+        if self.number:
+            print(f"skipped {self.number:,} in all", file=sys.stderr)

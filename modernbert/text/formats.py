@@ -253,7 +253,7 @@ def _row_of_json(row: Any, place: str, fields: Sequence[str]) -> RawRow | Broken
         if field not in row:
             return BrokenInput(f"{place}: no field {field!r}, found {_named(list(row))}")
         if not isinstance(row[field], str):
-            return BrokenInput(f"{place}: field {field!r} is {type(row[field]).__name__}, expected a string")
+            return BrokenInput(f"{place}: field {field!r} is {_json_type(row[field])}, expected a string")
     return RawRow([row[field] for field in fields], place)
 
 
@@ -346,6 +346,10 @@ def open_parquet(stored: io.BufferedReader) -> Any:
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(stored, buffer_size=_PAGE_BYTES, pre_buffer=False)
+
+
+def _json_type(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
 
 
 def _named(fields: Sequence[str]) -> str:

@@ -185,6 +185,16 @@ def test_training_a_loaded_model_is_one_error(folder: Path, backend: str, frozen
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_dropout_of_a_model_in_training_mode_is_off_when_texts_are_embedded(folder: Path, backend: str) -> None:
+    model = load_model(folder, backend=backend)
+    model.model.set_dropout(0.5)  # type: ignore[union-attr]
+    bert = ModernBert(load(folder, backend).tokenizer, model)
+    expected = bert.embed(TEXTS)
+    model.train()
+    np.testing.assert_array_equal(bert.embed(TEXTS), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_head_is_trained_on_the_states_of_a_loaded_model(folder: Path, backend: str) -> None:
     bert = load(folder, backend)
     batch = Batch.from_documents([list(range(5, 60))])

@@ -122,7 +122,7 @@ def test_broken_characters_are_repaired_and_counted_or_refused(tmp_path: Path) -
         ('["text"]', r"a\.jsonl:2: found a JSON list, expected an object"),
         ('{"body": "x"}', r"a\.jsonl:2: no field 'text', found 'body'"),
         ('{"text": 3}', r"a\.jsonl:2: field 'text' is int, expected a string"),
-        ('{"text": null}', r"a\.jsonl:2: field 'text' is NoneType"),
+        ('{"text": null}', r"a\.jsonl:2: field 'text' is null"),
         ('{"text":' + "[" * 200_000, r"a\.jsonl:2: JSON nested too deeply"),
     ],
 )
