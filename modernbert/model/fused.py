@@ -74,7 +74,7 @@ class FusedEncoder(nn.Module):
         with shapes_only():
             encoder = Encoder(self.config, self.backend)
         encoder.embeddings = self.embeddings
-        encoder.final_norm.weight = nn.Parameter(self.final_norm.to(dtype))
+        encoder.final_norm.weight = nn.Parameter(self.final_norm.to(dtype, copy=True))
         for plain, packed in zip(encoder.layers, self.packed, strict=True):
             _unpack(plain, packed, dtype)
         return encoder.eval()
@@ -120,10 +120,11 @@ def _pack(layer: Any) -> list[Tensor]:
 
 
 def _unpack(layer: Any, packed: list[Tensor], dtype: torch.dtype) -> None:
+    """Give a layer copies of its packed weights: pickling may move what it is given to shared memory."""
     qkv, out, activated, gate, down, attn_norm, mlp_norm = packed
     linears = [layer.attn.Wqkv, layer.attn.Wo, layer.mlp.Wi, layer.mlp.Wo]
     for linear, strips in zip(linears, (qkv, out, torch.cat((activated, gate)), down), strict=True):
         linear.weight = nn.Parameter(calls.unpack_weight(strips))
     if not isinstance(layer.attn_norm, nn.Identity):
-        layer.attn_norm.weight = nn.Parameter(attn_norm.to(dtype))
-    layer.mlp_norm.weight = nn.Parameter(mlp_norm.to(dtype))
+        layer.attn_norm.weight = nn.Parameter(attn_norm.to(dtype, copy=True))
+    layer.mlp_norm.weight = nn.Parameter(mlp_norm.to(dtype, copy=True))

@@ -43,6 +43,9 @@ class PackedLayers:
     weights: Sequence[Sequence[Tensor]]
     is_global: Sequence[bool]
     dtype: torch.dtype = field(init=False)
+    table: Int64[Tensor, "layers 8"] = field(init=False)
+    """The addresses of each layer's tensors, and whether it is global. Nothing may move their storages; torch does so
+    when it hands a tensor to another process, so only copies are pickled."""
 
     def __post_init__(self) -> None:
         """Raises: ValueError for a tensor of another dtype or layout."""
@@ -52,18 +55,11 @@ class PackedLayers:
                 _expect("packed weight", each, (self.dtype,), None, None, None, None)
             for each in (attn_norm, mlp_norm):
                 _expect("scale of a norm", each, _FLOAT32, None)
-
-    def table(self) -> Int64[Tensor, "layers 8"]:
-        """Return the addresses of each layer's tensors, and whether it is global.
-
-        Not kept: torch moves storages, to shared memory for one, where a model is handed to another process.
-        """
-        return torch.tensor(
-            [
-                [*(tensor.data_ptr() for tensor in layer), int(kind)]
-                for layer, kind in zip(self.weights, self.is_global, strict=True)
-            ]
-        )
+        addresses = [
+            [*(tensor.data_ptr() for tensor in layer), int(kind)]
+            for layer, kind in zip(self.weights, self.is_global, strict=True)
+        ]
+        self.table = torch.tensor(addresses, dtype=torch.int64)
 
 
 def attend(
@@ -117,7 +113,7 @@ def encode(
     hidden = torch.empty(num_rows, width)
     qkv, attn_out = (embedded.new_empty(num_rows, number * width) for number in (3, 1))
     _call(
-        "encode", embedded, out, hidden, qkv, attn_out, layers.table(), final_norm, *angles[0], *angles[1], offsets,
+        "encode", embedded, out, hidden, qkv, attn_out, layers.table, final_norm, *angles[0], *angles[1], offsets,
         len(offsets) - 1, num_tokens, len(layers.weights), width, feed_width, num_heads, *window, eps,
     )  # fmt: skip
     return out
