@@ -13,7 +13,7 @@ __all__ = ["RerankConfig", "run"]
 
 @dataclass(frozen=True)
 class RerankConfig:
-    """What to load, what is asked, and what to rank: `texts`, the rows of `file`, or lines of standard input.
+    """The model, the query, and the texts to rank: `texts`, the rows of `file`, or lines of standard input.
 
     `on_error` says what to do with rows that have no text or that the model refuses: fail or skip.
     """

@@ -124,7 +124,7 @@ def find_tokenizer(name: str) -> Path:
 
     Raises: InputError if there is neither, with the hub's reason.
     """
-    # What ends so is the path of a file, which whoever loads it does not find.
+    # A name that ends in .json is a path; `Tokenizer.load` reports that it does not exist.
     if os.path.lexists(name) or name.endswith(".json"):
         return Path(name)
     try:

@@ -45,7 +45,7 @@ class _Captured:
 class Replays:
     """The passes of one encoder that were captured so far; they share their memory, and one runs at a time.
 
-    What is captured reads weights where they were: whoever moves them has it forgotten. A replay calls no module: with
+    A captured pass reads weights by address; `forget` it before they are moved. A replay calls no module: with
     a snapshot of the encoder's modules, passes are replayed only while none of them is hooked or replaced.
     """
 

@@ -22,7 +22,7 @@ from modernbert.text.tokenizer import Tokenizer
 __all__ = ["add_answers"]
 
 _MOST_GUESSES = 2**17
-# Each is told with its label.
+# Each of these scores is returned with its label.
 _MOST_SCORES = 2**20
 
 

@@ -46,7 +46,7 @@ class EmbedIn(BaseModel):
     """Ask for vectors: of a text, of token ids, or of several of either.
 
     Ids that begin with [CLS] and end with [SEP] are taken as they are; others are put between the two. With
-    `prompt_name` or `input_type`, query or document, texts are laid out as the model was tuned to have them;
+    `prompt_name` or `input_type`, query or document, texts are encoded with the template of the fine-tuned model;
     `prompt_name` may be any prompt of the model's folder too. `prompt` is put before each text. Without any of the
     three it is the folder's default prompt, which an empty `prompt` turns off.
     """

@@ -89,7 +89,7 @@ class Service:
             )
 
     def form(self, prompt_name: str | None, input_type: str | None, prompt: str | None = None) -> Form | str:
-        """Return how texts of a kind are laid out; where a client names none, what stands before each by default.
+        """Return the input template of a kind of text, or the prompt for texts whose kind the client does not name.
 
         `prompt_name` is a kind or one of the folder's prompts; an empty `prompt` turns the default off.
 
@@ -118,7 +118,7 @@ class Service:
         return replace(form, prompt=prompts[name]) if is_other else form
 
     def lay(self, texts: Sequence[work.Text], form: Form | str, truncate: bool) -> list[Laid]:
-        """Return texts laid out in a form, or behind a prompt.
+        """Return token ids of texts, encoded with an input template or after a prompt.
 
         Raises: InputError naming the text that is too long.
         """

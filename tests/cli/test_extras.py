@@ -1,6 +1,6 @@
 """A library that is not installed is reported before any work, with the extra that has it.
 
-Of every command the model, and what else takes long to read, is not there: whatever is looked at first is told.
+The model of every command does not exist, so a command that looks for it before the library reports the model.
 """
 
 from pathlib import Path

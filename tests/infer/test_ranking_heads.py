@@ -128,7 +128,7 @@ def test_a_model_with_other_labels_compares_nothing(task: str, tuned: Callable[[
         with pytest.raises(InputError, match=REFUSED.format(task)) as told:
             call()
         assert "\n" not in str(told.value)
-    # Its vectors can be had, for whoever compares them knows what they are.
+    # embed stays allowed: only comparing such vectors is refused.
     assert bert.embed(TEXTS).shape == (5, 64)
     with serve(bert) as client:
         assert client.post("/embed", json={"inputs": TEXTS}).status_code == 200

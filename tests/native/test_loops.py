@@ -523,7 +523,7 @@ def test_a_user_without_a_home_has_a_cache(empty_cache: Path, monkeypatch: pytes
 def test_a_library_that_another_user_may_have_made_is_not_loaded(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The sum behind a library is no secret: whoever can write the file can write the sum."""
+    """The digest at the end of the file is no protection: who can write the file can write the digest."""
     assert build.obstacle() is None
     (made,) = empty_cache.rglob("*.so")
     assert made.parent.stat().st_mode & 0o077 == 0, "the folder is this user's alone"

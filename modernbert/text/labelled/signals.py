@@ -42,7 +42,7 @@ def check_signals(rows: Iterable[Row], task: str, known: Sequence[str], *, by_id
     Raises: InputError naming the row and the column.
     """
     passes: dict[str, bool] = dict.fromkeys(known, True)
-    # Whoever names the column of labels has chosen among them.
+    # columns.label names the label, so other columns that could be one are ignored on purpose.
     patterns = [p for p in _OF_A_TASK[task] if p is not _TARGET or task != "regress" or "label" in known]
     for row in rows:
         for name, value in row.values.items():
