@@ -44,8 +44,8 @@ def modernbert(
 ) -> subprocess.CompletedProcess[str]:
     """Run a verb as `python -m modernbert.cli` does: what it is given to read is a text or a file.
 
-    Variables are set for the verb; what is asked of the environment while modules are imported is asked once. Libraries
-    named in `without` are as if they were not installed.
+    Variables are set for the verb; modules that read the environment at import do so once. Libraries named in
+    `without` are as if they were not installed.
     """
     with tempfile.TemporaryDirectory() as room:
         streams = [Path(room, name) for name in ("in", "out", "err")]

@@ -159,7 +159,7 @@ import modernbert
 for module in pkgutil.walk_packages(modernbert.__path__, "modernbert."):
     if module.name.startswith("modernbert.kernels.") and not has_triton:
         continue
-    if module.name == "modernbert.interop.sentence_transformers":  # a part of that library, for whoever has it
+    if module.name == "modernbert.interop.sentence_transformers":  # imports that library itself
         continue
     try:
         importlib.import_module(module.name)

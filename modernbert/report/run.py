@@ -1,8 +1,6 @@
-"""What the folder of a run says about the run, finished or not.
+"""Read the log, timing, config and scores of a run folder into a `Run`, whether the run is finished or not.
 
-In: a folder with `log.jsonl`, and `timing.jsonl`, `config.yaml` and `scores.json` where they are there. Out: a `Run`:
-the rows that count, those that were abandoned, what happened on the way. A file of its own because the rule which rows
-count is the same for every chart and table: where a run went back, the later row of a step does.
+Where a run returned to a checkpoint, the later row of a step counts; the earlier ones are kept as abandoned.
 """
 
 import json

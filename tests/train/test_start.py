@@ -226,7 +226,7 @@ def test_the_tokenizer_is_that_of_the_model_to_start_from(data, straight, tmp_pa
         kill_at(patch, 1, "after")
         with pytest.raises(Kill):
             pretrain.run(settings)
-    # The run goes on without what it began with.
+    # The run resumes although its init_from is gone.
     shutil.rmtree(source)
     pretrain.run(settings)
     ours, theirs = (latest(tmp_path / name / "checkpoints").tensors("model") for name in ("run", "named"))
