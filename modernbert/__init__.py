@@ -9,25 +9,35 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from modernbert.batch import Batch, SequenceLengths
     from modernbert.errors import InputError
-    from modernbert.infer.answers import Span
-    from modernbert.infer.pipeline import Guess, ModernBert, Ranked
+    from modernbert.inference.modernbert import Guess, ModernBert, Ranked
+    from modernbert.inference.outputs import Span
     from modernbert.model.config import ModelConfig
-    from modernbert.ragged import Batch, Layout
-    from modernbert.text.tokenizer import Tokenizer
+    from modernbert.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Batch", "Guess", "InputError", "Layout", "ModelConfig", "ModernBert", "Ranked", "Span", "Tokenizer"]
+__all__ = [
+    "Batch",
+    "Guess",
+    "InputError",
+    "SequenceLengths",
+    "ModelConfig",
+    "ModernBert",
+    "Ranked",
+    "Span",
+    "Tokenizer",
+]
 
 _HOMES = {
-    "Batch": "modernbert.ragged",
-    "Guess": "modernbert.infer.pipeline",
+    "Batch": "modernbert.batch",
+    "Guess": "modernbert.inference.modernbert",
     "InputError": "modernbert.errors",
-    "Layout": "modernbert.ragged",
+    "SequenceLengths": "modernbert.batch",
     "ModelConfig": "modernbert.model.config",
-    "ModernBert": "modernbert.infer.pipeline",
-    "Ranked": "modernbert.infer.pipeline",
-    "Span": "modernbert.infer.answers",
-    "Tokenizer": "modernbert.text.tokenizer",
+    "ModernBert": "modernbert.inference.modernbert",
+    "Ranked": "modernbert.inference.modernbert",
+    "Span": "modernbert.inference.outputs",
+    "Tokenizer": "modernbert.tokenizer.tokenizer",
 }
 
 

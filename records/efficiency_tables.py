@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modernbert.bench.console import spread
-from modernbert.bench.ratios import ratios_to_the_best, value_of
+from modernbert.benchmarks.ratios import ratios_to_the_best, value_of
+from modernbert.console import spread
 
 RECORDS = Path(__file__).parent
 README = RECORDS.parent / "README.md"

@@ -19,8 +19,8 @@ from pathlib import Path
 _MOST_SECONDS = 200
 _SERVER = """
 import json, os, sys
-import modernbert.bench.costs, modernbert.infer.pipeline, modernbert.train.loop
-from modernbert.cli import main
+import modernbert.planning.costs, modernbert.inference.modernbert, modernbert.training.training_loop
+from modernbert.cli.main import main
 for line in sys.stdin:
     words, streams, cwd, env, without = json.loads(line)
     if child := os.fork():
@@ -42,7 +42,7 @@ for line in sys.stdin:
 def modernbert(
     *words: str, given: str | Path = "", without: Sequence[str] = (), **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a verb as `python -m modernbert.cli` does: what it is given to read is a text or a file.
+    """Run a verb as `python -m modernbert.cli.main` does: what it is given to read is a text or a file.
 
     Variables are set for the verb; modules that read the environment at import do so once. Libraries named in
     `without` are as if they were not installed.

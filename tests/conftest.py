@@ -32,14 +32,22 @@ if importlib.util.find_spec("triton"):
     # A kernel is read as source in a language of its own: it must not be wrapped in checks of types.
     finders = sys.meta_path[:]
     sys.meta_path[:] = [each for each in finders if not type(each).__module__.startswith("jaxtyping")]
-    from modernbert.kernels import attention, cross_entropy, elementwise, moments, rotary  # noqa: F401
+    from modernbert.engines.cuda import (  # noqa: F401
+        attention_kernels,
+        cross_entropy_kernel,
+        elementwise_kernels,
+        optimizer_kernels,
+        rope_kernels,
+    )
 
     sys.meta_path[:] = finders
 
+from text_fixtures import make_shards, make_texts, tokenizer, tokenizer_folder  # noqa: F401
+
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
-from modernbert.model.init import initialize
-from modernbert.text.tokenizer import train_tokenizer
+from modernbert.model.initialization import initialize
+from modernbert.tokenizer.tokenizer import train_tokenizer
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +117,7 @@ def minilm_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def small_bert() -> ModernBert:
     """A tokenizer and a model that fit, with random weights."""
     texts = [f"The capital of country {n} is city {n * 7}, in a land of {n % 11} rivers." for n in range(3000)]
-    tokenizer = train_tokenizer(texts, 512)
+    tokenizer = train_tokenizer(texts, 512)  # noqa: F811
     config = ModelConfig(
         vocab_size=512,
         hidden_size=64,

@@ -15,12 +15,12 @@ from jaxtyping import TypeCheckError
 from typer.testing import CliRunner
 
 from modernbert import ModernBert
-from modernbert.cli import app
-from modernbert.config import load
+from modernbert.cli.main import app
+from modernbert.config_files import load
 from modernbert.errors import InputError
-from modernbert.evaluate.metrics import rank_ids, ranks_of
+from modernbert.evaluation.ranking_metrics import rank_ids, ranks_of
 from modernbert.extras import EXTRAS
-from modernbert.train.recipe import PretrainConfig, schedule_of
+from modernbert.training.pretraining_config import PretrainConfig, schedule_of
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "modernbert" / "configs" / "pretrain").glob("*.yaml"))
@@ -58,7 +58,7 @@ def test_the_commands_of_the_readme_are_commands() -> None:
 
 
 def test_the_tree_of_the_readme_is_the_tree() -> None:
-    (tree,) = (block for block in blocks("text") if "ragged.py" in block)
+    (tree,) = (block for block in blocks("text") if "batch.py" in block)
     for line in tree.splitlines():
         name = line.split()[0]
         places = [ROOT / name, ROOT / "modernbert" / name]
@@ -66,6 +66,13 @@ def test_the_tree_of_the_readme_is_the_tree() -> None:
     for folder in (ROOT / "modernbert").iterdir():
         if folder.is_dir() and folder.name != "__pycache__":
             assert f"{folder.name}/" in tree
+
+
+def test_no_two_modules_share_a_name() -> None:
+    for folder in ("modernbert", "tests"):
+        names = [path.name for path in (ROOT / folder).rglob("*.py")]
+        repeated = {name for name in names if names.count(name) > 1}
+        assert repeated <= {"__init__.py", "__main__.py", "conftest.py"}
 
 
 def test_numbers_of_the_readme_have_their_record() -> None:
@@ -157,15 +164,15 @@ for name in [*EXTRAS, "httptools", "uvloop"]:
         sys.modules[name] = None
 import modernbert
 for module in pkgutil.walk_packages(modernbert.__path__, "modernbert."):
-    if module.name.startswith("modernbert.kernels.") and not has_triton:
+    if module.name.startswith("modernbert.engines.cuda.") and not has_triton:
         continue
-    if module.name == "modernbert.interop.sentence_transformers":  # imports that library itself
+    if module.name == "modernbert.inference.sentence_transformers_module":  # imports that library itself
         continue
     try:
         importlib.import_module(module.name)
     except ModuleNotFoundError as error:  # `serve` imports these when it has found their libraries
         library = error.name.split(".")[0]
-        assert module.name.startswith("modernbert.serve.") and EXTRAS[library][1] == "serve", (module.name, error)
+        assert module.name.startswith("modernbert.serving.") and EXTRAS[library][1] == "serve", (module.name, error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), (
@@ -210,20 +217,20 @@ def _plain_name(requirement: str) -> str:
 
 
 def test_the_version_is_told() -> None:
-    done = subprocess.run([sys.executable, "-m", "modernbert.cli", "--version"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "modernbert", "--version"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith(f"modernbert {version('modernbert')}, ")
 
 
 def test_a_command_that_has_used_kernels_ends_in_silence() -> None:
     pytest.importorskip("triton")
-    code = "import sys, triton.language; from modernbert.cli import main; sys.argv[1:] = ['--version']; main()"
+    code = "import sys, triton.language; from modernbert.cli.main import main; sys.argv[1:] = ['--version']; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_tokenising_never_waits_for_torch() -> None:
     code = (
-        "import sys; from modernbert import Tokenizer; import modernbert.text.shards; sys.exit('torch' in sys.modules)"
+        "import sys; from modernbert import Tokenizer; import modernbert.data.shards; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
@@ -243,7 +250,8 @@ def test_the_library_brings_in_nothing_that_makes_a_process_wait(small_bert: Mod
 
 def test_training_brings_in_no_compiler_and_nothing_of_several_processes() -> None:
     code = (
-        "import sys, torch; import modernbert.jobs.pretrain; from modernbert.train.optim import StableAdamW; "
+        "import sys, torch, modernbert.training.pretraining; "
+        "from modernbert.training.optimizers import StableAdamW; "
         "weight = torch.nn.Parameter(torch.ones(2)); optimizer = StableAdamW([weight], lr=0.1); "
         "weight.grad = torch.ones(2); optimizer.step(); optimizer.zero_grad(); "
         "print([n for n in ('torch._dynamo', 'sympy', 'torch.distributed.fsdp') if n in sys.modules])"

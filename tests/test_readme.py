@@ -8,12 +8,12 @@ import pytest
 from commands import modernbert
 
 from modernbert import ModernBert
-from modernbert.config import load, to_yaml
-from modernbert.finetune.retriever import RetrieverConfig
-from modernbert.jobs.pretrain import PretrainConfig
-from modernbert.model.hub import load_config
-from modernbert.text.shards import Shards
-from modernbert.text.tokenizer import Tokenizer
+from modernbert.checkpoints.folder import load_config
+from modernbert.config_files import load, to_yaml
+from modernbert.data.shards import Shards
+from modernbert.tokenizer.tokenizer import Tokenizer
+from modernbert.training.pretraining import PretrainConfig
+from modernbert.training.retriever_finetuning import RetrieverConfig
 
 README = Path(__file__).parents[1] / "README.md"
 HUB_NAME, COMMIT = "answerdotai/ModernBERT-base", "0123456789abcdef0123456789abcdef01234567"

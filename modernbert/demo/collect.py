@@ -31,7 +31,7 @@ from modernbert.demo.extract import (
     topics,
 )
 from modernbert.errors import InputError
-from modernbert.storage import write_file
+from modernbert.files import write_file
 
 __all__ = ["Collected", "Record", "collect", "is_heldout", "library_roots", "read_records"]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from modernbert.demo.collect import Record
-from modernbert.text.tokenizer import Tokenizer
+from modernbert.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["HiddenWord", "hide_words"]
 

@@ -17,10 +17,10 @@ import torch
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
-from modernbert.jobs.pretrain import PretrainConfig
-from modernbert.model.hub import load_config
-from modernbert.report.charts import read_rows
-from modernbert.report.page import Figure, FilledMask, Guess, Question, Report, Retrieval, Table, write_report
+from modernbert.checkpoints.folder import load_config
+from modernbert.reporting.report_page import Figure, FilledMask, Guess, Question, Report, Retrieval, Table, write_report
+from modernbert.reporting.run_charts import read_rows
+from modernbert.training.pretraining import PretrainConfig
 
 __all__ = ["print_summary", "write_summary"]
 

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from modernbert.batch import Batch
 from modernbert.model.heads import pool
-from modernbert.ragged import Batch
 
-__all__ = ["Embedder", "Vectors", "max_sims"]
+__all__ = ["Embedder", "EmbeddingConfig", "max_sims"]
 
 
 @dataclass(frozen=True)
-class Vectors:
+class EmbeddingConfig:
     """Say how texts become vectors; lengths are tokens, None is what the model was trained for.
 
     `pooling` is mean, cls, or tokens: a vector for each, compared by MaxSim. `expand_queries` fills queries up with
@@ -43,12 +43,12 @@ class Embedder(nn.Module):
         self.model, self.pooling, self.projection = encoder, pooling, projection
 
     def forward(self, batch: Batch) -> Float[Tensor, "rows E"]:
-        """Return a vector for each document; of tokens, for each that `batch.where` names, or for all."""
+        """Return a vector for each document; of tokens, for each that `batch.label_positions` names, or for all."""
         hidden = self.model(batch.tokens, batch.layout)
         if self.pooling != "tokens":
             hidden = pool(hidden.float(), batch.layout, self.pooling)
-        elif batch.where is not None:
-            hidden = hidden.index_select(0, batch.where)
+        elif batch.label_positions is not None:
+            hidden = hidden.index_select(0, batch.label_positions)
         projected = hidden if self.projection is None else self.projection(hidden.to(self._dtype(hidden)))
         return F.normalize(projected.float(), dim=-1)
 

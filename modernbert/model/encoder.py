@@ -13,14 +13,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from modernbert.model.attention import Attend, prepare
+from modernbert.batch import SequenceLengths
+from modernbert.engines.attention import Attend, prepare
+from modernbert.engines.cpu.prepacked_linear import PrepackedLinear
+from modernbert.engines.cuda.cuda_graphs import CudaGraphs
+from modernbert.engines.inference_only import refuse_conversion
+from modernbert.engines.operations import Operations, operations_of
 from modernbert.model.config import ModelConfig
-from modernbert.model.inference_only import refuse_conversion
-from modernbert.model.operations import Operations, operations_of
-from modernbert.model.prepacked import PrepackedLinear
-from modernbert.model.replay import Replays
-from modernbert.model.rotary import rotate_heads, rotation
-from modernbert.ragged import Layout
+from modernbert.model.rope import rotate_heads, rotation
 
 __all__ = ["Encoder"]
 
@@ -135,13 +135,13 @@ class Encoder(nn.Module):
         self.backend = backend
         self.recompute = False
         self.rotate = rotate_heads
-        self.replays: Replays | None = None
+        self.replays: CudaGraphs | None = None
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, number) for number in range(config.num_hidden_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
 
     def forward(
-        self, tokens: Int64[Tensor, " T"], layout: Layout, where: Int64[Tensor, " M"] | None = None
+        self, tokens: Int64[Tensor, " T"], layout: SequenceLengths, where: Int64[Tensor, " M"] | None = None
     ) -> Float[Tensor, "M D"]:
         """Return the hidden states of the rows `where`, or of every token, after the final norm.
 
@@ -154,7 +154,7 @@ class Encoder(nn.Module):
             return self.encode(tokens, layout, where)
 
     def encode(
-        self, tokens: Int64[Tensor, " T"], layout: Layout, where: Int64[Tensor, " M"] | None = None
+        self, tokens: Int64[Tensor, " T"], layout: SequenceLengths, where: Int64[Tensor, " M"] | None = None
     ) -> Float[Tensor, "M D"]:
         """Do what `forward` does, whatever the size of the batch, layer by layer.
 
@@ -189,7 +189,7 @@ class Encoder(nn.Module):
             if isinstance(module, nn.Dropout):
                 module.p = share
 
-    def _attention(self, layout: Layout, dtype: torch.dtype) -> Sequence[Attend]:
+    def _attention(self, layout: SequenceLengths, dtype: torch.dtype) -> Sequence[Attend]:
         """Make once a batch, for the two kinds of layers, what all layers of one kind share."""
         config = self.config
         kinds = [config.is_global(number) for number in range(config.num_hidden_layers)]

@@ -14,7 +14,7 @@ from torch import Tensor
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
-from modernbert.model.shapes import shapes_only
+from modernbert.model.meta_device import on_meta
 
 __all__ = ["grow", "layer_map", "tile"]
 
@@ -58,7 +58,7 @@ def grow(weights: Mapping[str, Tensor], old: ModelConfig, new: ModelConfig) -> d
     """
     _check(old, new)
     layers = layer_map(old.num_hidden_layers, new.num_hidden_layers)
-    with shapes_only():
+    with on_meta():
         shapes = {name: parameter.shape for name, parameter in MaskedLM(new).named_parameters()}
     grown = {}
     for name, shape in shapes.items():

@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from modernbert.batch import Batch, SequenceLengths
+from modernbert.engines.cpu.fused_encoder import FusedEncoder
+from modernbert.engines.plain_modules import is_plain
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
-from modernbert.model.fused import FusedEncoder
-from modernbert.model.init import draw_normal
-from modernbert.model.plain import is_plain
-from modernbert.model.shapes import shapes_only
-from modernbert.ragged import Batch, Layout
+from modernbert.model.initialization import draw_normal
+from modernbert.model.meta_device import on_meta
 
 __all__ = [
     "TASKS",
@@ -71,12 +71,12 @@ class MaskedLM(nn.Module):
         return self.model.backend
 
     def forward(self, batch: Batch) -> Float[Tensor, "M V"]:
-        """Return logits at the rows `batch.where`, in their order; at every row of the stream where it is None."""
+        """Return logits at `batch.label_positions`, in their order, or at every token where it is None."""
         return self.decoder(self.features(batch))
 
     def features(self, batch: Batch) -> Float[Tensor, "M D"]:
-        """Return what the decoder sees: the rows `batch.where`, through the head."""
-        return self.head(self.model(batch.tokens, batch.layout, batch.where))
+        """Return what the decoder sees: the rows `batch.label_positions`, through the head."""
+        return self.head(self.model(batch.tokens, batch.layout, batch.label_positions))
 
     def decode(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
         """Return the logits of some rows of hidden states."""
@@ -129,13 +129,13 @@ class Classifier(nn.Module):
         return self.task in ("rerank", "regress", "multilabel") and len(self.labels) == 1
 
     def forward(self, batch: Batch) -> Float[Tensor, "M labels"]:
-        """Return scores of every document or every token; where `batch.where` names some, of those alone."""
+        """Return scores of every document or every token; where `batch.label_positions` names some, of those alone."""
         if TASKS[self.task].of_tokens:
-            return self.score(self.model(batch.tokens, batch.layout, batch.where), batch.layout)
-        return self.score(self.model(batch.tokens, batch.layout), batch.layout, batch.where)
+            return self.score(self.model(batch.tokens, batch.layout, batch.label_positions), batch.layout)
+        return self.score(self.model(batch.tokens, batch.layout), batch.layout, batch.label_positions)
 
     def score(
-        self, hidden: Float[Tensor, "T D"], layout: Layout, where: Int64[Tensor, " M"] | None = None
+        self, hidden: Float[Tensor, "T D"], layout: SequenceLengths, where: Int64[Tensor, " M"] | None = None
     ) -> Float[Tensor, "M labels"]:
         """Return the scores of hidden states of documents, as `forward` does; those of whole documents in float32.
 
@@ -165,7 +165,7 @@ def _linear_fp32(layer: nn.Linear, rows: Float[Tensor, "N D_in"]) -> Float[Tenso
     return F.linear(rows, layer.weight.float(), None if layer.bias is None else layer.bias.float())
 
 
-def pool(hidden: Float[Tensor, "T D"], layout: Layout, pooling: str) -> Float[Tensor, "N D"]:
+def pool(hidden: Float[Tensor, "T D"], layout: SequenceLengths, pooling: str) -> Float[Tensor, "N D"]:
     """Return one vector a document: the `mean` of its tokens, or its first token `cls`."""
     if pooling == "cls":
         return hidden.index_select(0, layout.starts.long())
@@ -187,7 +187,7 @@ def start_classifier(model: MaskedLM | Encoder | Classifier, task: str, labels: 
         raise InputError(f"labels: found {list(labels)}, expected different ones")
     encoder = model if isinstance(model, Encoder) else model.model
     config = encoder.config
-    with shapes_only():
+    with on_meta():
         started = Classifier(config, task, labels)
     started.model = encoder
     generator = torch.Generator().manual_seed(seed)

@@ -11,10 +11,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from modernbert.text.corpus import Tally, read_documents
-from modernbert.text.shards import Shards, write_shards
-from modernbert.text.stream import Stream, heldout_batches
-from modernbert.text.tokenizer import Tokenizer, adapt_olmo
+from modernbert.data.corpus import Tally, read_documents
+from modernbert.data.shards import Shards, write_shards
+from modernbert.data.stream import Stream, heldout_batches
+from modernbert.tokenizer.tokenizer import Tokenizer, adapt_olmo
 
 SETTINGS = [(1_024, 8_192), (1_024, 16_384), (8_192, 8_192), (8_192, 16_384)]
 

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 import transformers
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 
-from modernbert.model.attention import attend
+from modernbert.batch import Batch, SequenceLengths
+from modernbert.checkpoints.hf_config import config_to_json
+from modernbert.engines.attention import attend
 from modernbert.model.config import ModelConfig
-from modernbert.model.dialect import config_to_json
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import MaskedLM
-from modernbert.ragged import Batch, Layout
 
 
 def pair(config: ModelConfig) -> tuple[MaskedLM, ModernBertForMaskedLM]:
@@ -70,7 +70,7 @@ def backends() -> None:
                     torch.manual_seed(0)
                     q, k, v, g = torch.randn(4, sum(lengths), 4, 64, dtype=dtype)
                     inputs = [x.clone().requires_grad_() for x in (q, k, v)]
-                    mixed = attend(*inputs, Layout.from_lengths(lengths), window, backend)
+                    mixed = attend(*inputs, SequenceLengths.from_lengths(lengths), window, backend)
                     mixed.backward(g)
                     found.append([mixed.detach(), *(x.grad for x in inputs)])
                 worst = max(worst, *((a - b).abs().max().item() for a, b in zip(*found, strict=True)))

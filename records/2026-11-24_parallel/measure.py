@@ -31,7 +31,7 @@ def words_of(data, out, sharding):
 
 def command(processes, words):
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "modernbert.cli", "pretrain", *words]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "modernbert", "pretrain", *words]
     return command
 
 

@@ -34,7 +34,7 @@ VARIANTS = ("default", "best", "concatenated")
 
 
 def shards_of(data, tokenizer, split):
-    from modernbert.text.shards import Shards
+    from modernbert.data.shards import Shards
 
     return Shards.open(data / tokenizer / split)
 
@@ -42,11 +42,11 @@ def shards_of(data, tokenizer, split):
 def pieces_of(data, tokenizer, shards):
     import numpy as np
 
-    from modernbert.text.pieces import Pieces
-    from modernbert.text.tokenizer import Tokenizer
+    from modernbert.data.chunks import Chunks
+    from modernbert.tokenizer.tokenizer import Tokenizer
 
     loaded = Tokenizer.load(str(data / f"{tokenizer}-tokenizer"))
-    pieces = Pieces([shards], MAX_LEN, loaded.cls_id, loaded.sep_id)
+    pieces = Chunks([shards], MAX_LEN, loaded.cls_id, loaded.sep_id)
     numbers = np.array(list(pieces.ranges[0]))
     tokens, lengths = pieces.gather(numbers)
     ends = np.cumsum(lengths)
@@ -55,11 +55,11 @@ def pieces_of(data, tokenizer, shards):
 
 def make_start(data, out, tokenizer, shape, seed):
     """Write the folder both begin from: the same random weights."""
+    from modernbert.checkpoints.folder import save_folder
     from modernbert.model.config import ModelConfig
     from modernbert.model.heads import MaskedLM
-    from modernbert.model.hub import save_folder
-    from modernbert.model.init import initialize
-    from modernbert.text.tokenizer import Tokenizer
+    from modernbert.model.initialization import initialize
+    from modernbert.tokenizer.tokenizer import Tokenizer
 
     folder = out / f"start-{shape}-{seed}"
     if folder.exists():
@@ -78,7 +78,7 @@ def make_start(data, out, tokenizer, shape, seed):
 
 
 def ours(plan):
-    from modernbert.jobs.pretrain import Phase, PretrainConfig, pretrain
+    from modernbert.training.pretraining import Phase, PretrainConfig, pretrain
 
     out = Path(plan["out"])
     phase = Phase(
@@ -219,8 +219,8 @@ def heldout_rows(plan, data, name):
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
-    from modernbert.text.stream import heldout_batches
-    from modernbert.text.tokenizer import Tokenizer
+    from modernbert.data.stream import heldout_batches
+    from modernbert.tokenizer.tokenizer import Tokenizer
 
     loaded = Tokenizer.load(str(data / f"{name}-tokenizer"))
     batches = heldout_batches(
@@ -230,7 +230,7 @@ def heldout_rows(plan, data, name):
     padded = []
     for batch in batches:
         labels = torch.full_like(batch.tokens, -100)
-        labels[batch.where] = batch.labels
+        labels[batch.label_positions] = batch.labels
         rows, labels = (each.split(list(batch.layout.lengths)) for each in (batch.tokens, labels))
         ids = pad_sequence(rows, batch_first=True, padding_value=loaded.pad_id)
         lengths = torch.tensor([len(row) for row in rows])

@@ -12,12 +12,12 @@ from pathlib import Path
 import matplotlib
 import torch
 
-from modernbert.device import choose_precision, keep_freed_memory
+from modernbert.batch import Batch
+from modernbert.devices import choose_precision, keep_freed_memory
+from modernbert.engines.cpu.fused_encoder import FusedEncoder
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
-from modernbert.model.fused import FusedEncoder
-from modernbert.model.init import initialize
-from modernbert.ragged import Batch
+from modernbert.model.initialization import initialize
 
 matplotlib.use("Agg")
 from matplotlib import pyplot  # noqa: E402

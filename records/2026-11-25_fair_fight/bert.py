@@ -25,9 +25,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from modernbert.text.pieces import Pieces
-from modernbert.text.shards import Shards
-from modernbert.text.tokenizer import Tokenizer
+from modernbert.data.chunks import Chunks
+from modernbert.data.shards import Shards
+from modernbert.tokenizer.tokenizer import Tokenizer
 
 LONGEST = 512
 TOKENS = 2_048  # of a step
@@ -62,7 +62,7 @@ def rows_of(work, tokenizer, number, length, seed):
     rows = []
     for source, weight in WEIGHTS.items():
         wanted = number * weight // sum(WEIGHTS.values())
-        pieces = Pieces([Shards.open(work / "shards" / source / "train")], LONGEST, tokenizer.cls_id, tokenizer.sep_id)
+        pieces = Chunks([Shards.open(work / "shards" / source / "train")], LONGEST, tokenizer.cls_id, tokenizer.sep_id)
         order = np.array(list(pieces.ranges[0]))
         random.shuffle(order)
         flat, _ = pieces.gather(order)

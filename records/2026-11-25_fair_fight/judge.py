@@ -56,7 +56,7 @@ JUDGED = {
 def command(*words):
     """Run one command of the package, and stop with it where it fails."""
     print("modernbert", *words, flush=True)
-    subprocess.run([sys.executable, "-m", "modernbert.cli", *map(str, words)], check=True)
+    subprocess.run([sys.executable, "-m", "modernbert", *map(str, words)], check=True)
 
 
 def tune(data, model, out, name, rate, seed):

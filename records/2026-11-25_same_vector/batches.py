@@ -16,7 +16,7 @@ import httpx
 import numpy as np
 
 from modernbert import ModernBert
-from modernbert.infer.texts import stream_texts
+from modernbert.inference.text_inputs import stream_texts
 
 NUM_TEXTS, NUM_BATCHES, NUM_REQUESTS = 300, 2_000, 200
 
@@ -51,7 +51,7 @@ def through_a_server(model, dtype, texts, alone):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ["-m", "modernbert.cli", "serve", model, "--port", str(port), "--device", "cpu", "--dtype", dtype]
+    words = ["-m", "modernbert", "serve", model, "--port", str(port), "--device", "cpu", "--dtype", dtype]
     server = subprocess.Popen([sys.executable, *words], stderr=subprocess.DEVNULL, env=os.environ)
     try:
         while True:

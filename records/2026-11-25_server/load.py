@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 
 from modernbert import ModernBert, Tokenizer
-from modernbert.infer.texts import stream_texts
+from modernbert.inference.text_inputs import stream_texts
 
 CLIENTS = (1, 16, 64)
 ROUNDS, SECONDS, SETTLE_S = int(os.environ.get("ROUNDS", "2")), 15.0, 3.0
@@ -41,7 +41,7 @@ def start(system, model):
     port = PORTS[system]
     if system == "modernbert":
         # However slow the machine, 64 clients are not turned away: whoever is, would ask again at once.
-        words = ["-m", "modernbert.cli", "serve", model, "--port", str(port), "--wait", "60"]
+        words = ["-m", "modernbert", "serve", model, "--port", str(port), "--wait", "60"]
     else:
         words = ["-m", "uvicorn", "peer:app", "--port", str(port), "--log-level", "warning"]
     process = subprocess.Popen(

@@ -107,7 +107,7 @@ def rss_mib(pid: int) -> float:
 
 
 def start(model: str, words: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "modernbert.cli", "serve", model, "--port", str(PORT), *words]
+    command = [sys.executable, "-m", "modernbert", "serve", model, "--port", str(PORT), *words]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     ready = b"GET /ready HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"
     for _ in range(600):

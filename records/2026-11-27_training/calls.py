@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from modernbert.bench.steps import time_steps
-from modernbert.bench.training import mixed_lengths
-from modernbert.device import keep_freed_memory
+from modernbert.benchmarks.training_speed import mixed_lengths
+from modernbert.devices import keep_freed_memory
+from modernbert.engines.cpu import calls
 from modernbert.model.config import ModelConfig
-from modernbert.native import calls
+from modernbert.planning.step_timing import time_steps
 
 LIBRARY = calls.library()
 SECONDS: Counter[str] = Counter()

@@ -58,7 +58,7 @@ def unpack(folder):
 
 
 def scifact(model, data, out):
-    command = [sys.executable, "-m", "modernbert.cli", "evaluate", "retrieval", str(model)]
+    command = [sys.executable, "-m", "modernbert", "evaluate", "retrieval", str(model)]
     command += [str(data / "retrieval" / "scifact"), "--dtype", "float32", "--out", str(out / "scifact.json")]
     subprocess.run(command, check=True)
     found = json.loads((out / "scifact.json").read_text())

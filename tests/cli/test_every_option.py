@@ -6,11 +6,11 @@ from pathlib import Path
 
 import typer
 
-from modernbert.cli import app
+from modernbert.cli.main import app
 
 TESTS = Path(__file__).parent.parent
 # What may stand before the words of a command.
-_BEFORE = (["-m", "modernbert.cli"], ["modernbert"])
+_BEFORE = (["-m", "modernbert"], ["modernbert"])
 
 
 def options(command: typer.core.TyperGroup, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], list[str]]]:

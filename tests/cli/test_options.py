@@ -20,9 +20,9 @@ from typer.testing import CliRunner
 
 from cli.conftest import succeed
 from modernbert import ModernBert
-from modernbert.cli import app
+from modernbert.checkpoints.folder import save_folder
+from modernbert.cli.main import app
 from modernbert.model.heads import MaskedLM, start_classifier
-from modernbert.model.hub import save_folder
 
 CPU = ["--device", "cpu", "--dtype", "float32", "--backend", "banded"]
 TEXTS = ["The capital of country 3", "rivers", "a city " * 20]
@@ -399,7 +399,7 @@ def test_options_of_export(bert: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def server(bert: Path) -> Iterator[tuple[str, httpx.Client]]:
     command = [
-        "-m", "modernbert.cli", "serve", str(bert), "--host", "localhost", "--port", "0", "--api-key", "secret",
+        "-m", "modernbert", "serve", str(bert), "--host", "localhost", "--port", "0", "--api-key", "secret",
         "--budget-tokens", "64", "--queue-tokens", "300", "--max-requests", "7", "--max-bytes", "2000", "--timeout",
         "2", "--wait", "50", "--batch-seconds", "0.25", "--device", "cpu", "--dtype", "float32", "--backend", "banded",
     ]  # fmt: skip

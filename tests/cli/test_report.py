@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from cli.conftest import succeed
 
-from modernbert.jobs.report import ReportConfig, run
+from cli.conftest import succeed
+from modernbert.reporting.report import ReportConfig, run
 
 RUNS = ("classifier_run", "regressor_run", "embedder_run", "pretraining_run")
 

@@ -16,11 +16,11 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 from modernbert import ModernBert
 from modernbert.demo.collect import Record
 from modernbert.demo.masks import hide_words
-from modernbert.text.tokenizer import Tokenizer
+from modernbert.tokenizer.tokenizer import Tokenizer
 
 
 def start(out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "modernbert.cli", "demo", "--quick", "--out", str(out)]
+    command = [sys.executable, "-m", "modernbert", "demo", "--quick", "--out", str(out)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -18,12 +18,12 @@ from commands import modernbert
 from safetensors.torch import load_file, save_file
 
 from modernbert import Batch, InputError, ModernBert
-from modernbert.export import nodes
-from modernbert.export.folder import export_folder
-from modernbert.model.embedder import Vectors
+from modernbert.checkpoints.folder import load_model, save_folder
+from modernbert.checkpoints.sentence_transformers_format import write_vectors
+from modernbert.export import onnx_nodes as nodes
+from modernbert.export.onnx_folder import export_folder
+from modernbert.model.embedder import EmbeddingConfig
 from modernbert.model.heads import Classifier, MaskedLM, start_classifier
-from modernbert.model.hub import load_model, save_folder
-from modernbert.model.layouts import write_vectors
 
 runtime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -60,7 +60,7 @@ def make(small_bert: ModernBert, tmp_path: Path) -> Make:
             small_bert.tokenizer.save_folder(partial, 1_000)
             if task == "embed":
                 projection = torch.nn.Linear(64, 24, bias=False)
-                write_vectors(partial, Vectors(pooling=pooling), projection, 1_000)
+                write_vectors(partial, EmbeddingConfig(pooling=pooling), projection, 1_000)
 
         save_folder(tmp_path / name, model.to(dtype), beside)
         return tmp_path / name
@@ -275,7 +275,7 @@ def test_a_full_disk_leaves_nothing_and_a_graph_that_is_not_near_lies_aside(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    monkeypatch.setattr("modernbert.export.folder._DIFFERENCE", -1.0)  # no graph is as near as that
+    monkeypatch.setattr("modernbert.export.onnx_folder._DIFFERENCE", -1.0)  # no graph is as near as that
     with pytest.raises(
         InputError, match=r"last_hidden_state of the graph differs .*; it is kept as .*out\.unverified$"
     ):

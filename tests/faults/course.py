@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from modernbert.data.corpus import Document, Tally
+from modernbert.data.shards import write_shards
 from modernbert.errors import InputError
-from modernbert.jobs import pretrain
-from modernbert.text.corpus import Document, Tally
-from modernbert.text.shards import write_shards
-from modernbert.text.tokenizer import train_tokenizer
-from modernbert.train.recipe import GuardConfig, Phase, PretrainConfig
+from modernbert.tokenizer.tokenizer import train_tokenizer
+from modernbert.training import pretraining as pretrain
+from modernbert.training.pretraining_config import Phase, PretrainConfig, SpikeGuardConfig
 
 WORDS = "the river runs down from cold hills and old mills turn where children swim in warm summer light".split()
 LONGEST_S = 100
@@ -106,7 +106,7 @@ def guarded_config(data: Path, out: Path, **changes: Any) -> PretrainConfig:
     """Return two phases of one micro-batch a step, 30 and 15 steps, with a guard that soon has seen enough."""
     steps = {"max_len": 64, "micro_batch_tokens": 64}
     phases = {"first": Phase(tokens=64 * 30, lr=2e-3, **steps), "second": Phase(tokens=64 * 15, lr=1e-3, **steps)}
-    guard = GuardConfig(window=8, patience=3, max_rollbacks=3)
+    guard = SpikeGuardConfig(window=8, patience=3, max_rollbacks=3)
     return config_of(
         data,
         out,

@@ -21,11 +21,14 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from modernbert import storage
-from modernbert.jobs import prepare, pretrain
-from modernbert.model import hub
-from modernbert.text import shards, stream
-from modernbert.train import checkpoint, journal, loop, optim
+from modernbert import files as storage
+from modernbert.checkpoints import folder as hub
+from modernbert.data import prepare, shards, stream
+from modernbert.training import optimizers as optim
+from modernbert.training import pretraining as pretrain
+from modernbert.training import run_checkpoint as checkpoint
+from modernbert.training import run_log as journal
+from modernbert.training import training_loop as loop
 
 from . import course
 from .course import Case
@@ -46,8 +49,8 @@ POINTS: dict[str, tuple[Any, str]] = {
     "_write_own": (checkpoint, "_write_own"),
     "_commit": (checkpoint, "_commit"),
     "_rotate": (checkpoint, "_rotate"),
-    "Journal._write": (journal.Journal, "_write"),
-    "Journal.sizes": (journal.Journal, "sizes"),
+    "Journal._write": (journal.RunLog, "_write"),
+    "Journal.sizes": (journal.RunLog, "sizes"),
     "Journal._open": (journal, "_open"),
     "latest": (pretrain, "latest"),
     "_restore": (pretrain, "_restore"),

@@ -12,10 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from modernbert import storage
-from modernbert.jobs import pretrain
-from modernbert.train import checkpoint, journal, loop
-from modernbert.train.guard import Guard
+from modernbert import files as storage
+from modernbert.training import pretraining as pretrain
+from modernbert.training import run_checkpoint as checkpoint
+from modernbert.training import run_log as journal
+from modernbert.training import training_loop as loop
+from modernbert.training.spike_guard import LossSpikeGuard
 
 from . import course, damage, kills, steps
 from .course import Case
@@ -174,11 +176,11 @@ def _nothing_verified() -> None:
 
 
 def _always_taken() -> None:
-    Guard._fault = lambda self, loss, norm: None
+    LossSpikeGuard._fault = lambda self, loss, norm: None
 
 
 def _no_return() -> None:
-    Guard.is_exhausted = property(lambda self: False)  # type: ignore[assignment]
+    LossSpikeGuard.is_exhausted = property(lambda self: False)  # type: ignore[assignment]
 
 
 def _killed(room: Room, mistake: course.Prepare) -> list[Case]:

@@ -10,7 +10,7 @@ import random
 from functools import partial
 from pathlib import Path
 
-from modernbert.jobs import prepare
+from modernbert.data import prepare
 
 from . import course, kills
 from .course import Case

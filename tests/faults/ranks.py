@@ -11,9 +11,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from modernbert.config import load, to_yaml
-from modernbert.jobs import pretrain
-from modernbert.train.recipe import PretrainConfig
+from modernbert.config_files import load, to_yaml
+from modernbert.training import pretraining as pretrain
+from modernbert.training.pretraining_config import PretrainConfig
 
 from . import course, kills
 from .course import Case

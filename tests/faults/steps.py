@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from modernbert.jobs import pretrain
-from modernbert.ragged import Batch
-from modernbert.train import loop
-from modernbert.train.guard import Guard
+from modernbert.batch import Batch
+from modernbert.training import pretraining as pretrain
+from modernbert.training import training_loop as loop
+from modernbert.training.spike_guard import LossSpikeGuard
 
 from . import course, kills
 from .course import Case
@@ -81,7 +81,7 @@ def spoil(kind: str, keys: Sequence[str]) -> None:
 
 def refuse(keys: Sequence[str]) -> None:
     """Have the guard refuse the steps of some batches, in which nothing is bad."""
-    step, judge = loop.train_step, Guard._fault
+    step, judge = loop.train_step, LossSpikeGuard._fault
     now: list[str] = []
 
     def stepping(objective: nn.Module, micro_batches: Sequence[Batch], *arguments: Any, **named: Any) -> Any:
@@ -89,7 +89,7 @@ def refuse(keys: Sequence[str]) -> None:
         return step(objective, micro_batches, *arguments, **named)
 
     loop.train_step = stepping
-    Guard._fault = lambda self, loss, norm: "asked for" if set(now) & set(keys) else judge(self, loss, norm)
+    LossSpikeGuard._fault = lambda self, loss, norm: "asked for" if set(now) & set(keys) else judge(self, loss, norm)
 
 
 def keys_of_run(config: Any, scratch: Path) -> list[str]:

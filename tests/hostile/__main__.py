@@ -21,15 +21,15 @@ import torch
 import transformers
 
 from modernbert import ModernBert
-from modernbert.device import peak_memory, restart_peak
+from modernbert.checkpoints.folder import save_folder
+from modernbert.checkpoints.sentence_transformers_format import write_vectors
+from modernbert.devices import peak_memory, restart_peak
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
-from modernbert.model.embedder import Vectors
+from modernbert.model.embedder import EmbeddingConfig
 from modernbert.model.heads import Classifier, MaskedLM
-from modernbert.model.hub import save_folder
-from modernbert.model.init import initialize
-from modernbert.model.layouts import write_vectors
-from modernbert.text.tokenizer import train_tokenizer
+from modernbert.model.initialization import initialize
+from modernbert.tokenizer.tokenizer import train_tokenizer
 
 from . import foreign, settings, tokenizers, weights
 from .making import Case
@@ -83,10 +83,14 @@ def make_good(root: Path) -> None:
         model = Classifier(config, "classify", ["yes", "no"]) if name == "classifier" else MaskedLM(config)
         if name != "classifier":
             initialize(model, config, seed=0)
-        vectors = Vectors(pooling="tokens", query_length=16, expand_queries=True) if name == "late" else Vectors()
+        vectors = (
+            EmbeddingConfig(pooling="tokens", query_length=16, expand_queries=True)
+            if name == "late"
+            else EmbeddingConfig()
+        )
         projection = torch.nn.Linear(64, 8, bias=False) if name == "late" else None
 
-        def beside(folder: Path, vectors: Vectors = vectors, projection: Any = projection) -> None:
+        def beside(folder: Path, vectors: EmbeddingConfig = vectors, projection: Any = projection) -> None:
             tokenizer.save_folder(folder, 1_000)
             write_vectors(folder, vectors, projection, 1_000)
 

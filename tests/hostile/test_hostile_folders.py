@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from modernbert.errors import InputError
-from modernbert.published import read_bytes
+from modernbert.safe_files import read_bytes
 
 from .__main__ import cases
 

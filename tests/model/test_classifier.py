@@ -18,13 +18,13 @@ from transformers import (
     ModernBertForTokenClassification,
 )
 
+from modernbert.batch import Batch
+from modernbert.checkpoints.folder import load_model, save_folder
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import Classifier, MaskedLM, start_classifier
-from modernbert.model.hub import load_model, save_folder
-from modernbert.ragged import Batch
-from modernbert.text.labelled.examples import Example, batch_of
-from modernbert.train.losses import binary_error, choice_error, label_error, squared_error
+from modernbert.tasks.examples import Example, batch_of
+from modernbert.training.losses import bce_loss, cross_entropy_loss, mse_loss, multiple_choice_loss
 
 LENGTHS = (3, 140, 17, 1)
 
@@ -55,8 +55,8 @@ def padded(task: str, items: list[Example]) -> dict[str, Tensor]:
     for number, item in enumerate(items):
         ids[number, : len(item.tokens)] = torch.from_numpy(item.tokens)
         mask[number, : len(item.tokens)] = 1
-        if item.where is not None:
-            labels[number, item.where] = torch.from_numpy(item.labels)
+        if item.label_positions is not None:
+            labels[number, item.label_positions] = torch.from_numpy(item.labels)
     if task != "tag":
         labels = torch.from_numpy(np.concatenate([item.labels for item in items]))
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
@@ -84,7 +84,7 @@ def test_losses_and_gradients_equal_those_of_transformers_on_the_folder_we_write
     items = examples(task)
     expected = theirs(**padded(task, items))
     batch = batch_of(items)
-    loss = {"regress": squared_error, "multilabel": binary_error}.get(task, label_error())
+    loss = {"regress": mse_loss, "multilabel": bce_loss}.get(task, cross_entropy_loss())
     total, count = loss(ours, batch)
     assert abs(float(total.detach() / count) - float(expected.loss.detach())) < 1e-5
     (total / count).backward()
@@ -115,7 +115,7 @@ def test_choices_cost_what_they_cost_in_transformers(tmp_path: Path, small_model
             ids[question, place, : len(document)] = torch.from_numpy(document)
             mask[question, place, : len(document)] = 1
     expected = theirs(input_ids=ids, attention_mask=mask, labels=right)
-    total, count = choice_error(ours, batch_of(items))
+    total, count = multiple_choice_loss(ours, batch_of(items))
     assert count == 3
     assert float(total.detach() / count) == pytest.approx(float(expected.loss.detach()), abs=1e-5)
     again = load_model(tmp_path / "model")
@@ -160,8 +160,8 @@ def test_a_class_weight_counts_an_error_as_often(small_model: MaskedLM) -> None:
     model = started(small_model, "classify")
     items = examples("classify")
     repeated = [item for item in items for _ in range([1, 2, 3][int(item.labels[0])])]
-    total, count = label_error(torch.tensor([1.0, 2.0, 3.0]))(model, batch_of(items))
-    plain, number = label_error()(model, batch_of(repeated))
+    total, count = cross_entropy_loss(torch.tensor([1.0, 2.0, 3.0]))(model, batch_of(items))
+    plain, number = cross_entropy_loss()(model, batch_of(repeated))
     assert float(total.detach()) == pytest.approx(float(plain.detach()), rel=1e-5) and float(count) == number
 
 

@@ -25,12 +25,12 @@ from transformers import (
 )
 
 from modernbert import ModernBert
+from modernbert.batch import Batch
+from modernbert.checkpoints.folder import load_config, load_model
 from modernbert.errors import InputError
-from modernbert.model.embedder import Vectors
+from modernbert.model.embedder import EmbeddingConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import Classifier, MaskedLM
-from modernbert.model.hub import load_config, load_model
-from modernbert.ragged import Batch
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SIZES: dict[str, Any] = dict(
@@ -432,7 +432,7 @@ def pylate(whole: Path, folder: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize("named", [{}, {"model_type": "ColBERT"}])
 def test_a_folder_of_pylate_has_a_vector_for_each_token(whole: Path, tmp_path: Path, named: dict[str, str]) -> None:
     bert = ModernBert.load(pylate(whole, tmp_path / "model", **named), device="cpu")
-    assert bert.vectors == Vectors(
+    assert bert.vectors == EmbeddingConfig(
         pooling="tokens", query_prompt="[unused0] ", document_prompt="[unused1] ", query_length=16, document_length=30,
         expand_queries=True, skip=["."],
     )  # fmt: skip

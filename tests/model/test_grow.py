@@ -4,14 +4,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modernbert.config import load
+from modernbert.config_files import load
 from modernbert.errors import InputError
-from modernbert.infer.pipeline import ModernBert
-from modernbert.jobs import grow as job
+from modernbert.inference.modernbert import ModernBert
 from modernbert.model.config import ModelConfig
 from modernbert.model.grow import grow, layer_map, tile
 from modernbert.model.heads import MaskedLM
-from modernbert.model.init import initialize
+from modernbert.model.initialization import initialize
+from modernbert.training import grow_folder as job
 
 IDS = {"vocab_size": 64, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}
 

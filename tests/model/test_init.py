@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from modernbert.batch import Batch
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
-from modernbert.model.init import initialize
-from modernbert.ragged import Batch
+from modernbert.model.initialization import initialize
 
 
 def model_of(config: ModelConfig, seed: int = 0) -> MaskedLM:

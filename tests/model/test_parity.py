@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from transformers import ModernBertConfig, ModernBertForMaskedLM
 from transformers.initialization import no_init_weights
 
+from modernbert.batch import Batch
+from modernbert.checkpoints.folder import load_model
+from modernbert.checkpoints.hf_config import config_to_json
 from modernbert.model.config import PRESETS, ModelConfig
-from modernbert.model.dialect import config_to_json
 from modernbert.model.heads import MaskedLM
-from modernbert.model.hub import load_model
-from modernbert.model.init import initialize
-from modernbert.ragged import Batch
+from modernbert.model.initialization import initialize
 
 
 def published(config: ModelConfig, seed: int = 0) -> ModernBertForMaskedLM:
@@ -159,13 +159,13 @@ def test_a_document_gives_the_same_hidden_states_alone_and_in_any_batch(small_mo
 def test_logits_only_at_the_rows_asked_for(small_model: MaskedLM) -> None:
     batch = Batch.from_documents(documents([40, 9], 512))
     rows = torch.tensor([48, 0, 7])
-    chosen = Batch(batch.tokens, batch.layout, where=rows, labels=rows)
+    chosen = Batch(batch.tokens, batch.layout, label_positions=rows, labels=rows)
     with torch.no_grad():
         torch.testing.assert_close(small_model(chosen), small_model(batch)[rows], atol=1e-6, rtol=0)
 
 
 def test_tied_decoder_is_one_parameter_and_survives_loading(tmp_path, small_model: MaskedLM) -> None:
-    from modernbert.model.hub import save_folder
+    from modernbert.checkpoints.folder import save_folder
 
     save_folder(tmp_path / "model", small_model)
     read = load_model(tmp_path / "model")

@@ -3,15 +3,15 @@
 import pytest
 import torch
 
-from modernbert.model.attention import choose_backend
+from modernbert.batch import Batch
+from modernbert.engines.attention import choose_backend
+from modernbert.engines.cpu import build
+from modernbert.engines.cpu.fused_encoder import FusedEncoder
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
-from modernbert.model.fused import FusedEncoder
 from modernbert.model.heads import MaskedLM
-from modernbert.model.init import initialize
-from modernbert.native import build
-from modernbert.ragged import Batch
-from modernbert.train.losses import masked_lm
+from modernbert.model.initialization import initialize
+from modernbert.training.losses import masked_lm
 
 BACKENDS = ["dense", "banded", pytest.param("native", marks=pytest.mark.skipif(
     build.obstacle() is not None, reason=f"native {build.obstacle()}"))]  # fmt: skip

@@ -2,10 +2,10 @@
 
 import torch
 
-from modernbert.infer.pipeline import ModernBert
-from modernbert.model.vocabulary import change_vocabulary
-from modernbert.text.tokenizer import train_tokenizer
-from modernbert.text.vocabulary import entries_of
+from modernbert.inference.modernbert import ModernBert
+from modernbert.model.resize_vocabulary import change_vocabulary
+from modernbert.tokenizer.shared_entries import entries_of
+from modernbert.tokenizer.tokenizer import train_tokenizer
 
 NAMES = ("model.embeddings.tok_embeddings.weight", "decoder.bias")
 

@@ -1,0 +1,176 @@
+"""Ragged batches: documents laid end to end, and where each begins.
+
+`SequenceLengths` and `Batch` are the only batch types of the package: data code and model code meet here and nowhere
+else.
+
+Axis letters, used in every annotation of the package:
+
+    T tokens of a batch      D width (hidden size)     V vocabulary
+    N documents of a batch   H heads                   Q queries
+    M rows with a loss       K width of one head       P passages
+    F feed-forward width     S longest document        offsets = N + 1
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Int32, Int64, Shaped
+from torch import Tensor
+
+from modernbert.errors import InputError
+
+__all__ = ["Batch", "SequenceLengths", "to_device_async", "batch_by_size"]
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class SequenceLengths:
+    """Say where each document of a flat token stream begins and ends.
+
+    `lengths` stays in Python, so that no code has to ask the device for a length; the tensors may live on any device.
+    """
+
+    lengths: tuple[int, ...]
+    cu_seqlens: Int32[Tensor, " offsets"]
+    positions: Int32[Tensor, " T"]
+
+    @staticmethod
+    def from_lengths(lengths: Sequence[int]) -> "SequenceLengths":
+        """Lay out documents of the given lengths, on the CPU.
+
+        >>> SequenceLengths.from_lengths([2, 3]).positions.tolist()
+        [0, 1, 0, 1, 2]
+
+        Raises: InputError if there is no document, or one without tokens.
+        """
+        sizes = np.asarray(lengths, dtype=np.int64)
+        if sizes.size == 0:
+            raise InputError("a batch needs at least one document, found none")
+        if sizes.min() < 1:
+            raise InputError(f"document {int(sizes.argmin())} has {sizes.min()} tokens, expected at least 1")
+        ends = np.cumsum(sizes)
+        if ends[-1] >= 2**31:
+            raise InputError(f"a batch of {ends[-1]:,} tokens exceeds the 32-bit offsets of attention kernels")
+        starts = ends - sizes
+        positions = np.arange(ends[-1], dtype=np.int64) - np.repeat(starts, sizes)
+        return SequenceLengths(
+            lengths=tuple(sizes.tolist()),
+            cu_seqlens=torch.from_numpy(np.concatenate(([0], ends)).astype(np.int32)),
+            positions=torch.from_numpy(positions.astype(np.int32)),
+        )
+
+    @property
+    def num_docs(self) -> int:
+        """Number of documents, N."""
+        return len(self.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens, T."""
+        return sum(self.lengths)
+
+    @property
+    def max_seqlen(self) -> int:
+        """Length of the longest document, as kernels ask for it: a Python integer."""
+        return max(self.lengths)
+
+    @property
+    def starts(self) -> Int32[Tensor, " N"]:
+        """Row of each document's first token."""
+        return self.cu_seqlens[:-1]
+
+    def doc_ids(self) -> Int64[Tensor, " T"]:
+        """Number of the document each token belongs to.
+
+        >>> SequenceLengths.from_lengths([2, 3]).doc_ids().tolist()
+        [0, 0, 1, 1, 1]
+        """
+        device = self.cu_seqlens.device
+        sizes = (self.cu_seqlens[1:] - self.cu_seqlens[:-1]).to(torch.int64)
+        numbers = torch.arange(self.num_docs, device=device)
+        return torch.repeat_interleave(numbers, sizes, output_size=self.num_tokens)
+
+    def to(self, device: torch.device | str) -> "SequenceLengths":
+        """Move the tensors; the lengths stay in Python."""
+        return replace(
+            self,
+            cu_seqlens=to_device_async(self.cu_seqlens, device),
+            positions=to_device_async(self.positions, device),
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Hold the tokens of several documents, and the rows a loss is taken at.
+
+    `label_positions` are token positions of the batch and `labels` their labels: masked tokens in pretraining, tags of
+    words. Labels without `label_positions` belong to the documents, one each; a label may be a vector. Both are None
+    for a batch without labels.
+    """
+
+    tokens: Int64[Tensor, " T"]
+    layout: SequenceLengths
+    label_positions: Int64[Tensor, " M"] | None = None
+    labels: Shaped[Tensor, "M ..."] | None = None
+
+    @staticmethod
+    def from_documents(documents: Sequence[Sequence[int] | np.ndarray]) -> "Batch":
+        """Lay token ids of documents end to end, on the CPU.
+
+        Raises: InputError if there is no document, or one without tokens.
+        """
+        layout = SequenceLengths.from_lengths([len(document) for document in documents])
+        flat = np.concatenate([np.asarray(document, dtype=np.int64) for document in documents])
+        return Batch(tokens=torch.from_numpy(flat), layout=layout)
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of tokens, T."""
+        return self.tokens.shape[0]
+
+    @property
+    def num_labels(self) -> int:
+        """Number of rows with a loss, M; known without asking the device."""
+        return 0 if self.labels is None else self.labels.shape[0]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Move every tensor to a device."""
+
+        return Batch(
+            tokens=to_device_async(self.tokens, device),
+            layout=self.layout.to(device),
+            label_positions=None if self.label_positions is None else to_device_async(self.label_positions, device),
+            labels=None if self.labels is None else to_device_async(self.labels, device),
+        )
+
+
+def to_device_async(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor on a device, without waiting for what that device is doing.
+
+    A GPU fetches from pinned memory when it comes to it; from any other, the host would stand still until it has.
+    """
+    if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def batch_by_size(items: Iterable[Item], budget: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:
+    """Cut items, in order, into groups of a bounded size; one that is larger makes a group of its own.
+
+    >>> list(batch_by_size([3, 3, 9, 1], 6, lambda item: item))
+    [[3, 3], [9], [1]]
+    """
+    group: list[Item] = []
+    filled = 0
+    for item in items:
+        if group and filled + size(item) > budget:
+            yield group
+            group, filled = [], 0
+        group.append(item)
+        filled += size(item)
+    if group:
+        yield group

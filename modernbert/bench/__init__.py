@@ -1,1 +1,0 @@
-"""Claims -> ratios: what a model should cost on a device, and what it does."""

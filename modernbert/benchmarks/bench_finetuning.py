@@ -1,0 +1,94 @@
+"""`modernbert bench finetuning`: steps of learning labels, against `transformers` and its Trainer, in turn."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from modernbert.benchmarks.finetuning_speed import SETS, SYSTEMS, FinetuningRow, FinetuningWork, measure_finetuning
+from modernbert.benchmarks.results import Results, asked
+from modernbert.benchmarks.turns import MOST, check_choices, measure_in_turn
+from modernbert.console import describe_machine, open_console, spread
+from modernbert.devices import choose_device, choose_precision
+from modernbert.errors import InputError
+from modernbert.model.config import ModelConfig
+
+__all__ = ["FinetuningConfig", "run"]
+
+
+@dataclass
+class FinetuningConfig:
+    """Which systems tune which shape on texts of which lengths, rows a step, and how often each is measured."""
+
+    systems: Sequence[str] = ()
+    sets: Sequence[str] = ()
+    preset: str = "base"
+    model: dict[str, Any] = field(default_factory=dict)
+    batch: int = 32
+    steps: int = 20
+    rounds: int = 3
+    device: str = "auto"
+    dtype: str = "auto"
+    out: Path | None = None
+
+
+def run(config: FinetuningConfig) -> None:
+    """Measure set after set, system after system, round after round; one that cannot be had is a line.
+
+    Raises: InputError for what cannot be measured at all.
+    """
+    systems = list(dict.fromkeys(config.systems)) or list(SYSTEMS)
+    sets = list(dict.fromkeys(config.sets)) or list(SETS)
+    check_choices(systems, SYSTEMS, "systems", batch=config.batch, steps=config.steps, rounds=config.rounds)
+    if config.batch * config.steps > MOST // 100:
+        raise InputError(
+            f"batch: found {config.batch:,} in {config.steps:,} steps, expected at most {MOST // 100:,} in all"
+        )
+    check_choices(sets, list(SETS), "sets")
+    device = choose_device(config.device)
+    dtype = str(choose_precision(config.dtype, device, "dtype")).removeprefix("torch.")
+    shape = ModelConfig.preset(config.preset, **config.model)
+    machine = describe_machine(device, ("transformers", "accelerate"))
+    work = asked(config, systems=systems, sets=sets, device=str(device), dtype=dtype)
+    results = Results(config.out, "finetuning", machine=machine, work=work, batch=config.batch)
+    console = open_console()
+    console.print(f"{machine}; {config.preset}, {dtype}, {config.batch} rows a step")
+    absent: dict[str, str] = {}
+    panels: dict[str, dict[str, list[float]]] = {}
+    for name in sets:
+
+        def measure(system: str, number: int, name: str = name) -> FinetuningRow:
+            work = FinetuningWork(system, shape, name, config.batch, config.steps, str(device), dtype, seed=number)
+            return measure_finetuning(work)
+
+        left = [system for system in systems if system not in absent]
+        rows, gone = measure_in_turn(console, left, config.rounds, measure, _brief, results)
+        absent.update(gone)
+        if rows:
+            console.print(_table(name, rows))
+            panels[name] = {system: [row.tokens_per_s for row in mine] for system, mine in rows.items()}
+    if not results.rows:
+        raise InputError(f"bench: no system could be measured ({next(iter(absent.values()))})")
+    results.finish(console, panels, dict.fromkeys(panels, "real tokens per second"))
+
+
+def _brief(row: FinetuningRow) -> str:
+    return f"{row.set}, {row.tokens_per_s:,.0f} tokens/s, {row.peak_memory / 2**30:.2f} GiB"
+
+
+def _table(name: str, rows: Mapping[str, Sequence[FinetuningRow]]) -> Table:
+    """Show medians of one set, and ratios of the first system to each, round by round."""
+    table = Table(title=name, title_justify="left")
+    leading, first = next(iter(rows.items()))
+    for column in ("system", "setting", "real tokens/s", "GiB", "places that are real", f"{leading}, times as fast"):
+        table.add_column(column, justify="left" if column in ("system", "setting") else "right")
+    for system, mine in rows.items():
+        table.add_row(
+            system, mine[0].setting, f"{statistics.median(row.tokens_per_s for row in mine):,.0f}",
+            f"{statistics.median(row.peak_memory for row in mine) / 2**30:.2f}", f"{mine[0].real_share:.1%}",
+            spread([a.tokens_per_s / b.tokens_per_s for a, b in zip(first, mine, strict=False)]),
+        )  # fmt: skip
+    return table

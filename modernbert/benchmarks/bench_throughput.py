@@ -1,0 +1,179 @@
+"""`modernbert bench throughput`: the paper's efficiency table, for the machine at hand."""
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from modernbert.benchmarks.length_sets import SETS, documents_of, real_documents
+from modernbert.benchmarks.peers import MODELS
+from modernbert.benchmarks.results import Results, asked
+from modernbert.benchmarks.throughput import Row, Work, measure
+from modernbert.benchmarks.turns import MOST, check_choices
+from modernbert.console import describe_machine, open_console
+from modernbert.devices import choose_device, choose_precision
+from modernbert.errors import InputError
+
+__all__ = ["ThroughputConfig", "run"]
+
+# As published: 8,192 documents, ten runs. A processor gets so many that a row takes seconds.
+_DOCUMENTS, _RUNS = 8_192, 10
+_CPU_DOCUMENTS, _CPU_RUNS = {"short": 16, "long": 2, "real": 64}, 3
+_CPU_BATCH = {"short": 8, "long": 1, "real": 16}
+_REAL = "real"
+_OURS = {"modernbert-base", "modernbert-large"}
+
+
+@dataclass
+class ThroughputConfig:
+    """Which models on which sets, how often, where; what is not named is chosen for the device and said.
+
+    `texts` and `tokenizer` make the set `real`. Each set is gone through `rounds` times, model after model, so that
+    what changes on the machine meets all of them.
+    """
+
+    models: Sequence[str] = ()
+    sets: Sequence[str] = ()
+    documents: int | None = None
+    batch: int | None = None
+    runs: int | None = None
+    rounds: int = 1
+    texts: Sequence[str] = ()
+    tokenizer: str | None = None
+    device: str = "auto"
+    dtypes: Sequence[str] = ()
+    out: Path | None = None
+
+
+def run(config: ThroughputConfig) -> None:
+    """Measure row after row; one that cannot be had is a line, and the others still run.
+
+    Raises: InputError for what cannot be measured at all.
+    """
+    device = choose_device(config.device)
+    models, sets, dtypes = _choices(config, device)
+    documents = {name: _documents(config, name, device) for name in sets}
+    runs = config.runs or (_RUNS if device.type == "cuda" else _CPU_RUNS)
+    machine = describe_machine(device, () if set(models) <= _OURS else ("transformers",))
+    numbers = {name: len(texts) for name, texts in documents.items()}
+    batches = {name: _batch(config, name, device) for name in sets}
+    work = asked(
+        config, models=models, sets=sets, documents=numbers, batch=batches, runs=runs, device=str(device), dtypes=dtypes
+    )
+    results = Results(config.out, "throughput", machine=machine, work=work, documents=numbers)
+    console = open_console()
+    console.print(machine)
+    reduced = any(len(texts) < _DOCUMENTS for texts in documents.values()) or runs < _RUNS
+    if reduced:
+        sizes = ", ".join(f"{name} {len(texts):,}" for name, texts in documents.items())
+        console.print(f"reduced from the paper's {_DOCUMENTS:,} documents and {_RUNS} runs: {sizes}; {runs} runs")
+    for dtype in dtypes:
+        for set_name, texts in documents.items():
+            found = _measure_set(console, config, models, set_name, texts, device, dtype, runs, results)
+            if found:
+                console.print(_table(f"{set_name}, {dtype}", found))
+    if not results.rows:
+        raise InputError(f"bench: no row could be measured ({results.absent[0]['reason']})")
+    panels = _panels(results.rows)
+    results.finish(console, panels, dict.fromkeys(panels, "real tokens per second"))
+
+
+def _choices(config: ThroughputConfig, device: torch.device) -> tuple[list[str], list[str], list[str]]:
+    """Return models, sets and precisions.
+
+    Raises: InputError for a name that is not known.
+    """
+    numbers = {"documents": config.documents, "batch": config.batch, "runs": config.runs, "rounds": config.rounds}
+    given = {key: number for key, number in numbers.items() if number is not None}
+    check_choices(config.models, list(MODELS), "models", **given)
+    check_choices(config.sets, [*SETS, _REAL], "sets")
+    if (bool(config.texts) != bool(config.tokenizer)) or (_REAL in config.sets and not config.texts):
+        raise InputError("sets: real needs texts and a tokenizer; one of them is missing")
+    bases = [name for name in MODELS if "large" not in name]
+    models = list(dict.fromkeys(config.models)) or (list(MODELS) if device.type == "cuda" else bases)
+    sets = list(dict.fromkeys(config.sets)) or [*SETS, *([_REAL] if config.texts else [])]
+    for name in sets:
+        most = MOST // (SETS[name].mean if name in SETS else 1)
+        if config.documents is not None and config.documents > most:
+            raise InputError(f"documents: found {config.documents:,}, expected at most {most:,} of {name}")
+    named = list(dict.fromkeys(config.dtypes)) or [str(choose_precision("auto", device)).removeprefix("torch.")]
+    for name in named:
+        choose_precision(name, device, "dtype")
+    return models, sets, named
+
+
+def _kind(set_name: str) -> str:
+    return set_name.split("-")[0]
+
+
+def _documents(config: ThroughputConfig, name: str, device: torch.device) -> list[np.ndarray]:
+    number = config.documents or (_DOCUMENTS if device.type == "cuda" else _CPU_DOCUMENTS[_kind(name)])
+    if name == _REAL:
+        return real_documents(list(config.texts), str(config.tokenizer), number, longest=8192)
+    return documents_of(name, number)
+
+
+def _batch(config: ThroughputConfig, name: str, device: torch.device) -> int:
+    paper = SETS[name].batch if name in SETS else 128
+    return config.batch or (paper if device.type == "cuda" else _CPU_BATCH[_kind(name)])
+
+
+def _measure_set(
+    console: Console, config: ThroughputConfig, models: Sequence[str], set_name: str, documents: list[np.ndarray],
+    device: torch.device, dtype: str, runs: int, results: Results,
+) -> dict[str, list[Row]]:  # fmt: skip
+    """Measure all models on one set, `rounds` times in turn."""
+    found: dict[str, list[Row]] = {}
+    batch = _batch(config, set_name, device)
+    gone: set[str] = set()
+    for number in range(config.rounds):
+        for model in models:
+            if model in gone:
+                continue
+            work = Work(model, documents, batch, runs, str(device), dtype, find_largest=number == 0)
+            try:
+                row = measure(work)
+            except InputError as error:
+                gone.add(model)
+                results.miss(model, set_name, str(error), dtype=dtype)
+                console.print(f"{model} on {set_name} in {dtype}: {error}")
+                continue
+            found.setdefault(model, []).append(row)
+            results.add({"set": set_name, "dtype": dtype, "round": number + 1, "batch": batch, **asdict(row)})
+    return found
+
+
+def _table(title: str, found: dict[str, list[Row]]) -> Table:
+    """Show one set; ratios are to the first model, round by round."""
+    table = Table(title=title, title_justify="left")
+    name, first = next(iter(found.items()))
+    for column in ("model", "M parameters", "setting", "tokens/s", "+-", "most documents at once", "peak MiB",
+                   f"{name}, times as fast"):  # fmt: skip
+        table.add_column(column, justify="left" if column in ("model", "setting") else "right")
+    for model, rows in found.items():
+        rates = [rate for row in rows for rate in row.tokens_per_s]
+        ratios = [mine.mean / other.mean for mine, other in zip(first, rows, strict=False)]
+        spread = f" ({min(ratios):.2f} to {max(ratios):.2f})" if len(ratios) > 1 else ""
+        largest = rows[0].largest_batch
+        table.add_row(
+            model, f"{rows[0].num_parameters / 1e6:.0f}", rows[0].setting, f"{statistics.mean(rates):,.0f}",
+            f"{statistics.stdev(rates) if len(rates) > 1 else 0:,.0f}", "" if largest is None else f"{largest:,}",
+            f"{max(row.peak_memory for row in rows) / 2**20:,.0f}",
+            f"{statistics.median(ratios):.2f}{spread}",
+        )  # fmt: skip
+    return table
+
+
+def _panels(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Return tokens a second of every model, a panel a set and precision."""
+    panels: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        panel = panels.setdefault(f"{row['set']}, {row['dtype']}", {})
+        panel.setdefault(row["model"], []).extend(row["tokens_per_s"])
+    return panels

@@ -1,0 +1,109 @@
+"""`modernbert bench training`: a step of masked-LM training, against `transformers` and its Trainer, in turn."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from modernbert.benchmarks.results import Results, asked
+from modernbert.benchmarks.training_speed import SYSTEMS, TrainingRow, TrainingWork, measure_training, mixed_lengths
+from modernbert.benchmarks.turns import MOST, check_choices, measure_in_turn
+from modernbert.console import describe_machine, open_console, spread
+from modernbert.devices import choose_device, choose_precision
+from modernbert.errors import InputError
+from modernbert.model.config import ModelConfig
+from modernbert.planning.device_specs import product_rate
+from modernbert.training.flops import peak_flops
+
+__all__ = ["TrainingConfig", "run"]
+
+
+@dataclass
+class TrainingConfig:
+    """Which systems train which shape on how many tokens a step, and how often each is measured."""
+
+    systems: Sequence[str] = ()
+    preset: str = "base"
+    model: dict[str, Any] = field(default_factory=dict)
+    tokens: int | None = None
+    longest: int = 1024
+    steps: int = 5
+    rounds: int = 3
+    device: str = "auto"
+    dtype: str = "auto"
+    out: Path | None = None
+
+
+def run(config: TrainingConfig) -> None:
+    """Measure system after system, round after round; one that cannot be had is a line.
+
+    Raises: InputError for what cannot be measured at all.
+    """
+    systems = list(dict.fromkeys(config.systems)) or list(SYSTEMS)
+    check_choices(
+        systems, SYSTEMS, "systems", steps=config.steps, rounds=config.rounds,
+        tokens=1 if config.tokens is None else config.tokens,
+    )  # fmt: skip
+    if config.longest < 16:
+        raise InputError(f"longest: found {config.longest}, expected at least 16 tokens")
+    device = choose_device(config.device)
+    dtype = choose_precision(config.dtype, device, "dtype")
+    shape = ModelConfig.preset(config.preset, **config.model)
+    tokens = config.tokens or (98_304 if device.type == "cuda" else 8_192)
+    if tokens * config.steps > MOST:
+        raise InputError(f"steps: found {config.steps:,} of {tokens:,} tokens, expected at most {MOST:,} in all")
+    lengths = mixed_lengths(tokens, config.longest)
+    dtype_name = str(dtype).removeprefix("torch.")
+    machine = describe_machine(device, ("transformers", "accelerate"))
+    work = asked(config, systems=systems, tokens=tokens, device=str(device), dtype=dtype_name)
+    results = Results(config.out, "training", machine=machine, work=work, lengths=lengths)
+    console = open_console()
+    console.print(
+        f"{machine}; {config.preset}, {dtype_name}, {tokens:,} tokens a step in {len(lengths)} documents of "
+        f"{min(lengths)} to {max(lengths):,}"
+    )
+
+    def measure(system: str, number: int) -> TrainingRow:
+        return measure_training(
+            TrainingWork(system, shape, lengths, config.steps, str(device), dtype_name, seed=number)
+        )
+
+    rows, absent = measure_in_turn(console, systems, config.rounds, measure, _brief, results)
+    if not rows:
+        raise InputError(f"bench: no system could be measured ({next(iter(absent.values()))})")
+    peak = product_rate(dtype) if device.type == "cpu" else peak_flops(device, dtype)
+    console.print(_table(rows, peak))
+    panels = {
+        "speed": {system: [row.tokens_per_s for row in mine] for system, mine in rows.items()},
+        "memory": {system: [row.peak_memory / 2**30 for row in mine] for system, mine in rows.items()},
+    }
+    results.finish(console, panels, {"speed": "real tokens per second", "memory": "peak GiB: less is better"})
+
+
+def _brief(row: TrainingRow) -> str:
+    return f"{row.tokens_per_s:,.0f} tokens/s, {row.peak_memory / 2**30:.2f} GiB"
+
+
+def _table(rows: Mapping[str, Sequence[TrainingRow]], peak: float | None) -> Table:
+    """Show medians, and ratios of the first system to each, round by round.
+
+    `peak` is a GPU's published rate, or that of matrix products measured on this CPU.
+    """
+    table = Table()
+    leading, first = next(iter(rows.items()))
+    for column in ("system", "setting", "real tokens/s", "GiB", "TFLOP/s", "of the peak", "places that are real",
+                   f"{leading}, times as fast", "its memory"):  # fmt: skip
+        table.add_column(column, justify="left" if column in ("system", "setting") else "right")
+    for name, mine in rows.items():
+        speeds = [a.tokens_per_s / b.tokens_per_s for a, b in zip(first, mine, strict=False)]
+        sizes = [a.peak_memory / b.peak_memory for a, b in zip(first, mine, strict=False)]
+        flops = statistics.median(row.flops_per_s for row in mine)
+        table.add_row(
+            name, mine[0].setting, f"{statistics.median(row.tokens_per_s for row in mine):,.0f}",
+            f"{statistics.median(row.peak_memory for row in mine) / 2**30:.2f}", f"{flops / 1e12:.3f}",
+            "" if peak is None else f"{flops / peak:.1%}", f"{mine[0].real_share:.1%}", spread(speeds), spread(sizes),
+        )  # fmt: skip
+    return table

@@ -1,0 +1,129 @@
+"""`modernbert evaluate paper`: table 1 of the paper with the models at hand, and what is left to run.
+
+In: a folder with a folder for each model, in which the other verbs wrote `glue.json`, `single.json` (one vector a
+text), `in-domain.json` (the same, tuned on MLDR too) and `late.json` (late interaction). Out: the table, and under it,
+column by column, what is missing. A mean over fewer sets than the paper's is not shown: it is another number.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from modernbert.benchmarks.paper_table import COLUMNS, PUBLISHED, Measured, lacking, score_of
+from modernbert.console import open_console
+from modernbert.errors import InputError
+from modernbert.files import write_file
+
+__all__ = ["PaperConfig", "run"]
+
+_RETRIEVAL = ("single", "in-domain", "late")
+_WRITTEN_BY = {
+    "glue": "modernbert evaluate glue MODEL DATA --out {folder}",
+    "single": "modernbert evaluate retrieval MODEL COLLECTION... --out {folder}/single.json",
+    "in-domain": "modernbert evaluate retrieval MODEL_TUNED_ON_MLDR mldr --out {folder}/in-domain.json",
+    "late": "modernbert evaluate retrieval LATE_MODEL COLLECTION... --out {folder}/late.json",
+}
+
+
+@dataclass
+class PaperConfig:
+    """Where the results of all models are, and where JSON goes."""
+
+    results: Path
+    out: Path | None = None
+
+
+def run(config: PaperConfig) -> dict[str, Any]:
+    """Print the table and what is missing; write JSON if asked to, and return what it says.
+
+    Raises: InputError for a folder without models, or a file that the verbs did not write.
+    """
+    if not config.results.is_dir():
+        raise InputError(f"{config.results}: found no such folder, expected one with a folder for each model")
+    folders = sorted(path for path in config.results.iterdir() if path.is_dir())
+    if not folders:
+        raise InputError(f"{config.results}: found no folder in it, expected one for each model")
+    measured = {folder.name: _measured(folder) for folder in folders}
+    said = {
+        name: {
+            column.title: {"score": score_of(column, scores), "missing": lacking(column, scores)} for column in COLUMNS
+        }
+        for name, scores in measured.items()
+    }
+    console = open_console()
+    console.print(_table(said))
+    for folder in folders:
+        for line in _missing(folder, measured[folder.name]):
+            console.print(line)
+    if config.out is not None:
+        write_file(config.out, json.dumps(said, indent=2) + "\n")
+    return said
+
+
+def _measured(folder: Path) -> Measured:
+    """Return all scores in a model's folder: GLUE's best run of each task, nDCG@10 of each collection."""
+    found: dict[tuple[str, str], float] = {}
+    for name, of_task in _read(folder / "glue.json").items():
+        found["glue", name] = _number(folder / "glue.json", of_task, "best")
+    for kind in _RETRIEVAL:
+        path = folder / f"{kind}.json"
+        rows = _read(path).get("rows", [])
+        if not isinstance(rows, list):
+            raise InputError(f"{path}: found no results, expected what modernbert evaluate writes")
+        for row in rows:
+            if not isinstance(row, dict) or "collection" not in row:
+                raise InputError(f"{path}: found a row without a collection")
+            if row.get("system") != "BM25":
+                found[kind, str(row["collection"]).lower()] = _number(path, row, "ndcg_10")
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise InputError(f"{path}: is not readable JSON ({error})") from None
+    if not isinstance(said, dict):
+        raise InputError(f"{path}: found no results, expected what modernbert evaluate writes")
+    return said
+
+
+def _number(path: Path, row: Any, key: str) -> float:
+    value = row.get(key) if isinstance(row, dict) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= abs(value) <= 1:
+        raise InputError(f"{path}: {key} is {value!r}, expected a score of 0 to 1")
+    return float(value)
+
+
+def _table(said: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
+    table = Table(title="table 1 of the paper: published, and measured here", title_justify="left")
+    table.add_column("model")
+    for column in COLUMNS:
+        table.add_column(column.title, justify="right")
+    for name, scores in PUBLISHED.items():
+        table.add_row(name, *(f"{score:.1f}" for score in scores))
+    table.add_section()
+    for name, columns in said.items():
+        cells = (columns[column.title]["score"] for column in COLUMNS)
+        table.add_row(name, *("–" if score is None else f"{score:.1f}" for score in cells))
+    return table
+
+
+def _missing(folder: Path, measured: Measured) -> list[str]:
+    """Return a line for each column that is not whole: what it lacks, and what measures it."""
+    lines = []
+    for column in COLUMNS:
+        gone = lacking(column, measured)
+        if gone:
+            there = (
+                f"{len(column.sets) - len(gone)} of {len(column.sets)}; " if 1 < len(column.sets) > len(gone) else ""
+            )
+            command = _WRITTEN_BY[column.kind].format(folder=folder)
+            lines.append(f"{folder.name}, {column.title}: {there}missing {', '.join(gone)} ({command})")
+    return lines

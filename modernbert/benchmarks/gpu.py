@@ -1,0 +1,272 @@
+"""All that is to be known about a GPU, as one script: parity first, then training and the efficiency table.
+
+    python -m modernbert.benchmarks.gpu --out FOLDER [--device cuda] [--small]
+
+In: a device. Out: lines as they are measured, and `gpu.json`, written anew after each. It needs the package, and
+`transformers` for the peers; what fails is a line, and the rest still runs. `--small` is the same on a small scale.
+"""
+
+import argparse
+import functools
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modernbert.batch import SequenceLengths
+from modernbert.benchmarks.length_sets import SETS, documents_of
+from modernbert.benchmarks.peers import Loaded, check_takes, load
+from modernbert.benchmarks.process import reason_of, rows_of_new_process
+from modernbert.benchmarks.throughput import Work, largest_batch, measure_loaded
+from modernbert.console import p50_and_p95
+from modernbert.devices import choose_device, name_of, peak_memory
+from modernbert.engines.attention import Window, attend, choose_backend
+from modernbert.engines.flash_attention import flash_version
+from modernbert.errors import InputError
+from modernbert.files import check_target, write_file
+from modernbert.inference.loading import fit_for_inference
+from modernbert.model.config import ModelConfig
+from modernbert.model.encoder import Encoder
+from modernbert.model.heads import encoder_of
+from modernbert.model.initialization import initialize
+from modernbert.planning.step_timing import random_batch, time_steps
+from modernbert.training.flops import peak_flops, step_flops
+
+__all__ = ["main"]
+
+_LENGTHS = [1, 129, 64, 1024, 300, 7]
+_LONG_LENGTHS = [1800, 900]
+# A share of the length of a result: what rounding to bfloat16 leaves.
+_NEAR = 0.02
+_NEAR_COSINE = 0.999
+_RUNS = 5
+# Bytes that a batch may take when the largest is looked for: the memory of the paper's card.
+_MEMORY = 24 * 10**9
+# Of a step, as of the paper's base run on eight GPUs: 4,608 documents, 96 at a time.
+_MICRO_BATCHES = 6
+# Those that matter most go first, for what is cut short should be the rest.
+_MODELS = (
+    "modernbert-base", "modernbert-base-transformers", "gte-en-mlm-base-unpadded", "gte-en-mlm-base", "nomic-bert",
+    "bert-base", "modernbert-large", "modernbert-large-transformers", "roberta-base", "deberta-v3-base",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Run all parts that the device can; exit with 1 if parity fails, for then no time means anything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--small", action="store_true")
+    parser.add_argument("--parts", default="parity,training,inference")
+    words = parser.parse_args()
+    chosen = words.parts.split(",")
+    names = [part.__name__.strip("_") for part in _PARTS]
+    if unknown := [name for name in chosen if name not in names]:
+        parser.error(f"--parts: found {unknown[0]!r}, expected {', '.join(names)}")
+    try:
+        device = choose_device(words.device)
+        check_target(words.out / "gpu.json")
+        result: dict[str, Any] = {
+            "device": name_of(device), "torch": torch.__version__, "python": sys.version.split()[0],
+        }  # fmt: skip
+        if device.type == "cuda":
+            result["flash_attention"] = flash_version(device)
+        print(", ".join(f"{key} {value}" for key, value in result.items()), flush=True)
+        _measure_parts(chosen, device, words, result)
+    except InputError as error:
+        print(f"bench-gpu: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("bench-gpu: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _measure_parts(
+    chosen: Sequence[str], device: torch.device, words: argparse.Namespace, result: dict[str, Any]
+) -> None:
+    """Measure part after part; every row is written as it comes."""
+    for part in _PARTS:
+        name = part.__name__.strip("_")
+        if name not in chosen:
+            continue
+        begun = time.monotonic()
+        rows = result[name] = []
+        for row in _as_far_as_it_goes(part(device, words.small)):
+            print("  " + ", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+            rows.append(row)
+            write_file(words.out / "gpu.json", json.dumps(result, indent=2) + "\n")
+        print(f"  {time.monotonic() - begun:.0f} s", flush=True)
+        if part is _parity and not all(row["holds"] for row in result["parity"]):
+            sys.exit(1)
+
+
+def _as_far_as_it_goes(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Hand rows on; what ends them early is a row, and holds for nothing."""
+    try:
+        yield from rows
+    except Exception as error:  # a peer's library can raise anything, and another part still runs
+        yield {"not_measured": reason_of(error), "holds": False}
+
+
+def _parity(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
+    """Hold the fastest backend in bfloat16 against banded attention in float32, forward and backward, then a model."""
+    fast = choose_backend("auto", device, torch.bfloat16, ModelConfig.preset("base"))
+    short, long = ([1, 129, 7], [410, 400]) if small else (_LENGTHS, _LONG_LENGTHS)
+    for lengths, window in itertools.product((short, long), (None, (64, 64))):
+        yield _attention_parity(device, fast, SequenceLengths.from_lengths(lengths).to(device), window)
+    layout = SequenceLengths.from_lengths(short).to(device)
+    config = ModelConfig.preset("base", **({"num_hidden_layers": 4} if small else {}))
+    model = Encoder(config, "banded")
+    initialize(model, config, seed=0)
+    model = model.to(device).eval()
+    tokens = random_batch(config, short, 0.3).tokens.to(device)
+    with torch.inference_mode():
+        expected = model(tokens, layout)
+        model = model.to(torch.bfloat16)
+        model.backend = fast
+        yield _near("layer by layer", model(tokens, layout), expected)
+        fitted = encoder_of(fit_for_inference(model))
+        for way in ("the first time", "again"):
+            # Of other tokens in between, for a captured pass must not remember.
+            fitted(tokens.flip(0)[:130], SequenceLengths.from_lengths([30, 100]).to(device))
+            yield _near(f"as for inference, {way}", fitted(tokens, layout), expected)
+
+
+def _attention_parity(device: torch.device, fast: str, layout: SequenceLengths, window: Window) -> dict[str, Any]:
+    torch.manual_seed(0)
+    inputs = [torch.randn(layout.num_tokens, 12, 64, device=device) for _ in range(4)]
+    outcomes = []
+    for backend, dtype in ((fast, torch.bfloat16), ("banded", torch.float32)):
+        *qkv, upstream = (x.to(dtype) for x in inputs)
+        q, k, v = (x.requires_grad_() for x in qkv)
+        mixed = attend(q, k, v, layout, window, backend)
+        outcomes.append([mixed.detach(), *torch.autograd.grad(mixed, (q, k, v), upstream)])
+    errors = [float((a.float() - b).norm() / b.norm()) for a, b in zip(*outcomes, strict=True)]
+    return {
+        "attention": fast, "window": window, "longest": layout.max_seqlen, "off_by": round(max(errors), 5),
+        "holds": all(error < _NEAR for error in errors),
+    }  # fmt: skip
+
+
+def _near(how: str, found: Tensor, expected: Tensor) -> dict[str, Any]:
+    cosine = float(torch.cosine_similarity(found.float(), expected, dim=-1).min())
+    return {"model": "base", "how": how, "least cosine": round(cosine, 6), "holds": cosine >= _NEAR_COSINE}
+
+
+def _training(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
+    runs = [("base", 1024, 96), ("base", 8192, 12), ("large", 1024, 56)]
+    for preset, length, num_documents in [("tiny", 128, 2)] if small else runs:
+        for backend in ("auto", "varlen") if (preset, length) == ("base", 1024) else ("auto",):
+            train = functools.partial(_train, device, preset, length, num_documents, backend, 2 if small else 3)
+            yield _guarded({"train": preset, "length": length}, train)
+
+
+def _train(
+    device: torch.device, preset: str, length: int, num_documents: int, backend: str, num_steps: int
+) -> dict[str, Any]:
+    config = ModelConfig.preset(preset, max_position_embeddings=max(length, 1024))
+    backend = choose_backend(backend, device, torch.bfloat16, config)
+    lengths = [length] * num_documents
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    first, *seconds = time_steps(
+        config, lengths, device=device, dtype=torch.bfloat16, backend=backend, num_steps=num_steps,
+        compiled=backend == "varlen", num_micro_batches=_MICRO_BATCHES,
+    )  # fmt: skip
+    tokens_per_s = _MICRO_BATCHES * sum(lengths) / statistics.median(seconds)
+    flops = step_flops(config, lengths, round(0.3 * sum(lengths))) * tokens_per_s / sum(lengths)
+    peak = peak_flops(device, torch.bfloat16)
+    mfu = None if peak is None else round(flops / peak, 4)
+    return {
+        "backend": backend + (", compiled" if backend == "varlen" else ""), "tokens_per_s": round(tokens_per_s),
+        "mfu": mfu,
+        "bytes_per_token": round(peak_memory(device) / sum(lengths)), "first_step_s": round(first, 1),
+    }  # fmt: skip
+
+
+def _inference(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
+    """Measure one model after another, each in a process of its own: all sets, the wait for one text, what fits."""
+    number = {"short": 2, "long": 1} if small else {"short": 1_024, "long": 32}
+    lengths, calls = ((16,), 3) if small else ((16, 128, 512), 100)
+    for model in _MODELS[:1] if small else _MODELS:
+        works = {}
+        for name, of_set in SETS.items():
+            if not small or name == "short-variable":
+                documents, runs = documents_of(name, number[name.split("-")[0]]), 1 if small else _RUNS
+                works[name] = Work(model, documents, of_set.batch, runs, str(device), "bfloat16", find_largest=False)
+        try:
+            yield from ({"infer": model, **row} for row in rows_of_new_process(_measure_model, (works, lengths, calls)))
+        except InputError as error:
+            yield {"infer": model, "not_measured": str(error)}
+
+
+def _measure_model(asked: tuple[Mapping[str, Work], Sequence[int], int]) -> Iterator[dict[str, Any]]:
+    works, lengths, calls = asked
+    first = next(iter(works.values()))
+    loaded = load(first.model, choose_device(first.device), getattr(torch, first.dtype))
+    for name, work in works.items():
+        yield _guarded({"set": name}, functools.partial(_measured, work, loaded))
+    for length in lengths:
+        yield _guarded({"one_text_of": length}, functools.partial(_waits, loaded, length, calls))
+    yield from _largest_batches(works, loaded)
+
+
+def _largest_batches(works: Mapping[str, Work], loaded: Loaded) -> Iterator[dict[str, Any]]:
+    """Look for the most documents of one length that fit into a smaller card's memory, of models of base size."""
+    for name, work in works.items():
+        if torch.device(work.device).type == "cuda" and name.endswith("fixed") and "large" not in work.model:
+            yield _guarded({"set": name}, functools.partial(_largest_batch, work, loaded))
+
+
+def _largest_batch(work: Work, loaded: Loaded) -> dict[str, Any]:
+    device, document = torch.device(work.device), work.documents[0]
+    check_takes(work.model, len(document))
+    total = torch.cuda.mem_get_info(device)[1]
+    memory = min(_MEMORY, total)
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(memory / total, device.index or 0)
+    return {"of_bytes": memory, "largest_batch": largest_batch(loaded, document, work.batch, memory, device)}
+
+
+def _measured(work: Work, loaded: Loaded) -> dict[str, Any]:
+    check_takes(work.model, max(map(len, work.documents)))
+    row = measure_loaded(work, loaded)
+    rates = [round(rate) for rate in row.tokens_per_s]
+    return {"tokens_per_s": round(row.mean), "runs": rates, "setting": row.setting, "peak_memory": row.peak_memory}
+
+
+def _waits(loaded: Loaded, length: int, calls: int) -> dict[str, Any]:
+    """Wait for the hidden states of one text, again and again."""
+    document = random_batch(ModelConfig.preset("base"), [length], 0.3).tokens.numpy() % 16_000
+    with torch.inference_mode():
+        timed = [_seconds_until_there(loaded, document) for _ in range(calls + 10)]
+    waits = p50_and_p95(timed[10:])
+    return {"setting": loaded.setting, **{name: round(wait, 3) for name, wait in waits.items()}}
+
+
+def _seconds_until_there(loaded: Loaded, document: np.ndarray) -> float:
+    begun = time.perf_counter()
+    loaded.encode([document]).cpu()
+    return time.perf_counter() - begun
+
+
+def _guarded(row: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Say what was measured, or why it was not."""
+    try:
+        return {**row, **work()}
+    except Exception as error:  # a peer's library can raise anything, and the next row still runs
+        return {**row, "not_measured": reason_of(error)}
+
+
+_PARTS = (_parity, _training, _inference)
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""GTE-en-MLM without padding: the strongest long-context peer of the paper, on this package's ragged attention.
+
+In: documents laid end to end. Out: their hidden states. It is here because the published code unpads with a library
+that runs on few machines, and a peer is measured at its best. Checked against `transformers`' padded implementation.
+
+Source: Zhang et al. 2024 (mGTE), the config of Alibaba-NLP/gte-en-mlm-base and -large.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from modernbert.batch import SequenceLengths
+from modernbert.engines.attention import Attend, prepare
+from modernbert.model.rope import rotation
+
+__all__ = ["Gte", "GteShape"]
+
+
+@dataclass(frozen=True)
+class GteShape:
+    """The sizes of a GTE; heads are 64 wide, positions turn with theta 160,000."""
+
+    num_layers: int = 12
+    width: int = 768
+    feed_forward: int = 3072
+    vocab_size: int = 30_528
+    theta: float = 160_000.0
+    eps: float = 1e-12
+
+    @property
+    def num_heads(self) -> int:
+        """Number of heads."""
+        return self.width // 64
+
+
+class GteLayer(nn.Module):
+    """Attention, then a gated feed-forward network, each with a norm behind it."""
+
+    def __init__(self, shape: GteShape) -> None:
+        super().__init__()
+        self.heads_shape = (3, shape.num_heads, 64)
+        self.qkv_proj = nn.Linear(shape.width, 3 * shape.width)
+        self.o_proj = nn.Linear(shape.width, shape.width)
+        self.attn_ln = nn.LayerNorm(shape.width, eps=shape.eps)
+        self.up_gate_proj = nn.Linear(shape.width, 2 * shape.feed_forward, bias=False)
+        self.down_proj = nn.Linear(shape.feed_forward, shape.width)
+        self.mlp_ln = nn.LayerNorm(shape.width, eps=shape.eps)
+
+    def forward(self, hidden: Float[Tensor, "T D"], attend: Attend) -> Float[Tensor, "T D"]:
+        """Transform the stream."""
+        mixed = attend(self.qkv_proj(hidden).unflatten(-1, self.heads_shape)).flatten(1)
+        hidden = self.attn_ln(hidden + self.o_proj(mixed))
+        up, gate = self.up_gate_proj(hidden).chunk(2, dim=-1)
+        return self.mlp_ln(hidden + self.down_proj(up * F.gelu(gate)))
+
+
+class Gte(nn.Module):
+    """The encoder, embeddings to hidden states."""
+
+    def __init__(self, shape: GteShape, backend: str) -> None:
+        super().__init__()
+        self.shape, self.backend = shape, backend
+        self.word_embeddings = nn.Embedding(shape.vocab_size, shape.width)
+        self.norm = nn.LayerNorm(shape.width, eps=shape.eps)
+        self.layers = nn.ModuleList(GteLayer(shape) for _ in range(shape.num_layers))
+
+    def forward(self, tokens: Int64[Tensor, " T"], layout: SequenceLengths) -> Float[Tensor, "T D"]:
+        """Return the hidden state of every token."""
+        hidden = self.norm(self.word_embeddings(tokens))
+        angles = rotation(layout.positions, 64, self.shape.theta)
+        attend = prepare(self.backend, layout, None, angles, hidden.dtype)
+        for layer in self.layers:
+            hidden = layer(hidden, attend)
+        return hidden
+
+    @torch.no_grad()
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Take the weights of `transformers`' GteModel, whose projections are apart."""
+        self.word_embeddings.weight.copy_(weights["embeddings.word_embeddings.weight"])
+        self.norm.weight.copy_(weights["embeddings.LayerNorm.weight"])
+        self.norm.bias.copy_(weights["embeddings.LayerNorm.bias"])
+        for number, layer in enumerate(self.layers):
+            there = f"layers.{number}."
+            for mine, theirs in (("attn_ln", "post_attention_layernorm"), ("mlp_ln", "post_mlp_layernorm"),
+                                 ("o_proj", "self_attn.o_proj"), ("down_proj", "mlp.down_proj")):  # fmt: skip
+                for part in ("weight", "bias"):
+                    layer.get_parameter(f"{mine}.{part}").copy_(weights[f"{there}{theirs}.{part}"])
+            for part in ("weight", "bias"):
+                projections = [weights[f"{there}self_attn.{name}_proj.{part}"] for name in "qkv"]
+                layer.get_parameter(f"qkv_proj.{part}").copy_(torch.cat(projections))
+            halves = [weights[f"{there}mlp.{name}_proj.weight"] for name in ("up", "gate")]
+            layer.get_parameter("up_gate_proj.weight").copy_(torch.cat(halves))

@@ -1,0 +1,246 @@
+"""Embedding engines that people put behind a server, on the same weights: this package's and others'.
+
+In: a model folder, an engine by name. Out: a function from token ids of documents to one mean vector each. What the
+engines share (the order of documents, how many go at a time) is chosen for each by trying.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from modernbert.batch import Batch
+from modernbert.benchmarks.peers import Absent, Documents, pad
+from modernbert.checkpoints.folder import load_config, load_model, save_folder
+from modernbert.devices import choose_device, choose_precision
+from modernbert.engines.attention import choose_backend
+from modernbert.errors import InputError
+from modernbert.export.onnx_graph import build
+from modernbert.export.onnx_nodes import write_model
+from modernbert.inference.loading import load_for_inference
+from modernbert.model.config import ModelConfig
+from modernbert.model.embedder import Embedder
+from modernbert.model.encoder import Encoder
+from modernbert.model.heads import encoder_of, pool
+from modernbert.model.initialization import initialize
+
+__all__ = ["ENGINES", "Engine", "embed_all", "load_engine", "load_reference", "make_folder"]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """`embed` returns float32 [N, D] for a batch; `is_padded` says that documents of a batch should be of like length.
+
+    `dtype` is what its matrix products are in.
+    """
+
+    setting: str
+    dtype: torch.dtype
+    embed: Callable[[Documents], np.ndarray]
+    is_padded: bool
+
+
+def make_folder(folder: Path, config: ModelConfig, seed: int = 0) -> None:
+    """Write the encoder with random weights that all engines load."""
+    model = Encoder(config)
+    initialize(model, config, seed)
+    save_folder(folder, model)
+
+
+def load_engine(name: str, folder: Path, room: Path) -> Engine:
+    """Load a model folder into an engine; `room` is for what is exported on the way.
+
+    Raises: InputError for an unknown name; Absent if a library is not installed.
+    """
+    if name not in ENGINES:
+        raise InputError(f"engines: found {name!r}, expected {', '.join(ENGINES)}")
+    return ENGINES[name](folder, room)
+
+
+def load_reference(folder: Path, room: Path) -> Engine:
+    """Return what all engines are held against: float32 of `transformers`, or without it of this package's `dense`."""
+    try:
+        return _of_transformers(torch.float32)(folder, room)
+    except Absent:
+        return _ours("float32", "dense")(folder, room)
+
+
+def embed_all(engine: Engine, documents: Documents, budget_tokens: int) -> np.ndarray:
+    """Embed documents, longest first where they are padded, as many at a time as the budget holds with padding."""
+    order = (
+        sorted(range(len(documents)), key=lambda n: -len(documents[n])) if engine.is_padded else range(len(documents))
+    )
+    vectors: list[np.ndarray] = []
+    batch: list[np.ndarray] = []
+    taken = 0
+    for number in order:
+        document = documents[number]
+        taken = (len(batch) + 1) * len(batch[0]) if engine.is_padded and batch else taken + len(document)
+        if batch and taken > budget_tokens:
+            vectors.append(engine.embed(batch))
+            batch, taken = [], len(document)
+        batch.append(document)
+    vectors.append(engine.embed(batch))
+    flat = np.concatenate(vectors)
+    found = np.empty_like(flat)
+    found[list(order)] = flat
+    return found
+
+
+def _ours(dtype_name: str, backend_name: str = "auto") -> Callable[[Path, Path], Engine]:
+    def load(folder: Path, room: Path) -> Engine:
+        cpu = choose_device("cpu")
+        dtype = choose_precision(dtype_name, cpu)
+        backend = choose_backend(backend_name, cpu, dtype, load_config(folder))
+        model = load_for_inference(folder, cpu, dtype, backend)
+        encoder = encoder_of(model)
+
+        @torch.inference_mode()
+        def embed(documents: Documents) -> np.ndarray:
+            batch = Batch.from_documents(documents)
+            hidden = encoder(batch.tokens, batch.layout)
+            return pool(hidden.float(), batch.layout, "mean").numpy()  # type: ignore[no-any-return]
+
+        return Engine(f"ragged, {backend}, {str(dtype)[6:]}", dtype, embed, is_padded=False)
+
+    return load
+
+
+class _Pooled(nn.Module):
+    """A model of `transformers` with the mean over real tokens."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, masks: dict[str, Tensor] | None = None) -> Tensor:
+        hidden = self.model(input_ids=input_ids, attention_mask=masks or attention_mask).last_hidden_state.float()
+        mask = attention_mask[..., None].float()
+        return (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+
+
+def _of_transformers(dtype: torch.dtype, *, compiled: bool = False) -> Callable[[Path, Path], Engine]:
+    def load(folder: Path, room: Path) -> Engine:
+        model = _pooled(folder, dtype)
+        if compiled:
+            # The whole model with dynamic shapes does not end compiling; a layer does, and all of a kind share it.
+            for layer in model.model.layers:
+                layer.compile(dynamic=True)
+
+        @torch.inference_mode()
+        def embed(documents: Documents) -> np.ndarray:
+            return model(*map(torch.from_numpy, pad(documents))).numpy()  # type: ignore[no-any-return]
+
+        setting = f"padded, sdpa, {str(dtype)[6:]}{', layers compiled' if compiled else ''}"
+        return Engine(setting, dtype, embed, is_padded=True)
+
+    return load
+
+
+def _sentence_transformers(folder: Path, room: Path) -> Engine:
+    modules = _import("sentence_transformers.models")
+    # Its modules come with a tokenizer; here they are given ids, so that no engine is timed for another's tokenizer.
+    model = _pooled(folder, torch.bfloat16).model
+    pooling = modules.Pooling(model.config.hidden_size, pooling_mode="mean")
+
+    @torch.inference_mode()
+    def embed(documents: Documents) -> np.ndarray:
+        ids, mask = map(torch.from_numpy, pad(documents))
+        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
+        found = pooling({"token_embeddings": hidden, "attention_mask": mask})["sentence_embedding"]
+        return found.float().numpy()  # type: ignore[no-any-return]
+
+    return Engine("padded, sdpa, bfloat16", torch.bfloat16, embed, is_padded=True)
+
+
+def _onnxruntime(folder: Path, room: Path) -> Engine:
+    runtime = _import("onnxruntime")
+    _import("onnx")
+    file = room / "model.onnx"
+    if not file.exists():
+        # This package's graph, not that of torch's exporter of the model of transformers: local layers cost less in it.
+        write_model(build(Embedder(load_model(folder, dtype=torch.float32), "mean")), file)
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+    def embed(documents: Documents) -> np.ndarray:
+        ids, mask = pad(documents)
+        (found,) = session.run(["sentence_embedding"], {"input_ids": ids, "attention_mask": mask})
+        return found  # type: ignore[no-any-return]
+
+    return Engine("padded, float32", torch.float32, embed, is_padded=True)
+
+
+class _WithFiniteMasks(nn.Module):
+    """A pooled model that makes its masks itself: what it makes of its own accord, OpenVINO turns into NaN.
+
+    A row of padding whose window holds nothing but padding has no key, and the softmax of nothing is no number.
+    """
+
+    _HIDDEN = -1e4
+
+    def __init__(self, pooled: _Pooled) -> None:
+        super().__init__()
+        self.pooled = pooled
+        self.half_window: int = pooled.model.config.local_attention // 2
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        positions = torch.arange(input_ids.shape[1])
+        far = (positions[None, :] - positions[:, None]).abs() > self.half_window
+        everywhere = (1 - attention_mask)[:, None, None, :].float() * self._HIDDEN
+        everywhere = everywhere.expand(-1, 1, input_ids.shape[1], -1)
+        masks = {"full_attention": everywhere, "sliding_attention": everywhere + far.float() * self._HIDDEN}
+        return self.pooled(input_ids, attention_mask, masks)
+
+
+def _openvino(dtype: torch.dtype) -> Callable[[Path, Path], Engine]:
+    def load(folder: Path, room: Path) -> Engine:
+        library = _import("openvino")
+        file = room / "model.xml"
+        if not file.exists():
+            example = {name: torch.ones(2, 9, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
+            model = _WithFiniteMasks(_pooled(folder, torch.float32)).eval()
+            library.save_model(library.convert_model(model, example_input=example), file, compress_to_fp16=False)
+        hint = "bf16" if dtype == torch.bfloat16 else "f32"
+        compiled = library.Core().compile_model(
+            file, "CPU", {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        )
+
+        def embed(documents: Documents) -> np.ndarray:
+            return np.asarray(compiled(list(pad(documents)))[0], dtype=np.float32)
+
+        return Engine(f"padded, {str(dtype)[6:]}", dtype, embed, is_padded=True)
+
+    return load
+
+
+def _pooled(folder: Path, dtype: torch.dtype) -> Any:
+    library = _import("transformers")
+    model = library.AutoModel.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa", local_files_only=True)
+    return _Pooled(model).eval()
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise Absent(f"{name} is not installed") from None
+
+
+ENGINES: dict[str, Callable[[Path, Path], Engine]] = {
+    "modernbert": _ours("auto"),
+    "modernbert-float32": _ours("float32"),
+    "transformers-bfloat16": _of_transformers(torch.bfloat16),
+    "transformers-bfloat16-compiled": _of_transformers(torch.bfloat16, compiled=True),
+    "transformers-float32": _of_transformers(torch.float32),
+    "sentence-transformers": _sentence_transformers,
+    "onnxruntime": _onnxruntime,
+    "openvino-bfloat16": _openvino(torch.bfloat16),
+    "openvino-float32": _openvino(torch.float32),
+}

@@ -1,0 +1,1 @@
+"""Model folders and checkpoints of every format that is read or written."""

@@ -1,0 +1,142 @@
+"""A model for late interaction in the layout of Stanford's ColBERT library.
+
+In: a folder in PyLate's layout. Out: one whose weights hold encoder and projection together, with `artifact.metadata`
+beside them; and what such a folder says, for whoever reads it. The library marks texts with one token each, fills
+queries up, and skips punctuation or nothing.
+
+Source: github.com/stanford-futuredata/ColBERT, `HF_ColBERT` and its settings.
+"""
+
+import json
+import string
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+
+from modernbert.errors import InputError
+from modernbert.files import new_folder, write_tensors
+from modernbert.model.embedder import EmbeddingConfig
+from modernbert.safe_files import read_json
+
+__all__ = [
+    "LINEAR",
+    "check_stanford",
+    "is_stanford",
+    "stanford_settings",
+    "vectors_of_stanford",
+    "write_stanford",
+]
+
+ARCHITECTURE, LINEAR = "HF_ColBERT", "linear.weight"
+_METADATA = "artifact.metadata"
+# All settings of the library, of which most are of training, indexes and search.
+_KEYS = frozenset(
+    "query_token_id doc_token_id query_token doc_token dim doc_maxlen mask_punctuation query_maxlen similarity "
+    "attend_to_mask_tokens interaction overwrite root experiment index_root name rank nranks amp gpus "
+    "total_visible_gpus avoid_fork_if_possible checkpoint triples collection queries index_name bsize accumsteps lr "
+    "maxsteps save_every resume warmup warmup_bert relu nway use_ib_negatives reranker distillation_alpha "
+    "ignore_scores model_name index_path index_bsize nbits kmeans_niters pool_factor clustering_mode protected_tokens "
+    "ncells centroid_score_threshold ndocs load_index_with_mmap meta".split()
+)
+
+_NOT_COPIED = ("model.safetensors", "config.json", "modules.json", "sentence_bert", "config_sentence")
+
+
+def check_stanford(vectors: EmbeddingConfig, projection: int | None) -> None:
+    """Check that the library can make the same vectors.
+
+    Raises: InputError naming the field.
+    """
+    if projection is None:
+        raise InputError("projection: found None, but the layout of ColBERT's library has one")
+    if not vectors.expand_queries:
+        raise InputError("vectors.expand_queries: found false, but ColBERT's library fills queries up")
+    for name in ("query_prompt", "document_prompt"):
+        prompt = getattr(vectors, name)
+        if not prompt.endswith(" ") or not prompt.strip() or " " in prompt[:-1]:
+            raise InputError(
+                f"vectors.{name}: found {prompt!r}, but ColBERT's library takes one token, then a blank: '[unused0] '"
+            )
+    if vectors.skip and set(vectors.skip) != set(string.punctuation):
+        raise InputError("vectors.skip: found some tokens, but ColBERT's library skips all punctuation or none")
+
+
+def write_stanford(folder: Path, source: Path, prefix: str, vectors: EmbeddingConfig, projection: nn.Linear) -> None:
+    """Write the model of `source`, whose encoder the library's class calls `prefix`, anew; an old folder is replaced.
+
+    Raises: InputError if the disk is full or not writable.
+    """
+    config = json.loads((source / "config.json").read_text()) | {"architectures": [ARCHITECTURE]}
+    weights = load_file(source / "model.safetensors")
+    named = {name if name.startswith(f"{prefix}.") else f"{prefix}.{name}": each for name, each in weights.items()}
+    settings: dict[str, Any] = {
+        "query_token_id": vectors.query_prompt.strip(), "doc_token_id": vectors.document_prompt.strip(),
+        "query_token": "[Q]", "doc_token": "[D]", "dim": projection.out_features, "similarity": "cosine",
+        "query_maxlen": vectors.query_length, "doc_maxlen": vectors.document_length,
+        "mask_punctuation": bool(vectors.skip), "attend_to_mask_tokens": True, "interaction": "colbert",
+    }  # fmt: skip
+    with new_folder(folder, replace=True) as partial:
+        for path in source.iterdir():
+            if path.is_file() and not path.name.startswith(_NOT_COPIED):
+                (partial / path.name).write_bytes(path.read_bytes())
+        (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        (partial / _METADATA).write_text(json.dumps(settings, indent=2) + "\n")
+        tensors = named | {LINEAR: projection.weight.detach()}
+        write_tensors(partial / "model.safetensors", tensors, metadata={"format": "pt"})
+
+
+def is_stanford(config: Mapping[str, Any]) -> bool:
+    """Say whether a `config.json` is that of the library's class."""
+    named = config.get("architectures")
+    return isinstance(named, list) and ARCHITECTURE in named
+
+
+def stanford_settings(folder: Path) -> dict[str, Any] | None:
+    """Return what `artifact.metadata` says, or the library's defaults; None for a folder of another layout.
+
+    Raises: InputError naming the file, if it is not readable.
+    """
+    if not is_stanford(read_json(folder / "config.json", missing_ok=True)):
+        return None
+    found = read_json(folder / _METADATA, missing_ok=True)
+    inner = found.get("config", found)  # one level down, in the metadata of its indexes
+    if not isinstance(inner, dict):
+        raise InputError(f"{folder / _METADATA}: config is {str(inner)[:60]!r}, expected settings")
+    unknown = [key for key in inner if key not in _KEYS and inner[key] is not None]
+    if unknown:
+        raise InputError(
+            f"{folder / _METADATA}: found the unknown key {unknown[0][:60]!r}, expected settings of ColBERT"
+        )
+    return inner
+
+
+def vectors_of_stanford(settings: Mapping[str, Any], folder: Path) -> EmbeddingConfig:
+    """Return how the library makes vectors; what is not said is its default.
+
+    Raises: InputError for a setting of another kind, and where queries do not attend to what they are filled up with.
+    """
+    place = folder / _METADATA
+    if not settings.get("attend_to_mask_tokens", False):
+        raise InputError(
+            f"{place}: attend_to_mask_tokens is false, expected true: without padding a text sees all its tokens"
+        )
+    for key, expected in (("similarity", "cosine"), ("interaction", "colbert")):
+        if settings.get(key, expected) != expected:
+            raise InputError(f"{place}: {key} is {str(settings[key])[:60]!r}, expected {expected!r}")
+    lengths = {key: settings.get(key) or usual for key, usual in (("query_maxlen", 32), ("doc_maxlen", 220))}
+    for key, length in lengths.items():
+        if type(length) is not int or length < 1:
+            raise InputError(f"{place}: {key} is {str(length)[:60]!r}, expected a number of tokens")
+    return EmbeddingConfig(
+        pooling="tokens",
+        # The library writes ". " before a text and puts the mark over the dot.
+        query_prompt=f"{settings.get('query_token_id') or '[unused0]'} ",
+        document_prompt=f"{settings.get('doc_token_id') or '[unused1]'} ",
+        query_length=lengths["query_maxlen"],
+        document_length=lengths["doc_maxlen"],
+        expand_queries=True,
+        skip=list(string.punctuation) if settings.get("mask_punctuation", True) else [],
+    )

@@ -1,0 +1,263 @@
+"""The published `config.json`, in its two dialects, to and from `ModelConfig`.
+
+In: the parsed JSON of a model folder. Out: a checked `ModelConfig`, and back. A file of its own because readers differ:
+transformers 5 wants `layer_types` and `rope_parameters`; text-embeddings-inference, candle and vLLM insist on
+`global_attn_every_n_layers`, the two thetas and `layer_norm_eps`. We read either and write both.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from modernbert.errors import InputError, shown
+from modernbert.model.config import ModelConfig
+from modernbert.safe_files import check_keys
+
+__all__ = ["check_head", "config_from_json", "config_to_json", "unused_dropouts"]
+
+# What every published model has in common. A folder that says otherwise is another architecture under the same name.
+_FIXED = {
+    "model_type": "modernbert",
+    "hidden_activation": "gelu",
+    "norm_bias": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "decoder_bias": True,
+    "tie_word_embeddings": True,
+}
+# The same of a head; of a folder that has none it does not matter.
+_FIXED_OF_HEAD = {"classifier_activation": "gelu", "classifier_bias": False}
+# Keys that other families read, with the one value under which they change nothing here.
+_NO_EFFECT: dict[str, Any] = {
+    "hidden_act": "gelu",
+    "is_causal": False,
+    "causal_mask": False,
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "partial_rotary_factor": 1.0,
+    "pruned_heads": {},
+    "per_layer_config": None,
+    "quantization_config": None,
+    "transformers_weights": "model.safetensors",
+}
+# Dropouts that transformers applies in training and this package does not have. They change nothing at inference.
+_UNUSED_DROPOUTS = ("embedding_dropout", "mlp_dropout")
+_ROLES = {"cls_token_id": "bos_token_id", "sep_token_id": "eos_token_id"}
+# Fields that a config may leave empty; transformers refuses null in every other number.
+_MAY_BE_NULL = ("norm_eps", "local_rope_theta", "pad_token_id", *_ROLES)
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+
+def config_from_json(found: Mapping[str, Any], origin: str) -> ModelConfig:
+    """Read a published config.
+
+    Keys that transformers does not read either are ignored. Keys that change what a model computes, and that this
+    package does not support, are refused.
+
+    Raises: InputError naming `origin` and the key, for a value of the wrong type, an impossible shape, or a switch that
+    no published ModernBERT uses.
+    """
+    origins: dict[str, str] = {}
+    try:
+        _check(found, _FIXED)
+        _check({key: value for key, value in found.items() if value is not None}, _NO_EFFECT)
+        known = [field.name for field in fields(ModelConfig)]
+        may_be_null = (*_MAY_BE_NULL, *(["global_attn_every_n_layers"] if found.get("layer_types") else []))
+        for key in known:
+            if key not in may_be_null and key in found and found[key] is None:
+                raise InputError(f"{key}: found None, expected a value, or no such key")
+        values = {key: value for key, value in found.items() if key in known and value is not None}
+        # As transformers has it; a config that is made here says it, and has another default.
+        values.setdefault("classifier_pooling", "cls")
+        values |= _aliases(found, origins)
+        values |= _window(found, values)
+        values |= _thetas(found, origins)
+        values |= _interval(found)
+        config = ModelConfig.from_fields(values)
+        _check_heads(found, config)
+    except InputError as error:
+        raise InputError(f"{origin}: {_renamed(str(error), origins)}") from None
+    return config
+
+
+def unused_dropouts(found: Mapping[str, Any], origin: str) -> list[str]:
+    """Return a line for each dropout of a published config that training with this package does not apply.
+
+    Raises: InputError naming `origin` and the key, for a rate that is none.
+    """
+    rates = {key: found.get(key, 0.0) for key in _UNUSED_DROPOUTS}
+    for key, rate in rates.items():
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate < 1:
+            raise InputError(f"{origin}: {key}: found {shown(repr(rate), 80)}, expected a number from 0 to below 1")
+    return [f"{origin}: {key} is {rate}; training does not apply it" for key, rate in rates.items() if rate]
+
+
+def _renamed(message: str, origins: Mapping[str, str]) -> str:
+    """Name the key of the file, where the field at fault was read from a key of another name."""
+    field, separator, rest = message.partition(":")
+    return f"{origins.get(field, field)}{separator}{rest}"
+
+
+def check_head(found: Mapping[str, Any], origin: str) -> None:
+    """Check what a published config says of its head.
+
+    Raises: InputError naming `origin` and the key, for a head of another architecture.
+    """
+    try:
+        _check(found, _FIXED_OF_HEAD)
+    except InputError as error:
+        raise InputError(f"{origin}: {error}") from None
+
+
+def _check(found: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+    for key, expected in fixed.items():
+        if found.get(key, expected) != expected:
+            wanted = "no such key" if expected is None else repr(expected)
+            raise InputError(f"{key}: found {shown(repr(found[key]), 80)}, expected {wanted}")
+
+
+def _check_heads(found: Mapping[str, Any], config: ModelConfig) -> None:
+    """Refuse attention heads of another form: of another width, or that share keys and values."""
+    for key, expected in (("head_dim", config.head_width), ("num_key_value_heads", config.num_attention_heads)):
+        if found.get(key) not in (None, expected):
+            raise InputError(f"{key}: found {found[key]!r}, expected {expected}, as in every published ModernBERT")
+
+
+def config_to_json(config: ModelConfig, architecture: str, dtype: str) -> dict[str, Any]:
+    """Write a config that old and new readers take unedited.
+
+    `architecture` is the class other libraries should build, `dtype` the precision of the stored weights.
+    """
+    kinds = [_FULL if config.is_global(layer) else _SLIDING for layer in range(config.num_hidden_layers)]
+    thetas = {_FULL: config.global_rope_theta, _SLIDING: config.local_rope_theta}
+    return {
+        **_FIXED,
+        **_FIXED_OF_HEAD,
+        **config.as_dict(),
+        "architectures": [architecture],
+        "bos_token_id": config.cls_token_id,
+        "eos_token_id": config.sep_token_id,
+        "layer_types": kinds,
+        "rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()},
+        "layer_norm_eps": config.norm_eps,
+        # transformers has one key for two dropouts, on attention weights and on the output. The paper uses only the
+        # latter, which other readers do not know; zero is what they would run with.
+        "attention_dropout": 0.0,
+        "embedding_dropout": 0.0,
+        "mlp_dropout": 0.0,
+        "classifier_dropout": 0.0,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+        "transformers_version": "4.48.0",
+    }
+
+
+def _aliases(found: Mapping[str, Any], origins: dict[str, str]) -> dict[str, Any]:
+    """Return fields that some writers spell otherwise; `origins` gets the key that each was read from."""
+    values: dict[str, Any] = {}
+
+    def take(name: str, alias: str, usual: Any = None) -> None:
+        values[name], origins[name] = found.get(alias, usual), alias
+
+    if found.get("norm_eps") is None:
+        if found.get("layer_norm_eps") is not None:
+            take("norm_eps", "layer_norm_eps")
+        elif "norm_eps" in found:
+            raise InputError("norm_eps: found None, expected a value, or no such key")
+    for name, alias in _ROLES.items():
+        if found.get(name) is None:
+            take(name, alias)
+    values.setdefault("pad_token_id", found.get("pad_token_id"))
+    # A config of another library says nothing of the output dropout but in this key; in ours the two differ.
+    if "attention_output_dropout" not in found:
+        take("attention_output_dropout", "attention_dropout", 0.0)
+    return values
+
+
+def _window(found: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the window of local layers, which transformers also reads from `sliding_window`: the half of it."""
+    half = found.get("sliding_window")
+    if half is None:
+        return {}
+    if type(half) is not int:
+        raise InputError(f"sliding_window: found {shown(repr(half), 80)}, expected int")
+    if values.get("local_attention", 2 * half) != 2 * half:
+        raise InputError(
+            f"sliding_window: found {half}, expected half of local_attention ({values['local_attention']})"
+        )
+    return {"local_attention": 2 * half}
+
+
+def _thetas(found: Mapping[str, Any], origins: dict[str, str]) -> dict[str, Any]:
+    """Return both thetas as transformers reads them: from `rope_parameters`, else from the old keys.
+
+    Source: transformers 5.24, `ModernBertConfig.convert_rope_params_to_dict`. It refuses a flat `rope_parameters`, and
+    ignores `rope_theta`; here the latter is refused where it would decide.
+    """
+    if found.get("rope_scaling"):
+        scaling = shown(repr(found["rope_scaling"]), 80)
+        raise InputError(f"rope_scaling: found {scaling}, expected null; ModernBERT scales by theta alone")
+    names = {"global_rope_theta": _FULL, "local_rope_theta": _SLIDING}
+    values = {name: found.get(name) for name in names}
+    for name, kind in names.items():
+        theta = _theta_of(found.get("rope_parameters"), kind)
+        if theta is not None:
+            values[name], origins[name] = theta, f"rope_parameters.{kind}.rope_theta"
+    # A null local theta is the old way to say "as in global layers".
+    if "local_rope_theta" in found and values["local_rope_theta"] is None:
+        values["local_rope_theta"] = values["global_rope_theta"]
+    if (bare := found.get("rope_theta")) is not None and [bare, bare] != list(values.values()):
+        raise InputError(
+            f"rope_theta: found {shown(repr(bare), 80)}, but it does not say of which layers; expected "
+            "global_rope_theta and local_rope_theta, or rope_parameters with an entry per layer type"
+        )
+    return {name: theta for name, theta in values.items() if theta is not None}
+
+
+def _theta_of(parameters: Any, kind: str) -> Any:
+    """Return the theta that `rope_parameters` has for a layer type, or None."""
+    expected = f"{{{_FULL!r}: {{'rope_type': 'default', 'rope_theta': ...}}, {_SLIDING!r}: ...}}"
+    if parameters is None:
+        return None
+    if not isinstance(parameters, Mapping):
+        raise InputError(f"rope_parameters: found {shown(repr(parameters), 80)}, expected {expected}")
+    if "rope_type" in parameters or "rope_theta" in parameters:
+        flat = shown(repr(dict(parameters)), 80)
+        raise InputError(f"rope_parameters: found {flat}, without layer types, expected {expected}")
+    check_keys(parameters, (_FULL, _SLIDING), "rope_parameters")
+    if kind not in parameters:
+        return None
+    entry, place = parameters[kind], f"rope_parameters.{kind}"
+    if not isinstance(entry, Mapping):
+        raise InputError(f"{place}: found {shown(repr(entry), 80)}, expected rope_type and rope_theta")
+    for key in ("rope_type", "type"):
+        if entry.get(key, "default") != "default":
+            raise InputError(f"{place}.{key}: found {shown(repr(entry[key]), 80)}, expected 'default'")
+    if entry.get("partial_rotary_factor", 1.0) != 1.0:
+        factor = shown(repr(entry["partial_rotary_factor"]), 80)
+        raise InputError(f"{place}.partial_rotary_factor: found {factor}, expected 1.0")
+    check_keys(entry, ("rope_type", "type", "rope_theta", "partial_rotary_factor"), place)
+    if "rope_theta" in entry and entry["rope_theta"] is None:
+        raise InputError(f"{place}.rope_theta: found None, expected a number")
+    return entry.get("rope_theta")
+
+
+def _interval(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return n where every n-th layer is global, if the list of layer types says so."""
+    old, kinds = found.get("global_attn_every_n_layers"), found.get("layer_types")
+    if kinds is None:
+        return {}
+    if not isinstance(kinds, list) or not all(kind in (_FULL, _SLIDING) for kind in kinds):
+        raise InputError(f"layer_types: found {str(kinds)[:80]}, expected a list of {_FULL!r} and {_SLIDING!r}")
+    if isinstance(found.get("num_hidden_layers"), int) and len(kinds) != found["num_hidden_layers"]:
+        raise InputError(
+            f"layer_types: found {len(kinds)} entries, expected num_hidden_layers = {found['num_hidden_layers']}"
+        )
+    second = next((layer for layer, kind in enumerate(kinds) if kind == _FULL and layer > 0), len(kinds))
+    if kinds != [_FULL if layer % second == 0 else _SLIDING for layer in range(len(kinds))]:
+        raise InputError("layer_types: found an irregular pattern, expected every n-th layer global from the first on")
+    # A model too shallow to show its interval keeps the one it names.
+    if isinstance(old, int) and old >= len(kinds) and second == len(kinds):
+        return {}
+    return {"global_attn_every_n_layers": second}

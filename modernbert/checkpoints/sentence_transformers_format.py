@@ -1,0 +1,456 @@
+"""How a folder's texts become vectors, in the words of the libraries that write such folders.
+
+In: a folder of sentence-transformers (vectors, or its multi-vector models), of PyLate or of ColBERT's own library. Out:
+`EmbeddingConfig`, and back: beside a published folder, the files from which the first two build the same thing. What a
+folder lists and this package has no part for is refused: vectors that are almost those of the model are wrong.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from modernbert.checkpoints.colbert_format import stanford_settings, vectors_of_stanford
+from modernbert.checkpoints.sentence_transformers_modules import listed_modules
+from modernbert.errors import InputError, shown
+from modernbert.files import write_tensors
+from modernbert.model.embedder import EmbeddingConfig
+from modernbert.safe_files import check_keys, is_there, read_json
+
+__all__ = [
+    "Kept",
+    "check_no_default_prompt",
+    "load_kept",
+    "load_vectors",
+    "max_length_of",
+    "unused_head_of",
+    "write_vectors",
+]
+
+_SETTINGS, _LIMITS = "config_sentence_transformers.json", "sentence_bert_config.json"
+_TOKENIZER = "tokenizer_config.json"
+# Other names for _LIMITS that sentence-transformers reads, in old folders.
+_OLDER_LIMITS = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+_POOLINGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
+# What its modules call vectors of texts, and those of their tokens.
+_SENTENCE, _TOKENS = "sentence_embedding", "token_embeddings"
+# Of transformers' classes with a head that has labels.
+_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
+# What the tokenizers of transformers say of no limit is a number of thirty digits.
+_NO_LIMIT = 10**6
+# Keys that are read, or that change no vector, of `config_sentence_transformers.json`: of every kind of model, and of
+# PyLate's; of `sentence_bert_config.json`; of `1_Pooling/config.json`.
+_EVERY_MODEL = (
+    "__version__", "requirements", "model_type", "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim",
+)  # fmt: skip
+_KEYS_OF = {
+    None: (*_EVERY_MODEL, "query_length"),
+    "SentenceTransformer": (*_EVERY_MODEL, "query_length"),
+    "MultiVectorEncoder": _EVERY_MODEL,
+    "CrossEncoder": (*_EVERY_MODEL, "activation_fn", "keep_in_fp32_modules"),
+    "ColBERT": (
+        *_EVERY_MODEL, "query_prefix", "document_prefix", "query_length", "document_length",
+        "attend_to_expansion_tokens", "do_query_expansion", "skiplist_words",
+    ),
+}  # fmt: skip
+_LIMITS_KEYS = (
+    "max_seq_length", "do_lower_case", "query_length", "document_length", "query_expansion", "transformer_task",
+    "modality_config", "module_output_name", "processing_kwargs", "unpad_inputs", "model_args", "tokenizer_args",
+    "config_args", "model_kwargs", "processor_kwargs", "config_kwargs",
+)  # fmt: skip
+_POOLING_KEYS = (
+    "word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt", *_POOLINGS.values(),
+    "pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens",
+    "pooling_mode_lasttoken",
+)  # fmt: skip
+# How a model is loaded, not what it computes.
+_LOADING = ("trust_remote_code", "attn_implementation", "torch_dtype", "dtype", "low_cpu_mem_usage", "device_map")
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Hold what a folder says to sentence-transformers beside its `EmbeddingConfig`, to be written again.
+
+    `normalize` says whether its vectors are scaled to length 1, None where it does not say; `obstacle` why this package
+    does not compare them as that library does, if it does not.
+    """
+
+    normalize: bool | None = None
+    similarity: str | None = None
+    prompts: Mapping[str, Any] = field(default_factory=dict)
+    default_prompt: str | None = None
+    obstacle: str | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The default prompt: what is put before a text that is embedded as neither a query nor a document."""
+        return "" if self.default_prompt is None else str(self.prompts.get(self.default_prompt) or "")
+
+
+def write_vectors(
+    folder: Path, vectors: EmbeddingConfig, projection: nn.Linear | None, longest: int, kept: Kept | None = None
+) -> None:
+    """Write what sentence-transformers reads beside a model, in PyLate's layout where tokens have vectors.
+
+    For `new_folder`.
+
+    Raises: OSError with the system's number if the disk is full or not writable; InputError for late interaction that
+    this layout cannot say.
+    """
+    late, kept = vectors.pooling == "tokens", kept or Kept()
+    if late and kept.obstacle is not None:
+        raise InputError(f"{kept.obstacle}: PyLate's layout has no word for it")
+    modules: list[tuple[str, str]] = [("", "sentence_transformers.models.Transformer")]
+    settings: dict[str, Any] = {
+        "prompts": {**kept.prompts, "query": vectors.query_prompt, "document": vectors.document_prompt},
+        "default_prompt_name": kept.default_prompt,
+        "similarity_fn_name": kept.similarity or "cosine",
+        # Which sentence-transformers has no word for, and passes over.
+        "query_length": vectors.query_length,
+    }
+    if vectors.truncate_dim is not None:
+        settings["truncate_dim"] = vectors.truncate_dim
+    if late:
+        settings = {
+            "model_type": "ColBERT", "similarity_fn_name": "MaxSim", "query_prefix": vectors.query_prompt,
+            "document_prefix": vectors.document_prompt, "query_length": vectors.query_length or longest,
+            "document_length": vectors.document_length or longest, "attend_to_expansion_tokens": True,
+            "do_query_expansion": vectors.expand_queries, "skiplist_words": list(vectors.skip),
+        }  # fmt: skip
+    else:
+        width = json.loads((folder / "config.json").read_text())["hidden_size"]
+        pooling = {key: mode == vectors.pooling for mode, key in _POOLINGS.items()}
+        modules += [("1_Pooling", "sentence_transformers.models.Pooling")]
+        _write_module(folder / "1_Pooling", {"word_embedding_dimension": width, **pooling})
+    if projection is not None:
+        place = f"{len(modules)}_Dense"
+        modules += [(place, "pylate.models.Dense.Dense" if late else "sentence_transformers.models.Dense")]
+        described = {
+            "in_features": projection.in_features, "out_features": projection.out_features, "bias": False,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        }  # fmt: skip
+        _write_module(folder / place, described)
+        write_tensors(folder / place / "model.safetensors", {"linear.weight": projection.weight.detach().cpu()})
+    if not late and kept.normalize is not False:
+        modules += [(f"{len(modules)}_Normalize", "sentence_transformers.models.Normalize")]
+        (folder / modules[-1][0]).mkdir()
+    listed = [{"idx": n, "name": str(n), "path": path, "type": kind} for n, (path, kind) in enumerate(modules)]
+    (folder / "modules.json").write_text(json.dumps(listed, indent=2) + "\n")
+    (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+    limits = {"max_seq_length": vectors.document_length or longest, "do_lower_case": False}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(limits, indent=2) + "\n")
+
+
+def _write_module(place: Path, settings: dict[str, Any]) -> None:
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def load_vectors(folder: Path) -> EmbeddingConfig:
+    """Read how a folder's texts become vectors; the defaults where it does not say.
+
+    Raises: InputError naming the file, for one that is not readable, or asks for what this package has not.
+    """
+    if (stanford := stanford_settings(folder)) is not None:
+        return vectors_of_stanford(stanford, folder)
+    found, limits = read_json(folder / _SETTINGS, missing_ok=True), read_json(folder / _LIMITS, missing_ok=True)
+    kind = _kind_of(found, folder)
+    _check_transformer(limits, folder / _LIMITS)
+    if kind == "ColBERT":
+        return _of_pylate(found, folder)
+    if found.get("model_type") == "MultiVectorEncoder":
+        return _of_multi_vector(found, folder)
+    query, document = _prompts(found, folder)
+    # The library cuts queries where it cuts documents, unless it is told otherwise; older ones cannot be.
+    length = _longest(folder)
+    asked = _whole("query_length", limits, folder / _LIMITS) or length
+    if "query_length" in found:
+        asked = _whole("query_length", found, folder / _SETTINGS)
+    length = _whole("document_length", limits, folder / _LIMITS) or length
+    return EmbeddingConfig(
+        pooling=_pooling(folder), query_prompt=query, document_prompt=document, query_length=asked,
+        document_length=length, truncate_dim=_whole("truncate_dim", found, folder / _SETTINGS, "components"),
+    )  # fmt: skip
+
+
+def load_kept(folder: Path) -> Kept:
+    """Read what a folder of sentence-transformers says beside its `EmbeddingConfig`; nothing of one of another layout.
+
+    Raises: InputError naming the file, for one that is not readable.
+    """
+    found = read_json(folder / _SETTINGS, missing_ok=True)
+    late, place = found.get("model_type") == "MultiVectorEncoder", folder / _SETTINGS
+    others = _kind_of(found, folder) == "ColBERT" or stanford_settings(folder) is not None
+    if others or not (folder / "modules.json").exists():
+        return Kept()
+    normalize = _normalizes(folder, _TOKENS if late else _SENTENCE)
+    similarity = _text("similarity_fn_name", found, place) or None
+    obstacle = None
+    if similarity not in (None, "maxsim" if late else "cosine") and not (similarity == "dot" and normalize):
+        obstacle = f"{place}: similarity_fn_name is {str(similarity)[:60]!r}, expected {'maxsim' if late else 'cosine'}"
+    elif late and not normalize:
+        obstacle = f"{folder / 'modules.json'}: lists no Normalize of {_TOKENS}, expected one"
+    return Kept(normalize, similarity, found.get("prompts") or {}, _default_prompt(found, place), obstacle)
+
+
+def check_no_default_prompt(folder: Path) -> None:
+    """Check that sentence-transformers puts nothing before the pairs that a folder's head scores.
+
+    Raises: InputError for a default prompt.
+    """
+    place = folder / _SETTINGS
+    found = read_json(place, missing_ok=True)
+    name = _default_prompt(found, place)
+    if name is not None and (found.get("prompts") or {}).get(name):
+        raise InputError(
+            f"{place}: default_prompt_name is {name!r}, expected none: this package puts no prompt before the texts of "
+            "a head with labels"
+        )
+
+
+def unused_head_of(folder: Path) -> str | None:
+    """Say which head with labels a folder's config.json names, if it does not say how its texts become vectors.
+
+    Raises: InputError naming the file, for one that is not readable.
+    """
+    if stanford_settings(folder) is not None or any(each.kind != "Transformer" for each in listed_modules(folder)):
+        return None
+    place = folder / "config.json"
+    named = read_json(place).get("architectures")
+    heads = [each for each in named if str(each).endswith(_HEADS)] if isinstance(named, list) else []
+    return f"{place}: architectures names {str(heads[0])[:80]}" if heads else None
+
+
+def max_length_of(folder: Path) -> int | None:
+    """Return the most tokens of a text according to a folder's files, or None if they set no limit.
+
+    `max_seq_length` in sentence_bert_config.json counts, else `model_max_length` in tokenizer_config.json.
+
+    Raises: InputError naming the file, for a limit that is not a number of tokens, or a file of an old name.
+
+    Source: `Transformer` of sentence-transformers 6, `PreTrainedTokenizerBase` of transformers 5.
+    """
+    place = folder / _LIMITS
+    for older in () if is_there(place) else _OLDER_LIMITS:
+        if is_there(folder / older):
+            raise InputError(f"{folder / older}: has settings under an old name, expected {_LIMITS}; rename the file")
+    limits = read_json(place, missing_ok=True)
+    for key in ("processor_kwargs", "tokenizer_args"):
+        # What is passed to the tokenizer overrides max_seq_length.
+        given = limits.get(key)
+        if isinstance(given, dict) and given.get("model_max_length") is not None:
+            return _limit("model_max_length", given, place)
+    if limits.get("max_seq_length") is not None:
+        return _limit("max_seq_length", limits, place)
+    place = folder / _TOKENIZER
+    found = read_json(place, missing_ok=True)
+    # Folders of older transformers name it max_len.
+    key = "model_max_length" if found.get("model_max_length") is not None else "max_len"
+    return _limit(key, found, place)
+
+
+def _kind_of(found: Mapping[str, Any], folder: Path) -> str | None:
+    """Return the kind of model that a folder's settings describe; early versions of PyLate did not name theirs."""
+    kind = found.get("model_type")
+    if kind is None and ("query_prefix" in found or "document_prefix" in found):
+        kind = "ColBERT"
+    if not isinstance(kind, str | None) or kind not in _KEYS_OF:
+        known = ", ".join(str(each) for each in _KEYS_OF if each)
+        raise InputError(f"{folder / _SETTINGS}: model_type is {shown(repr(kind), 60)}, expected one of {known}")
+    check_keys(found, _KEYS_OF[kind], str(folder / _SETTINGS))
+    return kind
+
+
+def _check_transformer(limits: Mapping[str, Any], place: Path) -> None:
+    """Refuse what `sentence_bert_config.json` says of the encoder, if it makes other vectors of a text.
+
+    Raises: InputError naming the file and the key.
+    """
+    check_keys(limits, _LIMITS_KEYS, str(place))
+    modalities = limits.get("modality_config") or {}
+    text = modalities.get("text", {}) if isinstance(modalities, Mapping) else modalities
+    if not isinstance(text, Mapping):
+        raise InputError(f"{place}: modality_config is {shown(repr(modalities), 60)}, expected an entry for text")
+    for key, found, expected in (
+        ("transformer_task", limits.get("transformer_task"), "feature-extraction"),
+        ("modality_config.text.method", text.get("method"), "forward"),
+        ("modality_config.text.method_output_name", text.get("method_output_name"), "last_hidden_state"),
+        ("module_output_name", limits.get("module_output_name"), _TOKENS),
+    ):
+        if found not in (None, expected):
+            raise InputError(f"{place}: {key} is {shown(repr(found), 60)}, expected {expected!r}")
+    for key in ("model_args", "model_kwargs", "config_args", "config_kwargs", "tokenizer_args", "processor_kwargs"):
+        told = limits.get(key) or {}
+        if not isinstance(told, Mapping):
+            raise InputError(f"{place}: {key} is {shown(repr(told), 60)}, expected an object")
+        limit = ("model_max_length",) if key in ("tokenizer_args", "processor_kwargs") else ()
+        check_keys(told, (*_LOADING, *limit), f"{place}: {key}")
+    if limits.get("processing_kwargs"):
+        told = shown(repr(limits["processing_kwargs"]), 60)
+        raise InputError(
+            f"{place}: processing_kwargs is {told}, expected none: texts are encoded as the tokenizer says"
+        )
+
+
+def _normalizes(folder: Path, name: str) -> bool:
+    """Say whether a folder lists a module that scales vectors of this name to length 1."""
+    names = []
+    for each in listed_modules(folder):
+        if each.kind == "Normalize":
+            place = folder / each.path / "config.json"
+            found = read_json(place, missing_ok=True)
+            check_keys(found, ("module_input_name", "module_output_name"), str(place))
+            names.append(found.get("module_input_name") or _SENTENCE)
+            if found.get("module_output_name") not in (None, names[-1]):
+                written = shown(repr(found["module_output_name"]), 60)
+                raise InputError(f"{place}: module_output_name is {written}, expected module_input_name")
+    return name in names
+
+
+def _of_pylate(found: dict[str, Any], folder: Path) -> EmbeddingConfig:
+    expand = bool(found.get("do_query_expansion", True))
+    if expand and not found.get("attend_to_expansion_tokens", False):
+        raise InputError(
+            f"{folder / _SETTINGS}: attend_to_expansion_tokens is false, expected true, or do_query_expansion "
+            "false: without padding a text sees all its tokens"
+        )
+    # PyLate puts prefixes in tokens; sentence-transformers puts these prompts behind them, PyLate only if asked.
+    for name, prompt in zip(("query", "document"), _prompts(found, folder), strict=True):
+        if prompt not in ("", found.get(f"{name}_prefix")):
+            told = shown(repr(prompt), 60)
+            raise InputError(f"{folder / _SETTINGS}: prompts.{name} is {told}, expected none beside {name}_prefix")
+    if found.get("default_prompt_name") is not None:
+        told = shown(repr(found["default_prompt_name"]), 60)
+        raise InputError(f"{folder / _SETTINGS}: default_prompt_name is {told}, expected null beside query_prefix")
+    return EmbeddingConfig(
+        pooling="tokens", query_prompt=_text("query_prefix", found, folder / _SETTINGS),
+        document_prompt=_text("document_prefix", found, folder / _SETTINGS),
+        query_length=_whole("query_length", found, folder / _SETTINGS) or 32,
+        document_length=_whole("document_length", found, folder / _SETTINGS) or 180, expand_queries=expand,
+        skip=_words(found, folder / _SETTINGS),
+    )  # fmt: skip
+
+
+def _of_multi_vector(found: dict[str, Any], folder: Path) -> EmbeddingConfig:
+    """Read sentence-transformers' own form of late interaction: each module says its part."""
+    limits = read_json(folder / _LIMITS, missing_ok=True)
+    length = _whole("query_length", limits, folder / _LIMITS) or _longest(folder)
+    expansion = limits.get("query_expansion")
+    if expansion is not None:
+        if not isinstance(expansion, dict) or expansion.get("strategy") != "fixed" or expansion.get("token"):
+            raise InputError(f"{folder / _LIMITS}: query_expansion is not that of [MASK] to a fixed length")
+        check_keys(expansion, ("strategy", "token", "attend", "length"), f"{folder / _LIMITS}: query_expansion")
+        if not expansion.get("attend", False):
+            raise InputError(
+                f"{folder / _LIMITS}: query_expansion.attend is false, expected true: without padding a text sees all "
+                "its tokens"
+            )
+        length = _whole("length", expansion, folder / _LIMITS)
+    skip: list[str] = []
+    for module in listed_modules(folder):
+        if module.kind == "MultiVectorMask":
+            place = folder / module.path / "config.json"
+            mask = read_json(place, missing_ok=True)
+            check_keys(mask, ("skiplist_words", "skiplist_tasks", "keep_only_token_ids"), str(place))
+            if mask.get("keep_only_token_ids") or mask.get("skiplist_tasks", ["document"]) != ["document"]:
+                raise InputError(f"{place}: leaves out tokens of other texts than documents, or keeps some alone")
+            skip = _words(mask, place)
+    query, document = _prompts(found, folder)
+    return EmbeddingConfig(
+        pooling="tokens", query_prompt=query, document_prompt=document, query_length=length,
+        document_length=_whole("document_length", limits, folder / _LIMITS) or _longest(folder),
+        expand_queries=expansion is not None, skip=skip,
+    )  # fmt: skip
+
+
+def _pooling(folder: Path) -> str:
+    """Return how a folder of sentence-transformers makes one vector of a text; mean where it does not say."""
+    if not (folder / "modules.json").exists():
+        return "mean"
+    places = [folder / each.path for each in listed_modules(folder) if each.kind == "Pooling"]
+    if not places:
+        return "mean"
+    if len(places) > 1:
+        raise InputError(f"{folder / 'modules.json'}: lists {len(places)} of Pooling, expected one")
+    (place,) = places
+    found = read_json(place / "config.json", missing_ok=True)
+    mode = found.get("pooling_mode")
+    modes = [mode] if isinstance(mode, str) else [name for name, key in _POOLINGS.items() if found.get(key)]
+    others = [key for key in found if key.startswith("pooling_mode_") and key not in _POOLINGS.values() and found[key]]
+    if isinstance(mode, list) or others or len(modes) > 1 or not set(modes) <= set(_POOLINGS):
+        raise InputError(f"{place / 'config.json'}: pools by {str(mode or others or modes)[:60]}, expected mean or cls")
+    check_keys(found, _POOLING_KEYS, str(place / "config.json"))
+    if not found.get("include_prompt", True):
+        raise InputError(f"{place / 'config.json'}: include_prompt is false, expected true")
+    return modes[0] if modes else "mean"
+
+
+def _prompts(found: dict[str, Any], folder: Path) -> tuple[str, str]:
+    """Return what is put before queries and before documents."""
+    prompts = found.get("prompts") or {}
+    if not isinstance(prompts, dict):
+        raise InputError(f"{folder / _SETTINGS}: prompts is {type(prompts).__name__}, expected names and texts")
+    for name in prompts:
+        _text(name, prompts, folder / _SETTINGS)
+    # The library asks for the first of these that there is, be it empty.
+    name = next((name for name in ("document", "passage", "corpus") if prompts.get(name) is not None), "document")
+    return prompts.get("query") or "", prompts.get(name) or ""
+
+
+def _default_prompt(found: dict[str, Any], place: Path) -> str | None:
+    """Return the name of the prompt that a folder puts before texts by default, or None."""
+    name, prompts = found.get("default_prompt_name"), found.get("prompts") or {}
+    if name is None:
+        return None
+    # The library adds these two, empty, where a folder does not have them.
+    known = [*prompts, *(each for each in ("query", "document") if each not in prompts)]
+    if not isinstance(name, str) or name not in known:
+        raise InputError(
+            f"{place}: default_prompt_name is {str(name)[:60]!r}, expected one of prompts: "
+            f"{shown(', '.join(known), 200)}"
+        )
+    return name
+
+
+def _longest(folder: Path) -> int | None:
+    """Return at how many tokens queries and documents are cut where a folder has no other length for them."""
+    has_limits = (folder / "modules.json").exists() or (folder / _LIMITS).exists()
+    return max_length_of(folder) if has_limits else None
+
+
+def _limit(key: str, found: dict[str, Any], place: Path) -> int | None:
+    """Return a number of tokens; None for none, or for one so large that transformers means no limit by it."""
+    value = found.get(key)
+    # A float where it was written as 1e30.
+    if value is None or (type(value) in (int, float) and value >= _NO_LIMIT):
+        return None
+    if type(value) is not int or value < 1:
+        raise InputError(f"{place}: {key} is {repr(value)[:60]}, expected a number of tokens")
+    return value
+
+
+def _whole(key: str, said: dict[str, Any], place: Path, what: str = "tokens") -> int | None:
+    value = said.get(key)
+    if value is not None and (type(value) is not int or value < 1):
+        raise InputError(f"{place}: {key} is {value!r}, expected a number of {what}")
+    return value
+
+
+def _text(key: str, said: dict[str, Any], place: Path) -> str:
+    value = said.get(key)
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{place}: {key} is {str(value)[:60]}, expected a text")
+    return value or ""
+
+
+def _words(said: dict[str, Any], place: Path) -> list[str]:
+    words = said.get("skiplist_words") or []
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise InputError(f"{place}: skiplist_words is {str(words)[:60]!r}, expected a list of tokens")
+    return list(words)

@@ -1,0 +1,340 @@
+"""Encoders of other families behind the ragged calls of this package, through `transformers`.
+
+In: a folder of BERT, RoBERTa, DeBERTa-v3, NomicBERT or another encoder. Out: modules that take batches laid end to end.
+Padding lives here and nowhere else: rows are padded for the model, and what it says of padding is dropped. Nothing in a
+folder is executed, and `transformers` never sees the folder: it is given the sizes of the config that its own class for
+the family declares, and tensors that this package has read. So it meets neither code that a model brings along, nor a
+kernel, quantizer, adapter or other file that a config names.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from modernbert.batch import Batch, SequenceLengths
+from modernbert.checkpoints.safetensors_files import WEIGHTS, check_tensor, is_of_adapter, read_weights, refuse_adapters
+from modernbert.errors import CheckFailed, InputError, shown
+from modernbert.extras import missing
+from modernbert.files import new_folder, unwrap_errors
+from modernbert.model.heads import TASKS
+from modernbert.safe_files import is_there, read_bytes, read_json
+
+__all__ = [
+    "OURS",
+    "ForeignClassifier",
+    "ForeignEncoder",
+    "family_of",
+    "load_foreign_classifier",
+    "load_foreign_encoder",
+    "longest_of",
+    "save_foreign",
+    "vocabulary_of",
+]
+
+OURS = "modernbert"
+_OLD_PLACE = "0_Transformer"
+# Encoders of text whose classes take tokens and no more.
+_FAMILIES = frozenset(
+    "albert bert camembert data2vec-text deberta deberta-v2 distilbert electra ernie eurobert gte jina_embeddings_v3 "
+    "megatron-bert mobilebert mpnet nomic_bert rembert roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl".split()
+)
+# Fields of transformers' configs that say nothing of a model's shape, and those that some classes read undeclared.
+_NOT_OF_SHAPE = frozenset(
+    "architectures dtype id2label is_encoder_decoder label2id model_type output_hidden_states problem_type return_dict "
+    "transformers_version".split()
+)
+_UNDECLARED = frozenset(
+    "attention_head_size cls_dropout conv_act conv_groups conv_kernel_size embedding_size head_dim norm_rel_ebd "
+    "pooler_hidden_size position_buckets rope_scaling rope_theta share_att_key talking_head".split()
+)
+# Tensors of an encoder's layers, by name; heads have none such.
+_OF_LAYERS = re.compile(r"(^|\.)(layers?|albert_layer_groups|h|blocks?)\.\d+\.")
+# Those that follow from the config; older libraries stored them.
+_PASSED_OVER = re.compile(r"position_ids|rotary_emb|inv_freq|masked_bias|attn\.bias$")
+# Loops are made of these.
+_COUNTED = re.compile("layer|group|network|heads")
+_MOST, _MOST_COUNTED, _MOST_PLACES = 2**24, 2**7, 2**20
+_VOCABULARY = 2**18
+_MOST_TOKENIZER_BYTES = 2**27
+# Rows are as long as the next multiple of this: libraries prepare products for each shape they meet, so few should be.
+_STEP = 8
+
+
+# Places of a grid, padding included: short documents are not padded to long ones of the same batch.
+_PLACES = 8_192
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Some documents of a batch as rows of one length: `numbers` says which."""
+
+    numbers: Sequence[int]
+    ids: Int64[Tensor, "N S"]
+    mask: Int64[Tensor, "N S"]
+    real: Bool[Tensor, "N S"]
+
+
+def family_of(folder: Path) -> str:
+    """Return the `model_type` of a folder's config; `OURS` is this package's own.
+
+    Raises: InputError if there is no config, its family is not known here, or the folder has an adapter.
+    """
+    refuse_adapters(folder)
+    if not is_there(folder / "config.json") and is_there(folder / _OLD_PLACE / "config.json"):
+        raise InputError(
+            f"{folder}: has its model in {_OLD_PLACE}, as old folders of sentence-transformers have, expected these "
+            'files beside modules.json, which names their path, then ""'
+        )
+    family = read_json(folder / "config.json").get("model_type", OURS)
+    if not isinstance(family, str) or family not in (OURS, *_FAMILIES):
+        known = ", ".join((OURS, *sorted(_FAMILIES)))
+        raise InputError(f"{folder / 'config.json'}: model_type: found {family!r}, expected one of {known}")
+    return family
+
+
+def longest_of(folder: Path) -> int:
+    """Return the most tokens a foreign model takes; RoBERTa's family counts places from behind that of padding.
+
+    Raises: InputError naming the key whose value cannot be.
+    """
+    found = read_json(folder / "config.json")
+    named = "max_position_embeddings" if found.get("max_position_embeddings") is not None else "n_positions"
+    places = _whole(folder, found, named, 512)
+    behind = found.get("model_type") in ("roberta", "xlm-roberta", "camembert")
+    offset = _whole(folder, found, "pad_token_id", 0, least=0) + 1 if behind else 0
+    if places <= offset:
+        raise InputError(f"{folder / 'config.json'}: max_position_embeddings: found {places}, expected more")
+    return places - offset
+
+
+def vocabulary_of(folder: Path) -> int:
+    """Return the entries of a foreign model's vocabulary.
+
+    Raises: InputError for a number that cannot be.
+    """
+    return _whole(folder, read_json(folder / "config.json"), "vocab_size", _VOCABULARY, most=_MOST)
+
+
+class ForeignEncoder(nn.Module):
+    """A bare encoder: tokens of a ragged batch -> hidden states."""
+
+    def __init__(self, inner: nn.Module, pad_id: int, sep_id: int, longest: int) -> None:
+        super().__init__()
+        self.inner, self.pad_id, self.sep_id, self.longest = inner, pad_id, sep_id, longest
+
+    @property
+    def width(self) -> int:
+        """Width of its hidden states, D."""
+        return int(self.inner.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of its vocabulary, V."""
+        return int(self.inner.config.vocab_size)  # type: ignore[union-attr, arg-type]
+
+    def forward(self, tokens: Int64[Tensor, " T"], layout: SequenceLengths) -> Float[Tensor, "T D"]:
+        """Return the hidden state of every token."""
+        grids = _grids(tokens, layout, self.pad_id, self.longest)
+        rows = [self.inner(**_inputs(self.inner, grid, self.sep_id)).last_hidden_state[grid.real] for grid in grids]
+        return _in_order(rows, grids, layout.lengths)
+
+
+class ForeignClassifier(nn.Module):
+    """An encoder with the head that its family scores documents or tokens with."""
+
+    def __init__(
+        self, inner: nn.Module, task: str, labels: Sequence[str], pad_id: int, sep_id: int, longest: int
+    ) -> None:
+        super().__init__()
+        self.inner, self.task, self.labels = inner, task, tuple(labels)
+        self.pad_id, self.sep_id, self.longest = pad_id, sep_id, longest
+
+    def forward(self, batch: Batch) -> Float[Tensor, "M labels"]:
+        """Return scores of every document or every token; where `batch.label_positions` names some, of those alone."""
+        grids = _grids(batch.tokens, batch.layout, self.pad_id, self.longest)
+        scores = [self.inner(**_inputs(self.inner, grid, self.sep_id)).logits for grid in grids]
+        if TASKS[self.task].of_tokens:
+            scores = [each[grid.real] for each, grid in zip(scores, grids, strict=True)]
+            rows = _in_order(scores, grids, batch.layout.lengths)
+        else:
+            rows = _in_order(scores, grids, [1] * batch.layout.num_docs)
+        return rows if batch.label_positions is None else rows.index_select(0, batch.label_positions)
+
+
+def load_foreign_encoder(folder: Path, pad_id: int, sep_id: int, dtype: torch.dtype) -> ForeignEncoder:
+    """Load a bare encoder.
+
+    Raises: InputError if transformers is not installed, or does not load the folder.
+    """
+    inner = _load(folder, "AutoModel", dtype, {})
+    return ForeignEncoder(inner.eval(), pad_id, sep_id, longest_of(folder))
+
+
+def load_foreign_classifier(
+    folder: Path, task: str, labels: Sequence[str], seed: int, pad_id: int, sep_id: int
+) -> ForeignClassifier:
+    """Load an encoder with its family's head in float32; what the folder lacks of the head is drawn from the seed.
+
+    Raises: InputError if transformers is not installed, or does not load the folder.
+    """
+    if task in ("choose", "extract"):
+        raise InputError(f"task: found {task!r}, which is for models of this package alone")
+    kind = "AutoModelForTokenClassification" if TASKS[task].of_tokens else "AutoModelForSequenceClassification"
+    named = dict(enumerate(labels))
+    head = {
+        "id2label": named, "label2id": {label: n for n, label in named.items()}, "num_labels": len(labels),
+        "problem_type": TASKS[task].problem_type,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    inner = _load(folder, kind, torch.float32, head)
+    return ForeignClassifier(inner, task, labels, pad_id, sep_id, longest_of(folder))
+
+
+def save_foreign(
+    folder: Path,
+    model: ForeignClassifier | ForeignEncoder,
+    tokenizer_of: Path,
+    write_beside: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a folder that transformers loads, with the tokenizer's files of the folder it came from.
+
+    Raises: InputError if the disk is full. CheckFailed if the tokenizer's files are gone; the weights are then kept,
+        see `storage.new_folder`.
+    """
+    with new_folder(folder, replace=True) as partial:
+        with unwrap_errors():
+            model.inner.save_pretrained(partial)  # type: ignore[operator]
+        try:
+            _copy_tokenizer(tokenizer_of, partial)
+        except InputError as error:
+            raise CheckFailed(f"{error}; the model lacks its tokenizer") from error
+        if write_beside is not None:
+            write_beside(partial)
+
+
+def _grids(tokens: Tensor, layout: SequenceLengths, pad_id: int, longest: int) -> list[_Grid]:
+    """Return documents of like length together, the longest first."""
+    order = sorted(range(layout.num_docs), key=lambda number: -layout.lengths[number])
+    documents = tokens.split(list(layout.lengths))
+    grids = []
+    while order:
+        size = layout.lengths[order[0]]
+        size = max(size, min(-(-size // _STEP) * _STEP, longest))
+        most = max(1, _PLACES // size)
+        numbers, order = order[:most], order[most:]
+        lengths = torch.tensor([layout.lengths[number] for number in numbers], device=tokens.device)
+        real = torch.arange(size, device=tokens.device) < lengths[:, None]
+        ids = torch.full(real.shape, pad_id, dtype=torch.int64, device=tokens.device)
+        ids[real] = torch.cat([documents[number] for number in numbers])
+        grids.append(_Grid(numbers, ids, real.long(), real))
+    return grids
+
+
+def _in_order(rows: Sequence[Tensor], grids: Sequence[_Grid], sizes: Sequence[int]) -> Tensor:
+    """Put rows of the documents of grids, so many of each, into the order of the documents."""
+    numbers = [number for grid in grids for number in grid.numbers]
+    parts = torch.cat(list(rows)).split([sizes[number] for number in numbers])
+    return torch.cat([part for _, part in sorted(zip(numbers, parts, strict=True), key=lambda pair: pair[0])])
+
+
+def _inputs(inner: nn.Module, grid: _Grid, sep_id: int) -> dict[str, Tensor]:
+    """Return what a model of transformers takes; the second text of a pair has another type, where there are types."""
+    inputs = {"input_ids": grid.ids, "attention_mask": grid.mask}
+    if int(getattr(inner.config, "type_vocab_size", 0) or 0) > 1:
+        ends = (grid.ids == sep_id).long()
+        # A token is of the second text if a separator stands before it.
+        inputs["token_type_ids"] = ((ends.cumsum(1) - ends) > 0).long() * grid.mask
+    return inputs
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError:
+        raise missing("models of other families", "transformers") from None
+    # What it says of each load is not for whoever uses this package.
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return transformers
+
+
+def _load(folder: Path, kind: str, dtype: torch.dtype, head: Mapping[str, Any]) -> nn.Module:
+    """Build a model of `kind` with the weights of a folder, all of its encoder and what there is of a head."""
+    transformers = _transformers()
+    weights = read_weights(folder)
+    for name, tensor in weights.items():
+        if "position_ids" not in name:  # older libraries stored these numbers
+            check_tensor(folder, name, tensor)
+    try:
+        config = _config(transformers, folder, len(weights), head)
+        with torch.device("meta"):
+            planned = getattr(transformers, kind).from_config(config)
+        num_planned, num_stored = (
+            sum(each.numel() for each in some) for some in (planned.parameters(), weights.values())
+        )
+        if num_planned > 2 * num_stored + _MOST:
+            raise InputError(
+                f"{folder}: config.json describes {num_planned:,} numbers, the weights have {num_stored:,}"
+            )
+        inner, told = type(planned).from_pretrained(
+            None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )  # fmt: skip
+    except InputError:
+        raise
+    except Exception as error:  # the library raises a dozen types; each is one reason for one line
+        raise InputError(f"{folder}: transformers does not load it ({' '.join(str(error).split())[:200]})") from None
+    for name in sorted(told["unexpected_keys"]):
+        if is_of_adapter(name) or (_OF_LAYERS.search(name) and not _PASSED_OVER.search(name)):
+            raise InputError(f"{folder}: the weights have {name}, which the {family_of(folder)} of config.json has not")
+    of_body = f"{inner.base_model_prefix}." if head else ""
+    lacks = [*told["missing_keys"], *(each[0] for each in told["mismatched_keys"])]
+    lacks = sorted(name for name in lacks if name.startswith(of_body) and "pooler." not in name)
+    if lacks:
+        raise InputError(f"{folder}: the weights have no {lacks[0]} of the shape that config.json describes")
+    return inner
+
+
+def _config(transformers: Any, folder: Path, num_tensors: int, head: Mapping[str, Any]) -> Any:
+    """Return the config of a family's class, with what a folder says of the model's shape and nothing else."""
+    found = read_json(folder / "config.json")
+    family = family_of(folder)
+    kind = type(transformers.AutoConfig.for_model(family))
+    known = {each.name for each in dataclasses.fields(kind)} | set(kind.attribute_map) | _UNDECLARED
+    kept = {key: value for key, value in found.items() if key in known - _NOT_OF_SHAPE}
+    for key, expected in (("quantization_config", None), ("per_layer_config", None), ("transformers_weights", WEIGHTS)):
+        if found.get(key) not in (None, expected):
+            named = shown(repr(found[key]), 80)
+            raise InputError(f"{folder / 'config.json'}: {key}: found {named}, expected {expected or 'no such key'}")
+    for key, value in kept.items():
+        most = max(_MOST_COUNTED, num_tensors) if _COUNTED.search(key) else _MOST
+        if type(value) is int and abs(value) > (_MOST_PLACES if "position" in key else most):
+            raise InputError(f"{folder / 'config.json'}: {key}: found {value}, which no such model has")
+    return transformers.AutoConfig.for_model(family, **kept, **head)
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy what a tokenizer is read from; where it is a link, what it leads to must be what its name says."""
+    (target / "tokenizer.json").write_bytes(read_bytes(source / "tokenizer.json", _MOST_TOKENIZER_BYTES))
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if is_there(source / name):
+            # Code that a folder names is not named on.
+            found = {key: value for key, value in read_json(source / name).items() if key != "auto_map"}
+            (target / name).write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _whole(
+    folder: Path, found: Mapping[str, Any], key: str, usual: int, *, least: int = 1, most: int = _MOST_PLACES
+) -> int:
+    value = usual if found.get(key) is None else found[key]
+    if type(value) is not int or not least <= value <= most:
+        raise InputError(f"{folder / 'config.json'}: {key}: found {value!r}, expected {least} to {most:,}")
+    return value

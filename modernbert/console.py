@@ -1,0 +1,71 @@
+"""What benches print, and where: as wide as the terminal, and wide enough for a table where there is none."""
+
+import platform
+import statistics
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from modernbert.devices import name_of
+
+__all__ = ["describe_machine", "open_console", "p50_and_p95", "spread"]
+
+_WIDTH_OF_A_FILE = 200
+
+
+def open_console(*, stderr: bool = False) -> Console:
+    """Return a console that prints lines as they are, and tables whole."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _WIDTH_OF_A_FILE
+    return Console(stderr=stderr, width=width, highlight=False, soft_wrap=True, markup=False)
+
+
+def describe_machine(device: torch.device, libraries: Iterable[str] = ()) -> str:
+    """Name what was measured on: device, threads where they matter, system, versions of torch and of other libraries.
+
+    One that is not installed is left out.
+    """
+    parts = [name_of(device)]
+    if device.type == "cpu":
+        parts += [_processor(), f"{torch.get_num_threads()} threads"]
+    parts += [platform.platform(), f"torch {torch.__version__}"]
+    for library in libraries:
+        with suppress(PackageNotFoundError):
+            parts.append(f"{library} {version(library)}")
+    return ", ".join(filter(None, parts))
+
+
+def _processor() -> str:
+    """Return the name that the maker gave the processor, where the system tells it."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def spread(ratios: Sequence[float]) -> str:
+    """Write ratios of several rounds: their median, and from where to where they go.
+
+    >>> spread([2.0, 1.0, 4.0])
+    '2.00 (1.00 to 4.00)'
+    """
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def p50_and_p95(seconds: Sequence[float]) -> dict[str, float]:
+    """Return the median of waits, and the wait that one in twenty is above, in milliseconds.
+
+    Between two waits lies a straight line, so that the one is never below the other, however few there are.
+
+    >>> p50_and_p95([0.003, 0.001])
+    {'p50_ms': 2.0, 'p95_ms': 2.9}
+    """
+    p50, p95 = np.percentile(1e3 * np.asarray(seconds), (50, 95))
+    return {"p50_ms": round(float(p50), 6), "p95_ms": round(float(p95), 6)}

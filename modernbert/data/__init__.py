@@ -1,0 +1,1 @@
+"""Files to batches: readers, corpus, shards, packing, masking, and labeled rows."""

@@ -1,0 +1,243 @@
+"""`modernbert prepare`: documents to tokenised shards, with some documents held out if asked."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from modernbert.data.corpus import Document, Tally, find_files, read_documents, stored_bytes
+from modernbert.data.input_errors import Outage
+from modernbert.data.readers import File, mark_of, size_of
+from modernbert.data.reading_progress import show_reading, watched
+from modernbert.data.shard_workers import ENGINES
+from modernbert.data.shards import Shards, fill_folder
+from modernbert.errors import InputError
+from modernbert.extras import require
+from modernbert.files import move_into_place, only_process, remove_leftovers, translate_errors, try_delete, write_file
+from modernbert.hub_download import find_tokenizer
+from modernbert.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["PrepareConfig", "run"]
+
+SHARD_CHARS = 16_000_000
+
+
+@dataclass
+class PrepareConfig:
+    """What to read, with which tokenizer, and where the folders `train` and `heldout` go.
+
+    A source is a file, a folder, a URL (s3://, gs://, hf://, ...) or the name of a dataset on the Hugging Face Hub. The
+    tokenizer is a `tokenizer.json`, a folder with one, or the name of a model on the hub.
+    """
+
+    sources: list[str]
+    tokenizer: str
+    out: str
+    heldout: float = 0.0
+    """Share of the documents held out; which ones depends on their text alone, so that copies stay together."""
+    text_field: str = "text"
+    txt_unit: str = "file"
+    """What is a document in .txt, .md and .rst: file, line or paragraph."""
+    invalid: str = "repair"
+    """What to do with text that is not UTF-8: repair or refuse."""
+    on_error: str = "fail"
+    """What to do with unreadable files and rows: fail, or skip and list them."""
+    deduplicate: bool = False
+    """Keep only the first of the documents with the same text."""
+    processes: int = 0
+    """0: one for each core."""
+    engine: str = "local"
+    """Where to tokenise: local, or ray."""
+
+
+def run(config: PrepareConfig) -> Path:
+    """Write `out/train` and, if documents are held out, `out/heldout`; both appear at once or not at all.
+
+    The work is done in `out.unfinished`. Stopped there, and started again with the same config and files, it goes on
+    with the shards that are done. What is finished is verified.
+
+    Raises: InputError for anything in the corpus, the tokenizer or `out` that is not as it should be.
+    """
+    _check(config)
+    # Before the tokenizer is looked up on the hub: this also checks the libraries that read the files.
+    files = find_files(config.sources, text_field=config.text_field, on_error=config.on_error)
+    config = replace(config, tokenizer=str(find_tokenizer(config.tokenizer)))
+    out = Path(config.out)
+    work = Path(f"{out}.unfinished")
+    remove_leftovers(work)
+    told = _describe(config, files)
+    if out.exists():
+        _check_finished(out, told)
+        if work.exists():
+            try_delete(work)
+        print(f"{out}: is finished and whole")
+    else:
+        with only_process(work):
+            _begin(work, told)
+            _write_all(config, out, work, told)
+    for split in _splits(config):
+        shards = Shards.open(out / split, verify=False)
+        print(f"{out / split}: {shards.num_docs:,} documents, {shards.num_tokens:,} tokens")
+    return out
+
+
+def _check(config: PrepareConfig) -> None:
+    if not 0 <= config.heldout < 1:
+        raise InputError(f"heldout: found {config.heldout}, expected a share from 0 to below 1")
+    if config.processes < 0:
+        raise InputError(f"processes: found {config.processes}, expected 0 (all cores) or more")
+    if config.engine not in ENGINES:
+        raise InputError(f"engine: found {config.engine!r}, expected {' or '.join(map(repr, ENGINES))}")
+    if config.engine == "ray":
+        require("engine", "ray")
+
+
+def _splits(config: PrepareConfig) -> list[str]:
+    return ["train", "heldout"] if config.heldout else ["train"]
+
+
+def _describe(config: PrepareConfig, files: Sequence[File]) -> dict[str, Any]:
+    """Return what decides the bytes of the shards: settings, tokenizer, and the files that are there to be read."""
+    listed = "\n".join(f"{file} {size_of(file)} {mark_of(file)}" for file in files)
+    names = ("sources", "heldout", "text_field", "txt_unit", "invalid", "on_error", "deduplicate")
+    return {
+        **{name: getattr(config, name) for name in names},
+        "tokenizer": Tokenizer.load(config.tokenizer).fingerprint,
+        "shard_chars": SHARD_CHARS,
+        "files": hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest(),
+    }
+
+
+def _check_finished(out: Path, told: dict[str, Any]) -> None:
+    """Check that a folder is what would be written now, and whole.
+
+    Raises: InputError if it is something else, or damaged.
+    """
+    path = out / "prepare.json"
+    if not path.is_file():
+        raise InputError(f"{out}: exists already, expected a new folder")
+    try:
+        found = json.loads(path.read_text())
+        differing = [name for name in told if found.get(name) != told[name]]
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    if differing:
+        what = "from other files, or before they changed" if differing == ["files"] else f"with another {differing[0]}"
+        raise InputError(f"{out}: exists already, prepared {what}; expected a new folder")
+    for split in ("train", "heldout") if told["heldout"] else ("train",):
+        Shards.open(out / split)
+
+
+def _begin(work: Path, told: dict[str, Any]) -> None:
+    """Keep the work of an earlier process if it was the same, else begin anew."""
+    path = work / "begun.json"
+    if path.exists():
+        try:
+            is_same = json.loads(path.read_text()) == told
+        except ValueError:
+            is_same = False
+        if is_same:
+            print(f"{work}: going on, {len(list((work / 'done').rglob('*.json'))):,} shards are done", flush=True)
+            return
+        print(f"{work}: was begun with other settings or files, beginning anew", flush=True)
+    try:
+        for entry in work.iterdir():
+            if entry.name != ".lock":
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    except OSError as error:
+        raise InputError(f"{work}: cannot be emptied ({error.strerror or error}); delete it by hand") from None
+    write_file(path, json.dumps(told))
+
+
+def _write_all(config: PrepareConfig, out: Path, work: Path, told: dict[str, Any]) -> None:
+    """Write all splits and move them into place; what can be used by the next attempt stays if this one fails."""
+    try:
+        for split in _splits(config):
+            tally = _write_split(config, work, split)
+        (work / "whole" / "prepare.json").write_text(json.dumps(told, indent=1) + "\n")
+        move_into_place(work / "whole", out)
+    except Outage as error:
+        raise InputError(f"{error}; the same command goes on with what is done") from None
+    except InputError:
+        try_delete(work)
+        raise
+    except OSError as error:
+        if any((work / "done").rglob("*.json")):
+            reason = error.strerror or error
+            raise InputError(
+                f"{work}: cannot be written ({reason}); the same command goes on with what is done"
+            ) from None
+        try_delete(work)
+        raise translate_errors(out, error) from error
+    try_delete(work)
+    _tell(out, tally)
+
+
+def _write_split(config: PrepareConfig, work: Path, split: str) -> Tally:
+    """Read the whole corpus and write the documents of one split: reading twice is cheap beside tokenising."""
+    tally = Tally()
+    documents = read_documents(
+        config.sources, tally, text_field=config.text_field, txt_unit=config.txt_unit, invalid=config.invalid,
+        on_error=config.on_error, deduplicate=config.deduplicate,
+    )  # fmt: skip
+    num_bytes = stored_bytes(config.sources, text_field=config.text_field, on_error=config.on_error)
+    with show_reading(f"preparing {split}", tally, num_bytes) as show:
+        num_tokens = 0
+
+        def count(more: int) -> None:
+            nonlocal num_tokens
+            num_tokens += more
+            show(f"{num_tokens:,} tokens")
+
+        for folder in (work / "whole" / split, work / "done" / split):
+            folder.mkdir(parents=True, exist_ok=True)
+        fill_folder(
+            _of_split(watched(documents, show), split, config.heldout, tally),
+            config.tokenizer,
+            (work / "whole" / split).absolute(),
+            tally=tally,
+            shard_chars=SHARD_CHARS,
+            processes=config.processes or _num_cores(),
+            progress=count,
+            engine=config.engine,
+            done=(work / "done" / split).absolute(),
+        )
+    return tally
+
+
+def _tell(out: Path, tally: Tally) -> None:
+    counted = f"{tally.documents:,} documents read, {tally.empty:,} empty ones left out, {tally.repaired:,} repaired"
+    counted += f", {tally.passed_over:,} files of other formats or linked folders passed over"
+    if tally.duplicates:
+        counted += f", {tally.duplicates:,} duplicates left out"
+    if tally.skipped:
+        counted += f", {tally.skipped:,} broken rows or files skipped"
+    print(f"{out}: {counted}")
+    tally.skips.show()
+
+
+def _of_split(documents: Iterable[Document], split: str, heldout: float, tally: Tally) -> Iterator[Document]:
+    """Pass on the documents of one split.
+
+    Raises: InputError after the last document if the split has none.
+    """
+    is_empty = True
+    for document in documents:
+        digest = hashlib.sha256(document.text.encode()).digest()
+        is_heldout = int.from_bytes(digest[:8]) < heldout * 2**64
+        if is_heldout == (split == "heldout"):
+            is_empty = False
+            yield document
+    if is_empty:
+        found = f"the share {heldout} of {tally.documents:,} documents"
+        if split == "heldout":
+            raise InputError(f"heldout: {found} holds none out, expected a larger share or more documents")
+        raise InputError(f"heldout: {found} leaves none for train, expected a smaller share or more documents")
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

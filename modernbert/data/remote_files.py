@@ -1,0 +1,165 @@
+"""Files that are not on this machine's disks, opened like those that are.
+
+In: a URL, or the name of a dataset on the Hugging Face Hub. Out: `RemoteFile`s in a fixed order. A file of its own
+because only here is known that there are networks, and that everything about them can fail.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, ParamSpec, TypeVar
+
+from modernbert.data.input_errors import Outage
+from modernbert.errors import InputError
+from modernbert.extras import missing
+
+__all__ = ["RemoteFile", "dataset_url", "find_remote", "is_url"]
+
+BUFFER_BYTES = 1 << 20
+# What stores call the mark that changes with the content.
+MARKS = ("ETag", "etag", "blob_id", "mtime")
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://")
+_DATASET = re.compile(r"([\w.-]+)/[\w.-]+(@[\w./-]+)?")
+
+Given = ParamSpec("Given")
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """Hold where a file is, and what its store says of it without opening it."""
+
+    url: str
+    size: int
+    """Bytes as stored; 0 where the store does not say."""
+    mark: str
+    """What changes with the content; empty where the store has nothing of the kind."""
+    filesystem: Any = field(repr=False, compare=False)
+    path: str = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return self.url
+
+    @property
+    def name(self) -> str:
+        """Return the last part of the path."""
+        return PurePosixPath(self.path).name
+
+    @property
+    def suffix(self) -> str:
+        """Return the end of the name, with its dot."""
+        return PurePosixPath(self.path).suffix
+
+    def open(self, mode: str = "rb") -> io.BufferedReader:
+        """Open the file for reading.
+
+        Raises: Outage naming the URL, here and at every later read, if the store does not give the bytes.
+        """
+        stored = _told(self.url, self.filesystem.open, self.path, mode)
+        return io.BufferedReader(_Stream(stored, self.url), BUFFER_BYTES)
+
+
+def is_url(text: str) -> bool:
+    """Tell whether a source is a URL rather than a path."""
+    return _URL.match(text) is not None
+
+
+def dataset_url(text: str) -> str | None:
+    """Return the URL of a dataset on the Hub if a source reads as its name, `owner/name` or `owner/name@revision`.
+
+    What exists here is a path, and so is all that would lie in a folder that exists here: a misspelt path never turns
+    into a question to the network.
+    """
+    match = _DATASET.fullmatch(text)
+    if match is None or Path(text).exists() or Path(match[1]).is_dir():
+        return None
+    return f"hf://datasets/{text}"
+
+
+def find_remote(url: str) -> list[tuple[tuple[str, ...], RemoteFile]]:
+    """List the files below a URL, or those that its `*` stand for, each with the parts of its path below the URL.
+
+    The order is that of the parts, as for folders on a disk. A URL of one file gives that file, without parts.
+
+    Raises: InputError if the scheme is unknown, its library absent, or nothing is there; Outage if nobody answers.
+    """
+    from fsspec.core import url_to_fs
+
+    try:
+        filesystem, root = url_to_fs(url)
+    except ImportError as error:
+        if url.startswith("s3"):
+            raise missing(url, "s3fs") from None
+        raise InputError(f"{url}: needs a library to be read ({_line(error)})") from None
+    except ValueError as error:
+        raise InputError(f"{url}: {_line(error)}; expected s3://, gs://, hf://, file:// or a path") from None
+    root = root.rstrip("/")
+    if "*" in root:
+        found = _told(url, filesystem.glob, root, detail=True)
+        root = root[: root.index("*")].rpartition("/")[0]
+    else:
+        info = _told(url, filesystem.info, root)
+        if info["type"] == "file":
+            return [((), _remote_file(filesystem, root, info))]
+        found = _told(url, filesystem.find, root, detail=True)
+    files = [
+        (tuple(path.removeprefix(root).strip("/").split("/")), _remote_file(filesystem, path, info))
+        for path, info in found.items()
+        if info["type"] == "file"
+    ]
+    if not files:
+        raise InputError(f"{url}: no file there")
+    return sorted(files, key=lambda item: item[0])
+
+
+def _remote_file(filesystem: Any, path: str, info: dict[str, Any]) -> RemoteFile:
+    mark = next((str(info[key]) for key in MARKS if info.get(key)), "")
+    return RemoteFile(filesystem.unstrip_protocol(path), int(info.get("size") or 0), mark, filesystem, path)
+
+
+class _Stream(io.RawIOBase):
+    """Read a remote file, every failure told in one way: the libraries of the stores have each their own errors."""
+
+    def __init__(self, stored: Any, url: str) -> None:
+        self._stored, self._url = stored, url
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = _told(self._url, self._stored.read, len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return _told(self._url, self._stored.seek, offset, whence)
+
+    def tell(self) -> int:
+        return _told(self._url, self._stored.tell)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._stored.close()
+        super().close()
+
+
+def _told(url: str, call: Callable[Given, Answer], *args: Given.args, **kwargs: Given.kwargs) -> Answer:
+    """Call a store, and turn whatever it raises into one line with the URL."""
+    try:
+        return call(*args, **kwargs)
+    except FileNotFoundError:
+        raise InputError(f"{url}: no such file or folder") from None
+    except ImportError as error:
+        raise InputError(f"{url}: needs a library to be read ({_line(error)})") from None
+    except Exception as error:
+        raise Outage(f"{url}: cannot be read ({_line(error)})") from None
+
+
+def _line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

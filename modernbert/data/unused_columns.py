@@ -1,0 +1,99 @@
+"""Refuse columns that look like something to learn from, but that the task does not read.
+
+Columns without such a name (`id`, `source`, `title`, ...) pass, and so do those without a value.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from modernbert.data.labeled_rows import Row
+from modernbert.errors import InputError
+
+__all__ = ["check_signals", "is_negative", "negatives_of", "without_columns"]
+
+_NUMBERED = re.compile(r"negative_([0-9]+)")
+_NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?(_.*|[0-9]+)?")
+_POSITIVE = re.compile(r"pos(itive)?s?(_.*|[0-9]+)?")
+_SCORE = re.compile(
+    r"(teacher_|soft_|sample_)?(scores?|labels?|margins?|similarity|relevance|grades?|weights?)(_?[0-9]+)?"
+    r"|(query_)?instructions?"
+)
+_TARGET = re.compile(r"labels?|scores?")
+_SECOND = re.compile(r"(text|sentence|sent|question|premise|hypothesis)_?(pair|[12ab])|premise|hypothesis")
+_OF_A_TASK = {
+    "embed": (_NEGATIVE, _POSITIVE, _SCORE),
+    "late": (_NEGATIVE, _POSITIVE, _SCORE),
+    "rerank": (_NEGATIVE, _POSITIVE, _SCORE),
+    "regress": (_SECOND, _TARGET, re.compile("(sample_weights?|soft_labels?)")),
+    "classify": (_SECOND, re.compile("labels|sample_weights?|soft_labels?")),
+    "multilabel": (_SECOND, re.compile("labels|sample_weights?|soft_labels?")),
+    "choose": (_TARGET,),
+    "extract": (_TARGET,),
+    "tag": (_TARGET,),
+}
+_ID = re.compile(r".*_(ids?|idx|titles?|urls?)")
+
+
+def check_signals(rows: Iterable[Row], task: str, known: Sequence[str], *, by_ids: bool = False) -> None:
+    """Check that no column but the `known` looks like something that `task` learns from.
+
+    `by_ids` says that rows name their texts by ids, so that columns of ids are looked at too.
+
+    Raises: InputError naming the row and the column.
+    """
+    passes: dict[str, bool] = dict.fromkeys(known, True)
+    # columns.label names the label, so other columns that could be one are ignored on purpose.
+    patterns = [p for p in _OF_A_TASK[task] if p is not _TARGET or task != "regress" or "label" in known]
+    for row in rows:
+        for name, value in row.values.items():
+            if name not in passes:
+                plain = name.lower().replace("-", "_").replace(" ", "_")
+                is_id = not by_ids and _ID.fullmatch(plain) is not None
+                passes[name] = is_id or not any(pattern.fullmatch(plain) for pattern in patterns)
+            if not passes[name] and value is not None and value != "":
+                expected = ", ".join(known)
+                pair = f", or read it with columns.pair={name}" if _SECOND in patterns and _is_second(name) else ""
+                raise InputError(
+                    f"{row.origin}: found the column {name!r}, which task={task} does not read, expected {expected}; "
+                    f"rename it{pair}, or leave it out with ignore_columns='[{name}]'"
+                )
+
+
+def is_negative(column: str) -> bool:
+    """Say whether `negatives_of` reads a column.
+
+    >>> is_negative("negative_2"), is_negative("negative_score")
+    (True, False)
+    """
+    return column in ("negative", "negatives") or _NUMBERED.fullmatch(column) is not None
+
+
+def negatives_of(row: Row) -> list[str]:
+    """Return the texts of `negative`, `negative_1`, `negative_2`, ... in this order, or of the list `negatives`.
+
+    Columns without a value are none.
+
+    Raises: InputError naming the row, for an empty text, no list, or a list beside single columns.
+    """
+    numbered = sorted((int(match[1]), name) for name in row.values if (match := _NUMBERED.fullmatch(name)) is not None)
+    names = [name for name in ("negative", *(name for _, name in numbered)) if row.values.get(name) is not None]
+    found = row.values.get("negatives")
+    if found is None:
+        return [row.text(name) for name in names]
+    if names:
+        raise InputError(f"{row.origin}: found negatives and {names[0]}, expected one of them")
+    if not isinstance(found, list) or not all(isinstance(each, str) and each.strip() for each in found):
+        raise InputError(f"{row.origin}: negatives is {str(found)[:60]!r}, expected a list of texts")
+    row.check_whole("negatives", *found)
+    return found
+
+
+def without_columns(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
+    """Return rows without the columns that are to be left out."""
+    if not names:
+        return list(rows)
+    return [Row({key: value for key, value in row.values.items() if key not in names}, row.origin) for row in rows]
+
+
+def _is_second(name: str) -> bool:
+    return _SECOND.fullmatch(name.lower()) is not None

@@ -1,0 +1,1 @@
+"""CPU kernels in C++: attention, GEMM, LayerNorm, GeGLU, cross entropy, optimizer. Compiled on first use."""

@@ -1,0 +1,455 @@
+"""The C++ functions as functions of tensors, gradients included.
+
+Every function here allocates the outputs and checks dtype, device, shape and contiguity of what the caller passes: C++
+reads raw addresses. Shapes and meaning of each C++ function are in its file.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from modernbert.engines.cpu.build import library
+
+__all__ = [
+    "PackedLayers", "add_norm", "apply_moments_", "attend", "cross_entropy_", "encode", "geglu", "linear", "multiply_",
+    "unpack_weight", "pack_weight", "update_moments_",
+]  # fmt: skip
+
+HEAD_WIDTH = 64
+# Rows are processed in whole vectors; the widest has this many lanes.
+WIDTH_STEP = 16
+# Outputs of one GEMM panel.
+PANEL = 64
+_FLOATS = (torch.float32, torch.bfloat16)
+_FLOAT32, _INT32, _INT64 = (torch.float32,), (torch.int32,), (torch.int64,)
+
+
+@dataclass
+class PackedLayers:
+    """The weights of all layers of an encoder, as `encode` takes them.
+
+    Args:
+        weights: For each layer Wqkv, Wo, both halves of Wi, and the MLP's Wo, packed by `pack_weight` and all of one
+            dtype; then the scales of its two norms, float32 [D].
+        is_global: For each layer, whether it attends to whole documents.
+    """
+
+    weights: Sequence[Sequence[Tensor]]
+    is_global: Sequence[bool]
+    dtype: torch.dtype = field(init=False)
+    table: Int64[Tensor, "layers 8"] = field(init=False)
+    """The addresses of each layer's tensors, and whether it is global. Nothing may move their storages; torch does so
+    when it hands a tensor to another process, so only copies are pickled."""
+
+    def __post_init__(self) -> None:
+        """Raises: ValueError for a tensor of another dtype or layout."""
+        self.dtype = self.weights[0][0].dtype
+        for *packed, attn_norm, mlp_norm in self.weights:
+            for each in packed:
+                _expect("packed weight", each, (self.dtype,), None, None, None, None)
+            for each in (attn_norm, mlp_norm):
+                _expect("scale of a norm", each, _FLOAT32, None)
+        addresses = [
+            [*(tensor.data_ptr() for tensor in layer), int(kind)]
+            for layer, kind in zip(self.weights, self.is_global, strict=True)
+        ]
+        self.table = torch.tensor(addresses, dtype=torch.int64)
+
+
+def attend(
+    qkv: Float[Tensor, "T 3 H K"],
+    cosines: Float[Tensor, "T half"],
+    sines: Float[Tensor, "T half"],
+    offsets: Int32[Tensor, " offsets"],
+    window: tuple[int, int] | None,
+) -> Float[Tensor, "T H K"]:
+    """Rotate queries and keys, and attend within documents; K is 64.
+
+    Raises: ValueError for tensors of another dtype, device, shape or layout.
+    """
+    num_tokens, _, num_heads, _ = qkv.shape
+    qkv = qkv.contiguous()
+    _expect("qkv", qkv, _FLOATS, num_tokens, 3, num_heads, HEAD_WIDTH)
+    _expect_angles(num_tokens, cosines, sines)
+    _expect_offsets(offsets, num_tokens)
+    result: Tensor = _Attend.apply(qkv, cosines, sines, offsets, window or (-1, -1))
+    return result
+
+
+def encode(
+    embedded: Float[Tensor, "T D"],
+    layers: PackedLayers,
+    final_norm: Float[Tensor, " D"],
+    angles: Sequence[tuple[Float[Tensor, "T 1 half"], Float[Tensor, "T 1 half"]]],
+    offsets: Int32[Tensor, " offsets"],
+    window: tuple[int, int],
+    *,
+    num_heads: int,
+    feed_width: int,
+    eps: float,
+) -> Float[Tensor, "T D"]:
+    """Run all layers of an encoder on embeddings, without gradients.
+
+    `angles` are cosines and sines of global and of local layers.
+
+    Raises: ValueError for tensors of another dtype, device, shape or layout.
+    """
+    num_tokens, width = embedded.shape
+    embedded = embedded.contiguous()
+    _expect("embeddings", embedded, (layers.dtype,), num_tokens, num_heads * HEAD_WIDTH)
+    _expect("scale of the final norm", final_norm, _FLOAT32, width)
+    angles = [tuple(part.flatten(1) for part in pair) for pair in angles]  # type: ignore[misc]
+    for pair in angles:
+        _expect_angles(num_tokens, *pair)
+    _expect_offsets(offsets, num_tokens)
+    num_rows = -(-num_tokens // WIDTH_STEP) * WIDTH_STEP
+    out = torch.empty_like(embedded, memory_format=torch.contiguous_format)
+    hidden = torch.empty(num_rows, width)
+    qkv, attn_out = (embedded.new_empty(num_rows, number * width) for number in (3, 1))
+    _call(
+        "encode", embedded, out, hidden, qkv, attn_out, layers.table, final_norm, *angles[0], *angles[1], offsets,
+        len(offsets) - 1, num_tokens, len(layers.weights), width, feed_width, num_heads, *window, eps,
+    )  # fmt: skip
+    return out
+
+
+def linear(rows: Float[Tensor, "T D_in"], weight: Float[Tensor, "D_out D_in"]) -> Float[Tensor, "T D_out"]:
+    """Multiply rows by the weight of a linear layer, in the dtype of the rows; both widths are multiples of 64.
+
+    The weight is float32 or has the dtype of the rows; its gradient has its own dtype and is accumulated in float32.
+
+    Raises: ValueError for other shapes or types.
+    """
+    num_rows, depth = rows.shape
+    _expect("rows", rows, _FLOATS, num_rows, depth, contiguous=False)
+    _expect("weight", weight, (torch.float32, rows.dtype), None, depth, contiguous=False)
+    result: Tensor = _Linear.apply(rows, weight)
+    return result
+
+
+def pack_weight(
+    matrix: Float[Tensor, "_ _"], dtype: torch.dtype | None = None, *, transposed: bool = False
+) -> Float[Tensor, "strips groups strip group"]:
+    """Pack a matrix [k, n] as the right operand of a GEMM: in strips of columns, with pairs of bfloat16 rows adjacent.
+
+    The width of a strip depends on the processor, and its rows are zero-padded to a multiple of 32. With `transposed`,
+    the matrix is given as [n, k], like the weight of a linear layer.
+
+    Raises: ValueError unless n is a multiple of 64 and, with `transposed`, k a multiple of 32.
+    """
+    dtype = dtype or matrix.dtype
+    if dtype not in (torch.float32, torch.bfloat16) or matrix.dtype not in (torch.float32, dtype):
+        raise ValueError(f"cannot pack {matrix.dtype} as {dtype}, expected float32 or bfloat16, not widened")
+    _expect("matrix", matrix, (torch.float32, dtype), None, None, contiguous=False)
+    num_columns, depth = matrix.shape if transposed else matrix.shape[::-1]
+    if num_columns % PANEL or (transposed and depth % 32):
+        raise ValueError(f"a matrix of {depth} by {num_columns}, expected multiples of 32 and of {PANEL}")
+    strip, group = int(library().packed_width()), 4 // dtype.itemsize
+    strips = matrix.new_empty(num_columns // strip, _padded_depth(depth) // group, strip, group, dtype=dtype)
+    _call_wide(
+        "pack_transposed" if transposed else "pack", matrix, strips, matrix.contiguous(), strips, num_columns, depth
+    )
+    return strips
+
+
+def _padded_depth(depth: int) -> int:
+    """Return the number of rows of packed strips: a multiple of the tile depth, at least one tile."""
+    return -(-max(depth, 1) // 32) * 32
+
+
+def unpack_weight(strips: Float[Tensor, "strips groups strip group"]) -> Float[Tensor, "n k"]:
+    """Return the weight [n, k] that `pack_weight` packed; k is a multiple of 32."""
+    return strips.transpose(1, 2).flatten(2).flatten(0, 1)
+
+
+def multiply_(
+    out: Float[Tensor, "m n"],
+    rows: Float[Tensor, "_ _"],
+    strips: Float[Tensor, "strips groups strip group"],
+    *,
+    transposed: bool = False,
+    add: bool = False,
+) -> Tensor:
+    """Write the product of rows [m, k] and a packed matrix to `out`; with `add`, add it to `out`.
+
+    With `transposed`, the rows are given as [k, m], and m is a multiple of 16.
+
+    Raises: ValueError for shapes or dtypes that do not match.
+    """
+    num_rows, depth = rows.shape[::-1] if transposed else rows.shape
+    shape = num_rows, strips.shape[0] * strips.shape[2]
+    if (
+        strips.shape[1] * strips.shape[3] != _padded_depth(depth)
+        or out.shape != shape
+        or (transposed and num_rows % 16)
+    ):
+        raise ValueError(f"{tuple(rows.shape)} times strips {tuple(strips.shape)} into {tuple(out.shape)}")
+    _expect("rows", rows, _FLOATS, None, None, contiguous=False)
+    _expect("strips", strips, (rows.dtype,), None, None, None, None)
+    _expect("out", out, (torch.float32, rows.dtype), *shape)
+    _call_wide("multiply_rows", out, rows, rows.contiguous(), int(transposed), strips, out, *shape, depth, int(add))
+    return out
+
+
+def add_norm(
+    hidden: Float[Tensor, "T D"],
+    delta: Float[Tensor, "T D"],
+    scale: Float[Tensor, " D"],
+    eps: float,
+    dropout: float = 0.0,
+) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]:
+    """Return `hidden + delta` in the dtype of `hidden`, and its LayerNorm in the dtype of `delta`.
+
+    Dropout is applied to `delta`; its seed comes from torch's generator. D is a multiple of 16.
+
+    Raises: ValueError for tensors of another dtype, device or shape.
+    """
+    num_rows, width = hidden.shape
+    _expect("hidden", hidden, _FLOATS, num_rows, width, contiguous=False)
+    # The residual stream is never held in fewer bits than what is added to it.
+    narrow = (hidden.dtype,) if hidden.dtype == torch.bfloat16 else _FLOATS
+    _expect("delta", delta, narrow, num_rows, width, contiguous=False)
+    _expect("scale", scale, (torch.float32, torch.bfloat16, torch.float16), width, contiguous=False)
+    _must_divide(width)
+    seed = int(torch.randint(2**31, ())) if dropout else 0
+    result: tuple[Tensor, Tensor] = _AddNorm.apply(hidden, delta, scale, eps, (float(dropout), seed))
+    return result
+
+
+def geglu(both: Float[Tensor, "T twoF"]) -> Float[Tensor, "T F"]:
+    """Return the exact GELU of the first half of each row times the second half; F is a multiple of 16.
+
+    Raises: ValueError for a tensor of another dtype, device or shape.
+    """
+    _expect("both", both, _FLOATS, None, None, contiguous=False)
+    _must_divide(both.shape[1] / 2)
+    result: Tensor = _Geglu.apply(both)
+    return result
+
+
+def cross_entropy_(
+    logits: Float[Tensor, "rows V"],
+    bias: Float[Tensor, " V"],
+    labels: Int64[Tensor, " rows"],
+    grad_bias: Float[Tensor, " V"] | None,
+) -> float:
+    """Return the summed cross entropy of logits to which the bias is not yet added.
+
+    With `grad_bias`, the logits are overwritten with their gradient, and the gradient of the bias is added to it.
+
+    Raises: IndexError for a label outside the logits; ValueError for tensors of another dtype, device, shape
+        or layout.
+    """
+    num_rows, width = logits.shape
+    _expect("logits", logits, _FLOATS, num_rows, width)
+    _expect("bias", bias, (torch.float32, torch.bfloat16, torch.float16), width)
+    _expect("labels", labels, _INT64, num_rows)
+    if num_rows and not (0 <= int(labels.min()) and int(labels.max()) < width):
+        raise IndexError(f"labels from {int(labels.min())} to {int(labels.max())}, expected 0 to {width - 1}")
+    parts = None if grad_bias is None else torch.empty(-(-num_rows // _rows_per_block()), width)
+    loss = _call("cross_entropy", logits, bias.float(), labels, parts, num_rows, width)
+    if grad_bias is not None and parts is not None:
+        grad_bias += parts.sum(dim=0)
+    return float(loss)
+
+
+def update_moments_(grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, betas: tuple[float, float], eps: float) -> float:
+    """Update the moments of one float32 tensor; return the sum of (gradient / root of the second moment)^2.
+
+    Raises: ValueError for tensors of another dtype, device or layout, or of different shapes.
+    """
+    for name, tensor in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
+        _expect(name, tensor, _FLOAT32, *grad.shape)
+    rest1, rest2 = 1 - betas[0], 1 - betas[1]
+    return float(_call_plain("update_moments", grad, exp_avg, exp_avg_sq, grad.numel(), rest1, betas[1], rest2, eps))
+
+
+def apply_moments_(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, lr: float, kept: float, eps: float) -> None:
+    """Scale one float32 tensor by `kept` and take an Adam step of `lr`.
+
+    Raises: ValueError for tensors of another dtype, device or layout, or of different shapes.
+    """
+    for name, tensor in (("weight", weight), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
+        _expect(name, tensor, _FLOAT32, *weight.shape)
+    _call_plain("apply_moments", weight, exp_avg, exp_avg_sq, weight.numel(), lr, kept, eps)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return multiply_(rows.new_empty(len(rows), len(weight)), rows, pack_weight(weight, rows.dtype, transposed=True))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
+        rows, weight = ctx.saved_tensors
+        grad_rows = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_rows = multiply_(rows.new_empty(rows.shape), grad, pack_weight(weight, rows.dtype))
+        if ctx.needs_input_grad[1]:
+            grad_weight = multiply_(weight.new_empty(weight.shape), grad, pack_weight(rows), transposed=True)
+        return grad_rows, grad_weight
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, qkv: Tensor, cosines: Tensor, sines: Tensor, offsets: Tensor, window: tuple[int, int]
+    ) -> Tensor:
+        num_tokens, _, num_heads, width = qkv.shape
+        attn_out = qkv.new_empty(num_tokens, num_heads, width)
+        lse = torch.empty(num_tokens, num_heads) if ctx.needs_input_grad[0] else None
+        shape = (len(offsets) - 1, num_heads, *window)
+        _call("attend", qkv, attn_out, lse, cosines, sines, offsets, *shape)
+        ctx.save_for_backward(qkv, attn_out, lse, cosines, sines, offsets)
+        ctx.shape = shape
+        return attn_out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        qkv, attn_out, lse, *fixed = ctx.saved_tensors
+        grad_qkv = torch.empty_like(qkv)
+        _call("attend_backward", qkv, attn_out, lse, grad.contiguous(), grad_qkv, *fixed, *ctx.shape)
+        return grad_qkv, None, None, None, None
+
+
+class _AddNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, delta: Tensor, scale: Tensor, eps: float, dropout: tuple[float, int]
+    ) -> tuple[Tensor, Tensor]:
+        ctx.set_materialize_grads(False)
+        hidden, delta = hidden.contiguous(), delta.contiguous()
+        wide_scale, moments = scale.float().contiguous(), torch.empty(len(hidden), 2)
+        total, normed = torch.empty_like(hidden), torch.empty_like(delta)
+        _call_wide(
+            "add_norm", hidden, delta, hidden, delta, wide_scale, eps, total, normed, moments, *dropout, *hidden.shape
+        )
+        ctx.save_for_backward(total, scale, wide_scale, moments)
+        ctx.narrow, ctx.dropout = delta.dtype, dropout
+        return total, normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_total: Tensor | None, grad_normed: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        total, scale, wide_scale, moments = ctx.saved_tensors
+        if grad_normed is None:
+            grad_normed = torch.zeros_like(total, dtype=ctx.narrow)
+        grad_hidden = torch.empty_like(total)
+        # With one dtype and no dropout, both gradients are the same tensor.
+        share, _ = ctx.dropout
+        is_one = ctx.narrow == total.dtype and not share
+        grad_delta = None if is_one else torch.empty_like(total, dtype=ctx.narrow)
+        parts = torch.empty(-(-len(total) // _rows_per_block()), total.shape[1])
+        grad_total = None if grad_total is None else grad_total.contiguous()
+        _call_wide(
+            "add_norm_backward", total, grad_normed, total, wide_scale, moments, grad_total, grad_normed.contiguous(),
+            grad_hidden, grad_delta, parts, *ctx.dropout, *total.shape,
+        )  # fmt: skip
+        grad_scale = parts.sum(dim=0).to(scale.dtype)
+        return grad_hidden, grad_hidden if grad_delta is None else grad_delta, grad_scale, None, None
+
+
+class _Geglu(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, both: Tensor) -> Tensor:
+        both = both.contiguous()
+        num_rows, width = both.shape[0], both.shape[1] // 2
+        out = both.new_empty(num_rows, width)
+        _call("geglu", both, out, num_rows, width)
+        ctx.save_for_backward(both)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (both,) = ctx.saved_tensors
+        grad_both = torch.empty_like(both)
+        _call("geglu_backward", both, grad.contiguous(), grad_both, *grad.shape)
+        return grad_both
+
+
+def _expect(
+    name: str, tensor: Tensor, dtypes: Sequence[torch.dtype], *shape: int | None, contiguous: bool = True
+) -> None:
+    """Check a tensor before C++ reads its memory; None stands for any size.
+
+    Raises: ValueError naming what was found and expected.
+    """
+    if (
+        tensor.dtype in dtypes
+        and tensor.is_cpu
+        and len(shape) == tensor.ndim
+        and all(size is None or size == found for size, found in zip(shape, tensor.shape, strict=True))
+        and (not contiguous or tensor.is_contiguous())
+    ):
+        return
+    types = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    sizes = ", ".join("any" if size is None else str(size) for size in shape)
+    raise ValueError(
+        f"{name}: found {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} of strides "
+        f"{list(tensor.stride())} on {tensor.device}, "
+        f"expected{' contiguous' if contiguous else ''} {types} [{sizes}] on cpu"
+    )
+
+
+def _expect_angles(num_tokens: int, cosines: Tensor, sines: Tensor) -> None:
+    for name, angles in (("cosines", cosines), ("sines", sines)):
+        _expect(name, angles, _FLOAT32, num_tokens, HEAD_WIDTH // 2)
+
+
+def _expect_offsets(offsets: Tensor, num_tokens: int) -> None:
+    """Check where documents begin and end: C++ reads rows up to the last offset."""
+    _expect("offsets", offsets, _INT32, None)
+    if not len(offsets) or int(offsets[-1]) != num_tokens:
+        raise ValueError(f"offsets: found the end {offsets[-1:].tolist()}, expected the {num_tokens} tokens")
+
+
+def _must_divide(width: int | float) -> None:
+    """Check that whole vectors cover a row: C++ would read past its end."""
+    if width % WIDTH_STEP:
+        raise ValueError(f"width {width:g}: expected a multiple of {WIDTH_STEP}")
+
+
+def _rows_per_block() -> int:
+    return int(library().rows_per_block())
+
+
+def _call(name: str, first: Tensor, *rest: Tensor | int | float | None) -> Any:
+    """Call the C++ function for the dtype of the first tensor."""
+    return _call_plain(f"{name}_{_type(first)}", first, *rest)
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _call_wide(name: str, wide: Tensor, narrow: Tensor, *arguments: Tensor | int | float | None) -> Any:
+    """Call the C++ function for two dtypes: that of the residual stream and that of GEMMs."""
+    return _call_plain(f"{name}_{_type(wide)}_{_type(narrow)}", *arguments)
+
+
+def _call_plain(name: str, *arguments: Tensor | int | float | None) -> Any:
+    return getattr(library(), name)(*_as_c(arguments), ctypes.c_int64(torch.get_num_threads()))
+
+
+def _as_c(arguments: Sequence[Tensor | int | float | None]) -> list[Any]:
+    """Convert arguments to ctypes, in one comprehension: small models make many calls of a few microseconds."""
+    return [
+        ctypes.c_void_p(argument.data_ptr())
+        if isinstance(argument, Tensor)
+        else ctypes.c_void_p(None)
+        if argument is None
+        else ctypes.c_float(argument)
+        if isinstance(argument, float)
+        else ctypes.c_int64(argument)
+        for argument in arguments
+    ]

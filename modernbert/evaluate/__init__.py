@@ -1,1 +1,0 @@
-"""Weights to scores: metrics, and the lexical ranking they are compared with."""

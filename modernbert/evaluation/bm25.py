@@ -1,0 +1,101 @@
+"""BM25, the lexical ranking that every table of vectors is shown beside.
+
+In: queries and passages as text. Out: a score for each pair, or each query's best passages. The words are lower-cased
+alphanumeric runs, no stemming, no stop words; identifiers are split into their parts. Scripts without blanks between
+words (Chinese, Japanese, Thai, ...) give overlapping pairs of letters instead.
+
+Source: Lucene's CJKAnalyzer for the pairs.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from modernbert.data.words import split_words, stands_alone
+from modernbert.errors import InputError
+from modernbert.extras import missing
+
+__all__ = ["bm25_best", "bm25_scores", "words_of"]
+
+WORD = re.compile(r"[^\W_]+")
+CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+def words_of(text: str) -> list[str]:
+    """Split a text into lower-cased words, and identifiers into their parts.
+
+    >>> words_of("getHTTPResponse(max_len=3, utf8=True)")
+    ['get', 'http', 'response', 'max', 'len', '3', 'utf8', 'true']
+    >>> words_of("GDPは東京都")
+    ['gdp', 'は東', '東京', '京都']
+    """
+    pairs: list[str] = []
+    if not text.isascii() and any(map(stands_alone, set(text))):
+        letters = [(a, b) for a, b in split_words(text) if stands_alone(text[a])]
+        rest, last = [], 0
+        runs: list[list[str]] = []
+        for a, b in letters:
+            if a != last or not runs:
+                runs.append([])
+                rest.append(text[last:a])
+            runs[-1].append(text[a:b])
+            last = b
+        for run in runs:
+            pairs += [x + y for x, y in zip(run, run[1:], strict=False)] or run
+        text = " ".join([*rest, text[last:]])
+    return [part.lower() for word in WORD.findall(text) for part in CAMEL.split(word)] + pairs
+
+
+def bm25_scores(
+    queries: Sequence[str], passages: Sequence[str], *, k1: float = 0.9, b: float = 0.4
+) -> Float32[np.ndarray, "Q P"]:
+    """Score every passage for every query by BM25 as Lucene computes it.
+
+    Raises: InputError if bm25s is not installed, or there is no passage with a word.
+    """
+    score = _scorer(passages, k1, b)
+    return np.stack([score(query) for query in queries]) if queries else np.zeros((0, len(passages)), np.float32)
+
+
+def bm25_best(
+    queries: Sequence[str], passages: Sequence[str], k: int, *, k1: float = 0.9, b: float = 0.4
+) -> tuple[Float32[np.ndarray, "Q k"], Int64[np.ndarray, "Q k"]]:
+    """Return the scores and numbers of each query's `k` best passages, best first; of equals the first stays first.
+
+    With fewer passages than `k`, all. One query is scored at a time: all pairs would not fit a machine.
+
+    Raises: InputError if bm25s is not installed, or there is no passage with a word.
+    """
+    score = _scorer(passages, k1, b)
+    k = min(k, len(passages))
+    scores, numbers = np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)
+    for row, query in enumerate(queries):
+        of_query = score(query)
+        least = np.partition(of_query, -k)[-k]
+        good = np.flatnonzero(of_query >= least)
+        numbers[row] = good[np.argsort(-of_query[good], kind="stable")[:k]]
+        scores[row] = of_query[numbers[row]]
+    return scores, numbers
+
+
+def _scorer(passages: Sequence[str], k1: float, b: float) -> Callable[[str], Float32[np.ndarray, " P"]]:
+    """Return what scores all passages for a query."""
+    try:
+        import bm25s
+    except ImportError:
+        raise missing("BM25", "bm25s") from None
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
+    corpus = [words_of(passage) for passage in passages]
+    if not any(corpus):
+        raise InputError(f"BM25 needs passages with words, found none in {len(corpus)}")
+    index = bm25s.BM25(k1=k1, b=b, method="lucene")
+    index.index(corpus, show_progress=False)
+
+    def score(query: str) -> Float32[np.ndarray, " P"]:
+        known = index.get_tokens_ids(words_of(query))
+        return index.get_scores_from_ids(known) if known else np.zeros(len(passages), np.float32)
+
+    return score

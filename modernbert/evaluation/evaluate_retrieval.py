@@ -1,0 +1,150 @@
+"""`modernbert evaluate retrieval`: how well a model finds what collections in BEIR's form ask for.
+
+In: a model folder, folders of collections or `mteb:` and the name of a task. Out: nDCG@10, MRR@10 and recall@100 of
+each, with BM25 beside them where it is asked for: a table, and JSON. A query without a relevant document is left out,
+and counted; so are texts cut.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from modernbert.checkpoints.folder import digest_of
+from modernbert.data.collections import Collection, read_collection
+from modernbert.errors import InputError
+from modernbert.evaluation.mteb_tasks import run_task, tasks_of
+from modernbert.evaluation.retrieval_eval import Rank, rank_by_index, rank_by_model, rank_by_words, score_collection
+from modernbert.extras import require
+from modernbert.files import check_target, write_file
+from modernbert.inference.modernbert import ModernBert
+from modernbert.number_checks import check_numbers
+
+__all__ = ["RetrievalConfig", "run"]
+
+_WIDTH_OF_A_FILE = 160
+_MTEB = "mteb:"
+
+
+@dataclass
+class RetrievalConfig:
+    """Which model on which collections; what is None is as the model was tuned.
+
+    `pooling` is mean, cls, or tokens for late interaction; lengths are the most tokens of a text, which is cut there.
+    `index` is a folder in which the documents' vectors are kept, and found again.
+    """
+
+    model: str
+    collections: Sequence[str]
+    split: str = "test"
+    bm25: bool = False
+    pooling: str | None = None
+    query_prompt: str | None = None
+    document_prompt: str | None = None
+    query_length: int | None = None
+    document_length: int | None = None
+    device: str = "auto"
+    dtype: str = "auto"
+    out: Path | None = None
+    index: Path | None = None
+
+
+def run(config: RetrievalConfig) -> list[dict[str, Any]]:
+    """Score collection after collection, write JSON after each if asked to, print a table, and return the rows.
+
+    Raises: InputError for a collection whose files do not fit together, or a model that cannot be loaded.
+    """
+    if not config.collections:
+        raise InputError("collections: found none, expected a folder in BEIR's form")
+    if config.pooling not in (None, "mean", "cls", "tokens"):
+        raise InputError(f"pooling: found {config.pooling!r}, expected mean, cls or tokens")
+    check_numbers(config)
+    if config.bm25:
+        require("--bm25", "bm25s")
+    for name in config.collections:
+        if name.startswith(_MTEB):
+            require(name, "mteb")
+    if config.index is not None:
+        require("--index", "lancedb", "pyarrow", extra="index")
+    folders = [Path(name).resolve().name for name in config.collections if not name.startswith(_MTEB)]
+    if config.index is not None and len(set(folders)) < len(folders):
+        raise InputError("collections: found two folders of one name, which would share an index; expected other names")
+    check_target(config.out)
+    check_target(None if config.index is None else config.index / "vectors.lance")
+    collections = [each for name in config.collections for each in _opened(name, config.split)]
+    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype)
+    asked = ("pooling", "query_prompt", "document_prompt", "query_length", "document_length")
+    changes: dict[str, Any] = {name: getattr(config, name) for name in asked if getattr(config, name) is not None}
+    bert.vectors = replace(bert.vectors, **changes)
+    by_model = (
+        rank_by_model(bert) if config.index is None else rank_by_index(bert, digest_of(config.model), config.index)
+    )
+    systems: dict[str, Rank] = {config.model: by_model} | ({"BM25": rank_by_words} if config.bm25 else {})
+    settings = {"vectors": asdict(bert.vectors), "device": str(bert.device)}
+    rows: list[dict[str, Any]] = []
+    try:
+        for name, collection in collections:
+            for system, rank in systems.items():
+                rows.extend({"system": system, **row} for row in _rows(name, collection, config.split, rank))
+                # What is scored is there, whatever becomes of the next.
+                if config.out is not None:
+                    write_file(config.out, json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
+    finally:
+        if rows:
+            _show(rows)
+    return rows
+
+
+def _opened(name: str, split: str) -> list[tuple[str, Collection | Any]]:
+    """Return the collection of a folder, or the tasks that a name of mteb's stands for."""
+    if name.startswith(_MTEB):
+        return list(tasks_of(name.removeprefix(_MTEB)).items())
+    return [(name, read_collection(Path(name), split))]
+
+
+def _rows(name: str, collection: Collection | Any, split: str, rank: Rank) -> list[dict[str, Any]]:
+    """Return what is said of one system on a folder, or on each subset of a task of mteb."""
+    if isinstance(collection, Collection):
+        scored = score_collection(collection, rank)
+        counts = {"num_unjudged": collection.num_unjudged, "num_empty": collection.num_empty}
+        sizes = {"num_queries": len(collection.queries), "num_documents": len(collection.documents)}
+        return [{"collection": collection.name, "split": split, **asdict(scored), **sizes, **counts}]
+    return [
+        {
+            "collection": found.collection, "split": found.split, **asdict(found.scores),
+            "num_queries": found.num_queries, "num_documents": found.num_documents, "num_unjudged": 0, "num_empty": 0,
+        }
+        for found in run_task(name, collection, split, rank)
+    ]  # fmt: skip
+
+
+def _show(rows: Sequence[dict[str, Any]]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _WIDTH_OF_A_FILE
+    table = Table()
+    for column in (
+        "collection",
+        "system",
+        "nDCG@10",
+        "MRR@10",
+        "recall@100",
+        "queries",
+        "documents",
+        "left out",
+        "cut",
+        "s",
+    ):
+        table.add_column(column, justify="left" if column in ("collection", "system") else "right")
+    for row in rows:
+        scores = [f"{row[name]:.3f}" for name in ("ndcg_10", "mrr_10", "recall_100")]
+        table.add_row(
+            f"{row['collection']} {row['split']}", row["system"], *scores, f"{row['num_queries']:,}",
+            f"{row['num_documents']:,}", f"{row['num_unjudged'] + row['num_empty']:,}", f"{row['num_cut']:,}",
+            f"{row['seconds']:.1f}",
+        )  # fmt: skip
+    console.print(table)

@@ -1,0 +1,188 @@
+"""mteb's retrieval tasks, through its protocol of search: BEIR, MLDR, CodeSearchNet, StackOverflow-QA, and many others.
+
+In: the name of a task, and what ranks. Out: the scores that mteb gives. Names are mteb's own, or the paper's, which
+stand for the task, or the fifteen of BEIR, that the paper ran.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modernbert.data.collections import Collection
+from modernbert.errors import InputError
+from modernbert.evaluation.retrieval_eval import Rank, Retrieval
+from modernbert.extras import require
+
+__all__ = ["BEIR", "Judged", "MtebSearch", "run_task", "tasks_of"]
+
+# The data sets of the paper's BEIR columns.
+BEIR = (
+    "nfcorpus", "scifact", "trec-covid", "fiqa", "arguana", "climate-fever", "dbpedia-entity", "fever", "hotpotqa",
+    "msmarco", "nq", "quora", "scidocs", "webis-touche2020", "cqadupstack",
+)  # fmt: skip
+
+# The paper's sets: which of mteb's tasks they are, and which subset, where it has several and the paper took one.
+_PAPER = {
+    "nfcorpus": "NFCorpus",
+    "scifact": "SciFact",
+    "trec-covid": "TRECCOVID",
+    "fiqa": "FiQA2018",
+    "arguana": "ArguAna",
+    "climate-fever": "ClimateFEVER",
+    "dbpedia-entity": "DBPedia",
+    "fever": "FEVER",
+    "hotpotqa": "HotpotQA",
+    "msmarco": "MSMARCO",
+    "nq": "NQ",
+    "quora": "QuoraRetrieval",
+    "scidocs": "SCIDOCS",
+    "webis-touche2020": "Touche2020",
+    "cqadupstack": "CQADupstackRetrieval",
+    "mldr": "MultiLongDocRetrieval:en",
+    "codesearchnet": "COIRCodeSearchNetRetrieval",
+    "stackoverflow-qa": "StackOverflowQA",
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Hold what mteb says of one subset of a task, by the name that the paper has for it."""
+
+    collection: str
+    split: str
+    scores: Retrieval
+    num_queries: int
+    num_documents: int
+
+
+def tasks_of(name: str) -> dict[str, Any]:
+    """Return the tasks a name stands for, by the name each goes by here: `beir`, one of the paper's, or mteb's own.
+
+    `NAME:SUBSET` takes one subset of a task that has several.
+
+    Raises: InputError if mteb is not installed, or has no such task, or it is not one of retrieval.
+    """
+    require(f"mteb:{name}", "mteb")
+    if name.lower() == "beir":
+        return {known: task for each in BEIR for known, task in tasks_of(each).items()}
+    import mteb
+
+    known = name.lower() if name.lower() in _PAPER else None
+    task_name, _, subset = _PAPER.get(name.lower(), name).partition(":")
+    try:
+        task = mteb.get_task(task_name, hf_subsets=[subset] if subset else None)
+    except (KeyError, ValueError) as error:
+        raise InputError(f"mteb:{name}: {str(error).strip(chr(34)).removeprefix('KeyError: ')}") from None
+    if task.metadata.type not in ("Retrieval", "Reranking"):
+        raise InputError(f"mteb:{name}: is a task of {task.metadata.type}, expected one of retrieval")
+    # A task of tasks, as the twelve forums are.
+    parts: Sequence[Any] = getattr(task.metadata, "tasks", None) or ()
+    if parts:
+        prefix = task_name.removesuffix("Retrieval")
+        start = known or prefix.lower()
+        return {f"{start}-{_plain(part.metadata.name.removeprefix(prefix))}": part for part in parts}
+    return {known or f"{_plain(task_name)}{f'-{subset}' if subset else ''}": task}
+
+
+def _plain(name: str) -> str:
+    return name.removesuffix("Retrieval").lower()
+
+
+def run_task(name: str, task: Any, split: str, rank: Rank) -> list[Judged]:
+    """Rank the documents of a task for its queries; return what mteb makes of it, subset by subset.
+
+    Of a task that has not the split, its own are taken (MS MARCO is judged on `dev`).
+
+    Raises: InputError if the task's data cannot be had.
+    """
+    import mteb
+
+    if split in task.metadata.eval_splits:
+        task.filter_eval_splits([split])
+    try:
+        task.load_data()
+    except OSError as error:
+        raise InputError(f"mteb:{task.metadata.name}: its data cannot be had ({str(error).splitlines()[0]})") from None
+    search = MtebSearch(rank)
+    result = mteb.evaluate(search, task, cache=None, show_progress_bar=False, co2_tracker=False).task_results[0]
+    found = []
+    for of_split, subsets in result.scores.items():
+        for scores in subsets:
+            subset = scores["hf_subset"]
+            known = name if subset == "default" or len(task.hf_subsets) == 1 else f"{name}-{subset}"
+            ndcg, mrr, recall = (float(scores[key]) for key in ("ndcg_at_10", "mrr_at_10", "recall_at_100"))
+            seen = search.seen[of_split, subset]
+            retrieval = Retrieval(ndcg, mrr, recall, seen.num_cut, seen.seconds)
+            found.append(Judged(known, of_split, retrieval, seen.num_queries, seen.num_documents))
+    return found
+
+
+@dataclass(frozen=True)
+class _Seen:
+    num_cut: int
+    seconds: float
+    num_queries: int
+    num_documents: int
+
+
+class MtebSearch:
+    """Answer the searches of mteb's `SearchProtocol` with what ranks a collection.
+
+    `mteb.evaluate(MtebSearch(rank_by_model(bert)), task)` judges a model on any task of retrieval that mteb has.
+    `seen` says by split and subset how many texts were cut, and how long it took.
+    """
+
+    def __init__(self, rank: Rank, name: str = "modernbert/model") -> None:
+        self.rank = rank
+        self.name = name
+        self.seen: dict[tuple[str, str], _Seen] = {}
+        self.task = ""
+        self._documents: dict[str, str] = {}
+
+    @property
+    def mteb_model_meta(self) -> Any:
+        """What mteb writes of a model beside its scores."""
+        from mteb.models.model_meta import ModelMeta
+
+        return ModelMeta.create_empty({"name": self.name})
+
+    def index(self, corpus: Any, *, task_metadata: Any, **_: Any) -> None:
+        """Take the documents of a task, titles before texts, as mteb joins them."""
+        self.task = task_metadata.name
+        self._documents = {row["id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in corpus}
+
+    def search(
+        self,
+        queries: Any,
+        *,
+        hf_split: str,
+        hf_subset: str,
+        top_k: int,
+        top_ranked: Mapping[str, Sequence[str]] | None = None,
+        **_: Any,
+    ) -> dict[str, dict[str, float]]:
+        """Return the `top_k` documents of each query and their scores; of those in `top_ranked`, if it is there.
+
+        Raises: InputError for queries that are not texts.
+        """
+        texts: dict[str, str] = {row["id"]: _text(row) for row in queries}
+        begun = time.perf_counter()
+        depth = top_k if top_ranked is None else len(self._documents)
+        collection = Collection(f"{self.task}-{hf_subset}-{hf_split}", self._documents, texts, {}, 0, 0)
+        scores, numbers, num_cut = self.rank(collection, depth)
+        seconds = time.perf_counter() - begun
+        self.seen[hf_split, hf_subset] = _Seen(num_cut, seconds, len(texts), len(self._documents))
+        names = list(self._documents)
+        found: dict[str, dict[str, float]] = {}
+        for query, row, of_row in zip(texts, numbers.tolist(), scores.tolist(), strict=True):
+            among = None if top_ranked is None else frozenset(top_ranked[query])
+            ranked = {names[n]: score for n, score in zip(row, of_row, strict=True)}
+            found[query] = {key: score for key, score in ranked.items() if among is None or key in among}
+        return found
+
+
+def _text(row: Mapping[str, Any]) -> str:
+    if not isinstance(row["text"], str):
+        raise InputError(f"query {row['id']}: is {type(row['text']).__name__}, expected text")
+    return f"{row['text']} {row['instruction']}" if row.get("instruction") else row["text"]

@@ -1,0 +1,43 @@
+"""`modernbert export`: a model folder -> a folder for ONNX Runtime and what is built on it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from modernbert.export.onnx_folder import Report, export_folder
+from modernbert.extras import require
+from modernbert.hub_download import find_folder
+
+__all__ = ["ExportConfig", "run"]
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What to export, and where to; in `int8` besides, if asked. `texts` are tried besides made-up ones."""
+
+    model: str
+    out: Path
+    int8: bool = False
+    texts: Sequence[str] = ()
+
+
+def run(config: ExportConfig) -> Report:
+    """Write the folder, and print how near its graphs are to the model.
+
+    Raises: InputError for a model that is not exported, an `out` that exists, or a graph that is not near enough.
+    """
+    require("export", "onnx", "onnxruntime")
+    report = export_folder(find_folder(config.model), config.out, int8=config.int8, texts=config.texts)
+    for name, size in report.sizes.items():
+        print(f"{config.out / name}: {size / 1e6:,.1f} MB")
+    if report.num_cut:
+        print(f"{report.num_cut} texts were longer than the model was trained for, and cut")
+    for name, found in report.agreements.items():
+        print(
+            f"{name}: {report.num_documents} documents, largest difference {found.difference:.1e} of the largest value,"
+            f" least cosine {found.cosine:.7f}"
+        )
+    if report.int8_agreement is not None:
+        kept = f", in float32 {', '.join(report.kept)}" if report.kept else ""
+        print(f"int8: least cosine {report.int8_agreement.cosine:.5f}{kept}")
+    return report

@@ -1,0 +1,153 @@
+"""What a written file computes in ONNX Runtime, beside the model it was written from.
+
+In: a file, a model, documents. Out: how far apart the two are, for each output. Documents are padded for the file, with
+a row of nothing but padding beneath, and laid end to end for the model.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modernbert.batch import Batch
+from modernbert.export.onnx_graph import Exported, Output, encoder_in, outputs_of
+from modernbert.export.onnx_nodes import needed
+from modernbert.model.embedder import Embedder
+from modernbert.model.heads import Classifier, MaskedLM
+from modernbert.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["Agreement", "compare", "made_up", "open_file", "short_texts", "vectors_in"]
+
+Documents = Sequence[np.ndarray]
+
+# One row of a few tokens; rows that end about the edge of a window, of very different lengths, and far beyond a window.
+_SHAPES = ((1,), (2,), (3,), (4,), (5,), (63, 64, 65, 66), (1, 128, 129, 193), (3, 700), (40, 131, 300), (2_100,))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Say how alike an output is, over all documents.
+
+    `difference` is the largest, as a share of the largest value; `cosine` the least of a document, all its numbers as
+    one vector.
+    """
+
+    difference: float
+    cosine: float
+
+
+def made_up(tokenizer: Tokenizer, longest: int) -> list[list[np.ndarray]]:
+    """Return batches of documents of many shapes, within what a model was trained for."""
+    return [
+        _drawn(tokenizer, [min(length, longest) for length in lengths], seed) for seed, lengths in enumerate(_SHAPES)
+    ]
+
+
+def short_texts(tokenizer: Tokenizer, longest: int) -> list[list[np.ndarray]]:
+    """Return batches of documents about as long as short texts are: log-normal, a median of 40 tokens."""
+    lengths = np.random.default_rng(0).lognormal(np.log(40), 0.9, 32)
+    whole = np.clip(lengths, 4, min(512, longest)).astype(int).tolist()
+    return [_drawn(tokenizer, whole[start : start + 8], start) for start in range(0, len(whole), 8)]
+
+
+def _drawn(tokenizer: Tokenizer, lengths: Sequence[int], seed: int) -> list[np.ndarray]:
+    """Draw ids as often as words come, for ids are about in the order of how often they come; special tokens around."""
+    random = np.random.default_rng(seed)
+    ids = tokenizer.ordinary_ids
+    shares = 1 / np.arange(1, len(ids) + 1)
+    found = [random.choice(ids, length, p=shares / shares.sum()) for length in lengths]
+    for document in found:
+        document[0], document[-1] = tokenizer.cls_id, tokenizer.sep_id
+    return found
+
+
+def open_file(path: Path, also: Output | None = None) -> Any:
+    """Open a file in ONNX Runtime, on the CPU; `also` is an output that the file has, but does not give."""
+    runtime = needed("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    content: str | bytes = str(path)
+    if also is not None:
+        onnx = needed("onnx")
+        model = onnx.load(path)
+        kind = onnx.TensorProto.FLOAT
+        model.graph.output.append(onnx.helper.make_tensor_value_info(also.name, kind, also.shape))
+        content = model.SerializeToString()
+    return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def vectors_in(model: Exported) -> tuple[Exported, Output]:
+    """Return what shows best how near a model of lesser precision is: the vectors it makes, else its hidden states."""
+    judged = model if isinstance(model, Embedder) else encoder_in(model)
+    return judged, outputs_of(judged)[-1]
+
+
+def compare(
+    session: Any, model: Exported, outputs: Sequence[Output], batches: Iterable[Documents], pad_id: int
+) -> dict[str, Agreement]:
+    """Return how alike file and model are in some outputs; what is not finite is nowhere near."""
+    rows: dict[str, list[tuple[float, float, float]]] = {output.name: [] for output in outputs}
+    for documents in batches:
+        theirs, ours = _of_file(session, outputs, documents, pad_id), _of_model(model, documents)
+        for name, mine in rows.items():
+            mine.extend(_apart(one, other) for one, other in zip(theirs[name], ours[name], strict=True))
+    return {name: _agreement(mine) for name, mine in rows.items()}
+
+
+def _agreement(rows: Sequence[tuple[float, float, float]]) -> Agreement:
+    differences, sizes, cosines = np.array(rows).T
+    return Agreement(float(differences.max() / (sizes.max() or 1.0)), float(cosines.min()))
+
+
+def _apart(found: np.ndarray, expected: np.ndarray) -> tuple[float, float, float]:
+    """Return the largest difference, the largest value, and the cosine of two arrays of one shape."""
+    if found.shape != expected.shape or not np.isfinite(found).all():
+        return np.inf, 1.0, -1.0
+    one, other = found.ravel(), expected.ravel()
+    lengths = float(np.linalg.norm(one) * np.linalg.norm(other)) or 1.0
+    return float(np.abs(one - other).max()), float(np.abs(other).max()), float(np.vdot(one, other)) / lengths
+
+
+def _of_file(session: Any, outputs: Sequence[Output], documents: Documents, pad_id: int) -> dict[str, list[np.ndarray]]:
+    """Run the file; return each output of each document, without its padding."""
+    lengths = [len(document) for document in documents]
+    # A row of nothing but padding beneath several documents; a document alone is alone.
+    ids = np.full((len(documents) + (len(documents) > 1), max(lengths)), pad_id, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for row, document in enumerate(documents):
+        ids[row, : len(document)], mask[row, : len(document)] = document, 1
+    found = session.run([output.name for output in outputs], {"input_ids": ids, "attention_mask": mask})
+    parts = {}
+    for output, values in zip(outputs, found, strict=True):
+        if not np.isfinite(values).all():  # of padding too
+            values = np.full_like(values, np.nan)
+        cut = lengths if output.of_tokens else [None] * len(lengths)
+        parts[output.name] = [row[:length] for row, length in zip(values, cut, strict=False)]
+    return parts
+
+
+@torch.inference_mode()
+def _of_model(model: Exported, documents: Documents) -> dict[str, list[np.ndarray]]:
+    """Compute the same outputs ourselves."""
+    batch = Batch.from_documents(documents)
+    lengths = list(batch.layout.lengths)
+    made = _values(model, batch)
+    return {
+        output.name: [part.numpy() for part in (values.split(lengths) if output.of_tokens else values)]
+        for output, values in zip(outputs_of(model), made, strict=True)
+    }
+
+
+def _values(model: Exported, batch: Batch) -> Sequence[torch.Tensor]:
+    """Return the outputs of a model in the order of `outputs_of`."""
+    if isinstance(model, (MaskedLM, Classifier)):
+        scores = model(batch)
+        return scores.unbind(-1) if len(outputs_of(model)) > 1 else [scores]
+    if isinstance(model, Embedder):
+        vectors = model(batch)
+        return [vectors] if model.pooling == "tokens" else [model.model(batch.tokens, batch.layout), vectors]
+    return [model(batch.tokens, batch.layout)]

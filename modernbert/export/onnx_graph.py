@@ -1,0 +1,275 @@
+"""A ModernBERT as a graph of plain ONNX operators.
+
+In: a model of this package. Out: a model of ONNX with inputs `input_ids` and `attention_mask` [rows, columns], both of
+any size, padded on the right. Padding lives here, at the border: keys of padding are hidden, and what is computed of a
+token of padding is finite and means nothing.
+
+Local layers cut rows into blocks and give each its band of keys, as `banded` does: work and memory grow with the number
+of columns, not with its square.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from modernbert.export.onnx_nodes import Graph
+from modernbert.model.config import ModelConfig
+from modernbert.model.embedder import Embedder
+from modernbert.model.encoder import Encoder
+from modernbert.model.heads import TASKS, Classifier, MaskedLM, PredictionHead
+
+__all__ = ["Exported", "Output", "build", "encoder_in", "outputs_of"]
+
+Exported = MaskedLM | Classifier | Encoder | Embedder
+
+_HIDDEN = "last_hidden_state"
+# Added to the scores of keys that are not seen: far below any score, and still a number in half precision. Where no key
+# is seen, all are alike, and their mean is finite.
+_UNSEEN = -30_000.0
+
+
+@dataclass(frozen=True)
+class Output:
+    """Name what a model computes, for each token or each row; `width` is None for single numbers."""
+
+    name: str
+    of_tokens: bool
+    width: int | None
+
+    @property
+    def shape(self) -> list[str | int]:
+        """The axes, by name where any size will do."""
+        return ["rows", *(["columns"] if self.of_tokens else []), *([] if self.width is None else [self.width])]
+
+
+def encoder_in(model: Exported) -> Encoder:
+    """Return a model without its head."""
+    encoder = model if isinstance(model, Encoder) else model.model
+    assert isinstance(encoder, Encoder), "what is exported has its published form"
+    return encoder
+
+
+def outputs_of(model: Exported) -> list[Output]:
+    """Say what the graph of a model computes; names are those that other libraries look for."""
+    width = encoder_in(model).config.hidden_size
+    if isinstance(model, Encoder):
+        return [Output(_HIDDEN, True, width)]
+    if isinstance(model, MaskedLM):
+        return [Output("logits", True, model.decoder.out_features)]
+    if isinstance(model, Classifier):
+        if model.task == "extract":
+            return [Output("start_logits", True, None), Output("end_logits", True, None)]
+        return [Output("logits", TASKS[model.task].of_tokens, len(model.labels))]
+    made = width if model.projection is None else model.projection.out_features
+    if model.pooling == "tokens":
+        return [Output("token_embeddings", True, made)]
+    return [Output(_HIDDEN, True, width), Output("sentence_embedding", False, made)]
+
+
+def build(model: Exported, kept: list[str] | None = None) -> Any:
+    """Return the graph of a model; `kept` is None for float32, else patterns of what is not in int8.
+
+    Raises: InputError if onnx is not installed.
+    """
+    graph = Graph(kept)
+    _head(graph, model, _encode(graph, encoder_in(model)))
+    inputs = [graph.value(name, ["rows", "columns"], whole=True) for name in ("input_ids", "attention_mask")]
+    outputs = [graph.value(output.name, output.shape) for output in outputs_of(model)]
+    return graph.model(inputs, outputs, {"padding": "right"})
+
+
+def _encode(graph: Graph, encoder: Encoder) -> str:
+    """Add the encoder; return its hidden states [rows, columns, D]."""
+    graph.scope = "embeddings"
+    embeddings = encoder.embeddings
+    found = graph.rows_of("input_ids", "embeddings.tok_embeddings", embeddings.tok_embeddings.weight)
+    hidden = graph.norm(found, "embeddings.norm", embeddings.norm)
+    attends: dict[bool, Callable[[str], str]] = {
+        True: _Global(graph, encoder.config),
+        False: _Local(graph, encoder.config),
+    }
+    for number, layer in enumerate(encoder.layers):
+        hidden = _layer(graph, f"layers.{number}", layer, hidden, attends[encoder.config.is_global(number)])
+    graph.scope = "head"
+    return graph.norm(hidden, "final_norm", encoder.final_norm, out=_HIDDEN)
+
+
+def _layer(graph: Graph, name: str, layer: Any, hidden: str, attend: Callable[[str], str]) -> str:
+    """Add a block; `hidden` is the residual stream, before and behind it."""
+    graph.scope = name
+    normed = hidden
+    if not isinstance(layer.attn_norm, nn.Identity):
+        normed = graph.norm(hidden, f"{name}.attn_norm", layer.attn_norm)
+    mixed = attend(graph.linear(normed, f"{name}.attn.Wqkv", layer.attn.Wqkv))
+    hidden = graph.node("Add", hidden, graph.linear(mixed, f"{name}.attn.Wo", layer.attn.Wo))
+    normed = graph.norm(hidden, f"{name}.mlp_norm", layer.mlp_norm)
+    first, gate = graph.halves(graph.linear(normed, f"{name}.mlp.Wi", layer.mlp.Wi), axis=-1)
+    gated = graph.node("Mul", graph.gelu(first), gate)
+    return graph.node("Add", hidden, graph.linear(gated, f"{name}.mlp.Wo", layer.mlp.Wo))
+
+
+class _Global:
+    """Attention of every token to all of its row; masks and angles are computed once for all layers of the kind."""
+
+    def __init__(self, graph: Graph, config: ModelConfig) -> None:
+        graph.scope = "global"
+        self.graph, self.config = graph, config
+        self.angles = _angles(graph, config.head_width, config.global_rope_theta)
+        real = graph.node("Unsqueeze", graph.cast("attention_mask", "BOOL"), graph.ints(1, 2))
+        self.mask = graph.node("Where", real, graph.number(0.0), graph.number(_UNSEEN))
+
+    def __call__(self, qkv: str) -> str:
+        """Take [rows, columns, 3D], return [rows, columns, D]."""
+        q, k, v = _heads(self.graph, qkv, self.config, self.angles)
+        return _merged(self.graph, _attend(self.graph, q, k, v, self.mask, axes=5), self.config)
+
+
+class _Local:
+    """Attention of every token to those at most half a window away.
+
+    A block is as long as half a window, or as the row where that is shorter; what it may see lies in the block itself
+    and in its neighbours.
+    """
+
+    def __init__(self, graph: Graph, config: ModelConfig) -> None:
+        graph.scope = "local"
+        self.graph, self.config = graph, config
+        self.angles = _angles(graph, config.head_width, config.local_rope_theta)
+        side = config.window[0]
+        self.columns = _columns(graph)
+        self.block = graph.node("Min", self.columns, graph.ints(side))
+        # -columns mod block, in ONNX's remainder with the sign of the divisor.
+        self.tail = graph.node("Mod", graph.node("Neg", self.columns), self.block)
+        self.around = self._padding(self.block, graph.node("Add", self.block, self.tail))
+        self.behind = self._padding(graph.ints(0), self.tail)
+        twice = graph.node("Add", self.block, self.block)
+        places = [_range(graph, graph.ints(0), self.block), _range(graph, graph.node("Neg", self.block), twice)]
+        distance = graph.node(
+            "Sub", graph.node("Unsqueeze", places[0], graph.ints(1)), graph.node("Unsqueeze", places[1], graph.ints(0))
+        )
+        near = graph.node("LessOrEqual", graph.node("Abs", distance), graph.ints(side))
+        real = graph.node("Unsqueeze", graph.cast("attention_mask", "FLOAT"), graph.ints(0, 2, 4))
+        real = graph.node("Transpose", self._bands(real, 1), perm=[0, 1, 2, 3, 5, 4])
+        seen = graph.node("And", graph.cast(real, "BOOL"), near)
+        self.mask = graph.node("Where", seen, graph.number(0.0), graph.number(_UNSEEN))
+
+    def __call__(self, qkv: str) -> str:
+        """Take [rows, columns, 3D], return [rows, columns, D]."""
+        graph, width = self.graph, self.config.head_width
+        q, k, v = _heads(graph, qkv, self.config, self.angles)
+        queries = self._blocks(graph.node("Pad", q, self.behind), width)
+        mixed = _attend(graph, queries, self._bands(k, width), self._bands(v, width), self.mask, axes=6)
+        flat = graph.node("Reshape", mixed, graph.ints(0, 0, 0, -1, width))
+        return _merged(graph, graph.node("Slice", flat, graph.ints(0), self.columns, graph.ints(3)), self.config)
+
+    def _padding(self, before: str, behind: str) -> str:
+        """Return so many places before and behind the columns of [1, rows, H, columns, K]."""
+        no, none = self.graph.ints(0), self.graph.ints(0, 0, 0)
+        return self.graph.node("Concat", none, before, no, none, behind, no, axis=0)
+
+    def _blocks(self, x: str, width: int) -> str:
+        """[1, rows, H, columns, K] -> [1, rows, H, blocks, B, K]."""
+        graph = self.graph
+        shape = graph.node("Concat", graph.ints(0, 0, 0, -1), self.block, graph.ints(width), axis=0)
+        return graph.node("Reshape", x, shape)
+
+    def _bands(self, x: str, width: int) -> str:
+        """[1, rows, H, columns, K] -> [1, rows, H, blocks, 3 B, K]: a block between its neighbours."""
+        graph = self.graph
+        blocks = self._blocks(graph.node("Pad", x, self.around), width)
+        ends = [(0, -2), (1, -1), (2, np.iinfo(np.int64).max)]
+        parts = [graph.node("Slice", blocks, graph.ints(a), graph.ints(int(b)), graph.ints(3)) for a, b in ends]
+        return graph.node("Concat", *parts, axis=4)
+
+
+def _columns(graph: Graph) -> str:
+    """Return the number of columns, a list of one."""
+    return graph.node("Slice", graph.node("Shape", "input_ids"), graph.ints(1), graph.ints(2))
+
+
+def _range(graph: Graph, start: str, end: str) -> str:
+    """Count from one number to another; each is a list of one."""
+    return graph.node("Range", *(graph.node("Squeeze", each, graph.ints(0)) for each in (start, end)), graph.number(1))
+
+
+def _angles(graph: Graph, head_width: int, theta: float) -> tuple[str, str]:
+    """Return cosines and sines of places in a row, [columns, K/2]."""
+    powers = torch.arange(0, head_width, 2, dtype=torch.int64).float() / head_width
+    frequencies = graph.weight(f"frequencies[{theta}]", 1.0 / theta**powers)
+    places = graph.cast(_range(graph, graph.ints(0), _columns(graph)), "FLOAT")
+    angles = graph.node("Mul", graph.node("Unsqueeze", places, graph.ints(1)), frequencies)
+    return graph.node("Cos", angles), graph.node("Sin", angles)
+
+
+def _heads(graph: Graph, qkv: str, config: ModelConfig, angles: tuple[str, str]) -> tuple[str, str, str]:
+    """[rows, columns, 3D] -> queries, keys and values [1, rows, H, columns, K], the first two turned."""
+    shape = graph.ints(0, 0, 3, config.num_attention_heads, config.head_width)
+    apart = graph.node("Transpose", graph.node("Reshape", qkv, shape), perm=[2, 0, 3, 1, 4])
+    both, v = graph.halves(apart, axis=0, sizes=(2, 1))
+    cosines, sines = angles
+    first, second = graph.halves(both, axis=-1)
+    turned = graph.node(
+        "Concat",
+        graph.node("Sub", graph.node("Mul", first, cosines), graph.node("Mul", second, sines)),
+        graph.node("Add", graph.node("Mul", second, cosines), graph.node("Mul", first, sines)),
+        axis=-1,
+    )
+    q, k = graph.halves(turned, axis=0)
+    return graph.node("Mul", q, graph.number(config.head_width**-0.5)), k, v
+
+
+def _attend(graph: Graph, q: str, k: str, v: str, mask: str, axes: int) -> str:
+    """Mix values by masked scores; tensors have so many `axes`, the last two are tokens and K."""
+    turned = graph.node("Transpose", k, perm=[*range(axes - 2), axes - 1, axes - 2])
+    scores = graph.node("Add", graph.node("MatMul", q, turned), mask)
+    return graph.node("MatMul", graph.node("Softmax", scores, axis=-1), v)
+
+
+def _merged(graph: Graph, mixed: str, config: ModelConfig) -> str:
+    """[1, rows, H, columns, K] -> [rows, columns, D]."""
+    apart = graph.node("Transpose", mixed, perm=[1, 3, 0, 2, 4])
+    return graph.node("Reshape", apart, graph.ints(0, 0, config.hidden_size))
+
+
+def _head(graph: Graph, model: Exported, hidden: str) -> None:
+    """Add what stands on the encoder; its outputs are named as `outputs_of` says."""
+    if isinstance(model, MaskedLM):
+        rows = _predicted(graph, model.head, hidden)
+        graph.linear(rows, "decoder", model.decoder, tied_to="embeddings.tok_embeddings", out="logits")
+    elif isinstance(model, Classifier):
+        if not TASKS[model.task].of_tokens:
+            hidden = _pooled(graph, hidden, model.model.config.classifier_pooling)
+        rows = _predicted(graph, model.head, hidden)
+        if model.task == "extract":
+            scores = graph.halves(graph.linear(rows, "classifier", model.classifier), axis=-1)
+            for score, output in zip(scores, outputs_of(model), strict=True):
+                graph.node("Squeeze", score, graph.ints(-1), out=output.name)
+        else:
+            graph.linear(rows, "classifier", model.classifier, out="logits")
+    elif isinstance(model, Embedder):
+        if model.pooling != "tokens":
+            hidden = _pooled(graph, hidden, model.pooling)
+        if model.projection is not None:
+            hidden = graph.linear(hidden, "projection", model.projection)
+        size = graph.node("ReduceL2", hidden, axes=[-1], keepdims=1)
+        # As torch's `normalize` has it: a vector of nothing stays one.
+        size = graph.node("Max", size, graph.number(1e-12))
+        graph.node("Div", hidden, size, out=outputs_of(model)[-1].name)
+
+
+def _predicted(graph: Graph, head: PredictionHead, rows: str) -> str:
+    return graph.norm(graph.gelu(graph.linear(rows, "head.dense", head.dense)), "head.norm", head.norm)
+
+
+def _pooled(graph: Graph, hidden: str, pooling: str) -> str:
+    """[rows, columns, D] -> [rows, D]; a row of nothing but padding becomes zeros, or what stands first."""
+    if pooling == "cls":
+        return graph.node("Gather", hidden, graph.number(0), axis=1)
+    real = graph.node("Unsqueeze", graph.cast("attention_mask", "FLOAT"), graph.ints(2))
+    total = graph.node("ReduceSum", graph.node("Mul", hidden, real), graph.ints(1), keepdims=0)
+    count = graph.node("ReduceSum", real, graph.ints(1), keepdims=0)
+    return graph.node("Div", total, graph.node("Max", count, graph.number(1.0)))

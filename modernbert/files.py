@@ -1,0 +1,309 @@
+"""Write files and folders so that a reader sees the old content or the new, never a half.
+
+In: a target path. Out: a temporary sibling to fill, made durable and renamed into place at the end. A file of its own
+because shards, checkpoints, model folders and reports all make the same promise.
+"""
+
+import errno
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from modernbert.errors import CheckFailed, InputError
+
+__all__ = [
+    "UNVERIFIED",
+    "check_target",
+    "translate_errors",
+    "move_into_place",
+    "new_file",
+    "new_folder",
+    "only_process",
+    "remove_leftovers",
+    "sha256_of",
+    "sync_file",
+    "sync_folder",
+    "try_delete",
+    "unwrap_errors",
+    "write_file",
+    "write_tensors",
+]
+
+# Follows the name of a folder whose content failed its last check.
+UNVERIFIED = ".unverified"
+
+_LEFTOVER = ".partial-"
+_PREVIOUS = "previous-"
+_OLD = "old-"
+
+logger = logging.getLogger(__name__)
+
+
+def check_target(target: Path | None) -> None:
+    """Check before long work that a file can be written at `target`; None is nowhere.
+
+    Raises: InputError if it is a folder, or where it would lie cannot be written.
+    """
+    if target is None:
+        return
+    if target.is_dir():
+        raise InputError(f"{target}: is a folder, expected the name of a file")
+    above = next(path for path in target.absolute().parents if path.exists())
+    if not above.is_dir():
+        raise InputError(f"{target}: cannot be written ({above} is a file)")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"{target}: cannot be written ({above} is not writable)")
+
+
+@contextmanager
+def new_folder(target: Path, *, replace: bool = False, kept: Path | None = None) -> Iterator[Path]:
+    """Yield a temporary sibling of `target`; on success make it durable and rename it into place.
+
+    On any failure but one the temporary folder is removed. On `CheckFailed` it is renamed to `kept`, by default
+    `target` with `UNVERIFIED` behind it, and the error says so. Either way `target` is as it was; after a kill in the
+    moment between two renames, the next attempt first puts back what was there.
+
+    Raises: InputError if `target` exists and may not be replaced, or if the disk is full or not writable.
+    """
+    _put_back(target)
+    if target.exists() and not replace:
+        raise InputError(f"{target}: exists already, expected a new folder")
+    partial = _partial(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
+        partial.mkdir()
+        yield partial
+        move_into_place(partial, target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise translate_errors(target, error) from error
+    except CheckFailed as error:
+        raise CheckFailed(f"{error}; {_keep(partial, kept or target.with_name(target.name + UNVERIFIED))}") from None
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _keep(partial: Path, kept: Path) -> str:
+    """Rename a folder that failed its check, in place of one that failed before, and say where it is."""
+    try:
+        move_into_place(partial, kept)
+    except OSError as error:
+        return f"it is kept as {partial} until the next attempt ({kept}: {error.strerror or error})"
+    return f"it is kept as {kept}"
+
+
+def move_into_place(folder: Path, target: Path) -> None:
+    """Make a folder and all in it durable, then give it the name of `target`, whose old content goes.
+
+    Raises: OSError if the disk does not take it; `target` is then as it was.
+    """
+    for path in sorted(folder.rglob("*")):
+        sync_file(path)
+    sync_folder(folder)
+    _rename(folder, target)
+
+
+@contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process alone; the system lets go of it however the process ends.
+
+    Raises: InputError if another process holds it, or it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = (folder / ".lock").open("w")
+    except OSError as error:
+        raise translate_errors(folder, error) from error
+    with handle:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:
+            pass  # a system without such locks; there two processes are the user's to avoid
+        except OSError:
+            raise InputError(f"{folder}: another process is at work in this folder") from None
+        yield
+
+
+def write_file(target: Path, content: str | bytes) -> None:
+    """Write a whole file beside `target`, then rename it into place.
+
+    Raises: InputError if the disk is full or not writable; the old file is then untouched.
+    """
+    with new_file(target) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `target` to write to; on success rename it into place.
+
+    Raises: InputError if the disk is full or not writable; the old file is then untouched.
+    """
+    partial = _partial(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
+        yield partial
+        sync_file(partial)
+        os.replace(partial, target)
+        sync_folder(target.parent)
+    except OSError as error:
+        with suppress(OSError):
+            partial.unlink()
+        raise translate_errors(target, error) from error
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Write named tensors as safetensors, for a folder of `new_folder`.
+
+    Raises: OSError with the system's number if the disk is full or not writable.
+    """
+    # Here, not above: whoever writes shards of text has no need of torch.
+    from safetensors.torch import save_file
+
+    path.touch()
+    mode = path.stat().st_mode
+    with unwrap_errors():
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    # The library writes for this user alone; whoever may read the rest of a folder may read its weights.
+    path.chmod(mode)
+
+
+@contextmanager
+def unwrap_errors() -> Iterator[None]:
+    """Raise the system's error, where safetensors or LanceDB wraps it: a full disk is told like any other full disk."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None and isinstance(error, RuntimeError):
+            raise
+        raise OSError(int(number[1]) if number else 0, str(error)) from None
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed processes left beside `target`; a live process's folder stays.
+
+    What was set aside for a new folder that never came into its place goes back there. `target` may be a pattern.
+    """
+    for path in _leftovers(target, _PREVIOUS):
+        _put_back(path.with_name(path.name.split(_LEFTOVER)[0]))
+    for path in _leftovers(target):
+        try_delete(path)
+
+
+def try_delete(path: Path) -> None:
+    """Delete a file or a folder that is no longer needed; if the system refuses, log a warning and go on.
+
+    A folder is renamed first, so that a half-deleted folder is never read as a whole one. What is left of it is deleted
+    by the next `remove_leftovers`.
+    """
+    doomed = path
+    if path.is_dir() and not path.is_symlink() and _LEFTOVER not in path.name:
+        names = (f"{path.name}{_LEFTOVER}{_OLD}{number}-{os.getpid()}" for number in count())
+        renamed = next(other for name in names if not os.path.lexists(other := path.with_name(name)))
+        with suppress(OSError):
+            os.rename(path, renamed)
+            doomed = renamed
+    try:
+        shutil.rmtree(doomed) if doomed.is_dir() and not doomed.is_symlink() else doomed.unlink(missing_ok=True)
+    except OSError as error:
+        shutil.rmtree(doomed, ignore_errors=True)  # the first pass stops at the first file that is refused
+        if os.path.lexists(doomed):
+            reason = error.strerror or error
+            logger.warning(
+                "%s: cannot be deleted (%s); continuing. Delete it by hand to free its space.", doomed, reason
+            )
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sync_file(path: Path) -> None:
+    """Force the bytes of a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Force the names in a folder to the disk; a rename is durable only after this."""
+    if os.name == "posix":
+        sync_file(path)
+
+
+def _partial(target: Path) -> Path:
+    return target.with_name(f"{target.name}{_LEFTOVER}{os.getpid()}")
+
+
+def _leftovers(target: Path, kind: str = "") -> list[Path]:
+    """List what killed processes, or earlier attempts of this one, left beside `target`."""
+    paths = target.parent.glob(f"{target.name}{_LEFTOVER}{kind}*")
+    owners = {path: path.name.rsplit("-", 1)[-1] for path in paths}
+    return [
+        path
+        for path, owner in owners.items()
+        if not (owner.isdigit() and int(owner) != os.getpid() and _alive(int(owner)))
+    ]
+
+
+def _rename(partial: Path, target: Path) -> None:
+    previous = target.with_name(f"{target.name}{_LEFTOVER}{_PREVIOUS}{os.getpid()}")
+    if target.exists():
+        os.rename(target, previous)
+    try:
+        os.rename(partial, target)
+    except BaseException:
+        _put_back(target)
+        raise
+    sync_folder(target.parent)
+    if os.path.lexists(previous):
+        try_delete(previous)
+
+
+def _put_back(target: Path) -> None:
+    """Rename to `target` what was set aside for a new folder that never came into its place."""
+    if target.exists():
+        return
+    for previous in _leftovers(target, _PREVIOUS)[:1]:
+        with suppress(OSError):  # where nothing can be renamed, nothing can be written: the writer will say so
+            os.rename(previous, target)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def translate_errors(target: Path, error: OSError) -> InputError:
+    """Return the one line that tells a user why `target` could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(f"{target}: no space left on the disk; nothing was kept of the attempt")
+    return InputError(f"{target}: cannot be written ({error.strerror or error}); nothing was kept of the attempt")

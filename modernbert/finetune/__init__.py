@@ -1,1 +1,0 @@
-"""Labelled rows and judged collections to tuned models, one at a time or in sweeps."""

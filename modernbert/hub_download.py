@@ -1,0 +1,78 @@
+"""Local copies of models on the Hugging Face Hub: a name to a folder."""
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from modernbert.errors import InputError, shown
+
+__all__ = ["find_folder", "find_tokenizer"]
+
+_WANTED = ["*.json", "*.safetensors", "artifact.metadata"]
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# The hub's own limit.
+_MAX_HUB_NAME = 96
+
+
+def find_folder(
+    name: str | Path,
+    revision: str | None = None,
+    *,
+    token: str | None = None,
+    offline: bool = False,
+    files: Sequence[str] = _WANTED,
+) -> Path:
+    """Return a local folder as it is, or the local copy of a model on the hub.
+
+    `revision` is a commit, a tag or a branch; what is not pinned to a commit may be another model tomorrow, so standard
+    error says which commit it is today. `offline` takes what was downloaded before, and asks nobody. `files` are the
+    patterns of what is downloaded.
+
+    Raises: InputError if there is neither, with the hub's reason.
+    """
+    if not isinstance(name, (str, os.PathLike)) or not str(name):
+        raise InputError(f"model: found {name!r}, expected a folder or the name of a model on the hub")
+    folder = Path(name)
+    # Not asked of the path: of a name that is too long for a file, it raises.
+    if os.path.isdir(folder):
+        if revision is not None:
+            raise InputError(f"revision: found {revision!r}, but {name} is a folder, which has none")
+        return folder
+    if os.path.exists(folder):
+        raise InputError(f"{name}: is a file, expected a model folder")
+    if not _HUB_NAME.fullmatch(str(name)) or len(str(name)) > _MAX_HUB_NAME:
+        raise InputError(f"{shown(str(name), 200)}: no such folder, and not a name on the hub (owner/model)")
+    from huggingface_hub import snapshot_download
+
+    try:
+        found = Path(
+            snapshot_download(
+                str(name), revision=revision, allow_patterns=list(files), token=token, local_files_only=offline
+            )
+        )
+    except Exception as error:  # the hub's client raises a dozen types; each is one reason for one line
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{name}: neither a local folder nor a model that the hub gives ({reason})") from None
+    if not _COMMIT.fullmatch(revision or ""):
+        print(f"{name}: {revision or 'main'} is commit {found.name} today; revision={found.name} pins it",
+              file=sys.stderr)  # fmt: skip
+    return found
+
+
+def find_tokenizer(name: str) -> Path:
+    """Return where a tokenizer is: a file or a folder as it is, or the local copy of a model's on the hub.
+
+    Of a model on the hub, its weights are not downloaded.
+
+    Raises: InputError if there is neither, with the hub's reason.
+    """
+    # A name that ends in .json is a path; `Tokenizer.load` reports that it does not exist.
+    if os.path.lexists(name) or name.endswith(".json"):
+        return Path(name)
+    try:
+        return find_folder(name, files=["*.json"])
+    except InputError as error:
+        raise InputError(f"{name}: no such tokenizer file or folder, and not on the hub ({error})") from None

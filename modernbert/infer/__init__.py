@@ -1,1 +1,0 @@
-"""Texts -> answers: the `ModernBert` object and its token-budget batches."""

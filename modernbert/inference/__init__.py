@@ -1,0 +1,1 @@
+"""Texts to embeddings, labels, spans, scores and filled masks."""

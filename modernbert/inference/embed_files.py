@@ -1,0 +1,361 @@
+"""`modernbert embed`: one vector for each text of the command line, of standard input, or of files of any size.
+
+The vectors go to standard output as JSON lines, or to a file: .npy, .jsonl, .parquet (number, origin, text, vector), or
+a .lance folder (the same columns, a LanceDB table). Texts are embedded part by part, on one device or several, or on a
+Ray cluster. A command that was stopped continues with the parts that are not finished, wherever they were begun. The
+file appears whole or not at all.
+"""
+
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modernbert.checkpoints.folder import digest_of
+from modernbert.data.input_errors import Skips
+from modernbert.data.readers import require_readers
+from modernbert.devices import choose_device
+from modernbert.errors import InputError
+from modernbert.extras import require
+from modernbert.files import check_target, only_process, remove_leftovers, try_delete
+from modernbert.inference.embedding_progress import show_texts
+from modernbert.inference.modernbert import ModernBert, load_in_process
+from modernbert.inference.text_inputs import (
+    check_files,
+    check_on_error,
+    keep_input,
+    stream_input,
+    stream_rows,
+    without_errors,
+)
+from modernbert.inference.text_parts import (
+    PART_CHARACTERS,
+    ChunkFolder,
+    ChunkVectors,
+    TextChunk,
+    chunks_of,
+    relocate_error,
+)
+from modernbert.inference.text_rows import TextRow
+from modernbert.inference.vector_files import Block, Write, block_lines, check_writer
+from modernbert.ray_workers import ray_map
+from modernbert.workers import WorkerPool
+
+__all__ = ["EmbedConfig", "run"]
+
+# The number by which the system knows standard input.
+_INPUT = 0
+# Fields that do not change the vectors of a text. A part is known by the digest of its texts, not by its files.
+_FREE = (
+    "texts", "files", "text_field", "out", "on_error", "devices", "backend", "model", "engine", "processes"
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """What to load, what to embed, and where to write; without `out`, JSON lines on standard output.
+
+    `texts` are words of the command line, `files` are read as they are embedded; without either, lines of standard
+    input. There are so many `processes` in all, on the `devices` in turn, one on each by default. The `engine` ray
+    gives them to the machines of a cluster, each with what `ray_map` finds for it.
+
+    `on_error` says what to do with rows that have no text or that the model refuses: `fail`; `skip` them, where the
+    output names its rows (JSON lines are then objects with the row's number and place); or write a `null` vector, which
+    is NaN in a .npy file.
+    """
+
+    model: str
+    texts: Sequence[str] = ()
+    files: Sequence[Path] = ()
+    text_field: str = "text"
+    out: Path | None = None
+    pooling: str | None = None
+    normalize: bool = True
+    prompt: str | None = None
+    truncate_dim: int | None = None
+    overflow: str = "error"
+    precision: str = "float32"
+    devices: Sequence[str] = ("auto",)
+    dtype: str = "auto"
+    backend: str = "auto"
+    engine: str = "local"
+    processes: int | None = None
+    on_error: str = "fail"
+
+
+def run(config: EmbedConfig) -> None:
+    """Embed all texts, then write the vectors.
+
+    Raises: InputError for a row that cannot be embedded (see `on_error`), an unknown kind of file, a full disk, or
+    parts that were begun with another model or other settings.
+    """
+    _check(config)
+    skips = Skips()
+    named = config.on_error == "skip"
+    if config.out is None:
+        for block in _blocks(_embedded_in_order(config), config.on_error, skips):
+            for line in block_lines(block, named):
+                print(line)
+        skips.show()
+        return
+    write = check_writer(config.out)
+    if config.out.suffix != ".lance":
+        check_target(config.out)
+    if config.texts:
+        blocks = list(_blocks(_embedded_in_order(config), config.on_error, skips))
+        write(config.out, iter(blocks), named)
+        skips.show()
+    else:
+        _write_read(_anywhere(config) if config.engine == "ray" else config, config.out, write)
+
+
+def _write_read(config: EmbedConfig, out: Path, write: Write) -> None:
+    """Embed what is read part by part, keep the parts, and write them all at the end."""
+    about = _about(config)
+    folder = out.absolute().with_name(f"{out.name}.parts")
+    remove_leftovers(folder)
+    skips = Skips()
+    with only_process(folder):
+        try:
+            kept = _kept_input(folder) if not config.files else None
+            done = ChunkFolder(folder, about)
+            before, met = done.done, set[str]()
+            left = partial(_parts, config, kept, before, PART_CHARACTERS)
+            ours = config.engine == "local"
+            for digest, vectors in _embedded(config, left()) if ours else _on_cluster(config, left, about["model"]):
+                done.save(digest, vectors)
+
+            def finished() -> Iterator[tuple[TextChunk, ChunkVectors]]:
+                for part in chunks_of(_read(config, kept), PART_CHARACTERS):
+                    vectors = done.load(part.digest)
+                    if vectors is None:
+                        raise InputError(
+                            f"{part.rows[0].origin}: changed while it was read; the same command embeds what changed"
+                        )
+                    met.add(part.digest)
+                    yield part, vectors
+
+            write(out, _blocks(finished(), config.on_error, skips), config.on_error == "skip")
+        except BaseException:
+            if not any(folder.glob("*.npy")):
+                try_delete(folder)
+            raise
+    try_delete(folder)
+    if before & met:
+        print(f"{out}: {len(before & met):,} of {len(met):,} parts were finished before", file=sys.stderr)
+    skips.show()
+
+
+def _blocks(found: Iterable[tuple[TextChunk, ChunkVectors]], on_error: str, skips: Skips) -> Iterator[Block]:
+    """Yield the rows of parts with their vectors: all, or without those that have none if these are to be skipped.
+
+    Raises: InputError naming the first row without a vector, unless it is to be skipped or null; or if no row has one.
+    """
+    first = 0
+    has_vectors = False
+    for part, vectors in found:
+        texts = iter(range(len(part.texts)))
+        rows, errors = [row for row in part.rows if not row.is_rest], list[InputError | None]()
+        for row in part.rows:
+            error = row.error
+            if error is None and (number := next(texts)) in vectors.lost:
+                error = InputError(f"{row.origin}: {vectors.lost[number]}")
+            if error is not None:
+                if on_error == "fail" or (row.is_rest and on_error == "null"):
+                    raise error
+                skips.add(error)
+            errors += [] if row.is_rest else [error]
+        is_null = np.array([error is not None for error in errors], dtype=bool)
+        values = np.zeros((len(rows), vectors.values.shape[1]), vectors.values.dtype)
+        values[~is_null] = vectors.values
+        numbers = first + np.arange(len(rows))
+        first += len(rows)
+        has_vectors = has_vectors or bool((~is_null).any())
+        if on_error == "skip":
+            rows = [row for row, error in zip(rows, errors, strict=True) if error is None]
+            numbers, values, is_null = numbers[~is_null], values[~is_null], is_null[~is_null]
+        if rows:
+            yield Block(numbers, rows, values, is_null)
+    if not has_vectors:
+        more = f" ({skips.reasons[0]})" if skips.reasons else ""
+        raise InputError(f"all {skips.number:,} rows were skipped, expected at least one text{more}")
+
+
+def _embedded_in_order(config: EmbedConfig) -> Iterator[tuple[TextChunk, ChunkVectors]]:
+    """Embed part after part on this machine, and keep none."""
+    waiting = deque[TextChunk]()
+
+    def parts() -> Iterator[TextChunk]:
+        for part in _parts(config, None, (), PART_CHARACTERS):
+            waiting.append(part)
+            yield part
+
+    for _, vectors in _embedded(config, parts()):
+        yield waiting.popleft(), vectors
+
+
+def _kept_input(folder: Path) -> Path:
+    """Keep what comes on standard input, so that it can be read twice."""
+    kept = folder / "input.txt"
+    keep_input(kept)
+    return kept
+
+
+def _check(config: EmbedConfig) -> None:
+    check_on_error(config.on_error, ("fail", "skip", "null"))
+    check_files(config.files)
+    if config.out is not None and config.out.suffix == ".npy" and config.on_error == "skip":
+        raise InputError(
+            f"{config.out}: cannot say which rows were skipped; expected .jsonl, .parquet or .lance with --on-error "
+            "skip, or --on-error null, which writes NaN"
+        )
+    if config.out is not None and config.out.suffix == ".npy" and config.on_error == "null":
+        if config.precision not in ("float32", "float16"):
+            raise InputError(f"precision: found {config.precision!r}, which has no NaN for --on-error null")
+    if config.out is not None and any(_is_same(file, config.out) for file in config.files or (_INPUT,)):
+        raise InputError(f"{config.out}: is read as texts, expected another name for their vectors")
+    if config.engine not in ("local", "ray"):
+        raise InputError(f"engine: found {config.engine!r}, expected local or ray")
+    if config.processes is not None and config.processes < 1:
+        raise InputError(f"processes: found {config.processes}, expected at least 1")
+    if config.engine == "local":
+        for device in config.devices:
+            choose_device(device)
+    elif config.out is None or config.texts:
+        raise InputError("engine: ray embeds files or standard input, into a file (--out)")
+    elif len(config.devices) > 1:
+        raise InputError(f"device: found {len(config.devices)}, expected one; --processes says how many there are")
+    if config.engine == "ray":
+        require("engine", "ray")
+    require_readers(config.files)
+
+
+def _is_same(file: Path | int, other: Path) -> bool:
+    try:
+        return os.path.samestat(os.stat(file), other.stat())
+    except OSError:  # one of them is not there
+        return False
+
+
+def _anywhere(config: EmbedConfig) -> EmbedConfig:
+    """Return the config with names that mean the same in any folder."""
+    model = Path(config.model)
+    files = [path.absolute() for path in config.files]
+    return replace(config, files=files, model=str(model.absolute()) if model.is_dir() else config.model)
+
+
+def _about(config: EmbedConfig) -> dict[str, Any]:
+    """Return what decides the vector of a text: model and settings.
+
+    Raises: InputError naming a file that is not there, or cannot be read twice.
+    """
+    for path in config.files:
+        if not path.is_file():
+            kind = "a folder" if path.is_dir() else "nothing that can be read twice"
+            raise InputError(f"{path}: is {kind}, expected a file, or texts on standard input")
+    about: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in _FREE}
+    return about | {"model": digest_of(config.model)}
+
+
+def _read(config: EmbedConfig, kept: Path | None) -> Iterator[TextRow]:
+    """Yield the rows to embed; unless they are to be skipped or null, the first that has no text is an error."""
+    if config.texts:
+        rows: Iterator[TextRow] = (TextRow(f"text {number}", text) for number, text in enumerate(config.texts))
+    else:
+        rows = stream_rows(config.files, config.text_field) if config.files else stream_input(kept)
+    for row in rows:
+        if row.error is not None and (config.on_error == "fail" or (row.is_rest and config.on_error == "null")):
+            raise row.error
+        yield row
+
+
+def _parts(config: EmbedConfig, kept: Path | None, done: Container[str], characters: int) -> Iterator[TextChunk]:
+    """Yield the parts that are not done.
+
+    Raises: InputError if there is no text.
+    """
+    is_empty = True
+    for part in chunks_of(_read(config, kept), characters):
+        is_empty = False
+        if part.digest not in done:
+            yield part
+    if is_empty:
+        raise InputError(f"{', '.join(map(str, config.files)) or 'standard input'}: found no text, expected one")
+
+
+def _embedded(config: EmbedConfig, left: Iterator[TextChunk]) -> Iterator[tuple[str, ChunkVectors]]:
+    """Yield the vectors of parts, in order."""
+    number = config.processes or len(config.devices)
+    devices = [config.devices[n % len(config.devices)] for n in range(number)]
+    if number == 1:
+        bert = _load(config, devices[0])
+        yield from _shown(config, (_embed(bert, part, config) for part in left))
+        return
+    begin = partial(load_in_process, config.model, config.dtype, config.backend, number, torch.get_num_threads())
+    with WorkerPool(devices, begin) as pool:
+        yield from _shown(config, pool.map(partial(_embed, config=config), left))
+
+
+def _on_cluster(
+    config: EmbedConfig, left: Callable[[], Iterator[TextChunk]], files: str
+) -> Iterator[tuple[str, ChunkVectors]]:
+    """Yield the vectors of parts, in the order in which they are done."""
+    begin = partial(_load_there, config, files)
+    work = partial(_embed, config=config)
+    return _shown(config, ray_map(left, begin, work, device=config.devices[0], processes=config.processes))
+
+
+def _shown(config: EmbedConfig, found: Iterator[tuple[str, ChunkVectors]]) -> Iterator[tuple[str, ChunkVectors]]:
+    """Hand vectors on, and show how many there are: not between them, where they are shown themselves."""
+    num_texts = 0
+    with show_texts(None, not config.texts and (config.out is not None or not sys.stdout.isatty())) as show:
+        for digest, vectors in found:
+            yield digest, vectors
+            num_texts += len(vectors.values) + len(vectors.lost)
+            show(num_texts, 0)
+
+
+def _load(config: EmbedConfig, device: str) -> ModernBert:
+    return ModernBert.load(config.model, device=device, dtype=config.dtype, backend=config.backend)
+
+
+def _load_there(config: EmbedConfig, files: str, device: str) -> ModernBert:
+    """Load the model on another machine.
+
+    Raises: InputError if what goes by its name there has other files.
+    """
+    if digest_of(config.model) != files:
+        raise InputError(f"{config.model}: has other files on another machine of the cluster")
+    return _load(config, device)
+
+
+def _embed(bert: ModernBert, part: TextChunk, config: EmbedConfig) -> tuple[str, ChunkVectors]:
+    texts = [text for _, text in part.texts]
+    work: Callable[[list[str]], Any] = partial(
+        bert.embed, pooling=config.pooling, normalize=config.normalize, prompt=config.prompt,
+        truncate_dim=config.truncate_dim, overflow=config.overflow, precision=config.precision,
+    )  # fmt: skip
+    if config.on_error == "fail":
+        try:
+            return part.digest, ChunkVectors(work(texts), {})
+        except InputError as error:
+            raise relocate_error(error, part.texts) from None
+    # Texts that are likely to be refused come alone, so that a refusal costs no work on others.
+    prompt = config.prompt or ""
+    lengths = bert.count_tokens([prompt + text for text in texts])
+    odd = [n for n, length in enumerate(lengths) if config.overflow == "error" and not 0 < length <= bert.longest]
+    good = sorted(set(range(len(texts))) - set(odd))
+    made: dict[int, np.ndarray] = {}
+    lost: dict[int, str] = {}
+    for numbers in (good, *([number] for number in odd)):
+        found, refused = without_errors(work, [texts[number] for number in numbers])
+        made |= {number: row for number, row in zip(numbers, found, strict=True) if row is not None}
+        lost |= {numbers[place]: reason for place, reason in refused.items()}
+    return part.digest, ChunkVectors(np.stack([made[number] for number in sorted(made)]) if made else work([]), lost)

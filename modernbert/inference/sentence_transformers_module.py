@@ -1,0 +1,256 @@
+"""Our engine inside sentence-transformers: a module of that library that lays texts end to end.
+
+In: a model folder, or a name on the hub. Out: a `SentenceTransformer` that makes the vectors of `ModernBert`, with
+everything that library has around it: prompts, `encode_query` and `encode_document`, similarities, precision, several
+processes. Rows are padded nowhere; token embeddings are handed out as one tensor a text.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import InputModule
+from torch import Tensor, nn
+
+from modernbert.batch import Batch, batch_by_size
+from modernbert.checkpoints.folder import save_folder, unpacked
+from modernbert.checkpoints.sentence_transformers_format import Kept, load_kept, write_vectors
+from modernbert.checkpoints.sentence_transformers_modules import OURS_LISTED
+from modernbert.checkpoints.transformers_models import ForeignEncoder
+from modernbert.engines.attention import choose_backend
+from modernbert.errors import InputError
+from modernbert.files import UNVERIFIED, translate_errors
+from modernbert.hub_download import find_folder
+from modernbert.inference.loading import fit_for_inference
+from modernbert.inference.modernbert import ModernBert
+from modernbert.model.heads import encoder_of, pool
+from modernbert.safe_files import read_json
+
+__all__ = ["UnpaddedEncoder", "sentence_transformer"]
+
+_SETTINGS, _LIMITS = "config_sentence_transformers.json", "sentence_bert_config.json"
+_MODULES = "modules.json"
+
+
+def sentence_transformer(
+    name: str | Path, *, device: str = "auto", dtype: str = "auto", backend: str = "auto"
+) -> SentenceTransformer:
+    """Load a model folder, or a model of the hub by name, as a `SentenceTransformer` on this package's engine.
+
+    Vectors are those that sentence-transformers makes of the folder, lengths and prompts included.
+
+    Raises: InputError if the folder lacks a file or holds a wrong one, or makes a vector of each token.
+    """
+    folder = find_folder(name)
+    module = UnpaddedEncoder.of_folder(folder, device=device, dtype=dtype, backend=backend)
+    settings = read_json(folder / _SETTINGS, missing_ok=True)
+    return SentenceTransformer(
+        modules=[module],
+        device=str(module.device),
+        prompts=settings.get("prompts"),
+        default_prompt_name=settings.get("default_prompt_name"),
+        similarity_fn_name=settings.get("similarity_fn_name"),
+        truncate_dim=settings.get("truncate_dim"),
+    )
+
+
+class UnpaddedEncoder(InputModule):
+    """Encoder, pooling, linear layer and normalisation in one module, for use and not for training.
+
+    As that library does, it cuts texts at `max_seq_length` tokens. A model that is saved with it is loaded with
+    `sentence_transformer(path)`, or with `SentenceTransformer(path, trust_remote_code=True)`: that library asks for the
+    flag before it imports a class of any other package.
+    """
+
+    config_file_name = _LIMITS
+
+    def __init__(self, bert: ModernBert, normalize: bool = True) -> None:
+        """Take a model; `normalize` scales vectors to length 1."""
+        super().__init__()
+        if bert.is_late:
+            raise InputError("the model has a vector for each token, expected one a text; see MultiVectorEncoder")
+        if isinstance(bert.encoder, ForeignEncoder):
+            raise InputError("a model of another family is loaded by sentence-transformers itself")
+        self.tokenizer = bert.tokenizer  # type: ignore[assignment]
+        self.encoder: nn.Module = bert.encoder
+        self.preferred_backend = bert.encoder.backend
+        self.is_fitted = True
+        self.projection = bert.projection
+        self.vectors, self.normalize, self.budget_tokens = bert.vectors, normalize, bert.budget_tokens
+        self.max_seq_length = min(bert.vectors.document_length or bert.longest, bert.longest)
+
+    @classmethod
+    def of_folder(
+        cls, folder: Path, *, device: str = "auto", dtype: str = "auto", backend: str = "auto"
+    ) -> "UnpaddedEncoder":
+        """Load what sentence-transformers would make of a folder.
+
+        Raises: InputError if the folder lacks a file or holds a wrong one.
+        """
+        bert = ModernBert.load(folder, device=device, dtype=dtype, backend=backend)
+        return cls(bert, normalize=bool(load_kept(folder).normalize))
+
+    @classmethod
+    def load(  # type: ignore[override]  # of what it is given, only where the folder lies is of use
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        trust_remote_code: bool = False,
+        model_kwargs: dict[str, Any] | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        config_kwargs: dict[str, Any] | None = None,
+        backend: str = "torch",
+    ) -> "UnpaddedEncoder":
+        """Load the module that a folder's `modules.json` names; `model_kwargs` may have a `dtype`.
+
+        Raises: InputError for an argument that is of no use here, or a folder that is damaged.
+        """
+        given = {**(model_kwargs or {}), **(processor_kwargs or {}), **(config_kwargs or {})}
+        dtype = given.pop("dtype", given.pop("torch_dtype", "auto"))
+        given.pop("code_revision", None)
+        if given or backend != "torch" or cache_folder:
+            found = next(iter(given), "cache_folder" if cache_folder else f"backend={backend}")
+            raise InputError(f"{found}: is of no use to this package's engine, expected dtype alone in model_kwargs")
+        secret = token if isinstance(token, str) else None
+        folder = find_folder(model_name_or_path, revision, token=secret, offline=local_files_only)
+        return cls.of_folder(folder / subfolder, dtype=str(dtype).removeprefix("torch."))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the module computes."""
+        return self._embedding.device
+
+    @property
+    def _embedding(self) -> Tensor:
+        return self.encoder.embeddings.tok_embeddings.weight  # type: ignore[union-attr, return-value]
+
+    def get_embedding_dimension(self) -> int:
+        """Return the width of the vectors."""
+        return self._embedding.shape[1] if self.projection is None else self.projection.out_features
+
+    def preprocess(  # type: ignore[override]
+        self, inputs: Sequence[Any], prompt: str | None = None, task: str | None = None
+    ) -> dict[str, Tensor]:
+        """Return the ids of texts end to end [1, T], and where each begins [N + 1]; `task` changes nothing here.
+
+        Raises: InputError for what is not text.
+        """
+        # Without a number: the library has sorted them by length.
+        wrong = [type(text).__name__ for text in inputs if not isinstance(text, str)]
+        if wrong:
+            raise InputError(f"inputs: found {wrong[0]}, expected str")
+        tokenizer: Any = self.tokenizer
+        encoded = tokenizer.encode([f"{prompt or ''}{text}" for text in inputs])
+        cut = [tokenizer.cut(ids, self.max_seq_length) for ids in encoded]
+        batch = Batch.from_documents(cut)
+        return {"input_ids": batch.tokens[None], "cu_seq_lens_q": batch.layout.cu_seqlens}
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        """Add `sentence_embedding` [N, D]; and of each text its `token_embeddings` [T_i, D] and `attention_mask`.
+
+        Raises: InputError while training.
+        """
+        if self.training and torch.is_grad_enabled():
+            raise InputError("this module is for use, not for training; modernbert finetune trains")
+        self._fit()
+        lengths = features["cu_seq_lens_q"].diff().tolist()
+        documents = features["input_ids"][0].cpu().split(lengths)
+        vectors, tokens = [], []
+        for hidden, batch in self._hidden_states([each.numpy() for each in documents]):
+            rows = pool(hidden.float(), batch.layout, self.vectors.pooling)
+            if self.projection is not None:
+                rows = self.projection(rows.to(self.projection.weight.dtype)).float()
+            vectors.append(F.normalize(rows, dim=-1) if self.normalize else rows)
+            tokens += hidden.split(list(batch.layout.lengths))
+        features["sentence_embedding"] = torch.cat(vectors)
+        features["token_embeddings"] = tokens
+        features["attention_mask"] = [torch.ones(length, dtype=torch.int64) for length in lengths]
+        return features
+
+    def _hidden_states(self, documents: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, Batch]]:
+        for group in batch_by_size(documents, self.budget_tokens, len):
+            batch = Batch.from_documents(group).to(self.device)
+            yield self.encoder(batch.tokens, batch.layout), batch
+
+    def save(self, output_path: str, *, safe_serialization: bool = True) -> None:  # type: ignore[override]
+        """Write what a published folder has, beside the list that the library writes.
+
+        Raises: InputError if the disk is full or not writable.
+        """
+        if not safe_serialization:
+            raise InputError("safe_serialization: found False, but this package writes no pickles")
+        tokenizer: Any = self.tokenizer
+        encoder = unpacked(self.encoder)  # type: ignore[arg-type]
+        longest = encoder_of(encoder).config.max_position_embeddings
+
+        def write_beside(partial: Path) -> None:
+            tokenizer.save_folder(partial, longest)
+            vectors = replace(self.vectors, document_length=self.max_seq_length)
+            write_vectors(partial, vectors, self.projection, longest, Kept(normalize=self.normalize))
+
+        target = Path(output_path)
+        kept = target.absolute().with_name(f"{target.absolute().name}{UNVERIFIED}")
+        try:
+            self._write(target, lambda folder: save_folder(folder, encoder, write_beside, kept=kept))
+        except OSError as error:
+            raise translate_errors(target, error) from error
+
+    def _write(self, target: Path, save: Callable[[Path], None]) -> None:
+        """Write a model folder inside `target`, then move its files up, beside those of the library."""
+        with tempfile.TemporaryDirectory(dir=target, ignore_cleanup_errors=True) as folder:
+            save(Path(folder) / "model")
+            written = Path(folder) / "model"
+            (written / _MODULES).rename(written / OURS_LISTED)
+            length = min(self.vectors.query_length or self.max_seq_length, self.max_seq_length)
+            limits = read_json(written / _LIMITS) | {"query_length": length}
+            (written / _LIMITS).write_text(json.dumps(limits, indent=2) + "\n")
+            # The library writes its own, with the prompts that it has, and without a length of queries.
+            (written / _SETTINGS).unlink()
+            for path in written.iterdir():
+                if (target / path.name).is_dir():
+                    shutil.rmtree(target / path.name)
+                path.replace(target / path.name)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "UnpaddedEncoder":
+        """Move, convert or share weights, in the form in which they are published."""
+        self._unpack()
+        super()._apply(fn, recurse)
+        return self
+
+    def _fit(self) -> None:
+        """Lay the weights out for the processor they lie at, if they are not yet."""
+        if not self.is_fitted:
+            encoder: Any = self.encoder
+            place = self._embedding.device, self._embedding.dtype, encoder.config
+            try:
+                encoder.backend = choose_backend(self.preferred_backend, *place)
+            except InputError:  # it does not run there, or not in this precision
+                encoder.backend = choose_backend("auto", *place)
+            self.encoder = fit_for_inference(self.encoder)  # type: ignore[arg-type]
+            self.is_fitted = True
+
+    def _unpack(self) -> None:
+        """Go back to weights as they are published; the next call lays them out anew."""
+        if self.is_fitted:
+            self.encoder = unpacked(self.encoder)  # type: ignore[arg-type]
+            self.is_fitted = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process can make the module of.
+
+        The weights stay as they are handed out: torch shares memory, which must outlive the call.
+        """
+        self._unpack()
+        return self.__dict__.copy()

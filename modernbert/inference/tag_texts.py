@@ -1,0 +1,54 @@
+"""`modernbert tag`: print the spans a tagger finds in texts."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from modernbert.inference.modernbert import ModernBert
+from modernbert.inference.outputs import Span
+from modernbert.inference.text_inputs import answers_of, gather_rows, visible
+
+__all__ = ["TagConfig", "run"]
+
+
+@dataclass(frozen=True)
+class TagConfig:
+    """What to load and what to tag: `texts`, the rows of `file`, or lines of standard input.
+
+    `on_error` says what to do with rows that have no text or that the model refuses: fail or skip.
+    """
+
+    model: str
+    texts: Sequence[str] = ()
+    file: Path | None = None
+    text_field: str = "text"
+    on_error: str = "fail"
+    json_lines: bool = False
+    overflow: str = "error"
+    device: str = "auto"
+    dtype: str = "auto"
+    backend: str = "auto"
+
+
+def run(config: TagConfig) -> None:
+    """Print a line a span: number of the text, first character, the one behind the last, label, probability, the span.
+
+    Or a JSON object a text, with its spans.
+
+    Raises: InputError for a model without tags, or a row that cannot be used.
+    """
+    rows = gather_rows(config.texts, config.file, text_field=config.text_field, on_error=config.on_error)
+    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, backend=config.backend)
+
+    def work(texts: list[str]) -> list[list[Span]]:
+        return bert.tag(texts, overflow=config.overflow)  # type: ignore[return-value]
+
+    for number, row, spans in answers_of(rows, work, config.on_error):
+        if config.json_lines:
+            told = {"index": number, "text": row.text, "spans": [asdict(span) for span in spans]}
+            print(json.dumps(told, ensure_ascii=False))
+            continue
+        for span in spans:
+            shown = visible(" ".join(span.text.split()))
+            print(number, span.start, span.end, span.label, f"{span.score:.3f}", shown, sep="\t")

@@ -1,0 +1,142 @@
+"""Long work on texts, in parts that are known by the digest of their texts, and a folder that keeps finished parts."""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modernbert.errors import InputError
+from modernbert.files import write_file
+from modernbert.inference.text_rows import TextRow
+
+__all__ = ["PART_CHARACTERS", "TextChunk", "ChunkFolder", "ChunkVectors", "chunks_of", "relocate_error"]
+
+# The most that is held at a time, and that is computed again after a stop.
+PART_CHARACTERS = 2_000_000
+# A text counts as at least so many characters: a vector has a cost, too.
+_LEAST = 500
+# Parts have a quarter of the most on average, and a sixteenth at least.
+_MEAN_SHARE, _LEAST_SHARE = 4, 16
+
+
+@dataclass(frozen=True)
+class TextChunk:
+    """Hold some rows that follow each other, and the digest of their texts.
+
+    Rows without a text are among them, and do not change the digest.
+    """
+
+    digest: str
+    rows: Sequence[TextRow]
+
+    @property
+    def texts(self) -> list[tuple[str, str]]:
+        """Where each text was read, and the text."""
+        return [(row.origin, row.text) for row in self.rows if row.text is not None]
+
+
+@dataclass(frozen=True)
+class ChunkVectors:
+    """Hold the vectors of a part's texts [N, D], without those of the texts `lost`: their numbers and the reasons."""
+
+    values: np.ndarray
+    lost: Mapping[int, str]
+
+
+def chunks_of(rows: Iterable[TextRow], characters: int = PART_CHARACTERS) -> Iterator[TextChunk]:
+    """Cut rows into parts of so many characters at most; a text that is longer makes a part of its own.
+
+    The hash of a text decides whether a part ends behind it. So a row that is removed, added or changed changes one
+    or two parts, and all others keep their digests.
+
+    >>> rows = [TextRow(f"a:{n}", str(n)) for n in range(1_000)]
+    >>> whole, fewer = ({part.digest for part in chunks_of(some, 50_000)} for some in (rows, rows[:7] + rows[8:]))
+    >>> len(whole) > 30, len(whole - fewer) < 3
+    (True, True)
+    """
+    part: list[TextRow] = []
+    digest = hashlib.sha256()
+    filled = 0
+    for row in rows:
+        if row.text is None:
+            part.append(row)
+            continue
+        size = max(len(row.text), _LEAST)
+        if filled and filled + size > characters:
+            yield TextChunk(digest.hexdigest(), part)
+            part, digest, filled = [], hashlib.sha256(), 0
+        of_text = hashlib.sha256(row.text.encode()).digest()
+        part.append(row)
+        digest.update(of_text)
+        filled += size
+        ends = int.from_bytes(of_text[:8]) * characters < _MEAN_SHARE * size << 64
+        if ends and filled * _LEAST_SHARE >= characters:
+            yield TextChunk(digest.hexdigest(), part)
+            part, digest, filled = [], hashlib.sha256(), 0
+    if part:
+        yield TextChunk(digest.hexdigest(), part)
+
+
+def relocate_error(error: InputError, part: Sequence[tuple[str, Any]]) -> InputError:
+    """Return an error that names a text by its number in a part, with the place where the text was read instead."""
+    found = re.match(r"text (\d+):", str(error))
+    return error if found is None else InputError(f"{part[int(found[1])][0]}{str(error)[found.end() - 1 :]}")
+
+
+class ChunkFolder:
+    """A folder with the vectors of finished parts. The file of each is there whole, or not at all."""
+
+    def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
+        """Open a folder that was begun before, or begin one; `about` is the model and the settings, as JSON.
+
+        Raises: InputError naming the difference, if its parts were made with another model or other settings, or by
+        an earlier version.
+        """
+        self.folder = folder
+        path = folder / "about.json"
+        if any(re.fullmatch(r"\d{8}", each.stem) for each in folder.glob("*.npy")):
+            raise InputError(f"{folder}: was begun by an earlier version; remove it to begin anew")
+        if path.exists() and self.done:
+            begun = json.loads(path.read_text())
+            for key, value in about.items():
+                if begun.get(key) != value:
+                    raise InputError(
+                        f"{folder}: was begun with {key}={begun.get(key)!r}, found {value!r}; remove it to begin anew"
+                    )
+        write_file(path, json.dumps(about, indent=1) + "\n")
+
+    @property
+    def done(self) -> set[str]:
+        """The digests of the parts that are there."""
+        return {path.stem for path in self.folder.glob("*.npy")}
+
+    def save(self, digest: str, vectors: ChunkVectors) -> None:
+        """Keep the vectors of a part.
+
+        Raises: InputError if the disk is full or not writable; the parts before stay.
+        """
+        beside = self._path(digest, ".json")
+        if vectors.lost:
+            write_file(beside, json.dumps(dict(vectors.lost)))
+        elif beside.exists():
+            beside.unlink()
+        buffer = io.BytesIO()
+        np.save(buffer, vectors.values)
+        write_file(self._path(digest, ".npy"), buffer.getvalue())
+
+    def load(self, digest: str) -> ChunkVectors | None:
+        """Return the vectors of a part, None if it is not there."""
+        path, beside = self._path(digest, ".npy"), self._path(digest, ".json")
+        if not path.exists():
+            return None
+        lost = json.loads(beside.read_text()) if beside.exists() else {}
+        return ChunkVectors(np.load(path), {int(number): reason for number, reason in lost.items()})
+
+    def _path(self, digest: str, suffix: str) -> Path:
+        return self.folder / f"{digest}{suffix}"

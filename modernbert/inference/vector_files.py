@@ -1,0 +1,145 @@
+"""Files of vectors, written block by block: arrays, JSON lines, and tables with the texts beside the vectors."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modernbert.errors import InputError
+from modernbert.extras import require
+from modernbert.files import new_file, new_folder, unwrap_errors
+from modernbert.inference.text_rows import TextRow
+
+__all__ = ["WRITERS", "Block", "Write", "block_lines", "check_writer", "json_line"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Hold rows that follow each other: their numbers in the input, the rows, and their vectors [N, D].
+
+    `is_null` [N] marks rows that have no vector; their numbers in `vectors` mean nothing.
+    """
+
+    numbers: np.ndarray
+    rows: Sequence[TextRow]
+    vectors: np.ndarray
+    is_null: np.ndarray
+
+
+Write = Callable[[Path, Iterator[Block], bool], None]
+"""(where to, blocks, whether JSON lines name their rows)"""
+
+
+def check_writer(out: Path) -> Write:
+    """Return what writes a file of this name.
+
+    Raises: InputError for an unknown ending, a library that is absent or cannot write such a name, or a table that is
+    there already.
+    """
+    if out.suffix not in WRITERS:
+        *known, last = WRITERS
+        raise InputError(f"{out}: expected a name that ends in {', '.join(known)} or {last}")
+    for suffix, libraries, extra in ((".parquet", ("pyarrow",), "data"), (".lance", ("lancedb", "pyarrow"), "index")):
+        if out.suffix == suffix:
+            require(str(out), *libraries, extra=extra)
+            try:
+                str(out.absolute()).encode()
+            except UnicodeEncodeError:
+                raise InputError(f"{out}: is a name that {libraries[0]} cannot write, expected UTF-8 text") from None
+    if out.suffix == ".lance" and out.exists():
+        raise InputError(f"{out}: exists already, expected a new folder")
+    return WRITERS[out.suffix]
+
+
+def json_line(vector: np.ndarray) -> str:
+    """Return a vector [D] as a JSON list: of whole numbers if it has those, else with seven places.
+
+    >>> json_line(np.array([44, -1], np.int8)), json_line(np.array([0.5], np.float32))
+    ('[44, -1]', '[0.5]')
+    """
+    return json.dumps([round(x, 7) for x in vector.tolist()])
+
+
+def block_lines(block: Block, named: bool) -> Iterator[str]:
+    """Yield a block as JSON lines: a list for each vector, or if `named` an object with the row's number and place."""
+    for number, row, vector, is_null in zip(block.numbers, block.rows, block.vectors, block.is_null, strict=True):
+        line = "null" if is_null else json_line(vector)
+        place = json.dumps(row.origin, ensure_ascii=False)
+        yield f'{{"number": {number}, "origin": {place}, "vector": {line}}}' if named else line
+
+
+def _write_npy(out: Path, blocks: Iterator[Block], named: bool) -> None:
+    # The header tells the number of rows, which is known behind the last: it is written anew there, in the same length.
+    with new_file(out) as partial, partial.open("w+b") as file:
+        shape, dtype = (0, 0), np.dtype(np.float32)
+        _write_header(file, shape, dtype)
+        for block in blocks:
+            vectors = block.vectors
+            if block.is_null.any():
+                vectors = np.where(block.is_null[:, None], np.array(np.nan, vectors.dtype), vectors)
+            shape, dtype = (shape[0] + len(vectors), vectors.shape[1]), vectors.dtype
+            file.write(np.ascontiguousarray(vectors).tobytes())
+        file.seek(0)
+        _write_header(file, shape, dtype)
+
+
+def _write_header(file: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
+    header = repr({"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+    room = 256 - 10
+    file.write(b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little") + header.ljust(room - 1).encode() + b"\n")
+
+
+def _write_jsonl(out: Path, blocks: Iterator[Block], named: bool) -> None:
+    # Names of files may hold bytes that are no text.
+    with new_file(out) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        for block in blocks:
+            file.writelines(line + "\n" for line in block_lines(block, named))
+
+
+def _tables(blocks: Iterator[Block]) -> Iterator[Any]:
+    import pyarrow
+
+    for block in blocks:
+        flat = pyarrow.array(np.ascontiguousarray(block.vectors).ravel())
+        width, mask = block.vectors.shape[1], pyarrow.array(block.is_null)
+        origins = [row.origin.encode("utf-8", "backslashreplace").decode() for row in block.rows]
+        columns = {
+            "number": pyarrow.array(block.numbers),
+            "origin": pyarrow.array(origins, pyarrow.string()),
+            "text": pyarrow.array([row.text for row in block.rows], pyarrow.string()),
+            "vector": pyarrow.FixedSizeListArray.from_arrays(flat, width, mask=mask if block.is_null.any() else None),
+        }
+        yield pyarrow.table(columns)
+
+
+def _write_parquet(out: Path, blocks: Iterator[Block], named: bool) -> None:
+    import pyarrow.parquet
+
+    with new_file(out) as partial:
+        writer = None
+        for table in _tables(blocks):
+            writer = writer or pyarrow.parquet.ParquetWriter(partial, table.schema)
+            writer.write_table(table)
+        if writer is not None:
+            writer.close()
+
+
+def _write_lance(out: Path, blocks: Iterator[Block], named: bool) -> None:
+    import lancedb
+
+    with new_folder(out) as partial, unwrap_errors():
+        table = None
+        for rows in _tables(blocks):
+            bad: Any = "null" if rows["vector"].null_count else "error"
+            if table is None:
+                table = lancedb.connect(partial).create_table("vectors", rows, on_bad_vectors=bad)
+            else:
+                table.add(rows, on_bad_vectors=bad)
+
+
+WRITERS: dict[str, Write] = {
+    ".npy": _write_npy, ".jsonl": _write_jsonl, ".parquet": _write_parquet, ".lance": _write_lance
+}  # fmt: skip

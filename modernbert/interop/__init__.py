@@ -1,1 +1,0 @@
-"""Models and checkpoints of other libraries: read as data, and ours inside theirs."""

@@ -1,0 +1,275 @@
+"""`modernbert plan`: what a run will cost, before it is begun, and which shapes a GPU likes."""
+
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from modernbert import config_files as configs
+from modernbert.batch import SequenceLengths
+from modernbert.checkpoints.folder import load_config
+from modernbert.console import open_console
+from modernbert.devices import choose_device, choose_precision
+from modernbert.engines.attention import choose_backend, prepare
+from modernbert.errors import InputError
+from modernbert.hub_download import find_folder
+from modernbert.model.config import ModelConfig
+from modernbert.model.rope import rotation
+from modernbert.planning.costs import num_parameters, token_costs
+from modernbert.planning.device_specs import BASKET, Machine, machine_of, measure_cpu
+from modernbert.planning.forecast import (
+    PUBLISHED_HOURS,
+    PhaseForecast,
+    Way,
+    forecast_phase,
+    optimizer_seconds,
+    seconds_per_token,
+)
+from modernbert.planning.shape_search import Shape, best_shapes, fill, neighbours
+from modernbert.planning.step_timing import time_steps
+from modernbert.training.pretraining_config import PretrainConfig, schedule_of
+
+__all__ = ["PlanConfig", "run"]
+
+# Fields of a run that a plan does without.
+_NOT_NEEDED = ("out=.", "tokenizer=.", "init_from=.")
+# Documents of the measurement that a forecast for the machine at hand is held against.
+_MEASURED_LENGTHS = (1024, 512, 256, 128, 64, 64)
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """A run's config with words that change it, the devices to plan for, and how many of each.
+
+    `length` is the number of tokens of every document, by default the most that a phase takes. `shapes` looks for
+    shapes that fill GPUs besides.
+    """
+
+    config: str | None = None
+    overrides: Sequence[str] = ()
+    devices: Sequence[str] = ("h100",)
+    num_devices: int = 8
+    length: int | None = None
+    shapes: bool = False
+    as_json: bool = False
+
+
+@dataclass
+class _Plan:
+    """All that is said, as it is written to JSON."""
+
+    parameters: int
+    devices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shapes: dict[str, Any] = field(default_factory=dict)
+
+
+def run(config: PlanConfig) -> None:
+    """Print forecasts for each device; where one is unknown the others are still planned.
+
+    Raises: InputError for a config that could not be run, at the end for a device that is unknown.
+    """
+    if config.num_devices < 1:
+        raise InputError(f"count: found {config.num_devices}, expected at least 1")
+    if config.length is not None and config.length < 3:
+        raise InputError(f"length: found {config.length}, expected at least 3 tokens")
+    pretrain, model = _load(config)
+    longest = max(phase.max_len for phase in pretrain.phases.values())
+    if config.length is not None and config.length > longest:
+        raise InputError(
+            f"length: found {config.length:,}, but no phase takes documents of more than {longest:,} tokens"
+        )
+    plan = _Plan(num_parameters(model))
+    console = open_console(stderr=config.as_json)
+    console.print(f"{plan.parameters:,} parameters: {_shape_of(model)}")
+    failures = []
+    for name in config.devices:
+        try:
+            plan.devices[name] = _plan_device(console, config, pretrain, model, name)
+        except InputError as error:
+            failures.append(str(error))
+    if config.shapes and plan.devices:
+        plan.shapes = _plan_shapes(console)
+    if config.as_json and plan.devices:
+        print(json.dumps(asdict(plan), indent=2))
+    for failure in failures[:-1]:
+        print(f"modernbert: {failure}", file=sys.stderr)
+    if failures:
+        raise InputError(failures[-1])
+
+
+def _load(config: PlanConfig) -> tuple[PretrainConfig, ModelConfig]:
+    pretrain = configs.load(PretrainConfig, config.config, [*_NOT_NEEDED, *_phase_words(config), *config.overrides])
+    if not pretrain.sources:
+        pretrain.sources = {"any": "."}
+    pretrain.check()
+    fields = dict(pretrain.model)
+    if "preset" not in fields and pretrain.init_from not in (None, "."):
+        folder = Path(str(pretrain.init_from))
+        if not folder.exists():
+            folder = find_folder(str(pretrain.init_from), files=["config.json"])
+        if (folder / "config.json").exists():
+            return pretrain, load_config(folder)
+    if "preset" not in fields and config.config is not None and not fields.keys() & {"hidden_size"}:
+        raise InputError(
+            f"model.preset: {config.config} names none, expected one, such as model.preset=large, or init_from"
+        )
+    return pretrain, ModelConfig.preset(str(fields.pop("preset", "base")), **fields)
+
+
+def _phase_words(config: PlanConfig) -> list[str]:
+    """Without a config, plan a billion tokens at 1,024 and at 8,192."""
+    if config.config is not None or any(word.startswith("phases.") for word in config.overrides):
+        return []
+    common = "tokens: 1000000000, lr: 1e-3, micro_batch_tokens: 98304, max_micro_batches: 48"
+    return [f"phases.tokens_{length}={{{common}, max_len: {length}}}" for length in (1024, 8192)]
+
+
+def _plan_device(
+    console: Console, config: PlanConfig, pretrain: PretrainConfig, model: ModelConfig, name: str
+) -> dict[str, Any]:
+    if name == "cpu":
+        dtype = choose_precision(pretrain.precision, choose_device("cpu"))
+        machine, num_devices = _this_machine(pretrain, dtype), 1
+    else:
+        dtype = torch.float32 if pretrain.precision == "float32" else torch.bfloat16
+        machine, num_devices = machine_of(name, dtype), config.num_devices
+    way = Way(pretrain.recompute, num_devices if pretrain.sharding == "full" else 1, dtype)
+    forecasts = {
+        phase_name: forecast_phase(model, phase, schedule_of(phase), machine, num_devices, config.length, way)
+        for phase_name, phase in pretrain.phases.items()
+    }
+    is_the_papers = machine == machine_of("h100") and num_devices == 8 and config.length is None
+    published = _published_hours(model, pretrain) if is_the_papers else None
+    console.print(_table(f"{num_devices} x {machine.name}", forecasts, published))
+    if num_devices > 1:
+        console.print("what devices exchange is not counted" + _HYBRID * (pretrain.sharding == "hybrid"))
+    if not machine.multiplies_as_asked:
+        console.print(
+            f"{machine.name} multiplies no bfloat16: this is what it can do in float16, not what `pretrain` does"
+        )
+    for phase_name, forecast in forecasts.items():
+        shared = pretrain.phases[phase_name].max_micro_batches
+        if (idle := -shared % num_devices) > 0:
+            console.print(
+                f"phases.{phase_name}.max_micro_batches: {shared:,} do not divide by {num_devices:,}; at the end of a "
+                f"step {idle:,} of {num_devices:,} devices have no work"
+            )
+        if not forecast.fits:
+            console.print(
+                f"phases.{phase_name}.micro_batch_tokens: {forecast.micro_batch:,} do not fit into {machine.name}, "
+                f"expected at most {forecast.largest_micro_batch:,}"
+            )
+    said: dict[str, Any] = {"machine": asdict(machine), "count": num_devices}
+    said["phases"] = {phase_name: asdict(forecast) for phase_name, forecast in forecasts.items()}
+    if name == "cpu":
+        said["measured"] = _measure(console, pretrain, dtype, model, machine)
+    return said
+
+
+def _table(title: str, forecasts: dict[str, PhaseForecast], published: Sequence[float] | None) -> Table:
+    table = Table(title=title, title_justify="left")
+    columns = ["phase", "tokens a document", "GFLOP a token, forward", "training", "MB moved a token, forward",
+               "KB held a token", "most tokens a micro-batch", "tokens/s", "hours", "device-hours"]  # fmt: skip
+    for column in columns + (["published hours"] if published else []):
+        table.add_column(column, justify="left" if column == "phase" else "right")
+    for number, (name, each) in enumerate(forecasts.items()):
+        row = [
+            name, f"{each.length:,}", f"{each.costs.forward_flops / 1e9:.3f}", f"{each.costs.training_flops / 1e9:.3f}",
+            f"{each.costs.moved_forward / 1e6:.2f}", f"{each.costs.held_in_training / 1e3:.0f}",
+            f"{each.largest_micro_batch:,}", f"{each.tokens_per_s:,.0f}", _hours(each.hours),
+            _hours(each.device_hours),
+        ]  # fmt: skip
+        table.add_row(*row, *([f"{published[number]:,.1f}"] if published else []))
+    return table
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 1000 else f"{hours:,.1f}" if hours >= 10 else f"{hours:.2f}"
+
+
+def _published_hours(model: ModelConfig, pretrain: PretrainConfig) -> Sequence[float] | None:
+    """Return the paper's hours, where this is one of its two runs; its large run has its first phase in two here."""
+    for name, hours in PUBLISHED_HOURS.items():
+        sizes = [getattr(each, size) for each in (model, ModelConfig.preset(name)) for size in _SIZES]
+        if sizes[: len(_SIZES)] != sizes[len(_SIZES) :]:
+            continue
+        tokens = [phase.tokens for phase in pretrain.phases.values()]
+        if tokens[-2:] != [250_000_000_000, 50_000_000_000] or sum(tokens[:-2]) != 1_719_000_000_000:
+            return None
+        return [*(hours[0] * part / sum(tokens[:-2]) for part in tokens[:-2]), *hours[1:]]
+    return None
+
+
+_HYBRID = ", and weights as if every device held them all"
+_SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
+
+
+def _shape_of(model: ModelConfig) -> str:
+    return (
+        f"{model.num_hidden_layers} layers, width {model.hidden_size:,}, feed-forward {model.intermediate_size:,}, "
+        f"{model.vocab_size:,} entries"
+    )
+
+
+def _this_machine(pretrain: PretrainConfig, dtype: torch.dtype) -> Machine:
+    cpu = choose_device("cpu")
+    base = ModelConfig.preset("base")
+    layout = SequenceLengths.from_lengths([1024] * 4)
+    attend = prepare(
+        choose_backend(pretrain.backend, cpu, dtype, base), layout, None, rotation(layout.positions, 64, 1e4), dtype
+    )
+    return measure_cpu(dtype, attend, 4 * sum(length**2 for length in layout.lengths) * base.hidden_size)
+
+
+def _measure(
+    console: Console, pretrain: PretrainConfig, dtype: torch.dtype, model: ModelConfig, machine: Machine
+) -> dict[str, Any]:
+    """Train a few steps here, and hold the forecast against them."""
+    cpu = choose_device("cpu")
+    backend = choose_backend(pretrain.backend, cpu, dtype, model)
+    _, *seconds = time_steps(model, _MEASURED_LENGTHS, device=cpu, dtype=dtype, backend=backend, num_steps=3)
+    num_tokens = sum(_MEASURED_LENGTHS)
+    measured = num_tokens / statistics.median(seconds)
+    costs = token_costs(model, _MEASURED_LENGTHS, dtype=dtype)
+    # A step as small as this one pays for the optimizer by itself.
+    optimizer = optimizer_seconds(model, machine) / num_tokens
+    forecast = 1 / (seconds_per_token(costs, machine, training=True) + optimizer)
+    console.print(
+        f"measured here, {num_tokens:,} tokens a step in documents of {min(_MEASURED_LENGTHS)} to "
+        f"{max(_MEASURED_LENGTHS):,}: {measured:,.0f} tokens/s, forecast {forecast:,.0f} "
+        f"({forecast / measured:.2f} times)"
+    )
+    return {"tokens_per_s": measured, "forecast": forecast, "tokens": num_tokens, "seconds": seconds}
+
+
+def _plan_shapes(console: Console) -> dict[str, Any]:
+    """Show which shapes of the sizes of base and large fill GPUs best, and where those two stand."""
+    said = {}
+    for name in ("base", "large"):
+        config = ModelConfig.preset(name)
+        own = Shape(config.num_hidden_layers, config.hidden_size, config.intermediate_size)
+        others = {shape: fill(shape) for shape in neighbours(own.num_parameters)}
+        as_deep = [share for shape, share in others.items() if shape.layers >= own.layers]
+        better, deeper_better = (sum(each > fill(own) for each in shares) for shares in (others.values(), as_deep))
+        best = best_shapes(own.num_parameters)
+        table = Table(title=f"shapes of {own.num_parameters / 1e6:.0f} M parameters, within 2 %", title_justify="left")
+        for column in ("layers", "width", "feed-forward", "M parameters", "share of tile places used"):
+            table.add_column(column, justify="right")
+        for shape, share in [*best, (own, fill(own))]:
+            sizes = (shape.layers, shape.width, shape.feed_forward, f"{shape.num_parameters / 1e6:.1f}")
+            table.add_row(*map(str, sizes), f"{share:.4f}", style="bold" if shape == own else None)
+        console.print(table)
+        console.print(
+            f"{name}, the last row: place {better + 1:,} of {len(others):,} on {', '.join(BASKET)}; "
+            f"of those at least as deep, place {deeper_better + 1:,} of {len(as_deep):,}"
+        )
+        said[name] = {"place": better + 1, "of": len(others), "place_of_as_deep": deeper_better + 1, "fill": fill(own),
+                      "best": [{**asdict(shape), "fill": share} for shape, share in best]}  # fmt: skip
+    return said

@@ -1,1 +1,0 @@
-"""Runs to read: charts of a run's log, and the page that shows them."""

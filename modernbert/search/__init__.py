@@ -1,0 +1,1 @@
+"""Search in files: passages, and a table of their embeddings."""

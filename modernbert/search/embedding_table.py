@@ -1,0 +1,148 @@
+"""Vectors of documents kept on disk, in a table of LanceDB: one a text, or one a token.
+
+In: vectors, block after block, and of what they are. Out: a folder that is opened again, and searched exactly. An index
+that was left unfinished goes on behind its last block.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modernbert.errors import InputError
+from modernbert.extras import require
+from modernbert.inference.exact_search import Found
+
+__all__ = ["EmbeddingTable", "about_of", "connect", "open_table", "told", "vector_type"]
+
+_TABLE, _ABOUT = "vectors", b"modernbert"
+# Tables of earlier versions do not say it.
+_NOT_ALWAYS_TOLD = ("dtype",)
+
+
+class EmbeddingTable:
+    """A table of vectors that are of length 1, numbered in the order they came in."""
+
+    def __init__(self, folder: Path, about: Mapping[str, Any], width: int, late: bool) -> None:
+        """Open the index in a folder, or begin one there; `about` is what its vectors are of, as JSON has it.
+
+        Raises: InputError if LanceDB is not installed, or the folder holds an index of something else, or none.
+        """
+        database = connect(folder)
+        import pyarrow
+
+        self.folder, self.late = folder, late
+        self._schema = pyarrow.schema([
+            ("number", pyarrow.int64()), ("vector", vector_type(width, late)),
+            # Of the block that begins here.
+            ("num_cut", pyarrow.int64()),
+        ])  # fmt: skip
+        self._table = open_table(folder, database, _TABLE, self._schema, about)
+        there, found = self._table.schema, about_of(self._table)
+        for key, value in about.items():
+            if found.get(key, value if key in _NOT_ALWAYS_TOLD else None) != value:
+                raise InputError(
+                    f"{folder}: is an index with other {key}, expected {value!r}, found {found.get(key)!r}"
+                )
+        if there.field("vector").type != self._schema.field("vector").type:
+            raise InputError(f"{folder}: holds vectors of another width or kind")
+
+    def __len__(self) -> int:
+        """Count the documents that are in it."""
+        return self._table.count_rows()
+
+    @property
+    def num_cut(self) -> int:
+        """How many of its documents were cut."""
+        return int(np.sum(self._table.search().select(["num_cut"]).limit(len(self)).to_arrow()["num_cut"].to_numpy()))
+
+    def add(self, vectors: np.ndarray | Sequence[np.ndarray], num_cut: int = 0) -> None:
+        """Put the vectors of more documents behind those that are there, all or none: [N, E], or [its tokens, E] each.
+
+        `num_cut` of the documents were cut.
+
+        Raises: InputError if they cannot be written.
+        """
+        import pyarrow
+
+        width = self._schema.field("vector").type.value_type.list_size if self.late else vectors[0].shape[-1]
+        flat = np.concatenate(vectors) if self.late else np.asarray(vectors)
+        column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat.ravel()), width)
+        if self.late:
+            offsets = np.cumsum([0, *map(len, vectors)], dtype=np.int32)
+            column = pyarrow.ListArray.from_arrays(pyarrow.array(offsets), column)
+        first = len(self)
+        numbers = pyarrow.array(np.arange(first, first + len(column), dtype=np.int64))
+        cut = pyarrow.array(np.array([num_cut] + [0] * (len(column) - 1), np.int64))
+        with told(self.folder):
+            self._table.add(pyarrow.Table.from_arrays([numbers, column, cut], schema=self._schema))
+
+    def search(self, queries: np.ndarray | Sequence[np.ndarray], k: int) -> Found:
+        """Return the scores and numbers of the `k` documents nearest to each query, as `search_vectors` and others do.
+
+        Raises: InputError if there is no document.
+        """
+        if k < 1 or not len(self):
+            raise InputError(f"{self.folder}: found {len(self)} documents, k of {k}; expected at least 1")
+        rows = min(k, len(self))
+        scores = np.zeros((len(queries), rows), np.float32)
+        numbers = np.zeros((len(queries), rows), np.int64)
+        for place, query in enumerate(queries):
+            # Distances are 1 minus the product, and of late interaction that for each token of the query.
+            asked: Any = self._table.search(query, vector_column_name="vector")
+            found = asked.distance_type("cosine" if self.late else "dot").limit(rows).to_arrow()
+            scores[place] = (len(query) if self.late else 1) - found["_distance"].to_numpy()
+            numbers[place] = found["number"].to_numpy()
+        return scores, numbers
+
+
+def connect(folder: Path) -> Any:
+    """Open a folder as a database of LanceDB, or begin one.
+
+    Raises: InputError if LanceDB is not installed, or does not take the folder.
+    """
+    require(str(folder), "lancedb", "pyarrow", extra="index")
+    import lancedb
+
+    with told(folder):
+        return lancedb.connect(folder)
+
+
+def vector_type(width: int, late: bool) -> Any:
+    """Return pyarrow's type for a row's vector, or for its vectors."""
+    import pyarrow
+
+    vector = pyarrow.list_(pyarrow.float32(), width)
+    return pyarrow.list_(vector) if late else vector
+
+
+def open_table(folder: Path, database: Any, name: str, schema: Any, about: Mapping[str, Any]) -> Any:
+    """Open a table, or begin one that says of what it is: `about`, as JSON has it.
+
+    Raises: InputError if LanceDB cannot.
+    """
+    with told(folder):
+        if name in database.list_tables().tables:
+            return database.open_table(name)
+        return database.create_table(name, schema=schema.with_metadata({_ABOUT: json.dumps(about).encode()}))
+
+
+def about_of(table: Any) -> dict[str, Any]:
+    """Return of what a table is, as it was begun."""
+    found: dict[str, Any] = json.loads((table.schema.metadata or {}).get(_ABOUT, b"{}"))
+    return found
+
+
+@contextmanager
+def told(folder: Path) -> Iterator[None]:
+    """Say in one line what LanceDB says in many."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        first = (str(error).splitlines() or ["?"])[0]
+        raise InputError(f"{folder}: cannot be used as an index ({first})") from None

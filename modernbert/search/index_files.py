@@ -1,0 +1,82 @@
+"""`modernbert index`: make files searchable, or bring what was made up to date."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+from modernbert.checkpoints.folder import digest_of
+from modernbert.data.corpus import Document, Tally, find_files, read_documents
+from modernbert.data.readers import File
+from modernbert.extras import require
+from modernbert.files import only_process
+from modernbert.inference.embedding_progress import show_texts
+from modernbert.inference.modernbert import ModernBert
+from modernbert.search.passage_index import PassageIndex
+
+__all__ = ["IndexConfig", "run"]
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """What to load, which files to index, where to, and how long a passage may be, see `PassageIndex.begin`.
+
+    `on_error` says what to do with unreadable files and rows: fail, or skip and list them.
+    """
+
+    model: str
+    sources: Sequence[str]
+    out: Path
+    passage_tokens: int | None = None
+    text_field: str = "text"
+    device: str = "auto"
+    dtype: str = "auto"
+    backend: str = "auto"
+    on_error: str = "fail"
+
+
+def run(config: IndexConfig) -> None:
+    """Index what is new or changed, forget what is gone, and say how much that was.
+
+    Raises: InputError for files that cannot be read, or an index that was begun with another model.
+    """
+    require("index", "lancedb", "pyarrow", extra="index")
+    tally = Tally()
+    # What is gone must go, even if nothing is left; a new index of nothing is a mistake.
+    begun = PassageIndex.is_in(config.out)
+    found = find_files(
+        config.sources, tally, text_field=config.text_field, on_error=config.on_error, empty_ok=begun
+    )  # fmt: skip
+    files = _once(found)
+    documents = read_documents(files, tally, text_field=config.text_field, on_error=config.on_error, empty_ok=begun)
+    # Read before anything is begun: what is refused leaves nothing behind.
+    first = list(islice(documents, 1))
+    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, backend=config.backend)
+    model = str(Path(config.model).absolute()) if Path(config.model).is_dir() else config.model
+    catalog = PassageIndex.begin(config.out, bert, model, digest_of(config.model), config.passage_tokens)
+    with only_process(config.out), show_texts(None, True) as show:
+
+        def watched() -> Iterator[Document]:
+            for document in chain(first, documents):
+                yield document
+                show(tally.documents, 0)
+
+        # The passages of what was skipped stay as they were, and nobody can tell which of the others are gone.
+        update = catalog.update(bert, watched(), is_whole=lambda: not tally.skipped)
+    skipped = f"; {tally.skipped:,} broken skipped ({tally.skipped_reasons[0]}), so none went" if tally.skipped else ""
+    cut = f"; {update.cut:,} passages were too long for the model, and cut" if update.cut else ""
+    passed = f", {tally.passed_over:,} files of unknown kinds passed over" if tally.passed_over else ""
+    print(
+        f"{config.out}: {update.passages:,} passages; documents: {update.added:,} new or changed, {update.kept:,} as "
+        f"before, {update.removed:,} gone{passed}{cut}{skipped}"
+    )
+    tally.skips.show()
+
+
+def _once(files: Sequence[File]) -> list[File]:
+    """Return files without those that were named before, in whatever spelling."""
+    met: dict[str, File] = {}
+    for file in files:
+        met.setdefault(os.path.realpath(file) if isinstance(file, Path) else str(file), file)
+    return list(met.values())

@@ -1,0 +1,70 @@
+"""`modernbert search`: the passages of indexed files that answer a query."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from modernbert.checkpoints.folder import digest_of
+from modernbert.errors import InputError, shown
+from modernbert.hub_download import find_folder
+from modernbert.inference.modernbert import ModernBert
+from modernbert.inference.text_inputs import visible
+from modernbert.search.passage_index import PassageIndex
+
+__all__ = ["SearchConfig", "run"]
+
+_LINES_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Which index, what is asked, how it is ranked, and by whom again.
+
+    The index knows its model; `model` says where that lies now.
+    """
+
+    index: Path
+    query: str
+    top_k: int = 5
+    how: str = "hybrid"
+    rerank: str | None = None
+    json_lines: bool = False
+    device: str = "auto"
+    dtype: str = "auto"
+    model: str | None = None
+
+
+def run(config: SearchConfig) -> None:
+    """Print the best passages: score, file and line, text; or a JSON object each.
+
+    Raises: InputError for a folder that is no index, or whose model is gone or another than it was.
+    """
+    catalog = PassageIndex.open(config.index)
+    folder = _model_folder(catalog, config.model)
+    catalog.check({"model_files": digest_of(folder)})
+    bert = ModernBert.load(folder, device=config.device, dtype=config.dtype)
+    catalog.check({"vectors": asdict(bert.vectors)})
+    judge = None
+    if config.rerank is not None:
+        judge = ModernBert.load(config.rerank, device=config.device, dtype=config.dtype)
+    console = Console(highlight=False, soft_wrap=True)
+    for number, hit in enumerate(catalog.search(bert, config.query, config.top_k, config.how, judge), 1):
+        if config.json_lines:
+            print(json.dumps(asdict(hit), ensure_ascii=False))
+            continue
+        lines = visible(hit.text).split("\n")
+        more = ["..."] if len(lines) > _LINES_SHOWN else []
+        console.print(f"[bold]{number}[/bold]  {hit.score:.3f}  [cyan]{escape(shown(hit.origin))}:{hit.line}[/cyan]")
+        console.print("\n".join(f"    {escape(line)}" for line in [*lines[:_LINES_SHOWN], *more]))
+
+
+def _model_folder(catalog: PassageIndex, named: str | None) -> Path:
+    if named is not None:
+        return find_folder(named)
+    try:
+        return find_folder(str(catalog.about["model"]))
+    except InputError as error:
+        raise InputError(f"{error}; --model says where it is now") from None

@@ -1,1 +1,0 @@
-"""Requests of many clients -> answers, over HTTP."""

@@ -1,0 +1,234 @@
+"""What stands before the routes: who may ask, how much, for how long; and what is counted and logged.
+
+In: every request. Out: the same, or a refusal that costs nothing. Written to ASGI, because a body that is too large
+must be refused before it is read.
+"""
+
+import asyncio
+import json
+import secrets
+import sys
+import time
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from modernbert.serving.scheduler import Busy, Request, Scheduler
+
+__all__ = ["Guard", "Limits", "Meters", "refusal_of"]
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+# Asked by whoever watches over the server, who has no key.
+_OPEN = ("/health", "/ping", "/ready")
+# Never turned away because others ask too much: it shows that they do.
+_UNCOUNTED = ("/metrics",)
+# Asked for ids and texts alone, for which nothing has to wait.
+_NOT_COMPUTED = ("/tokenize", "/decode")
+# No fewer in any body: with it a request is taken for larger than it is by nobody.
+_BYTES_PER_TOKEN = 8
+# A browser cannot send a key with the page's address; the page asks for it.
+_PAGE = ("/", "/page.css", "/page.js")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes: requests at a time, bytes of a body, seconds; and the key it asks for, if it does."""
+
+    most_requests: int = 512
+    most_bytes: int = 8_000_000
+    timeout_s: float = 120.0
+    api_key: str | None = None
+    log: bool = True
+
+
+class Meters:
+    """What Prometheus reads."""
+
+    def __init__(self, engine: Scheduler) -> None:
+        self.registry = CollectorRegistry()
+        labels = ("path", "status")
+        self.requests = Counter("modernbert_requests", "Requests answered.", labels, registry=self.registry)
+        self.seconds = Histogram(
+            "modernbert_request_seconds", "Seconds of a request.", ("path",), registry=self.registry
+        )
+        self.queued = Histogram("modernbert_queue_seconds", "Seconds before the first batch.", registry=self.registry)
+        self.tokens = Counter("modernbert_tokens", "Tokens of requests answered.", registry=self.registry)
+        for name, text, read in (
+            ("modernbert_queue_tokens", "Tokens that wait.", lambda: engine.queued_tokens),
+            ("modernbert_batch_tokens", "Tokens of the last batch.", lambda: engine.last_batch_tokens),
+            ("modernbert_tokens_per_second", "Speed of the last batches.", lambda: engine.tokens_per_s),
+        ):
+            Gauge(name, text, registry=self.registry).set_function(read)
+
+
+class _Refusal(NamedTuple):
+    """Say why a request is not answered, and when it may be, if that is known."""
+
+    status: int
+    kind: str
+    text: str
+    retry_after_s: int | None = None
+
+
+class _Broken(Exception):
+    """Say that no more is read of a body."""
+
+
+class Guard:
+    """Refuse who has no key, what is too large or too slow, and whoever is one too many; count and log the rest."""
+
+    def __init__(
+        self,
+        app: Any,
+        limits: Limits,
+        engine: Scheduler,
+        meters: Meters,
+        is_closing: Callable[[], bool],
+        paths: Collection[str],
+    ) -> None:
+        self.app, self.limits, self.engine, self.meters = app, limits, engine, meters
+        self.is_closing, self.paths = is_closing, paths
+        self.running = 0
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer a request, or hand it on."""
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        begun = time.monotonic()
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        status = 0
+        # Why a body is no longer read; what the routes make of its half is of no interest.
+        broken: list[_Refusal] = []
+
+        async def sent(message: Message) -> None:
+            nonlocal status
+            if broken and not status:
+                return
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", []), *_timings(scope, begun)]
+            await send(message)
+
+        refusal = self._refusal(scope["method"], scope["path"], headers)
+        try:
+            if refusal is not None:
+                return await _refuse(scope, sent, refusal)
+            self.running += 1
+            try:
+                await self.app(scope, self._bounded(receive, begun, broken), sent)
+            except _Broken:
+                pass
+            finally:
+                self.running -= 1
+            if broken and not status:
+                refusal = broken.pop()
+                await _refuse(scope, sent, refusal)
+        except Exception:
+            status = 500  # which is told behind this
+            raise
+        finally:
+            self._note(scope, status, begun)
+
+    def _refusal(self, method: str, path: str, headers: dict[bytes, bytes]) -> _Refusal | None:
+        limits = self.limits
+        if path in _OPEN or (path in _PAGE and method in ("GET", "HEAD")):
+            return None
+        if self.is_closing():
+            return _Refusal(503, "Unhealthy", "the server is closing")
+        if limits.api_key is not None:
+            scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
+            given = key if scheme.lower() == b"bearer" else scheme
+            if not secrets.compare_digest(given, limits.api_key.encode()):
+                found = "another key" if given else "no key"
+                return _Refusal(401, "Unauthorized", f"found {found}, expected the header Authorization: Bearer KEY")
+        length = headers.get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > limits.most_bytes:
+            return _Refusal(413, "Payload", f"the body has more than {limits.most_bytes:,} bytes")
+        if self.running >= limits.most_requests and path not in _UNCOUNTED:
+            text = f"{self.running} requests are being answered, try again in 1 s"
+            return _Refusal(429, "Overloaded", text, 1)
+        if method == "POST" and path in self.paths and path not in _NOT_COMPUTED:
+            try:
+                self.engine.check_room(int(length) // _BYTES_PER_TOKEN)
+            except Busy as busy:
+                return _Refusal(429, "Overloaded", str(busy), busy.retry_after_s)
+        return None
+
+    def _bounded(self, receive: Receive, begun: float, broken: list[_Refusal]) -> Receive:
+        """Count the bytes of a body as they come, and wait for them no longer than for an answer."""
+        num_bytes = 0
+        whole = False
+
+        async def received() -> Message:
+            nonlocal num_bytes, whole
+            if whole:  # behind the body comes only that the client has left, some time
+                return await receive()
+            left = self.limits.timeout_s - (time.monotonic() - begun)
+            try:
+                async with asyncio.timeout(max(0.0, left)):
+                    message = await receive()
+            except TimeoutError:
+                broken.append(_Refusal(408, "Timeout", "the body came too slowly"))
+                raise _Broken from None
+            if message["type"] == "http.request":
+                num_bytes += len(message.get("body", b""))
+                whole = not message.get("more_body", False)
+                if num_bytes > self.limits.most_bytes:
+                    broken.append(_Refusal(413, "Payload", f"the body has more than {self.limits.most_bytes:,} bytes"))
+                    raise _Broken
+            return message
+
+        return received
+
+    def _note(self, scope: MutableMapping[str, Any], status: int, begun: float) -> None:
+        seconds = time.monotonic() - begun
+        # Paths nobody serves are one, or whoever asks for many fills the memory with them.
+        path = scope["path"] if scope["path"] in self.paths else "other"
+        self.meters.requests.labels(path, str(status)).inc()
+        self.meters.seconds.labels(path).observe(seconds)
+        job: Request | None = scope.get("modernbert.job")
+        num_tokens = job.num_tokens if job is not None else 0
+        if job is not None and status == 200:
+            self.meters.queued.observe(job.queued_s)
+            self.meters.tokens.inc(num_tokens)
+        if self.limits.log:
+            row = {
+                "time": round(time.time(), 3), "method": scope["method"], "path": scope["path"][:200], "status": status,
+                "seconds": round(seconds, 4), "tokens": num_tokens,
+            }  # fmt: skip
+            print(json.dumps(row), file=sys.stderr, flush=True)
+
+
+def _timings(scope: MutableMapping[str, Any], begun: float) -> list[tuple[bytes, bytes]]:
+    """Return milliseconds and tokens as the headers of text-embeddings-inference."""
+    found = {"x-total-time": round(1000 * (time.monotonic() - begun))}
+    job: Request | None = scope.get("modernbert.job")
+    if job is not None:
+        found |= {
+            "x-queue-time": round(1000 * job.queued_s), "x-inference-time": round(1000 * job.computed_s),
+            "x-compute-tokens": job.num_tokens,
+        }  # fmt: skip
+    return [(name.encode(), str(value).encode()) for name, value in found.items()]
+
+
+def refusal_of(path: str, status: int, kind: str, text: str) -> dict[str, Any]:
+    """Return what is said of a request that is not answered, as clients look for it who ask at such a path."""
+    error = {"message": text, "type": kind, "code": status} if path.startswith("/v1/") else text
+    return {"error": error, "error_type": kind, "message": text, "code": status}
+
+
+async def _refuse(scope: MutableMapping[str, Any], send: Send, refusal: _Refusal) -> None:
+    status, kind, text, retry_after_s = refusal
+    body = json.dumps(refusal_of(scope["path"], status, kind, text)).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    if retry_after_s is not None:
+        headers.append((b"retry-after", str(retry_after_s).encode()))
+    if status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

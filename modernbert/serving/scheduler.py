@@ -1,0 +1,315 @@
+"""One thread that computes for all clients: their texts laid end to end in batches of bounded size.
+
+In: token ids of a request, and what is to be made of their hidden states. Out: a future with an answer for each text.
+Without padding, texts of all clients share a batch whatever their lengths, and memory does not depend on a request. A
+batch is so small, and the queue so short, that nobody waits longer for others than was agreed on.
+
+Source: Goyal et al. 1997 (start-time fair queueing), with tokens for time: who asks for much waits for those who ask
+for little, and nobody waits for ever.
+"""
+
+import heapq
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modernbert.batch import Batch
+from modernbert.errors import InputError
+from modernbert.inference.modernbert import ModernBert
+
+__all__ = ["Busy", "Scheduler", "Finish", "Gone", "Request"]
+
+Finish = Callable[[Tensor, Sequence[np.ndarray]], Sequence[Any]]
+"""(hidden states of some texts of a request [t, D], their ids) -> an answer for each"""
+
+# How much of the batches so far counts in the speed by which waiting is foretold.
+_KEPT = 0.8
+# However slow the processor: fewer tokens than this do not keep it busy.
+_LEAST_BATCH = 256
+
+
+class Busy(Exception):
+    """Say that too much is waiting, and in how many seconds there may be room."""
+
+    def __init__(self, seconds: float) -> None:
+        self.retry_after_s = max(1, math.ceil(seconds))
+        super().__init__(f"too many tokens are waiting, try again in {self.retry_after_s} s")
+
+
+class Gone(Exception):
+    """Say that the engine has closed, or that nobody waits for the answer any more."""
+
+
+@dataclass
+class Request:
+    """Hold what one client asked for at once; `future` gives an answer for each document, in order."""
+
+    documents: Sequence[np.ndarray]
+    finish: Finish
+    future: "Future[list[Any]]" = field(default_factory=Future)
+    queued_s: float = 0.0
+    """How long it waited for its first batch."""
+    computed_s: float = 0.0
+    """How long the batches took that it was part of."""
+    num_tokens: int = field(init=False)
+    _answers: list[Any] = field(default_factory=list)
+    _next: int = 0
+    _done_tokens: int = 0
+    _arrived: float = field(default_factory=time.monotonic)
+    _turn: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.num_tokens = sum(map(len, self.documents))
+
+    def cancel(self) -> None:
+        """Say that nobody waits for the answer any more: what is left of it is not computed."""
+        self.future.cancel()
+
+
+class Scheduler:
+    """A model behind a fair queue."""
+
+    def __init__(
+        self,
+        bert: ModernBert,
+        budget_tokens: int = 4_096,
+        most_queued_tokens: int = 1_000_000,
+        *,
+        wait_s: float = math.inf,
+        batch_s: float = 0.5,
+    ) -> None:
+        """Begin to compute.
+
+        A batch has at most `budget_tokens`, and no more than take `batch_s` seconds at the speed of the last ones, but
+        for one text that is longer alone. New requests are refused while `most_queued_tokens` wait, and those that
+        others would keep waiting for more than `wait_s` seconds.
+        """
+        self.bert = bert
+        self.budget_tokens, self.most_queued_tokens = budget_tokens, most_queued_tokens
+        self.wait_s, self.batch_s = wait_s, batch_s
+        self.queued_tokens = 0
+        self.last_batch_tokens = 0
+        self._computed = (0.0, 0.0)
+        self._until = 0.0
+        self._is_first = True
+        self._turn = 0.0
+        self._number = 0
+        self._waiting: list[tuple[float, int, Request]] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def tokens_per_s(self) -> float:
+        """How fast the last batches were; 0 before the second, for the first pays for what is done once."""
+        tokens, seconds = self._computed
+        return tokens / seconds if seconds else 0.0
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it still computes."""
+        return self._thread.is_alive()
+
+    def check_room(self, num_tokens: int) -> None:
+        """Refuse a request of about so many tokens now, if it would be refused as things stand.
+
+        Raises: Busy.
+        """
+        with self._changed:
+            self._check_room(num_tokens)
+
+    def submit(self, documents: Sequence[np.ndarray], finish: Finish) -> Request:
+        """Put a request into the queue.
+
+        Raises: Busy if too much is waiting; Gone if the engine is closing; InputError for ids of no token.
+        """
+        request = Request(documents, finish)
+        for number, ids in enumerate(documents):
+            if not len(ids) or ids.min() < 0 or ids.max() >= self.bert.tokenizer.vocab_size:
+                raise InputError(
+                    f"text {number}: has ids outside of 0 to {self.bert.tokenizer.vocab_size - 1}, or none"
+                )
+        if not documents:
+            request.future.set_result([])
+            return request
+        with self._changed:
+            if self._closing:
+                raise Gone("the server is closing")
+            self._check_room(request.num_tokens)
+            self.queued_tokens += request.num_tokens
+            request._turn = self._turn
+            self._push(request)
+            self._changed.notify()
+        return request
+
+    def close(self, drain_s: float = 30.0) -> None:
+        """Take no more, compute what is waiting for so many seconds at most, and give up the rest."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(drain_s)
+        with self._changed:
+            self._give_up()
+
+    def _check_room(self, num_tokens: int) -> None:
+        speed = self.tokens_per_s
+        if self.queued_tokens >= self.most_queued_tokens:
+            raise Busy(self.queued_tokens / (speed or 1_000))
+        if not speed:
+            return
+        # What is computed now has to be finished before.
+        wait_s = max(0.0, self._until - time.monotonic()) + self._tokens_ahead(num_tokens) / speed
+        if wait_s > self.wait_s:
+            raise Busy(wait_s - self.wait_s)
+
+    def _tokens_ahead(self, num_tokens: int) -> int:
+        """Return how many tokens that wait are computed before the last of a request of so many that comes now."""
+        end = self._turn + num_tokens
+        ahead = 0
+        for turn, _, other in self._waiting:
+            if turn < end and not other.future.done():
+                # In fair turns another gets as far as this one does, but at least the text that it waits with.
+                text = len(other.documents[other._next])
+                ahead += max(text, min(other.num_tokens - other._done_tokens, round(end - turn)))
+        return ahead
+
+    def _push(self, request: Request) -> None:
+        self._number += 1
+        heapq.heappush(self._waiting, (request._turn, self._number, request))
+
+    def _work(self) -> None:
+        try:
+            self._serve()
+        finally:
+            # Whatever ended it: nobody waits for a thread that is no more.
+            with self._changed:
+                self._closing = True
+                self._give_up()
+
+    def _give_up(self) -> None:
+        for _, _, request in self._waiting:
+            _fail(request, Gone("the server has closed"))
+        self._waiting.clear()
+
+    def _serve(self) -> None:
+        while True:
+            with self._changed:
+                while not self._waiting and not self._closing:
+                    self._changed.wait()
+                if not self._waiting:
+                    return
+                batch = self._take()
+            if batch:
+                self._compute(batch)
+
+    def _take(self) -> list[tuple[Request, list[np.ndarray]]]:
+        """Fill a batch: one document after another, from whoever had least so far; the gone are dropped."""
+        taken: dict[int, tuple[Request, list[np.ndarray]]] = {}
+        num_tokens = 0
+        soon = round(self.tokens_per_s * self.batch_s) or self.budget_tokens
+        budget = min(self.budget_tokens, max(_LEAST_BATCH, soon))
+        while self._waiting:
+            turn, _, request = self._waiting[0]
+            if request.future.done():
+                heapq.heappop(self._waiting)
+                self.queued_tokens -= request.num_tokens - request._done_tokens
+                continue
+            document = request.documents[request._next]
+            if num_tokens and num_tokens + len(document) > budget:
+                break
+            heapq.heappop(self._waiting)
+            if request._next == 0:
+                request.queued_s = time.monotonic() - request._arrived
+            num_tokens += len(document)
+            self._turn = turn
+            request._turn = turn + len(document)
+            request._next += 1
+            request._done_tokens += len(document)
+            taken.setdefault(id(request), (request, []))[1].append(document)
+            if request._next < len(request.documents):
+                self._push(request)
+        self.queued_tokens -= num_tokens
+        self.last_batch_tokens = num_tokens
+        self._until = time.monotonic() + (num_tokens / self.tokens_per_s if self.tokens_per_s else 0.0)
+        return list(taken.values())
+
+    def _answer(self, group: Sequence[tuple[Request, list[np.ndarray]]], finish: Finish, hidden: Tensor) -> None:
+        """Make of hidden states [t, D] what all of a group want made of theirs."""
+        try:
+            answers = iter(_finished(finish, hidden, [each for _, documents in group for each in documents]))
+            for request, documents in group:
+                request._answers.extend(islice(answers, len(documents)))
+        except Exception as error:
+            if len(group) == 1:
+                return _fail(group[0][0], error)
+            parts = hidden.split([sum(map(len, documents)) for _, documents in group])
+            for alone, part in zip(group, parts, strict=True):
+                self._answer([alone], finish, part)
+
+    def _compute(self, batch: Sequence[tuple[Request, list[np.ndarray]]]) -> None:
+        """Run the encoder once over what all ask for, then give each what it is to make of it."""
+        begun = time.monotonic()
+        try:
+            laid = Batch.from_documents([each for _, documents in batch for each in documents]).to(self.bert.device)
+            with torch.inference_mode():
+                hidden = self.bert.encoder(laid.tokens, laid.layout)
+        except Exception as error:  # whatever went wrong with a batch, the thread lives on and its clients are told
+            if len(batch) == 1:
+                return _fail(batch[0][0], error)
+            # Nobody shall suffer for a neighbour.
+            for alone in batch:
+                self._compute([alone])
+            return
+        begin = 0
+        for finish, some in groupby(batch, key=lambda each: each[0].finish):
+            group = list(some)
+            end = begin + sum(len(each) for _, documents in group for each in documents)
+            self._answer(group, finish, hidden[begin:end])
+            begin = end
+        seconds = time.monotonic() - begun
+        if not self._is_first:
+            tokens_so_far, seconds_so_far = self._computed
+            self._computed = _KEPT * tokens_so_far + laid.layout.num_tokens, _KEPT * seconds_so_far + seconds
+        self._is_first = False
+        for request, _ in batch:
+            request.computed_s += seconds
+            if len(request._answers) == len(request.documents):
+                # A client may leave at any moment, this one too.
+                with suppress(InvalidStateError):
+                    request.future.set_result(request._answers)
+
+
+def _finished(finish: Finish, hidden: Tensor, documents: Sequence[np.ndarray]) -> Sequence[Any]:
+    """Return an answer for each document.
+
+    Raises: ArithmeticError for hidden states or answers that are not finite; whatever `finish` raises.
+    """
+    if not torch.isfinite(hidden).all():
+        raise ArithmeticError("the model's hidden states are not finite")
+    with torch.inference_mode():
+        answers = finish(hidden, documents)
+    if not all(_is_finite(answer) for answer in answers):
+        raise ArithmeticError("what is made of the model's hidden states is not finite")
+    return answers
+
+
+def _is_finite(answer: Any) -> bool:
+    arrays = answer if isinstance(answer, tuple) else (answer,)
+    return all(np.isfinite(each).all() for each in arrays if isinstance(each, np.ndarray))
+
+
+def _fail(request: Request, error: Exception) -> None:
+    """Tell a client; what is left of its request is dropped when its turn comes."""
+    with suppress(InvalidStateError):
+        request.future.set_exception(error)

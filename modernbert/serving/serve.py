@@ -1,0 +1,104 @@
+"""`modernbert serve`: a model behind HTTP, until it is asked to end."""
+
+import asyncio
+import gc
+import socket
+import sys
+from dataclasses import dataclass
+
+from modernbert.errors import InputError
+from modernbert.extras import require
+from modernbert.inference.modernbert import ModernBert
+
+__all__ = ["ServeConfig", "run"]
+
+_CLOSING_S = 0.3
+# The engine's thread comes back from every kernel for the interpreter, and shall not wait for as long as Python lets
+# the thread of the connections keep it, five milliseconds.
+_SWITCH_S = 0.0002
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """What to load, where to listen, and what to take; see `Limits` and `Scheduler`."""
+
+    model: str
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_key: str | None = None
+    budget_tokens: int = 4_096
+    queue_tokens: int = 1_000_000
+    max_requests: int = 512
+    max_bytes: int = 8_000_000
+    timeout_s: float = 120.0
+    wait_s: float = 10.0
+    batch_s: float = 0.5
+    device: str = "auto"
+    dtype: str = "auto"
+    backend: str = "auto"
+
+
+def run(config: ServeConfig) -> None:
+    """Serve until SIGTERM or an interrupt, which let what was taken be answered first.
+
+    Raises: InputError for a model that cannot be loaded, an address that is taken, or a library that is absent.
+    """
+    require("serve", "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "orjson")
+    import uvicorn
+
+    from modernbert.serving.app import ServeSettings, make_app
+    from modernbert.serving.request_guard import Limits
+    from modernbert.serving.scheduler import Scheduler
+
+    if config.api_key == "":
+        raise InputError("api_key: is empty, expected a key, or none to let everybody in")
+    if not config.host:
+        raise InputError("host: is empty, expected an address; 0.0.0.0 is everywhere")
+    sys.setswitchinterval(_SWITCH_S)
+    listener = _listen(config.host, config.port)
+    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, backend=config.backend)
+    engine = Scheduler(bert, config.budget_tokens, config.queue_tokens, wait_s=config.wait_s, batch_s=config.batch_s)
+    limits = Limits(config.max_requests, config.max_bytes, config.timeout_s, config.api_key)
+    app = make_app(bert, engine, ServeSettings(config.model, limits))
+    host, port = listener.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.should_exit:
+                return
+            print(f"{config.model}: {address}, what clients may ask is at /docs", file=sys.stderr, flush=True)
+            # What was loaded stays, and to look through it for rubbish would stop all for a fifth of a second.
+            gc.collect()
+            gc.freeze()
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            # Whoever has connected by now is told, before nobody can connect any more.
+            app.state.close()
+            await asyncio.sleep(_CLOSING_S)
+            await super().shutdown(sockets)
+
+    settings = uvicorn.Config(
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=round(config.timeout_s)
+    )
+    try:
+        Server(settings).run([listener])
+    finally:
+        gc.unfreeze()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Take the address before the model is loaded, which may take a while."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Named as TCP, which asyncio looks for before it has small answers sent at once.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        # Another that is loading too finds it taken only if somebody listens.
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise InputError(f"host, port: cannot listen at {host}:{port} ({error.strerror or error})") from None
+    return listener

@@ -1,0 +1,1 @@
+"""Fine-tuning tasks: rows to examples, and answers."""

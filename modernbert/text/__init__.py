@@ -1,1 +1,0 @@
-"""Documents -> batches: corpus, tokenizer, shards, packing, masking, stream."""

@@ -1,1 +1,0 @@
-"""Labelled rows -> examples to learn from: what fine-tuning reads."""

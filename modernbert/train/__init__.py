@@ -1,1 +1,0 @@
-"""Hidden states -> weights: losses, optimizer, schedules, checkpoints, the training loop."""

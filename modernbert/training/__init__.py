@@ -1,0 +1,1 @@
+"""Pretraining and fine-tuning: losses, optimizers, schedules, checkpoints and the training loop."""

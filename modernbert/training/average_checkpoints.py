@@ -1,0 +1,94 @@
+"""`modernbert average`: the checkpoints of a run, or several models -> one model with their mean weights.
+
+Source: paper, section 2.2.2: base is the mean of the three best checkpoints of its decay and the last, large its best.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from modernbert.checkpoints.folder import save_folder
+from modernbert.errors import InputError
+from modernbert.model.heads import MaskedLM
+from modernbert.training.initial_model import Start, find_start
+from modernbert.training.run_checkpoint import Checkpoint, checkpoints
+
+__all__ = ["AverageConfig", "run"]
+
+
+@dataclass
+class AverageConfig:
+    """Of `run`, the `best` checkpoints by held-out loss, and the `last`; or `models`: folders, checkpoints or runs."""
+
+    out: str
+    run: str | None = None
+    models: list[str] = field(default_factory=list)
+    best: int = 3
+    last: bool = True
+
+
+def run(config: AverageConfig) -> Path:
+    """Write a model folder with the mean of some weights.
+
+    Raises: InputError if there is nothing to average, it is damaged, or shapes or tokenizers differ.
+    """
+    if (config.run is None) == (not config.models):
+        raise InputError("average: expected either run=RUN or models='[a, b, ...]'")
+    named = list(config.models) if config.run is None else [str(each.folder) for each in _chosen(config)]
+    starts = [find_start(name) for name in named]
+    model = _mean(starts, named)
+    out = Path(config.out)
+    tokenizer, max_len = starts[0].tokenizer, starts[0].config.max_position_embeddings
+    save_folder(out, model, lambda partial: tokenizer.save_folder(partial, max_len))
+    print(f"{out}: the mean of {len(starts)} models")
+    return out
+
+
+def _chosen(config: AverageConfig) -> list[Checkpoint]:
+    """Choose among the checkpoints whose step was scored, and say which."""
+    if config.best < 0 or not (config.best or config.last):
+        raise InputError(f"best: found {config.best}, expected 1 or more, or last=true")
+    found = checkpoints(Path(str(config.run)) / "checkpoints")
+    # Before the context was extended it was another model.
+    found = [each for each in found if each.state["model"] == found[-1].state["model"]]
+    scored = {each.step: loss for each in found if (loss := _score_of(each)) is not None}
+    if len(scored) < config.best:
+        raise InputError(
+            f"best: found {len(scored)} checkpoints with a held-out loss in {config.run}, expected {config.best}; "
+            "score as often as you save (eval_every, save_every_steps)"
+        )
+    steps = set(sorted(scored, key=lambda step: scored[step])[: config.best])
+    if config.last:
+        steps.add(found[-1].step)
+    for step in sorted(steps):
+        said = f"held-out loss {scored[step]:.4f}" if step in scored else "not scored"
+        print(f"step {step:,}: {said}{', the last' if step == found[-1].step else ''}")
+    return [each for each in found if each.step in steps]
+
+
+def _score_of(checkpoint: Checkpoint) -> float | None:
+    """Return the held-out loss of a checkpoint, if it was scored at its step and is finite."""
+    scored = checkpoint.state["heldout"] or {"step": -1}
+    loss = scored["loss"] if scored["step"] == checkpoint.step else None
+    return float(loss) if loss is not None and math.isfinite(loss) else None
+
+
+def _mean(starts: Sequence[Start], names: Sequence[str]) -> MaskedLM:
+    """Average in float64, one tensor at a time."""
+    first = starts[0]
+    for start, name in zip(starts, names, strict=True):
+        if start.config != first.config:
+            raise InputError(f"{name}: has another config than {names[0]}, expected the same")
+        if start.tokenizer.fingerprint != first.tokenizer.fingerprint:
+            raise InputError(f"{name}: has another tokenizer than {names[0]}, expected the same")
+    model = MaskedLM(first.config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            total = torch.zeros(parameter.shape, dtype=torch.float64)
+            for start in starts:
+                total += start.weights[name]
+            parameter.copy_(total / len(starts))
+    return model

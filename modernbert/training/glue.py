@@ -1,0 +1,166 @@
+"""`modernbert evaluate glue`: a model tuned on the tasks of GLUE, beside the published scores.
+
+In: a model folder, a folder with the tasks. Out: a run folder for each setting and seed, a table, and JSON. RTE, MRPC
+and STS-B start from the best model of MNLI where that is among the tasks. Scores are of the dev rows, by which the
+settings are chosen too: the best of them flatters, as the paper's own do, so the median over seeds stands beside it.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from modernbert import config_files as configs_of
+from modernbert.errors import InputError
+from modernbert.files import new_folder, write_file
+from modernbert.training.finetuning import FinetuneConfig, check_inputs
+from modernbert.training.glue_tasks import DECAYS, PUBLISHED, RATES, TASKS, GlueTask, config_of, tasks_in
+from modernbert.training.sweep import Point, Result, best_of, left_of, points_of, sweep
+
+__all__ = ["GlueConfig", "run"]
+
+_WIDTH_OF_A_FILE = 160
+_MNLI_START = "mnli-start"
+
+
+@dataclass
+class GlueConfig:
+    """Which model on which tasks, and what is tried.
+
+    `grid` is chosen (the settings the paper chose for base) or paper (all it tried); `lrs`, `weight_decays` and
+    `epochs` replace its values. Texts longer than `max_len` are cut, and counted.
+    """
+
+    model: str
+    data: Path
+    out: Path
+    tasks: Sequence[str] = ()
+    grid: str = "chosen"
+    lrs: Sequence[float] = ()
+    weight_decays: Sequence[float] = ()
+    epochs: Sequence[int] = ()
+    seeds: Sequence[int] = (0, 1, 2)
+    max_len: int = 256
+    patience: int | None = None
+    devices: Sequence[str] = ("auto",)
+    precision: str = "auto"
+
+
+def run(config: GlueConfig) -> dict[str, Any]:
+    """Tune and score task after task; print a table, write JSON, and return what it says.
+
+    Raises: InputError for a task that is not there, or what cannot be learned from.
+    """
+    if config.grid not in ("chosen", "paper"):
+        raise InputError(f"grid: found {config.grid!r}, expected chosen or paper")
+    there = tasks_in(config.data)
+    for name in config.tasks:
+        if name not in there:
+            raise InputError(f"tasks: found {name!r}, expected {', '.join(there)}")
+    tasks = [name for name in there if not config.tasks or name in config.tasks]
+    # MNLI first: others start from its model.
+    tasks.sort(key=lambda name: TASKS[name].after_mnli)
+    base = FinetuneConfig(
+        model=config.model, max_len=config.max_len, cut=True, patience=config.patience, precision=config.precision
+    )
+    configs = {name: config_of(name, config.data, base) for name in tasks}
+    said = _earlier(config)
+    start = config.out / _MNLI_START
+    after_mnli = "mnli" in {*configs, *said}
+    for name, each in configs.items():
+        if TASKS[name].after_mnli and after_mnli:
+            each.model = str(start)
+            _check_start(config.out / name, each.model)
+    if len(configs) > 1:
+        # What is wrong with a task's rows is told before hours are spent on the tasks before it.
+        for name, each in configs.items():
+            if left_of(config.out / name, _points(config, TASKS[name])):
+                check_inputs(replace(each, model=config.model))
+    for name, each in configs.items():
+        if each.model == str(start) and not start.exists():
+            _keep_start(config.out / "mnli" / said["mnli"]["best_run"] / "model", start)
+        results = sweep(each, config.out / name, _points(config, TASKS[name]), config.devices)
+        said[name] = _summary(results) | {"model": config.model, "started_from": each.model}
+        write_file(config.out / "glue.json", json.dumps(said, indent=2) + "\n")
+    _show(config.model, said)
+    return said
+
+
+def _earlier(config: GlueConfig) -> dict[str, Any]:
+    """Return what an earlier call wrote of this model's other tasks."""
+    path = config.out / "glue.json"
+    try:
+        found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+        return {name: each for name, each in found.items() if name in TASKS and each["model"] == config.model}
+    except (AttributeError, ValueError, TypeError, KeyError):
+        raise InputError(f"{path}: is not readable as results; remove it, the runs beside it stay") from None
+
+
+def _points(config: GlueConfig, task: GlueTask) -> list[Point]:
+    lr, decay, epochs = task.chosen
+    chosen = config.grid == "chosen"
+    return points_of(
+        config.lrs or ((lr,) if chosen else RATES), config.weight_decays or ((decay,) if chosen else DECAYS),
+        config.epochs or ((epochs,) if chosen else task.epochs), config.seeds,
+    )  # fmt: skip
+
+
+def _check_start(folder: Path, start: str) -> None:
+    """Check that what was begun of a task started from MNLI's model too.
+
+    Raises: InputError naming the run that did not.
+    """
+    for path in sorted(folder.glob("lr*/config.yaml")):
+        found = configs_of.load(FinetuneConfig, path).model
+        if found != start:
+            raise InputError(
+                f"{path.parent}: was begun from {found}, but with MNLI among the tasks it starts from {start}; choose "
+                "another --out"
+            )
+
+
+def _keep_start(model: Path, start: Path) -> None:
+    """Keep the best model of MNLI as it is now: whatever else is tried of MNLI later, the others started from this."""
+    with new_folder(start) as partial:
+        for path in model.iterdir():
+            (partial / path.name).write_bytes(path.read_bytes())
+
+
+def _summary(results: Sequence[Result]) -> dict[str, Any]:
+    """Return the best run, and the setting with the best median over its seeds."""
+    by_setting: dict[tuple[float, float, int], list[float]] = {}
+    for result in results:
+        point = result.point
+        by_setting.setdefault((point.lr, point.weight_decay, point.epochs), []).append(result.score)
+    setting, scores = max(by_setting.items(), key=lambda item: statistics.median(item[1]))
+    best = best_of(results)
+    return {
+        "metric": best.metric, "best": best.score, "best_run": best.point.name, "median": statistics.median(scores),
+        "setting": dict(zip(("lr", "weight_decay", "epochs"), setting, strict=True)), "seeds": scores,
+        "runs": [{**asdict(result.point), **result.scores, "stopped": result.stopped} for result in results],
+    }  # fmt: skip
+
+
+def _show(model: str, said: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _WIDTH_OF_A_FILE
+    # A path is as long as it likes, and may hold brackets.
+    title = Text(f"dev scores of {model}; others as the paper has them")
+    table = Table(title=title, title_justify="left")
+    table.add_column("model")
+    for name, task in TASKS.items():
+        table.add_column(f"{name}\n{task.metric}", justify="right")
+    for which, row in (("best", "best run"), ("median", "median of seeds")):
+        cells = [f"{100 * said[name][which]:.1f}" if name in said else "" for name in TASKS]
+        table.add_row(row, *cells)
+    table.add_section()
+    for other, scores in PUBLISHED.items():
+        table.add_row(other, *(f"{score:.1f}" for score in scores))
+    console.print(table)

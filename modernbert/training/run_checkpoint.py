@@ -1,0 +1,349 @@
+"""A checkpoint is a commit: it is there whole, or it is not there.
+
+In: tensors by file, and a state of plain data. Out: folders `step-00000123` under a root, each with safetensors files,
+`state.json`, and `manifest.json`, which is written last and has the size and sha256 of every other file. A folder
+counts only if its manifest verifies.
+
+Several processes write one checkpoint together, each the tensors, or the parts of tensors, that fall to it. A reader
+gets whole tensors, so that a run can go on with another number of processes.
+"""
+
+import json
+import logging
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from modernbert.errors import InputError
+from modernbert.files import (
+    new_folder,
+    remove_leftovers,
+    sha256_of,
+    sync_file,
+    translate_errors,
+    try_delete,
+    write_tensors,
+)
+from modernbert.training.distributed import ALONE, World, first_row, local
+
+__all__ = ["Checkpoint", "Saver", "checkpoints", "latest", "open_checkpoint", "save"]
+
+_MANIFEST = "manifest.json"
+_STATE = "state.json"
+
+logger = logging.getLogger(__name__)
+
+# Of a part of a tensor: its first row, and the rows of the whole.
+Part = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Point at a verified checkpoint; tensors are read when asked for."""
+
+    folder: Path
+    step: int
+    state: dict[str, Any]
+
+    def tensors(self, stem: str) -> dict[str, Tensor]:
+        """Read the tensors saved under a stem, whole, onto the CPU."""
+        parts: dict[str, list[tuple[int, Tensor]]] = {}
+        for path in sorted(self.folder.glob(f"{stem}*.safetensors")):
+            with safe_open(path, framework="pt") as file:
+                begins = file.metadata() or {}
+                for name in file.keys():
+                    parts.setdefault(name, []).append((int(begins.get(name, "0")), file.get_tensor(name)))
+        return {name: _joined(found) for name, found in parts.items()}
+
+
+class Saver:
+    """Write checkpoints while training goes on: what is to be saved is copied at once, and written by a thread."""
+
+    def __init__(self, root: Path, *, keep: int, kept_steps: Collection[int] = (), world: World = ALONE) -> None:
+        self._root, self._keep, self._kept_steps, self._world = root, keep, kept_steps, world
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._running: Future[Path] | None = None
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._thread.shutdown(wait=True)
+        if exception[0] is None:
+            self.wait()
+
+    def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+        """Begin to write a checkpoint, after the one before is done.
+
+        Raises: InputError if that one could not be written.
+        """
+        self.wait()
+        copied = {stem: _copied(_of_process(named, self._world)) for stem, named in tensors.items()}
+        self._running = self._thread.submit(
+            _write, self._root, step, copied, dict(state), self._keep, self._kept_steps, self._world
+        )
+
+    def wait(self) -> None:
+        """Wait until nothing is being written.
+
+        Raises: InputError naming the folder if it could not be written; earlier checkpoints are then as they were.
+        """
+        if self._running is not None:
+            running, self._running = self._running, None
+            running.result()
+
+
+def save(
+    root: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    *,
+    keep: int,
+    kept_steps: Collection[int] = (),
+) -> Path:
+    """Write a checkpoint, then remove all but the newest `keep` and those of `kept_steps`.
+
+    `tensors` maps a file stem to named tensors. Folders of later steps than this one are left from damaged checkpoints
+    that were passed over, or were rolled back; they go too.
+
+    Raises: InputError naming the folder if it cannot be written; earlier checkpoints are then as they were.
+    """
+    mine = {stem: _of_process(named, ALONE) for stem, named in tensors.items()}
+    return _write(root, step, mine, dict(state), keep, kept_steps, ALONE)
+
+
+def latest(root: Path, *, clean: bool = True) -> Checkpoint | None:
+    """Return the newest checkpoint that verifies; say which ones were passed over, and why.
+
+    Folders left half written by a killed run are removed, if `clean`: by one process of several.
+
+    Raises: InputError if there are checkpoints, but none that verifies.
+    """
+    if clean:
+        remove_leftovers(root / "step-*")
+    folders = _folders(root)
+    for folder in reversed(folders):
+        fault = _fault(folder)
+        if fault is None:
+            return _opened(folder)
+        if clean:
+            print(f"{fault}; passing over this checkpoint", flush=True)
+    if folders:
+        raise InputError(f"{root}: none of the {len(folders)} checkpoints is whole, expected at least one")
+    return None
+
+
+def checkpoints(root: Path) -> list[Checkpoint]:
+    """Return all checkpoints under a root, oldest first.
+
+    Raises: InputError if there is none, or one of them does not verify.
+    """
+    folders = _folders(root)
+    if not folders:
+        raise InputError(f"{root}: holds no checkpoint")
+    return [open_checkpoint(folder) for folder in folders]
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """Return one checkpoint, verified.
+
+    Raises: InputError naming the file that is damaged or absent.
+    """
+    fault = _fault(folder)
+    if fault is not None:
+        raise InputError(fault)
+    return _opened(folder)
+
+
+def _opened(folder: Path) -> Checkpoint:
+    step = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["step"]
+    return Checkpoint(folder, int(step), json.loads((folder / _STATE).read_text(encoding="utf-8")))
+
+
+def _of_process(named: Mapping[str, Tensor], world: World) -> dict[str, tuple[Tensor, Part]]:
+    """Choose what this process writes: its parts of sharded tensors, its share of the whole ones."""
+    loads = [0] * world.size
+    chosen = {}
+    for name, tensor in named.items():
+        part = (first_row(tensor), tensor.shape[0] if tensor.ndim else 1)
+        if local(tensor) is not tensor:
+            if world.holds_first_copy() and local(tensor).numel():
+                chosen[name] = (local(tensor), part)
+            continue
+        writer = loads.index(min(loads))
+        loads[writer] += tensor.numel()
+        if writer == world.rank:
+            chosen[name] = (tensor, part)
+    return chosen
+
+
+def _copied(named: Mapping[str, tuple[Tensor, Part]]) -> dict[str, tuple[Tensor, Part]]:
+    return {name: (tensor.detach().to("cpu", copy=True), part) for name, (tensor, part) in named.items()}
+
+
+def _write(
+    root: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, tuple[Tensor, Part]]],
+    state: Mapping[str, Any],
+    keep: int,
+    kept_steps: Collection[int],
+    world: World,
+) -> Path:
+    """Write what falls to this process; the main one then commits the folder."""
+    if keep < 2:
+        raise InputError(
+            f"keep: found {keep}, expected at least 2 checkpoints, so that one damaged does not end the run"
+        )
+    final = root / f"step-{step:08d}"
+    failure = None
+    if world.is_main:
+        try:
+            with new_folder(final, replace=True) as folder:
+                _commit(folder, step, tensors, state, world)
+        except InputError as error:
+            failure = str(error)
+        _from_main({"failure": failure}, world)
+        if failure is None:
+            _rotate(root, step, keep, kept_steps)  # after the exchange: no other process waits for it
+    else:
+        told = _from_main({}, world)
+        if "folder" in told:
+            _gather(_write_own(Path(told["folder"]), tensors, world), world)
+            told = _from_main({}, world)
+        failure = told["failure"]
+    if failure is not None:
+        raise InputError(failure)
+    return final
+
+
+def _commit(
+    folder: Path,
+    step: int,
+    tensors: Mapping[str, Mapping[str, tuple[Tensor, Part]]],
+    state: Mapping[str, Any],
+    world: World,
+) -> None:
+    """Have every process write its files, and close the list of them."""
+    _from_main({"folder": str(folder)}, world)
+    for failure in _gather(_write_own(folder, tensors, world), world):
+        if failure is not None:
+            raise InputError(failure)
+    (folder / _STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+    files = {path.name: [path.stat().st_size, sha256_of(path)] for path in sorted(folder.iterdir())}
+    (folder / _MANIFEST).write_text(json.dumps({"step": step, "files": files}, indent=1), encoding="utf-8")
+
+
+def _write_own(folder: Path, tensors: Mapping[str, Mapping[str, tuple[Tensor, Part]]], world: World) -> str | None:
+    """Write the files of this process; return why it could not, if so."""
+    suffix = "" if world.size == 1 else f"-{world.rank:05d}"
+    try:
+        for stem, named in tensors.items():
+            begins = {
+                name: str(begin)
+                for name, (tensor, (begin, rows)) in named.items()
+                if tensor.shape[:1] not in ((), (rows,))
+            }
+            path = folder / f"{stem}{suffix}.safetensors"
+            write_tensors(path, {name: tensor for name, (tensor, _) in named.items()}, begins or None)
+            sync_file(path)
+    except OSError as error:
+        return str(translate_errors(folder.with_name(folder.name.split(".")[0]), error))
+    return None
+
+
+def _joined(parts: list[tuple[int, Tensor]]) -> Tensor:
+    ordered = [tensor for _, tensor in sorted(parts, key=lambda part: part[0])]
+    return ordered[0] if len(ordered) == 1 else torch.cat(ordered)
+
+
+def _from_main(told: dict[str, Any], world: World) -> dict[str, Any]:
+    """Hand what the main process has to tell to all."""
+    box = [told]
+    if world.size > 1:
+        dist.broadcast_object_list(box, src=0, group=world.writers)
+    return box[0]
+
+
+def _gather(failure: str | None, world: World) -> list[str | None]:
+    """Return, in the main process, the failures of all; nothing elsewhere."""
+    if world.size == 1:
+        return [failure]
+    failures: list[str | None] = [None] * world.size
+    dist.gather_object(failure, failures if world.is_main else None, dst=0, group=world.writers)
+    return failures if world.is_main else []
+
+
+def _fault(folder: Path) -> str | None:
+    """Say which file of a checkpoint is damaged and how, or nothing."""
+    manifest = folder / _MANIFEST
+    try:
+        listed = json.loads(manifest.read_text(encoding="utf-8"))
+        files = [(folder / name, int(size), str(digest)) for name, (size, digest) in listed["files"].items()]
+        step = int(listed["step"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{manifest}: cannot be read ({error})"
+    # A copy may have a name of its own.
+    if _is_step(folder) and step != _step(folder):
+        return f"{manifest}: found step {step}, expected {_step(folder)}"
+    for path, size, digest in files:
+        if not path.is_file():
+            return f"{path}: is missing"
+        if path.stat().st_size != size:
+            return f"{path}: found {path.stat().st_size:,} bytes, expected {size:,}"
+        found = sha256_of(path)
+        if found != digest:
+            return f"{path}: found sha256 {found[:16]}, expected {digest[:16]}"
+        # The sum is of what the disk gave back: an end lost while it was written is in the sum as well.
+        if (reason := _unreadable(path)) is not None:
+            return f"{path}: cannot be read ({reason})"
+    return None
+
+
+def _unreadable(path: Path) -> str | None:
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):
+                pass
+        elif path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+    except (SafetensorError, ValueError, OSError) as error:
+        return str(error)
+    return None
+
+
+def _rotate(root: Path, step: int, keep: int, kept_steps: Collection[int]) -> None:
+    """Delete the checkpoints that need not be kept; one that the system does not delete is left, with a warning."""
+    try:
+        folders = _folders(root)
+    except InputError as error:
+        logger.warning("%s; old checkpoints stay", error)
+        return
+    current = [folder for folder in folders if _step(folder) <= step]
+    kept = {*current[-keep:], *(folder for folder in current if _step(folder) in kept_steps)}
+    for folder in folders:
+        if folder not in kept:
+            try_delete(folder)
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        return sorted(folder for folder in root.glob("step-*") if _is_step(folder))
+    except OSError as error:
+        raise translate_errors(root, error) from error
+
+
+def _is_step(folder: Path) -> bool:
+    return folder.name.startswith("step-") and folder.name.removeprefix("step-").isdigit()
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))

@@ -1,0 +1,96 @@
+"""The record of a run: one JSON object a line, in two files.
+
+In: rows. Out: `log.jsonl`, which holds only what is a function of data and seed, and `timing.jsonl`, which holds the
+rest. A resumed run cuts both back to where its checkpoint was taken, so that its log is byte for byte that of a run
+that was never stopped.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from modernbert.errors import InputError
+
+__all__ = ["RunLog", "number", "read_log"]
+
+
+class RunLog:
+    """Append rows to the two files of a run folder; `sizes` says how far they reach."""
+
+    def __init__(
+        self, folder: Path, sizes: Mapping[str, int], watch: Callable[[Mapping[str, Any]], None] | None = None
+    ) -> None:
+        """Open both files and cut them back to `sizes`; what is not named begins anew. `watch` is told each row.
+
+        Raises: InputError if a file is missing or shorter than it was at the checkpoint, or cannot be written.
+        """
+        self._files = {name: _open(folder / f"{name}.jsonl", sizes.get(name, 0)) for name in ("log", "timing")}
+        self._watch = watch
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def log(self, **row: Any) -> None:
+        """Write what would be the same in any run of this config."""
+        self._write("log", row)
+
+    def time(self, **row: Any) -> None:
+        """Write what depends on the machine and the day."""
+        self._write("timing", row)
+
+    def sizes(self) -> dict[str, int]:
+        """Force everything written so far to the disk, and return the length of each file in bytes.
+
+        Raises: InputError naming the file if the disk does not take it.
+        """
+        for file in self._files.values():
+            try:
+                os.fsync(file.fileno())
+            except OSError as error:
+                raise InputError(f"{file.name}: cannot be written ({error.strerror})") from None
+        return {name: file.tell() for name, file in self._files.items()}
+
+    def _write(self, name: str, row: Mapping[str, Any]) -> None:
+        file = self._files[name]
+        try:
+            # Flushed line by line: a person watches these files while they grow.
+            file.write((json.dumps(row) + "\n").encode())
+            file.flush()
+        except OSError as error:
+            raise InputError(f"{file.name}: cannot be written ({error.strerror})") from None
+        if self._watch is not None:
+            self._watch(row)
+
+
+def number(value: float, digits: int = 6) -> float | None:
+    """Round for the log; JSON has no word for what is not a number."""
+    return round(value, digits) if math.isfinite(value) else None
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """Read the rows of a run's `log.jsonl`."""
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def _open(path: Path, size: int) -> BinaryIO:
+    try:
+        # What should be there is not made anew: a run that is refused leaves no trace.
+        file = path.open("r+b" if size else "a+b")
+        found = file.seek(0, os.SEEK_END)
+        if found >= size:
+            file.truncate(size)
+            file.seek(0, os.SEEK_END)
+            return file
+        file.close()
+    except FileNotFoundError:
+        raise InputError(f"{path}: is missing, expected the {size:,} bytes it had at the checkpoint") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
+    raise InputError(f"{path}: found {found:,} bytes, expected at least the {size:,} it had at the checkpoint")

@@ -1,0 +1,221 @@
+"""Where a run is watched from elsewhere: TensorBoard, Weights & Biases, Trackio.
+
+In: the rows a run writes to its journal. Out: the same numbers in the boards asked for, under names such as
+`train/loss` and `heldout/prose/1024/loss`. A file of its own because these are other people's programs, whose failures
+must not be ours: what cannot be written any more is said once, and training goes on.
+"""
+
+import importlib
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from modernbert.errors import InputError
+from modernbert.extras import missing
+from modernbert.files import write_file
+
+__all__ = ["Trackers", "check_sinks", "numbers_of", "open_sinks"]
+
+_LIBRARIES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
+# What a row is, not what was measured.
+_NAMING = ("kind", "phase", "step", "source", "max_len", "reason")
+# Longest wait for a server when a run begins or ends.
+_WAIT_S = 60
+
+
+@runtime_checkable
+class _Sink(Protocol):
+    def write(self, step: int, numbers: Mapping[str, float]) -> None: ...
+
+    def forget(self, first_step: int) -> None:
+        """Hide what was written at this step and after, where the program can do that."""
+
+    def close(self, *, failed: bool) -> None: ...
+
+
+class Trackers:
+    """Pass rows on to the boards that still work."""
+
+    def __init__(self, sinks: Mapping[str, _Sink], first_step: int) -> None:
+        self._sinks = dict(sinks)
+        self._step = first_step
+
+    def __enter__(self) -> "Trackers":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        for name, sink in self._sinks.items():
+            _attempt(name, partial(sink.close, failed=kind is not None))
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Pass on the numbers of a row of the log or of the timing; a row without a step belongs to the last one."""
+        if row.get("kind") == "rollback":
+            self._each(lambda sink: sink.forget(row["to_step"] + 1))
+        self._step = row.get("step", self._step)
+        if numbers := numbers_of(row):
+            self._each(lambda sink: sink.write(self._step, numbers))
+
+    def _each(self, action: Callable[[_Sink], None]) -> None:
+        for name, sink in list(self._sinks.items()):
+            if not _attempt(name, partial(action, sink)):
+                del self._sinks[name]
+
+
+def open_sinks(names: Sequence[str], folder: Path, config: Mapping[str, Any], first_step: int) -> Trackers:
+    """Open the boards called `names` for the run in `folder`; opened again, they go on with the same run.
+
+    `first_step` is the first step still to come: what an earlier process wrote of it and of later ones is void.
+    A board that cannot be opened now, for want of a network, is said to be missing; a run that starts again at night
+    must not wait for it.
+
+    Raises: InputError as `check_sinks` does.
+    """
+    check_sinks(names)
+    place = folder / "watch"
+    sinks: dict[str, _Sink] = {}
+
+    def begin(name: str) -> None:
+        place.mkdir(parents=True, exist_ok=True)
+        sinks[name] = _KINDS[name](place, config, first_step)
+
+    for name in dict.fromkeys(names):
+        _attempt(name, partial(begin, name))
+    return Trackers(sinks, first_step)
+
+
+def check_sinks(names: Sequence[str]) -> None:
+    """Check that the boards are known and their libraries installed, before anything begins.
+
+    Raises: InputError naming the board, and the extra that installs its library.
+    """
+    for name in names:
+        if name not in _LIBRARIES:
+            raise InputError(f"watch: found {name!r}, expected {', '.join(_LIBRARIES)}")
+        try:
+            importlib.import_module(_LIBRARIES[name])
+        except ImportError:
+            raise missing("watch", name) from None
+
+
+def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a row under flat names.
+
+    >>> numbers_of({"kind": "heldout", "step": 8, "source": "prose", "max_len": 64, "loss": 2.5})
+    {'heldout/prose/64/loss': 2.5}
+    >>> numbers_of({"kind": "skipped", "step": 9, "loss": None, "reason": "the loss is nan"})
+    {'skipped/times': 1.0}
+    """
+    kind = row.get("kind", "timing")
+    place = [str(row[key]) for key in ("source", "max_len") if kind == "heldout" and key in row]
+    prefix = "/".join(["train" if kind == "step" else kind, *place])
+    measured = {key: value for key, value in row.items() if key not in _NAMING}
+    # All else that is known of a step that was not taken may be words.
+    events = [(f"{prefix}/times", 1.0)] if kind in ("skipped", "rollback") else []
+    return dict([*events, *_flat(measured, prefix)])
+
+
+def _flat(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}/{key}")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}/{key}", float(value)
+
+
+class _TensorBoard:
+    """Event files in the run's folder: `tensorboard --logdir RUN`."""
+
+    def __init__(self, place: Path, config: Mapping[str, Any], first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._open = lambda first: SummaryWriter(str(place / "tensorboard"), purge_step=first, flush_secs=15)
+        self._writer = self._open(first_step)
+        lines = [f"    {key}: {value}" for key, value in config.items()]
+        self._writer.add_text("config", "\n".join(lines), first_step)
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        for name, number in numbers.items():
+            self._writer.add_scalar(name, number, step)
+
+    def forget(self, first_step: int) -> None:
+        self._writer.close()
+        self._writer = self._open(first_step)
+
+    def close(self, *, failed: bool) -> None:
+        self._writer.close()
+
+
+class _WeightsAndBiases:
+    """A run on the server, or under the run's folder where WANDB_MODE is `offline`."""
+
+    def __init__(self, place: Path, config: Mapping[str, Any], first_step: int) -> None:
+        wandb = importlib.import_module("wandb")
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "modernbert"), name=place.parent.name, id=_identity(place),
+            resume="allow", dir=str(place), config=dict(config), allow_val_change=True,
+            settings=wandb.Settings(console="off", init_timeout=_WAIT_S, finish_timeout=_WAIT_S),
+        )  # fmt: skip
+        # Its own count of steps can only grow; ours goes back with a checkpoint.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        self._run.log({"step": step, **numbers})
+
+    def forget(self, first_step: int) -> None:
+        """Leave what was abandoned in sight: the server takes nothing back."""
+
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
+class _Trackio:
+    """A run in the local database of Trackio, or on the server that its environment variables name."""
+
+    def __init__(self, place: Path, config: Mapping[str, Any], first_step: int) -> None:
+        trackio = importlib.import_module("trackio")
+        # Trackio knows runs by their names: two folders of the same name are two runs.
+        name = f"{place.parent.name}-{_identity(place)}"
+        self._run = trackio.init(
+            project=os.environ.get("TRACKIO_PROJECT", "modernbert"), name=name, resume="allow", config=dict(config),
+            embed=False, auto_log_gpu=False, auto_log_cpu=False,
+        )  # fmt: skip
+
+    def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        self._run.log(dict(numbers), step=step)
+
+    def forget(self, first_step: int) -> None:
+        """Leave what was abandoned in sight: the database takes nothing back."""
+
+    def close(self, *, failed: bool) -> None:
+        self._run.finish()
+
+
+_KINDS: dict[str, Callable[[Path, Mapping[str, Any], int], _Sink]] = {
+    "tensorboard": _TensorBoard,
+    "wandb": _WeightsAndBiases,
+    "trackio": _Trackio,
+}
+
+
+def _identity(place: Path) -> str:
+    """Return the name that the run in this folder has elsewhere, given to it once."""
+    path = place / "id"
+    if not path.exists():
+        write_file(path, uuid.uuid4().hex[:8])
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _attempt(name: str, action: Callable[[], None]) -> bool:
+    """Do what another program may fail at; say so on standard error, and whether it worked."""
+    try:
+        action()
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"watch: {name} failed, training goes on without it ({reason})", file=sys.stderr, flush=True)
+        return False
+    return True

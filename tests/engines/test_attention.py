@@ -1,0 +1,241 @@
+"""Every backend against the dense reference; the flash kernels through a stand-in and, marked gpu, for real."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+from modernbert.batch import Batch, SequenceLengths
+from modernbert.engines import flash_attention as flash
+from modernbert.engines.attention import Window, attend, choose_backend
+from modernbert.engines.cpu import build
+from modernbert.errors import InputError
+from modernbert.model.config import ModelConfig
+from modernbert.model.encoder import Encoder
+from modernbert.model.heads import MaskedLM
+
+WINDOW = (64, 64)
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+LENGTHS = [[1], [1, 1, 1], [64], [128, 64], [65, 63], [129, 1, 127], [3, 200, 2, 2, 2, 90], [640], [70] * 5, [257, 256]]
+
+
+def outcome(
+    backend: str, lengths: list[int], window: Window, dtype: torch.dtype, heads: int = 2, width: int = 16
+) -> list[Tensor]:
+    """Return the output and the gradients of queries, keys and values."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (sum(lengths), heads, width)
+    q, k, v, g = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(4))
+    inputs = [x.requires_grad_() for x in (q, k, v)]
+    mixed = attend(*inputs, SequenceLengths.from_lengths(lengths), window, backend)
+    mixed.backward(g)
+    return [mixed.detach(), *(x.grad for x in inputs)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("window", [None, WINDOW, (3, 3), (0, 5), (7, 0)], ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_banded_equals_dense_forward_and_backward(lengths: list[int], window: Window, dtype: torch.dtype) -> None:
+    for found, expected in zip(
+        outcome("banded", lengths, window, dtype), outcome("dense", lengths, window, dtype), strict=True
+    ):
+        torch.testing.assert_close(found, expected, atol=TOLERANCE[dtype], rtol=0)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.integers(1, 150), min_size=1, max_size=12),
+    side=st.integers(1, 70),
+    is_local=st.booleans(),
+)
+def test_banded_equals_dense_for_any_lengths(lengths: list[int], side: int, is_local: bool) -> None:
+    window = (side, side) if is_local else None
+    for found, expected in zip(
+        outcome("banded", lengths, window, torch.float64),
+        outcome("dense", lengths, window, torch.float64),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("lengths", [[640], [200, 30, 77, 1, 400]], ids=str)
+def test_local_gradients_in_bfloat16_are_as_near_as_those_of_torch(lengths: list[int]) -> None:
+    """The measure of nearness: what rounding alone does when torch's own backward pass runs in bfloat16."""
+    layout = SequenceLengths.from_lengths(lengths)
+    exact = outcome("dense", lengths, WINDOW, torch.float64, width=64)
+    ours = outcome("banded", lengths, WINDOW, torch.bfloat16, width=64)
+    same = layout.doc_ids()[:, None] == layout.doc_ids()[None, :]
+    near = (layout.positions[:, None] - layout.positions[None, :]).abs() <= 64
+    generator = torch.Generator().manual_seed(1)
+    shape = (sum(lengths), 2, 64)
+    q, k, v, g = (torch.randn(shape, generator=generator, dtype=torch.float64).bfloat16() for _ in range(4))
+    inputs = [x.transpose(0, 1)[None].requires_grad_() for x in (q, k, v)]
+    mixed = torch.nn.functional.scaled_dot_product_attention(*inputs, attn_mask=same & near)
+    theirs = [mixed, *torch.autograd.grad(mixed, inputs, g.transpose(0, 1)[None])]
+    for our, their, expected in zip(ours, theirs, exact, strict=True):
+        error = (our.double() - expected).norm() / expected.norm()
+        assert error < 0.01
+        assert error < 1.2 * (their[0].transpose(0, 1).double() - expected).norm() / expected.norm()
+
+
+def test_dense_is_the_formula() -> None:
+    """A window of 64 lets a token see 129 keys: with equal scores each of them weighs 1/129."""
+    layout = SequenceLengths.from_lengths([300])
+    zeros = torch.zeros(300, 1, 300, dtype=torch.float64)
+    values = torch.eye(300, dtype=torch.float64)[:, None, :]
+    weights = attend(zeros, zeros, values, layout, WINDOW, "dense")[:, 0]
+    distance = (torch.arange(300)[:, None] - torch.arange(300)[None, :]).abs()
+    seen = (distance <= 64).double()
+    torch.testing.assert_close(weights, seen / seen.sum(dim=1, keepdim=True))
+    assert seen[150].sum() == 129
+
+
+@pytest.mark.parametrize("backend", ["banded", "dense"])
+@pytest.mark.parametrize("window", [None, WINDOW], ids=str)
+def test_nothing_crosses_the_border_of_a_document(backend: str, window: Window) -> None:
+    layout = SequenceLengths.from_lengths([50, 30])
+    q, k, v = (torch.randn(80, 2, 8) for _ in range(3))
+    before = attend(q, k, v, layout, window, backend)
+    changed = v.clone()
+    changed[50:] = 1e4
+    assert torch.equal(before[:50], attend(q, k, changed, layout, window, backend)[:50])
+
+
+def stand_in(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seq_q: Tensor,
+    cu_seq_k: Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> Tensor:
+    """Compute what torch's `varlen_attn` does, and refuse what its kernels refuse."""
+    assert query.shape == key.shape == value.shape and query.ndim == 3
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert type(max_q) is int and type(max_k) is int
+    lengths = cu_seq_q.diff()
+    assert max_q == max_k == int(lengths.max()) and int(cu_seq_q[-1]) == len(query)
+    rows = []
+    for start, stop in zip(cu_seq_q[:-1].tolist(), cu_seq_q[1:].tolist(), strict=True):
+        q, k, v = (x[start:stop].transpose(0, 1) for x in (query, key, value))
+        distance = torch.arange(stop - start)[None, :] - torch.arange(stop - start)[:, None]
+        left, right = (math.inf if side == -1 else side for side in window_size)
+        hidden = (distance < -left) | (distance > right)
+        scores = (q @ k.transpose(1, 2) * (scale or q.shape[-1] ** -0.5)).masked_fill(hidden, -math.inf)
+        rows.append((scores.softmax(-1) @ v).transpose(0, 1))
+    return torch.cat(rows)
+
+
+def test_the_stand_in_has_the_signature_of_torch() -> None:
+    theirs = inspect.signature(varlen_attn).parameters
+    for ours in inspect.signature(stand_in).parameters.values():
+        assert ours.name in theirs and theirs[ours.name].kind == ours.kind
+    positional = [p.name for p in theirs.values() if p.kind == p.POSITIONAL_OR_KEYWORD]
+    assert positional[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
+
+
+@pytest.mark.parametrize("window", [None, WINDOW], ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_varlen_hands_the_kernel_what_it_expects(
+    lengths: list[int], window: Window, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flash, "varlen_kernel", lambda: stand_in)
+    for found, expected in zip(
+        outcome("varlen", lengths, window, torch.float64),
+        outcome("dense", lengths, window, torch.float64),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
+
+
+def test_whole_model_through_varlen_equals_banded(small_model: MaskedLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flash, "varlen_kernel", lambda: stand_in)
+    generator = torch.Generator().manual_seed(0)
+    batch = Batch.from_documents([torch.randint(0, 512, (n,), generator=generator).numpy() for n in (5, 200, 64)])
+    with torch.no_grad():
+        expected = small_model(batch)
+        small_model.model.backend = "varlen"
+        torch.testing.assert_close(small_model(batch), expected, atol=1e-5, rtol=0)
+
+
+def test_auto_takes_what_runs_and_a_name_is_never_replaced() -> None:
+    cpu, config = torch.device("cpu"), ModelConfig.preset("base")
+    narrow = ModelConfig.preset("base", num_attention_heads=24)
+    best = "banded" if build.obstacle() else "native"
+    assert choose_backend("auto", cpu, torch.float32, config) == best
+    assert choose_backend("auto", cpu, torch.float32, narrow) == "banded"
+    assert choose_backend("dense", cpu, torch.float32, config) == "dense"
+    with pytest.raises(InputError, match="native needs heads of width 64, found 32; banded runs everywhere"):
+        choose_backend("native", cpu, torch.float32, narrow)
+    with pytest.raises(InputError, match="varlen needs a CUDA device, found cpu"):
+        choose_backend("varlen", cpu, torch.bfloat16, config)
+    with pytest.raises(
+        InputError, match="backend: found 'flash', expected auto, triton, varlen, native, banded, dense"
+    ):
+        choose_backend("flash", cpu, torch.float32, config)
+
+
+class _Largest(torch.overrides.TorchFunctionMode):
+    """Note the largest tensor any call returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, Tensor) and not tensor.is_set_to(tensor.new_empty(0)):
+                self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
+        return result
+
+
+def test_no_tensor_grows_with_the_square_of_the_length() -> None:
+    config = ModelConfig(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=1,
+        pad_token_id=0,
+        cls_token_id=1,
+        sep_token_id=2,
+    )
+    model = Encoder(config).eval()
+    largest = {}
+    for length in (2_048, 8_192):
+        batch = Batch.from_documents([torch.arange(length).remainder(512).numpy()])
+        with torch.no_grad(), _Largest() as seen:
+            model(batch.tokens, batch.layout)
+        largest[length] = seen.elements
+    assert largest[8_192] <= 4.05 * largest[2_048]
+    assert largest[8_192] < 8_192 * 8_192 / 32
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["triton", "varlen"])
+@pytest.mark.parametrize("window", [None, WINDOW], ids=str)
+@pytest.mark.parametrize("lengths", [*LENGTHS, [8_192, 3], [1024] * 8], ids=str)
+def test_kernels_of_a_gpu_equal_banded(lengths: list[int], window: Window, backend: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    layout = SequenceLengths.from_lengths(lengths).to("cuda")
+    q, k, v, g = (torch.randn(sum(lengths), 4, 64, device="cuda") for _ in range(4))
+    results = []
+    for name, dtype in ((backend, torch.bfloat16), ("banded", torch.float32)):
+        inputs = [x.to(dtype).detach().requires_grad_() for x in (q, k, v)]
+        mixed = attend(*inputs, layout, window, name)
+        mixed.backward(g.to(dtype))
+        results.append([mixed.detach().float(), *(x.grad.float() for x in inputs)])
+    for found, expected in zip(*results, strict=True):
+        # A document of one token has no gradient in its query and key.
+        assert (found - expected).norm() <= 0.02 * expected.norm() + 0.01

@@ -1,0 +1,563 @@
+"""The loops in C++ against torch and closed forms, forward and backward, at any number of threads."""
+
+import copy
+import hashlib
+import itertools
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.utils import prune
+
+from modernbert.batch import Batch, SequenceLengths
+from modernbert.engines import linear_cross_entropy as decoding
+from modernbert.engines.attention import Window, choose_backend, prepare
+from modernbert.engines.cpu import build, calls
+from modernbert.engines.cpu.fused_encoder import FusedEncoder
+from modernbert.errors import InputError
+from modernbert.model.config import ModelConfig
+from modernbert.model.encoder import Encoder
+from modernbert.model.heads import MaskedLM
+from modernbert.model.initialization import initialize
+from modernbert.model.rope import rotation
+from modernbert.training.losses import masked_lm
+from modernbert.training.optimizers import StableAdamW
+
+pytestmark = pytest.mark.skipif(build.obstacle() is not None, reason=f"native {build.obstacle()}")
+
+WINDOW = (64, 64)
+LENGTHS = [[1], [1, 1, 1], [64], [128, 64], [65, 63], [129, 1, 127], [3, 200, 2, 2, 2, 90], [640], [70] * 5, [257, 700]]
+# Of what a result is off, as a share of its length: rounding of one float32, or of one bfloat16, and a little more.
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 6e-3}
+
+
+def attention(
+    backend: str, lengths: list[int], window: Window, dtype: torch.dtype, exact: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return what comes out, and the gradient of what goes in; `exact` computes in float64 from the rounded inputs."""
+    generator = torch.Generator().manual_seed(1)
+    layout = SequenceLengths.from_lengths(lengths)
+    qkv = torch.randn(sum(lengths), 3, 2, 64, generator=generator).to(dtype)
+    upstream = torch.randn(sum(lengths), 2, 64, generator=generator).to(dtype)
+    if exact:
+        qkv, upstream = qkv.double(), upstream.double()
+    angles = rotation(layout.positions, 64, 10_000.0)
+    mixed = prepare(backend, layout, window, angles, qkv.dtype)(qkv.requires_grad_())
+    (grad,) = torch.autograd.grad(mixed, qkv, upstream)
+    return mixed.detach(), grad
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    found, expected = found.detach().double(), expected.detach().double()
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("window", [None, WINDOW, (3, 3), (0, 5), (7, 0)], ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_attention_equals_dense_forward_and_backward(lengths: list[int], window: Window, dtype: torch.dtype) -> None:
+    exact = attention("dense", lengths, window, dtype, exact=True)
+    for found, expected in zip(attention("native", lengths, window, dtype), exact, strict=True):
+        assert error(found, expected) < TOLERANCE[dtype]
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    lengths=st.lists(st.integers(1, 300), min_size=1, max_size=9),
+    sides=st.tuples(st.integers(0, 150), st.integers(0, 150)),
+    is_local=st.booleans(),
+)
+def test_attention_equals_dense_for_any_lengths(lengths: list[int], sides: tuple[int, int], is_local: bool) -> None:
+    window = sides if is_local else None
+    exact = attention("dense", lengths, window, torch.float32, exact=True)
+    for found, expected in zip(attention("native", lengths, window, torch.float32), exact, strict=True):
+        assert error(found, expected) < 2e-6
+
+
+def assert_linear(widths: tuple[int, int], num_rows: int, dtype: torch.dtype) -> None:
+    """Assert that the products of a linear layer, there and back, are those of float64."""
+    generator = torch.Generator().manual_seed(num_rows)
+    rows = torch.randn(num_rows, widths[0], generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(widths[1], widths[0], generator=generator, requires_grad=True)
+    upstream = torch.randn(num_rows, widths[1], generator=generator).to(dtype)
+    out = calls.linear(rows, weight)
+    found = out, *torch.autograd.grad(out, (rows, weight), upstream)
+    exact_rows, exact_weight = (x.detach().to(dtype).double().requires_grad_() for x in (rows, weight))
+    out = F.linear(exact_rows, exact_weight)
+    expected = out, *torch.autograd.grad(out, (exact_rows, exact_weight), upstream.double())
+    assert found[2].dtype == torch.float32, "gradients of weights are never rounded to bfloat16"
+    for mine, exact, tolerance in zip(found, expected, (TOLERANCE[dtype], TOLERANCE[dtype], 1e-6), strict=True):
+        assert error(mine, exact) < tolerance if exact.norm() else not mine.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("num_rows", [0, 1, 31, 47, 145, 1_700])
+@pytest.mark.parametrize("widths", [(64, 64), (192, 320), (1_600, 896)], ids=str)
+def test_linear_equals_torch_forward_and_backward(widths: tuple[int, int], num_rows: int, dtype: torch.dtype) -> None:
+    """Few rows and many, of blocks that are full and not, deeper and wider than what lies in a cache at a time."""
+    assert_linear(widths, num_rows, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_product_of_rows_does_not_depend_on_other_rows_or_threads(dtype: torch.dtype) -> None:
+    rows, weight = torch.randn(300, 192).to(dtype), torch.randn(128, 192)
+    whole = calls.linear(rows, weight)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert torch.equal(torch.cat([calls.linear(part, weight) for part in rows.split(77)]), whole)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_linear_takes_what_lies_otherwise_in_memory() -> None:
+    rows, weight = torch.randn(128, 100).t().requires_grad_(), torch.randn(128, 192).t().requires_grad_()
+    upstream = torch.randn(100, 192)
+    found = torch.autograd.grad(calls.linear(rows, weight), (rows, weight), upstream)
+    for mine, other in zip(found, torch.autograd.grad(rows @ weight.T, (rows, weight), upstream), strict=True):
+        assert error(mine, other) < 1e-6
+
+
+def test_products_refuse_what_does_not_go_together() -> None:
+    """Instead of reading what lies behind."""
+    rows, strips = torch.ones(4, 64), calls.pack_weight(torch.ones(64, 128))
+    for shape in ((100, 64), (64, 80)):
+        with pytest.raises(ValueError, match="a matrix of"):
+            calls.linear(torch.ones(4, shape[1]), torch.ones(shape))
+    for out in (torch.zeros(5, 128), torch.zeros(4, 64), torch.zeros(4, 256)[:, :128], torch.zeros(4, 128).double()):
+        with pytest.raises(ValueError, match="times|out: found"):
+            calls.multiply_(out, rows, strips)
+    with pytest.raises(ValueError, match="times strips"):
+        calls.multiply_(torch.zeros(4, 128), torch.ones(4, 128), strips)
+    with pytest.raises(ValueError, match="times strips"):
+        calls.multiply_(torch.zeros(20, 128), torch.ones(64, 20), strips, transposed=True)
+    with pytest.raises(ValueError, match="float32 or bfloat16"):
+        calls.linear(rows.double(), torch.ones(64, 64).double())
+    with pytest.raises(IndexError, match="labels from -100 to 3, expected 0 to 49"):
+        calls.cross_entropy_(torch.zeros(2, 50), torch.zeros(50), torch.tensor([-100, 3]), None)
+
+
+def test_products_are_added_to_what_is_there() -> None:
+    out, rows, weight = torch.randn(100, 128), torch.randn(100, 64), torch.randn(64, 128)
+    expected = out.double() + rows.double() @ weight.double()
+    assert error(calls.multiply_(out, rows, calls.pack_weight(weight), add=True), expected) < 1e-6
+
+
+def test_large_scores_do_not_overflow() -> None:
+    """Scores of hundreds, as untrained weights or long training make them: the softmax picks one key."""
+    layout = SequenceLengths.from_lengths([300])
+    qkv = torch.randn(300, 3, 1, 64) * 40
+    angles = rotation(layout.positions, 64, 10_000.0)
+    for dtype in TOLERANCE:
+        mixed = prepare("native", layout, None, angles, dtype)(qkv.to(dtype))
+        expected = prepare("dense", layout, None, tuple(a.double() for a in angles), torch.float64)(
+            qkv.to(dtype).double()
+        )
+        assert mixed.isfinite().all()
+        # Near ties flip between keys in bfloat16, where scores of a thousand are rounded to whole numbers.
+        assert error(mixed, expected) < (1e-4 if dtype == torch.float32 else 0.3)
+
+
+def test_what_is_not_a_number_is_not_hidden() -> None:
+    """A guard looks for such losses, so no loop may turn them into numbers; another document stays as it is."""
+    layout = SequenceLengths.from_lengths([20, 30])
+    qkv = torch.randn(50, 3, 1, 64)
+    qkv[3, 0, 0, 5] = torch.nan
+    angles = rotation(layout.positions, 64, 10_000.0)
+    mixed = prepare("native", layout, None, angles, torch.float32)(qkv)
+    assert mixed[3].isnan().all() and mixed[20:].isfinite().all()
+    hidden, normed = calls.add_norm(torch.full((2, 64), torch.nan), torch.zeros(2, 64), torch.ones(64), 1e-5)
+    assert hidden.isnan().all() and normed.isnan().all()
+    assert calls.geglu(torch.full((1, 64), torch.nan)).isnan().all()
+    logits = torch.zeros(2, 50)
+    logits[0, 7] = torch.nan
+    assert calls.cross_entropy_(logits, torch.zeros(50), torch.tensor([1, 2]), torch.zeros(50)) != 0
+    assert logits[0].isnan().all() and logits[1].isfinite().all()
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("wide, narrow", [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")])
+def test_sum_and_norm_equal_torch(wide: str, narrow: str, dropout: float) -> None:
+    """What dropout keeps is what it keeps of ones, after the same seed."""
+    wide_type, narrow_type = getattr(torch, wide), getattr(torch, narrow)
+    hidden, delta = (torch.randn(201, 96) * 3 + 1).to(wide_type), torch.randn(201, 96).to(narrow_type)
+    scale = torch.rand(96) + 0.5
+    upstream = torch.randn(201, 96).to(wide_type), torch.randn(201, 96).to(narrow_type)
+
+    def gradients(outputs: tuple[Tensor, Tensor], inputs: list[Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(outputs, inputs, [g.to(o.dtype) for g, o in zip(upstream, outputs, strict=True)])
+
+    ours = [x.clone().requires_grad_() for x in (hidden, delta, scale)]
+    torch.manual_seed(7)
+    outputs = calls.add_norm(*ours, 1e-5, dropout)
+    torch.manual_seed(7)
+    kept, _ = calls.add_norm(torch.zeros(201, 96), torch.ones(201, 96), scale, 1e-5, dropout)
+    theirs = [x.double().requires_grad_() for x in (hidden, delta, scale)]
+    total = theirs[0] + theirs[1] * kept
+    expected = total, F.layer_norm(total, (96,), theirs[2], None, 1e-5)
+    for mine, other in zip(
+        (*outputs, *gradients(outputs, ours)), (*expected, *gradients(expected, theirs)), strict=True
+    ):
+        assert error(mine, other) < (TOLERANCE[torch.float32] if wide == narrow == "float32" else 6e-3)
+
+
+def test_the_sum_alone_has_a_gradient_too() -> None:
+    hidden, delta = torch.randn(3, 64, requires_grad=True), torch.randn(3, 64, requires_grad=True)
+    total, _ = calls.add_norm(hidden, delta, torch.ones(64), 1e-5)
+    for grad in torch.autograd.grad(total.sum(), (hidden, delta)):
+        assert torch.equal(grad, torch.ones(3, 64))
+
+
+def test_dropout_keeps_the_mean_and_is_another_every_time() -> None:
+    ones, scale = torch.ones(1_000, 64), torch.ones(64)
+    first, second = (calls.add_norm(torch.zeros(1_000, 64), ones, scale, 1e-5, 0.1)[0] for _ in range(2))
+    kept = torch.tensor(1 / 0.9)
+    assert first.unique().tolist() == [0, kept]
+    # 64,000 draws: five deviations.
+    assert (first == 0).float().mean() == pytest.approx(0.1, abs=5 * (0.09 / 64_000) ** 0.5)
+    assert ((first == 0) & (second == 0)).float().mean() == pytest.approx(0.01, abs=5 * (0.0099 / 64_000) ** 0.5)
+    neighbours = (first[:, 1:] == 0) & (first[:, :-1] == 0)
+    assert neighbours.float().mean() == pytest.approx(0.01, abs=5 * (0.0099 / 63_000) ** 0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_geglu_equals_torch(dtype: torch.dtype) -> None:
+    both = torch.cat([torch.linspace(-12, 12, 4_000).view(25, 160), torch.randn(25, 160)], dim=1).to(dtype)
+    upstream = torch.randn(25, 160).to(dtype)
+    ours, theirs = both.clone().requires_grad_(), both.double().requires_grad_()
+    out = calls.geglu(ours)
+    activated, gate = theirs.chunk(2, dim=-1)
+    expected = F.gelu(activated) * gate
+    assert error(out, expected) < TOLERANCE[dtype]
+    (mine,) = torch.autograd.grad(out, ours, upstream)
+    (other,) = torch.autograd.grad(expected, theirs, upstream.double())
+    assert error(mine, other) < TOLERANCE[dtype]
+    if dtype == torch.float32:
+        torch.testing.assert_close(out, expected.float(), atol=2e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", [512, 515, 3])
+def test_cross_entropy_equals_torch(width: int, dtype: torch.dtype) -> None:
+    logits, bias = (torch.randn(150, width) * 5).to(dtype), torch.randn(width)
+    labels = torch.randint(0, width, (150,))
+    plain = (logits.double(), bias.double())
+    theirs = [x.clone().requires_grad_() for x in plain]
+    expected = F.cross_entropy(theirs[0] + theirs[1], labels, reduction="sum")
+    expected.backward()
+    expected = expected.detach()
+    found = logits.clone()
+    assert calls.cross_entropy_(found, bias, labels, None) == pytest.approx(float(expected), rel=1e-5)
+    assert torch.equal(found, logits), "without a gradient the logits stay"
+    grad_bias = torch.ones(width)
+    assert calls.cross_entropy_(found, bias, labels, grad_bias) == pytest.approx(float(expected), rel=1e-5)
+    assert error(found, theirs[0].grad) < TOLERANCE[dtype]
+    assert error(grad_bias - 1, theirs[1].grad) < 1e-5
+
+
+def test_the_optimizer_equals_its_formula_in_torch() -> None:
+    """Sizes below, at and above a vector and a block; a gradient that outgrows its second moment shortens the step."""
+    shapes = [(3,), (16,), (70, 513), (1,)]
+    ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
+    optimizers = [
+        StableAdamW(weights, lr=1e-2, weight_decay=0.1, fused=fused)
+        for weights, fused in ((ours, True), (theirs, False))
+    ]
+    for step in range(6):
+        for mine, other in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn(mine.shape) * 10.0 ** (step % 3 - 1)
+            other.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-6, rtol=1e-5)
+
+
+def loss_and_gradients(model: MaskedLM, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    documents = [torch.randint(0, 512, (n,), generator=generator).numpy() for n in (5, 400, 64, 1, 130)]
+    plain = Batch.from_documents(documents)
+    where = torch.arange(0, 600, 3)
+    batch = Batch(plain.tokens, plain.layout, where, plain.tokens[where])
+    model.zero_grad(set_to_none=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        loss, _ = masked_lm(model, batch)
+    loss.backward()
+    return [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_training_step_equals_that_of_the_other_backends(small_model: MaskedLM, dtype: torch.dtype) -> None:
+    exact = loss_and_gradients(small_model, torch.float32)
+    small_model.model.backend = "native"
+    native = loss_and_gradients(small_model, dtype)
+    for found, expected in zip(native, exact, strict=True):
+        assert error(found, expected) < (5e-6 if dtype == torch.float32 else 0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_number_of_threads_changes_no_bit_of_a_loop(dtype: torch.dtype) -> None:
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            torch.manual_seed(0)
+            both = torch.randn(300, 256).to(dtype).requires_grad_()
+            delta, scale = torch.randn(300, 128).to(dtype).requires_grad_(), torch.ones(128, requires_grad=True)
+            hidden, normed = calls.add_norm(calls.geglu(both), delta, scale, 1e-5)
+            # The last is so long that it is cut into other tasks.
+            cases = ([200, 900], WINDOW), ([200, 900], None), ([5_000], None)
+            outputs = [tensor for lengths, window in cases for tensor in attention("native", lengths, window, dtype)]
+            grads = torch.autograd.grad((hidden.float() + normed.float()).square().sum(), (both, delta, scale))
+            logits, grad_bias = torch.randn(300, 700).to(dtype), torch.zeros(700)
+            loss = calls.cross_entropy_(logits, torch.zeros(700), torch.arange(300), grad_bias)
+            moments = torch.zeros(90_000), torch.zeros(90_000)
+            squares = calls.update_moments_(torch.randn(90_000), *moments, (0.9, 0.98), 1e-6)
+            found.append([*outputs, *grads, logits, grad_bias, torch.tensor([loss, squares], dtype=torch.float64)])
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("window", [None, WINDOW, (3, 3)], ids=str)
+def test_products_in_tiles_equal_dense(window: Window, tiles: None) -> None:
+    for lengths in (each for each in LENGTHS if max(each) <= 200):  # what is emulated takes its time
+        exact = attention("dense", lengths, window, torch.bfloat16, exact=True)
+        for found, expected in zip(attention("native", lengths, window, torch.bfloat16), exact, strict=True):
+            assert error(found, expected) < TOLERANCE[torch.bfloat16]
+
+
+def test_an_encoder_in_tiles_equals_dense(tiles: None) -> None:
+    assert_whole_encoder(torch.bfloat16)
+    assert_linear((192, 320), 47, torch.bfloat16)
+
+
+def assert_whole_encoder(dtype: torch.dtype) -> None:
+    """All layers in one call, threads with rows of their own and threads that share them."""
+    config = ModelConfig.preset("tiny")
+    plain = Encoder(config, "dense").eval()
+    initialize(plain, config, seed=0)
+    plain = plain.to(dtype)
+    exact, fused = copy.deepcopy(plain).double(), FusedEncoder(copy.deepcopy(plain))
+    with torch.inference_mode():
+        for lengths in ([7], [3, 200, 65], [400, 300]):
+            batch = Batch.from_documents([list(range(length)) for length in lengths])
+            expected, found = (model(batch.tokens, batch.layout) for model in (exact, fused))
+            assert error(found, expected) < 2 * TOLERANCE[dtype]
+
+
+def gradients_of(
+    backend: str, dtype: torch.dtype, vocabulary: int, *, recompute: bool = False, trained: str = ""
+) -> dict[str, Tensor]:
+    """Return the gradients of a small model whose layers and decoder are as wide as loops want them."""
+    config = ModelConfig.preset("tiny", vocab_size=vocabulary, attention_output_dropout=0.0)
+    model = MaskedLM(config, backend)
+    initialize(model, config, seed=0)
+    model = model.to(torch.float64 if backend == "dense" else torch.float32)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained in name)
+    model.model.recompute = recompute
+    documents = Batch.from_documents([list(range(length)) for length in (37, 200, 5)])
+    where = torch.arange(0, 242, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        masked_lm(model, Batch(documents.tokens, documents.layout, where, where.clone()))[0].backward()
+    return {name: each.grad for name, each in model.named_parameters() if each.grad is not None}
+
+
+@pytest.mark.parametrize("trained", ["", "layers.2.mlp.Wi", "layers.2.mlp_norm", "head", "embeddings"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_model_in_loops_learns_what_one_in_torch_does(recompute: bool, trained: str) -> None:
+    """Whole, and with all but a part frozen; what is gone through twice finds what it was given."""
+    expected = gradients_of("dense", torch.float32, 4_096, trained=trained)
+    found = gradients_of("native", torch.float32, 4_096, recompute=recompute, trained=trained)
+    assert found.keys() == expected.keys() and found
+    assert all(error(found[name], expected[name]) < 5e-6 for name in expected)
+
+
+@pytest.mark.parametrize("vocabulary", [4_096, 4_020])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_decoder_in_loops_learns_chunk_by_chunk(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, vocabulary: int
+) -> None:
+    """With a vocabulary that products in loops take, and one that they do not."""
+    monkeypatch.setattr(decoding, "CHUNK_ROWS", 50)
+    expected = gradients_of("dense", torch.float32, vocabulary, trained="decoder")
+    found = gradients_of("native", dtype, vocabulary, trained="decoder")
+    expected |= gradients_of("dense", torch.float32, vocabulary, trained="embeddings")
+    found |= gradients_of("native", dtype, vocabulary, trained="embeddings")
+    assert found.keys() == expected.keys() and len(found) == 3
+    assert all(error(found[name], expected[name]) < (5e-6 if dtype == torch.float32 else 3e-2) for name in expected)
+
+
+def test_what_hangs_on_a_layer_is_heard() -> None:
+    """Hooks, a bias put in later, and weights that are made anew at every pass, as pruning does."""
+    config = ModelConfig.preset("tiny")
+    model = MaskedLM(config, "native").eval()
+    initialize(model, config, seed=0)
+    batch, layer = Batch.from_documents([list(range(50))]), model.model.layers[0].attn.Wqkv
+    plain, seen = model(batch), []
+    handle = layer.register_forward_hook(lambda *passed: seen.append(1))
+    assert error(model(batch), plain) < 1e-5 and seen == [1]
+    handle.remove()
+    layer.bias = torch.nn.Parameter(torch.ones(len(layer.weight)))
+    assert error(model(batch), plain) > 1e-3
+    prune.random_unstructured(model.model.layers[1].mlp.Wi, "weight", 0.5)
+    for _ in range(2):
+        model(batch).sum().backward()
+
+
+@pytest.fixture(scope="module")
+def cache_of_tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the library in tiles is kept from test to test."""
+    return tmp_path_factory.mktemp("tiles")
+
+
+@pytest.fixture
+def tiles(cache_of_tiles: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The library as a processor with AMX gets it; where there is none, its instructions are emulated."""
+    if "amx_bf16" not in build._processor_features():
+        emulation = ["-include", str(Path(__file__).parent / "emulated_tiles.h"), "-D__AMX_BF16__"]
+        monkeypatch.setattr(build, "_FLAGS", [*build._FLAGS, *emulation])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_of_tiles))
+    build._load.cache_clear()
+    assert build.obstacle() is None
+    yield
+    build._load.cache_clear()
+
+
+def test_products_in_vectors_equal_dense_on_a_narrower_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a laptop has: AVX2, and no instruction for bfloat16."""
+    narrow = ["-march=haswell" if flag == "-march=native" else flag for flag in build._FLAGS]
+    monkeypatch.setattr(build, "_FLAGS", narrow)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build._load.cache_clear()
+    try:
+        assert build.obstacle() is None
+        for window, dtype in itertools.product((None, WINDOW), TOLERANCE):
+            exact = attention("dense", [3, 200, 65], window, dtype, exact=True)
+            for found, expected in zip(attention("native", [3, 200, 65], window, dtype), exact, strict=True):
+                assert error(found, expected) < TOLERANCE[dtype]
+        for dtype in TOLERANCE:
+            assert_whole_encoder(dtype)
+            assert_linear((1_600, 896), 145, dtype)
+    finally:
+        build._load.cache_clear()
+
+
+@pytest.fixture
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """No library is kept, and none is loaded; afterwards everything is as it was."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    # How a library is kept is asked here, not how fast it is: to optimise takes three times as long as the rest.
+    monkeypatch.setattr(build, "_FLAGS", ["-O0" if flag == "-O3" else flag for flag in build._FLAGS])
+    build._load.cache_clear()
+    yield tmp_path
+    build._load.cache_clear()
+
+
+def test_a_machine_without_a_compiler_says_so(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cpu, config = torch.device("cpu"), ModelConfig.preset("base")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert choose_backend("auto", cpu, torch.float32, config) == "banded"
+    assert "attention banded, since native needs a C++ compiler (g++), found none" in capsys.readouterr().err
+    with pytest.raises(InputError, match="native needs a C.. compiler"):
+        choose_backend("native", cpu, torch.float32, config)
+
+
+def test_what_is_kept_serves_without_a_compiler(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert build.obstacle() is None
+    build._load.cache_clear()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert build.obstacle() is None
+
+
+def test_the_library_is_made_once_and_a_damaged_one_again(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        build._load.cache_clear()
+        assert build.obstacle() is None
+    assert capsys.readouterr().err.count("compiling") == 1
+    (made,) = empty_cache.rglob("*.so")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(empty_cache / "other"))
+    damaged = empty_cache / "other" / "modernbert" / made.name
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(made.read_bytes()[:1000])
+    build._load.cache_clear()
+    assert build.obstacle() is None
+    assert damaged.stat().st_size == made.stat().st_size
+
+
+def test_where_nothing_can_be_kept_the_library_serves_one_process(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (empty_cache / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(empty_cache / "file"))
+    assert build.obstacle() is None
+    assert "the next process compiles the kernels again" in capsys.readouterr().err
+    assert calls.geglu(torch.ones(2, 32)).shape == (2, 16)
+
+
+def test_a_user_without_a_home_has_a_cache(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", no_home)
+    assert build._target({"avx2"}).is_absolute()
+
+
+def test_a_library_that_another_user_may_have_made_is_not_loaded(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The digest at the end of the file is no protection: who can write the file can write the digest."""
+    assert build.obstacle() is None
+    (made,) = empty_cache.rglob("*.so")
+    assert made.parent.stat().st_mode & 0o077 == 0, "the folder is this user's alone"
+    good = shutil.copy(made, empty_cache / "good.so")
+    monkeypatch.setattr(build, "_compile", lambda target: shutil.copy(good, target))  # takes seconds
+    code = b"not a library of ours"
+    made.write_bytes(code + hashlib.sha256(code).digest())
+    for planted, owner, mode in (
+        (made, 0, 0o646), (made.parent, 0, 0o707), (made, 65534, 0o644), (made.parent, 65534, 0o700),
+    ):  # fmt: skip
+        if owner and os.getuid() != 0:
+            continue  # only root can give a file away
+        before = planted.stat()
+        os.chown(planted, owner or before.st_uid, -1)
+        planted.chmod(mode)
+        capsys.readouterr()
+        build._load.cache_clear()
+        assert build.obstacle() is None
+        assert calls.geglu(torch.ones(2, 32)).shape == (2, 16)
+        said = capsys.readouterr().err
+        assert f"{planted}: " in said and "so it is not used; the next process compiles the kernels again" in said
+        assert made.read_bytes().startswith(code)
+        os.chown(planted, before.st_uid, -1)
+        planted.chmod(before.st_mode)
+
+
+@pytest.mark.parametrize("width", [8, 24, 190, 200])
+def test_widths_that_vectors_do_not_divide_are_left_to_torch(width: int) -> None:
+    """A last vector that reaches behind its row would write over other memory."""
+    cpu, config = torch.device("cpu"), ModelConfig.preset("base", intermediate_size=width)
+    assert choose_backend("auto", cpu, torch.float32, config) == "banded"
+    with pytest.raises(InputError, match=f"native needs an intermediate_size that divides by 16, found {width}"):
+        choose_backend("native", cpu, torch.float32, config)
+    with pytest.raises(ValueError, match="expected a multiple of 16"):
+        calls.geglu(torch.zeros(3, 2 * width))
+    with pytest.raises(ValueError, match="expected a multiple of 16"):
+        calls.add_norm(torch.zeros(3, width), torch.zeros(3, width), torch.ones(width), 1e-5)

@@ -1,0 +1,129 @@
+"""The encoder in one call: what the encoder layer by layer computes, at any lengths and number of threads."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modernbert.batch import Batch
+from modernbert.checkpoints.folder import load_model, save_folder
+from modernbert.engines.cpu import build, calls
+from modernbert.engines.cpu.fused_encoder import FusedEncoder, can_fuse
+from modernbert.inference.loading import fit_for_inference, load_for_inference
+from modernbert.model.config import ModelConfig
+from modernbert.model.encoder import Encoder
+from modernbert.model.heads import MaskedLM
+from modernbert.model.initialization import initialize
+
+pytestmark = pytest.mark.skipif(build.obstacle() is not None, reason=f"native {build.obstacle()}")
+
+LENGTHS = [[1], [15], [16, 1], [127], [64, 64], [129, 1, 300], [1] * 40, [700], [3] * 3 + [250] * 2]
+
+
+def make(dtype: torch.dtype = torch.float32, **changes: int) -> tuple[Encoder, FusedEncoder]:
+    """Return an encoder and what is made of it; it has local and global layers, and windows shorter than texts."""
+    config = ModelConfig.preset("tiny", **changes)
+    plain = Encoder(config, "native")
+    initialize(plain, config, seed=1)
+    plain = plain.to(dtype).eval()
+    return plain, FusedEncoder(copy.deepcopy(plain))
+
+
+def batch_of(lengths: list[int]) -> Batch:
+    generator = torch.Generator().manual_seed(len(lengths))
+    return Batch.from_documents([torch.randint(5, 4000, (length,), generator=generator).tolist() for length in lengths])
+
+
+@torch.inference_mode()
+def error(found: torch.nn.Module, lengths: list[int], plain: Encoder) -> float:
+    """Return what is off as a share, against dense attention and plain layers in float64."""
+    exact = copy.deepcopy(plain).double()
+    exact.backend = "dense"
+    batch = batch_of(lengths)
+    expected = exact(batch.tokens, batch.layout)
+    return float((found(batch.tokens, batch.layout).double() - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_it_computes_what_the_encoder_computes(lengths: list[int], dtype: torch.dtype) -> None:
+    plain, fused = make(dtype)
+    assert error(fused, lengths, plain) < (2e-6 if dtype == torch.float32 else 1e-2)
+
+
+def test_in_bfloat16_it_is_nearer_than_layer_by_layer() -> None:
+    """Its residual stream is not rounded after every layer."""
+    plain, fused = make(torch.bfloat16)
+    assert error(fused, [200, 70], plain) < 0.7 * error(plain, [200, 70], plain)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(lengths=st.lists(st.integers(1, 260), min_size=1, max_size=8), num_threads=st.integers(1, 5))
+def test_any_lengths_at_any_number_of_threads(lengths: list[int], num_threads: int) -> None:
+    plain, fused = make(hidden_size=64, num_attention_heads=1, intermediate_size=64, num_hidden_layers=3)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        assert error(fused, lengths, plain) < 2e-6
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_document_alone_and_among_others_gets_the_same_vectors() -> None:
+    _, fused = make()
+    whole = batch_of([40, 3, 200])
+    with torch.inference_mode():
+        together = fused(whole.tokens, whole.layout).split([40, 3, 200])
+        for tokens, expected in zip(whole.tokens.split([40, 3, 200]), together, strict=True):
+            alone = Batch.from_documents([tokens.tolist()])
+            assert (fused(alone.tokens, alone.layout) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_weights_come_back_bit_for_bit(dtype: torch.dtype) -> None:
+    plain, fused = make(dtype)
+    back = fused.unpack().state_dict()
+    assert back.keys() == plain.state_dict().keys()
+    assert all(torch.equal(back[name], weight) for name, weight in plain.state_dict().items())
+
+
+def test_strips_of_a_weight_are_outputs_side_by_side() -> None:
+    weight = torch.arange(128 * 32).view(128, 32).float()
+    strips = calls.pack_weight(weight, transposed=True)
+    width = strips.shape[2]
+    assert 64 % width == 0, "the halves of Wi and panels of 64 are whole strips"
+    assert strips[1, 5, 3].tolist() == [weight[width + 3, 5]]
+    narrow = weight.bfloat16()
+    assert calls.pack_weight(narrow, transposed=True)[1, 5, 3].tolist() == narrow[width + 3, 10:12].tolist()
+
+
+@pytest.mark.parametrize("with_head", [False, True])
+def test_a_fitted_model_is_saved_as_published(with_head: bool, tmp_path: Path) -> None:
+    config = ModelConfig.preset("tiny")
+    model = MaskedLM(config, "native") if with_head else Encoder(config, "native")
+    initialize(model, config, seed=2)
+    save_folder(tmp_path / "first", model)
+    fitted = load_for_inference(tmp_path / "first", torch.device("cpu"), torch.float32, "native")
+    assert any(isinstance(module, FusedEncoder) for module in fitted.modules()) == can_fuse(config, "native")
+    save_folder(tmp_path / "second", fitted)
+    save_folder(tmp_path / "third", fitted)  # the fitted one is as it was
+    first, *others = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second", "third"))
+    assert others == [first, first]
+    assert isinstance(load_model(tmp_path / "second"), type(model))
+
+
+@pytest.mark.parametrize("changes", [{"intermediate_size": 208}, {"hidden_size": 96, "num_attention_heads": 3}])
+def test_shapes_that_panels_do_not_divide_go_layer_by_layer(changes: dict[str, int]) -> None:
+    config = ModelConfig.preset("tiny", **changes)
+    assert not can_fuse(config, "native") and not can_fuse(ModelConfig.preset("tiny"), "banded")
+    plain = Encoder(config, "banded").eval()
+    initialize(plain, config, seed=0)
+    batch = batch_of([30, 5])
+    with torch.inference_mode():
+        expected = plain(batch.tokens, batch.layout)
+        fitted = fit_for_inference(plain)
+        assert isinstance(fitted, Encoder)
+        assert (fitted(batch.tokens, batch.layout) - expected).abs().max() < 1e-5

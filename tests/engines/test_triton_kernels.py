@@ -1,0 +1,186 @@
+"""Kernels for a GPU against torch's own arithmetic: on a GPU where there is one, else step by step on the CPU."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modernbert.batch import SequenceLengths
+from modernbert.engines.attention import Window, prepare
+from modernbert.engines.cpu import build, calls
+from modernbert.model.config import ModelConfig
+from modernbert.model.heads import MaskedLM
+from modernbert.model.initialization import initialize
+from modernbert.model.rope import rotate_heads, rotation
+from modernbert.planning.step_timing import random_batch
+from modernbert.training.losses import masked_lm
+from modernbert.training.optimizers import StableAdamW
+
+pytest.importorskip("triton")
+from modernbert.engines.cuda import attention_kernels as attention  # noqa: E402
+from modernbert.engines.cuda import cross_entropy_kernel as cross_entropy  # noqa: E402
+from modernbert.engines.cuda import elementwise_kernels as elementwise  # noqa: E402
+from modernbert.engines.cuda import optimizer_kernels as moments  # noqa: E402
+from modernbert.engines.cuda import rope_kernels as rotary  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+HEADS, WIDTH = 2, 64
+# A GPU multiplies float32 with the digits of TF32.
+NEAR = 1e-5 if DEVICE == "cpu" else 4e-3
+LENGTHS = [[7], [300], [5, 130, 64, 1, 200], [64, 64, 128]]
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(*shape, device=DEVICE)
+
+
+def check(found: Sequence[Tensor], expected: Sequence[Tensor], share: float = NEAR) -> None:
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        assert float((ours - theirs).detach().norm()) <= share * float(theirs.detach().norm())
+
+
+@pytest.mark.parametrize("window", [None, (64, 64), (3, 3)], ids=str)
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+def test_attention_equals_dense_forth_and_back(lengths: list[int], window: Window) -> None:
+    layout = SequenceLengths.from_lengths(lengths).to(DEVICE)
+    angles = rotation(layout.positions, WIDTH, 10_000.0)
+    cosines, sines = (part[:, 0] for part in angles)
+    given, upstream = randn(layout.num_tokens, 3, HEADS, WIDTH), randn(layout.num_tokens, HEADS, WIDTH)
+    outcomes = []
+    for attend in (
+        lambda qkv: attention.attend(qkv, cosines, sines, attention.ranges(layout, window)),
+        prepare("dense", layout, window, angles, torch.float32),
+    ):
+        qkv = given.clone().requires_grad_()
+        mixed = attend(qkv * 1)  # a copy, for it is turned in place
+        outcomes.append((mixed, *torch.autograd.grad(mixed, qkv, upstream)))
+    check(*outcomes)
+
+
+def test_a_range_is_a_window_within_a_document() -> None:
+    first, last = attention.ranges(SequenceLengths.from_lengths([4, 1, 5]), (1, 2))
+    assert first.tolist() == [0, 0, 1, 2, 4, 5, 5, 6, 7, 8]
+    assert last.tolist() == [3, 4, 4, 4, 5, 8, 9, 10, 10, 10]
+
+
+def test_what_is_taken_apart_is_turned_and_so_are_gradients() -> None:
+    layout = SequenceLengths.from_lengths([9, 40]).to(DEVICE)
+    angles = rotation(layout.positions, WIDTH, 160_000.0)
+    given = randn(layout.num_tokens, 3, HEADS, WIDTH)
+    upstream = [randn(layout.num_tokens, HEADS, WIDTH) for _ in range(3)]
+    outcomes = []
+    for take in (
+        lambda qkv: rotary.split_rotated_qkv(qkv, *(part[:, 0] for part in angles)),
+        lambda qkv: rotate_heads(qkv, angles),
+    ):
+        qkv = given.clone().requires_grad_()
+        three = take(qkv * 1)
+        outcomes.append((*three, *torch.autograd.grad(three, qkv, upstream)))
+    check(*outcomes)
+
+
+@pytest.mark.parametrize("delta_dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(13, 48), (3, 768)], ids=str)
+def test_sum_and_norm_equal_those_of_torch(shape: tuple[int, int], delta_dtype: torch.dtype) -> None:
+    hidden, weight = randn(*shape).requires_grad_(), randn(shape[1]).requires_grad_()
+    delta = randn(*shape).to(delta_dtype).requires_grad_()
+    upstream = randn(*shape), randn(*shape).to(delta_dtype)
+    total, normed = elementwise.add_norm(hidden, delta, weight, 1e-5)
+    ours = total, normed, *torch.autograd.grad((total, normed), (hidden, delta, weight), upstream)
+    total = hidden + delta
+    normed = F.layer_norm(total, shape[1:], weight, None, 1e-5).to(delta_dtype)
+    theirs = total, normed, *torch.autograd.grad((total, normed), (hidden, delta, weight), upstream)
+    check(ours, theirs, NEAR if delta_dtype == torch.float32 else 8e-3)
+
+
+def test_a_share_is_dropped_the_same_forth_and_back_and_no_other_time_the_same() -> None:
+    hidden, delta = torch.zeros(100, 64, device=DEVICE), torch.ones(100, 64, device=DEVICE, requires_grad=True)
+    weight = torch.ones(64, device=DEVICE)
+    torch.manual_seed(3)
+    totals = [elementwise.add_norm(hidden, delta, weight, 1e-5, dropout=0.25)[0] for _ in range(2)]
+    (slopes,) = torch.autograd.grad(totals[0], delta, torch.ones_like(delta))
+    assert torch.equal(slopes, totals[0])
+    assert totals[0].unique().tolist() == pytest.approx([0.0, 4 / 3])
+    kept = [total > 0 for total in totals]
+    # Three standard deviations of so many draws, and of a row's and a column's own.
+    assert abs(float(kept[0].float().mean()) - 0.75) < 3 * (0.75 * 0.25 / 6_400) ** 0.5
+    assert float(kept[0].float().mean(0).std()) < 1.5 * (0.75 * 0.25 / 100) ** 0.5
+    assert float(kept[0].float().mean(1).std()) < 1.5 * (0.75 * 0.25 / 64) ** 0.5
+    assert abs(float((kept[0] & kept[1]).float().mean()) - 0.75**2) < 0.02
+    torch.manual_seed(3)
+    assert torch.equal(elementwise.add_norm(hidden, delta, weight, 1e-5, dropout=0.25)[0], totals[0])
+
+
+@pytest.mark.skipif(build.obstacle() is not None, reason=f"native {build.obstacle()}")
+def test_what_is_dropped_is_the_same_on_a_cpu() -> None:
+    hidden, delta, weight = torch.zeros(100, 64), torch.ones(100, 64), torch.ones(64)
+    torch.manual_seed(3)
+    in_kernels, _ = elementwise.add_norm(hidden.to(DEVICE), delta.to(DEVICE), weight.to(DEVICE), 1e-5, dropout=0.25)
+    torch.manual_seed(3)
+    in_loops, _ = calls.add_norm(hidden, delta, weight, 1e-5, dropout=0.25)
+    assert torch.equal(in_kernels.cpu(), in_loops)
+
+
+@pytest.mark.parametrize("feed", [70, 256])
+def test_geglu_equals_that_of_torch(feed: int) -> None:
+    both, upstream = randn(11, 2 * feed).requires_grad_(), randn(11, feed)
+    activated, gate = both.chunk(2, dim=-1)
+    outcomes = [
+        (out, *torch.autograd.grad(out, both, upstream)) for out in (elementwise.geglu(both), F.gelu(activated) * gate)
+    ]
+    check(*outcomes)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_model_in_kernels_learns_what_one_in_torch_does(small_config: ModelConfig, recompute: bool) -> None:
+    config = replace(small_config, num_hidden_layers=2, vocab_size=96, global_attn_every_n_layers=2)
+    batch = random_batch(config, [30, 9], 0.3).to(DEVICE)
+    outcomes = []
+    for backend in ("triton", "banded"):
+        model = MaskedLM(config, backend)
+        initialize(model, config, seed=0)
+        model.to(DEVICE).train()
+        model.model.recompute = recompute and backend == "triton"
+        total, _ = masked_lm(model, batch)
+        outcomes.append((total.detach(), *torch.autograd.grad(total, list(model.parameters()))))
+    check(*outcomes, 10 * NEAR)
+
+
+@pytest.mark.parametrize("entries", [5, 5_000])
+def test_cross_entropy_equals_that_of_torch(entries: int) -> None:
+    logits, bias = 10 * randn(9, entries), randn(entries)
+    labels = torch.randint(0, entries, (9,), device=DEVICE)
+    plain = (logits + bias).requires_grad_()
+    expected = F.cross_entropy(plain, labels, reduction="sum")
+    (slopes,) = torch.autograd.grad(expected, plain)
+    untouched = logits.clone()
+    check([cross_entropy.cross_entropy_(untouched, bias, labels, write_grad=False)], [expected])
+    assert torch.equal(untouched, logits)
+    check([cross_entropy.cross_entropy_(logits, bias, labels, write_grad=True), logits], [expected, slopes])
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_the_optimizers_step_equals_its_formula_in_torch(shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors below, at and above a block; a gradient that outgrows its second moment shortens the step."""
+    monkeypatch.setattr(StableAdamW, "_update_in_loops", StableAdamW._update_in_kernels)
+    shapes = [(3,), (moments._BLOCK,), (70, 513), (1,)]
+    both = [[nn.Parameter(torch.ones(shape, device=DEVICE)) for shape in shapes] for _ in range(2)]
+    optimizers = [
+        StableAdamW(weights, lr=1e-2, weight_decay=0.1, fused=fused, sum_shards=lambda squares: shards * squares)
+        for weights, fused in zip(both, (True, False), strict=True)
+    ]
+    for step in range(6):
+        for mine, other in zip(*both, strict=True):
+            mine.grad = randn(*mine.shape) * 10.0 ** (step % 3 - 1)
+            other.grad = mine.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for mine, other in zip(*both, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-7)
+    first, second = (optimizer.state[weights[2]] for optimizer, weights in zip(optimizers, both, strict=True))
+    for name in ("exp_avg", "exp_avg_sq"):  # of size 1, and below it where terms cancel
+        torch.testing.assert_close(first[name], second[name], rtol=1e-5, atol=2e-6)

@@ -1,0 +1,123 @@
+"""Scores against the libraries that define them, or worked out by hand."""
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics
+
+from modernbert.evaluation.metrics import (
+    answer_scores,
+    label_scores,
+    multilabel_scores,
+    number_scores,
+    pair_scores,
+    spans_of,
+    tag_scores,
+)
+
+
+def test_label_scores_by_hand() -> None:
+    """7 right of 10; one label has 3 hits, 1 false alarm, 2 misses."""
+    expected = np.array([1, 1, 1, 1, 1, 0, 0, 0, 0, 0])
+    found = np.array([1, 1, 1, 0, 0, 1, 0, 0, 0, 0])
+    scores = label_scores(found, expected)
+    assert scores["accuracy"] == 0.7
+    assert scores["f1"] == pytest.approx(6 / 9)
+    assert scores["matthews"] == pytest.approx((3 * 4 - 1 * 2) / np.sqrt(4 * 5 * 5 * 6))
+    assert scores["macro_f1"] == pytest.approx((6 / 9 + 8 / 11) / 2)
+
+
+def test_a_model_that_says_one_thing_has_no_correlation() -> None:
+    assert label_scores(np.zeros(4, int), np.array([0, 1, 0, 1]))["matthews"] == 0.0
+    scores = number_scores(np.ones(4), np.arange(4.0))
+    assert scores["pearson"] == scores["spearman"] == 0.0 and scores["squared_error"] == 1.5
+
+
+def test_multilabel_scores_are_those_of_scikit_learn_and_one_label_is_no_choice_of_two() -> None:
+    rng = np.random.default_rng(0)
+    found, expected = rng.random((40, 5)) < 0.3, rng.random((40, 5)) < 0.4
+    found[:, 4] = expected[:, 4] = False
+    scores = multilabel_scores(found, expected)
+    for average in ("micro", "macro"):
+        theirs = metrics.f1_score(expected, found, average=average, zero_division=0.0)
+        assert scores[f"{average}_f1"] == pytest.approx(theirs)
+    # Found once of four times, and once where it is not; rightly absent of all the others.
+    one, other = np.zeros((100, 1), bool), np.zeros((100, 1), bool)
+    one[[0, 9]] = other[:4] = True
+    assert multilabel_scores(one, other) == {"micro_f1": 2 / 6, "macro_f1": 2 / 6, "exact": 0.96}
+    assert multilabel_scores(other & one[::-1], other & False)["micro_f1"] == 0.0, "nothing is there to be found"
+
+
+def test_number_scores_are_those_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    found, expected = rng.normal(size=50), rng.integers(0, 5, 50).astype(float)
+    scores = number_scores(found, expected)
+    assert scores["pearson"] == pytest.approx(np.corrcoef(found, expected)[0, 1])
+    ranks = [stats.rankdata(each) for each in (found, expected)]
+    assert scores["spearman"] == pytest.approx(np.corrcoef(*ranks)[0, 1])
+
+
+def test_pair_scores_rank_by_chance() -> None:
+    expected = np.array([1.0, 0.0, 1.0, 0.0])
+    scores = pair_scores(np.array([0.9, 0.8, 0.7, 0.1]), expected)
+    assert scores["average_precision"] == pytest.approx((1 + 2 / 3) / 2)
+    assert scores["roc_auc"] == metrics.roc_auc_score(expected, [0.9, 0.8, 0.7, 0.1]) == 0.75
+    assert scores["accuracy"] == 0.75
+
+
+@pytest.mark.parametrize(
+    "tags, spans",
+    [
+        (["B-x", "I-x", "O", "B-x"], {(0, 2, "x"), (3, 4, "x")}),
+        (["B-x", "B-x"], {(0, 1, "x"), (1, 2, "x")}),
+        (["I-x", "I-x", "I-y"], {(0, 2, "x"), (2, 3, "y")}),
+        (["O", "I-x", "O"], {(1, 2, "x")}),
+        (["NOUN", "NOUN"], {(0, 1, "NOUN"), (1, 2, "NOUN")}),
+        (["B-x", "NOUN"], {(0, 1, "x"), (1, 2, "NOUN")}),
+        (["B-a-b", "I-a-b"], {(0, 2, "a-b")}),
+        (["B-x", "I-x", "E-x", "S-x", "O", "E-y"], {(0, 3, "x"), (3, 4, "x"), (5, 6, "y")}),
+        (["B-x", "L-x", "U-x", "L-x"], {(0, 2, "x"), (2, 3, "x"), (3, 4, "x")}),
+        (["B-", "S", "-x"], {(0, 1, "B-"), (1, 2, "S"), (2, 3, "-x")}),
+        ([], set()),
+    ],
+)
+def test_spans_begin_and_end_as_conll_counts_them(tags: list[str], spans: set[tuple[int, int, str]]) -> None:
+    assert spans_of(tags) == spans
+
+
+def test_an_article_is_one_beside_any_punctuation() -> None:
+    """The script's own example of a word is what a regular expression takes for one."""
+    assert answer_scores(["the—end", "“A” man", "anthem"], [["—end"], ["“the” man"], ["them"]])["exact"] == 2 / 3
+
+
+def spans_of_seqeval(tags: list[str]) -> set[tuple[int, int, str]]:
+    """The rules of `seqeval.metrics.sequence_labeling`, written down: which pairs of neighbours end or begin a span."""
+    ends = {"BB", "BS", "BO", "IB", "IS", "IO", *(f"{before}{after}" for before in "ES" for after in "BIESO")}
+    begins = {"EE", "EI", "SE", "SI", "OE", "OI", *(f"{before}{after}" for before in "BIESO" for after in "BS")}
+    spans, begin, before, label_before = set(), 0, "O", "_"
+    for place, tag in enumerate([*tags, "O"]):
+        letter, label = tag[0], tag[2:] or "_"
+        if before + letter in ends or (before != "O" and label_before != label):
+            spans.add((begin, place, label_before))
+        if before + letter in begins or (letter != "O" and label_before != label):
+            begin = place
+        before, label_before = letter, label
+    return spans
+
+
+def test_spans_are_those_of_seqeval_however_they_are_tagged() -> None:
+    rng = np.random.default_rng(0)
+    known = ["O", *(f"{letter}-{label}" for letter in "BIES" for label in "xy")]
+    for _ in range(2_000):
+        tags = rng.choice(known, 8).tolist()
+        assert spans_of(tags) == spans_of_seqeval(tags), tags
+        assert spans_of([tag.replace("E-", "L-").replace("S-", "U-") for tag in tags]) == spans_of(tags)
+
+
+def test_tag_scores_count_whole_spans() -> None:
+    """Two of three guessed spans are among four."""
+    expected = [["B-x", "I-x", "O", "B-y"], ["B-x", "O", "B-y", "O"]]
+    found = [["B-x", "I-x", "O", "B-x"], ["B-x", "O", "O", "O"]]
+    scores = tag_scores(found, expected)
+    assert scores["span_precision"] == pytest.approx(2 / 3) and scores["span_recall"] == 0.5
+    assert scores["span_f1"] == pytest.approx(2 * 2 / 7) and scores["accuracy"] == 0.75

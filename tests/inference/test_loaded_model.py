@@ -1,0 +1,365 @@
+"""A loaded model as an object: pickled, forked, converted, hooked, adapted and trained."""
+
+import copy
+import io
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import cloudpickle
+import joblib
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from modernbert import InputError, ModernBert
+from modernbert.batch import Batch
+from modernbert.checkpoints.folder import load_model, save_folder
+from modernbert.engines.cpu.build import obstacle
+from modernbert.inference.loading import fit_for_inference
+from modernbert.model.config import ModelConfig
+from modernbert.model.heads import MaskedLM, pool, start_classifier
+from modernbert.model.initialization import initialize
+from modernbert.training.losses import masked_lm
+
+TEXTS = ["The capital of country 3 is city 21.", "a", "rivers " * 200]
+BACKENDS = ["banded", *(["native"] if obstacle() is None else [])]
+SETTINGS = [(backend, dtype) for backend in BACKENDS for dtype in ("float32", "bfloat16")]
+
+
+@pytest.fixture(scope="module")
+def folder(small_bert: ModernBert, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of widths that every fast way of computing takes."""
+    tokenizer = small_bert.tokenizer
+    config = ModelConfig(
+        vocab_size=512, hidden_size=128, intermediate_size=192, num_hidden_layers=4, num_attention_heads=2,
+        max_position_embeddings=1_000, pad_token_id=tokenizer.pad_id, cls_token_id=tokenizer.cls_id,
+        sep_token_id=tokenizer.sep_id,
+    )  # fmt: skip
+    model = MaskedLM(config)
+    initialize(model, config, seed=0)
+    target = tmp_path_factory.mktemp("loaded") / "model"
+    save_folder(target, model, lambda partial: tokenizer.save_folder(partial, 1_000))
+    return target
+
+
+def load(folder: Path, backend: str, dtype: str = "float32") -> ModernBert:
+    return ModernBert.load(folder, device="cpu", dtype=dtype, backend=backend)
+
+
+def run(script: str, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process of its own, for what a fault of the old kind would end or hang."""
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        capture_output=True, text=True, timeout=120, env=os.environ | {"TRITON_INTERPRET": "1"} | variables,
+    )  # fmt: skip
+
+
+# --- in other processes ---
+
+
+def with_torch(bert: ModernBert) -> bytes:
+    file = io.BytesIO()
+    torch.save(bert, file)
+    return file.getvalue()
+
+
+def with_joblib(bert: ModernBert) -> bytes:
+    file = io.BytesIO()
+    joblib.dump(bert, file)
+    return file.getvalue()
+
+
+PICKLERS: dict[str, Callable[[ModernBert], bytes]] = {
+    "pickle": pickle.dumps, "cloudpickle": cloudpickle.dumps, "torch": with_torch, "joblib": with_joblib,
+}  # fmt: skip
+EMBED_PICKLED = """
+import pickle, sys
+from pathlib import Path
+import joblib, numpy as np, torch
+readers = {
+    "pickle": lambda path: pickle.loads(path.read_bytes()), "cloudpickle": lambda path: pickle.loads(path.read_bytes()),
+    "torch": lambda path: torch.load(path, weights_only=False), "joblib": joblib.load,
+}
+texts = pickle.loads(Path(sys.argv[1], "texts").read_bytes())
+for path in sorted(Path(sys.argv[1]).glob("*.bert")):
+    np.save(path.with_suffix(".npy"), readers[path.name.split("-")[0]](path).embed(texts))
+"""
+
+
+def test_a_pickled_model_gives_the_same_vectors_in_another_process(folder: Path, tmp_path: Path) -> None:
+    expected = {}
+    for backend, dtype in SETTINGS:
+        bert = load(folder, backend, dtype)
+        for name, dumps in PICKLERS.items():
+            stem = f"{name}-{backend}-{dtype}"
+            (tmp_path / f"{stem}.bert").write_bytes(dumps(bert))
+            expected[stem] = bert.embed(TEXTS)
+    (tmp_path / "texts").write_bytes(pickle.dumps(TEXTS))
+    ended = run(EMBED_PICKLED, tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    for stem, vectors in expected.items():
+        np.testing.assert_array_equal(np.load(tmp_path / f"{stem}.npy"), vectors, err_msg=stem)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_pool_of_spawned_processes_embeds(folder: Path, backend: str) -> None:
+    bert = load(folder, backend)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        found = list(pool.map(bert.embed, [[text] for text in TEXTS]))
+    np.testing.assert_array_equal(np.concatenate(found), bert.embed(TEXTS))
+
+
+def test_a_model_on_several_devices_is_not_pickled(folder: Path) -> None:
+    with load(folder, "banded").on(["cpu"]) as many, pytest.raises(InputError, match="cannot be pickled"):
+        pickle.dumps(many)
+
+
+EMBED_AFTER_FORK = """
+import os, signal, sys
+import numpy as np, torch
+from modernbert import ModernBert
+bert = ModernBert.load(sys.argv[1], device="cpu", dtype="float32", backend=sys.argv[2])
+texts = ["rivers " * 200] * 8
+expected = bert.embed(texts)
+for _ in range(2):
+    if not (child := os.fork()):
+        signal.alarm(60)
+        threads = torch.get_num_threads()
+        os._exit(0 if threads == 2 and np.array_equal(bert.embed(texts), expected) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0, "the forked process did not answer"
+    assert np.array_equal(bert.embed(texts), expected)
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_forked_process_embeds(folder: Path, backend: str) -> None:
+    ended = run(EMBED_AFTER_FORK, folder, backend, OMP_NUM_THREADS="2")
+    assert ended.returncode == 0, ended.stderr
+
+
+# --- conversion, weights, training ---
+
+
+@pytest.mark.parametrize(("backend", "dtype"), SETTINGS)
+def test_conversion_is_one_error_and_changes_nothing(folder: Path, backend: str, dtype: str) -> None:
+    bert = load(folder, backend, dtype)
+    expected = bert.embed(TEXTS)
+    other = torch.float32 if dtype == "bfloat16" else torch.bfloat16
+    for convert in (lambda: bert.model.to(other), bert.model.half, bert.model.double, lambda: bert.model.to("meta")):
+        with pytest.raises(InputError, match=r"was loaded for inference in .*ModernBert\.load\(folder, dtype"):
+            convert()
+        np.testing.assert_array_equal(bert.embed(TEXTS), expected)
+    bert.model.to("cpu").to(getattr(torch, dtype)).eval()
+    np.testing.assert_array_equal(bert.embed(TEXTS), expected)
+
+
+@pytest.mark.parametrize(("backend", "dtype"), SETTINGS)
+def test_a_loaded_model_has_the_weights_of_its_folder(folder: Path, backend: str, dtype: str) -> None:
+    loaded, plain = load(folder, backend, dtype).model, load_model(folder, dtype=getattr(torch, dtype))
+    found, expected = loaded.state_dict(), plain.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+    with pytest.raises(InputError, match="load_state_dict cannot replace"):
+        loaded.load_state_dict(expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_training_a_loaded_model_is_one_error(folder: Path, backend: str, frozen: bool) -> None:
+    model = load(folder, backend).model
+    model.train()
+    if frozen:
+        model.model.embeddings.requires_grad_(False)  # type: ignore[union-attr]
+    batch = Batch.from_documents([list(range(5, 60)), list(range(5, 20))])
+    loss = F.cross_entropy(model(batch), batch.tokens)  # type: ignore[operator]
+    with pytest.raises(InputError, match=r"loaded for inference.*Fine-tune the model folder"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_dropout_of_a_model_in_training_mode_is_off_when_texts_are_embedded(folder: Path, backend: str) -> None:
+    model = load_model(folder, backend=backend)
+    model.model.set_dropout(0.5)  # type: ignore[union-attr]
+    bert = ModernBert(load(folder, backend).tokenizer, model)
+    expected = bert.embed(TEXTS)
+    model.train()
+    np.testing.assert_array_equal(bert.embed(TEXTS), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_head_is_trained_on_the_states_of_a_loaded_model(folder: Path, backend: str) -> None:
+    bert = load(folder, backend)
+    batch = Batch.from_documents([list(range(5, 60))])
+    with torch.no_grad():
+        hidden = bert.encoder(batch.tokens, batch.layout)  # type: ignore[operator]
+    head = nn.Linear(hidden.shape[1], 2)
+    head(hidden).sum().backward()
+    assert head.weight.grad is not None and head.weight.grad.abs().sum() > 0
+
+
+# --- hooks and adapters ---
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_hooks_keep_the_hidden_states_that_layers_returned(folder: Path, backend: str) -> None:
+    """They are the usual way to collect hidden states, for probes and layer pooling."""
+    batch = Batch.from_documents([list(range(5, 90)), list(range(5, 20))])
+
+    def states(backend: str, keep: Callable[[Tensor], Tensor], gradients: bool) -> list[Tensor]:
+        model = load_model(folder, backend=backend)
+        kept: list[Tensor] = []
+        for layer in model.model.layers:  # type: ignore[union-attr]
+            layer.register_forward_hook(lambda _, __, output: kept.extend(keep(part) for part in output))
+            layer.attn.Wqkv.register_forward_hook(lambda _, __, output: kept.append(keep(output)))
+        with torch.set_grad_enabled(gradients):
+            model(batch)  # type: ignore[operator]
+        return kept
+
+    expected = states("dense", torch.clone, gradients=True)
+    for found, exact in zip(states(backend, lambda output: output, gradients=False), expected, strict=True):
+        assert (found - exact).abs().max() < 1e-4
+
+
+class Adapted(nn.Linear):
+    """A linear layer with a low-rank update, as adapter libraries put in the place of others."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        self.weight, self.bias = linear.weight, linear.bias
+        generator = torch.Generator().manual_seed(1)
+        self.down = nn.Parameter(torch.randn(4, linear.in_features, generator=generator) / 4)
+        self.up = nn.Parameter(torch.randn(linear.out_features, 4, generator=generator) / 4)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) + F.linear(F.linear(input, self.down), self.up)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo"])
+def test_an_adapter_in_a_layer_is_used_at_inference(folder: Path, backend: str, name: str) -> None:
+    batch = Batch.from_documents([list(range(5, 90)), list(range(5, 20))])
+    plain, adapted = load_model(folder, backend=backend), load_model(folder, backend=backend)
+    parent, child = name.split(".")
+    block = getattr(adapted.model.layers[2], parent)  # type: ignore[union-attr]
+    setattr(block, child, Adapted(getattr(block, child)))
+    exact = copy.deepcopy(adapted)
+    exact.model.backend = "dense"  # type: ignore[union-attr]
+    with torch.inference_mode():
+        expected, base = exact(batch), plain(batch)  # type: ignore[operator]
+        found = fit_for_inference(adapted)(batch)
+    assert (expected - base).abs().max() > 0.01
+    assert (found - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["dense", "classifier"])
+def test_an_adapter_in_a_head_decides(folder: Path, small_bert: ModernBert, backend: str, name: str) -> None:
+    def score(adapt: bool) -> float:
+        model = start_classifier(load_model(folder, backend=backend), "regress", ["score"], seed=3).eval()
+        parent = model.head if name == "dense" else model
+        if adapt:
+            setattr(parent, name, Adapted(getattr(parent, name)))
+        batch = Batch.from_documents(small_bert.tokenizer.encode([TEXTS[0]]))
+        with torch.inference_mode():
+            expected = model.classifier(model.head(pool(model.model(batch.tokens, batch.layout), batch.layout, "mean")))
+        ((found,),) = (each.values() for each in ModernBert(small_bert.tokenizer, model).classify([TEXTS[0]]))
+        assert found == pytest.approx(float(expected), abs=1e-4)
+        return found
+
+    assert abs(score(adapt=True) - score(adapt=False)) > 1e-3
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_adapter_in_the_decoder_is_trained(folder: Path, backend: str) -> None:
+    model = load_model(folder, backend=backend)
+    adapter = Adapted(model.decoder)  # type: ignore[arg-type]
+    model.decoder = adapter
+    where = torch.arange(9)
+    batch = Batch.from_documents([list(range(5, 60))])
+    loss, count = masked_lm(model, Batch(batch.tokens, batch.layout, where, batch.tokens[where]))
+    loss.backward()
+    expected = F.cross_entropy(model(batch)[where], batch.tokens[where], reduction="sum")  # type: ignore[operator]
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5) and count == 9
+    assert adapter.up.grad is not None and adapter.up.grad.abs().sum() > 0
+
+
+# --- the C++ boundary ---
+
+BAD_CALLS = """
+import sys
+import torch
+from modernbert.model.config import ModelConfig
+from modernbert.model.encoder import Encoder
+from modernbert.model.heads import MaskedLM
+from modernbert.model.rope import rotation
+from modernbert.engines.cpu import calls
+from modernbert.batch import Batch, SequenceLengths
+from modernbert.training.losses import masked_lm
+
+layout = SequenceLengths.from_lengths([40, 24])
+offsets = layout.cu_seqlens
+cosines, sines = (part[:, 0] for part in rotation(layout.positions, 64, 10_000.0))
+qkv, rows = torch.randn(64, 3, 2, 64), torch.randn(64, 128)
+logits, bias, labels = torch.randn(64, 128), torch.zeros(128), torch.zeros(64, dtype=torch.int64)
+strips = calls.pack_weight(torch.randn(128, 128))
+moments = torch.zeros(64), torch.zeros(64), torch.zeros(64)
+wide = torch.randn(64, 256)[:, ::2]
+meta = torch.device("meta")
+asked = {
+    "qkv in float64": lambda: calls.attend(qkv.double(), cosines, sines, offsets, None),
+    "qkv in float16": lambda: calls.attend(qkv.half(), cosines, sines, offsets, None),
+    "qkv of another device": lambda: calls.attend(qkv.to(meta), cosines, sines, offsets, None),
+    "heads of 32": lambda: calls.attend(qkv.view(64, 3, 4, 32), cosines, sines, offsets, None),
+    "angles in float64": lambda: calls.attend(qkv, cosines.double(), sines.double(), offsets, None),
+    "angles of fewer tokens": lambda: calls.attend(qkv, cosines[:9], sines[:9], offsets, None),
+    "angles that are not contiguous": lambda: calls.attend(qkv, cosines.T.contiguous().T, sines, offsets, None),
+    "offsets in int64": lambda: calls.attend(qkv, cosines, sines, offsets.long(), None),
+    "offsets past the end": lambda: calls.attend(qkv, cosines, sines, offsets * 2, None),
+    "offsets of another device": lambda: calls.attend(qkv, cosines, sines, offsets.to(meta), None),
+    "rows in float16": lambda: calls.linear(rows.half(), torch.randn(64, 128).half()),
+    "rows of another device": lambda: calls.linear(rows.to(meta), torch.randn(64, 128)),
+    "a weight of another depth": lambda: calls.linear(rows, torch.randn(64, 192)),
+    "strips of another dtype": lambda: calls.multiply_(torch.zeros(64, 128), rows.bfloat16(), strips),
+    "an out that is not contiguous": lambda: calls.multiply_(wide, rows, strips),
+    "labels in int32": lambda: calls.cross_entropy_(logits, bias, labels.int(), None),
+    "fewer labels": lambda: calls.cross_entropy_(logits, bias, labels[:9], None),
+    "logits that are not contiguous": lambda: calls.cross_entropy_(wide, bias, labels, None),
+    "a bias of another width": lambda: calls.cross_entropy_(logits, bias[:9], labels, None),
+    "a delta of fewer rows": lambda: calls.add_norm(rows, rows[:9], bias, 1e-5),
+    "a delta in float64": lambda: calls.add_norm(rows, rows.double(), bias, 1e-5),
+    "a scale of another width": lambda: calls.add_norm(rows, rows, bias[:64], 1e-5),
+    "a float32 delta to a bfloat16 stream": lambda: calls.add_norm(rows.bfloat16(), rows, bias, 1e-5),
+    "an odd width": lambda: calls.geglu(torch.randn(4, 33)),
+    "GeGLU of another device": lambda: calls.geglu(rows.to(meta)),
+    "a gradient in bfloat16": lambda: calls.update_moments_(moments[0].bfloat16(), *moments[1:], (0.9, 0.98), 1e-6),
+    "moments of other sizes": lambda: calls.update_moments_(moments[0], moments[1][:9], moments[2], (0.9, 0.98), 1e-6),
+    "a weight that is not contiguous": lambda: calls.apply_moments_(wide, wide, wide, lr=1.0, kept=1.0, eps=1e-6),
+}
+for name, call in asked.items():
+    try:
+        call()
+        print(name, "was taken", flush=True)
+    except ValueError as error:
+        assert "found" in str(error) or "expected" in str(error) or "times" in str(error), (name, error)
+model = MaskedLM(ModelConfig.preset("tiny"), "native").eval()
+losses = []
+for dtype in (torch.int64, torch.int32):
+    batch = Batch.from_documents([list(range(5, 60))])
+    batch = Batch(batch.tokens, batch.layout, torch.arange(9), torch.arange(9, dtype=dtype))
+    losses.append(float(masked_lm(model, batch)[0]))
+assert losses[0] == losses[1], losses
+"""
+
+
+@pytest.mark.skipif("native" not in BACKENDS, reason=f"native {obstacle()}")
+def test_no_tensor_reaches_c_unchecked() -> None:
+    ended = run(BAD_CALLS)
+    assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr

@@ -1,0 +1,208 @@
+"""A head with one score ranks by it; a model with a head of labels does not compare vectors, nor does a route."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from commands import modernbert
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+)
+
+from modernbert import InputError, ModernBert
+from modernbert.checkpoints.folder import load_model, save_folder
+from modernbert.evaluation.mteb_encoder import MtebEncoder
+from modernbert.model.heads import start_classifier
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+CPU: dict[str, str] = {"device": "cpu", "dtype": "float32", "backend": "banded"}
+TEXTS = ["the capital of country 3", "x", "rivers, cities", "word " * 40, "a land"]
+LABELS = {"classify": ["no", "yes", "maybe"], "multilabel": ["a", "b"], "tag": ["O", "B-x"], "choose": ["score"],
+          "extract": ["start", "end"]}  # fmt: skip
+REFUSED = "head for {} .* does not compare vectors. Use a model fine-tuned with task=embed, late or rerank"
+
+
+@pytest.fixture(scope="module")
+def plain(small_bert: ModernBert, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("heads") / "plain"
+    small_bert.save(folder)
+    return folder
+
+
+@pytest.fixture
+def of_transformers(plain: Path, tmp_path: Path) -> Callable[[str | None], Path]:
+    """Have transformers write a folder with a head of one label, after a step of training with a `problem_type`."""
+
+    def write(problem_type: str | None) -> Path:
+        torch.manual_seed(0)
+        model = AutoModelForSequenceClassification.from_pretrained(plain, num_labels=1, problem_type=problem_type)
+        torch.nn.init.normal_(model.classifier.weight)
+        model(input_ids=torch.tensor([[1, 2, 3]]), labels=torch.tensor([[0.5]]))
+        model.save_pretrained(tmp_path / "model")
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (tmp_path / "model" / name).write_bytes((plain / name).read_bytes())
+        return tmp_path / "model"
+
+    return write
+
+
+@pytest.fixture
+def tuned(plain: Path, small_bert: ModernBert, tmp_path: Path) -> Callable[[str], Path]:
+    def tuned(task: str) -> Path:
+        model = start_classifier(load_model(plain), task, LABELS[task], seed=3)
+        save_folder(tmp_path / task, model, lambda partial: small_bert.tokenizer.save_folder(partial, 1_000))
+        return tmp_path / task
+
+    return tuned
+
+
+def scores_of(folder: Path) -> np.ndarray:
+    """Return what transformers' head gives for the query and each text."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        return np.array([float(model(**tokenizer("what", text, return_tensors="pt")).logits[0, 0]) for text in TEXTS])
+
+
+def serve(bert: ModernBert) -> Any:
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from modernbert.serving.app import ServeSettings, make_app
+    from modernbert.serving.request_guard import Limits
+    from modernbert.serving.scheduler import Scheduler
+
+    app = make_app(bert, Scheduler(bert, budget_tokens=300), ServeSettings("mine", Limits(log=False), warm_up=False))
+    return TestClient(app, raise_server_exceptions=False)
+
+
+@pytest.mark.parametrize("problem_type", [None, "regression", "multi_label_classification"])
+def test_a_head_of_one_label_ranks_by_its_score(
+    of_transformers: Callable[[str | None], Path], problem_type: str | None
+) -> None:
+    folder = of_transformers(problem_type)
+    # transformers writes it by itself.
+    written = json.loads((folder / "config.json").read_text())["problem_type"]
+    assert written == (problem_type or "regression")
+    logits = scores_of(folder)
+    expected = logits if written == "regression" else 1 / (1 + np.exp(-logits))
+    bert = ModernBert.load(folder, **CPU)
+    found = bert.rerank("what", TEXTS)
+    assert [each.index for each in found] == np.argsort(-logits, kind="stable").tolist()
+    assert [each.score for each in found] == pytest.approx(sorted(expected, reverse=True), abs=1e-5)
+    assert bert.rerank("what", TEXTS, top_k=2) == found[:2] and bert.rerank("what", []) == []
+    done = modernbert("rerank", str(folder), "what", *TEXTS, "--json", "--device", "cpu", "--dtype", "float32")
+    assert [json.loads(line)["index"] for line in done.stdout.splitlines()] == [each.index for each in found]
+    with serve(bert) as client:
+        body = {"query": "what", "texts": TEXTS}
+        rows = client.post("/rerank", json=body).json()
+        assert [row["index"] for row in rows] == [each.index for each in found]
+        assert [row["score"] for row in rows] == pytest.approx([each.score for each in found], abs=1e-5)
+        raw = client.post("/rerank", json=body | {"raw_scores": True}).json()
+        assert [row["score"] for row in raw] == pytest.approx(sorted(logits, reverse=True), abs=1e-5)
+        cohere = client.post("/v1/rerank", json={"query": "what", "documents": TEXTS}).json()["results"]
+        assert [row["relevance_score"] for row in cohere] == pytest.approx([row["score"] for row in rows], abs=1e-6)
+        info = client.get("/info").json()
+        assert {"rerank", "predict"} <= set(info["answers"]) and info["scores"] != "cosine"
+    with pytest.raises(InputError, match="does not compare vectors"):
+        bert.similarity("what", TEXTS)
+
+
+@pytest.mark.parametrize("task", LABELS)
+def test_a_model_with_other_labels_compares_nothing(task: str, tuned: Callable[[str], Path]) -> None:
+    bert = ModernBert.load(tuned(task), **CPU)
+    calls: list[Callable[[], Any]] = [
+        lambda: bert.rerank("what", TEXTS), lambda: bert.rerank("what", []), lambda: bert.similarity("what", TEXTS),
+        lambda: bert.similarity("what", []), lambda: bert.embed_queries(TEXTS), lambda: bert.embed_documents(TEXTS),
+        lambda: MtebEncoder(bert), lambda: bert.query_form, lambda: bert.document_form,
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(InputError, match=REFUSED.format(task)) as told:
+            call()
+        assert "\n" not in str(told.value)
+    # embed stays allowed: only comparing such vectors is refused.
+    assert bert.embed(TEXTS).shape == (5, 64)
+    with serve(bert) as client:
+        assert client.post("/embed", json={"inputs": TEXTS}).status_code == 200
+        for path, body in (
+            ("/rerank", {"query": "what", "texts": TEXTS}),
+            ("/v1/rerank", {"query": "what", "documents": TEXTS}),
+            ("/similarity", {"inputs": {"source_sentence": "what", "sentences": TEXTS}}),
+            ("/embed", {"inputs": "what", "input_type": "query"}),
+            ("/embed", {"inputs": "what", "prompt_name": "document"}),
+            ("/embed_all", {"inputs": "what", "input_type": "query"}),
+            ("/v1/embeddings", {"input": "what", "input_type": "query"}),
+        ):
+            answer = client.post(path, json=body)
+            assert answer.status_code == 422 and "does not compare vectors" in answer.text, path
+
+
+def test_commands_that_compare_refuse_a_model_with_labels(
+    tuned: Callable[[str], Path], plain: Path, tmp_path: Path, write_collection: Callable[..., Path]
+) -> None:
+    folder, collection = tuned("classify"), write_collection(tmp_path / "collection")
+    (tmp_path / "a.txt").write_text("a land of rivers")
+    words = ("--device", "cpu", "--dtype", "float32")
+    commands: list[tuple[str, ...]] = [
+        ("rerank", str(folder), "what", *TEXTS),
+        ("evaluate", "retrieval", str(folder), str(collection), "--out", str(tmp_path / "scores.json")),
+    ]
+    if pytest.importorskip("lancedb"):
+        assert (
+            modernbert("index", str(plain), str(tmp_path / "a.txt"), "--out", str(tmp_path / "i"), *words).returncode
+            == 0
+        )
+        commands += [
+            ("index", str(folder), str(tmp_path / "a.txt"), "--out", str(tmp_path / "new")),
+            ("evaluate", "retrieval", str(folder), str(collection), "--index", str(tmp_path / "vectors")),
+            ("search", str(tmp_path / "i"), "land", "--rerank", str(folder)),
+        ]
+    for command in commands:
+        done = modernbert(*command, *words)
+        assert done.returncode == 2 and "does not compare vectors" in done.stderr, command
+        assert "Traceback" not in done.stderr
+    assert not any((tmp_path / name).exists() for name in ("new", "vectors", "scores.json"))
+
+
+def test_a_head_that_was_not_loaded_is_not_passed_over(
+    small_bert: ModernBert, plain: Path, of_transformers: Callable[[str | None], Path], tmp_path: Path
+) -> None:
+    """A cross-encoder of another family, of which the encoder alone is loaded, and a head of a kind not known here."""
+    shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=512, num_labels=1, **shape)
+    for name, kind in (("cross", BertForSequenceClassification), ("masked", BertForMaskedLM)):
+        kind(config).save_pretrained(tmp_path / name)
+        small_bert.tokenizer.save_folder(tmp_path / name, 512)
+    unknown = of_transformers(None)
+    place = unknown / "config.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"problem_type": "ordinal_regression"}))
+    with pytest.raises(InputError, match="^classify and tag need a ModernBERT model; .* without their head"):
+        ModernBert.load(tmp_path / "cross", **CPU).classify("a text")
+    for folder in (tmp_path / "cross", unknown):
+        bert = ModernBert.load(folder, **CPU)
+        assert len(bert.embed(TEXTS)) == 5
+        for call in (lambda bert: bert.rerank("what", TEXTS), lambda bert: bert.similarity("what", TEXTS)):
+            with pytest.raises(InputError, match="ForSequenceClassification, a head that was not loaded"):
+                call(bert)
+    for folder in (tmp_path / "masked", plain):
+        assert len(ModernBert.load(folder, **CPU).rerank("what", TEXTS)) == 5
+
+
+def test_a_prompt_of_a_cross_encoder_is_refused(of_transformers: Callable[[str | None], Path]) -> None:
+    """sentence-transformers puts it before the texts of each pair."""
+    folder = of_transformers(None)
+    place = folder / "config_sentence_transformers.json"
+    settings = {"model_type": "CrossEncoder", "prompts": {"web": "a page: "}, "default_prompt_name": None}
+    place.write_text(json.dumps(settings))
+    assert len(ModernBert.load(folder, **CPU).rerank("what", TEXTS)) == 5
+    place.write_text(json.dumps(settings | {"default_prompt_name": "web"}))
+    with pytest.raises(InputError, match=f"{place.name}: default_prompt_name is 'web', expected none"):
+        ModernBert.load(folder, **CPU)

@@ -1,0 +1,94 @@
+"""The server's own description of itself, taken at its word: requests drawn from it, answers held against it."""
+
+import copy
+import json
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from modernbert import ModernBert
+
+pytest.importorskip("fastapi")
+schemathesis = pytest.importorskip("schemathesis")
+from fastapi.testclient import TestClient  # noqa: E402
+from schemathesis.checks import not_a_server_error  # noqa: E402
+from schemathesis.specs.openapi.checks import (  # noqa: E402
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from modernbert.model.heads import MaskedLM, start_classifier  # noqa: E402
+from modernbert.serving.app import ServeSettings, make_app  # noqa: E402
+from modernbert.serving.request_guard import Limits  # noqa: E402
+from modernbert.serving.scheduler import Scheduler  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+# Not among them: that whatever fits is accepted, for a text may be too long, or have no mask.
+CHECKS = [
+    not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance
+]  # fmt: skip
+# A few requests a route at every change; a thousand in an hour of leisure.
+NUM_REQUESTS = int(os.environ.get("MODERNBERT_REQUESTS", "6"))
+SEED = int(os.environ.get("MODERNBERT_SEED", "0"))
+
+
+def classifier(bert: ModernBert) -> ModernBert:
+    model = copy.deepcopy(bert.model)
+    assert isinstance(model, MaskedLM)
+    return ModernBert(bert.tokenizer, start_classifier(model, "classify", ["no", "yes"], seed=1).eval())
+
+
+@pytest.fixture(scope="module", params=["masks", "labels"])
+def client(small_bert: ModernBert, request: pytest.FixtureRequest) -> Iterator[TestClient]:
+    bert = small_bert if request.param == "masks" else classifier(small_bert)
+    engine = Scheduler(bert, budget_tokens=500)
+    app = make_app(bert, engine, ServeSettings("m", Limits(most_bytes=200_000, log=False)))
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield client
+
+
+def refuse(word: str) -> Any:
+    raise AssertionError(f"found {word} in an answer")
+
+
+def drawn(operation: Any, check: Callable[[Any], None]) -> None:
+    """Call `check` with requests that fit the description of a route, and with such that do not."""
+    # Of a route that takes nothing, nothing can be wrong.
+    modes = list(schemathesis.GenerationMode) if operation.method == "post" else [schemathesis.GenerationMode.POSITIVE]
+    for mode in modes:
+
+        @seed(SEED)
+        @settings(
+            max_examples=NUM_REQUESTS, deadline=None, phases=[Phase.generate], database=None,
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        @given(case=operation.as_strategy(generation_mode=mode))
+        def run(case: Any) -> None:
+            check(case)
+
+        run()
+
+
+def test_no_request_of_the_description_breaks_the_server(client: TestClient, small_bert: ModernBert) -> None:
+    """Every status is one that is described, every answer of its shape; none is an error of the server's own."""
+    schema = schemathesis.openapi.from_asgi("/openapi.json", client.app)
+    seen: list[int] = []
+
+    def check(case: Any) -> None:
+        answer = case.call_and_validate(checks=CHECKS)
+        seen.append(answer.status_code)
+        if "json" in str(answer.headers.get("content-type")):
+            json.loads(answer.content, parse_constant=refuse)
+
+    operations = [each.ok() for each in schema.get_all_operations()]
+    assert len(operations) > 15
+    for operation in operations:
+        drawn(operation, check)
+    assert max(seen) < 500 and {200, 422} <= set(seen)
+    canary = client.post("/embed", json={"inputs": "a canary"}).json()
+    np.testing.assert_allclose(canary, small_bert.embed(["a canary"]), atol=1e-5)

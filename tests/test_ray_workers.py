@@ -1,0 +1,74 @@
+"""Work on a Ray cluster: what is raised comes back as it was, and what kills its process is given up."""
+
+import subprocess
+import sys
+
+import pytest
+
+from modernbert.errors import InputError
+from modernbert.ray_workers import connected
+
+SCRIPT = """
+import os, signal
+from modernbert.ray_workers import share_out
+from modernbert.errors import InputError
+
+def begin(place):
+    if os.environ.get("PLACE") == place:
+        raise InputError(f"device: {place} has no room")
+    return place
+
+def work(place, task):
+    if task == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if task == 5:
+        raise ZeroDivisionError("a mistake of ours")
+    return place, task * task
+
+def read(tasks):
+    yield from tasks
+    if len(tasks) == 1:
+        raise InputError("t.txt:7: cannot be read")
+
+def told(tasks):
+    found = []
+    try:
+        for result in share_out(lambda: read(tasks), begin, work, device="cpu", processes=2):
+            found.append(result)
+    except Exception as error:
+        print(type(error).__name__, error)
+    else:
+        print(sorted(found))
+
+import ray
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+told(range(3))
+told([2])
+told([1, 3])
+told([5, 5])
+os.environ["PLACE"] = "cpu"
+ray.shutdown()
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+told([0, 1])
+"""
+
+
+def test_results_errors_and_deaths_come_back() -> None:
+    pytest.importorskip("ray")
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if "(raylet)" not in line]
+    assert lines[0] == "[('cpu', 0), ('cpu', 1), ('cpu', 4)]"
+    assert lines[1:] == [
+        "InputError t.txt:7: cannot be read",
+        "InputError ray: 4 processes died of the same work, perhaps for want of memory",
+        "ZeroDivisionError a mistake of ours",
+        "InputError device: cpu has no room",
+    ]
+
+
+def test_an_address_where_nobody_is_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(InputError, match="RAY_ADDRESS: nobody answers at '127.0.0.1:1'"), connected():
+        raise AssertionError
