@@ -4,18 +4,19 @@ In: a classifier and documents. Out: plain Python: names and numbers. A file of 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 import torch
 
 from modernbert.batch import Batch, batch_by_size
-from modernbert.data.words import share_tokens, spans_of, split_words
+from modernbert.data.words import share_tokens, split_words
 from modernbert.devices import autocast
 from modernbert.errors import InputError
 from modernbert.inference.overflow import CUT_ALONE, apply_overflow
 from modernbert.model.heads import Classifier, MaskedLM
+from modernbert.tasks.tagging import Span, spans_of_best, spans_of_scores
+from modernbert.tasks.task import find_task
 from modernbert.tokenizer.input_templates import EncodedText, encode_with_template
 from modernbert.tokenizer.tokenizer import Tokenizer
 
@@ -41,17 +42,6 @@ _TEXTS_AT_A_TIME = 4_096
 _LOGITS_AT_A_TIME = 2**22
 
 
-@dataclass(frozen=True)
-class Span:
-    """Hold what a tagger found: `text[start:end]`, and the mean probability of its words' tags."""
-
-    start: int
-    end: int
-    label: str
-    text: str
-    score: float
-
-
 def classify(
     model: Classifier, tokenizer: Tokenizer, texts: Sequence[Text], longest: int, overflow: str, budget_tokens: int
 ) -> list[dict[str, float]]:
@@ -59,7 +49,7 @@ def classify(
 
     Raises: InputError for a model with another head, or a text that is too long.
     """
-    if model.task not in ("classify", "multilabel", "regress", "rerank"):
+    if find_task(model.task).answers not in ("labels", "ranking"):
         raise InputError(f"this model has a head for {model.task}, expected one for classify, multilabel or regress")
     if not texts:
         return []
@@ -97,12 +87,7 @@ def likeliest(model: MaskedLM, rows: torch.Tensor, top_k: int, vocab_size: int) 
 
 def named(model: Classifier, scores: torch.Tensor, *, raw: bool = False) -> list[dict[str, float]]:
     """Return the scores of texts [N, labels] by label, the highest first: as probabilities, unless `raw`."""
-    if model.task == "classify" and not raw:
-        scores = torch.softmax(scores, dim=1)
-    elif model.task in ("multilabel", "rerank") and not raw:
-        scores = torch.sigmoid(scores)
-    found = [dict(zip(model.labels, row, strict=True)) for row in scores.tolist()]
-    return [dict(sorted(row.items(), key=lambda item: -item[1])) for row in found]
+    return find_task(model.task).label_scores(model.labels, scores, raw=raw)
 
 
 def pair_scores(
@@ -117,7 +102,7 @@ def pair_scores(
 
 def rank_scores(model: Classifier, logits: torch.Tensor) -> torch.Tensor:
     """Return by which numbers pairs are ranked: 0 to 1, or a regression's own."""
-    return logits if model.task == "regress" else torch.sigmoid(logits)
+    return find_task(model.task).activate(logits)
 
 
 def tag(
@@ -129,7 +114,7 @@ def tag(
 
     Raises: InputError for a model with another head, or a text that is too long.
     """
-    if model.task != "tag":
+    if find_task(model.task).answers != "spans":
         raise InputError(f"this model has a head for {model.task}, expected one for tag")
     if overflow == "split-mean":
         raise InputError("overflow: found split-mean, expected error or truncate: tags have no mean")
@@ -162,25 +147,6 @@ def tag_documents(
         ranges, where, _ = share_tokens(text, ranges, places)
         found.append((ranges, EncodedText(ids, where if len(ids) == len(whole) else where[where < room])))
     return found
-
-
-def spans_of_scores(
-    labels: Sequence[str], text: str, words: Sequence[tuple[int, int]], scores: np.ndarray
-) -> list[Span]:
-    """Return the spans that the scores of a text's words mark [words, labels]."""
-    shares, best = torch.from_numpy(scores).softmax(dim=1).max(dim=1)
-    return spans_of_best(labels, text, words, best.numpy(), shares.numpy())
-
-
-def spans_of_best(
-    labels: Sequence[str], text: str, words: Sequence[tuple[int, int]], best: np.ndarray, shares: np.ndarray
-) -> list[Span]:
-    """Return the spans that the likeliest labels of a text's words mark, by their numbers and probabilities [words]."""
-    spans = []
-    for first, behind, label in sorted(spans_of([labels[n] for n in best.tolist()])):
-        start, end = words[first][0], words[behind - 1][1]
-        spans.append(Span(start, end, label, text[start:end], float(shares[first:behind].mean())))
-    return spans
 
 
 def _scores(

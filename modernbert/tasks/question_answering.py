@@ -1,8 +1,4 @@
-"""Questions answered by a passage's own words: rows in SQuAD's form, to tokens and back to characters.
-
-In: rows, a tokenizer. Out: examples whose label is the answer's first and last token, and what leads from tokens back
-to the passage.
-"""
+"""`extract`: the words of a passage that answer a question (SQuAD)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +9,20 @@ import numpy as np
 from modernbert.data.labeled_rows import Row
 from modernbert.errors import InputError
 from modernbert.tasks.examples import Columns, Example, Examples, fit
+from modernbert.tasks.task import Task, register
 from modernbert.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Passage", "answer_in", "qa_examples"]
+__all__ = ["Passage", "QuestionAnswering", "answer_in", "qa_examples"]
 
 # Tokens of the longest answer that is looked for.
 LONGEST_ANSWER = 64
+
+
+class QuestionAnswering(Task):
+    """Find the first and the last token of the answer."""
+
+    name = "extract"
+    answers = "none"
 
 
 @dataclass(frozen=True)
@@ -105,3 +109,6 @@ def _answers(row: Row, column: str, passage: str) -> list[tuple[int, str]]:
         if not text or start < 0 or passage[start : start + len(text)] != text:
             raise InputError(f"{row.origin}: {text!r} does not stand at character {start:,} of the passage")
     return answers
+
+
+register(QuestionAnswering())
