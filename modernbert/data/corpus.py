@@ -5,7 +5,9 @@ file of its own because what becomes of a text that is broken, empty or there al
 """
 
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from modernbert.data.readers import File, RawText, not_utf8, read_texts, require
 from modernbert.data.remote_files import RemoteFile, dataset_url, find_remote, is_url
 from modernbert.data.suffixes import CONLL, KNOWN, check_suffix, format_of, known_suffixes
 from modernbert.errors import InputError
+from modernbert.progress import show_progress
 
-__all__ = ["Document", "Tally", "find_files", "read_documents", "stored_bytes"]
+__all__ = ["Document", "Tally", "find_files", "read_documents", "show_reading", "stored_bytes"]
 
 SKIPPED_FOLDERS = ("__pycache__", "node_modules")
 
@@ -166,6 +169,25 @@ def find_files(
 def stored_bytes(sources: Sequence[File | str], *, text_field: str = "text", on_error: str = "fail") -> int:
     """Return the bytes on disk of all files that would be read: what `Tally.stored_bytes` will come to."""
     return sum(map(size_of, find_files(sources, text_field=text_field, on_error=on_error)))
+
+
+@contextmanager
+def show_reading(label: str, tally: Tally, total_bytes: int) -> Iterator[Callable[[str], None]]:
+    """Show how far reading is; call the result after each document, with what was made so far, or with ""."""
+    begun = time.monotonic()
+    made = ""
+    with show_progress(total_bytes, interval_s=5.0) as update:
+
+        def text() -> str:
+            speed = tally.bytes / 1e6 / (time.monotonic() - begun)
+            return f"{label}  {tally.documents:,} documents  {speed:,.1f} MB/s  {made}".rstrip()
+
+        def show(state: str) -> None:
+            nonlocal made
+            made = state or made
+            update(tally.stored_bytes, text)
+
+        yield show
 
 
 def _refuse(broken: BrokenInput) -> None:

@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from modernbert.data.corpus import Document, Tally, find_files, read_documents, stored_bytes
+from modernbert.data.corpus import Document, Tally, find_files, read_documents, show_reading, stored_bytes
 from modernbert.data.input_errors import Outage
 from modernbert.data.readers import File, mark_of, size_of
-from modernbert.data.reading_progress import show_reading, watched
 from modernbert.data.shard_workers import ENGINES
 from modernbert.data.shards import Shards, fill_folder
 from modernbert.errors import InputError
@@ -188,6 +187,11 @@ def _write_split(config: PrepareConfig, work: Path, split: str) -> Tally:
     with show_reading(f"preparing {split}", tally, num_bytes) as show:
         num_tokens = 0
 
+        def watched() -> Iterator[Document]:
+            for document in documents:
+                show("")
+                yield document
+
         def count(more: int) -> None:
             nonlocal num_tokens
             num_tokens += more
@@ -196,7 +200,7 @@ def _write_split(config: PrepareConfig, work: Path, split: str) -> Tally:
         for folder in (work / "whole" / split, work / "done" / split):
             folder.mkdir(parents=True, exist_ok=True)
         fill_folder(
-            _of_split(watched(documents, show), split, config.heldout, tally),
+            _of_split(watched(), split, config.heldout, tally),
             config.tokenizer,
             (work / "whole" / split).absolute(),
             tally=tally,

@@ -1,11 +1,11 @@
 """`modernbert tokenizer`: learn a vocabulary from text, or make ModernBERT's own from OLMo's."""
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from modernbert.data.corpus import Tally, find_files, read_documents, stored_bytes
-from modernbert.data.reading_progress import show_reading, watched
+from modernbert.data.corpus import Tally, find_files, read_documents, show_reading, stored_bytes
 from modernbert.errors import InputError
 from modernbert.files import new_folder
 from modernbert.tokenizer.tokenizer import Tokenizer, adapt_olmo, train_tokenizer
@@ -60,8 +60,13 @@ def _train(config: TokenizerConfig) -> Tokenizer:
     )  # fmt: skip
     num_bytes = stored_bytes(config.sources, text_field=config.text_field, on_error=config.on_error)
     with show_reading("counting words", tally, num_bytes) as show:
-        texts = (document.text for document in watched(documents, show))
-        tokenizer = train_tokenizer(texts, config.vocab_size)
+
+        def texts() -> Iterator[str]:
+            for document in documents:
+                show("")
+                yield document.text
+
+        tokenizer = train_tokenizer(texts(), config.vocab_size)
     counted = f"{tally.documents:,} documents, {tally.empty:,} empty ones left out, {tally.repaired:,} repaired"
     counted += f", {tally.passed_over:,} files of other formats or linked folders passed over"
     if tally.skipped:

@@ -25,7 +25,6 @@ from modernbert.devices import choose_device
 from modernbert.errors import InputError
 from modernbert.extras import require
 from modernbert.files import check_target, only_process, remove_leftovers, try_delete
-from modernbert.inference.embedding_progress import show_texts
 from modernbert.inference.modernbert import ModernBert, load_in_process
 from modernbert.inference.text_inputs import (
     check_files,
@@ -45,6 +44,7 @@ from modernbert.inference.text_parts import (
 )
 from modernbert.inference.text_rows import TextRow
 from modernbert.inference.vector_files import Block, Write, block_lines, check_writer
+from modernbert.progress import show_texts
 from modernbert.ray_workers import ray_map
 from modernbert.workers import WorkerPool
 

@@ -43,7 +43,6 @@ from modernbert.errors import InputError, shown
 from modernbert.extras import require
 from modernbert.hub_download import find_folder
 from modernbert.inference import outputs as answers
-from modernbert.inference.embedding_progress import show_texts
 from modernbert.inference.exact_search import search_tokens, search_vectors
 from modernbert.inference.loading import load_for_inference
 from modernbert.inference.outputs import Span, Text, finite
@@ -61,6 +60,7 @@ from modernbert.model.config import ModelConfig
 from modernbert.model.embedder import Embedder, EmbeddingConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import Classifier, MaskedLM, Model, encoder_of, pool
+from modernbert.progress import show_texts
 from modernbert.tokenizer.input_templates import InputTemplate, encode_with_template
 from modernbert.tokenizer.text_arguments import refuse_table
 from modernbert.tokenizer.tokenizer import Tokenizer

@@ -10,8 +10,8 @@ from typing import Generic, TypeVar
 
 from modernbert.batch import batch_by_size
 from modernbert.errors import InputError
-from modernbert.inference.embedding_progress import show_texts
 from modernbert.inference.text_parts import PART_CHARACTERS, relocate_error
+from modernbert.progress import show_texts
 from modernbert.workers import WorkerPool
 
 __all__ = ["ReplicaPool"]

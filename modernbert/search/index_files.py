@@ -11,8 +11,8 @@ from modernbert.data.corpus import Document, Tally, find_files, read_documents
 from modernbert.data.readers import File
 from modernbert.extras import require
 from modernbert.files import only_process
-from modernbert.inference.embedding_progress import show_texts
 from modernbert.inference.modernbert import ModernBert
+from modernbert.progress import show_texts
 from modernbert.search.passage_index import PassageIndex
 
 __all__ = ["IndexConfig", "run"]

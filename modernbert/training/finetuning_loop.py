@@ -22,13 +22,13 @@ from modernbert.batch import Batch
 from modernbert.devices import autocast
 from modernbert.errors import InputError
 from modernbert.model.encoder import Encoder
+from modernbert.progress import show_steps
 from modernbert.training.distributed import Loss, Objective
 from modernbert.training.optimizers import StableAdamW, load_named_state, named_state, parameter_groups
 from modernbert.training.run_checkpoint import latest, save
 from modernbert.training.run_log import RunLog
 from modernbert.training.schedules import StepPlan
 from modernbert.training.training_loop import train
-from modernbert.training.training_progress import show_progress
 
 __all__ = ["GiveUp", "LinearPlan", "TrainState", "Tuning", "digest_of_rows", "groups_by_depth", "predict", "tune"]
 
@@ -124,7 +124,7 @@ def tune(tuning: Tuning, batches_from: Callable[[int], Iterator[Batch]]) -> Trai
     every = max(1, round(tuning.steps_per_epoch / tuning.scorings_per_epoch))
     with ExitStack() as stack:
         journal = stack.enter_context(RunLog(tuning.out, sizes))
-        report = stack.enter_context(show_progress(plan.num_steps, tuning.num_tokens, position.tokens))
+        report = stack.enter_context(show_steps(plan.num_steps, tuning.num_tokens, position.tokens))
         started = time.monotonic() - position.elapsed_s
         saved_at = begun = time.monotonic()
         for step_plan, result in steps:

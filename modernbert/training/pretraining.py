@@ -32,6 +32,7 @@ from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.initialization import initialize
 from modernbert.model.resize_vocabulary import change_vocabulary
+from modernbert.progress import ShowStep, show_steps
 from modernbert.tokenizer.shared_entries import entries_of
 from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.training.distributed import Objective, World, first_row, join, local, whole
@@ -48,7 +49,6 @@ from modernbert.training.schedules import StepPlan
 from modernbert.training.spike_guard import LossSpikeGuard
 from modernbert.training.trackers import open_sinks
 from modernbert.training.training_loop import StepResult, derive_seed, train
-from modernbert.training.training_progress import Report, show_progress
 
 __all__ = ["Phase", "PretrainConfig", "pretrain", "run"]
 
@@ -96,7 +96,7 @@ class _Run:
     saver: Saver
     journal: RunLog | None
     """None in all processes but the main one; so is `report`."""
-    report: Report | None
+    report: ShowStep | None
     started: float
 
 
@@ -155,7 +155,7 @@ def _pretrain(out: Path, config: PretrainConfig, inputs: _Inputs, world: World) 
     with (
         open_sinks(config.watch if world.is_main else [], out, asdict(config), first_step) as sinks,
         RunLog(out, state["sizes"], sinks.write) if world.is_main else quiet as journal,
-        show_progress(num_steps, num_tokens, position.tokens) if world.is_main else quiet as report,
+        show_steps(num_steps, num_tokens, position.tokens) if world.is_main else quiet as report,
         Saver(out / "checkpoints", keep=config.keep, kept_steps=_kept_steps(config), world=world) as saver,
     ):
         started = time.monotonic() - position.elapsed_s
