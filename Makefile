@@ -43,7 +43,7 @@ faults: $(VENV)/dev.stamp
 
 # With the Python that is named, since a wheel for GPUs is the machine's own to choose: make bench-gpu PYTHON=python3.12
 bench-gpu:
-	$(PYTHON) -m modernbert.benchmarks.gpu --out build/gpu
+	$(PYTHON) -m benchmarks.gpu --out build/gpu
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .

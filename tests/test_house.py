@@ -69,7 +69,7 @@ def test_the_tree_of_the_readme_is_the_tree() -> None:
 
 
 def test_no_two_modules_share_a_name() -> None:
-    for folder in ("modernbert", "tests"):
+    for folder in ("modernbert", "tests", "benchmarks"):
         names = [path.name for path in (ROOT / folder).rglob("*.py")]
         repeated = {name for name in names if names.count(name) > 1}
         assert repeated <= {"__init__.py", "__main__.py", "conftest.py"}
@@ -83,7 +83,7 @@ def test_numbers_of_the_readme_have_their_record() -> None:
 
 
 def test_the_efficiency_tables_of_the_readme_are_those_of_the_results() -> None:
-    subprocess.run([sys.executable, str(ROOT / "records" / "efficiency_tables.py"), "--check"], check=True)
+    subprocess.run([sys.executable, "-m", "benchmarks.efficiency_tables", "--check"], cwd=ROOT, check=True)
 
 
 def config_of(name: str) -> PretrainConfig:

@@ -235,18 +235,6 @@ def evaluate_retrieval(
     )  # fmt: skip
 
 
-@evaluate.command("paper")
-@_told()
-def evaluate_paper(
-    results: Annotated[Path, typer.Argument(help="A folder with a folder of results for each model.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A JSON file.")] = None,
-) -> None:
-    """Lay out the paper's table 1 with what was measured here, and say what is missing."""
-    from modernbert.benchmarks.evaluate_paper import PaperConfig, run
-
-    run(PaperConfig(results, out))
-
-
 @app.command()
 @_told()
 def grow(config: ConfigFile = None, overrides: Overrides = None, print_config: Print = False) -> None:
@@ -295,116 +283,6 @@ def convert(
         ConvertConfig(
             checkpoint, out, tokenizer, training, num_attention_heads, max_position_embeddings,
             global_attn_every_n_layers, local_attention, global_rope_theta, local_rope_theta, norm_eps,
-        )
-    )  # fmt: skip
-
-
-bench = typer.Typer(help="Measure models on the machine at hand.", no_args_is_help=True)
-app.add_typer(bench, name="bench")
-
-
-@bench.command("throughput")
-@_told()
-def bench_throughput(
-    models: Annotated[
-        list[str] | None, typer.Option(help="A model; again for more. All that suit, by default.")
-    ] = None,
-    sets: Annotated[
-        list[str] | None, typer.Option(help="short-fixed, short-variable, long-fixed, long-variable, real.")
-    ] = None,
-    documents: Annotated[int | None, typer.Option(help="Documents a set.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Documents at a time.")] = None,
-    runs: Annotated[int | None, typer.Option(help="Times through a set.")] = None,
-    rounds: Annotated[int, typer.Option(help="Times through the table, model after model.")] = 1,
-    texts: Annotated[list[str] | None, typer.Option(help="Real text, for the set real.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="A tokenizer, for the set real.")] = None,
-    device: Device = "auto",
-    dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16; again for both.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for JSON and plot.")] = None,
-) -> None:
-    """Make the paper's efficiency table: tokens a second, largest batch, peak memory."""
-    from modernbert.benchmarks.bench_throughput import ThroughputConfig, run
-
-    config = ThroughputConfig(
-        models or [], sets or [], documents, batch, runs, rounds, texts or [], tokenizer, device, dtype or [], out
-    )
-    run(config)
-
-
-@bench.command("serving-shape")
-@_told()
-def bench_serving(
-    engines: Annotated[list[str] | None, typer.Option(help="An engine; again for more. All, by default.")] = None,
-    sets: Annotated[
-        list[str] | None, typer.Option(help="short-mix, fixed-512, single-8192, latency-16, -128, -512, real.")
-    ] = None,
-    preset: Annotated[str, typer.Option(help="The shape.")] = "base",
-    tokens: Annotated[int, typer.Option(help="Tokens of the sets of many documents.")] = 8_192,
-    calls: Annotated[int, typer.Option(help="Calls that a latency is the median of.")] = 30,
-    rounds: Annotated[int, typer.Option(help="Times that every engine is measured.")] = 3,
-    texts: Annotated[list[str] | None, typer.Option(help="Real text, for the set real.")] = None,
-    tokenizer: Annotated[str | None, typer.Option(help="A tokenizer, for the set real.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for JSON.")] = None,
-) -> None:
-    """Time embedding on this CPU against transformers, sentence-transformers, ONNX Runtime and OpenVINO."""
-    from modernbert.benchmarks.bench_serving import ServingConfig, run
-
-    run(
-        ServingConfig(
-            engines or [], sets or [], preset, tokens=tokens, calls=calls, rounds=rounds, texts=texts or [],
-            tokenizer=tokenizer, out=out,
-        )
-    )  # fmt: skip
-
-
-@bench.command("finetuning")
-@_told()
-def bench_finetuning(
-    systems: Annotated[list[str] | None, typer.Option(help="modernbert, trainer, trainer-best.")] = None,
-    sets: Annotated[
-        list[str] | None, typer.Option(help="Whose lengths of texts: cola, sst2, stsb, banking77; again for more.")
-    ] = None,
-    preset: Annotated[str, typer.Option(help="The shape.")] = "base",
-    batch: Annotated[int, typer.Option(help="Rows a step.")] = 32,
-    steps: Annotated[int, typer.Option(help="Steps that are timed.")] = 20,
-    rounds: Annotated[int, typer.Option(help="Times that every system is measured.")] = 3,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for JSON and a plot.")] = None,
-) -> None:
-    """Time steps of fine-tuning against transformers and its Trainer."""
-    from modernbert.benchmarks.bench_finetuning import FinetuningConfig, run
-
-    run(
-        FinetuningConfig(
-            systems or [], sets or [], preset, batch=batch, steps=steps, rounds=rounds, device=device, dtype=dtype,
-            out=out,
-        )
-    )  # fmt: skip
-
-
-@bench.command("training")
-@_told()
-def bench_training(
-    systems: Annotated[
-        list[str] | None, typer.Option(help="modernbert, trainer, trainer-best, trainer-concatenated.")
-    ] = None,
-    preset: Annotated[str, typer.Option(help="The shape.")] = "base",
-    tokens: Annotated[int | None, typer.Option(help="Real tokens a step.")] = None,
-    longest: Annotated[int, typer.Option(help="Tokens of the longest document.")] = 1024,
-    steps: Annotated[int, typer.Option(help="Steps that are timed.")] = 5,
-    rounds: Annotated[int, typer.Option(help="Times that every system is measured.")] = 3,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="A folder for JSON.")] = None,
-) -> None:
-    """Time training steps against transformers and its Trainer."""
-    from modernbert.benchmarks.bench_training import TrainingConfig, run
-
-    run(
-        TrainingConfig(
-            systems or [], preset, tokens=tokens, longest=longest, steps=steps, rounds=rounds, device=device,
-            dtype=dtype, out=out,
         )
     )  # fmt: skip
 

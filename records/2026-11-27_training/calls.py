@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from modernbert.benchmarks.training_speed import mixed_lengths
+from benchmarks.training_systems import mixed_lengths
 from modernbert.devices import keep_freed_memory
 from modernbert.engines.cpu import calls
 from modernbert.model.config import ModelConfig

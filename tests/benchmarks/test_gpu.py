@@ -10,7 +10,7 @@ def test_a_folder_that_is_a_file_is_said_first(tmp_path: Path) -> None:
     words = [
         sys.executable,
         "-m",
-        "modernbert.benchmarks.gpu",
+        "benchmarks.gpu",
         "--device",
         "cpu",
         "--small",

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from modernbert.benchmarks.evaluate_paper import PaperConfig, run
-from modernbert.benchmarks.paper_table import BEIR, COLUMNS, GLUE, PUBLISHED, lacking, score_of
+from benchmarks.paper import PaperConfig, run
+from benchmarks.paper_table import BEIR, COLUMNS, GLUE, PUBLISHED, lacking, score_of
 from modernbert.errors import InputError
 from modernbert.training import glue_tasks as glue
 

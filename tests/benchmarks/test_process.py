@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from modernbert.benchmarks.process import in_new_process, rows_of_new_process
+from benchmarks.process import in_new_process, rows_of_new_process
 from modernbert.errors import InputError
 
 MEASURE = """
 import os, signal, sys, time
-from modernbert.benchmarks.process import in_new_process
+from benchmarks.process import in_new_process
 
 def forever(path):
     with open(path + ".partial", "w") as file:

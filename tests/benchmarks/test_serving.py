@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import serving
+from benchmarks.serving import ServingConfig
+from benchmarks.serving_engines import ENGINES, Engine, embed_all, load_engine, make_folder
 from modernbert import ModernBert
-from modernbert.benchmarks import bench_serving
-from modernbert.benchmarks.bench_serving import ServingConfig
-from modernbert.benchmarks.serving_speed import ENGINES, Engine, embed_all, load_engine, make_folder
 from modernbert.console import p50_and_p95
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
@@ -25,7 +25,7 @@ pytest.importorskip("transformers")
 
 
 def serving_shape(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "modernbert", "bench", "serving-shape", *words]
+    command = [sys.executable, "-m", "benchmarks.serving", *words]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -48,7 +48,7 @@ def test_every_engine_embeds_alike_in_any_batches(name: str, folder: Path, tmp_p
     for budget in (100, 10_000):
         found = embed_all(engine, documents, budget)
         assert found.shape == (4, 128) and found.dtype == np.float32
-        assert bench_serving._least_cosine(found, expected) > 0.999
+        assert serving._least_cosine(found, expected) > 0.999
 
 
 def test_padded_engines_get_batches_within_the_budget_and_vectors_in_order() -> None:
@@ -68,11 +68,11 @@ def test_padded_engines_get_batches_within_the_budget_and_vectors_in_order() -> 
 
 
 def test_an_engine_that_computes_something_else_is_not_timed(folder: Path) -> None:
-    work = bench_serving._Work("modernbert-float32", {"latency-16": [16]}, str(folder), 1, None)
-    _, expected = bench_serving._reference(work)
+    work = serving._Work("modernbert-float32", {"latency-16": [16]}, str(folder), 1, None)
+    _, expected = serving._reference(work)
     right = expected["latency-16"]
     for wrong in (right[:, ::-1].copy(), np.full_like(right, np.nan)):
-        rows, refused = bench_serving._measure(bench_serving._Work(*[*vars(work).values()][:-1], {"latency-16": wrong}))
+        rows, refused = serving._measure(serving._Work(*[*vars(work).values()][:-1], {"latency-16": wrong}))
         assert not rows
         assert re.fullmatch(r"cosine to float32 is .*, expected at least 0.999", refused["latency-16"])
 
@@ -115,7 +115,7 @@ def test_what_is_not_installed_is_said_and_the_rest_measured(
     without("transformers", tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     engines = ["modernbert-float32", "transformers-float32"]
-    bench_serving.run(ServingConfig(engines, ["latency-16"], "tiny", calls=2, rounds=1, out=tmp_path / "out"))
+    serving.run(ServingConfig(engines, ["latency-16"], "tiny", calls=2, rounds=1, out=tmp_path / "out"))
     said = capsys.readouterr().out
     assert "cosines are to this package's own vectors, ragged, dense, float32" in said
     assert said.endswith(
@@ -142,7 +142,7 @@ def test_of_few_calls_p95_is_not_below_the_median(calls: int) -> None:
         return np.zeros((len(documents), 1), dtype=np.float32)
 
     engine = Engine("", torch.float32, embed, is_padded=False)
-    found = bench_serving._latency(engine, [np.zeros(4)], calls)
+    found = serving._latency(engine, [np.zeros(4)], calls)
     assert found["p50_ms"] <= found["p95_ms"]
     assert p50_and_p95([0.1] * 19 + [0.3])["p95_ms"] == pytest.approx(110)
 
@@ -152,10 +152,10 @@ def test_real_texts_are_as_long_as_their_tokens_and_as_many_as_fit(tmp_path: Pat
     (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     small_bert.save(tmp_path / "model")
     config = ServingConfig(texts=[str(tmp_path / "texts.jsonl")], tokenizer=str(tmp_path / "model"), tokens=200)
-    found = bench_serving._lengths(config, "real")
+    found = serving._lengths(config, "real")
     assert found == [len(ids) for ids in small_bert.tokenizer.encode(texts[:3])]
     with pytest.raises(InputError, match="texts: found none within 5 tokens"):
-        bench_serving._lengths(replace(config, tokens=5), "real")
+        serving._lengths(replace(config, tokens=5), "real")
 
 
 @pytest.mark.parametrize(
@@ -171,4 +171,4 @@ def test_real_texts_are_as_long_as_their_tokens_and_as_many_as_fit(tmp_path: Pat
 )
 def test_bad_arguments_are_refused_before_anything_runs(config: ServingConfig, said: str) -> None:
     with pytest.raises(InputError, match=said):
-        bench_serving.run(config)
+        serving.run(config)

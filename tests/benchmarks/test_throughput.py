@@ -9,22 +9,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import modernbert
 
+from benchmarks import finetuning_steps, peers, throughput, training_steps
+from benchmarks import finetuning_systems as finetuning
+from benchmarks import training_systems as training
+from benchmarks.finetuning_steps import FinetuningConfig
+from benchmarks.finetuning_systems import lengths_of
+from benchmarks.gte import Gte, GteShape
+from benchmarks.length_sets import SETS, documents_of
+from benchmarks.peers import MODELS, load
+from benchmarks.process import in_new_process
+from benchmarks.throughput import ThroughputConfig
+from benchmarks.throughput_row import largest_that
+from benchmarks.training_steps import TrainingConfig
+from benchmarks.training_systems import TrainingRow, TrainingWork, mixed_lengths
 from modernbert.batch import Batch
-from modernbert.benchmarks import bench_finetuning, bench_throughput, bench_training, peers
-from modernbert.benchmarks import finetuning_speed as finetuning
-from modernbert.benchmarks import training_speed as training
-from modernbert.benchmarks.bench_finetuning import FinetuningConfig
-from modernbert.benchmarks.bench_throughput import ThroughputConfig
-from modernbert.benchmarks.bench_training import TrainingConfig
-from modernbert.benchmarks.finetuning_speed import lengths_of
-from modernbert.benchmarks.gte import Gte, GteShape
-from modernbert.benchmarks.length_sets import SETS, documents_of
-from modernbert.benchmarks.peers import MODELS, load
-from modernbert.benchmarks.process import in_new_process
-from modernbert.benchmarks.throughput import largest_that
-from modernbert.benchmarks.training_speed import TrainingRow, TrainingWork, mixed_lengths
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 
@@ -32,8 +31,8 @@ transformers = pytest.importorskip("transformers")
 CPU = torch.device("cpu")
 
 
-def bench(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "modernbert", "bench", *words], capture_output=True, text=True)
+def bench(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *words], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -157,8 +156,8 @@ def test_training_is_measured_against_the_trainer(tmp_path: Path) -> None:
     names = ("modernbert", "modernbert", "trainer-best")
     named = [word for name in names for word in ("--systems", name)]
     done = bench(
-        "training", "--preset", "tiny", *named, "--tokens", "600", "--longest", "256", "--steps", "1", "--rounds", "1",
-        "--device", "cpu", "--dtype", "float32", "--out", str(tmp_path),
+        "training_steps", "--preset", "tiny", *named, "--tokens", "600", "--longest", "256", "--steps", "1",
+        "--rounds", "1", "--device", "cpu", "--dtype", "float32", "--out", str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "train_runtime" not in done.stdout and "modernbert, times as fast" in done.stdout
@@ -179,7 +178,7 @@ def test_documents_end_to_end_are_full_rows() -> None:
 def test_fine_tuning_is_measured_against_the_trainer(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     done = bench(
-        "finetuning", "--preset", "tiny", "--sets", "stsb", "--steps", "3", "--rounds", "1", "--batch", "8",
+        "finetuning_steps", "--preset", "tiny", "--sets", "stsb", "--steps", "3", "--rounds", "1", "--batch", "8",
         "--systems", "modernbert", "--systems", "trainer-best", "--device", "cpu", "--dtype", "float32",
         "--out", str(tmp_path),
     )  # fmt: skip
@@ -192,16 +191,16 @@ def test_fine_tuning_is_measured_against_the_trainer(tmp_path: Path) -> None:
 
 
 def test_who_stops_training_has_the_rows_until_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = bench_training.measure_training
+    measure = training_steps.measure_training
 
     def stopped(work: TrainingWork) -> TrainingRow:
         if work.seed == 1:  # of the second round
             raise KeyboardInterrupt
         return measure(work)
 
-    monkeypatch.setattr(bench_training, "measure_training", stopped)
+    monkeypatch.setattr(training_steps, "measure_training", stopped)
     with pytest.raises(KeyboardInterrupt):
-        bench_training.run(
+        training_steps.run(
             TrainingConfig(["modernbert"], "tiny", tokens=200, steps=1, device="cpu", dtype="float32", out=tmp_path)
         )
     (row,) = json.loads((tmp_path / "training.json").read_text())["rows"]
@@ -250,16 +249,16 @@ def test_bad_arguments_are_refused_before_anything_runs(
     config: ThroughputConfig | TrainingConfig | FinetuningConfig, said: str
 ) -> None:
     runs: dict[type, Any] = {
-        ThroughputConfig: bench_throughput.run, TrainingConfig: bench_training.run,
-        FinetuningConfig: bench_finetuning.run,
+        ThroughputConfig: throughput.run, TrainingConfig: training_steps.run,
+        FinetuningConfig: finetuning_steps.run,
     }  # fmt: skip
     with pytest.raises(InputError, match=said):
         runs[type(config)](config)
 
 
 def test_a_bad_argument_is_one_line_of_the_command() -> None:
-    done = modernbert("bench", "throughput", "--models", "gpt")
-    assert done.returncode == 2 and done.stderr.startswith("modernbert: models: found 'gpt'")
+    done = bench("throughput", "--models", "gpt")
+    assert done.returncode == 2 and done.stderr.startswith("python -m benchmarks.throughput: models: found 'gpt'")
     assert done.stderr.count("\n") == 1
 
 
@@ -271,7 +270,7 @@ def test_every_model_is_named_once_in_the_help_of_an_error() -> None:
 
 @pytest.mark.slow
 def test_the_script_for_gpus_runs_on_a_small_scale(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "modernbert.benchmarks.gpu", "--out", str(tmp_path), "--device", "cpu", "--small"]
+    words = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path), "--device", "cpu", "--small"]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     said = json.loads((tmp_path / "gpu.json").read_text())

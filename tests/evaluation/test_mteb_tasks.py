@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from benchmarks.paper_table import BEIR, COLUMNS
 from modernbert import ModernBert
-from modernbert.benchmarks.paper_table import BEIR, COLUMNS
 from modernbert.data.collections import Collection, read_collection
 from modernbert.errors import InputError
 from modernbert.evaluation.evaluate_retrieval import RetrievalConfig, run

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from modernbert.benchmarks.peers import Loaded, check_takes, load
-from modernbert.benchmarks.process import in_new_process
+from benchmarks.peers import Loaded, check_takes, load
+from benchmarks.process import in_new_process
 from modernbert.devices import available_memory, choose_device, keep_freed_memory, peak_memory, restart_peak
 
 __all__ = ["Row", "Work", "largest_batch", "measure", "measure_loaded"]

@@ -1,4 +1,7 @@
-"""`modernbert bench serving-shape`: what a CPU behind a server can embed, this package's engine beside others."""
+"""Compare embedding speed on a CPU with transformers, sentence-transformers, ONNX Runtime and OpenVINO.
+
+python -m benchmarks.serving --rounds 3
+"""
 
 import itertools
 import statistics
@@ -14,12 +17,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from modernbert.benchmarks.length_sets import real_lengths
-from modernbert.benchmarks.process import in_new_process
-from modernbert.benchmarks.ratios import ratios_to_the_best
-from modernbert.benchmarks.results import Results, asked
-from modernbert.benchmarks.serving_speed import ENGINES, Engine, embed_all, load_engine, load_reference, make_folder
-from modernbert.benchmarks.turns import check_choices
+from benchmarks.command import option, run_command
+from benchmarks.length_sets import real_lengths
+from benchmarks.process import in_new_process
+from benchmarks.ratios import ratios_to_the_best
+from benchmarks.results import Results, asked
+from benchmarks.rounds import check_choices
+from benchmarks.serving_engines import ENGINES, Engine, embed_all, load_engine, load_reference, make_folder
 from modernbert.console import describe_machine, open_console, p50_and_p95, spread
 from modernbert.devices import keep_freed_memory
 from modernbert.errors import InputError
@@ -45,16 +49,16 @@ class ServingConfig:
     The set `real` has texts as long as the first of some files.
     """
 
-    engines: Sequence[str] = ()
-    sets: Sequence[str] = ()
-    preset: str = "base"
+    engines: Sequence[str] = option((), "Engines to measure. Default: all.")
+    sets: Sequence[str] = option((), "short-mix, fixed-512, single-8192, latency-16, latency-128, latency-512, real.")
+    preset: str = option("base", "Shape of the model.")
     model: dict[str, Any] = field(default_factory=dict)
-    tokens: int = 8_192
-    calls: int = 30
-    rounds: int = 3
-    texts: Sequence[str] = ()
-    tokenizer: str | None = None
-    out: Path | None = None
+    tokens: int = option(8_192, "Tokens per set.")
+    calls: int = option(30, "Calls per latency measurement.")
+    rounds: int = option(3, "Passes over all engines.")
+    texts: Sequence[str] = option((), "Files of text for the set `real`.")
+    tokenizer: str | None = option(None, "Tokenizer for the set `real`.")
+    out: Path | None = option(None, "Folder for JSON and the plot.")
 
 
 @dataclass(frozen=True)
@@ -254,3 +258,7 @@ def _panels(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, dict[str, list[fl
         panel.setdefault(row["engine"], []).append(row["p50_ms"] if is_latency else row["tokens_per_s"])
         units[row["set"]] = "milliseconds, median: less is better" if is_latency else "tokens per second"
     return panels, units
+
+
+if __name__ == "__main__":
+    run_command(ServingConfig, run)

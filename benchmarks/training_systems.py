@@ -19,15 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from modernbert.benchmarks.hf_trainer import (
+from benchmarks.hf_trainer import (
     GROUPED_BATCHES,
     config_of_transformers,
     grouped,
     import_trainer,
     time_trainer,
 )
-from modernbert.benchmarks.peers import pad
-from modernbert.benchmarks.process import in_new_process
+from benchmarks.peers import pad
+from benchmarks.process import in_new_process
 from modernbert.devices import choose_device, peak_memory
 from modernbert.engines.attention import choose_backend
 from modernbert.errors import InputError

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gte import Gte, GteShape
 from modernbert.batch import Batch
-from modernbert.benchmarks.gte import Gte, GteShape
 from modernbert.engines.attention import choose_backend
 from modernbert.errors import InputError
 from modernbert.inference.loading import fit_for_inference

@@ -1,6 +1,8 @@
-"""Write the efficiency tables of the README from the raw results in records/: `python records/efficiency_tables.py`.
+"""Write the efficiency tables of the README from the raw results in `records/`.
 
-With `--check` it changes nothing, and ends with 1 where the README says something else than the results.
+    python -m benchmarks.efficiency_tables [--check]
+
+With `--check`, change nothing and exit with 1 if the README differs from the results.
 """
 
 import json
@@ -10,18 +12,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from modernbert.benchmarks.ratios import ratios_to_the_best, value_of
+from benchmarks.ratios import ratios_to_the_best, value_of
 from modernbert.console import spread
 
-RECORDS = Path(__file__).parent
-README = RECORDS.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README, RECORDS = ROOT / "README.md", ROOT / "records"
 RESULTS = RECORDS / "2026-11-25_efficiency"
 # The newest of each kind.
 TRAINING = RECORDS / "2026-11-27_training" / "training.json"
 GPU_TRAINING = RECORDS / "2026-11-27_gpu" / "gpu.json"
 GPU_VECTORS = RECORDS / "2026-11-26_gpu" / "gpu.json"
-GPU_BEGIN, GPU_END = "<!-- of a GPU, written by records/efficiency_tables.py -->", "<!-- the GPU until here -->"
-BEGIN, END = "<!-- written by records/efficiency_tables.py -->", "<!-- until here -->"
+GPU_BEGIN, GPU_END = "<!-- of a GPU, written by benchmarks/efficiency_tables.py -->", "<!-- the GPU until here -->"
+BEGIN, END = "<!-- written by benchmarks/efficiency_tables.py -->", "<!-- until here -->"
 SETS = {
     "short-mix": "short mix, tokens/s", "fixed-512": "512 tokens each, tokens/s",
     "single-8192": "one of 8,192, tokens/s",
@@ -32,6 +34,7 @@ Row = dict[str, Any]
 
 
 def main() -> int:
+    """Write the tables, or compare with `--check`; return the exit status."""
     text = README.read_text()
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
@@ -47,6 +50,7 @@ def main() -> int:
 
 
 def tables() -> str:
+    """Return the CPU tables."""
     rows = [
         {**row, "round": f"{path.name} {row['round']}"}
         for path in sorted(RESULTS.glob("serving*.json"))
@@ -144,6 +148,7 @@ def gpu_vectors(result: dict[str, Any]) -> str:
 
 
 def figure(name: str, value: float | None) -> str:
+    """Format one cell."""
     if value is None:
         return "–"
     return f"{value:.1f}" if name.startswith("latency") else f"{value:,.0f}"

@@ -1,4 +1,7 @@
-"""`modernbert bench finetuning`: steps of learning labels, against `transformers` and its Trainer, in turn."""
+"""Compare steps of fine-tuning a classifier with `transformers` and its Trainer.
+
+python -m benchmarks.finetuning_steps --rounds 3
+"""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,9 +11,10 @@ from typing import Any
 
 from rich.table import Table
 
-from modernbert.benchmarks.finetuning_speed import SETS, SYSTEMS, FinetuningRow, FinetuningWork, measure_finetuning
-from modernbert.benchmarks.results import Results, asked
-from modernbert.benchmarks.turns import MOST, check_choices, measure_in_turn
+from benchmarks.command import option, run_command
+from benchmarks.finetuning_systems import SETS, SYSTEMS, FinetuningRow, FinetuningWork, measure_finetuning
+from benchmarks.results import Results, asked
+from benchmarks.rounds import MOST, check_choices, measure_in_turn
 from modernbert.console import describe_machine, open_console, spread
 from modernbert.devices import choose_device, choose_precision
 from modernbert.errors import InputError
@@ -23,16 +27,16 @@ __all__ = ["FinetuningConfig", "run"]
 class FinetuningConfig:
     """Which systems tune which shape on texts of which lengths, rows a step, and how often each is measured."""
 
-    systems: Sequence[str] = ()
-    sets: Sequence[str] = ()
-    preset: str = "base"
+    systems: Sequence[str] = option((), "modernbert, trainer, trainer-best. Default: all.")
+    sets: Sequence[str] = option((), "Datasets whose text lengths are used: cola, sst2, stsb, banking77. Default: all.")
+    preset: str = option("base", "Shape of the model.")
     model: dict[str, Any] = field(default_factory=dict)
-    batch: int = 32
-    steps: int = 20
-    rounds: int = 3
-    device: str = "auto"
-    dtype: str = "auto"
-    out: Path | None = None
+    batch: int = option(32, "Rows per step.")
+    steps: int = option(20, "Timed steps.")
+    rounds: int = option(3, "Passes over all systems.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N.")
+    dtype: str = option("auto", "auto, float32, bfloat16.")
+    out: Path | None = option(None, "Folder for JSON and the plot.")
 
 
 def run(config: FinetuningConfig) -> None:
@@ -92,3 +96,7 @@ def _table(name: str, rows: Mapping[str, Sequence[FinetuningRow]]) -> Table:
             spread([a.tokens_per_s / b.tokens_per_s for a, b in zip(first, mine, strict=False)]),
         )  # fmt: skip
     return table
+
+
+if __name__ == "__main__":
+    run_command(FinetuningConfig, run)

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from modernbert.benchmarks.bench_charts import draw_bars
+from benchmarks.bar_charts import draw_bars
 from modernbert.files import check_target, write_file
 
 __all__ = ["Results", "asked"]

@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from modernbert.batch import Batch, SequenceLengths
-from modernbert.benchmarks.hf_trainer import (
+from benchmarks.hf_trainer import (
     GROUPED_BATCHES,
     config_of_transformers,
     grouped,
     import_trainer,
     time_trainer,
 )
-from modernbert.benchmarks.peers import pad
-from modernbert.benchmarks.process import in_new_process
+from benchmarks.peers import pad
+from benchmarks.process import in_new_process
+from modernbert.batch import Batch, SequenceLengths
 from modernbert.devices import choose_device, keep_freed_memory, peak_memory
 from modernbert.engines.attention import choose_backend
 from modernbert.errors import InputError

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.peers import Absent, Documents, pad
 from modernbert.batch import Batch
-from modernbert.benchmarks.peers import Absent, Documents, pad
 from modernbert.checkpoints.folder import load_config, load_model, save_folder
 from modernbert.devices import choose_device, choose_precision
 from modernbert.engines.attention import choose_backend

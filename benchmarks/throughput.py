@@ -1,4 +1,7 @@
-"""`modernbert bench throughput`: the paper's efficiency table, for the machine at hand."""
+"""Measure the paper's efficiency table on this machine: tokens per second, largest batch, peak memory.
+
+python -m benchmarks.throughput --rounds 3 --out build/bench
+"""
 
 import statistics
 from collections.abc import Sequence
@@ -11,11 +14,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from modernbert.benchmarks.length_sets import SETS, documents_of, real_documents
-from modernbert.benchmarks.peers import MODELS
-from modernbert.benchmarks.results import Results, asked
-from modernbert.benchmarks.throughput import Row, Work, measure
-from modernbert.benchmarks.turns import MOST, check_choices
+from benchmarks.command import option, run_command
+from benchmarks.length_sets import SETS, documents_of, real_documents
+from benchmarks.peers import MODELS
+from benchmarks.results import Results, asked
+from benchmarks.rounds import MOST, check_choices
+from benchmarks.throughput_row import Row, Work, measure
 from modernbert.console import describe_machine, open_console
 from modernbert.devices import choose_device, choose_precision
 from modernbert.errors import InputError
@@ -38,17 +42,17 @@ class ThroughputConfig:
     what changes on the machine meets all of them.
     """
 
-    models: Sequence[str] = ()
-    sets: Sequence[str] = ()
-    documents: int | None = None
-    batch: int | None = None
-    runs: int | None = None
-    rounds: int = 1
-    texts: Sequence[str] = ()
-    tokenizer: str | None = None
-    device: str = "auto"
-    dtypes: Sequence[str] = ()
-    out: Path | None = None
+    models: Sequence[str] = option((), "Models to measure. Default: all that suit the device.")
+    sets: Sequence[str] = option((), "short-fixed, short-variable, long-fixed, long-variable, real.")
+    documents: int | None = option(None, "Documents per set.")
+    batch: int | None = option(None, "Documents per batch.")
+    runs: int | None = option(None, "Passes over a set per measurement.")
+    rounds: int = option(1, "Passes over the table, one model after another.")
+    texts: Sequence[str] = option((), "Files of text for the set `real`.")
+    tokenizer: str | None = option(None, "Tokenizer for the set `real`.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N.")
+    dtypes: Sequence[str] = option((), "float32, bfloat16.")
+    out: Path | None = option(None, "Folder for JSON and the plot.")
 
 
 def run(config: ThroughputConfig) -> None:
@@ -177,3 +181,7 @@ def _panels(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float]]]
         panel = panels.setdefault(f"{row['set']}, {row['dtype']}", {})
         panel.setdefault(row["model"], []).extend(row["tokens_per_s"])
     return panels
+
+
+if __name__ == "__main__":
+    run_command(ThroughputConfig, run)

@@ -1,4 +1,7 @@
-"""`modernbert bench training`: a step of masked-LM training, against `transformers` and its Trainer, in turn."""
+"""Compare steps of masked-LM training with `transformers` and its Trainer.
+
+python -m benchmarks.training_steps --rounds 3
+"""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -8,9 +11,10 @@ from typing import Any
 
 from rich.table import Table
 
-from modernbert.benchmarks.results import Results, asked
-from modernbert.benchmarks.training_speed import SYSTEMS, TrainingRow, TrainingWork, measure_training, mixed_lengths
-from modernbert.benchmarks.turns import MOST, check_choices, measure_in_turn
+from benchmarks.command import option, run_command
+from benchmarks.results import Results, asked
+from benchmarks.rounds import MOST, check_choices, measure_in_turn
+from benchmarks.training_systems import SYSTEMS, TrainingRow, TrainingWork, measure_training, mixed_lengths
 from modernbert.console import describe_machine, open_console, spread
 from modernbert.devices import choose_device, choose_precision
 from modernbert.errors import InputError
@@ -25,16 +29,16 @@ __all__ = ["TrainingConfig", "run"]
 class TrainingConfig:
     """Which systems train which shape on how many tokens a step, and how often each is measured."""
 
-    systems: Sequence[str] = ()
-    preset: str = "base"
+    systems: Sequence[str] = option((), "modernbert, trainer, trainer-best, trainer-concatenated. Default: all.")
+    preset: str = option("base", "Shape of the model.")
     model: dict[str, Any] = field(default_factory=dict)
-    tokens: int | None = None
-    longest: int = 1024
-    steps: int = 5
-    rounds: int = 3
-    device: str = "auto"
-    dtype: str = "auto"
-    out: Path | None = None
+    tokens: int | None = option(None, "Real tokens per step.")
+    longest: int = option(1024, "Tokens of the longest document.")
+    steps: int = option(5, "Timed steps.")
+    rounds: int = option(3, "Passes over all systems.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N.")
+    dtype: str = option("auto", "auto, float32, bfloat16.")
+    out: Path | None = option(None, "Folder for JSON and the plot.")
 
 
 def run(config: TrainingConfig) -> None:
@@ -107,3 +111,7 @@ def _table(rows: Mapping[str, Sequence[TrainingRow]], peak: float | None) -> Tab
             "" if peak is None else f"{flops / peak:.1%}", f"{mine[0].real_share:.1%}", spread(speeds), spread(sizes),
         )  # fmt: skip
     return table
+
+
+if __name__ == "__main__":
+    run_command(TrainingConfig, run)

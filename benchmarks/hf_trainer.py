@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from modernbert.benchmarks.peers import Absent
+from benchmarks.peers import Absent
 from modernbert.model.config import ModelConfig
 
 __all__ = ["GROUPED_BATCHES", "TrainerSpeed", "config_of_transformers", "grouped", "import_trainer", "time_trainer"]

@@ -1,8 +1,10 @@
-"""`modernbert evaluate paper`: table 1 of the paper with the models at hand, and what is left to run.
+"""Print table 1 of the paper with scores measured here, and the commands that are still to be run.
 
-In: a folder with a folder for each model, in which the other verbs wrote `glue.json`, `single.json` (one vector a
-text), `in-domain.json` (the same, tuned on MLDR too) and `late.json` (late interaction). Out: the table, and under it,
-column by column, what is missing. A mean over fewer sets than the paper's is not shown: it is another number.
+    python -m benchmarks.paper results/
+
+The folder has a folder per model, with `glue.json`, `single.json` (one vector per text), `in-domain.json` (the same,
+fine-tuned on MLDR) and `late.json` (late interaction), as `modernbert evaluate` writes them. A column is shown only if
+all its datasets are there.
 """
 
 import json
@@ -13,7 +15,8 @@ from typing import Any
 
 from rich.table import Table
 
-from modernbert.benchmarks.paper_table import COLUMNS, PUBLISHED, Measured, lacking, score_of
+from benchmarks.command import option, run_command
+from benchmarks.paper_table import COLUMNS, PUBLISHED, Measured, lacking, score_of
 from modernbert.console import open_console
 from modernbert.errors import InputError
 from modernbert.files import write_file
@@ -34,7 +37,7 @@ class PaperConfig:
     """Where the results of all models are, and where JSON goes."""
 
     results: Path
-    out: Path | None = None
+    out: Path | None = option(None, "JSON file for the scores.")
 
 
 def run(config: PaperConfig) -> dict[str, Any]:
@@ -127,3 +130,7 @@ def _missing(folder: Path, measured: Measured) -> list[str]:
             command = _WRITTEN_BY[column.kind].format(folder=folder)
             lines.append(f"{folder.name}, {column.title}: {there}missing {', '.join(gone)} ({command})")
     return lines
+
+
+if __name__ == "__main__":
+    run_command(PaperConfig, run)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from modernbert.benchmarks.results import Results
+from benchmarks.results import Results
 from modernbert.errors import InputError
 
 __all__ = ["MOST", "check_choices", "measure_in_turn"]

@@ -1,6 +1,6 @@
 """All that is to be known about a GPU, as one script: parity first, then training and the efficiency table.
 
-    python -m modernbert.benchmarks.gpu --out FOLDER [--device cuda] [--small]
+    python -m benchmarks.gpu --out FOLDER [--device cuda] [--small]
 
 In: a device. Out: lines as they are measured, and `gpu.json`, written anew after each. It needs the package, and
 `transformers` for the peers; what fails is a line, and the rest still runs. `--small` is the same on a small scale.
@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.length_sets import SETS, documents_of
+from benchmarks.peers import Loaded, check_takes, load
+from benchmarks.process import reason_of, rows_of_new_process
+from benchmarks.throughput_row import Work, largest_batch, measure_loaded
 from modernbert.batch import SequenceLengths
-from modernbert.benchmarks.length_sets import SETS, documents_of
-from modernbert.benchmarks.peers import Loaded, check_takes, load
-from modernbert.benchmarks.process import reason_of, rows_of_new_process
-from modernbert.benchmarks.throughput import Work, largest_batch, measure_loaded
 from modernbert.console import p50_and_p95
 from modernbert.devices import choose_device, name_of, peak_memory
 from modernbert.engines.attention import Window, attend, choose_backend
