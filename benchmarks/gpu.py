@@ -35,7 +35,6 @@ from modernbert.files import check_target, write_file
 from modernbert.inference.loading import fit_for_inference
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
-from modernbert.model.heads import encoder_of
 from modernbert.model.initialization import initialize
 from modernbert.planning.step_timing import random_batch, time_steps
 from modernbert.training.flops import peak_flops, step_flops
@@ -133,7 +132,7 @@ def _parity(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
         model = model.to(torch.bfloat16)
         model.backend = fast
         yield _near("layer by layer", model(tokens, layout), expected)
-        fitted = encoder_of(fit_for_inference(model))
+        fitted = fit_for_inference(model).encoder
         for way in ("the first time", "again"):
             # Of other tokens in between, for a captured pass must not remember.
             fitted(tokens.flip(0)[:130], SequenceLengths.from_lengths([30, 100]).to(device))

@@ -20,7 +20,6 @@ from modernbert.errors import InputError
 from modernbert.inference.loading import fit_for_inference
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
-from modernbert.model.heads import encoder_of
 from modernbert.model.initialization import initialize
 
 __all__ = ["MODELS", "Absent", "Documents", "Loaded", "check_takes", "load", "pad"]
@@ -74,7 +73,7 @@ def _ours(preset: str) -> Made:
         model = Encoder(config, backend)
         initialize(model, config, seed=0)
         num_parameters = _count(model)
-        fitted = encoder_of(fit_for_inference(model.to(device, dtype).eval()))
+        fitted = fit_for_inference(model.to(device, dtype).eval()).encoder
         return Loaded(num_parameters, backend, _ragged(fitted, device))
 
     return Made(config.max_position_embeddings, make)

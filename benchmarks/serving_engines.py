@@ -26,7 +26,7 @@ from modernbert.inference.loading import load_for_inference
 from modernbert.model.config import ModelConfig
 from modernbert.model.embedder import Embedder
 from modernbert.model.encoder import Encoder
-from modernbert.model.heads import encoder_of, pool
+from modernbert.model.heads import pool
 from modernbert.model.initialization import initialize
 
 __all__ = ["ENGINES", "Engine", "embed_all", "load_engine", "load_reference", "make_folder"]
@@ -98,7 +98,7 @@ def _ours(dtype_name: str, backend_name: str = "auto") -> Callable[[Path, Path],
         dtype = choose_precision(dtype_name, cpu)
         backend = choose_backend(backend_name, cpu, dtype, load_config(folder))
         model = load_for_inference(folder, cpu, dtype, backend)
-        encoder = encoder_of(model)
+        encoder = model.encoder
 
         @torch.inference_mode()
         def embed(documents: Documents) -> np.ndarray:

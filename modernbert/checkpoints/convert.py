@@ -30,7 +30,6 @@ from modernbert.errors import InputError
 from modernbert.files import new_file, write_tensors
 from modernbert.hub_download import find_tokenizer
 from modernbert.model.config import ModelConfig
-from modernbert.model.heads import encoder_of
 from modernbert.safe_files import read_json
 from modernbert.tokenizer.tokenizer import Tokenizer
 
@@ -83,7 +82,7 @@ def run(config: ConvertConfig) -> Path:
     if len(kinds) > 1:
         raise InputError(f"{path}: holds {' and '.join(kinds)}, expected one precision")
     model = model_of(described, weights, path)
-    longest = encoder_of(model).config.max_position_embeddings
+    longest = model.max_length
     save_folder(
         config.out, model, None if tokenizer is None else lambda partial: tokenizer.save_folder(partial, longest)
     )

@@ -28,7 +28,8 @@ from modernbert.files import new_folder, sha256_of, write_tensors
 from modernbert.hub_download import find_folder
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
-from modernbert.model.heads import TASKS, Classifier, MaskedLM, Model, encoder_of
+from modernbert.model.heads import TASKS, Classifier, MaskedLM
+from modernbert.model.interface import Model
 from modernbert.model.meta_device import on_meta
 from modernbert.safe_files import check_file, is_one_line, read_json
 
@@ -124,7 +125,7 @@ def model_of(
     with on_meta():
         model = _build(config, found, weights, backend, folder)
     expected = {name.removeprefix("model."): tensor for name, tensor in _stored_state(model).items()}
-    _check_names_and_shapes(expected, weights, folder, has_head=not isinstance(model, Encoder))
+    _check_names_and_shapes(expected, weights, folder, has_head=model.task is not None)
     for name in expected:
         check_tensor(folder, name, weights[name])
     try:
@@ -158,7 +159,7 @@ def save_folder(
     model = unpacked(model)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored_state(model).items()}
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
-    config = config_to_json(encoder_of(model).config, _architecture(model), dtype) | _labels_to_json(model)
+    config = config_to_json(model.encoder.config, _architecture(model), dtype) | _labels_to_json(model)
     with new_folder(folder, replace=replace, kept=kept) as partial:
         (partial / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         write_tensors(partial / WEIGHTS, state, metadata={"format": "pt"})
@@ -176,6 +177,7 @@ def unpacked(model: Model) -> MaskedLM | Classifier | Encoder:
     """Return a model with weights as they are published: a copy, or the model itself if it has no others."""
     if isinstance(model, FusedEncoder):
         return model.unpack()
+    assert isinstance(model, (MaskedLM, Classifier, Encoder)), "models of other families are saved by save_foreign"
     if not any(isinstance(each, _PACKED) for each in model.modules()):
         return model
     plain = copy.deepcopy(model)
@@ -293,7 +295,7 @@ def _stored_state(model: nn.Module) -> dict[str, Tensor]:
 def _verify(written: Path, model: MaskedLM | Classifier | Encoder, folder: Path) -> None:
     """Compare what was written with the model it was written from, by what both compute on the CPU."""
     original = copy.deepcopy(model).cpu().eval()
-    encoder = encoder_of(original)
+    encoder = original.encoder
     encoder.backend = "banded"
     tokens = [number * 7919 % encoder.config.vocab_size for number in range(150)]
     batch = Batch.from_documents([tokens[:21], tokens])
@@ -319,7 +321,7 @@ def _verify(written: Path, model: MaskedLM | Classifier | Encoder, folder: Path)
 
 
 def _outputs(model: MaskedLM | Classifier | Encoder, batch: Batch) -> Tensor:
-    return model(batch.tokens, batch.layout) if isinstance(model, Encoder) else model(batch)
+    return model.encode(batch) if model.task is None else model.logits(batch)
 
 
 def _largest_sum_of_terms(model: MaskedLM | Classifier | Encoder) -> float:
@@ -329,7 +331,7 @@ def _largest_sum_of_terms(model: MaskedLM | Classifier | Encoder) -> float:
     """
     if isinstance(model, Encoder):
         return 0.0
-    last = model.classifier if isinstance(model, Classifier) else model.decoder
+    last = model.output_layer
     scaled = last.weight.detach().float() * model.head.norm.weight.detach().float()
     lengths = scaled.norm(dim=1) * scaled.shape[1] ** 0.5
     return float((lengths + last.bias.detach().float().abs()).max())

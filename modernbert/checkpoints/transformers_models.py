@@ -25,6 +25,7 @@ from modernbert.errors import CheckFailed, InputError, shown
 from modernbert.extras import missing
 from modernbert.files import new_folder, unwrap_errors
 from modernbert.model.heads import TASKS
+from modernbert.model.interface import MODERNBERT, Model
 from modernbert.safe_files import is_there, read_bytes, read_json
 
 __all__ = [
@@ -39,7 +40,7 @@ __all__ = [
     "vocabulary_of",
 ]
 
-OURS = "modernbert"
+OURS = MODERNBERT
 _OLD_PLACE = "0_Transformer"
 # Encoders of text whose classes take tokens and no more.
 _FAMILIES = frozenset(
@@ -123,45 +124,89 @@ def vocabulary_of(folder: Path) -> int:
     return _whole(folder, read_json(folder / "config.json"), "vocab_size", _VOCABULARY, most=_MOST)
 
 
-class ForeignEncoder(nn.Module):
-    """A bare encoder: tokens of a ragged batch -> hidden states."""
+class ForeignModel(Model):
+    """A model of transformers that computes padded batches inside, with the interface of `Model`."""
 
-    def __init__(self, inner: nn.Module, pad_id: int, sep_id: int, longest: int) -> None:
+    def __init__(self, inner: nn.Module, pad_id: int, sep_id: int, max_length: int) -> None:
         super().__init__()
-        self.inner, self.pad_id, self.sep_id, self.longest = inner, pad_id, sep_id, longest
+        self.inner, self.pad_id, self.sep_id = inner, pad_id, sep_id
+        self.family = str(self._facts.model_type)
+        self.base_model_prefix = str(inner.base_model_prefix)
+        self._max_length = max_length
 
     @property
-    def width(self) -> int:
-        """Width of its hidden states, D."""
-        return int(self.inner.config.hidden_size)  # type: ignore[union-attr, arg-type]
+    def _facts(self) -> Any:
+        """The config of transformers."""
+        return self.inner.config
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states, D."""
+        return int(self._facts.hidden_size)
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        return int(self._facts.num_hidden_layers)
 
     @property
     def vocab_size(self) -> int:
-        """Entries of its vocabulary, V."""
-        return int(self.inner.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        """Number of token ids that the model has embeddings for, V."""
+        return int(self._facts.vocab_size)
 
-    def forward(self, tokens: Int64[Tensor, " T"], layout: SequenceLengths) -> Float[Tensor, "T D"]:
-        """Return the hidden state of every token."""
-        grids = _grids(tokens, layout, self.pad_id, self.longest)
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a document."""
+        return self._max_length
+
+
+class ForeignEncoder(ForeignModel):
+    """An encoder without a head."""
+
+    def encode(self, batch: Batch, rows: Int64[Tensor, " M"] | None = None) -> Float[Tensor, "M D"]:
+        """Return the hidden states of every token of a batch, or of the tokens `rows`."""
+        return self(batch.tokens, batch.layout, rows)
+
+    def forward(
+        self, tokens: Int64[Tensor, " T"], layout: SequenceLengths, where: Int64[Tensor, " M"] | None = None
+    ) -> Float[Tensor, "M D"]:
+        """Return the hidden states of every token, or of the tokens `where`."""
+        grids = _grids(tokens, layout, self.pad_id, self.max_length)
         rows = [self.inner(**_inputs(self.inner, grid, self.sep_id)).last_hidden_state[grid.real] for grid in grids]
-        return _in_order(rows, grids, layout.lengths)
+        hidden = _in_order(rows, grids, layout.lengths)
+        return hidden if where is None else hidden.index_select(0, where)
 
 
-class ForeignClassifier(nn.Module):
+class ForeignClassifier(ForeignModel):
     """An encoder with the head that its family scores documents or tokens with."""
 
+    task: str
+
     def __init__(
-        self, inner: nn.Module, task: str, labels: Sequence[str], pad_id: int, sep_id: int, longest: int
+        self, inner: nn.Module, task: str, labels: Sequence[str], pad_id: int, sep_id: int, max_length: int
     ) -> None:
-        super().__init__()
-        self.inner, self.task, self.labels = inner, task, tuple(labels)
-        self.pad_id, self.sep_id, self.longest = pad_id, sep_id, longest
+        super().__init__(inner, pad_id, sep_id, max_length)
+        self.task, self.labels = task, tuple(labels)
+
+    @property
+    def encoder(self) -> ForeignEncoder:
+        """The encoder, which shares the weights."""
+        body = getattr(self.inner, self.base_model_prefix)
+        return ForeignEncoder(body, self.pad_id, self.sep_id, self.max_length)
+
+    def encode(self, batch: Batch, rows: Int64[Tensor, " M"] | None = None) -> Float[Tensor, "M D"]:
+        """Return the hidden states of every token of a batch, or of the tokens `rows`."""
+        return self.encoder.encode(batch, rows)
+
+    def logits(self, batch: Batch) -> Float[Tensor, "M labels"]:
+        """Return `forward`."""
+        return self(batch)
 
     def forward(self, batch: Batch) -> Float[Tensor, "M labels"]:
-        """Return scores of every document or every token; where `batch.label_positions` names some, of those alone."""
-        grids = _grids(batch.tokens, batch.layout, self.pad_id, self.longest)
+        """Return the scores of every document or every token, or of those in `batch.label_positions`."""
+        grids = _grids(batch.tokens, batch.layout, self.pad_id, self.max_length)
         scores = [self.inner(**_inputs(self.inner, grid, self.sep_id)).logits for grid in grids]
-        if TASKS[self.task].of_tokens:
+        if self.scores_tokens:
             scores = [each[grid.real] for each, grid in zip(scores, grids, strict=True)]
             rows = _in_order(scores, grids, batch.layout.lengths)
         else:
@@ -200,7 +245,7 @@ def load_foreign_classifier(
 
 def save_foreign(
     folder: Path,
-    model: ForeignClassifier | ForeignEncoder,
+    model: Model,
     tokenizer_of: Path,
     write_beside: Callable[[Path], None] | None = None,
 ) -> None:
@@ -209,6 +254,7 @@ def save_foreign(
     Raises: InputError if the disk is full. CheckFailed if the tokenizer's files are gone; the weights are then kept,
         see `storage.new_folder`.
     """
+    assert isinstance(model, ForeignModel), "models of this package are saved by save_folder"
     with new_folder(folder, replace=True) as partial:
         with unwrap_errors():
             model.inner.save_pretrained(partial)  # type: ignore[operator]

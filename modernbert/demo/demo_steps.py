@@ -30,8 +30,6 @@ from modernbert.errors import InputError
 from modernbert.extras import require
 from modernbert.files import new_folder, write_file
 from modernbert.inference.modernbert import ModernBert
-from modernbert.model.encoder import Encoder
-from modernbert.model.heads import encoder_of
 from modernbert.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from modernbert.training.pretraining import PretrainConfig, pretrain
 from modernbert.training.run_folder import begin_run_folder
@@ -183,8 +181,7 @@ def _search(out: Path, name: str, folder: Path) -> None:
 def _tune(out: Path, folder: Path, scale: Scale) -> None:
     # As it trains, not as it is fitted for inference.
     tokenizer, model = Tokenizer.load(out / "model"), load_model(out / "model", dtype=torch.float32).to(_device())
-    encoder = encoder_of(model)
-    assert isinstance(encoder, Encoder)
+    encoder = model.encoder
     examples: list[Pair] = pairs(read_records(out / "corpus" / "code.jsonl"))
     losses = tune(encoder, tokenizer, examples, scale.tuning, checkpoints=out / "retrieval" / "checkpoints", seed=SEED)
     for step, loss in enumerate(losses, 1):

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from modernbert.batch import Batch
-from modernbert.export.onnx_graph import Exported, Output, encoder_in, outputs_of
+from modernbert.export.onnx_graph import Output, outputs_of
 from modernbert.export.onnx_nodes import needed
 from modernbert.model.embedder import Embedder
-from modernbert.model.heads import Classifier, MaskedLM
+from modernbert.model.interface import Model
 from modernbert.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Agreement", "compare", "made_up", "open_file", "short_texts", "vectors_in"]
@@ -80,14 +80,14 @@ def open_file(path: Path, also: Output | None = None) -> Any:
     return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def vectors_in(model: Exported) -> tuple[Exported, Output]:
+def vectors_in(model: Model) -> tuple[Model, Output]:
     """Return what shows best how near a model of lesser precision is: the vectors it makes, else its hidden states."""
-    judged = model if isinstance(model, Embedder) else encoder_in(model)
+    judged = model if isinstance(model, Embedder) else model.encoder
     return judged, outputs_of(judged)[-1]
 
 
 def compare(
-    session: Any, model: Exported, outputs: Sequence[Output], batches: Iterable[Documents], pad_id: int
+    session: Any, model: Model, outputs: Sequence[Output], batches: Iterable[Documents], pad_id: int
 ) -> dict[str, Agreement]:
     """Return how alike file and model are in some outputs; what is not finite is nowhere near."""
     rows: dict[str, list[tuple[float, float, float]]] = {output.name: [] for output in outputs}
@@ -131,7 +131,7 @@ def _of_file(session: Any, outputs: Sequence[Output], documents: Documents, pad_
 
 
 @torch.inference_mode()
-def _of_model(model: Exported, documents: Documents) -> dict[str, list[np.ndarray]]:
+def _of_model(model: Model, documents: Documents) -> dict[str, list[np.ndarray]]:
     """Compute the same outputs ourselves."""
     batch = Batch.from_documents(documents)
     lengths = list(batch.layout.lengths)
@@ -142,12 +142,12 @@ def _of_model(model: Exported, documents: Documents) -> dict[str, list[np.ndarra
     }
 
 
-def _values(model: Exported, batch: Batch) -> Sequence[torch.Tensor]:
+def _values(model: Model, batch: Batch) -> Sequence[torch.Tensor]:
     """Return the outputs of a model in the order of `outputs_of`."""
-    if isinstance(model, (MaskedLM, Classifier)):
-        scores = model(batch)
+    if model.task is not None:
+        scores = model.logits(batch)
         return scores.unbind(-1) if len(outputs_of(model)) > 1 else [scores]
     if isinstance(model, Embedder):
         vectors = model(batch)
-        return [vectors] if model.pooling == "tokens" else [model.model(batch.tokens, batch.layout), vectors]
-    return [model(batch.tokens, batch.layout)]
+        return [vectors] if model.pooling == "tokens" else [model.encode(batch), vectors]
+    return [model.encode(batch)]

@@ -21,12 +21,11 @@ from modernbert.checkpoints.sentence_transformers_format import load_kept, load_
 from modernbert.checkpoints.transformers_models import OURS, family_of
 from modernbert.errors import CheckFailed, InputError
 from modernbert.export.onnx_check import Agreement, compare, made_up, open_file, short_texts, vectors_in
-from modernbert.export.onnx_graph import Exported, build, encoder_in, outputs_of
+from modernbert.export.onnx_graph import build, outputs_of
 from modernbert.export.onnx_nodes import OPSET, needed, write_model
 from modernbert.files import new_folder
 from modernbert.model.embedder import Embedder
-from modernbert.model.encoder import Encoder
-from modernbert.model.heads import Classifier, encoder_of
+from modernbert.model.interface import Model
 from modernbert.safe_files import read_json
 from modernbert.tokenizer.tokenizer import Tokenizer
 
@@ -61,7 +60,7 @@ class _Source:
     """A model that is to be exported, and the texts it is tried on besides made-up ones."""
 
     folder: Path
-    model: Exported
+    model: Model
     tokenizer: Tokenizer
     texts: Sequence[Sequence[np.ndarray]]
     num_cut: int
@@ -104,10 +103,9 @@ def _open(folder: Path, texts: Sequence[str]) -> _Source:
     return _Source(folder, model, tokenizer, _alike([tokenizer.cut(ids, longest) for ids in whole]), num_cut)
 
 
-def _longest(folder: Path, model: Exported) -> int:
+def _longest(folder: Path, model: Model) -> int:
     """Return the most tokens of a text: those of the model's positions, or fewer where the folder says so."""
-    most = encoder_in(model).config.max_position_embeddings
-    return min(max_length_of(folder) or most, most)
+    return min(max_length_of(folder) or model.max_length, model.max_length)
 
 
 def _alike(documents: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
@@ -121,22 +119,22 @@ def _alike(documents: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
     return batches
 
 
-def _as_used(folder: Path) -> Exported:
+def _as_used(folder: Path) -> Model:
     """Load the model of a folder in float32, with its head, or with what makes its vectors.
 
     Raises: InputError for a head that is not known.
     """
     model = load_model(folder, dtype=torch.float32)
-    if isinstance(model, Classifier):
+    if model.is_classifier:
         return model
     if (folder / "modules.json").exists():
         vectors, obstacle = load_vectors(folder), load_kept(folder).obstacle
         if obstacle is not None:
             raise InputError(f"{obstacle}: vectors are written with length 1")
-        projection = load_projection(folder, encoder_of(model).config.hidden_size)
-        return Embedder(encoder_of(model), vectors.pooling, projection and projection.float()).eval()
+        projection = load_projection(folder, model.hidden_size)
+        return Embedder(model.encoder, vectors.pooling, projection and projection.float()).eval()
     named = read_json(folder / "config.json").get("architectures") or ["ModernBertModel"]
-    if isinstance(model, Encoder) and "ModernBertModel" not in named:
+    if model.task is None and "ModernBertModel" not in named:
         raise InputError(f"{folder}: config.json names {named[0]}, whose head is not in the weights or not known")
     return model
 
@@ -176,7 +174,7 @@ def _write_int8(source: _Source, partial: Path, out: Path) -> tuple[Agreement, S
     also = None if output in outputs_of(source.model) else output
     batches = [*short_texts(source.tokenizer, source.longest), *source.texts]
     best = -1.0
-    for kept in _choices(encoder_in(source.model).config.num_hidden_layers):
+    for kept in _choices(source.model.num_layers):
         write_model(build(source.model, [*_HEADS, *kept]), partial / _INT8)
         session = open_file(partial / _INT8, also)
         found = compare(session, judged, [output], batches, source.tokenizer.pad_id)[output.name]

@@ -20,11 +20,9 @@ from modernbert.export.onnx_nodes import Graph
 from modernbert.model.config import ModelConfig
 from modernbert.model.embedder import Embedder
 from modernbert.model.encoder import Encoder
-from modernbert.model.heads import TASKS, Classifier, MaskedLM, PredictionHead
+from modernbert.model.interface import FILL_MASK, Model
 
-__all__ = ["Exported", "Output", "build", "encoder_in", "outputs_of"]
-
-Exported = MaskedLM | Classifier | Encoder | Embedder
+__all__ = ["Output", "build", "outputs_of"]
 
 _HIDDEN = "last_hidden_state"
 # Added to the scores of keys that are not seen: far below any score, and still a number in half precision. Where no key
@@ -46,37 +44,29 @@ class Output:
         return ["rows", *(["columns"] if self.of_tokens else []), *([] if self.width is None else [self.width])]
 
 
-def encoder_in(model: Exported) -> Encoder:
-    """Return a model without its head."""
-    encoder = model if isinstance(model, Encoder) else model.model
-    assert isinstance(encoder, Encoder), "what is exported has its published form"
-    return encoder
-
-
-def outputs_of(model: Exported) -> list[Output]:
-    """Say what the graph of a model computes; names are those that other libraries look for."""
-    width = encoder_in(model).config.hidden_size
-    if isinstance(model, Encoder):
-        return [Output(_HIDDEN, True, width)]
-    if isinstance(model, MaskedLM):
-        return [Output("logits", True, model.decoder.out_features)]
-    if isinstance(model, Classifier):
-        if model.task == "extract":
-            return [Output("start_logits", True, None), Output("end_logits", True, None)]
-        return [Output("logits", TASKS[model.task].of_tokens, len(model.labels))]
-    made = width if model.projection is None else model.projection.out_features
+def outputs_of(model: Model) -> list[Output]:
+    """Return the outputs of a model's graph, with the names that other libraries look for."""
+    if model.task == "extract":
+        return [Output("start_logits", True, None), Output("end_logits", True, None)]
+    if model.output_layer is not None:
+        return [Output("logits", model.scores_tokens, model.output_layer.out_features)]
+    hidden = Output(_HIDDEN, True, model.hidden_size)
+    if not isinstance(model, Embedder):
+        return [hidden]
     if model.pooling == "tokens":
-        return [Output("token_embeddings", True, made)]
-    return [Output(_HIDDEN, True, width), Output("sentence_embedding", False, made)]
+        return [Output("token_embeddings", True, model.vector_size)]
+    return [hidden, Output("sentence_embedding", False, model.vector_size)]
 
 
-def build(model: Exported, kept: list[str] | None = None) -> Any:
+def build(model: Model, kept: list[str] | None = None) -> Any:
     """Return the graph of a model; `kept` is None for float32, else patterns of what is not in int8.
 
     Raises: InputError if onnx is not installed.
     """
     graph = Graph(kept)
-    _head(graph, model, _encode(graph, encoder_in(model)))
+    encoder = model.encoder
+    assert isinstance(encoder, Encoder), "models of other families are refused before"
+    _head(graph, model, _encode(graph, encoder))
     inputs = [graph.value(name, ["rows", "columns"], whole=True) for name in ("input_ids", "attention_mask")]
     outputs = [graph.value(output.name, output.shape) for output in outputs_of(model)]
     return graph.model(inputs, outputs, {"padding": "right"})
@@ -235,33 +225,33 @@ def _merged(graph: Graph, mixed: str, config: ModelConfig) -> str:
     return graph.node("Reshape", apart, graph.ints(0, 0, config.hidden_size))
 
 
-def _head(graph: Graph, model: Exported, hidden: str) -> None:
-    """Add what stands on the encoder; its outputs are named as `outputs_of` says."""
-    if isinstance(model, MaskedLM):
-        rows = _predicted(graph, model.head, hidden)
-        graph.linear(rows, "decoder", model.decoder, tied_to="embeddings.tok_embeddings", out="logits")
-    elif isinstance(model, Classifier):
-        if not TASKS[model.task].of_tokens:
-            hidden = _pooled(graph, hidden, model.model.config.classifier_pooling)
-        rows = _predicted(graph, model.head, hidden)
-        if model.task == "extract":
-            scores = graph.halves(graph.linear(rows, "classifier", model.classifier), axis=-1)
-            for score, output in zip(scores, outputs_of(model), strict=True):
-                graph.node("Squeeze", score, graph.ints(-1), out=output.name)
-        else:
-            graph.linear(rows, "classifier", model.classifier, out="logits")
-    elif isinstance(model, Embedder):
+def _head(graph: Graph, model: Model, hidden: str) -> None:
+    """Add the head or the pooling; outputs have the names of `outputs_of`."""
+    outputs = [output.name for output in outputs_of(model)]
+    if isinstance(model, Embedder):
         if model.pooling != "tokens":
             hidden = _pooled(graph, hidden, model.pooling)
         if model.projection is not None:
             hidden = graph.linear(hidden, "projection", model.projection)
         size = graph.node("ReduceL2", hidden, axes=[-1], keepdims=1)
-        # As torch's `normalize` has it: a vector of nothing stays one.
+        # The bound is that of torch's `normalize`: a vector of zeros stays one.
         size = graph.node("Max", size, graph.number(1e-12))
-        graph.node("Div", hidden, size, out=outputs_of(model)[-1].name)
+        graph.node("Div", hidden, size, out=outputs[-1])
+    elif model.output_layer is not None:
+        if not model.scores_tokens:
+            hidden = _pooled(graph, hidden, model.encoder.config.classifier_pooling)
+        rows = _predicted(graph, model.get_submodule("head"), hidden)
+        if model.task == FILL_MASK:
+            graph.linear(rows, "decoder", model.output_layer, tied_to="embeddings.tok_embeddings", out=outputs[0])
+        elif len(outputs) == 1:
+            graph.linear(rows, "classifier", model.output_layer, out=outputs[0])
+        else:
+            scores = graph.halves(graph.linear(rows, "classifier", model.output_layer), axis=-1)
+            for score, name in zip(scores, outputs, strict=True):
+                graph.node("Squeeze", score, graph.ints(-1), out=name)
 
 
-def _predicted(graph: Graph, head: PredictionHead, rows: str) -> str:
+def _predicted(graph: Graph, head: Any, rows: str) -> str:
     return graph.norm(graph.gelu(graph.linear(rows, "head.dense", head.dense)), "head.norm", head.norm)
 
 

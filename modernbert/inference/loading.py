@@ -15,7 +15,8 @@ from modernbert.engines.cpu.prepacked_linear import can_prepack, prepack_
 from modernbert.engines.cuda.cuda_graphs import CudaGraphs
 from modernbert.engines.plain_modules import ModuleSnapshot, is_plain_tree
 from modernbert.model.encoder import Encoder
-from modernbert.model.heads import Classifier, MaskedLM, Model, encoder_of
+from modernbert.model.heads import Classifier, MaskedLM
+from modernbert.model.interface import Model
 
 __all__ = ["fit_for_inference", "load_for_inference"]
 
@@ -30,8 +31,7 @@ def load_for_inference(folder: Path, device: torch.device, dtype: torch.dtype, b
 
 def fit_for_inference(model: MaskedLM | Classifier | Encoder) -> Model:
     """Return the model as it runs best where it lies; the one that is given may have lost its weights to it."""
-    encoder = encoder_of(model)
-    assert isinstance(encoder, Encoder), "a model is fitted once"
+    encoder = model.encoder
     weight = encoder.embeddings.tok_embeddings.weight
     if weight.device.type == "cuda" and encoder.backend in ("triton", "varlen"):
         encoder.replays = CudaGraphs(ModuleSnapshot(encoder))

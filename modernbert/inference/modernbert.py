@@ -38,7 +38,6 @@ from modernbert.checkpoints.transformers_models import (
 )
 from modernbert.devices import choose_device, choose_precision, release_threads_before_fork
 from modernbert.engines.attention import choose_backend
-from modernbert.engines.cpu.fused_encoder import FusedEncoder
 from modernbert.errors import InputError, shown
 from modernbert.extras import require
 from modernbert.hub_download import find_folder
@@ -58,8 +57,8 @@ from modernbert.inference.quantize import quantize
 from modernbert.inference.replicas import ReplicaPool
 from modernbert.model.config import ModelConfig
 from modernbert.model.embedder import Embedder, EmbeddingConfig
-from modernbert.model.encoder import Encoder
-from modernbert.model.heads import Classifier, MaskedLM, Model, encoder_of, pool
+from modernbert.model.heads import Classifier, MaskedLM, pool
+from modernbert.model.interface import Model
 from modernbert.progress import show_texts
 from modernbert.tokenizer.input_templates import InputTemplate, encode_with_template
 from modernbert.tokenizer.text_arguments import refuse_table
@@ -104,7 +103,7 @@ class ModernBert:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        model: Model | ForeignEncoder,
+        model: Model,
         budget_tokens: int = _BUDGET_TOKENS,
         vectors: EmbeddingConfig | None = None,
         projection: torch.nn.Linear | None = None,
@@ -125,7 +124,7 @@ class ModernBert:
         self._kept = Kept()  # what that folder says beside its vectors
         self._unused_head: str | None = None  # a head that config.json names and that was not loaded
         self._spread: ReplicaPool[ModernBert] | None = None
-        entries = model.vocab_size if isinstance(model, ForeignEncoder) else self.config.vocab_size
+        entries = model.vocab_size
         if tokenizer.vocab_size > entries:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size:,} entries, "
@@ -221,9 +220,9 @@ class ModernBert:
         return self.encoder.config
 
     @property
-    def encoder(self) -> Encoder | FusedEncoder | ForeignEncoder:
+    def encoder(self) -> Model:
         """The model without its head."""
-        return self.model if isinstance(self.model, ForeignEncoder) else encoder_of(self.model)
+        return self.model.encoder
 
     @property
     def longest(self) -> int:
@@ -237,12 +236,12 @@ class ModernBert:
     @property
     def _num_positions(self) -> int:
         encoder = self.encoder
-        return encoder.longest if isinstance(encoder, ForeignEncoder) else encoder.config.max_position_embeddings
+        return encoder.max_length
 
     @property
     def width(self) -> int:
         """Width of the model's hidden states."""
-        return self.encoder.width if isinstance(self.encoder, ForeignEncoder) else self.encoder.config.hidden_size
+        return self.encoder.hidden_size
 
     @property
     def vector_width(self) -> int:
@@ -295,10 +294,7 @@ class ModernBert:
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        encoder = self.encoder
-        if isinstance(encoder, ForeignEncoder):
-            return next(encoder.parameters()).device
-        return encoder.embeddings.tok_embeddings.weight.device
+        return self.model.device
 
     def embed(
         self,
@@ -623,7 +619,7 @@ class ModernBert:
             for group in batch_by_size(documents, self.budget_tokens, lambda each: len(each[1])):
                 moved = Batch.from_documents([ids for _, ids in group]).to(self.device)
                 with torch.inference_mode():
-                    hidden = self.encoder(moved.tokens, moved.layout)
+                    hidden = self.model.encode(moved)
                 yield [number for number, _ in group], moved, hidden
                 show(group[-1][0] + 1, moved.layout.num_tokens)
 
@@ -694,7 +690,7 @@ def _load_foreign(name: str | Path, folder: Path, device: torch.device, dtype: t
     encoder = load_foreign_encoder(folder, tokenizer.pad_id, tokenizer.sep_id, dtype).to(device)
     release_threads_before_fork()
     print(f"{name}: device {device}, dtype {str(dtype)[6:]}, a {family_of(folder)} of transformers", file=sys.stderr)
-    projection = load_projection(folder, encoder.width)
+    projection = load_projection(folder, encoder.hidden_size)
     if projection is not None:
         projection = projection.to(device, dtype)
     bert = ModernBert(

@@ -31,7 +31,7 @@ from modernbert.files import UNVERIFIED, translate_errors
 from modernbert.hub_download import find_folder
 from modernbert.inference.loading import fit_for_inference
 from modernbert.inference.modernbert import ModernBert
-from modernbert.model.heads import encoder_of, pool
+from modernbert.model.heads import pool
 from modernbert.safe_files import read_json
 
 __all__ = ["UnpaddedEncoder", "sentence_transformer"]
@@ -193,7 +193,7 @@ class UnpaddedEncoder(InputModule):
             raise InputError("safe_serialization: found False, but this package writes no pickles")
         tokenizer: Any = self.tokenizer
         encoder = unpacked(self.encoder)  # type: ignore[arg-type]
-        longest = encoder_of(encoder).config.max_position_embeddings
+        longest = encoder.max_length
 
         def write_beside(partial: Path) -> None:
             tokenizer.save_folder(partial, longest)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from modernbert.batch import Batch
 from modernbert.model.heads import pool
+from modernbert.model.interface import Model
 
 __all__ = ["Embedder", "EmbeddingConfig", "max_sims"]
 
@@ -35,16 +36,30 @@ class EmbeddingConfig:
     truncate_dim: int | None = None
 
 
-class Embedder(nn.Module):
+class Embedder(Model):
     """The encoder, pooled or not, then a linear layer where there is one."""
 
-    def __init__(self, encoder: nn.Module, pooling: str, projection: nn.Linear | None = None) -> None:
+    def __init__(self, encoder: Model, pooling: str, projection: nn.Linear | None = None) -> None:
         super().__init__()
         self.model, self.pooling, self.projection = encoder, pooling, projection
 
+    @property
+    def encoder(self) -> Model:
+        """The encoder."""
+        return self.model.encoder
+
+    @property
+    def vector_size(self) -> int:
+        """Number of components of a vector, E."""
+        return self.hidden_size if self.projection is None else self.projection.out_features
+
+    def encode(self, batch: Batch, rows: Int64[Tensor, " M"] | None = None) -> Float[Tensor, "M D"]:
+        """Return the hidden states of every token of a batch, or of the tokens `rows`."""
+        return self.model.encode(batch, rows)
+
     def forward(self, batch: Batch) -> Float[Tensor, "rows E"]:
         """Return a vector for each document; of tokens, for each that `batch.label_positions` names, or for all."""
-        hidden = self.model(batch.tokens, batch.layout)
+        hidden = self.model.encode(batch)
         if self.pooling != "tokens":
             hidden = pool(hidden.float(), batch.layout, self.pooling)
         elif batch.label_positions is not None:

@@ -13,13 +13,14 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from modernbert.batch import SequenceLengths
+from modernbert.batch import Batch, SequenceLengths
 from modernbert.engines.attention import Attend, prepare
 from modernbert.engines.cpu.prepacked_linear import PrepackedLinear
 from modernbert.engines.cuda.cuda_graphs import CudaGraphs
 from modernbert.engines.inference_only import refuse_conversion
 from modernbert.engines.operations import Operations, operations_of
 from modernbert.model.config import ModelConfig
+from modernbert.model.interface import Model
 from modernbert.model.rope import rotate_heads, rotation
 
 __all__ = ["Encoder"]
@@ -120,7 +121,7 @@ class Layer(nn.Module):
         return hidden, self.mlp(normed, ops)
 
 
-class Encoder(nn.Module):
+class Encoder(Model):
     """ModernBERT without a head.
 
     `config` may be replaced by one of the same shape between batches: context extension changes the theta of global
@@ -149,11 +150,20 @@ class Encoder(nn.Module):
         """
         with torch.cuda.device_of(tokens):  # kernels of our own start where the current device is
             if self.replays is not None and self.replays.take(tokens, layout):
-                hidden = self.replays(self.encode, tokens, layout)
+                hidden = self.replays(self.run_layers, tokens, layout)
                 return hidden if where is None else hidden.index_select(0, where)
-            return self.encode(tokens, layout, where)
+            return self.run_layers(tokens, layout, where)
 
-    def encode(
+    @property
+    def encoder(self) -> "Encoder":
+        """Return itself: it has no head."""
+        return self
+
+    def encode(self, batch: Batch, rows: Int64[Tensor, " M"] | None = None) -> Float[Tensor, "M D"]:
+        """Return the hidden states of every token of a batch, or of the tokens `rows`."""
+        return self(batch.tokens, batch.layout, rows)
+
+    def run_layers(
         self, tokens: Int64[Tensor, " T"], layout: SequenceLengths, where: Int64[Tensor, " M"] | None = None
     ) -> Float[Tensor, "M D"]:
         """Do what `forward` does, whatever the size of the batch, layer by layer.

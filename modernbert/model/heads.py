@@ -1,12 +1,12 @@
-"""Heads: hidden states -> scores and vectors.
+"""Models with a head: the masked LM and fine-tuned classifiers. `model.interface.Model` documents what they share.
 
-In: a batch, or its hidden states. Out: logits, only at the rows asked for; scores of documents or words; one vector a
-document. Masked rows are gathered after the last attention, so that the rest of that layer, head and vocabulary see
-about 30 % of the tokens in pretraining. Source: paper, 2.1.1; the published classes in transformers.
+Rows with a label are gathered after the last attention, so the last MLP, the head and the decoder run on about 30 % of
+the tokens in pretraining. Source: paper, section 2.1.1; the published classes in transformers.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +14,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from modernbert.batch import Batch, SequenceLengths
-from modernbert.engines.cpu.fused_encoder import FusedEncoder
 from modernbert.engines.plain_modules import is_plain
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.initialization import draw_normal
+from modernbert.model.interface import FILL_MASK, Model
 from modernbert.model.meta_device import on_meta
 
 __all__ = [
@@ -36,7 +36,7 @@ __all__ = [
 
 
 class PredictionHead(nn.Module):
-    """Dense, exact GELU, norm."""
+    """Dense layer, exact GELU, LayerNorm."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -44,19 +44,21 @@ class PredictionHead(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
 
     def forward(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
-        """Transform each row by itself."""
+        """Transform each row."""
         return self.norm(F.gelu(self.dense(rows)))
 
-    def wide(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
-        """Do the same in float32, whatever the weights are held in."""
+    def forward_fp32(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
+        """Compute `forward` in float32, whatever the precision of the weights."""
         rows = F.gelu(_linear_fp32(self.dense, rows))
         if not is_plain(self.norm):
             return self.norm(rows.to(self.norm.weight.dtype)).float()
         return F.layer_norm(rows, self.norm.normalized_shape, self.norm.weight.float(), eps=self.norm.eps)
 
 
-class MaskedLM(nn.Module):
-    """The encoder with the masked-language-model head; the decoder shares the token embedding and has its own bias."""
+class MaskedLM(Model):
+    """The encoder with the masked-LM head; the decoder shares its weight with the token embedding and has a bias."""
+
+    task = FILL_MASK
 
     def __init__(self, config: ModelConfig, backend: str = "banded") -> None:
         super().__init__()
@@ -66,26 +68,48 @@ class MaskedLM(nn.Module):
         self.decoder.weight = self.model.embeddings.tok_embeddings.weight
 
     @property
-    def backend(self) -> str:
-        """What attention runs on, and with it what else the package has loops or kernels of its own for."""
-        return self.model.backend
+    def encoder(self) -> Any:
+        """The encoder, or its form for inference."""
+        return self.model
+
+    @property
+    def output_layer(self) -> nn.Linear:
+        """The decoder."""
+        return self.decoder
+
+    def encode(self, batch: Batch, rows: Int64[Tensor, " M"] | None = None) -> Float[Tensor, "M D"]:
+        """Return the hidden states of every token of a batch, or of the tokens `rows`."""
+        return self.model(batch.tokens, batch.layout, rows)
+
+    def logits(self, batch: Batch) -> Float[Tensor, "M V"]:
+        """Return `forward`."""
+        return self(batch)
+
+    def head_logits(
+        self,
+        hidden: Float[Tensor, "T D"],
+        layout: SequenceLengths | None = None,
+        rows: Int64[Tensor, " M"] | None = None,
+    ) -> Float[Tensor, "M V"]:
+        """Return the logits of hidden states, or of those at `rows`."""
+        return self.decode(hidden if rows is None else hidden.index_select(0, rows))
 
     def forward(self, batch: Batch) -> Float[Tensor, "M V"]:
-        """Return logits at `batch.label_positions`, in their order, or at every token where it is None."""
+        """Return the logits at `batch.label_positions`, in their order, or at every token if it is None."""
         return self.decoder(self.features(batch))
 
     def features(self, batch: Batch) -> Float[Tensor, "M D"]:
-        """Return what the decoder sees: the rows `batch.label_positions`, through the head."""
-        return self.head(self.model(batch.tokens, batch.layout, batch.label_positions))
+        """Return the input of the decoder: the head's output at `batch.label_positions`."""
+        return self.head(self.encode(batch, batch.label_positions))
 
     def decode(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M V"]:
-        """Return the logits of some rows of hidden states."""
+        """Return the logits of rows of hidden states."""
         return self.decoder(self.head(rows))
 
 
 @dataclass(frozen=True)
 class Task:
-    """Say what is scored, and how a published config tells so."""
+    """What a head scores, and the names that a published config.json has for it."""
 
     of_tokens: bool
     architecture: str
@@ -107,66 +131,79 @@ TASKS = {
 _PAIRED = ("rerank", "choose", "extract")
 
 
-class Classifier(nn.Module):
+class Classifier(Model):
     """The encoder, the prediction head, and a linear layer with a row for each label.
 
-    Its parameters are named and shaped alike for every published task of the kind, so one class stands for all.
-    Documents are pooled before the head, as the config's `classifier_pooling` says.
+    All published fine-tuned heads have these parameter names and shapes, so one class serves all tasks. Heads that
+    score documents pool first, by `classifier_pooling` of the config.
     """
+
+    task: str
 
     def __init__(self, config: ModelConfig, task: str, labels: Sequence[str], backend: str = "banded") -> None:
         super().__init__()
         self.task, self.labels = task, tuple(labels)
-        # Whether it was trained on pairs of texts; other tasks may be, too.
+        # Models of other tasks can be trained on pairs, too: config.json says so.
         self.reads_pairs = task in _PAIRED
         self.model = Encoder(config, backend)
         self.head = PredictionHead(config)
         self.classifier = nn.Linear(config.hidden_size, len(self.labels))
 
     @property
-    def is_ranker(self) -> bool:
-        """Whether its head gives a pair of texts one score, by which pairs are ranked."""
-        return self.task in ("rerank", "regress", "multilabel") and len(self.labels) == 1
+    def encoder(self) -> Any:
+        """The encoder, or its form for inference."""
+        return self.model
+
+    @property
+    def output_layer(self) -> nn.Linear:
+        """The linear layer with a row for each label."""
+        return self.classifier
+
+    def encode(self, batch: Batch, rows: Int64[Tensor, " M"] | None = None) -> Float[Tensor, "M D"]:
+        """Return the hidden states of every token of a batch, or of the tokens `rows`."""
+        return self.model(batch.tokens, batch.layout, rows)
+
+    def logits(self, batch: Batch) -> Float[Tensor, "M labels"]:
+        """Return `forward`."""
+        return self(batch)
 
     def forward(self, batch: Batch) -> Float[Tensor, "M labels"]:
-        """Return scores of every document or every token; where `batch.label_positions` names some, of those alone."""
-        if TASKS[self.task].of_tokens:
-            return self.score(self.model(batch.tokens, batch.layout, batch.label_positions), batch.layout)
-        return self.score(self.model(batch.tokens, batch.layout), batch.layout, batch.label_positions)
+        """Return the scores of every document or every token, or of those in `batch.label_positions`."""
+        if self.scores_tokens:
+            return self.head_logits(self.encode(batch, batch.label_positions))
+        return self.head_logits(self.encode(batch), batch.layout, batch.label_positions)
 
-    def score(
-        self, hidden: Float[Tensor, "T D"], layout: SequenceLengths, where: Int64[Tensor, " M"] | None = None
+    def head_logits(
+        self,
+        hidden: Float[Tensor, "T D"],
+        layout: SequenceLengths | None = None,
+        rows: Int64[Tensor, " M"] | None = None,
     ) -> Float[Tensor, "M labels"]:
-        """Return the scores of hidden states of documents, as `forward` does; those of whole documents in float32.
-
-        Rounded to bfloat16, documents that are to be ranked by them would be equals. There are few of them.
-        """
-        if TASKS[self.task].of_tokens:
-            rows = hidden if where is None else hidden.index_select(0, where)
-            return self.classifier(self.head(rows))
-        rows = pool(hidden.float(), layout, self.model.config.classifier_pooling)
-        rows = rows if where is None else rows.index_select(0, where)
-        with torch.autocast(rows.device.type, enabled=False):
-            return _linear_fp32(self.classifier, self.head.wide(rows))
+        """Return the scores of hidden states, of documents in float32: in bfloat16, ranked documents would tie."""
+        if not self.scores_tokens:
+            assert layout is not None, "a head that scores documents needs their lengths"
+            hidden = pool(hidden.float(), layout, self.model.config.classifier_pooling)
+        hidden = hidden if rows is None else hidden.index_select(0, rows)
+        if self.scores_tokens:
+            return self.classifier(self.head(hidden))
+        with torch.autocast(hidden.device.type, enabled=False):
+            return _linear_fp32(self.classifier, self.head.forward_fp32(hidden))
 
 
-Model = MaskedLM | Classifier | Encoder | FusedEncoder
-
-
-def encoder_of(model: Model) -> Encoder | FusedEncoder:
+def encoder_of(model: Model) -> Model:
     """Return a model without its head."""
-    return model if isinstance(model, (Encoder, FusedEncoder)) else model.model
+    return model.encoder
 
 
 def _linear_fp32(layer: nn.Linear, rows: Float[Tensor, "N D_in"]) -> Float[Tensor, "N D_out"]:
-    """Return a layer's output in float32, whatever its weights are held in; hooks and adapters take part."""
+    """Return the output of a layer in float32, whatever the precision of its weights; hooks and adapters are called."""
     if not is_plain(layer):
         return layer(rows.to(next(layer.parameters()).dtype)).float()
     return F.linear(rows, layer.weight.float(), None if layer.bias is None else layer.bias.float())
 
 
 def pool(hidden: Float[Tensor, "T D"], layout: SequenceLengths, pooling: str) -> Float[Tensor, "N D"]:
-    """Return one vector a document: the `mean` of its tokens, or its first token `cls`."""
+    """Return one vector per document: the `mean` of its tokens, or its first token (`cls`)."""
     if pooling == "cls":
         return hidden.index_select(0, layout.starts.long())
     lengths = (layout.cu_seqlens[1:] - layout.cu_seqlens[:-1]).long()
@@ -174,10 +211,10 @@ def pool(hidden: Float[Tensor, "T D"], layout: SequenceLengths, pooling: str) ->
 
 
 def start_classifier(model: MaskedLM | Encoder | Classifier, task: str, labels: Sequence[str], seed: int) -> Classifier:
-    """Return a classifier with the encoder of a model, and its prediction head where it has one.
+    """Return a classifier with the encoder of a model, and its prediction head if it has one.
 
-    The scores start from a seed, unless the model has scores of the same labels for the same task. The model that is
-    given shares its weights with what is returned.
+    The classifier shares the model's weights. Its last layer is drawn from the seed, unless the model has one for the
+    same task and labels.
 
     Raises: InputError for an unknown task, or labels that do not fit it.
     """
@@ -185,7 +222,7 @@ def start_classifier(model: MaskedLM | Encoder | Classifier, task: str, labels: 
         raise InputError(f"task: found {task!r}, expected {', '.join(TASKS)}")
     if len(set(labels)) < len(labels) or not labels:
         raise InputError(f"labels: found {list(labels)}, expected different ones")
-    encoder = model if isinstance(model, Encoder) else model.model
+    encoder = model.encoder
     config = encoder.config
     with on_meta():
         started = Classifier(config, task, labels)
@@ -202,7 +239,7 @@ def start_classifier(model: MaskedLM | Encoder | Classifier, task: str, labels: 
         started.classifier = model.classifier
     else:
         started.classifier.to_empty(device=device)
-        # As wide as keeps the scores' size whatever the width. Source: the published classes in transformers.
+        # The standard deviation keeps the size of the scores independent of the width. Source: transformers' classes.
         _fill(started.classifier, config.hidden_size**-0.5, config, generator)
     return started
 

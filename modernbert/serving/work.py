@@ -123,7 +123,7 @@ def scored(model: Classifier) -> Finish:
         layout = SequenceLengths.from_lengths([len(each) for each in documents]).to(hidden.device)
         weight = model.classifier.weight
         with autocast(weight.device, weight.dtype):
-            scores = model.score(hidden, layout).float().cpu()
+            scores = model.head_logits(hidden, layout).float().cpu()
         if not TASKS[model.task].of_tokens:
             return list(scores.numpy())
         # All scores of a request's tokens would take memory by the number of labels.

@@ -15,7 +15,7 @@ from modernbert.config_files import load
 from modernbert.errors import InputError
 from modernbert.hub_download import find_folder, find_tokenizer
 from modernbert.model.config import ModelConfig
-from modernbert.model.heads import MaskedLM
+from modernbert.model.interface import FILL_MASK
 from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.training.pretraining_config import PretrainConfig
 from modernbert.training.run_checkpoint import Checkpoint, latest, open_checkpoint
@@ -52,10 +52,10 @@ def find_start(name: str) -> Start:
         elif (folder / "checkpoints").is_dir():
             raise InputError(f"{folder}: this run has no checkpoint yet")
     model = load_model(folder)
-    if not isinstance(model, MaskedLM):
+    if model.task != FILL_MASK:
         raise InputError(f"{folder}: has no masked-language-model head (head.dense, head.norm, decoder), expected one")
     weights = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
-    config = model.model.config
+    config = model.encoder.config
     return Start(config, Tokenizer.load(folder, config.vocab_size), weights, {})
 
 

@@ -25,7 +25,6 @@ from modernbert.checkpoints.projection import load_projection
 from modernbert.checkpoints.sentence_transformers_format import load_vectors, max_length_of, write_vectors
 from modernbert.checkpoints.transformers_models import (
     OURS,
-    ForeignEncoder,
     family_of,
     load_foreign_encoder,
     longest_of,
@@ -53,8 +52,7 @@ from modernbert.files import only_process, write_file
 from modernbert.hub_download import find_folder
 from modernbert.inference.modernbert import ModernBert
 from modernbert.model.embedder import Embedder, EmbeddingConfig
-from modernbert.model.encoder import Encoder
-from modernbert.model.heads import encoder_of
+from modernbert.model.interface import MODERNBERT
 from modernbert.number_checks import check_numbers
 from modernbert.tasks.retrieval_examples import (
     Question,
@@ -453,15 +451,14 @@ def _start(config: RetrieverConfig, inputs: _Inputs) -> tuple[Embedder, list[dic
         tokenizer = inputs.tokenizer
         torch.manual_seed(config.seed)  # what the folder lacks, as a BERT's pooler, is drawn
         foreign = load_foreign_encoder(inputs.folder, tokenizer.pad_id, tokenizer.sep_id, torch.float32)
-        model = Embedder(foreign, inputs.vectors.pooling, _start_projection(config, inputs, foreign.width))
+        model = Embedder(foreign, inputs.vectors.pooling, _start_projection(config, inputs, foreign.hidden_size))
         groups = parameter_groups(foreign, config.weight_decay)
         if model.projection is not None:
             scale = (config.projection_lr or config.lr) / config.lr
             groups += [{"params": [model.projection.weight], "weight_decay": config.weight_decay, "lr_scale": scale,
                         "lr": config.lr * scale, "max_lr": config.lr * scale}]  # fmt: skip
         return model, groups
-    encoder = encoder_of(load_model(inputs.folder, dtype=torch.float32, backend=inputs.backend))
-    assert isinstance(encoder, Encoder)
+    encoder = load_model(inputs.folder, dtype=torch.float32, backend=inputs.backend).encoder
     if config.dropout is not None:
         encoder.set_dropout(config.dropout)
     projection = _start_projection(config, inputs, encoder.config.hidden_size)
@@ -484,7 +481,6 @@ def _start_projection(config: RetrieverConfig, inputs: _Inputs, width: int) -> n
 
 
 def _scores(inputs: _Inputs, model: Embedder, split: str) -> list[Retrieval]:
-    assert isinstance(model.model, (Encoder, ForeignEncoder))
     bert = ModernBert(
         inputs.tokenizer, model.model, vectors=inputs.vectors, projection=model.projection, max_length=inputs.longest
     )
@@ -512,15 +508,15 @@ def _write(out: Path, config: RetrieverConfig, inputs: _Inputs, model: Embedder,
         inputs.tokenizer.save_folder(partial, longest)
         write_beside(partial)
 
-    if isinstance(encoder, ForeignEncoder):
+    if encoder.family != MODERNBERT:
         save_foreign(out / "model", encoder, inputs.folder, write_beside)
     else:
-        assert isinstance(encoder, Encoder)
         save_folder(out / "model", encoder, write_tokenizer_too, replace=True)
     if config.stanford:
-        prefix = str(encoder.inner.base_model_prefix) if isinstance(encoder, ForeignEncoder) else "model"
         assert model.projection is not None, "checked before anything was begun"
-        write_stanford(out / "stanford", out / "model", prefix, load_vectors(out / "model"), model.projection)
+        write_stanford(
+            out / "stanford", out / "model", encoder.base_model_prefix, load_vectors(out / "model"), model.projection
+        )
     model.to(inputs.device)
     written: dict[str, Any] = {
         "metric": config.metric,

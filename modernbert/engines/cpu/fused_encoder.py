@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from modernbert.batch import SequenceLengths
+from modernbert.batch import Batch, SequenceLengths
 from modernbert.engines.cpu import build, calls
 from modernbert.engines.inference_only import inference_only, refuse_conversion, refuse_weights
 from modernbert.engines.operations import can_multiply
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
+from modernbert.model.interface import Model
 from modernbert.model.meta_device import on_meta
 from modernbert.model.rope import rotation
 
@@ -29,7 +30,7 @@ def can_fuse(config: ModelConfig, backend: str) -> bool:
     return backend == "native" and can_multiply(config.hidden_size, config.intermediate_size)
 
 
-class FusedEncoder(nn.Module):
+class FusedEncoder(Model):
     """What `Encoder` computes, in the precision of its weights, with a residual stream in float32.
 
     The encoder that it is made from gives its weights away, layer by layer, so that none is held twice.
@@ -67,6 +68,10 @@ class FusedEncoder(nn.Module):
             num_heads=config.num_attention_heads, feed_width=config.intermediate_size, eps=config.norm_eps,
         )  # fmt: skip
         return inference_only(hidden if where is None else hidden.index_select(0, where))
+
+    def encode(self, batch: Batch, rows: Int64[Tensor, " M"] | None = None) -> Float[Tensor, "M D"]:
+        """Return the hidden states of every token of a batch, or of the tokens `rows`."""
+        return self(batch.tokens, batch.layout, rows)
 
     def unpack(self) -> Encoder:
         """Return the plain encoder, with the same bits."""

@@ -1,0 +1,131 @@
+"""The interface of every model that a folder can hold: with a masked-LM head, a fine-tuned head, or none.
+
+Callers ask a model what it is (`task`, `labels`, `hidden_size`, ...) and for its outputs (`encode`, `logits`), and do
+not need its class. Models of other families (`checkpoints.transformers_models`) have the same interface.
+"""
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from modernbert.batch import Batch, SequenceLengths
+from modernbert.errors import InputError
+from modernbert.model.config import ModelConfig
+
+__all__ = ["FILL_MASK", "MODERNBERT", "Model"]
+
+FILL_MASK = "fill-mask"
+MODERNBERT = "modernbert"
+
+
+class Model(nn.Module):
+    """A model of ragged batches; the defaults are those of an encoder without a head.
+
+    Attributes:
+        task: What the head is for: `fill-mask`, the name of a fine-tuning task, or None without a head.
+        labels: The names of the columns of `logits`; empty for the masked LM, whose columns are the vocabulary.
+        reads_pairs: Whether the model was trained on pairs of texts.
+        family: The `model_type` of config.json; `modernbert` is computed by this package, others by transformers.
+        base_model_prefix: The name of the encoder in a model with a head; tensors in a folder can begin with it.
+        config: The shape; only encoders of this package have it (`model.encoder.config`).
+        backend: The compute backend; only encoders of this package have it.
+    """
+
+    task: str | None = None
+    labels: tuple[str, ...] = ()
+    reads_pairs: bool = False
+    family: str = MODERNBERT
+    base_model_prefix: str = "model"
+    config: ModelConfig
+    backend: str
+
+    @property
+    def encoder(self) -> "Model":
+        """The model without its head."""
+        return self
+
+    @property
+    def num_labels(self) -> int:
+        """Number of labels; 0 for the masked LM and for an encoder without a head."""
+        return len(self.labels)
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether the head was fine-tuned for a task with labels."""
+        return bool(self.labels)
+
+    @property
+    def is_ranker(self) -> bool:
+        """Whether the head gives a pair of texts one score, by which pairs are ranked."""
+        return self.task in ("rerank", "regress", "multilabel") and self.num_labels == 1
+
+    @property
+    def scores_tokens(self) -> bool:
+        """Whether a row of `logits` is a token (masked LM, tags, spans of answers), not a document."""
+        return self.task in (FILL_MASK, "tag", "extract")
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states, D."""
+        return self.encoder.config.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        return self.encoder.config.num_hidden_layers
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of token ids that the model has embeddings for, V."""
+        return self.encoder.config.vocab_size
+
+    @property
+    def max_length(self) -> int:
+        """The most tokens of a document: the number of positions that the model was trained for."""
+        return self.encoder.config.max_position_embeddings
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def output_layer(self) -> nn.Linear | None:
+        """The last linear layer of the head, or None without a head."""
+        return None
+
+    def encode(self, batch: Batch, rows: Int64[Tensor, " M"] | None = None) -> Float[Tensor, "M D"]:
+        """Return the hidden states of every token of a batch, or of the tokens `rows`."""
+        raise NotImplementedError
+
+    def logits(self, batch: Batch) -> Float[Tensor, "M labels"]:
+        """Return the outputs of the head for a batch.
+
+        The masked LM returns rows of V logits at the tokens `batch.label_positions`. A fine-tuned head returns the
+        scores of its labels, for every document or every token, or for those in `batch.label_positions`.
+
+        Raises: InputError for a model without a head.
+        """
+        raise InputError("This model has no head, so it has no logits.")
+
+    def head_logits(
+        self,
+        hidden: Float[Tensor, "T D"],
+        layout: SequenceLengths | None = None,
+        rows: Int64[Tensor, " M"] | None = None,
+    ) -> Float[Tensor, "M labels"]:
+        """Return what `logits` returns, from hidden states.
+
+        Args:
+            hidden: The output of `encode`.
+            layout: The documents of `hidden`; needed by heads that score documents.
+            rows: Score these tokens or documents only.
+
+        Raises: InputError for a model without a head.
+        """
+        raise InputError("This model has no head, so it has no logits.")
