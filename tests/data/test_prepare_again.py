@@ -182,7 +182,6 @@ def test_copies_are_left_out_wherever_they_are_tokenised(
 
 
 def test_ray_writes_the_same_bytes(corpus: Path, tokenizer_folder: Path) -> None:
-    pytest.importorskip("ray")
     straight = prepare.run(config(corpus, tokenizer_folder, "straight"))
     words = ["prepare", f"sources=[{corpus}]", f"tokenizer={tokenizer_folder}", f"out={corpus.parent / 'ray'}"]
     code = (
