@@ -1,7 +1,6 @@
-"""Write files and folders so that a reader sees the old content or the new, never a half.
+"""Atomic writes: a reader sees the old file or folder or the new one, never a part of it.
 
-In: a target path. Out: a temporary sibling to fill, made durable and renamed into place at the end. A file of its own
-because shards, checkpoints, model folders and reports all make the same promise.
+New content is written to a temporary sibling, synced to disk, and renamed into place.
 """
 
 import errno
@@ -15,6 +14,8 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from modernbert.errors import CheckFailed, InputError
 
@@ -47,9 +48,9 @@ logger = logging.getLogger(__name__)
 
 
 def check_target(target: Path | None) -> None:
-    """Check before long work that a file can be written at `target`; None is nowhere.
+    """Check before long work that the file `target` can be written; None is accepted.
 
-    Raises: InputError if it is a folder, or where it would lie cannot be written.
+    Raises: InputError if `target` is a folder, or its folder is not writable.
     """
     if target is None:
         return
@@ -64,13 +65,13 @@ def check_target(target: Path | None) -> None:
 
 @contextmanager
 def new_folder(target: Path, *, replace: bool = False, kept: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary sibling of `target`; on success make it durable and rename it into place.
+    """Yield a temporary sibling of `target`; on success sync it to disk and rename it into place.
 
-    On any failure but one the temporary folder is removed. On `CheckFailed` it is renamed to `kept`, by default
-    `target` with `UNVERIFIED` behind it, and the error says so. Either way `target` is as it was; after a kill in the
-    moment between two renames, the next attempt first puts back what was there.
+    On failure the temporary folder is removed, except on `CheckFailed`: then it is renamed to `kept` (default: `target`
+    plus `UNVERIFIED`), and the error names it. In both cases `target` is unchanged. After a kill between the two
+    renames, the next attempt first restores the previous folder.
 
-    Raises: InputError if `target` exists and may not be replaced, or if the disk is full or not writable.
+    Raises: InputError if `target` exists and `replace` is false, or if the disk is full or not writable.
     """
     _put_back(target)
     if target.exists() and not replace:
@@ -93,7 +94,7 @@ def new_folder(target: Path, *, replace: bool = False, kept: Path | None = None)
 
 
 def _keep(partial: Path, kept: Path) -> str:
-    """Rename a folder that failed its check, in place of one that failed before, and say where it is."""
+    """Rename a folder that failed its check, replacing an earlier one, and return the sentence that names it."""
     try:
         move_into_place(partial, kept)
     except OSError as error:
@@ -102,9 +103,9 @@ def _keep(partial: Path, kept: Path) -> str:
 
 
 def move_into_place(folder: Path, target: Path) -> None:
-    """Make a folder and all in it durable, then give it the name of `target`, whose old content goes.
+    """Sync a folder and everything in it to disk, then rename it to `target`, replacing the old content.
 
-    Raises: OSError if the disk does not take it; `target` is then as it was.
+    Raises: OSError if the disk is full or not writable; `target` is then unchanged.
     """
     for path in sorted(folder.rglob("*")):
         sync_file(path)
@@ -114,31 +115,28 @@ def move_into_place(folder: Path, target: Path) -> None:
 
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone; the system lets go of it however the process ends.
+    """Lock a folder for this process; the system releases the lock however the process ends.
 
-    Raises: InputError if another process holds it, or it cannot be written.
+    Raises: InputError if another process holds the lock, or the folder cannot be written.
     """
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = (folder / ".lock").open("w")
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"{folder}: another process is at work in this folder") from None
     except OSError as error:
         raise translate_errors(folder, error) from error
-    with handle:
-        try:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass  # a system without such locks; there two processes are the user's to avoid
-        except OSError:
-            raise InputError(f"{folder}: another process is at work in this folder") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def write_file(target: Path, content: str | bytes) -> None:
-    """Write a whole file beside `target`, then rename it into place.
+    """Write `content` to a temporary file and rename it to `target`.
 
-    Raises: InputError if the disk is full or not writable; the old file is then untouched.
+    Raises: InputError if the disk is full or not writable; the old file is then unchanged.
     """
     with new_file(target) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -146,9 +144,9 @@ def write_file(target: Path, content: str | bytes) -> None:
 
 @contextmanager
 def new_file(target: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `target` to write to; on success rename it into place.
+    """Yield a temporary path beside `target` to write to; on success rename it to `target`.
 
-    Raises: InputError if the disk is full or not writable; the old file is then untouched.
+    Raises: InputError if the disk is full or not writable; the old file is then unchanged.
     """
     partial = _partial(target)
     try:
@@ -169,24 +167,24 @@ def new_file(target: Path) -> Iterator[Path]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
-    """Write named tensors as safetensors, for a folder of `new_folder`.
+    """Write named tensors as a safetensors file, inside a folder of `new_folder`.
 
-    Raises: OSError with the system's number if the disk is full or not writable.
+    Raises: OSError with its errno if the disk is full or not writable.
     """
-    # Here, not above: whoever writes shards of text has no need of torch.
+    # Imported here, because this import loads torch and writers of text do not need it.
     from safetensors.torch import save_file
 
     path.touch()
     mode = path.stat().st_mode
     with unwrap_errors():
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, metadata)
-    # The library writes for this user alone; whoever may read the rest of a folder may read its weights.
+    # The library sets mode 0600; weights get the mode of the other files.
     path.chmod(mode)
 
 
 @contextmanager
 def unwrap_errors() -> Iterator[None]:
-    """Raise the system's error, where safetensors or LanceDB wraps it: a full disk is told like any other full disk."""
+    """Raise the OSError that safetensors or LanceDB wrapped in an error of its own."""
     from safetensors import SafetensorError
 
     try:
@@ -199,9 +197,9 @@ def unwrap_errors() -> Iterator[None]:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove what killed processes left beside `target`; a live process's folder stays.
+    """Remove temporary files of killed processes beside `target`; those of live processes stay.
 
-    What was set aside for a new folder that never came into its place goes back there. `target` may be a pattern.
+    A previous folder whose replacement was interrupted is restored. `target` may be a pattern.
     """
     for path in _leftovers(target, _PREVIOUS):
         _put_back(path.with_name(path.name.split(_LEFTOVER)[0]))
@@ -210,10 +208,9 @@ def remove_leftovers(target: Path) -> None:
 
 
 def try_delete(path: Path) -> None:
-    """Delete a file or a folder that is no longer needed; if the system refuses, log a warning and go on.
+    """Delete a file or a folder that is no longer needed; if the system refuses, log a warning and continue.
 
-    A folder is renamed first, so that a half-deleted folder is never read as a whole one. What is left of it is deleted
-    by the next `remove_leftovers`.
+    A folder is renamed first, so that no reader sees it half deleted. The next `remove_leftovers` deletes the rest.
     """
     doomed = path
     if path.is_dir() and not path.is_symlink() and _LEFTOVER not in path.name:
@@ -225,7 +222,7 @@ def try_delete(path: Path) -> None:
     try:
         shutil.rmtree(doomed) if doomed.is_dir() and not doomed.is_symlink() else doomed.unlink(missing_ok=True)
     except OSError as error:
-        shutil.rmtree(doomed, ignore_errors=True)  # the first pass stops at the first file that is refused
+        shutil.rmtree(doomed, ignore_errors=True)  # the first call stops at the first error
         if os.path.lexists(doomed):
             reason = error.strerror or error
             logger.warning(
@@ -240,7 +237,7 @@ def sha256_of(path: Path) -> str:
 
 
 def sync_file(path: Path) -> None:
-    """Force the bytes of a file, or the names in a folder, to the disk."""
+    """Call fsync on a file or a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -249,7 +246,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Force the names in a folder to the disk; a rename is durable only after this."""
+    """Call fsync on a folder; a rename in it is durable only after this."""
     if os.name == "posix":
         sync_file(path)
 
@@ -259,7 +256,7 @@ def _partial(target: Path) -> Path:
 
 
 def _leftovers(target: Path, kind: str = "") -> list[Path]:
-    """List what killed processes, or earlier attempts of this one, left beside `target`."""
+    """List temporary files of killed processes, and of earlier attempts of this one, beside `target`."""
     paths = target.parent.glob(f"{target.name}{_LEFTOVER}{kind}*")
     owners = {path: path.name.rsplit("-", 1)[-1] for path in paths}
     return [
@@ -284,11 +281,11 @@ def _rename(partial: Path, target: Path) -> None:
 
 
 def _put_back(target: Path) -> None:
-    """Rename to `target` what was set aside for a new folder that never came into its place."""
+    """Restore the previous `target` after an interrupted replacement."""
     if target.exists():
         return
     for previous in _leftovers(target, _PREVIOUS)[:1]:
-        with suppress(OSError):  # where nothing can be renamed, nothing can be written: the writer will say so
+        with suppress(OSError):  # the writer reports the same error
             os.rename(previous, target)
 
 
@@ -303,7 +300,7 @@ def _alive(process: int) -> bool:
 
 
 def translate_errors(target: Path, error: OSError) -> InputError:
-    """Return the one line that tells a user why `target` could not be written."""
+    """Return the InputError that says why `target` could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InputError(f"{target}: no space left on the disk; nothing was kept of the attempt")
     return InputError(f"{target}: cannot be written ({error.strerror or error}); nothing was kept of the attempt")
