@@ -29,10 +29,6 @@ _BOUNDS: dict[str, tuple[float, float, bool]] = {
     "weight_decay": (0, 1, True),
     "warmup": (0, 1, True),
     "dropout": (0, 0.99, True),
-    "beta1": (0, 0.9999, True),
-    "beta2": (0, 0.99999, True),
-    "eps": (0, 1, False),
-    "save_every_s": (0, math.inf, True),
     "seed": (0, 2**32 - 1, True),
 }
 

@@ -88,7 +88,7 @@ def test_the_efficiency_tables_of_the_readme_are_those_of_the_results() -> None:
 
 def config_of(name: str) -> PretrainConfig:
     path = ROOT / "modernbert" / "configs" / "pretrain" / f"{name}.yaml"
-    words = ["out=x", "tokenizer=t", "sources.code=a", "sources.prose=b", "init_from=c"]
+    words = ["output=x", "tokenizer=t", "data.sources.code=a", "data.sources.prose=b", "init_from=c"]
     config = load(PretrainConfig, path, words)
     config.check()
     return config

@@ -25,7 +25,7 @@ SHORTER = {
         "phases.stable.tokens=2048", "phases.stable.warmup_tokens=0", "phases.stable.batch_warmup_tokens=0",
         "phases.stable.max_micro_batches=1", "phases.extension.tokens=1024", "phases.extension.max_len=1024",
         "phases.extension.micro_batch_tokens=1024", "phases.decay.tokens=1024", "phases.decay.max_len=1024",
-        "phases.decay.micro_batch_tokens=1024", "heldout_tokens=512", "verify=false",
+        "phases.decay.micro_batch_tokens=1024", "evaluation.max_tokens=512", "data.verify=false",
     ],
     "pretrain/adapt": [
         "phases.adapt.tokens=2048", "phases.adapt.warmup_tokens=0", "phases.adapt.max_micro_batches=1",
@@ -80,8 +80,8 @@ def test_pretraining_and_continued_pretraining_work_as_printed(elsewhere: Path, 
 
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": RetrieverConfig}
 GIVEN = {
-    "pretrain": ["out=x", "tokenizer=x", "init_from=x", "sources.a=x"],
-    "finetune": ["out=x", "model=x", "train=[x]", "dev=[x]"],
+    "pretrain": ["output=x", "tokenizer=x", "init_from=x", "data.sources.a=x"],
+    "finetune": ["output=x", "model=x", "train=[x]", "dev=[x]"],
 }
 CONFIGS = Path(__file__).parents[1] / "modernbert" / "configs"
 
@@ -107,7 +107,7 @@ def test_commands_take_the_names_of_configs(elsewhere: Path) -> None:
 def test_a_file_of_that_name_comes_first_and_an_unknown_name_lists_the_shipped(elsewhere: Path) -> None:
     (elsewhere / "pretrain").mkdir()
     (elsewhere / "pretrain" / "demo").write_text("seed: 123\n")
-    assert "seed: 123\n" in modernbert("pretrain", "pretrain/demo", "out=x", "--print").stdout
+    assert "seed: 123\n" in modernbert("pretrain", "pretrain/demo", "output=x", "--print").stdout
     for verb, words in (("pretrain", ["pretrain/dmo"]), ("finetune", ["mine.yaml"]), ("plan", ["pretrain/dmo"])):
         done = modernbert(verb, *words, "out=x")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -127,7 +127,7 @@ def test_a_plan_takes_the_names_of_configs_and_of_models(elsewhere: Path) -> Non
 def test_a_tokenizer_that_is_nowhere_is_named(elsewhere: Path) -> None:
     for verb, words in (
         ("prepare", ["sources=[corpus/]", "out=x"]),
-        ("pretrain", ["sources.a=x", "out=x", "phases.a.tokens=65536", "phases.a.lr=1e-3"]),
+        ("pretrain", ["data.sources.a=x", "output=x", "phases.a.tokens=65536", "phases.a.lr=1e-3"]),
     ):
         done = modernbert(verb, *words, "tokenizer=owner/absent")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

@@ -119,11 +119,11 @@ def _pretrain_config(out: Path, scale: Scale) -> PretrainConfig:
             PretrainConfig,
             path,
             [
-                f"out={out}",
+                f"output={out}",
                 f"tokenizer={out / 'tokenizer.json'}",
-                f"sources.code={out / 'shards' / 'code'}",
-                f"sources.prose={out / 'shards' / 'prose'}",
-                f"heldout.packages={out / 'shards' / 'heldout'}",
+                f"data.sources.code={out / 'shards' / 'code'}",
+                f"data.sources.prose={out / 'shards' / 'prose'}",
+                f"data.heldout.packages={out / 'shards' / 'heldout'}",
                 f"seed={SEED}",
             ],
         )

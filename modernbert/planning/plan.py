@@ -39,7 +39,7 @@ from modernbert.training.pretraining_config import PretrainConfig, schedule_of
 __all__ = ["PlanConfig", "run"]
 
 # Fields of a run that a plan does without.
-_NOT_NEEDED = ("out=.", "tokenizer=.", "init_from=.")
+_NOT_NEEDED = ("output=.", "tokenizer=.", "init_from=.")
 # Documents of the measurement that a forecast for the machine at hand is held against.
 _MEASURED_LENGTHS = (1024, 512, 256, 128, 64, 64)
 
@@ -106,8 +106,8 @@ def run(config: PlanConfig) -> None:
 
 def _load(config: PlanConfig) -> tuple[PretrainConfig, ModelConfig]:
     pretrain = configs.load(PretrainConfig, config.config, [*_NOT_NEEDED, *_phase_words(config), *config.overrides])
-    if not pretrain.sources:
-        pretrain.sources = {"any": "."}
+    if not pretrain.data.sources:
+        pretrain.data.sources = {"any": "."}
     pretrain.check()
     fields = dict(pretrain.model)
     if "preset" not in fields and pretrain.init_from not in (None, "."):
@@ -135,12 +135,12 @@ def _plan_device(
     console: Console, config: PlanConfig, pretrain: PretrainConfig, model: ModelConfig, name: str
 ) -> dict[str, Any]:
     if name == "cpu":
-        dtype = choose_precision(pretrain.precision, choose_device("cpu"))
+        dtype = choose_precision(pretrain.dtype, choose_device("cpu"))
         machine, num_devices = _this_machine(pretrain, dtype), 1
     else:
-        dtype = torch.float32 if pretrain.precision == "float32" else torch.bfloat16
+        dtype = torch.float32 if pretrain.dtype == "float32" else torch.bfloat16
         machine, num_devices = machine_of(name, dtype), config.num_devices
-    way = Way(pretrain.recompute, num_devices if pretrain.sharding == "full" else 1, dtype)
+    way = Way(pretrain.recompute, num_devices if pretrain.distributed.sharding == "full" else 1, dtype)
     forecasts = {
         phase_name: forecast_phase(model, phase, schedule_of(phase), machine, num_devices, config.length, way)
         for phase_name, phase in pretrain.phases.items()
@@ -149,7 +149,7 @@ def _plan_device(
     published = _published_hours(model, pretrain) if is_the_papers else None
     console.print(_table(f"{num_devices} x {machine.name}", forecasts, published))
     if num_devices > 1:
-        console.print("what devices exchange is not counted" + _HYBRID * (pretrain.sharding == "hybrid"))
+        console.print("what devices exchange is not counted" + _HYBRID * (pretrain.distributed.sharding == "hybrid"))
     if not machine.multiplies_as_asked:
         console.print(
             f"{machine.name} multiplies no bfloat16: this is what it can do in float16, not what `pretrain` does"
@@ -223,7 +223,7 @@ def _this_machine(pretrain: PretrainConfig, dtype: torch.dtype) -> Machine:
     base = ModelConfig.preset("base")
     layout = SequenceLengths.from_lengths([1024] * 4)
     attend = prepare(
-        choose_backend(pretrain.backend, cpu, dtype, base), layout, None, rotation(layout.positions, 64, 1e4), dtype
+        choose_backend(pretrain.engine, cpu, dtype, base), layout, None, rotation(layout.positions, 64, 1e4), dtype
     )
     return measure_cpu(dtype, attend, 4 * sum(length**2 for length in layout.lengths) * base.hidden_size)
 
@@ -233,7 +233,7 @@ def _measure(
 ) -> dict[str, Any]:
     """Train a few steps here, and hold the forecast against them."""
     cpu = choose_device("cpu")
-    backend = choose_backend(pretrain.backend, cpu, dtype, model)
+    backend = choose_backend(pretrain.engine, cpu, dtype, model)
     _, *seconds = time_steps(model, _MEASURED_LENGTHS, device=cpu, dtype=dtype, backend=backend, num_steps=3)
     num_tokens = sum(_MEASURED_LENGTHS)
     measured = num_tokens / statistics.median(seconds)

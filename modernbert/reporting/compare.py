@@ -25,7 +25,7 @@ from modernbert.reporting.run_reader import Run
 __all__ = ["compare"]
 
 # Where a run is computed and kept says nothing of what it computes.
-_PLACES = ("out",)
+_PLACES = ("output",)
 NONE = "–"
 MOST_EVENTS = 50
 _OF_PRETRAINING = ("best held-out", "MFU", "skipped", "rollbacks")

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -51,7 +51,6 @@ from modernbert.files import only_process, write_file
 from modernbert.hub_download import find_folder
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import TASKS, Classifier, encoder_of, start_classifier
-from modernbert.number_checks import check_numbers
 from modernbert.tasks.examples import (
     Columns,
     Examples,
@@ -70,6 +69,7 @@ from modernbert.tasks.examples import (
 from modernbert.tasks.question_answering import Passage, answer_in, qa_examples
 from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.training.distributed import Loss
+from modernbert.training.finetuning_config import FinetuneOptions
 from modernbert.training.finetuning_loop import (
     GiveUp,
     LinearPlan,
@@ -99,74 +99,32 @@ _COLUMNS = {
 
 
 @dataclass
-class FinetuneConfig:
-    """What to start from, what to learn from, and how.
+class FinetuneConfig(FinetuneOptions):
+    """Fine-tune a model on labeled rows."""
 
-    `task` is classify, multilabel, regress, rerank, choose, tag or extract. `dev` rows decide which weights are kept,
-    and when to stop: after `patience` scorings without a gain. Rates and decays are those of section E.1 of the paper.
-    """
-
-    # A checkpoint knows its rows by a digest.
-    FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = ("out", "device", "save_every_s", "ignore_columns")
-
-    model: str = MISSING
-    task: str = MISSING
-    train: list[str] = MISSING
-    out: str = MISSING
-    dev: list[str] = field(default_factory=list)
-    test: list[str] = field(default_factory=list)
-    train_split: str = "train"
-    dev_split: str = "dev"
-    test_split: str = "test"
-    """Splits of the data sets (folders, names on the hub) that `train`, `dev` and `test` name; files are read whole."""
-    subset: str | None = None
-    """Of data sets that have several (their README.md lists them)."""
+    task: Literal["classify", "multilabel", "regress", "rerank", "choose", "tag", "extract"] = MISSING
+    """What the model learns."""
     columns: Columns = field(default_factory=Columns)
-    ignore_columns: list[str] = field(default_factory=list)
-    """Columns to leave out, such as one that is refused because it looks like something to learn from."""
+    """Names of the columns."""
     max_len: int | None = None
-    """Tokens of the longest text; what the model was trained for, if None."""
+    """Maximum tokens of a text; that of the model, by default."""
     cut: bool = False
-    epochs: int = 3
-    batch: int = 32
-    lr: float = 8e-5
+    """Cut longer texts, instead of refusing them."""
     head_lr: float | None = None
-    """Of the scores, which start from nothing; `lr` if None."""
-    layer_decay: float = 1.0
-    """Each layer learns at this times the rate of the one above it."""
-    weight_decay: float = 1e-5
-    beta1: float = 0.9
-    beta2: float = 0.98
-    eps: float = 1e-6
-    warmup: float = 0.1
-    dropout: float | None = None
-    """Of the attention's output; what the model's config says, if None."""
-    class_weights: str = "none"
-    """`balanced`: an error costs as much more as its label is rarer."""
-    metric: str | None = None
-    scorings_per_epoch: int = 1
-    patience: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-    backend: str = "auto"
-    budget_tokens: int = 16_384
-    save_every_s: float = 600.0
+    """Peak learning rate of the new head; `lr`, by default."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: an error on a label weighs the more, the rarer the label is."""
 
     def check(self) -> None:
-        """Check what can be told without looking at files.
+        """Check all values that can be checked without opening a file.
 
         Raises: InputError naming the field.
         """
         if self.task not in TASKS:
             raise InputError(f"task: found {self.task!r}, expected {', '.join((*TASKS, 'embed', 'late'))}")
-        check_numbers(self)
-        if not self.train:
-            raise InputError("train: found none, expected files of rows")
+        super().check()
         if self.task == "rerank" and self.columns.pair is None:
             raise InputError("columns.pair: found none, expected the column of the texts that are ranked")
-        if self.class_weights not in ("none", "balanced"):
-            raise InputError(f"class_weights: found {self.class_weights!r}, expected none or balanced")
         if self.class_weights != "none" and self.task not in ("classify", "tag"):
             raise InputError(f"class_weights: found {self.class_weights!r}, but {self.task} has no classes")
         for name, of_columns in vars(Columns()).items():
@@ -206,7 +164,7 @@ def finetune(config: FinetuneConfig, give_up: GiveUp | None = None) -> Path:
     only a run can show, such as a loss that is not finite.
     """
     config.check()
-    out = Path(config.out)
+    out = Path(config.output)
     inputs = _open_inputs(config)
     begin_run_folder(out, config)
     with only_process(out):
@@ -229,7 +187,7 @@ def check_inputs(config: FinetuneConfig) -> None:
 
 def _open_inputs(config: FinetuneConfig) -> _Inputs:
     device = choose_device(config.device)
-    dtype = choose_precision(config.precision, device)
+    dtype = choose_precision(config.dtype, device, "dtype")
     folder = find_folder(config.model)
     is_foreign = family_of(folder) != OURS
     _check_family(config, folder, is_foreign)
@@ -257,7 +215,7 @@ def _open_inputs(config: FinetuneConfig) -> _Inputs:
         _tell(name, examples)
     graded = config.task == "rerank" and _is_graded(splits)
     metric = _metric(config.metric, "regress" if graded else config.task, labels)
-    backend = "transformers" if is_foreign else choose_backend(config.backend, device, dtype, load_config(folder))
+    backend = "transformers" if is_foreign else choose_backend(config.engine, device, dtype, load_config(folder))
     return _Inputs(
         tokenizer, labels, splits, metric, device, dtype, backend, folder, passages
     )  # fmt: skip
@@ -345,7 +303,7 @@ def _check_family(config: FinetuneConfig, folder: Path, is_foreign: bool) -> Non
         require(str(folder), "transformers")
     if is_foreign and config.task in ("choose", "extract"):
         raise InputError(f"task: found {config.task!r}, but {folder} is a {family_of(folder)}")
-    for name, usual in (("layer_decay", 1.0), ("head_lr", None), ("dropout", None), ("backend", "auto")):
+    for name, usual in (("layer_decay", 1.0), ("head_lr", None), ("dropout", None), ("engine", "auto")):
         if is_foreign and getattr(config, name) != usual:
             raise InputError(f"{name}: found {getattr(config, name)!r}, but {folder} is a {family_of(folder)}")
 
@@ -376,7 +334,11 @@ def _finetune(out: Path, config: FinetuneConfig, inputs: _Inputs, give_up: GiveU
     model.to(inputs.device)
     print(f"{config.task}: {len(inputs.labels)} labels, on {inputs.device}, {str(inputs.dtype)[6:]}, {inputs.backend}")
     optimizer = StableAdamW(
-        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused_runs_on(inputs.device)
+        groups,
+        lr=config.lr,
+        betas=(config.optim.beta1, config.optim.beta2),
+        eps=config.optim.eps,
+        fused=fused_runs_on(inputs.device),
     )
     examples = inputs.splits["train"].items
     lengths = [len(each.tokens) for each in examples]
@@ -397,7 +359,7 @@ def _finetune(out: Path, config: FinetuneConfig, inputs: _Inputs, give_up: GiveU
         steps_per_epoch=lessons.steps_per_epoch, num_tokens=config.epochs * sum(lengths), seed=config.seed,
         device=inputs.device, dtype=inputs.dtype, metric=inputs.metric,
         score=(lambda: _scores(config, inputs, model, "dev")[0]) if "dev" in inputs.splits else None,
-        scorings_per_epoch=config.scorings_per_epoch, patience=config.patience, save_every_s=config.save_every_s,
+        scorings_per_epoch=config.scorings_per_epoch, patience=config.patience, save_every_s=config.checkpoint.every_s,
         give_up=give_up,
     )  # fmt: skip
     _write(out, config, inputs, model, tune(tuning, batches_from))

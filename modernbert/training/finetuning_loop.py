@@ -162,7 +162,7 @@ def _restore(tuning: Tuning) -> tuple[TrainState, dict[str, Tensor], Mapping[str
     # Checkpoints of earlier versions do not say what was learned from.
     if checkpoint.state.get("rows", tuning.rows) != tuning.rows:
         raise InputError(f"train: found other rows, labels or tokens than {checkpoint.folder} was learned from; "
-                         "choose another `out` for them")  # fmt: skip
+                         "choose another `output` for them")  # fmt: skip
     tuning.model.load_state_dict(checkpoint.tensors("model"))
     load_named_state(tuning.model, tuning.optimizer, checkpoint.tensors("optimizer"))
     print(f"going on after step {checkpoint.step:,}")

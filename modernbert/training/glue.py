@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +21,7 @@ from modernbert.errors import InputError
 from modernbert.files import new_folder, write_file
 from modernbert.training.finetuning import FinetuneConfig, check_inputs
 from modernbert.training.glue_tasks import DECAYS, PUBLISHED, RATES, TASKS, GlueTask, config_of, tasks_in
+from modernbert.training.run_options import Dtype
 from modernbert.training.sweep import Point, Result, best_of, left_of, points_of, sweep
 
 __all__ = ["GlueConfig", "run"]
@@ -67,7 +68,11 @@ def run(config: GlueConfig) -> dict[str, Any]:
     # MNLI first: others start from its model.
     tasks.sort(key=lambda name: TASKS[name].after_mnli)
     base = FinetuneConfig(
-        model=config.model, max_len=config.max_len, cut=True, patience=config.patience, precision=config.precision
+        model=config.model,
+        max_len=config.max_len,
+        cut=True,
+        patience=config.patience,
+        dtype=cast(Dtype, config.precision),
     )
     configs = {name: config_of(name, config.data, base) for name in tasks}
     said = _earlier(config)

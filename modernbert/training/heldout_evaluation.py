@@ -34,19 +34,19 @@ def score_heldout(
     dtype: torch.dtype,
     world: World,
 ) -> list[dict[str, Any]]:
-    """Score each source at each of `heldout_lengths`, by default the length of the first phase."""
+    """Score each source at each of `evaluation.lengths`, by default the length of the first phase."""
     first = next(iter(config.phases.values()))
     rows = []
     for source, shards in sources.items():
-        for max_len in config.heldout_lengths or [first.max_len]:
+        for max_len in config.evaluation.lengths or [first.max_len]:
             batches = heldout_batches(
                 shards,
                 tokenizer,
                 seed=config.seed,
                 max_len=max_len,
                 budget_tokens=max(max_len, first.micro_batch_tokens),
-                mask_rate=config.eval_mask_rate,
-                limit_tokens=config.heldout_tokens,
+                mask_rate=config.evaluation.mask_rate,
+                limit_tokens=config.evaluation.max_tokens,
             )
             score = evaluate(objective, batches, device=device, dtype=dtype, world=world)
             rows.append(

@@ -47,7 +47,7 @@ from modernbert.training.run_folder import begin_run_folder, check_run_folder
 from modernbert.training.run_log import RunLog, number, read_log
 from modernbert.training.schedules import StepPlan
 from modernbert.training.spike_guard import LossSpikeGuard
-from modernbert.training.trackers import open_sinks
+from modernbert.training.trackers import open_trackers
 from modernbert.training.training_loop import StepResult, derive_seed, train
 
 __all__ = ["Phase", "PretrainConfig", "pretrain", "run"]
@@ -115,8 +115,8 @@ def pretrain(config: PretrainConfig) -> Path:
     out of bounds or a full disk, with the checkpoints so far kept.
     """
     config.check()
-    out = Path(config.out)
-    with join(config.device, config.sharding) as (world, device):
+    out = Path(config.output)
+    with join(config.device, config.distributed.sharding) as (world, device):
         with world.together():
             inputs = _open_inputs(config, world, device)
         with ExitStack() as held:
@@ -153,16 +153,16 @@ def _pretrain(out: Path, config: PretrainConfig, inputs: _Inputs, world: World) 
     first_step = position.step + 1 if checkpoint else 0
     quiet = nullcontext()
     with (
-        open_sinks(config.watch if world.is_main else [], out, asdict(config), first_step) as sinks,
+        open_trackers(config.trackers if world.is_main else [], out, asdict(config), first_step) as sinks,
         RunLog(out, state["sizes"], sinks.write) if world.is_main else quiet as journal,
         show_steps(num_steps, num_tokens, position.tokens) if world.is_main else quiet as report,
-        Saver(out / "checkpoints", keep=config.keep, kept_steps=_kept_steps(config), world=world) as saver,
+        Saver(out / "checkpoints", keep=config.checkpoint.keep, kept_steps=_kept_steps(config), world=world) as saver,
     ):
         started = time.monotonic() - position.elapsed_s
         begun = _Run(config, inputs, world, model, objective, position, saver, journal, report, started)
         if journal is not None:
             journal.time(
-                kind="start", after_step=position.step, world_size=world.size, sharding=config.sharding,
+                kind="start", after_step=position.step, world_size=world.size, sharding=config.distributed.sharding,
                 device=name_of(inputs.device), dtype=str(inputs.dtype).removeprefix("torch."),
                 backend=inputs.backend, torch=torch.__version__,
             )  # fmt: skip
@@ -185,7 +185,8 @@ def _run_phase(run: _Run, optimizer_state: Mapping[str, Tensor]) -> Mapping[str,
         inputs.model, global_rope_theta=phase.global_rope_theta, local_rope_theta=phase.local_rope_theta
     )
     optimizer = StableAdamW(
-        parameter_groups(model, phase.weight_decay), lr=phase.lr, betas=(config.beta1, config.beta2), eps=config.eps,
+        parameter_groups(model, phase.weight_decay), lr=phase.lr, betas=(config.optim.beta1, config.optim.beta2),
+        eps=config.optim.eps,
         sum_shards=run.world.sum_shards if run.world.mesh else None, fused=inputs.backend in FUSED,
     )  # fmt: skip
     if optimizer_state:
@@ -209,7 +210,7 @@ def _run_phase(run: _Run, optimizer_state: Mapping[str, Tensor]) -> Mapping[str,
             _record(run, name, plan, result, feed, seconds)
             if guard.is_exhausted:
                 return _go_back(run, name, feed.last, guard, result)
-            if is_last or (config.eval_every and position.step % config.eval_every == 0):
+            if is_last or ((every := config.evaluation.every_steps) and position.step % every == 0):
                 _score_heldout(run, name)
             if is_last or (not guard.in_a_row and _is_due(run, saved_at)):
                 _save(run, named_state(model, optimizer))
@@ -230,7 +231,7 @@ def _go_back(run: _Run, name: str, packed: Packed, guard: LossSpikeGuard, result
             f"{guard.rollbacks} returns to a checkpoint; a lower lr may help, or wider bounds in guard"
         )
     run.saver.wait()
-    checkpoint = _latest(Path(run.config.out), run.world)
+    checkpoint = _latest(Path(run.config.output), run.world)
     before = _Position(**checkpoint.state["position"]) if checkpoint else _Position()
     if run.journal is not None:
         run.journal.log(
@@ -363,10 +364,10 @@ def _score_heldout(run: _Run, name: str) -> None:
 
 def _is_due(run: _Run, saved_at: float) -> bool:
     """Say whether to save now; where the clock decides, the main process's does."""
-    config, step = run.config, run.position.step
-    by_steps = any(every and step % every == 0 for every in (config.save_every_steps, config.keep_every_steps))
-    by_clock = config.save_every_s > 0 and time.monotonic() - saved_at >= config.save_every_s
-    if run.world.size > 1 and config.save_every_s > 0:
+    config, step = run.config.checkpoint, run.position.step
+    by_steps = any(every and step % every == 0 for every in (config.every_steps, config.keep_every_steps))
+    by_clock = config.every_s > 0 and time.monotonic() - saved_at >= config.every_s
+    if run.world.size > 1 and config.every_s > 0:
         votes = torch.tensor(float(by_clock and run.world.is_main), device=run.inputs.device)
         by_clock = bool(run.world.sum(votes).item())
     return by_steps or by_clock
@@ -375,7 +376,7 @@ def _is_due(run: _Run, saved_at: float) -> bool:
 def _kept_steps(config: PretrainConfig) -> set[int]:
     """Return the steps whose checkpoints stay: the last of each phase, and every so many."""
     ends = list(accumulate(schedule_of(phase).num_steps for phase in config.phases.values()))
-    every = config.keep_every_steps
+    every = config.checkpoint.keep_every_steps
     return {*ends, *(range(every, ends[-1] + 1, every) if every else ())}
 
 
@@ -408,7 +409,7 @@ def _check_shards(inputs: _Inputs, checkpoint: Checkpoint | None) -> None:
         if found != digest:
             raise InputError(
                 f"{key}: found other shards than this run began with (sha256 of index.json {str(found)[:16]}, "
-                f"expected {digest[:16]}); choose another `out` for other data"
+                f"expected {digest[:16]}); choose another `output` for other data"
             )
 
 
@@ -455,21 +456,21 @@ def _export(folder: Path, model: MaskedLM, inputs: _Inputs, world: World) -> Non
 
 def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> _Inputs:
     """Check a whole config and open what it names; nothing is written."""
-    dtype = choose_precision(config.precision, device)
+    dtype = choose_precision(config.dtype, device, "dtype")
     # What a run began with may be gone when it has checkpoints of its own.
-    check_run_folder(Path(config.out), config)
-    own = latest(Path(config.out) / "checkpoints", clean=False) if config.init_from is not None else None
+    check_run_folder(Path(config.output), config)
+    own = latest(Path(config.output) / "checkpoints", clean=False) if config.init_from is not None else None
     start = None
     if config.init_from is not None and (own is None or "model" not in own.state):
         start = find_start(str(config.init_from))
     tokenizer = _open_tokenizer(config, start)
     if start is not None:
         _check_start(config, tokenizer, start)
-    named = {f"sources.{name}": folder for name, folder in config.sources.items()}
-    named |= {f"heldout.{name}": folder for name, folder in config.heldout.items()}
+    named = {f"data.sources.{name}": folder for name, folder in config.data.sources.items()}
+    named |= {f"data.heldout.{name}": folder for name, folder in config.data.heldout.items()}
     opened = {}
     for key, folder in named.items():
-        shards = Shards.open(Path(folder), verify=config.verify and world.is_main)
+        shards = Shards.open(Path(folder), verify=config.data.verify and world.is_main)
         if shards.fingerprint != tokenizer.fingerprint:
             raise InputError(
                 f"{key}: {folder} was made with tokenizer {shards.fingerprint}, "
@@ -484,13 +485,13 @@ def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> 
     model = model_config(config, tokenizer, shape)
     return _Inputs(
         tokenizer=tokenizer,
-        sources={name: opened[f"sources.{name}"] for name in config.sources},
-        heldout={name: opened[f"heldout.{name}"] for name in config.heldout},
+        sources={name: opened[f"data.sources.{name}"] for name in config.data.sources},
+        heldout={name: opened[f"data.heldout.{name}"] for name in config.data.heldout},
         model=model,
         start=start,
         device=device,
         dtype=dtype,
-        backend=choose_backend(config.backend, device, dtype, model),
+        backend=choose_backend(config.engine, device, dtype, model),
         digests={key: sha256_of(Path(folder) / "index.json") for key, folder in named.items()},
     )
 
@@ -499,7 +500,7 @@ def _open_tokenizer(config: PretrainConfig, start: Start | None) -> Tokenizer:
     """Return the tokenizer that is named, else that of the model to start from, of which a begun run has a copy."""
     if config.tokenizer is not None:
         return Tokenizer.load(find_tokenizer(config.tokenizer))
-    return Tokenizer.load(Path(config.out) / TOKENIZER_OF_RUN) if start is None else start.tokenizer
+    return Tokenizer.load(Path(config.output) / TOKENIZER_OF_RUN) if start is None else start.tokenizer
 
 
 def _check_start(config: PretrainConfig, tokenizer: Tokenizer, start: Start) -> None:
@@ -520,7 +521,7 @@ def _describe(
     dtype = str(inputs.dtype).removeprefix("torch.")
     print(f"device {inputs.device}, precision {dtype}, attention {inputs.backend}")
     if world.size > 1:
-        print(f"{world.size} processes, sharding {config.sharding}")
+        print(f"{world.size} processes, sharding {config.distributed.sharding}")
         for name, phase in config.phases.items():
             if phase.max_micro_batches % world.size:
                 print(f"phases.{name}: {phase.max_micro_batches} micro-batches a step do not divide among {world.size}")

@@ -1,25 +1,36 @@
-"""What a pretraining run is made of, and what must hold before it begins.
+"""Options of a pretraining run, their checks, and the model and schedules that follow from them."""
 
-In: fields, from YAML or Python. Out: a checked config, the schedule of each phase, the shape of the model. A file of
-its own so that the run itself reads as a run.
-"""
-
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from modernbert.config_files import MISSING
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.tokenizer.tokenizer import Tokenizer
+from modernbert.training.run_options import (
+    CheckpointConfig,
+    DistributedConfig,
+    Dtype,
+    OptimizerConfig,
+    Tracker,
+    check_choices,
+    expect,
+)
 from modernbert.training.schedules import Schedule
-from modernbert.training.trackers import check_sinks
+from modernbert.training.trackers import check_trackers
 
-__all__ = ["Phase", "PretrainConfig", "model_config", "schedule_of"]
+__all__ = [
+    "DataConfig",
+    "EvaluationConfig",
+    "Phase",
+    "PretrainConfig",
+    "SpikeGuardConfig",
+    "model_config",
+    "schedule_of",
+]
 
-DECAYS = ("none", "one_minus_sqrt")
-# Fields that decide which weights there are, and how they meet.
+# Fields that decide the shapes of the weights and how they are used.
 _SHAPE = (
     "vocab_size",
     "hidden_size",
@@ -28,7 +39,7 @@ _SHAPE = (
     "num_attention_heads",
     "global_attn_every_n_layers",
 )
-# Fields of the model that a phase or the tokenizer decides.
+# Fields of the model that follow from a phase or the tokenizer.
 _DECIDED = {
     "max_position_embeddings": "max_len of the last phase",
     "global_rope_theta": "global_rope_theta of each phase",
@@ -41,106 +52,160 @@ _DECIDED = {
 
 @dataclass
 class Phase:
-    """One phase: its tokens, lengths, batch, learning rate and data.
+    """One phase of pretraining: its tokens, document length, batch size, learning rate and data mixture.
 
-    A step is `max_micro_batches` micro-batches of `micro_batch_tokens` tokens, shared out over the processes; the
-    number grows up to there by `batch_growth` at a time over `batch_warmup_tokens`. `decay: one_minus_sqrt` lets the
-    learning rate fall over the whole phase to `lr_floor` of its peak. `weights` are the sources' shares of the tokens;
-    by default as their sizes.
+    A step has up to `max_micro_batches` micro-batches of `micro_batch_tokens` tokens, divided among the processes.
     """
 
     tokens: int = MISSING
+    """Tokens of the phase."""
     lr: float = MISSING
+    """Peak learning rate."""
     max_len: int = 1_024
+    """Maximum tokens of a document; longer documents are cut into pieces, and all pieces are kept."""
     micro_batch_tokens: int = 16_384
+    """Token budget of a micro-batch."""
     max_micro_batches: int = 1
+    """Micro-batches of a step, after the batch size warm-up."""
     batch_warmup_tokens: int = 0
+    """Tokens over which a step grows to `max_micro_batches`."""
     batch_growth: int = 1
+    """Micro-batches of the first step, and by how many a step grows."""
     warmup_tokens: int = 0
-    decay: str = "none"
+    """Tokens over which the learning rate rises linearly from 0."""
+    decay: Literal["none", "one_minus_sqrt"] = "none"
+    """one_minus_sqrt: the learning rate falls as 1 - sqrt(t) over the whole phase, to `lr_floor` of its peak."""
     lr_floor: float = 0.001
+    """Learning rate at the end of the decay, as a share of `lr`."""
     weight_decay: float = 1e-5
+    """Share of each weight that a step at the peak learning rate removes."""
     mask_rate: float = 0.3
+    """Share of tokens that are masked."""
     global_rope_theta: float = 10_000.0
+    """RoPE base of the layers with global attention."""
     local_rope_theta: float = 10_000.0
+    """RoPE base of the layers with sliding-window attention."""
     weights: dict[str, float] = field(default_factory=dict)
+    """Share of the tokens from each source; by default in proportion to the sizes of the sources."""
+
+
+@dataclass
+class DataConfig:
+    """Folders of shards, written by `modernbert prepare`."""
+
+    sources: dict[str, str] = field(default_factory=dict)
+    """Training text: a folder of shards for each name."""
+    heldout: dict[str, str] = field(default_factory=dict)
+    """Held-out text: a folder of shards for each name."""
+    verify: bool = True
+    """Verify the SHA-256 of each shard before training starts."""
+
+
+@dataclass
+class EvaluationConfig:
+    """When and how held-out text is scored. It is always scored before the first step and at the end of a phase."""
+
+    every_steps: int = 0
+    """Score held-out text each time this many steps are done; 0 turns it off."""
+    mask_rate: float = 0.15
+    """Share of held-out tokens that are masked."""
+    max_tokens: int | None = None
+    """Held-out tokens to score of each source; all, by default."""
+    lengths: list[int] = field(default_factory=list)
+    """Maximum tokens of a held-out document, one score for each; that of the first phase, by default."""
+
+    def check(self, prefix: str = "evaluation.") -> None:
+        """Check the values. Raises: InputError naming the field."""
+        expect(f"{prefix}every_steps", self.every_steps, self.every_steps >= 0, "0 or more steps")
+        expect(f"{prefix}mask_rate", self.mask_rate, 0 < self.mask_rate < 1, "a share between 0 and 1")
+        expect(f"{prefix}max_tokens", self.max_tokens, (self.max_tokens or 1) > 0, "a number above 0, or null")
+        for length in self.lengths:
+            expect(f"{prefix}lengths", length, length >= 3, "lengths of at least 3")
 
 
 @dataclass
 class SpikeGuardConfig:
-    """When a step is skipped, and when a run goes back: see `Guard`.
+    """When a step is skipped, and when a run returns to its last checkpoint.
 
-    A step is not taken where its loss or gradient is not finite, its loss is `loss_rise` above the median of the last
-    `window` steps taken in the phase, or its gradient norm `norm_factor` times theirs. After `patience` such steps in a
-    row the run goes back to its last checkpoint and on with the text after them, at most `max_rollbacks` times in a
-    phase.
+    A step is skipped if its loss or gradient is not finite, or if one of them is far above the median of the last
+    `window` steps of the phase. After a return, the run continues with the text behind the skipped steps.
     """
 
     window: int = 128
+    """Number of last steps of which the medians are taken."""
     loss_rise: float = 2.0
+    """Skip a step whose loss is this much above the median."""
     norm_factor: float = 20.0
+    """Skip a step whose gradient norm is more than this many times the median."""
     patience: int = 5
+    """Skipped steps in a row after which the run returns to its last checkpoint."""
     max_rollbacks: int = 3
+    """Returns to a checkpoint in one phase after which the run ends with an error."""
+
+    def check(self, prefix: str = "guard.") -> None:
+        """Check the values. Raises: InputError naming the field."""
+        for name, least in (("window", 8), ("patience", 1), ("max_rollbacks", 0)):
+            expect(f"{prefix}{name}", getattr(self, name), getattr(self, name) >= least, f"at least {least}")
+        expect(f"{prefix}loss_rise", self.loss_rise, self.loss_rise > 0, "a number above 0")
+        expect(f"{prefix}norm_factor", self.norm_factor, self.norm_factor > 1, "a number above 1")
 
 
 @dataclass
 class PretrainConfig:
-    """A run: where it goes, what it learns from, its model, its phases in order.
-
-    `model` has `preset` and any field of `ModelConfig` to change; the vocabulary is the tokenizer's, rounded up to a
-    multiple of 64, unless named. `tokenizer` is a `tokenizer.json`, a folder with one, or a name on the hub; by default
-    that of `init_from`. `init_from` is a model folder, a name on the hub, a checkpoint or an earlier run to start from,
-    with its shape; `init_optimizer` takes over the optimizer's moments too; `new_vocabulary` gives it the
-    rows that another tokenizer needs. `sources` and `heldout` are
-    named folders of shards. Held-out text is scored at each of `heldout_lengths`, by default the first phase's.
-
-    Steps are counted over all phases; `eval_every` 0 scores held-out text at the end of each phase only, a
-    `save_every_...` of 0 is off. The newest `keep` checkpoints stay, the last of each phase, and every one whose step
-    is a multiple of `keep_every_steps`. `watch` names boards that show the rows of the log besides: tensorboard, wandb,
-    trackio.
-    """
+    """Pretrain a model from scratch, or continue the pretraining of one, in one or more phases."""
 
     FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = (
-        "out", "device", "sharding", "compile", "recompute", "save_every_steps", "save_every_s", "keep",
-        "keep_every_steps", "verify", "watch",
+        "output", "device", "distributed", "compile", "recompute", "checkpoint", "data.verify", "trackers",
     )  # fmt: skip
 
-    out: str = MISSING
+    output: str = MISSING
+    """Run folder: config, log, checkpoints, and at the end the model."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Training text and held-out text."""
     tokenizer: str | None = None
-    sources: dict[str, str] = field(default_factory=dict)
-    heldout: dict[str, str] = field(default_factory=dict)
+    """A tokenizer.json, a folder with one, or a model on the Hub; that of `init_from`, by default."""
     init_from: str | None = None
+    """A model folder, a model on the Hub, a checkpoint or a run to start from; its shape is kept."""
     init_optimizer: bool = False
+    """Start with the optimizer state of `init_from` too."""
     new_vocabulary: bool = False
+    """Give the model of `init_from` another tokenizer; the embeddings of tokens that both share are kept."""
     model: dict[str, Any] = field(default_factory=dict)
+    """Shape of a new model: `preset`, and fields of `ModelConfig` that differ from it. The vocabulary size is that of
+    the tokenizer, rounded up to a multiple of 64, by default."""
     phases: dict[str, Phase] = field(default_factory=dict)
+    """The phases by name, in order."""
+    optim: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer."""
     seed: int = 17
+    """Seed of the weights, the order of the text, the masks and dropout."""
     device: str = "auto"
-    precision: str = "auto"
-    backend: str = "auto"
-    sharding: str = "none"
+    """auto, cpu, cuda or cuda:N."""
+    dtype: Dtype = "auto"
+    """Data type of the matrix products; auto: bfloat16 where the device is fast at it, else float32."""
+    engine: str = "auto"
+    """Implementation of attention, layers and optimizer; auto: the fastest that runs here."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """Data parallelism under `torchrun`."""
     compile: bool = False
+    """Compile the layers with `torch.compile`."""
     recompute: bool = False
-    beta1: float = 0.9
-    beta2: float = 0.98
-    eps: float = 1e-6
-    eval_every: int = 0
-    eval_mask_rate: float = 0.15
-    heldout_tokens: int | None = None
-    heldout_lengths: list[int] = field(default_factory=list)
+    """Recompute activations in the backward pass, which needs less memory and more time."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """Scoring of held-out text."""
     guard: SpikeGuardConfig = field(default_factory=SpikeGuardConfig)
+    """Skipping of steps with a loss spike."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoints, from which a stopped run continues."""
     log_every: int = 1
-    watch: list[str] = field(default_factory=list)
-    save_every_steps: int = 0
-    save_every_s: float = 300.0
-    keep: int = 2
-    keep_every_steps: int = 0
-    verify: bool = True
+    """Log each time this many steps are done."""
+    trackers: list[Tracker] = field(default_factory=list)
+    """Experiment trackers that receive the rows of the log."""
 
     def check(self) -> None:
-        """Check all that can be checked without opening a file.
+        """Check all values that can be checked without opening a file.
 
-        Raises: InputError naming the field, what was found and what was expected.
+        Raises: InputError naming the field, the value found and the value expected.
         """
         if self.tokenizer is None and (self.init_from is None or self.new_vocabulary):
             raise InputError(
@@ -149,30 +214,20 @@ class PretrainConfig:
             )
         if not self.phases:
             raise InputError("phases: found none, expected at least one with its tokens and lr")
-        if not self.sources:
-            raise InputError("sources: found none, expected at least one `name: folder of shards`")
-        _expect("seed", self.seed, 0 <= self.seed < 2**32, "0 to 2**32 - 1")
-        _expect("log_every", self.log_every, self.log_every >= 1, "at least 1")
-        _expect("eval_every", self.eval_every, self.eval_every >= 0, "0 or more steps")
-        _expect("save_every_steps", self.save_every_steps, self.save_every_steps >= 0, "0 or more")
-        _expect("save_every_s", self.save_every_s, self.save_every_s >= 0, "0 or more seconds")
-        _expect("keep", self.keep, self.keep >= 2, "at least 2 checkpoints, in case one is damaged")
-        _expect("eval_mask_rate", self.eval_mask_rate, 0 < self.eval_mask_rate < 1, "a share between 0 and 1")
-        _expect("heldout_tokens", self.heldout_tokens, (self.heldout_tokens or 1) > 0, "a number above 0, or null")
-        _expect("keep_every_steps", self.keep_every_steps, self.keep_every_steps >= 0, "0 or more")
-        for length in self.heldout_lengths:
-            _expect("heldout_lengths", length, length >= 3, "lengths of at least 3")
+        if not self.data.sources:
+            raise InputError("data.sources: found none, expected at least one `name: folder of shards`")
+        check_choices(self)
+        expect("seed", self.seed, 0 <= self.seed < 2**32, "0 to 2**32 - 1")
+        expect("log_every", self.log_every, self.log_every >= 1, "at least 1")
         if self.init_optimizer or self.new_vocabulary:
-            _expect("init_from", self.init_from, self.init_from is not None, "a model to start from")
+            expect("init_from", self.init_from, self.init_from is not None, "a model to start from")
         both = self.init_optimizer and self.new_vocabulary
-        _expect("init_optimizer", self.init_optimizer, not both, "false, for a new vocabulary has no moments yet")
-        _check_guard(self.guard)
-        check_sinks(self.watch)
-        for name in ("beta1", "beta2"):
-            _expect(name, getattr(self, name), 0 <= getattr(self, name) < 1, "at least 0 and below 1")
-        _expect("eps", self.eps, self.eps > 0, "a number above 0")
+        expect("init_optimizer", self.init_optimizer, not both, "false, for a new vocabulary has no moments yet")
+        for group in (self.optim, self.evaluation, self.guard, self.checkpoint):
+            group.check()
+        check_trackers(self.trackers)
         for name, phase in self.phases.items():
-            _check_phase(f"phases.{name}", phase, self.sources)
+            _check_phase(f"phases.{name}", phase, self.data.sources)
 
 
 def schedule_of(phase: Phase) -> Schedule:
@@ -191,7 +246,7 @@ def schedule_of(phase: Phase) -> Schedule:
 
 
 def model_config(config: PretrainConfig, tokenizer: Tokenizer, start: ModelConfig | None = None) -> ModelConfig:
-    """Return the shape of the model as it is after the last phase: that of `start`, where a run starts from a model.
+    """Return the config of the model after the last phase, with the shape of `start` if the run starts from a model.
 
     Raises: InputError for an unknown preset or field, a vocabulary too small for the tokenizer, or a shape that the
     model to start from does not have.
@@ -226,12 +281,12 @@ def model_config(config: PretrainConfig, tokenizer: Tokenizer, start: ModelConfi
             sep_token_id=tokenizer.sep_id,
         )
     except InputError as error:
-        # The model names its field; here that field is one of several groups.
+        # The message begins with the field of the model, which is in a group here.
         raise InputError(f"model.{str(error).removeprefix('model.')}") from None
 
 
 def _check_shape(config: PretrainConfig, changes: dict[str, Any], start: ModelConfig) -> None:
-    """Refuse what would make another model of the one to start from; what has no weights may be changed."""
+    """Refuse changes to the shape of the model to start from; fields without weights may change."""
     if "preset" in changes:
         raise InputError(
             f"model.preset: found {changes['preset']}, but the shape is that of {config.init_from}; leave it out"
@@ -242,47 +297,33 @@ def _check_shape(config: PretrainConfig, changes: dict[str, Any], start: ModelCo
             raise InputError(f"model.{key}: found {value}, expected {found}, as in {config.init_from}")
 
 
-def _check_guard(guard: SpikeGuardConfig) -> None:
-    for name, least in (("window", 8), ("patience", 1), ("max_rollbacks", 0)):
-        _expect(f"guard.{name}", getattr(guard, name), getattr(guard, name) >= least, f"at least {least}")
-    _expect("guard.loss_rise", guard.loss_rise, guard.loss_rise > 0, "a number above 0")
-    _expect("guard.norm_factor", guard.norm_factor, guard.norm_factor > 1, "a number above 1")
-
-
 def _check_phase(key: str, phase: Phase, sources: dict[str, str]) -> None:
-    def expect(name: str, holds: Callable[[Any], bool], expected: str) -> None:
+    def check(name: str, holds: Callable[[Any], bool], expected: str) -> None:
         found = getattr(phase, name)
-        _expect(f"{key}.{name}", found, holds(found), expected)
+        expect(f"{key}.{name}", found, holds(found), expected)
 
+    check_choices(phase, f"{key}.")
     for name in ("max_micro_batches", "lr", "global_rope_theta", "local_rope_theta", "micro_batch_tokens"):
-        expect(name, lambda value: value > 0, "a number above 0")
+        check(name, lambda value: value > 0, "a number above 0")
     for name in ("batch_warmup_tokens", "warmup_tokens", "weight_decay"):
-        expect(name, lambda value: value >= 0, "0 or more")
-    expect("batch_growth", lambda value: value > 0, "a number above 0")
+        check(name, lambda value: value >= 0, "0 or more")
+    check("batch_growth", lambda value: value > 0, "a number above 0")
     growth = phase.batch_growth
-    expect("max_micro_batches", lambda value: value % growth == 0, f"a multiple of batch_growth ({growth})")
-    expect("decay", lambda value: value in DECAYS, " or ".join(DECAYS))
-    expect("lr_floor", lambda value: 0 <= value <= 1, "a share of lr, 0 to 1")
-    expect("mask_rate", lambda value: 0 < value < 1, "a share between 0 and 1")
+    check("max_micro_batches", lambda value: value % growth == 0, f"a multiple of batch_growth ({growth})")
+    check("lr_floor", lambda value: 0 <= value <= 1, "a share of lr, 0 to 1")
+    check("mask_rate", lambda value: 0 < value < 1, "a share between 0 and 1")
     budget = phase.micro_batch_tokens
-    expect("max_len", lambda value: 3 <= value <= budget, f"3 to {budget} (micro_batch_tokens)")
-    expect("tokens", lambda value: value > 0, "a number above 0")
+    check("max_len", lambda value: 3 <= value <= budget, f"3 to {budget} (micro_batch_tokens)")
+    check("tokens", lambda value: value > 0, "a number above 0")
     first_step = schedule_of(phase).plan(0).num_micro_batches * budget
-    expect("tokens", lambda _: schedule_of(phase).num_steps >= 1, f"at least the {first_step:,} of one step")
+    check("tokens", lambda _: schedule_of(phase).num_steps >= 1, f"at least the {first_step:,} of one step")
     for name, weight in phase.weights.items():
         known = ", ".join(sources)
-        _expect(f"{key}.weights", name, name in sources, f"a name in sources ({known})")
-        _expect(f"{key}.weights.{name}", weight, weight >= 0, "0 or more")
+        expect(f"{key}.weights", name, name in sources, f"a name in data.sources ({known})")
+        expect(f"{key}.weights.{name}", weight, weight >= 0, "0 or more")
     if phase.weights:
         absent = [name for name in sources if name not in phase.weights]
-        _expect(
+        expect(
             f"{key}.weights", list(phase.weights), not absent, f"a weight for {', '.join(absent)} too, 0 to leave out"
         )
-        _expect(f"{key}.weights", dict(phase.weights), sum(phase.weights.values()) > 0, "one weight above 0")
-
-
-def _expect(key: str, found: Any, holds: bool, expected: str) -> None:
-    if isinstance(found, float) and not math.isfinite(found):
-        raise InputError(f"{key}: found {found!r}, expected a finite number")
-    if not holds:
-        raise InputError(f"{key}: found {found!r}, expected {expected}")
+        expect(f"{key}.weights", dict(phase.weights), sum(phase.weights.values()) > 0, "one weight above 0")

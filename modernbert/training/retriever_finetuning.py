@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -64,6 +64,7 @@ from modernbert.tasks.retrieval_examples import (
 )
 from modernbert.tokenizer.input_templates import EncodedText, InputTemplate, encode_with_template
 from modernbert.tokenizer.tokenizer import Tokenizer
+from modernbert.training.finetuning_config import FinetuneOptions
 from modernbert.training.finetuning_loop import (
     GiveUp,
     LinearPlan,
@@ -85,81 +86,57 @@ _METRICS = ("ndcg_10", "mrr_10", "recall_100")
 
 
 @dataclass
-class RetrieverConfig:
-    """What to start from, what to learn from, and how.
+class RetrieverConfig(FinetuneOptions):
+    """Fine-tune a model for retrieval, from queries and the passages that answer them.
 
-    `task` is embed (one vector a text) or late (one a token). `train` names files or data sets of rows with `query`,
-    `positive`, `negative`, `negative_1`, ... or `negatives`, `scores`, or folders in BEIR's form. Of data sets and
-    folders `train_split` is learned from; `dev` and `test` name folders in BEIR's form. With `scores` the model learns
-    a teacher's, else to tell a query's answer from the other passages of the step; `negatives` adds to each query as
-    many passages of the folder that share most words with it, or that the model `mined_by` finds nearest to it. Rows
-    with `query_id`, `document_ids` and `scores` mean the texts of the folder `texts`.
+    `train` names files or data sets of rows with `query`, `positive`, `negative`, `negative_1`, ... or `negatives`, and
+    `scores`, or collections (folders in BEIR's format). `dev` and `test` name collections. With `scores` the model
+    learns the scores of a teacher, otherwise to tell the answer of a query from the other passages of the step. Rows
+    with `query_id`, `document_ids` and `scores` refer to the texts of the collection `texts`.
     """
 
-    FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = ("out", "device", "save_every_s", "budget_tokens")
+    FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = ("output", "device", "checkpoint", "budget_tokens")
 
-    model: str = MISSING
-    task: str = MISSING
-    train: list[str] = MISSING
-    out: str = MISSING
-    dev: list[str] = field(default_factory=list)
-    test: list[str] = field(default_factory=list)
-    train_split: str = "train"
-    dev_split: str = "dev"
-    test_split: str = "test"
-    subset: str | None = None
-    """Of data sets of rows that have several (their README.md lists them)."""
-    ignore_columns: list[str] = field(default_factory=list)
-    """Columns of rows to leave out, such as one that is refused because it looks like something to learn from."""
+    task: Literal["embed", "late"] = MISSING
+    """embed: one vector for a text; late: one for each token (late interaction)."""
     vectors: EmbeddingConfig = field(default_factory=lambda: EmbeddingConfig(query_length=512, document_length=512))
+    """Pooling, prompts and lengths of queries and documents."""
     projection: int | None = 128
-    """Components of a token's vector, for late interaction; None keeps the model's width."""
+    """Dimension of a token's vector, for late interaction; None keeps the hidden size."""
     stanford: bool = False
-    """Write `stanford/` beside `model/`, for late interaction: the same in the layout of ColBERT's own library."""
+    """Also write `stanford/`, the model in the format of ColBERT's own library, for late interaction."""
     texts: str | None = None
+    """Collection with the texts of rows that have ids only."""
     negatives: int = 0
+    """Hard negatives to mine for each query, by BM25 or by the model `mined_by`."""
     mined_by: str | None = None
+    """Model that mines the hard negatives."""
     temperature: float | None = None
-    """0.05 for one vector a text, 1 for one a token, if None."""
+    """Divisor of the scores; 0.05 for embed and 1 for late, by default."""
     normalize_scores: bool = True
-    epochs: int = 1
-    batch: int = 64
-    lr: float = 8e-5
+    """Scale the scores of a query to the range from 0 to 1 before they are compared with a teacher's."""
     projection_lr: float | None = None
-    layer_decay: float = 1.0
-    weight_decay: float = 1e-5
-    beta1: float = 0.9
-    beta2: float = 0.98
-    eps: float = 1e-6
+    """Peak learning rate of the projection; `lr`, by default."""
+    epochs: int = 1
+    """Passes over the training data."""
+    batch: int = 64
+    """Queries of a step."""
     warmup: float = 0.05
-    dropout: float | None = None
-    metric: str = "ndcg_10"
-    scorings_per_epoch: int = 1
-    patience: int | None = None
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-    backend: str = "auto"
-    budget_tokens: int = 16_384
-    save_every_s: float = 600.0
+    """Share of the steps over which the learning rate rises from 0; it then falls linearly to 0."""
+    metric: Literal["ndcg_10", "mrr_10", "recall_100"] = "ndcg_10"
+    """Score on `dev` that decides."""
 
     def check(self) -> None:
-        """Check what can be told without looking at files.
+        """Check all values that can be checked without opening a file.
 
         Raises: InputError naming the field.
         """
-        if self.task not in TASKS:
-            raise InputError(f"task: found {self.task!r}, expected {' or '.join(TASKS)}")
-        check_numbers(self)
+        super().check()
         check_numbers(self.vectors, "vectors.")
-        if self.metric not in _METRICS:
-            raise InputError(f"metric: found {self.metric!r}, expected {', '.join(_METRICS)}")
         if self.task == "embed" and self.vectors.pooling not in ("mean", "cls"):
             raise InputError(f"vectors.pooling: found {self.vectors.pooling!r}, expected mean or cls")
         if self.task == "late" and self.vectors.truncate_dim is not None:
             raise InputError("vectors.truncate_dim: found a number, but late interaction has `projection` for that")
-        if not self.train:
-            raise InputError("train: found none, expected files of rows or folders of collections")
         for name in ("dev", "test"):
             folders = [Path(each).resolve().name for each in getattr(self, name)]
             if len(set(folders)) < len(folders):
@@ -202,7 +179,7 @@ def finetune_retriever(config: RetrieverConfig, give_up: GiveUp | None = None) -
     only a run can show, such as a loss that is not finite.
     """
     config.check()
-    out = Path(config.out)
+    out = Path(config.output)
     inputs = _open_inputs(config)
     begin_run_folder(out, config)
     with only_process(out):
@@ -216,7 +193,7 @@ def finetune_retriever(config: RetrieverConfig, give_up: GiveUp | None = None) -
 
 def _open_inputs(config: RetrieverConfig) -> _Inputs:
     device = choose_device(config.device)
-    dtype = choose_precision(config.precision, device)
+    dtype = choose_precision(config.dtype, device, "dtype")
     folder = find_folder(config.model)
     is_foreign = family_of(folder) != OURS
     if is_foreign:
@@ -226,8 +203,8 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
     tokenizer = Tokenizer.load(folder, vocabulary_of(folder) if is_foreign else load_config(folder).vocab_size)
     most = longest_of(folder) if is_foreign else load_config(folder).max_position_embeddings
     longest = min(max_length_of(folder) or most, most)
-    if is_foreign and (config.layer_decay != 1.0 or config.dropout is not None or config.backend != "auto"):
-        raise InputError(f"layer_decay, dropout, backend: found one set, but {folder} is a {family_of(folder)}")
+    if is_foreign and (config.layer_decay != 1.0 or config.dropout is not None or config.engine != "auto"):
+        raise InputError(f"layer_decay, dropout, engine: found one set, but {folder} is a {family_of(folder)}")
     vectors = replace(config.vectors, pooling="tokens") if config.task == "late" else config.vectors
     for name in ("query_length", "document_length"):
         if (getattr(vectors, name) or 0) > most:
@@ -265,7 +242,7 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
     passages = _lay(tokenizer, forms["passages"], "passages", texts)
     return _Inputs(
         tokenizer, folder, longest, vectors, questions, queries, passages, collections, device, dtype,
-        "transformers" if is_foreign else choose_backend(config.backend, device, dtype, load_config(folder)),
+        "transformers" if is_foreign else choose_backend(config.engine, device, dtype, load_config(folder)),
     )  # fmt: skip
 
 
@@ -342,7 +319,7 @@ def _with_negatives(
 
 def _miner(config: RetrieverConfig) -> ModernBert:
     assert config.mined_by is not None
-    return ModernBert.load(config.mined_by, device=config.device, dtype=config.precision)
+    return ModernBert.load(config.mined_by, device=config.device, dtype=config.dtype)
 
 
 def _skipped(tokenizer: Tokenizer, vectors: EmbeddingConfig) -> frozenset[int]:
@@ -366,7 +343,11 @@ def _finetune(out: Path, config: RetrieverConfig, inputs: _Inputs, give_up: Give
     temperature = config.temperature or (1.0 if config.task == "late" else 0.05)
     loss = RetrievalLoss(temperature, config.normalize_scores)
     optimizer = StableAdamW(
-        groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps, fused=fused_runs_on(inputs.device)
+        groups,
+        lr=config.lr,
+        betas=(config.optim.beta1, config.optim.beta2),
+        eps=config.optim.eps,
+        fused=fused_runs_on(inputs.device),
     )
     steps = _Steps(config, inputs)
 
@@ -385,7 +366,7 @@ def _finetune(out: Path, config: RetrieverConfig, inputs: _Inputs, give_up: Give
         steps_per_epoch=steps.lessons.steps_per_epoch, num_tokens=config.epochs * sum(steps.lessons.lengths),
         seed=config.seed, device=inputs.device, dtype=inputs.dtype, metric=config.metric,
         score=(lambda: _mean(_scores(inputs, model, "dev"))) if config.dev else None,
-        scorings_per_epoch=config.scorings_per_epoch, patience=config.patience, save_every_s=config.save_every_s,
+        scorings_per_epoch=config.scorings_per_epoch, patience=config.patience, save_every_s=config.checkpoint.every_s,
         give_up=give_up,
     )  # fmt: skip
     _write(out, config, inputs, model, tune(tuning, batches_from))

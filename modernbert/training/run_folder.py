@@ -4,7 +4,7 @@ In: a config and a path. Out: a folder with `config.yaml`. A file of its own bec
 and a run that went on under another config would be a lie.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -19,7 +19,7 @@ _BEFORE_A_CHECKPOINT = {
     "config.yaml", ".lock", "log.jsonl", "timing.jsonl", "checkpoints", "watch", "report.html", "tokenizer",
 }  # fmt: skip
 # Groups whose entries count by their place: a seed and a checkpoint know them by number, not by name.
-_IN_ORDER = ("sources", "phases")
+_IN_ORDER = ("data.sources", "phases")
 
 
 @runtime_checkable
@@ -59,19 +59,32 @@ def check_run_folder(out: Path, config: RunConfig) -> None:
         was, now = asdict(load(type(config), path)), asdict(config)
         begun, asked = _flat(was), _flat(now)
         for key in [*asked, *begun]:
-            if key.split(".")[0] not in config.FREE_TO_CHANGE and begun.get(key) != asked.get(key):
+            if not _is_free(key, config.FREE_TO_CHANGE) and begun.get(key) != asked.get(key):
                 raise InputError(
                     f"{path}: this run was begun with {key}={begun.get(key)}, found {key}={asked.get(key)}; "
-                    "choose another `out` for another config"
+                    "choose another `output` for another config"
                 )
         for key in _IN_ORDER:
-            if list(now.get(key, ())) != list(was.get(key, ())):
+            order, asked_order = _names(was, key), _names(now, key)
+            if asked_order != order:
                 raise InputError(
-                    f"{path}: this run was begun with {key} in the order {', '.join(was[key])}, "
-                    f"found {', '.join(now[key])}; name them in that order"
+                    f"{path}: this run was begun with {key} in the order {', '.join(order)}, "
+                    f"found {', '.join(asked_order)}; name them in that order"
                 )
     elif not path.exists() and out.exists() and not _is_empty(out):
         raise InputError(f"{out}: exists and is not a run folder, expected a new folder or one with config.yaml")
+
+
+def _is_free(key: str, free: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in free)
+
+
+def _names(tree: Mapping[str, Any], key: str) -> list[str]:
+    """Return the names in the group `key` of a config, in order."""
+    group: Any = tree
+    for part in key.split("."):
+        group = group.get(part, {})
+    return list(group)
 
 
 def _is_empty(out: Path) -> bool:

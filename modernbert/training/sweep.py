@@ -165,7 +165,7 @@ def _run(base: Base, out: Path, points: Sequence[Point], device: str, point: Poi
 
 def _config_of(base: Base, out: Path, point: Point) -> Base:
     return replace(
-        base, out=str(out / point.name), lr=point.lr, weight_decay=point.weight_decay, epochs=point.epochs,
+        base, output=str(out / point.name), lr=point.lr, weight_decay=point.weight_decay, epochs=point.epochs,
         seed=point.seed,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ __all__ = ["SweepConfig", "run"]
 
 @dataclass
 class SweepConfig:
-    """A config, whose `out` is the sweep's folder, and what to try instead of its values; where nothing is, its own."""
+    """A fine-tuning config, whose `output` is the folder of the sweep, and the values to try; by default its own."""
 
     base: Base
     lrs: Sequence[float] = ()
@@ -36,7 +36,7 @@ def run(config: SweepConfig) -> Path:
         config.lrs or [base.lr], config.weight_decays or [base.weight_decay], config.epochs or [base.epochs],
         config.seeds or [base.seed],
     )  # fmt: skip
-    out = Path(base.out)
+    out = Path(base.output)
     results = sweep(base, out, points, config.devices or [base.device])
     rows = [{**asdict(each.point), **each.scores, "stopped": each.stopped} for each in results]
     best = best_of(results)

@@ -18,7 +18,7 @@ from modernbert.errors import InputError
 from modernbert.extras import missing
 from modernbert.files import write_file
 
-__all__ = ["Trackers", "check_sinks", "numbers_of", "open_sinks"]
+__all__ = ["Trackers", "check_trackers", "numbers_of", "open_trackers"]
 
 _LIBRARIES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
 # What a row is, not what was measured.
@@ -65,16 +65,16 @@ class Trackers:
                 del self._sinks[name]
 
 
-def open_sinks(names: Sequence[str], folder: Path, config: Mapping[str, Any], first_step: int) -> Trackers:
+def open_trackers(names: Sequence[str], folder: Path, config: Mapping[str, Any], first_step: int) -> Trackers:
     """Open the boards called `names` for the run in `folder`; opened again, they go on with the same run.
 
     `first_step` is the first step still to come: what an earlier process wrote of it and of later ones is void.
     A board that cannot be opened now, for want of a network, is said to be missing; a run that starts again at night
     must not wait for it.
 
-    Raises: InputError as `check_sinks` does.
+    Raises: InputError as `check_trackers` does.
     """
-    check_sinks(names)
+    check_trackers(names)
     place = folder / "watch"
     sinks: dict[str, _Sink] = {}
 
@@ -87,18 +87,18 @@ def open_sinks(names: Sequence[str], folder: Path, config: Mapping[str, Any], fi
     return Trackers(sinks, first_step)
 
 
-def check_sinks(names: Sequence[str]) -> None:
+def check_trackers(names: Sequence[str]) -> None:
     """Check that the boards are known and their libraries installed, before anything begins.
 
     Raises: InputError naming the board, and the extra that installs its library.
     """
     for name in names:
         if name not in _LIBRARIES:
-            raise InputError(f"watch: found {name!r}, expected {', '.join(_LIBRARIES)}")
+            raise InputError(f"trackers: found {name!r}, expected {', '.join(_LIBRARIES)}")
         try:
             importlib.import_module(_LIBRARIES[name])
         except ImportError:
-            raise missing("watch", name) from None
+            raise missing("trackers", name) from None
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
@@ -216,6 +216,6 @@ def _attempt(name: str, action: Callable[[], None]) -> bool:
         action()
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"watch: {name} failed, training goes on without it ({reason})", file=sys.stderr, flush=True)
+        print(f"trackers: {name} failed, training goes on without it ({reason})", file=sys.stderr, flush=True)
         return False
     return True

@@ -79,6 +79,8 @@ def make_start(data, out, tokenizer, shape, seed):
 
 def ours(plan):
     from modernbert.training.pretraining import Phase, PretrainConfig, pretrain
+    from modernbert.training.pretraining_config import DataConfig, EvaluationConfig
+    from modernbert.training.run_options import CheckpointConfig
 
     out = Path(plan["out"])
     phase = Phase(
@@ -89,11 +91,14 @@ def ours(plan):
     every = plan.get("eval_every", 0)
     pretrain(
         PretrainConfig(
-            out=str(out), tokenizer=str(data / f"{tokenizer}-tokenizer"), init_from=plan["start"],
-            sources={"mix": str(data / tokenizer / "train")},
-            heldout={"mix": str(data / tokenizer / "heldout")} if every else {},
-            model={}, phases={"stable": phase}, seed=plan["seed"], device=plan["device"], precision="bfloat16",
-            eval_every=every, eval_mask_rate=0.3, heldout_tokens=plan.get("heldout_tokens"), save_every_s=0.0,
+            output=str(out), tokenizer=str(data / f"{tokenizer}-tokenizer"), init_from=plan["start"],
+            data=DataConfig(
+                sources={"mix": str(data / tokenizer / "train")},
+                heldout={"mix": str(data / tokenizer / "heldout")} if every else {},
+            ),
+            model={}, phases={"stable": phase}, seed=plan["seed"], device=plan["device"], dtype="bfloat16",
+            evaluation=EvaluationConfig(every_steps=every, mask_rate=0.3, max_tokens=plan.get("heldout_tokens")),
+            checkpoint=CheckpointConfig(every_s=0.0),
         )
     )  # fmt: skip
     peak = peak_gib(plan)

@@ -123,7 +123,7 @@ def test_a_foreign_model_is_tuned_and_loads_in_its_own_library(folder: Path, tmp
         (tmp_path / f"{split}.tsv").write_text("\n".join(lines) + "\n")
     config = FinetuneConfig(
         model=str(folder), task="classify", train=[str(tmp_path / "train.tsv")], dev=[str(tmp_path / "dev.tsv")],
-        out=str(tmp_path / "run"), epochs=4, batch=8, lr=2e-3, device="cpu", precision="float32",
+        output=str(tmp_path / "run"), epochs=4, batch=8, lr=2e-3, device="cpu", dtype="float32",
     )  # fmt: skip
     model = finetune(config)
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
@@ -132,9 +132,9 @@ def test_a_foreign_model_is_tuned_and_loads_in_its_own_library(folder: Path, tmp
     assert loaded.config.id2label == {0: "no", 1: "yes"}
     assert transformers.AutoTokenizer.from_pretrained(model)("city").input_ids
     with pytest.raises(InputError, match="layer_decay: found 0.9, but .* is a"):
-        finetune(replace(config, layer_decay=0.9, out=str(tmp_path / "other")))
+        finetune(replace(config, layer_decay=0.9, output=str(tmp_path / "other")))
     with pytest.raises(InputError, match="max_len: found 65, but .* takes at most 64"):
-        finetune(replace(config, max_len=65, out=str(tmp_path / "other")))
+        finetune(replace(config, max_len=65, output=str(tmp_path / "other")))
 
 
 def test_what_is_saved_beside_a_foreign_model_is_its_tokenizer_and_nothing_that_a_link_leads_to(

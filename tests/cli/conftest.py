@@ -11,7 +11,7 @@ from commands import modernbert
 from modernbert import ModernBert
 
 WORDS = ["capital", "country", "city", "land", "rivers"]
-QUICK = ["device=cpu", "precision=float32", "dropout=0.0"]
+QUICK = ["device=cpu", "dtype=float32", "dropout=0.0"]
 
 
 def succeed(*words: object) -> str:
@@ -58,7 +58,7 @@ def rows(folder: Path) -> dict[str, Path]:
 def classifier_run(folder: Path, bert: Path, rows: dict[str, Path]) -> Path:
     """A finished run of `finetune task=classify` with dev and test rows."""
     succeed(
-        "finetune", f"model={bert}", "task=classify", f"out={folder / 'classifier'}", f"train=[{rows['train']}]",
+        "finetune", f"model={bert}", "task=classify", f"output={folder / 'classifier'}", f"train=[{rows['train']}]",
         f"dev=[{rows['dev']}]", f"test=[{rows['test']}]", "epochs=3", "batch=16", "lr=1e-3", *QUICK,
     )  # fmt: skip
     return folder / "classifier"
@@ -68,7 +68,7 @@ def classifier_run(folder: Path, bert: Path, rows: dict[str, Path]) -> Path:
 def regressor_run(folder: Path, bert: Path, rows: dict[str, Path]) -> Path:
     """A finished run of `finetune task=regress` without dev rows."""
     succeed(
-        "finetune", f"model={bert}", "task=regress", f"out={folder / 'regressor'}", f"train=[{rows['train']}]",
+        "finetune", f"model={bert}", "task=regress", f"output={folder / 'regressor'}", f"train=[{rows['train']}]",
         "columns.label=rivers", "epochs=1", "batch=16", *QUICK,
     )  # fmt: skip
     return folder / "regressor"
@@ -84,7 +84,7 @@ def collection(folder: Path, write_collection: Callable[..., Path]) -> Path:
 def embedder_run(folder: Path, bert: Path, collection: Path) -> Path:
     """A finished run of `finetune task=embed`, scored on two collections."""
     succeed(
-        "finetune", f"model={bert}", "task=embed", f"out={folder / 'embedder'}", f"train=[{collection}]",
+        "finetune", f"model={bert}", "task=embed", f"output={folder / 'embedder'}", f"train=[{collection}]",
         f"dev=[{collection}]", "dev_split=test", f"test=[{collection}]", "epochs=2", "batch=4", *QUICK,
     )  # fmt: skip
     return folder / "embedder"
@@ -98,15 +98,17 @@ def pretraining_run(folder: Path, bert: Path) -> Path:
     succeed("prepare", f"sources=[{folder / 'corpus.txt'}]", f"tokenizer={bert}", f"out={folder / 'shards'}",
             "txt_unit=line", "heldout=0.1", "processes=1")  # fmt: skip
     config = {
-        "out": str(folder / "pretrained"), "tokenizer": str(bert), "init_from": str(bert),
-        "sources": {"prose": str(folder / "shards" / "train")},
-        "heldout": {"prose": str(folder / "shards" / "heldout")},
+        "output": str(folder / "pretrained"), "tokenizer": str(bert), "init_from": str(bert),
+        "data": {
+            "sources": {"prose": str(folder / "shards" / "train")},
+            "heldout": {"prose": str(folder / "shards" / "heldout")},
+        },
         "phases": {
             "stable": {"tokens": 2048, "lr": 1e-3, "max_len": 64, "micro_batch_tokens": 256},
             "decay": {"tokens": 1024, "lr": 1e-3, "max_len": 64, "micro_batch_tokens": 256,
                       "decay": "one_minus_sqrt"},
         },
-        "device": "cpu", "precision": "float32", "eval_every": 4,
+        "device": "cpu", "dtype": "float32", "evaluation": {"every_steps": 4},
     }  # fmt: skip
     (folder / "pretrain.yaml").write_text(json.dumps(config))  # JSON is YAML
     succeed("pretrain", folder / "pretrain.yaml")

@@ -10,7 +10,7 @@ from commands import modernbert
 
 from modernbert.extras import EXTRAS
 
-TUNE = ["finetune", "model=no/model", "out=out", "train=[train.tsv]"]
+TUNE = ["finetune", "model=no/model", "output=out", "train=[train.tsv]"]
 SCORED = [*TUNE, "dev=[dev.tsv]"]
 PACKED = ("pyarrow", "data", ["--file", "some.parquet"]), ("zstandard", "data", ["--file", "some.jsonl.zst"])
 USES = {"fill-mask": [], "classify": [], "tag": [], "embed": ["--out", "out.npy"], "rerank": ["query"]}
@@ -42,7 +42,7 @@ NEEDS = [
     ("jinja2", "report", ["report", "texts"]),
     ("matplotlib", "report", ["report", "texts"]),
     *((name, "demo", ["demo", "--out", "out"]) for name in ("bm25s", "jinja2", "matplotlib")),
-    *((name, "watch", ["pretrain", "out=out", "tokenizer=no/model", "sources.a=none", f"watch=[{name}]",
+    *((name, "watch", ["pretrain", "output=out", "tokenizer=no/model", "data.sources.a=none", f"trackers=[{name}]",
                        "phases.one.tokens=100000", "phases.one.lr=1"]) for name in ("wandb", "trackio", "tensorboard")),
     ("ray", "ray", ["prepare", "sources=[texts]", "tokenizer=no/model", "out=out", "--engine", "ray"]),
     ("ray", "ray", ["embed", "no/model", "--file", "texts/some.txt", "--out", "out.npy", "--engine", "ray"]),

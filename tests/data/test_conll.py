@@ -114,8 +114,8 @@ def test_a_file_that_does_not_hold_together_is_one_line(content: str, said: str,
 def config(tmp_path: Path, small_bert: ModernBert) -> FinetuneConfig:
     small_bert.save(tmp_path / "model")
     return FinetuneConfig(
-        model=str(tmp_path / "model"), task="tag", train=[str(tmp_path / "a.conllu")], out=str(tmp_path / "run"),
-        epochs=1, device="cpu", precision="float32", backend="banded",
+        model=str(tmp_path / "model"), task="tag", train=[str(tmp_path / "a.conllu")], output=str(tmp_path / "run"),
+        epochs=1, device="cpu", dtype="float32", engine="banded",
     )  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def test_columns_that_are_not_chosen_are_named(
     write(tmp_path / "a.conllu", CONLLU)
     with pytest.raises(InputError, match=said):
         finetune(replace(config, columns=columns))
-    assert not Path(config.out).exists()
+    assert not Path(config.output).exists()
 
 
 def test_words_that_are_counted_are_not_the_counts(config: FinetuneConfig, tmp_path: Path) -> None:
@@ -169,6 +169,6 @@ def test_tags_beside_spans_are_refused(config: FinetuneConfig, tmp_path: Path) -
 
 def test_a_ragged_file_is_one_line_of_the_command(config: FinetuneConfig, tmp_path: Path) -> None:
     path = write(tmp_path / "a.conll", "a\tO\nb\tX\tO\n")
-    done = modernbert("finetune", f"model={config.model}", "task=tag", f"train=[{path}]", f"out={config.out}")
+    done = modernbert("finetune", f"model={config.model}", "task=tag", f"train=[{path}]", f"output={config.output}")
     assert done.returncode == 2
     assert done.stderr == f"modernbert: {path}:2: found 3 columns, expected 2 as in line 1\n"

@@ -219,14 +219,14 @@ def config(tmp_path: Path, small_bert: ModernBert) -> FinetuneConfig:
         (tmp_path / "ds" / f"{name}.tsv").write_text("text\tlabel\n" + lines)
     small_bert.save(tmp_path / "model")
     return FinetuneConfig(
-        model=str(tmp_path / "model"), task="classify", train=[str(tmp_path / "ds")], out=str(tmp_path / "run"),
+        model=str(tmp_path / "model"), task="classify", train=[str(tmp_path / "ds")], output=str(tmp_path / "run"),
         epochs=1, device="cpu",
     )  # fmt: skip
 
 
 def words(config: FinetuneConfig, **changes: str) -> list[str]:
-    given = {name: getattr(config, name) for name in ("model", "task", "out", "epochs", "device")}
-    given |= {"train": f"[{config.train[0]}]", "precision": "float32", "backend": "banded"} | changes
+    given = {name: getattr(config, name) for name in ("model", "task", "output", "epochs", "device")}
+    given |= {"train": f"[{config.train[0]}]", "dtype": "float32", "engine": "banded"} | changes
     return [f"{name}={value}" for name, value in given.items()]
 
 
@@ -277,8 +277,8 @@ def test_a_retriever_learns_from_the_split_train(
         (tmp_path / "ds" / f"{name}.jsonl").write_text((json.dumps(row) + "\n") * number)
     finetune_retriever(
         RetrieverConfig(
-            model=config.model, task="embed", train=config.train, out=config.out, device="cpu", precision="float32",
-            backend="banded",
+            model=config.model, task="embed", train=config.train, output=config.output, device="cpu", dtype="float32",
+            engine="banded",
         )
     )  # fmt: skip
     assert "embed: 3 questions" in capsys.readouterr().out
@@ -308,7 +308,7 @@ def test_whatever_stands_for_withheld_labels_is_refused(
         (tmp_path / "ds" / f"{split}.jsonl").write_text((json.dumps(of_split) + "\n") * 2)
     source = [str(tmp_path / "ds")]
     config = FinetuneConfig(
-        model=str(tmp_path / "model"), task=task, train=source, test=source, out=str(tmp_path / "run"), device="cpu"
+        model=str(tmp_path / "model"), task=task, train=source, test=source, output=str(tmp_path / "run"), device="cpu"
     )
     with pytest.raises(InputError, match=f"test.jsonl:1: {said}"):
         finetune(config)

@@ -16,7 +16,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,16 @@ def make_data(root: Path) -> None:
         write_shards(documents, root / "tokenizer" / "tokenizer.json", root / name, tally=Tally())
 
 
+def changed(config: PretrainConfig, **changes: Any) -> PretrainConfig:
+    """Return a config with other values; `group__field` names a field of a group."""
+    for name, value in changes.items():
+        group, _, field_name = name.rpartition("__")
+        if group:
+            name, value = group, replace(getattr(config, group), **{field_name: value})
+        config = replace(config, **{name: value})
+    return config
+
+
 def config_of(data: Path, out: Path, **changes: Any) -> PretrainConfig:
     """Return three short phases, 14 steps, of a model that has one layer of each kind."""
     shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 1}
@@ -94,12 +104,13 @@ def config_of(data: Path, out: Path, **changes: Any) -> PretrainConfig:
         "decay": Phase(tokens=512, lr=2e-3, decay="one_minus_sqrt", weights={"prose": 1.0, "code": 3.0}, **late),
     }  # fmt: skip
     settings = {
-        "out": str(out), "tokenizer": str(data / "tokenizer"),
-        "sources": {"prose": str(data / "prose"), "code": str(data / "code")},
-        "heldout": {"mix": str(data / "heldout")}, "model": {"preset": "tiny", **shape}, "phases": phases,
-        "device": "cpu", "precision": "float32", "eval_every": 4, "save_every_steps": 1, "save_every_s": 0.0,
+        "output": str(out), "tokenizer": str(data / "tokenizer"),
+        "data__sources": {"prose": str(data / "prose"), "code": str(data / "code")},
+        "data__heldout": {"mix": str(data / "heldout")}, "model": {"preset": "tiny", **shape}, "phases": phases,
+        "device": "cpu", "dtype": "float32", "evaluation__every_steps": 4,
+        "checkpoint__every_steps": 1, "checkpoint__every_s": 0.0,
     }  # fmt: skip
-    return PretrainConfig(**(settings | changes))
+    return changed(PretrainConfig(), **(settings | changes))
 
 
 def guarded_config(data: Path, out: Path, **changes: Any) -> PretrainConfig:
@@ -110,7 +121,16 @@ def guarded_config(data: Path, out: Path, **changes: Any) -> PretrainConfig:
     return config_of(
         data,
         out,
-        **({"phases": phases, "guard": guard, "save_every_steps": 4, "heldout": {}, "eval_every": 0} | changes),
+        **(
+            {
+                "phases": phases,
+                "guard": guard,
+                "checkpoint__every_steps": 4,
+                "data__heldout": {},
+                "evaluation__every_steps": 0,
+            }
+            | changes
+        ),
     )
 
 
@@ -150,7 +170,7 @@ def run(config: PretrainConfig, *prepare: Prepare) -> Outcome:
             each()
         pretrain.run(config)
 
-    folder = Path(config.out).parent
+    folder = Path(config.output).parent
     folder.mkdir(parents=True, exist_ok=True)
     return in_fork(act, folder / "said.txt")
 
@@ -196,7 +216,7 @@ def straight_run(config: PretrainConfig, *prepare: Prepare) -> dict[str, str]:
     """Return the end state of a run that nobody stopped."""
     outcome = run(config, *prepare)
     assert outcome.status == 0, outcome.said
-    return end_state(Path(config.out))
+    return end_state(Path(config.output))
 
 
 def in_turn(cases: Sequence[Case], num_workers: int) -> Iterable[dict[str, Any]]:

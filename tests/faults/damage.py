@@ -72,7 +72,7 @@ def failing_call(data: Path, straight: dict[str, str], call: str, n: int, number
 
 def stopped_run(data: Path, folder: Path, **changes: Any) -> Any:
     """Run to a kill in step 10, with every checkpoint written, and return the config."""
-    config = course.config_of(data, folder / "run", keep=3, **changes)
+    config = course.config_of(data, folder / "run", checkpoint__keep=3, **changes)
     # A checkpoint is written by a thread, and the next one only when it is done.
     outcome = course.run(config, partial(kills.arm, kills.Kill("_write", STOPPED_AT + 1, "before")))
     assert outcome.was_killed, outcome.said
@@ -201,7 +201,7 @@ def cut_while_written(file: str, n: int, data: Path, straight: dict[str, str]) -
         setattr(owner, name, writing)
 
     def act(folder: Path) -> list[str]:
-        config = course.config_of(data, folder / "run", keep=3)
+        config = course.config_of(data, folder / "run", checkpoint__keep=3)
         stop = partial(kills.arm, kills.Kill("Saver.save", n + 1, "before"))
         first = course.run(config, lossy, stop)
         if first.status == 2:

@@ -205,7 +205,7 @@ def kill_cases(data: Path, scratch: Path, seed: int, per_point: int) -> list[Cas
 def config_every(every: int, data: Path, folder: Path, **changes: Any) -> Any:
     """Return the config of a run that saves every so many steps, in a new folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    return course.config_of(data, folder / "run", save_every_steps=every, **changes)
+    return course.config_of(data, folder / "run", checkpoint__every_steps=every, **changes)
 
 
 def kill_case(data: Path, straight: dict[str, str], every: int, kills: list[Kill], *mistakes: course.Prepare) -> Case:
@@ -213,7 +213,7 @@ def kill_case(data: Path, straight: dict[str, str], every: int, kills: list[Kill
 
     def act(folder: Path) -> list[str]:
         config = config_every(every, data, folder)
-        out, wrong, landed, expected = Path(config.out), list[str](), 0, 0
+        out, wrong, landed, expected = Path(config.output), list[str](), 0, 0
         for kill in [*kills, None]:
             outcome = course.run(config, *mistakes, *([partial(arm, kill)] if kill else []))
             was_whole = (out / "model").is_dir() and "this run is finished" in outcome.said

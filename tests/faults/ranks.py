@@ -24,7 +24,7 @@ LONGEST_S = 180
 
 def together(config: PretrainConfig, rank: int = 0, kill: kills.Kill | None = None) -> course.Outcome:
     """Run in two processes that torchrun starts again up to three times."""
-    folder = Path(config.out).parent
+    folder = Path(config.output).parent
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(config))
     given = json.dumps({"rank": rank, "kill": asdict(kill) if kill else None})

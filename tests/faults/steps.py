@@ -118,7 +118,7 @@ def bad_steps(data: Path, kind: str, pattern: str, keys: list[str], kill: kills.
     def act(folder: Path) -> list[str]:
         reference, config = (course.guarded_config(data, folder / name / "run") for name in ("asked", "bad"))
         for each in (reference, config):
-            Path(each.out).parent.mkdir()
+            Path(each.output).parent.mkdir()
         asked = course.run(reference, partial(refuse, keys))
         wrong = course.unfinished(asked, "the run whose guard was told")
         if kill is not None:
@@ -128,17 +128,17 @@ def bad_steps(data: Path, kind: str, pattern: str, keys: list[str], kill: kills.
         wrong += course.unfinished(outcome, "the run")
         if wrong:
             return wrong
-        log = [json.loads(line) for line in (Path(config.out) / "log.jsonl").read_text().splitlines()]
+        log = [json.loads(line) for line in (Path(config.output) / "log.jsonl").read_text().splitlines()]
         skipped, back = ([row for row in log if row["kind"] == name] for name in ("skipped", "rollback"))
         if len(skipped) != len(keys) or not all(row["reason"] for row in [*skipped, *back]):
             wrong.append(f"{len(keys)} bad steps, but {len(skipped)} skipped in the log")
         patience = config.guard.patience
         if len(back) != len(keys) // patience:
             wrong.append(f"{len(back)} returns in the log, expected {len(keys) // patience}")
-        weights = load_file(Path(config.out) / "model" / "model.safetensors")
+        weights = load_file(Path(config.output) / "model" / "model.safetensors")
         if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
             wrong.append("a weight is not finite")
-        found, expected = course.end_state(Path(config.out)), course.end_state(Path(reference.out))
+        found, expected = course.end_state(Path(config.output)), course.end_state(Path(reference.output))
         return wrong + [
             f"{name} differs" for name in found if name != "log.jsonl" and found[name] != expected.get(name)
         ]

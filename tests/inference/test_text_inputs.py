@@ -62,7 +62,7 @@ def command(verb: str, folders: dict[str, str], file: Path, out: Path) -> list[s
         "prepare": ["prepare", f"sources=[{file}]", f"tokenizer={folders['mask']}", f"out={out}", "processes=1"],
         "tokenizer": ["tokenizer", f"sources=[{file}]", f"out={out}"],
         "finetune": [
-            "finetune", f"model={folders['mask']}", "task=classify", f"train=[{file}]", f"out={out}", "device=cpu"
+            "finetune", f"model={folders['mask']}", "task=classify", f"train=[{file}]", f"output={out}", "device=cpu"
         ],
         "bench": ["bench", "throughput", "--sets", "real", "--texts", str(file), "--tokenizer", folders["mask"],
                   "--models", "modernbert-base", "--documents", "1", "--device", "cpu"],
@@ -420,8 +420,8 @@ def pairs(folders: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     ]
     (place / "train.json").write_text(json.dumps(rows))
     config = FinetuneConfig(
-        model=folders["mask"], task="classify", train=[str(place / "train.json")], out=str(place / "run"), epochs=1,
-        columns=Columns(text="premise", pair="hypothesis"), device="cpu", precision="float32", backend="banded",
+        model=folders["mask"], task="classify", train=[str(place / "train.json")], output=str(place / "run"), epochs=1,
+        columns=Columns(text="premise", pair="hypothesis"), device="cpu", dtype="float32", engine="banded",
     )  # fmt: skip
     return finetune(config)
 

@@ -156,7 +156,7 @@ def test_all_devices_wait_for_those_that_have_one_micro_batch_more() -> None:
 def test_float32_is_planned_as_float32(capsys: pytest.CaptureFixture[str]) -> None:
     said = {}
     for precision in ("auto", "float32"):
-        run(PlanConfig(overrides=[f"precision={precision}"], as_json=True))
+        run(PlanConfig(overrides=[f"dtype={precision}"], as_json=True))
         said[precision] = json.loads(capsys.readouterr().out)["devices"]["h100"]["phases"]["tokens_1024"]
     assert said["float32"]["tokens_per_s"] < said["auto"]["tokens_per_s"] / 5
     assert said["float32"]["largest_micro_batch"] < 0.7 * said["auto"]["largest_micro_batch"]
@@ -178,7 +178,7 @@ def test_recomputation_and_shards_leave_room_and_the_first_costs_a_pass() -> Non
 
 
 def test_what_is_said_follows_the_config(capsys: pytest.CaptureFixture[str]) -> None:
-    run(PlanConfig(overrides=["sharding=hybrid"], devices=("t4",)))
+    run(PlanConfig(overrides=["distributed.sharding=hybrid"], devices=("t4",)))
     said = " ".join(capsys.readouterr().out.split())
     assert "what devices exchange is not counted, and weights as if every device held them all" in said
     assert "Tesla T4 multiplies no bfloat16" in said

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults.course import changed
 
 from modernbert.config_files import to_yaml
 from modernbert.data.corpus import Document, Tally
@@ -47,11 +48,12 @@ def config_of(data, out, **changes):
         "decay": Phase(tokens=2048, lr=2e-3, max_len=256, micro_batch_tokens=512, decay="one_minus_sqrt"),
     }  # fmt: skip
     settings = {
-        "out": str(out), "tokenizer": str(data / "tokenizer"), "sources": {"prose": str(data / "prose")},
-        "heldout": {"prose": str(data / "heldout")}, "model": {"preset": "tiny", **shape}, "phases": phases,
-        "device": "cpu", "precision": "float32", "eval_every": 4, "save_every_steps": 2, "save_every_s": 0.0,
+        "output": str(out), "tokenizer": str(data / "tokenizer"), "data__sources": {"prose": str(data / "prose")},
+        "data__heldout": {"prose": str(data / "heldout")}, "model": {"preset": "tiny", **shape}, "phases": phases,
+        "device": "cpu", "dtype": "float32", "evaluation__every_steps": 4,
+        "checkpoint__every_steps": 2, "checkpoint__every_s": 0.0,
     }  # fmt: skip
-    return PretrainConfig(**(settings | changes))
+    return changed(PretrainConfig(), **(settings | changes))
 
 
 def start(tmp_path, config, *words, processes=2):
@@ -91,7 +93,7 @@ def alone(data, tmp_path_factory):
 
 @pytest.mark.parametrize("sharding", ["none", "full", pytest.param("hybrid", marks=pytest.mark.slow)])
 def test_two_processes_train_as_one(data, alone, tmp_path, sharding):
-    finish(start(tmp_path, config_of(data, tmp_path / "run", sharding=sharding)))
+    finish(start(tmp_path, config_of(data, tmp_path / "run", distributed__sharding=sharding)))
     assert_same_course(tmp_path / "run", alone)
     ours, theirs = (latest(run / "checkpoints") for run in (tmp_path / "run", alone))
     assert len(list(ours.folder.glob("model*.safetensors"))) == 2
@@ -106,7 +108,7 @@ def test_two_processes_train_as_one(data, alone, tmp_path, sharding):
 @pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.slow), "full"])
 def test_a_run_goes_on_with_fewer_processes(data, alone, tmp_path, sharding):
     """Two processes stop in mid run, however they hold the model; one goes on from what they wrote."""
-    config = config_of(data, tmp_path / "run", sharding=sharding)
+    config = config_of(data, tmp_path / "run", distributed__sharding=sharding)
     process = start(tmp_path, config)
     log = tmp_path / "run" / "log.jsonl"
     deadline = time.monotonic() + 60

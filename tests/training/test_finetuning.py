@@ -24,6 +24,7 @@ from modernbert.training.finetuning import FinetuneConfig, finetune
 from modernbert.training.finetuning_loop import LinearPlan, groups_by_depth
 from modernbert.training.optimizers import StableAdamW
 from modernbert.training.run_checkpoint import latest, save
+from modernbert.training.run_options import CheckpointConfig, OptimizerConfig
 
 WORDS = ["capital", "country", "city", "land", "rivers"]
 
@@ -56,13 +57,13 @@ def config(tmp_path: Path, model: str) -> FinetuneConfig:
     return FinetuneConfig(
         model=model, task="classify", train=[write_tsv(tmp_path / "train.tsv", 400, 0)],
         dev=[write_tsv(tmp_path / "dev.tsv", 100, 1)], test=[write_tsv(tmp_path / "test.tsv", 60, 2)],
-        out=str(tmp_path / "run"), epochs=3, batch=16, lr=1e-3, dropout=0.0, device="cpu", precision="float32",
-        backend="banded",
+        output=str(tmp_path / "run"), epochs=3, batch=16, lr=1e-3, dropout=0.0, device="cpu", dtype="float32",
+        engine="banded",
     )  # fmt: skip
 
 
 def rows(config: FinetuneConfig, kind: str) -> list[dict[str, Any]]:
-    lines = (Path(config.out) / "log.jsonl").read_text().splitlines()
+    lines = (Path(config.output) / "log.jsonl").read_text().splitlines()
     return [row for row in map(json.loads, lines) if row["kind"] == kind]
 
 
@@ -116,7 +117,7 @@ def test_a_limit_of_the_folder_holds_for_training_and_for_what_was_trained(
         finetune(short)
     bert = ModernBert.load(finetune(replace(short, cut=True)), device="cpu")
     assert bert.longest == 6
-    longer = ModernBert.load(finetune(replace(short, max_len=40, out=str(tmp_path / "longer"))), device="cpu")
+    longer = ModernBert.load(finetune(replace(short, max_len=40, output=str(tmp_path / "longer"))), device="cpu")
     assert longer.longest == 40
 
 
@@ -136,13 +137,13 @@ def test_labels_that_are_no_list_are_named(label: Any, said: str, config: Finetu
     files = {"train": [str(tmp_path / "some.jsonl")], "dev": [str(tmp_path / "dev.jsonl")], "test": []}
     with pytest.raises(InputError, match=f"dev.jsonl:1: .*{said}"):
         finetune(replace(config, task="multilabel", **files))
-    assert not Path(config.out).exists()
+    assert not Path(config.output).exists()
 
 
 def test_numbers_are_learned(config: FinetuneConfig) -> None:
     config = replace(config, task="regress", columns=Columns(label="rivers"), epochs=6)
     finetune(config)
-    scores = json.loads((Path(config.out) / "scores.json").read_text())
+    scores = json.loads((Path(config.output) / "scores.json").read_text())
     assert scores["metric"] == "correlation" and scores["test"]["pearson"] > 0.9
 
 
@@ -151,19 +152,19 @@ def test_weights_that_fail_the_last_check_are_kept(config: FinetuneConfig) -> No
     config = replace(config, dev=[], test=[], epochs=1, batch=400, warmup=0.0, lr=1e30)
     with pytest.raises(InputError, match=r"values that are not finite; it is kept as .*/run/model\.unverified$"):
         finetune(config)
-    kept = Path(config.out) / "model.unverified"
+    kept = Path(config.output) / "model.unverified"
     assert load_file(kept / "model.safetensors")["classifier.weight"].shape == (2, 64)
     assert AutoTokenizer.from_pretrained(kept)("a city").input_ids
-    assert not (Path(config.out) / "model").exists()
+    assert not (Path(config.output) / "model").exists()
 
 
 def test_an_error_after_training_loses_no_model(config: FinetuneConfig) -> None:
     def occupy(epochs: float, best: float) -> None:
-        (Path(config.out) / "predictions.jsonl").mkdir(exist_ok=True)
+        (Path(config.output) / "predictions.jsonl").mkdir(exist_ok=True)
 
     with pytest.raises(InputError, match="predictions.jsonl: cannot be written"):
         finetune(replace(config, epochs=2, scorings_per_epoch=2), occupy)
-    assert ModernBert.load(Path(config.out) / "model", device="cpu").classify(["a city"])
+    assert ModernBert.load(Path(config.output) / "model", device="cpu").classify(["a city"])
 
 
 def test_tags_are_learned(config: FinetuneConfig, tmp_path: Path) -> None:
@@ -174,7 +175,7 @@ def test_tags_are_learned(config: FinetuneConfig, tmp_path: Path) -> None:
         (tmp_path / f"{name}.conll").write_text("\n".join(lines) + "\n")
     split = {name: [str(tmp_path / f"{name}.conll")] for name in ("train", "dev", "test")}
     finetune(replace(config, task="tag", **split))
-    scores = json.loads((Path(config.out) / "scores.json").read_text())
+    scores = json.loads((Path(config.output) / "scores.json").read_text())
     assert scores["metric"] == "span_f1" and scores["test"]["span_f1"] > 0.95
 
 
@@ -187,7 +188,7 @@ def test_tags_that_mark_spans_are_judged_by_spans(
     (tmp_path / "some.conll").write_text("\n".join(lines))
     files = {name: [str(tmp_path / "some.conll")] for name in ("train", "dev")}
     finetune(replace(config, task="tag", test=[], epochs=1, **files))
-    assert json.loads((Path(config.out) / "scores.json").read_text())["metric"] == metric
+    assert json.loads((Path(config.output) / "scores.json").read_text())["metric"] == metric
 
 
 def test_spans_that_are_found_are_the_very_characters(config: FinetuneConfig, tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ def test_spans_that_are_found_are_the_very_characters(config: FinetuneConfig, tm
     files = {split: [str(tmp_path / f"{split}.jsonl")] for split in ("train", "test")}
     finetune(replace(config, task="tag", dev=[], epochs=6, **files))
     predicted = [
-        json.loads(line)["predicted"] for line in (Path(config.out) / "predictions.jsonl").read_text().splitlines()
+        json.loads(line)["predicted"] for line in (Path(config.output) / "predictions.jsonl").read_text().splitlines()
     ]
     expected = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
     right = 0
@@ -250,7 +251,7 @@ def test_the_right_choice_is_learned(config: FinetuneConfig, tmp_path: Path) -> 
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     files = {name: [str(tmp_path / f"{name}.jsonl")] for name in ("train", "dev")}
     finetune(replace(config, task="choose", test=files["dev"], train=files["train"], dev=files["dev"]))
-    scores = json.loads((Path(config.out) / "scores.json").read_text())
+    scores = json.loads((Path(config.output) / "scores.json").read_text())
     assert scores["dev"]["accuracy"] > 0.9 and scores["test"] == scores["dev"]
 
 
@@ -282,19 +283,18 @@ def test_answers_are_found_in_their_passages(config: FinetuneConfig, tmp_path: P
 
 def test_micro_batches_do_not_change_what_is_learned(config: FinetuneConfig, tmp_path: Path) -> None:
     finetune(replace(config, epochs=1))
-    finetune(replace(config, epochs=1, budget_tokens=40, out=str(tmp_path / "small")))
-    whole, parts = (rows(replace(config, out=out), "step") for out in (config.out, str(tmp_path / "small")))
+    finetune(replace(config, epochs=1, budget_tokens=40, output=str(tmp_path / "small")))
+    whole, parts = (rows(replace(config, output=output), "step") for output in (config.output, str(tmp_path / "small")))
     np.testing.assert_allclose([r["loss"] for r in whole], [r["loss"] for r in parts], atol=2e-4)
 
 
 def test_a_killed_run_goes_on_and_ends_with_the_same_bits(config: FinetuneConfig, tmp_path: Path) -> None:
-    config = replace(config, dropout=0.1, save_every_s=0.0, epochs=1)
+    config = replace(config, dropout=0.1, checkpoint=CheckpointConfig(every_s=1e-9), epochs=1)
     finetune(config)
-    killed = replace(config, out=str(tmp_path / "killed"))
+    killed = replace(config, output=str(tmp_path / "killed"))
     words = [f"{name}={getattr(killed, name)}" for name in
-             ("model", "task", "out", "epochs", "batch", "lr", "dropout", "device", "precision", "backend",
-              "save_every_s")]  # fmt: skip
-    words += [f"{name}=[{getattr(killed, name)[0]}]" for name in ("train", "dev", "test")]
+             ("model", "task", "output", "epochs", "batch", "lr", "dropout", "device", "dtype", "engine")]  # fmt: skip
+    words += ["checkpoint.every_s=1e-9"] + [f"{name}=[{getattr(killed, name)[0]}]" for name in ("train", "dev", "test")]
     command = [sys.executable, "-m", "modernbert", "finetune", *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list((tmp_path / "killed").glob("checkpoints/step-*")):
@@ -305,13 +305,21 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(config: FinetuneConfig
     assert not (tmp_path / "killed" / "model").exists()
     subprocess.run(command, check=True, capture_output=True)
     for name in ("model/model.safetensors", "log.jsonl", "scores.json", "predictions.jsonl"):
-        assert (tmp_path / "killed" / name).read_bytes() == (Path(config.out) / name).read_bytes(), name
+        assert (tmp_path / "killed" / name).read_bytes() == (Path(config.output) / name).read_bytes(), name
 
 
 def test_a_run_goes_on_with_the_rows_it_was_begun_with(config: FinetuneConfig, tmp_path: Path) -> None:
     """Labels that are called otherwise come in another order: the weights of one would be taken for another's."""
     train, dev = (write_tsv(tmp_path / f"{name}.tsv", 40, 0) for name in ("some", "others"))
-    config = replace(config, train=[train], dev=[dev], test=[], epochs=2, scorings_per_epoch=3, save_every_s=0.0)
+    config = replace(
+        config,
+        train=[train],
+        dev=[dev],
+        test=[],
+        epochs=2,
+        scorings_per_epoch=3,
+        checkpoint=CheckpointConfig(every_s=1e-9),
+    )
     asked: list[float] = []
 
     def pull_the_plug(epochs: float, best: float) -> None:
@@ -330,7 +338,7 @@ def test_a_run_goes_on_with_the_rows_it_was_begun_with(config: FinetuneConfig, t
     for path in (train, dev):
         Path(path).write_text(begun)
     # As earlier versions wrote it.
-    root = Path(config.out) / "checkpoints"
+    root = Path(config.output) / "checkpoints"
     found = latest(root)
     assert found is not None and found.state.pop("rows")
     save(root, found.step, {stem: found.tensors(stem) for stem in ("model", "optimizer", "best")}, found.state, keep=2)
@@ -343,7 +351,7 @@ def test_patience_ends_a_run_that_gains_nothing_and_the_best_weights_are_kept(co
     scored = rows(config, "dev")
     best = max(scored, key=lambda row: row["accuracy"])
     assert len(scored) == scored.index(best) + 3 < 40
-    scores = json.loads((Path(config.out) / "scores.json").read_text())
+    scores = json.loads((Path(config.output) / "scores.json").read_text())
     assert scores["best_step"] == best["step"]
 
 
@@ -353,7 +361,7 @@ def test_class_weights_raise_the_rare_label(config: FinetuneConfig, tmp_path: Pa
         lines = ["text\tlabel"] + [f"land land\t{'rare' if n % 10 == 0 else 'usual'}" for n in range(200)]
         (tmp_path / "skewed.tsv").write_text("\n".join(lines) + "\n")
         skewed = [str(tmp_path / "skewed.tsv")]
-        run = replace(config, train=skewed, dev=[], test=skewed, class_weights=weights, out=str(tmp_path / weights))
+        run = replace(config, train=skewed, dev=[], test=skewed, class_weights=weights, output=str(tmp_path / weights))
         finetune(run)
         losses[weights] = float(np.mean([row["loss"] for row in rows(run, "step")[-13:]]))
     assert losses["none"] == pytest.approx(0.325, abs=0.05), "the entropy of one in ten"
@@ -395,7 +403,7 @@ def test_the_plan_is_that_of_transformers() -> None:
         ({"epochs": 0}, "epochs: found 0"),
         ({"lr": -1.0}, "lr: found -1.0"),
         ({"seed": -1}, "seed: found -1"),
-        ({"beta2": 1.0}, "beta2: found 1.0"),
+        ({"optim": OptimizerConfig(beta2=1.0)}, "optim.beta2: found 1.0"),
         ({"weight_decay": float("nan")}, "weight_decay: found nan"),
         ({"dropout": 2.0}, "dropout: found 2.0"),
         ({"task": "rerank", "columns": Columns(label="rivers")}, "columns.pair: found none"),
@@ -418,9 +426,11 @@ def test_the_plan_is_that_of_transformers() -> None:
 def test_what_cannot_be_learned_from_is_refused_and_nothing_is_written(
     changes: dict[str, Any], said: str, config: FinetuneConfig
 ) -> None:
+    for name, value in changes.items():  # not in the constructor, whose types tests check
+        setattr(config, name, value)
     with pytest.raises(InputError, match=said):
-        finetune(replace(config, **changes))
-    assert not Path(config.out).exists()
+        finetune(config)
+    assert not Path(config.output).exists()
 
 
 def test_a_finished_run_is_left_alone_and_another_config_is_refused(

@@ -48,8 +48,8 @@ def read(task: str, model: str, folder: Path, more: dict[str, Any], **changes: A
     row = ROWS[task] | more
     other = {**row, "label": "y"} if task == "classify" else row
     train = write(folder / "rows.jsonl", row, other)
-    common = {"model": model, "task": task, "train": train, "out": str(folder / "run"), "epochs": 1, "device": "cpu",
-              "precision": "float32", "backend": "banded", **changes}  # fmt: skip
+    common = {"model": model, "task": task, "train": train, "output": str(folder / "run"), "epochs": 1, "device": "cpu",
+              "dtype": "float32", "engine": "banded", **changes}  # fmt: skip
     if task in ("embed", "late"):
         finetune_retriever(RetrieverConfig(**common))
         return
@@ -85,12 +85,12 @@ def test_what_looks_like_something_to_learn_from_is_refused(
         read(task, model, tmp_path, {column: value})
     assert f"ignore_columns='[{column}]'" in str(caught.value) and not (tmp_path / "run").exists()
     read(task, model, tmp_path, {column: value}, ignore_columns=[column])
-    read(task, model, tmp_path, {column: None}, out=str(tmp_path / "other"))
+    read(task, model, tmp_path, {column: None}, output=str(tmp_path / "other"))
 
 
 def test_a_second_text_is_read_where_it_is_named(model: str, tmp_path: Path) -> None:
     config = FinetuneConfig(
-        model=model, task="classify", out=str(tmp_path / "run"), device="cpu", columns=Columns(text="sentence1"),
+        model=model, task="classify", output=str(tmp_path / "run"), device="cpu", columns=Columns(text="sentence1"),
         train=write(tmp_path / "a.jsonl", *({"sentence1": "a", "sentence2": "b", "label": n} for n in (0, 1))),
     )  # fmt: skip
     with pytest.raises(InputError, match="found the column 'sentence2'.*or read it with columns.pair=sentence2"):
@@ -123,7 +123,7 @@ def test_a_run_learns_from_every_negative(model: str, tmp_path: Path) -> None:
         f"model={model}",
         "task=embed",
         f"train=[{tmp_path / 'rows.csv'}]",
-        f"out={tmp_path / 'run'}",
+        f"output={tmp_path / 'run'}",
         "device=cpu",
     ]
     done = modernbert("finetune", *words)
@@ -135,7 +135,7 @@ def test_rows_with_negatives_are_pairs_to_rerank(
 ) -> None:
     rows = [{**QUESTION, "negative_1": "a land", "negative_2": "rivers"}, {**QUESTION, "negative": "a land"}]
     config = FinetuneConfig(
-        model=model, task="rerank", out=str(tmp_path / "run"), device="cpu", precision="float32", backend="banded",
+        model=model, task="rerank", output=str(tmp_path / "run"), device="cpu", dtype="float32", engine="banded",
         epochs=1, train=write(tmp_path / "rows.jsonl", *rows), columns=Columns(text="query", pair="positive"),
     )  # fmt: skip
     finetune(replace(config, test=config.train))
@@ -148,7 +148,7 @@ def test_rows_with_negatives_are_pairs_to_rerank(
         ({**rows[0], "positive": ""}, "rows.jsonl:1: positive is empty"),
     ):
         with pytest.raises(InputError, match=said):
-            finetune(replace(config, out=str(tmp_path / "other"), train=write(tmp_path / "rows.jsonl", row)))
+            finetune(replace(config, output=str(tmp_path / "other"), train=write(tmp_path / "rows.jsonl", row)))
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,6 @@ def test_rows_with_negatives_are_pairs_to_rerank(
 def test_a_column_that_the_task_does_not_read_is_not_named(
     task: str, columns: Columns, said: str, model: str, tmp_path: Path
 ) -> None:
-    config = FinetuneConfig(model=model, task=task, train=["x.tsv"], out=str(tmp_path / "run"), columns=columns)
+    config = FinetuneConfig(model=model, task=task, train=["x.tsv"], output=str(tmp_path / "run"), columns=columns)
     with pytest.raises(InputError, match=said):
         finetune(config)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults.course import changed
 from test_pretraining import (  # noqa: F401 (fixtures)
     Kill,
     assert_same_run,
@@ -36,7 +37,13 @@ DECAY = {"decay": Phase(tokens=512, lr=1e-3, max_len=256, micro_batch_tokens=256
 
 
 def begun(data, out, source, **changes):  # noqa: F811
-    settings = {"model": {}, "phases": DECAY, "init_from": str(source), "save_every_steps": 0, "eval_every": 0}
+    settings = {
+        "model": {},
+        "phases": DECAY,
+        "init_from": str(source),
+        "checkpoint__every_steps": 0,
+        "evaluation__every_steps": 0,
+    }
     return config_of(data, out, **(settings | changes))
 
 
@@ -82,14 +89,17 @@ def test_a_decay_begins_at_a_stable_checkpoint_with_its_moments(data, straight, 
 
 def test_context_is_extended_and_far_positions_gain(data, tmp_path, capsys):  # noqa: F811
     short = {"stable": Phase(tokens=8192, lr=5e-3, max_len=64, micro_batch_tokens=256)}
-    pretrain.run(config_of(data, tmp_path / "short", phases=short, eval_every=0))
+    pretrain.run(config_of(data, tmp_path / "short", phases=short, evaluation__every_steps=0))
     long = {"extension": Phase(
         tokens=2048 * 12, lr=3e-3, max_len=2048, micro_batch_tokens=2048, global_rope_theta=160_000.0
     )}  # fmt: skip
-    for name in ("books", "heldout"):
+    for name in ("books", "data__heldout"):
         documents = (Document(" ".join(texts(f"{name} {n}", 12)), str(n)) for n in range(4))
         write_shards(documents, data / "tokenizer" / "tokenizer.json", tmp_path / name, tally=Tally())
-    changes = {"sources": {"books": str(tmp_path / "books")}, "heldout": {"books": str(tmp_path / "heldout")}}
+    changes = {
+        "data__sources": {"books": str(tmp_path / "books")},
+        "data__heldout": {"books": str(tmp_path / "heldout")},
+    }
     pretrain.run(begun(data, tmp_path / "long", tmp_path / "short", phases=long, heldout_lengths=[64, 2048], **changes))
     scores = [row for row in rows(tmp_path / "long") if row["kind"] == "heldout" and row["max_len"] == 2048]
     first, last = scores[0]["positions"], scores[-1]["positions"]
@@ -110,7 +120,7 @@ BAD = {
 
 @pytest.mark.parametrize("message", BAD)
 def test_what_does_not_fit_the_start_is_refused(data, straight, tmp_path, message):  # noqa: F811
-    config = replace(begun(data, tmp_path / "run", straight / "model"), **BAD[message])
+    config = changed(begun(data, tmp_path / "run", straight / "model"), **BAD[message])
     with pytest.raises(InputError, match=message) as caught:
         pretrain.run(config)
     assert "\n" not in str(caught.value)
@@ -152,7 +162,7 @@ def test_a_start_is_found_from_wherever_it_is_named(data, straight, tmp_path, mo
 
 def test_a_run_goes_on_without_what_it_began_with(data, straight, tmp_path, monkeypatch):  # noqa: F811
     shutil.copytree(straight / "model", tmp_path / "start")
-    config = begun(data, tmp_path / "run", tmp_path / "start", save_every_steps=1, heldout={})
+    config = begun(data, tmp_path / "run", tmp_path / "start", checkpoint__every_steps=1, data__heldout={})
     kill_at(monkeypatch, 1, "after")
     with pytest.raises(Kill):
         pretrain.run(config)
@@ -160,7 +170,7 @@ def test_a_run_goes_on_without_what_it_began_with(data, straight, tmp_path, monk
     shutil.copytree(tmp_path / "run", tmp_path / "other")
     pretrain.run(config)
     shutil.rmtree(tmp_path / "start")
-    pretrain.run(replace(config, out=str(tmp_path / "other")))
+    pretrain.run(changed(config, output=str(tmp_path / "other")))
     assert_same_run(tmp_path / "other", tmp_path / "run")
 
 
@@ -175,7 +185,7 @@ def test_a_start_has_the_tokenizer_its_run_learned_with(data, straight, tmp_path
     run = tmp_path / "home" / "run"
     shutil.copytree(straight, run)
     config = load(PretrainConfig, run / "config.yaml")
-    (run / "config.yaml").write_text(to_yaml(replace(config, tokenizer="tok")))
+    (run / "config.yaml").write_text(to_yaml(changed(config, tokenizer="tok")))
     learned = Tokenizer.load(data / "tokenizer").fingerprint
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert find_start("../home/run").tokenizer.fingerprint == learned  # its model has it
@@ -199,8 +209,8 @@ def test_a_model_gets_another_vocabulary(data, straight, tmp_path):  # noqa: F81
         write_shards(documents, tmp_path / "tokenizer" / "tokenizer.json", tmp_path / name, tally=Tally())
     changes = {
         "tokenizer": str(tmp_path / "tokenizer"),
-        "sources": {"prose": str(tmp_path / "prose")},
-        "heldout": {"mix": str(tmp_path / "heldout")},
+        "data__sources": {"prose": str(tmp_path / "prose")},
+        "data__heldout": {"mix": str(tmp_path / "heldout")},
     }
     with pytest.raises(InputError, match="init_from: .* set new_vocabulary=true"):
         pretrain.run(begun(data, tmp_path / "run", straight / "model", **changes))
@@ -220,8 +230,8 @@ def test_a_model_gets_another_vocabulary(data, straight, tmp_path):  # noqa: F81
 
 def test_the_tokenizer_is_that_of_the_model_to_start_from(data, straight, tmp_path, monkeypatch):  # noqa: F811
     source = Path(shutil.copytree(straight / "model", tmp_path / "source"))
-    settings = begun(data, tmp_path / "run", source, tokenizer=None, save_every_steps=1)
-    pretrain.run(begun(data, tmp_path / "named", source, save_every_steps=1))
+    settings = begun(data, tmp_path / "run", source, tokenizer=None, checkpoint__every_steps=1)
+    pretrain.run(begun(data, tmp_path / "named", source, checkpoint__every_steps=1))
     with monkeypatch.context() as patch:
         kill_at(patch, 1, "after")
         with pytest.raises(Kill):

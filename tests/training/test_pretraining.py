@@ -9,11 +9,14 @@ import subprocess
 import sys
 import time
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import asdict, replace
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 import torch
+from faults.course import changed
 from safetensors.torch import load_file
 
 import modernbert
@@ -69,18 +72,18 @@ def config_of(data, out, **changes):
         ),
     }  # fmt: skip
     settings = {
-        "out": str(out),
+        "output": str(out),
         "tokenizer": str(data / "tokenizer"),
-        "sources": {"prose": str(data / "prose"), "code": str(data / "code")},
-        "heldout": {"mix": str(data / "heldout")},
+        "data__sources": {"prose": str(data / "prose"), "code": str(data / "code")},
+        "data__heldout": {"mix": str(data / "heldout")},
         "model": {"preset": "tiny", **shape},
         "phases": phases,
         "device": "cpu",
-        "precision": "float32",
-        "eval_every": 4,
-        "save_every_steps": 1,
+        "dtype": "float32",
+        "evaluation__every_steps": 4,
+        "checkpoint__every_steps": 1,
     }
-    return PretrainConfig(**(settings | changes))
+    return changed(PretrainConfig(), **(settings | changes))
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +149,7 @@ def test_timing_is_kept_apart_from_the_log(straight):
 def test_a_board_shows_what_the_log_says_and_changes_no_bit(straight, data, tmp_path):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     out = tmp_path / "run"
-    pretrain.run(config_of(data, out, watch=["tensorboard"]))
+    pretrain.run(config_of(data, out, trackers=["tensorboard"]))
     assert (out / "log.jsonl").read_bytes() == (straight / "log.jsonl").read_bytes()
     board = events.EventAccumulator(str(out / "watch" / "tensorboard"))
     board.Reload()
@@ -209,7 +212,7 @@ def test_a_stopped_run_ends_with_the_same_bits(data, straight, tmp_path, monkeyp
 
 
 def test_sparse_checkpoints_lose_only_time(data, straight, tmp_path, monkeypatch):
-    config = config_of(data, tmp_path / "run", save_every_steps=0, save_every_s=0.0)
+    config = config_of(data, tmp_path / "run", checkpoint__every_steps=0, checkpoint__every_s=0.0)
     journal_log = pretrain.RunLog.log
 
     def stopping(self, **row):
@@ -248,7 +251,7 @@ def kill_after_a_few_steps(config, folder):
         "run(load(PretrainConfig, sys.argv[1]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder / "config.yaml")], stderr=subprocess.DEVNULL)
-    log = Path(config.out) / "log.jsonl"
+    log = Path(config.output) / "log.jsonl"
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (log.exists() and log.read_bytes().count(b"\n") >= 5):
         time.sleep(0.005)
@@ -267,10 +270,10 @@ def test_sigkill_of_the_process(data, straight, tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_sigkill_of_a_process_that_computes_on_a_gpu(data, tmp_path):
-    where = {"device": "cuda", "precision": "bfloat16"}
+    where = {"device": "cuda", "dtype": "bfloat16"}
     shape = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 4, "num_attention_heads": 2}
     configs = [
-        replace(config_of(data, tmp_path / name, **where), model={"preset": "tiny", **shape})
+        changed(config_of(data, tmp_path / name, **where), model={"preset": "tiny", **shape})
         for name in ("straight", "run")
     ]
     pretrain.run(configs[0])
@@ -290,48 +293,54 @@ def test_another_config_in_the_same_folder_is_refused(data, straight):
     begun = config_of(data, straight)
     phases = begun.phases | {"decay": replace(begun.phases["decay"], lr=1e-3)}
     with pytest.raises(InputError, match=r"begun with phases.decay.lr=0.002, found phases.decay.lr=0.001"):
-        pretrain.run(replace(begun, phases=phases))
+        pretrain.run(changed(begun, phases=phases))
     with pytest.raises(InputError, match=r"begun with seed=17, found seed=18"):
-        pretrain.run(replace(begun, seed=18))
+        pretrain.run(changed(begun, seed=18))
     # The same entries, but sources are known by number to the text, and phases to a checkpoint.
-    for key, order in (("sources", "prose, code, found code, prose"), ("phases", "stable, .*, found decay, ")):
+    for key, order in (("data.sources", "prose, code, found code, prose"), ("phases", "stable, .*, found decay, ")):
+        reordered = changed(begun, **{key.replace(".", "__"): dict(reversed(attrgetter(key)(begun).items()))})
         with pytest.raises(InputError, match=f"begun with {key} in the order {order}"):
-            pretrain.run(replace(begun, **{key: dict(reversed(getattr(begun, key).items()))}))
+            pretrain.run(reordered)
     # Where the run is computed and how often it is saved may change.
-    pretrain.run(replace(begun, device="auto", save_every_steps=7, keep=5))
+    pretrain.run(changed(begun, device="auto", checkpoint__every_steps=7, checkpoint__keep=5))
 
 
-def changed(phase="stable", **fields):
-    return lambda config: replace(config, phases=config.phases | {phase: replace(config.phases[phase], **fields)})
+def in_phase(name="stable", **fields):
+    def change(config):
+        phase = copy(config.phases[name])
+        vars(phase).update(fields)  # not in the constructor, whose types tests check
+        return changed(config, phases=config.phases | {name: phase})
+
+    return change
 
 
 BAD = {
-    "phases: found none": lambda config: replace(config, phases={}),
-    "sources: found none": lambda config: replace(config, sources={}),
-    r"phases.stable.tokens: found 100, expected at least the 256": changed(tokens=100),
-    r"phases.decay.max_len: found 600, expected 3 to 512": changed("decay", max_len=600),
-    r"phases.decay.weights: found .web., expected a name in sources": changed("decay", weights={"web": 1.0}),
-    r"phases.decay.weights: found \['code'\], expected a weight for prose": changed("decay", weights={"code": 1.0}),
-    "phases.stable.decay: found 'cosine', expected none or one_minus_sqrt": changed(decay="cosine"),
-    "phases.stable.lr: found 0.0": changed(lr=0.0),
-    "phases.stable.mask_rate: found 1.5": changed(mask_rate=1.5),
-    "no such folder": lambda config: replace(config, sources={"prose": "absent"}, phases=config.phases | {
+    "phases: found none": lambda config: changed(config, phases={}),
+    "sources: found none": lambda config: changed(config, data__sources={}),
+    r"phases.stable.tokens: found 100, expected at least the 256": in_phase(tokens=100),
+    r"phases.decay.max_len: found 600, expected 3 to 512": in_phase("decay", max_len=600),
+    r"phases.decay.weights: found .web., expected a name in data.sources": in_phase("decay", weights={"web": 1.0}),
+    r"phases.decay.weights: found \['code'\], expected a weight for prose": in_phase("decay", weights={"code": 1.0}),
+    "phases.stable.decay: found 'cosine', expected none or one_minus_sqrt": in_phase(decay="cosine"),
+    "phases.stable.lr: found 0.0": in_phase(lr=0.0),
+    "phases.stable.mask_rate: found 1.5": in_phase(mask_rate=1.5),
+    "no such folder": lambda config: changed(config, data__sources={"prose": "absent"}, phases=config.phases | {
         "decay": replace(config.phases["decay"], weights={})}),
-    "model.vocab_size: found 400, expected at least the 448": lambda config: replace(
+    "model.vocab_size: found 400, expected at least the 448": lambda config: changed(
         config, model=config.model | {"vocab_size": 400}),
-    "model.global_rope_theta: found 10.0, but it follows from": lambda config: replace(
+    "model.global_rope_theta: found 10.0, but it follows from": lambda config: changed(
         config, model=config.model | {"global_rope_theta": 10.0}),
-    "model.hiden_size: no such field": lambda config: replace(config, model={"preset": "tiny", "hiden_size": 3}),
-    "model.preset: found 'huge'": lambda config: replace(config, model={"preset": "huge"}),
-    "phases.stable.lr: found inf, expected a finite number": changed(lr=math.inf),
-    "phases.stable.local_rope_theta: found nan, expected a finite": changed(local_rope_theta=math.nan),
-    "phases.decay.weights.code: found inf": changed("decay", weights={"prose": 1.0, "code": math.inf}),
-    "eps: found inf": lambda config: replace(config, eps=math.inf),
-    "phases.stable.tokens: found -5, expected a number above 0": changed(tokens=-5),
-    "model.hidden_size: found 33, expected a multiple of": lambda config: replace(
+    "model.hiden_size: no such field": lambda config: changed(config, model={"preset": "tiny", "hiden_size": 3}),
+    "model.preset: found 'huge'": lambda config: changed(config, model={"preset": "huge"}),
+    "phases.stable.lr: found inf, expected a finite number": in_phase(lr=math.inf),
+    "phases.stable.local_rope_theta: found nan, expected a finite": in_phase(local_rope_theta=math.nan),
+    "phases.decay.weights.code: found inf": in_phase("decay", weights={"prose": 1.0, "code": math.inf}),
+    "eps: found inf": lambda config: changed(config, optim__eps=math.inf),
+    "phases.stable.tokens: found -5, expected a number above 0": in_phase(tokens=-5),
+    "model.hidden_size: found 33, expected a multiple of": lambda config: changed(
         config, model=config.model | {"hidden_size": 33}),
-    "keep: found 1": lambda config: replace(config, keep=1),
-    "no such tokenizer file": lambda config: replace(config, tokenizer="absent/tokenizer.json"),
+    "keep: found 1": lambda config: changed(config, checkpoint__keep=1),
+    "no such tokenizer file": lambda config: changed(config, tokenizer="absent/tokenizer.json"),
 }  # fmt: skip
 
 
@@ -383,7 +392,7 @@ def test_a_run_that_diverges_stops_with_the_step_and_saves_nothing_of_it(data, t
 def test_a_heldout_loss_beyond_all_bounds_is_written_as_json(data, tmp_path, initial, lr, is_finite):
     phase = Phase(tokens=512, lr=lr, max_len=64, micro_batch_tokens=256)
     shape = config_of(data, tmp_path).model | {"initializer_range": initial}
-    config = config_of(data, tmp_path / "run", phases={"stable": phase}, model=shape, eval_every=1)
+    config = config_of(data, tmp_path / "run", phases={"stable": phase}, model=shape, evaluation__every_steps=1)
     with nullcontext() if is_finite else pytest.raises(InputError, match="computes values that are not finite"):
         pretrain.run(config)
     texts = [(tmp_path / "run" / "log.jsonl").read_text()]
@@ -398,7 +407,7 @@ def test_a_heldout_loss_beyond_all_bounds_is_written_as_json(data, tmp_path, ini
 def test_a_config_may_be_corrected_until_there_is_a_checkpoint(data, tmp_path):
     def with_lr(lr):
         phase = Phase(tokens=2560, lr=lr, max_len=64, micro_batch_tokens=256)
-        return config_of(data, tmp_path / "run", phases={"stable": phase}, save_every_steps=0)
+        return config_of(data, tmp_path / "run", phases={"stable": phase}, checkpoint__every_steps=0)
 
     with pytest.raises(InputError, match=r"step \d+: 5 steps in a row were refused"):
         pretrain.run(with_lr(1e30))
@@ -418,7 +427,7 @@ def test_a_config_may_be_corrected_until_there_is_a_checkpoint(data, tmp_path):
 def test_a_run_does_not_go_on_with_other_shards(data, tmp_path, monkeypatch, step):
     shutil.copytree(data / "prose", tmp_path / "prose")
     sources = {"prose": str(tmp_path / "prose"), "code": str(data / "code")}
-    config = config_of(data, tmp_path / "run", sources=sources)
+    config = config_of(data, tmp_path / "run", data__sources=sources)
     kill_at(monkeypatch, step, "after")
     with pytest.raises(Kill):
         pretrain.run(config)
@@ -439,7 +448,7 @@ def step_loss(config, model, phase, **changes):
         model.model.config, global_rope_theta=settings.global_rope_theta, local_rope_theta=settings.local_rope_theta
     )
     stream = Stream(
-        {name: Shards.open(folder) for name, folder in config.sources.items()},
+        {name: Shards.open(folder) for name, folder in config.data.sources.items()},
         Tokenizer.load(config.tokenizer),
         seed=derive_seed(config.seed, number),
         max_len=settings.max_len,
@@ -464,7 +473,15 @@ def test_a_phase_computes_with_its_own_settings(data, tmp_path):
         "decay": Phase(lr=2e-3, decay="one_minus_sqrt", lr_floor=0.01, **common | {"tokens": 512 * 100}),
     }
     more = {"preset": "tiny", "attention_output_dropout": 0.0, "initializer_range": 0.3}
-    config = config_of(data, tmp_path / "run", phases=phases, model=more | shape, keep=200, eval_every=0, heldout={})
+    config = config_of(
+        data,
+        tmp_path / "run",
+        phases=phases,
+        model=more | shape,
+        checkpoint__keep=200,
+        evaluation__every_steps=0,
+        data__heldout={},
+    )
     pretrain.run(config)
     steps = [row for row in rows(tmp_path / "run") if row["kind"] == "step"]
     first = {name: next(row for row in steps if row["phase"] == name) for name in phases}
@@ -499,7 +516,7 @@ def saved_weights(out, step):
 
 def test_the_demo_config_is_read(data):
     path = Path(modernbert.__file__).parent / "configs" / "pretrain" / "demo.yaml"
-    config = load(PretrainConfig, path, ["out=x", "tokenizer=y", "sources.code=a", "sources.prose=b"])
+    config = load(PretrainConfig, path, ["output=x", "tokenizer=y", "data.sources.code=a", "data.sources.prose=b"])
     config.check()
     assert list(config.phases) == ["stable", "extension", "decay"]
     assert [phase.max_len for phase in config.phases.values()] == [1024, 8192, 8192]

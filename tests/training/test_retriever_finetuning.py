@@ -212,8 +212,8 @@ def config(tmp_path: Path, small_bert: ModernBert, write_collection: Callable[..
     folder = str(write_collection(tmp_path / "made-up", num_documents=60, num_queries=40))
     return RetrieverConfig(
         model=str(tmp_path / "start"), task="embed", train=[folder], dev=[folder], test=[folder], dev_split="train",
-        out=str(tmp_path / "run"), epochs=12, batch=16, lr=2e-3, negatives=1, device="cpu", precision="float32",
-        backend="banded", dropout=0.0, vectors=EmbeddingConfig(query_length=40, document_length=60),
+        output=str(tmp_path / "run"), epochs=12, batch=16, lr=2e-3, negatives=1, device="cpu", dtype="float32",
+        engine="banded", dropout=0.0, vectors=EmbeddingConfig(query_length=40, document_length=60),
     )  # fmt: skip
 
 
@@ -300,7 +300,7 @@ def test_stanfords_library_would_make_the_same_vectors(config: RetrieverConfig) 
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     theirs.eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    ours = ModernBert.load(config.out + "/model", device="cpu", dtype="float32", backend="banded")
+    ours = ModernBert.load(config.output + "/model", device="cpu", dtype="float32", backend="banded")
     asked = ["the capital, of country 3.", "rivers"]
 
     def encode(text: str, mark: str, length: int) -> tuple[list[int], Tensor]:
@@ -347,10 +347,10 @@ def test_a_projection_that_does_not_fit_is_refused_before_anything_is_begun(conf
     save_file({"linear.weight": torch.zeros(24, 99)}, folder / "1_Dense" / "model.safetensors")
     with pytest.raises(InputError, match=r"linear.weight is \[24, 99\], expected \[any, 64\]"):
         ModernBert.load(folder, device="cpu")
-    again = replace(config, model=str(folder), task="late", projection=24, out=config.out + "-again")
+    again = replace(config, model=str(folder), task="late", projection=24, output=config.output + "-again")
     with pytest.raises(InputError, match="linear.weight is"):
         finetune_retriever(again)
-    assert not Path(again.out).exists()
+    assert not Path(again.output).exists()
 
 
 def test_an_index_serves_other_queries_and_json_is_written_as_scores_come(
@@ -397,7 +397,7 @@ def test_a_teacher_is_learned_from_rows(config: RetrieverConfig, tmp_path: Path)
     with pytest.raises(InputError, match="temperature: found 0.5, but scores that are compared with a teacher's"):
         finetune_retriever(replace(config, temperature=0.5))
     finetune_retriever(config)
-    log = [json.loads(line) for line in (Path(config.out) / "log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (Path(config.output) / "log.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in log if row["kind"] == "step"]
     assert losses[-1] < 0.5 * losses[0]
 
@@ -444,7 +444,7 @@ def test_a_model_mines_what_it_finds_nearest(config: RetrieverConfig) -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_published_recipe_resolves_and_trains(path: Path, config: RetrieverConfig) -> None:
-    words = [f"{key}={getattr(config, key)}" for key in ("model", "out", "device")] + [f"train=[{config.train[0]}]"]
+    words = [f"{key}={getattr(config, key)}" for key in ("model", "output", "device")] + [f"train=[{config.train[0]}]"]
     longest = ["vectors.query_length=64", "vectors.document_length=64", "batch=16"]
     schema = schema_of(str(path), words)
     assert schema is RetrieverConfig
@@ -496,16 +496,18 @@ def test_rows_that_ask_nothing_are_named(row: dict[str, Any], said: str) -> None
         ({"train": ["nowhere"]}, "nowhere: no such file"),
         ({"train": []}, "train: found none, expected files of rows or folders"),
         ({"test": ["a/sci", "b/sci"]}, "test: found two folders of one name"),
-        ({"out": "x" * 300}, "cannot be written .File name too long"),
+        ({"output": "x" * 300}, "cannot be written .File name too long"),
         ({"dev_split": "dev"}, "dev.tsv: no such file"),
     ],
 )
 def test_what_cannot_be_learned_from_is_refused_and_nothing_is_written(
     changes: dict[str, Any], said: str, config: RetrieverConfig
 ) -> None:
+    for name, value in changes.items():  # not in the constructor, whose types tests check
+        setattr(config, name, value)
     with pytest.raises(InputError, match=said):
-        finetune_retriever(replace(config, **changes))
-    assert not Path(config.out).exists() or "out" in changes
+        finetune_retriever(config)
+    assert "output" in changes or not Path(config.output).exists()
 
 
 @pytest.mark.parametrize("negatives", [0, 2])
@@ -514,7 +516,7 @@ def test_relevant_documents_without_a_text_are_nothing_to_learn_from(negatives: 
     path.write_text("query-id\tcorpus-id\tscore\nq0\tempty\t1\n")
     with pytest.raises(InputError, match="made-up: no relevant document of the split 'train' has a text"):
         finetune_retriever(replace(config, negatives=negatives))
-    assert not Path(config.out).exists()
+    assert not Path(config.output).exists()
 
 
 def test_what_is_learned_from_and_scored_by_is_said(
@@ -534,11 +536,11 @@ def test_what_is_learned_from_and_scored_by_is_said(
     ):
         with pytest.raises(InputError, match=said):
             finetune_retriever(replace(config, **changes))
-        assert not Path(config.out).exists()
+        assert not Path(config.output).exists()
     capsys.readouterr()
     finetune_retriever(replace(config, dev=[str(other)], dev_split="dev"))
     assert "learned from" not in capsys.readouterr().out
-    finetune_retriever(replace(config, out=config.out + "-again", train_split="test", test=[str(flat)]))
+    finetune_retriever(replace(config, output=config.output + "-again", train_split="test", test=[str(flat)]))
     assert "test: " + str(flat / "qrels.tsv") + " is learned from too" in capsys.readouterr().out
 
 

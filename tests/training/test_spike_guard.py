@@ -78,7 +78,12 @@ def phases(tokens=256 * 30):
 
 
 def settings(**changes):
-    return {"phases": phases(), "eval_every": 0, "save_every_steps": 4, "save_every_s": 0.0} | changes
+    return {
+        "phases": phases(),
+        "evaluation__every_steps": 0,
+        "checkpoint__every_steps": 4,
+        "checkpoint__every_s": 0.0,
+    } | changes
 
 
 def test_one_bad_step_is_skipped_and_the_run_goes_on(data, tmp_path, monkeypatch):  # noqa: F811
@@ -115,7 +120,7 @@ def test_a_return_to_the_phase_before_leaves_its_checkpoint_the_shape_it_has(dat
         "extension": Phase(tokens=256 * 6, lr=2e-3, max_len=128, micro_batch_tokens=256, global_rope_theta=160_000.0)
     }
     spoiling(monkeypatch, set(range(4, 9)))
-    pretrain.run(config_of(data, tmp_path / "run", **settings(phases=two, save_every_steps=0)))
+    pretrain.run(config_of(data, tmp_path / "run", **settings(phases=two, checkpoint__every_steps=0)))
     assert [row["to_step"] for row in rows(tmp_path / "run") if row["kind"] == "rollback"] == [4]
     found = {each.step: each.state["model"] for each in checkpoints(tmp_path / "run" / "checkpoints")}
     assert {step: model["global_rope_theta"] for step, model in found.items()} == {4: 10_000.0, 10: 160_000.0}

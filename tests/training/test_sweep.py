@@ -41,7 +41,7 @@ def base(tmp_path: Path, model: str) -> FinetuneConfig:
         (tmp_path / f"{split}.tsv").write_text("text\tlabel\n" + "\n".join(lines) + "\n")
     return FinetuneConfig(
         model=model, task="classify", train=[str(tmp_path / "train.tsv")], dev=[str(tmp_path / "dev.tsv")],
-        out=str(tmp_path / "sweep"), epochs=2, batch=16, device="cpu", precision="float32", backend="banded",
+        output=str(tmp_path / "sweep"), epochs=2, batch=16, device="cpu", dtype="float32", engine="banded",
     )  # fmt: skip
 
 
@@ -122,8 +122,8 @@ def test_each_device_has_a_process(base: FinetuneConfig, tmp_path: Path) -> None
 def test_retrievers_are_swept_too(model: str, tmp_path: Path, write_collection: Callable[..., Path]) -> None:
     folder = str(write_collection(tmp_path / "made-up"))
     base = RetrieverConfig(
-        model=model, task="embed", train=[folder], dev=[folder], dev_split="train", out=str(tmp_path / "sweep"),
-        batch=8, device="cpu", precision="float32", backend="banded", dropout=0.0,
+        model=model, task="embed", train=[folder], dev=[folder], dev_split="train", output=str(tmp_path / "sweep"),
+        batch=8, device="cpu", dtype="float32", engine="banded", dropout=0.0,
     )  # fmt: skip
     results = sweep(base, tmp_path / "sweep", points_of([1e-3, 1e-9], [1e-5], [4], [0]))
     assert best_of(results).point.lr == 1e-3 and results[0].metric == "ndcg_10"
@@ -144,13 +144,13 @@ def test_a_sweep_needs_something_to_compare_by(base: FinetuneConfig, tmp_path: P
 
 
 def test_the_command_sweeps(base: FinetuneConfig, tmp_path: Path) -> None:
-    words = [f"{name}={getattr(base, name)}" for name in ("model", "task", "out", "batch", "precision", "backend")]
+    words = [f"{name}={getattr(base, name)}" for name in ("model", "task", "output", "batch", "dtype", "engine")]
     words += [f"train=[{base.train[0]}]", f"dev=[{base.dev[0]}]", "epochs=1", "device=cpu"]
     done = modernbert("sweep", *words, "--lrs", "1e-3", "--lrs", "1e-4")
     assert done.returncode == 0, done.stderr
-    said = json.loads((Path(base.out) / "sweep.json").read_text())
+    said = json.loads((Path(base.output) / "sweep.json").read_text())
     assert {run["lr"] for run in said["runs"]} == {1e-3, 1e-4}
-    assert (Path(base.out) / said["best"] / "model" / "config.json").exists()
+    assert (Path(base.output) / said["best"] / "model" / "config.json").exists()
 
 
 GLUE_ROWS: dict[str, tuple[str, Any]] = {

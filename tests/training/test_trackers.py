@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from modernbert.errors import InputError
-from modernbert.training.trackers import check_sinks, numbers_of, open_sinks
+from modernbert.training.trackers import check_trackers, numbers_of, open_trackers
 
 CONFIG = {"seed": 17, "model": {"preset": "tiny"}, "phases": {"stable": {"tokens": 4096}}}
 
@@ -66,7 +66,7 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 @needs("tensorboard")
 def test_tensorboard_shows_what_was_written(tmp_path: Path) -> None:
-    with open_sinks(["tensorboard"], tmp_path, CONFIG, 0) as sinks:
+    with open_trackers(["tensorboard"], tmp_path, CONFIG, 0) as sinks:
         for row in (START, step_row(1, 6.0), step_row(2, 5.0), HELDOUT, TIMING, SKIPPED):
             sinks.write(row)
     found = scalars(tmp_path)
@@ -79,11 +79,11 @@ def test_tensorboard_shows_what_was_written(tmp_path: Path) -> None:
 
 @needs("tensorboard")
 def test_tensorboard_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
-    with open_sinks(["tensorboard"], tmp_path, CONFIG, 0) as sinks:
+    with open_trackers(["tensorboard"], tmp_path, CONFIG, 0) as sinks:
         for step in range(1, 7):
             sinks.write(step_row(step, 7.0 - step))
     # The checkpoint was taken after step 3.
-    with open_sinks(["tensorboard"], tmp_path, CONFIG, 4) as sinks:
+    with open_trackers(["tensorboard"], tmp_path, CONFIG, 4) as sinks:
         for step in (4, 5):
             sinks.write(step_row(step, 0.5))
     assert scalars(tmp_path)["train/loss"] == [(1, 6.0), (2, 5.0), (3, 4.0), (4, 0.5), (5, 0.5)]
@@ -91,7 +91,7 @@ def test_tensorboard_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
 
 @needs("tensorboard")
 def test_tensorboard_shows_the_way_taken_after_a_rollback(tmp_path: Path) -> None:
-    with open_sinks(["tensorboard"], tmp_path, CONFIG, 0) as sinks:
+    with open_trackers(["tensorboard"], tmp_path, CONFIG, 0) as sinks:
         for row in (step_row(1, 6.0), step_row(2, 5.0), step_row(3, 9.0), ROLLBACK, step_row(3, 4.0)):
             sinks.write(row)
     found = scalars(tmp_path)
@@ -104,38 +104,38 @@ def test_a_board_that_fails_is_named_once_and_training_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "watch").write_text("a file where the folder of the boards should be")
-    with open_sinks(["tensorboard"], tmp_path, CONFIG, 0) as sinks:
+    with open_trackers(["tensorboard"], tmp_path, CONFIG, 0) as sinks:
         for step in (1, 2):
             sinks.write(step_row(step, 1.0))
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("watch: tensorboard failed, training goes on without it (")
+    assert line.startswith("trackers: tensorboard failed, training goes on without it (")
 
 
 @needs("tensorboard")
 def test_a_board_that_fails_in_mid_run_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with open_sinks(["tensorboard"], tmp_path, CONFIG, 0) as sinks:
+    with open_trackers(["tensorboard"], tmp_path, CONFIG, 0) as sinks:
         sinks.write(step_row(1, 1.0))
         # Not a number to any board, and so an error inside of it.
         sinks.write({"kind": "step", "step": "three", "loss": 2.0})
         sinks.write(step_row(2, 1.0))
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("watch: tensorboard failed")
+    assert line.startswith("trackers: tensorboard failed")
     assert scalars(tmp_path)["train/loss"] == [(1, 1.0)]
 
 
 def test_an_unknown_board_and_an_absent_library_are_told_before_anything_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(InputError, match="watch: found 'mlflow', expected tensorboard, wandb, trackio"):
-        check_sinks(["mlflow"])
+    with pytest.raises(InputError, match="trackers: found 'mlflow', expected tensorboard, wandb, trackio"):
+        check_trackers(["mlflow"])
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(InputError, match=r"watch: wandb is not installed: pip install 'modernbert\[watch\]'"):
-        open_sinks(["wandb"], tmp_path / "run", CONFIG, 0)
+    with pytest.raises(InputError, match=r"trackers: wandb is not installed: pip install 'modernbert\[watch\]'"):
+        open_trackers(["wandb"], tmp_path / "run", CONFIG, 0)
     assert not (tmp_path / "run").exists()
 
 
 def test_without_names_nothing_is_written(tmp_path: Path) -> None:
-    with open_sinks([], tmp_path, CONFIG, 0) as sinks:
+    with open_trackers([], tmp_path, CONFIG, 0) as sinks:
         sinks.write(step_row(1, 1.0))
     assert list(tmp_path.iterdir()) == []
 
@@ -144,10 +144,10 @@ def test_without_names_nothing_is_written(tmp_path: Path) -> None:
 RUN_TWICE = """
 import json, sys
 from pathlib import Path
-from modernbert.training.trackers import open_sinks
+from modernbert.training.trackers import open_trackers
 name, folder, rows = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
 for first_step in (0, 2):
-    with open_sinks([name], folder, {"seed": 17, "model": {"preset": "tiny"}}, first_step) as sinks:
+    with open_trackers([name], folder, {"seed": 17, "model": {"preset": "tiny"}}, first_step) as sinks:
         for row in rows:
             if row["step"] >= first_step:
                 sinks.write(row)

@@ -1,0 +1,105 @@
+"""Groups of options that pretraining, fine-tuning and retrieval share, and the checks of their values."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_type_hints
+
+from modernbert.errors import InputError
+
+__all__ = [
+    "CheckpointConfig",
+    "DistributedConfig",
+    "Dtype",
+    "OptimizerConfig",
+    "Sharding",
+    "Tracker",
+    "check_choices",
+    "expect",
+]
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+Sharding = Literal["none", "full", "hybrid"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimizer and its constants. The learning rate belongs to the schedule."""
+
+    beta1: float = 0.9
+    """Decay rate of the first moment."""
+    beta2: float = 0.98
+    """Decay rate of the second moment."""
+    eps: float = 1e-6
+    """Term added to the denominator."""
+
+    def check(self, prefix: str = "optim.") -> None:
+        """Check the values. Raises: InputError naming the field."""
+        for name in ("beta1", "beta2"):
+            value = getattr(self, name)
+            expect(f"{prefix}{name}", value, 0 <= value < 1, "at least 0 and below 1")
+        expect(f"{prefix}eps", self.eps, 0 < self.eps <= 1, "a number above 0, at most 1")
+
+
+@dataclass
+class CheckpointConfig:
+    """When checkpoints are written, and which of them are kept."""
+
+    every_steps: int = 0
+    """Write a checkpoint each time this many steps are done; 0 turns it off."""
+    every_s: float = 300.0
+    """Write a checkpoint each time this many seconds have passed; 0 turns it off."""
+    keep: int = 2
+    """Number of newest checkpoints to keep; at least 2, in case one is damaged."""
+    keep_every_steps: int = 0
+    """Write and keep every checkpoint whose step is a multiple of this; 0 turns it off."""
+
+    def check(self, prefix: str = "checkpoint.") -> None:
+        """Check the values. Raises: InputError naming the field."""
+        expect(f"{prefix}every_steps", self.every_steps, self.every_steps >= 0, "0 or more")
+        expect(f"{prefix}every_s", self.every_s, self.every_s >= 0, "0 or more seconds")
+        expect(f"{prefix}keep", self.keep, self.keep >= 2, "at least 2 checkpoints, in case one is damaged")
+        expect(f"{prefix}keep_every_steps", self.keep_every_steps, self.keep_every_steps >= 0, "0 or more")
+
+
+@dataclass
+class DistributedConfig:
+    """How the processes that `torchrun` starts share one model."""
+
+    sharding: Sharding = "none"
+    """none: every process holds the whole model (DDP); full: each holds a part (FSDP2); hybrid: a part within a
+    machine, copies across machines (HSDP)."""
+
+
+def check_choices(config: Any, prefix: str = "") -> None:
+    """Check every field of a dataclass, and of the dataclasses in it, whose type is a `Literal`.
+
+    Raises: InputError naming the first field with another value, and its choices.
+    """
+    for name, kind in get_type_hints(type(config)).items():
+        if name.isupper():
+            continue
+        value = getattr(config, name)
+        if hasattr(value, "__dataclass_fields__"):
+            check_choices(value, f"{prefix}{name}.")
+            continue
+        choices = _choices(kind)
+        for each in value if isinstance(value, list) else [value]:
+            if choices and each not in choices and each is not None:
+                joined = (" or " if len(choices) == 2 else ", ").join(choices)
+                raise InputError(f"{prefix}{name}: found {each!r}, expected {joined}")
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    """Return the values of a `Literal`, also inside `list[...]` and `... | None`."""
+    if getattr(kind, "__origin__", None) is Literal:
+        return get_args(kind)
+    return next((found for inner in get_args(kind) if (found := _choices(inner))), ())
+
+
+def expect(key: str, found: Any, holds: bool, expected: str) -> None:
+    """Raise: InputError naming `key`, unless `holds` and `found` is finite."""
+    if isinstance(found, float) and not math.isfinite(found):
+        raise InputError(f"{key}: found {found!r}, expected a finite number")
+    if not holds:
+        raise InputError(f"{key}: found {found!r}, expected {expected}")
