@@ -31,9 +31,10 @@ from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import Classifier
 from modernbert.model.initialization import initialize
+from modernbert.tasks.head_losses import cross_entropy_loss
+from modernbert.tasks.task import classifier_task
 from modernbert.training.distributed import Objective
 from modernbert.training.finetuning_loop import LinearPlan
-from modernbert.training.losses import cross_entropy_loss
 from modernbert.training.optimizers import StableAdamW, fused_runs_on, parameter_groups
 from modernbert.training.training_loop import train
 
@@ -102,7 +103,7 @@ def _ours(work: FinetuningWork) -> FinetuningRow:
     keep_freed_memory()  # as fine-tuning does
     device, dtype = choose_device(work.device), getattr(torch, work.dtype)
     backend = choose_backend("auto", device, dtype, work.model)
-    model = Classifier(work.model, "classify", ["no", "yes"], backend)
+    model = Classifier(work.model, classifier_task("classify").head_spec, ["no", "yes"], backend)
     initialize(model, work.model, seed=0)
     model.to(device)
     optimizer = StableAdamW(parameter_groups(model, 1e-5), lr=8e-5, fused=fused_runs_on(device))

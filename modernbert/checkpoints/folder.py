@@ -28,10 +28,11 @@ from modernbert.files import new_folder, sha256_of, write_tensors
 from modernbert.hub_download import find_folder
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
-from modernbert.model.heads import TASKS, Classifier, MaskedLM
+from modernbert.model.heads import Classifier, MaskedLM
 from modernbert.model.interface import Model
 from modernbert.model.meta_device import on_meta
 from modernbert.safe_files import check_file, is_one_line, read_json
+from modernbert.tasks.task import ClassifierTask, classifier_task, known_tasks, task_of_config
 
 __all__ = [
     "digest_of",
@@ -53,10 +54,10 @@ _DECIDING = (
 _MASKED_LM_HEAD = ("head.dense.weight", "head.norm.weight", "decoder.bias")
 _CLASSIFIER_HEAD = ("head.dense.weight", "head.norm.weight", "classifier.weight", "classifier.bias")
 # Of tasks whose published configs name others, or none.
-_FIXED_LABELS = {"choose": ["score"], "extract": ["start", "end"]}
 _MOST_LABELS = 2**20
-# Our key of config.json, which other libraries ignore, and keys that sentence-transformers writes for a CrossEncoder.
+# Our keys of config.json, which other libraries ignore, and keys that sentence-transformers writes for a CrossEncoder.
 _PAIRS = "text_pairs"
+_TASK = "modernbert_task"
 _OF_CROSS_ENCODERS = ("sentence_transformers", "sbert_ce_default_activation_function")
 # Modules as they run for inference; each gives its published form back.
 _PACKED = (FusedEncoder, PrepackedLinear)
@@ -205,17 +206,17 @@ def _build(
         check_head(found, str(folder / "config.json"))
         return MaskedLM(config, backend)
     missing = [name for name in _CLASSIFIER_HEAD if name not in weights]
-    if missing and "classifier.weight" in weights and _task_of(found, 1):
+    if missing and "classifier.weight" in weights and _task_of(found, 1, folder):
         raise InputError(f"{folder}: the weights have no {missing[0]}, expected it beside classifier.weight")
     if not missing:
         shape = list(weights["classifier.weight"].shape)
         if len(shape) != 2 or not 1 <= shape[0] <= _MOST_LABELS or shape[1] != config.hidden_size:
             raise InputError(f"{folder}: classifier.weight has shape {shape}, expected [labels, {config.hidden_size}]")
         num_labels = shape[0]
-        if task := _task_of(found, num_labels):
+        if task := _task_of(found, num_labels, folder):
             check_head(found, str(folder / "config.json"))
-            labels = _FIXED_LABELS.get(task) or _labels_from_json(found, num_labels, folder)
-            model = Classifier(config, task, labels, backend)
+            labels = task.fixed_labels or _labels_from_json(found, num_labels, folder)
+            model = Classifier(config, task.head_spec, labels, backend)
             model.reads_pairs = model.reads_pairs or _reads_pairs(found, folder)
             return model
         said = ", ".join(f"{key} {shown(str(found.get(key)), 80)}" for key in ("architectures", "problem_type"))
@@ -223,18 +224,21 @@ def _build(
     return Encoder(config, backend)
 
 
-def _task_of(found: Mapping[str, Any], num_labels: int) -> str | None:
-    """Return the task that a published config is for, if it is one of ours."""
+def _task_of(found: Mapping[str, Any], num_labels: int, folder: Path) -> ClassifierTask | None:
+    """Return the task that a config is for: by our key, or by the architecture and the problem type.
+
+    Raises: InputError for a key with an unknown task.
+    """
+    if (name := found.get(_TASK)) is not None:
+        if name not in known_tasks():
+            raise InputError(
+                f"{folder / 'config.json'}: {_TASK} is {name!r}, expected {', '.join(known_tasks())}; a task of "
+                "another package is known once its module is imported"
+            )
+        return classifier_task(str(name))
     architectures, problem = found.get("architectures"), found.get("problem_type")
     listed = architectures if isinstance(architectures, list) else []
-    named = {name: task for name, task in TASKS.items() if task.architecture in listed}
-    # What is said of the problem tells the tasks of documents apart, and of others nothing.
-    if len(named) <= 1:
-        return next(iter(named), None)
-    if problem is not None:
-        return next((name for name, task in named.items() if task.problem_type == problem), None)
-    # Older writers do not say: one score is that of a reranker, several are those of labels.
-    return "rerank" if num_labels == 1 else "classify"
+    return task_of_config(listed, problem, num_labels)
 
 
 def _reads_pairs(found: Mapping[str, Any], folder: Path) -> bool:
@@ -272,18 +276,20 @@ def _labels_from_json(found: Mapping[str, Any], num_labels: int, folder: Path) -
 def _labels_to_json(model: Model) -> dict[str, Any]:
     if not isinstance(model, Classifier):
         return {}
+    task = classifier_task(model.task)
     return {
         "id2label": {str(number): label for number, label in enumerate(model.labels)},
         "label2id": {label: number for number, label in enumerate(model.labels)},
         "num_labels": len(model.labels),
-        "problem_type": TASKS[model.task].problem_type,
+        "problem_type": task.problem_type,
+        **({} if task.is_published else {_TASK: task.name}),
         **({_PAIRS: True} if model.reads_pairs else {}),
     }
 
 
 def _architecture(model: Model) -> str:
     if isinstance(model, Classifier):
-        return TASKS[model.task].architecture
+        return classifier_task(model.task).architecture
     return "ModernBertForMaskedLM" if isinstance(model, MaskedLM) else "ModernBertModel"
 
 

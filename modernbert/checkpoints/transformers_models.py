@@ -24,9 +24,9 @@ from modernbert.checkpoints.safetensors_files import WEIGHTS, check_tensor, is_o
 from modernbert.errors import CheckFailed, InputError, shown
 from modernbert.extras import missing
 from modernbert.files import new_folder, unwrap_errors
-from modernbert.model.heads import TASKS
-from modernbert.model.interface import MODERNBERT, Model
+from modernbert.model.interface import MODERNBERT, HeadSpec, Model
 from modernbert.safe_files import is_there, read_bytes, read_json
+from modernbert.tasks.task import classifier_task
 
 __all__ = [
     "OURS",
@@ -183,10 +183,10 @@ class ForeignClassifier(ForeignModel):
     task: str
 
     def __init__(
-        self, inner: nn.Module, task: str, labels: Sequence[str], pad_id: int, sep_id: int, max_length: int
+        self, inner: nn.Module, spec: HeadSpec, labels: Sequence[str], pad_id: int, sep_id: int, max_length: int
     ) -> None:
         super().__init__(inner, pad_id, sep_id, max_length)
-        self.task, self.labels = task, tuple(labels)
+        self.set_head(spec, labels)
 
     @property
     def encoder(self) -> ForeignEncoder:
@@ -230,17 +230,17 @@ def load_foreign_classifier(
 
     Raises: InputError if transformers is not installed, or does not load the folder.
     """
-    if task in ("choose", "extract"):
+    known = classifier_task(task)
+    if not known.other_families:
         raise InputError(f"task: found {task!r}, which is for models of this package alone")
-    kind = "AutoModelForTokenClassification" if TASKS[task].of_tokens else "AutoModelForSequenceClassification"
     named = dict(enumerate(labels))
     head = {
         "id2label": named, "label2id": {label: n for n, label in named.items()}, "num_labels": len(labels),
-        "problem_type": TASKS[task].problem_type,
+        "problem_type": known.problem_type,
     }  # fmt: skip
     torch.manual_seed(seed)
-    inner = _load(folder, kind, torch.float32, head)
-    return ForeignClassifier(inner, task, labels, pad_id, sep_id, longest_of(folder))
+    inner = _load(folder, f"AutoModelFor{known.head}", torch.float32, head)
+    return ForeignClassifier(inner, known.head_spec, labels, pad_id, sep_id, longest_of(folder))
 
 
 def save_foreign(

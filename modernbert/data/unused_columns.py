@@ -5,54 +5,63 @@ Columns without such a name (`id`, `source`, `title`, ...) pass, and so do those
 
 import re
 from collections.abc import Iterable, Sequence
+from re import Pattern
 
 from modernbert.data.labeled_rows import Row
 from modernbert.errors import InputError
 
-__all__ = ["check_signals", "is_negative", "negatives_of", "without_columns"]
+__all__ = [
+    "LABELS",
+    "NEGATIVE",
+    "POSITIVE",
+    "SAMPLE_WEIGHT",
+    "SCORE",
+    "SECOND_TEXT",
+    "TARGET",
+    "check_signals",
+    "is_negative",
+    "negatives_of",
+    "without_columns",
+]
 
 _NUMBERED = re.compile(r"negative_([0-9]+)")
-_NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?(_.*|[0-9]+)?")
-_POSITIVE = re.compile(r"pos(itive)?s?(_.*|[0-9]+)?")
-_SCORE = re.compile(
+NEGATIVE = re.compile(r"(hard_?)?neg(ative)?s?(_.*|[0-9]+)?")
+POSITIVE = re.compile(r"pos(itive)?s?(_.*|[0-9]+)?")
+SCORE = re.compile(
     r"(teacher_|soft_|sample_)?(scores?|labels?|margins?|similarity|relevance|grades?|weights?)(_?[0-9]+)?"
     r"|(query_)?instructions?"
 )
-_TARGET = re.compile(r"labels?|scores?")
-_SECOND = re.compile(r"(text|sentence|sent|question|premise|hypothesis)_?(pair|[12ab])|premise|hypothesis")
-_OF_A_TASK = {
-    "embed": (_NEGATIVE, _POSITIVE, _SCORE),
-    "late": (_NEGATIVE, _POSITIVE, _SCORE),
-    "rerank": (_NEGATIVE, _POSITIVE, _SCORE),
-    "regress": (_SECOND, _TARGET, re.compile("(sample_weights?|soft_labels?)")),
-    "classify": (_SECOND, re.compile("labels|sample_weights?|soft_labels?")),
-    "multilabel": (_SECOND, re.compile("labels|sample_weights?|soft_labels?")),
-    "choose": (_TARGET,),
-    "extract": (_TARGET,),
-    "tag": (_TARGET,),
-}
+TARGET = re.compile(r"labels?|scores?")
+SECOND_TEXT = re.compile(r"(text|sentence|sent|question|premise|hypothesis)_?(pair|[12ab])|premise|hypothesis")
+LABELS = re.compile("labels")
+SAMPLE_WEIGHT = re.compile("sample_weights?|soft_labels?")
 _ID = re.compile(r".*_(ids?|idx|titles?|urls?)")
 
 
-def check_signals(rows: Iterable[Row], task: str, known: Sequence[str], *, by_ids: bool = False) -> None:
-    """Check that no column but the `known` looks like something that `task` learns from.
+def check_signals(
+    rows: Iterable[Row], task: str, signals: Sequence[Pattern[str]], known: Sequence[str], *, by_ids: bool = False
+) -> None:
+    """Check that no column but those that are read looks like something to learn from.
 
-    `by_ids` says that rows name their texts by ids, so that columns of ids are looked at too.
+    Args:
+        rows: Rows of one split.
+        task: Name of the task.
+        signals: Names of columns that look like something that the task learns from.
+        known: Names of the columns that are read.
+        by_ids: Whether rows name their texts by ids, so that columns of ids are checked, too.
 
     Raises: InputError naming the row and the column.
     """
     passes: dict[str, bool] = dict.fromkeys(known, True)
-    # columns.label names the label, so other columns that could be one are ignored on purpose.
-    patterns = [p for p in _OF_A_TASK[task] if p is not _TARGET or task != "regress" or "label" in known]
     for row in rows:
         for name, value in row.values.items():
             if name not in passes:
                 plain = name.lower().replace("-", "_").replace(" ", "_")
                 is_id = not by_ids and _ID.fullmatch(plain) is not None
-                passes[name] = is_id or not any(pattern.fullmatch(plain) for pattern in patterns)
+                passes[name] = is_id or not any(pattern.fullmatch(plain) for pattern in signals)
             if not passes[name] and value is not None and value != "":
                 expected = ", ".join(known)
-                pair = f", or read it with columns.pair={name}" if _SECOND in patterns and _is_second(name) else ""
+                pair = f", or read it with columns.pair={name}" if SECOND_TEXT in signals and _is_second(name) else ""
                 raise InputError(
                     f"{row.origin}: found the column {name!r}, which task={task} does not read, expected {expected}; "
                     f"rename it{pair}, or leave it out with ignore_columns='[{name}]'"
@@ -96,4 +105,4 @@ def without_columns(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
 
 
 def _is_second(name: str) -> bool:
-    return _SECOND.fullmatch(name.lower()) is not None
+    return SECOND_TEXT.fullmatch(name.lower()) is not None

@@ -21,6 +21,7 @@ from modernbert.model.config import ModelConfig
 from modernbert.model.embedder import Embedder
 from modernbert.model.encoder import Encoder
 from modernbert.model.interface import FILL_MASK, Model
+from modernbert.tasks.task import classifier_task
 
 __all__ = ["Output", "build", "outputs_of"]
 
@@ -46,8 +47,10 @@ class Output:
 
 def outputs_of(model: Model) -> list[Output]:
     """Return the outputs of a model's graph, with the names that other libraries look for."""
-    if model.task == "extract":
-        return [Output("start_logits", True, None), Output("end_logits", True, None)]
+    if model.task is not None and model.is_classifier:
+        names = classifier_task(model.task).output_names
+        if len(names) > 1:
+            return [Output(name, model.scores_tokens, None) for name in names]
     if model.output_layer is not None:
         return [Output("logits", model.scores_tokens, model.output_layer.out_features)]
     hidden = Output(_HIDDEN, True, model.hidden_size)

@@ -5,7 +5,6 @@ the tokens in pretraining. Source: paper, section 2.1.1; the published classes i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,19 +18,17 @@ from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.initialization import draw_normal
-from modernbert.model.interface import FILL_MASK, Model
+from modernbert.model.interface import FILL_MASK, HeadSpec, Model
 from modernbert.model.meta_device import on_meta
 
 __all__ = [
-    "TASKS",
     "Classifier",
     "MaskedLM",
     "Model",
     "PredictionHead",
-    "Task",
     "encoder_of",
+    "new_classifier",
     "pool",
-    "start_classifier",
 ]
 
 
@@ -59,6 +56,7 @@ class MaskedLM(Model):
     """The encoder with the masked-LM head; the decoder shares its weight with the token embedding and has a bias."""
 
     task = FILL_MASK
+    scores_tokens = True
 
     def __init__(self, config: ModelConfig, backend: str = "banded") -> None:
         super().__init__()
@@ -107,30 +105,6 @@ class MaskedLM(Model):
         return self.decoder(self.head(rows))
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a head scores, and the names that a published config.json has for it."""
-
-    of_tokens: bool
-    architecture: str
-    problem_type: str | None = None
-
-
-_DOCUMENTS, _TOKENS = "ModernBertForSequenceClassification", "ModernBertForTokenClassification"
-TASKS = {
-    "classify": Task(False, _DOCUMENTS, "single_label_classification"),
-    "multilabel": Task(False, _DOCUMENTS, "multi_label_classification"),
-    "regress": Task(False, _DOCUMENTS, "regression"),
-    "rerank": Task(False, _DOCUMENTS),
-    "choose": Task(False, "ModernBertForMultipleChoice"),
-    "tag": Task(True, _TOKENS),
-    "extract": Task(True, "ModernBertForQuestionAnswering"),
-}
-
-
-_PAIRED = ("rerank", "choose", "extract")
-
-
 class Classifier(Model):
     """The encoder, the prediction head, and a linear layer with a row for each label.
 
@@ -140,11 +114,9 @@ class Classifier(Model):
 
     task: str
 
-    def __init__(self, config: ModelConfig, task: str, labels: Sequence[str], backend: str = "banded") -> None:
+    def __init__(self, config: ModelConfig, spec: HeadSpec, labels: Sequence[str], backend: str = "banded") -> None:
         super().__init__()
-        self.task, self.labels = task, tuple(labels)
-        # Models of other tasks can be trained on pairs, too: config.json says so.
-        self.reads_pairs = task in _PAIRED
+        self.set_head(spec, labels)
         self.model = Encoder(config, backend)
         self.head = PredictionHead(config)
         self.classifier = nn.Linear(config.hidden_size, len(self.labels))
@@ -210,22 +182,22 @@ def pool(hidden: Float[Tensor, "T D"], layout: SequenceLengths, pooling: str) ->
     return torch.segment_reduce(hidden, "mean", lengths=lengths, axis=0)
 
 
-def start_classifier(model: MaskedLM | Encoder | Classifier, task: str, labels: Sequence[str], seed: int) -> Classifier:
+def new_classifier(
+    model: MaskedLM | Encoder | Classifier, spec: HeadSpec, labels: Sequence[str], seed: int
+) -> Classifier:
     """Return a classifier with the encoder of a model, and its prediction head if it has one.
 
     The classifier shares the model's weights. Its last layer is drawn from the seed, unless the model has one for the
     same task and labels.
 
-    Raises: InputError for an unknown task, or labels that do not fit it.
+    Raises: InputError for labels that are not different.
     """
-    if task not in TASKS:
-        raise InputError(f"task: found {task!r}, expected {', '.join(TASKS)}")
     if len(set(labels)) < len(labels) or not labels:
         raise InputError(f"labels: found {list(labels)}, expected different ones")
     encoder = model.encoder
     config = encoder.config
     with on_meta():
-        started = Classifier(config, task, labels)
+        started = Classifier(config, spec, labels)
     started.model = encoder
     generator = torch.Generator().manual_seed(seed)
     device = encoder.embeddings.tok_embeddings.weight.device

@@ -4,6 +4,9 @@ Callers ask a model what it is (`task`, `labels`, `hidden_size`, ...) and for it
 not need its class. Models of other families (`checkpoints.transformers_models`) have the same interface.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
@@ -12,10 +15,27 @@ from modernbert.batch import Batch, SequenceLengths
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 
-__all__ = ["FILL_MASK", "MODERNBERT", "Model"]
+__all__ = ["FILL_MASK", "MODERNBERT", "HeadSpec", "Model"]
 
 FILL_MASK = "fill-mask"
 MODERNBERT = "modernbert"
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What a fine-tuned head is for. Tasks define it (`tasks.task`).
+
+    Attributes:
+        task: Name of the task.
+        scores_tokens: Whether the head scores tokens, not documents.
+        reads_pairs: Whether the head always scores pairs of texts.
+        ranks_pairs: Whether pairs are ranked by the score, if the head has a single one.
+    """
+
+    task: str
+    scores_tokens: bool = False
+    reads_pairs: bool = False
+    ranks_pairs: bool = False
 
 
 class Model(nn.Module):
@@ -24,7 +44,9 @@ class Model(nn.Module):
     Attributes:
         task: What the head is for: `fill-mask`, the name of a fine-tuning task, or None without a head.
         labels: The names of the columns of `logits`; empty for the masked LM, whose columns are the vocabulary.
+        scores_tokens: Whether a row of `logits` is a token (masked LM, tags, answers), not a document.
         reads_pairs: Whether the model was trained on pairs of texts.
+        ranks_pairs: Whether pairs are ranked by the score, if the head has a single one.
         family: The `model_type` of config.json; `modernbert` is computed by this package, others by transformers.
         base_model_prefix: The name of the encoder in a model with a head; tensors in a folder can begin with it.
         config: The shape; only encoders of this package have it (`model.encoder.config`).
@@ -33,7 +55,9 @@ class Model(nn.Module):
 
     task: str | None = None
     labels: tuple[str, ...] = ()
+    scores_tokens: bool = False
     reads_pairs: bool = False
+    ranks_pairs: bool = False
     family: str = MODERNBERT
     base_model_prefix: str = "model"
     config: ModelConfig
@@ -57,12 +81,14 @@ class Model(nn.Module):
     @property
     def is_ranker(self) -> bool:
         """Whether the head gives a pair of texts one score, by which pairs are ranked."""
-        return self.task in ("rerank", "regress", "multilabel") and self.num_labels == 1
+        return self.ranks_pairs and self.num_labels == 1
 
-    @property
-    def scores_tokens(self) -> bool:
-        """Whether a row of `logits` is a token (masked LM, tags, spans of answers), not a document."""
-        return self.task in (FILL_MASK, "tag", "extract")
+    def set_head(self, spec: HeadSpec, labels: Sequence[str]) -> None:
+        """Set what the head is for."""
+        self.task, self.labels = spec.task, tuple(labels)
+        self.scores_tokens, self.reads_pairs, self.ranks_pairs = (
+            spec.scores_tokens, spec.reads_pairs, spec.ranks_pairs
+        )  # fmt: skip
 
     @property
     def hidden_size(self) -> int:

@@ -19,7 +19,7 @@ from modernbert.errors import InputError, shown
 from modernbert.inference.modernbert import ModernBert
 from modernbert.inference.outputs import likeliest
 from modernbert.inference.overflow import apply_overflow
-from modernbert.model.heads import TASKS, Classifier, MaskedLM, pool
+from modernbert.model.heads import Classifier, MaskedLM, pool
 from modernbert.serving.scheduler import Finish
 from modernbert.tokenizer.input_templates import EncodedText, InputTemplate
 
@@ -124,7 +124,7 @@ def scored(model: Classifier) -> Finish:
         weight = model.classifier.weight
         with autocast(weight.device, weight.dtype):
             scores = model.head_logits(hidden, layout).float().cpu()
-        if not TASKS[model.task].of_tokens:
+        if not model.scores_tokens:
             return list(scores.numpy())
         # All scores of a request's tokens would take memory by the number of labels.
         shares, best = scores.softmax(dim=1).max(dim=1)

@@ -11,6 +11,7 @@ import numpy as np
 from modernbert.data.labeled_rows import Row
 from modernbert.data.unused_columns import check_signals, is_negative, negatives_of
 from modernbert.errors import InputError
+from modernbert.tasks.task import RetrievalTask
 
 __all__ = [
     "Question",
@@ -36,14 +37,16 @@ class Question:
     answers: frozenset[str] = field(default_factory=frozenset)
 
 
-def questions_of_rows(rows: Sequence[Row], task: str = "embed") -> list[Question]:
+def questions_of_rows(rows: Sequence[Row], task: RetrievalTask) -> list[Question]:
     """Read `query`, `positive`, and where there are any `negative`, `negative_1`, ... or `negatives`, and `scores`.
 
     Raises: InputError naming the row, for an empty text, as many scores as no passages, or another column that looks
     like something to learn from.
     """
     negatives = {name for row in rows for name in row.values if is_negative(name)}
-    check_signals(rows, task, ["query", "positive", *sorted({"negative", "negatives"} | negatives), "scores"])
+    check_signals(
+        rows, task.name, task.signals, ["query", "positive", *sorted({"negative", "negatives"} | negatives), "scores"]
+    )
     has_scores = [row.values.get("scores") is not None for row in rows]
     found = []
     for row, scored in zip(rows, has_scores, strict=True):
@@ -67,14 +70,14 @@ def questions_of_collection(
 
 
 def questions_of_ids(
-    rows: Sequence[Row], queries: Mapping[str, str], documents: Mapping[str, str], task: str = "embed"
+    rows: Sequence[Row], queries: Mapping[str, str], documents: Mapping[str, str], task: RetrievalTask
 ) -> list[Question]:
     """Read `query_id`, `document_ids` and `scores`, a teacher's of each; texts are those of a collection.
 
     Raises: InputError naming the row, for an id that is not there, as many scores as no documents, or another column
     that looks like something to learn from.
     """
-    check_signals(rows, task, ["query_id", "document_ids", "scores"], by_ids=True)
+    check_signals(rows, task.name, task.signals, ["query_id", "document_ids", "scores"], by_ids=True)
     found = []
     for row in rows:
         query, ids = row.value("query_id"), row.value("document_ids")

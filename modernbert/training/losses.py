@@ -4,9 +4,6 @@ In: a model and a batch, or vectors. Out: `(sum, count)`. Nothing here divides: 
 micro-batches of a step, so that the way a step is cut into micro-batches never changes its gradient.
 """
 
-from collections.abc import Callable
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -18,14 +15,9 @@ from modernbert.engines.plain_modules import is_plain
 from modernbert.errors import InputError
 
 __all__ = [
-    "bce_loss",
-    "multiple_choice_loss",
     "contrastive",
-    "span_loss",
-    "cross_entropy_loss",
     "masked_lm",
     "masked_lm_rows",
-    "mse_loss",
     "info_nce",
 ]
 
@@ -57,66 +49,6 @@ def masked_lm_rows(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, " M"],
         losses.append(F.cross_entropy(logits, expected, reduction="none"))
         correct.append(logits.argmax(dim=-1) == expected)
     return torch.cat(losses), torch.cat(correct)
-
-
-def cross_entropy_loss(
-    weights: Float[Tensor, " labels"] | None = None,
-) -> Callable[[nn.Module, Batch], tuple[Tensor, Any]]:
-    """Return the loss that sums the cross entropy of the batch's labels, in float32, each row by its label's weight.
-
-    With weights the count is their sum, so that the mean is weighted too.
-    """
-
-    def loss(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
-        labels = _labels(batch)
-        total = F.cross_entropy(model(batch).float(), labels, weight=weights, reduction="sum")
-        return total, batch.num_labels if weights is None else float(weights[labels].sum())
-
-    return loss
-
-
-def mse_loss(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
-    """Sum the squared errors of one score a row, in float32."""
-    return F.mse_loss(model(batch).float()[:, 0], _labels(batch), reduction="sum"), batch.num_labels
-
-
-def bce_loss(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
-    """Sum the binary cross entropy of each score against a label from 0 to 1, in float32; one or several a row.
-
-    Source: the loss of cross-encoders in sentence-transformers, and of several labels in transformers.
-    """
-    labels = _labels(batch)
-    scores = model(batch).float().reshape(labels.shape)
-    return F.binary_cross_entropy_with_logits(scores, labels, reduction="sum"), labels.numel()
-
-
-def multiple_choice_loss(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
-    """Sum, over questions, the cross entropy of the right choice among a question's own, in float32.
-
-    Labels are (question, 1 or 0) for each document; those of one question stand together.
-    """
-    labels = _labels(batch)
-    scores = model(batch).float()[:, 0]
-    _, sizes = labels[:, 0].unique_consecutive(return_counts=True)
-    parts = sizes.tolist()
-    losses = [
-        F.cross_entropy(mine[None], right.argmax()[None], reduction="sum")
-        for mine, right in zip(scores.split(parts), labels[:, 1].split(parts), strict=True)
-    ]
-    return torch.stack(losses).sum(), len(parts)
-
-
-def span_loss(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
-    """Sum, over documents, the cross entropy of the right first and last token among all of the document's, halved.
-
-    Labels are (first, last) for each document. Source: the loss of question answering in transformers, without padding.
-    """
-    labels = _labels(batch)
-    losses = [
-        F.cross_entropy(mine.T, right, reduction="sum")
-        for mine, right in zip(model(batch).float().split(list(batch.layout.lengths)), labels, strict=True)
-    ]
-    return torch.stack(losses).sum() / 2, len(losses)
 
 
 def contrastive(
@@ -158,10 +90,4 @@ def _features(model: nn.Module, batch: Batch) -> Float[Tensor, "M D"]:
 def _masked(batch: Batch) -> Tensor:
     if batch.label_positions is None or batch.labels is None:
         raise InputError("masked language modelling: the batch names no masked rows, expected where and labels")
-    return batch.labels
-
-
-def _labels(batch: Batch) -> Tensor:
-    if batch.labels is None:
-        raise InputError("the batch has no labels, expected one for each row that is scored")
     return batch.labels

@@ -62,6 +62,7 @@ from modernbert.tasks.retrieval_examples import (
     step_of,
     with_answers_shared,
 )
+from modernbert.tasks.task import retrieval_task
 from modernbert.tokenizer.input_templates import EncodedText, InputTemplate, encode_with_template
 from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.training.finetuning_config import FinetuneOptions
@@ -79,9 +80,8 @@ from modernbert.training.retrieval_losses import Comparison, RetrievalLoss
 from modernbert.training.run_folder import begin_run_folder
 from modernbert.training.training_loop import derive_seed
 
-__all__ = ["TASKS", "RetrieverConfig", "finetune_retriever"]
+__all__ = ["RetrieverConfig", "finetune_retriever"]
 
-TASKS = ("embed", "late")
 _METRICS = ("ndcg_10", "mrr_10", "recall_100")
 
 
@@ -97,7 +97,7 @@ class RetrieverConfig(FinetuneOptions):
 
     FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = ("output", "device", "checkpoint", "budget_tokens")
 
-    task: Literal["embed", "late"] = MISSING
+    task: str = MISSING
     """embed: one vector for a text; late: one for each token (late interaction)."""
     vectors: EmbeddingConfig = field(default_factory=lambda: EmbeddingConfig(query_length=512, document_length=512))
     """Pooling, prompts and lengths of queries and documents."""
@@ -131,17 +131,18 @@ class RetrieverConfig(FinetuneOptions):
 
         Raises: InputError naming the field.
         """
+        task = retrieval_task(self.task)
         super().check()
         check_numbers(self.vectors, "vectors.")
-        if self.task == "embed" and self.vectors.pooling not in ("mean", "cls"):
+        if not task.per_token and self.vectors.pooling not in ("mean", "cls"):
             raise InputError(f"vectors.pooling: found {self.vectors.pooling!r}, expected mean or cls")
-        if self.task == "late" and self.vectors.truncate_dim is not None:
+        if task.per_token and self.vectors.truncate_dim is not None:
             raise InputError("vectors.truncate_dim: found a number, but late interaction has `projection` for that")
         for name in ("dev", "test"):
             folders = [Path(each).resolve().name for each in getattr(self, name)]
             if len(set(folders)) < len(folders):
                 raise InputError(f"{name}: found two folders of one name, expected other names to tell scores apart by")
-        if self.stanford and self.task != "late":
+        if self.stanford and not task.per_token:
             raise InputError(f"stanford: found true, but {self.task} is no late interaction")
         if self.stanford:
             check_stanford(self.vectors, self.projection)
@@ -205,11 +206,12 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
     longest = min(max_length_of(folder) or most, most)
     if is_foreign and (config.layer_decay != 1.0 or config.dropout is not None or config.engine != "auto"):
         raise InputError(f"layer_decay, dropout, engine: found one set, but {folder} is a {family_of(folder)}")
-    vectors = replace(config.vectors, pooling="tokens") if config.task == "late" else config.vectors
+    task = retrieval_task(config.task)
+    vectors = replace(config.vectors, pooling="tokens") if task.per_token else config.vectors
     for name in ("query_length", "document_length"):
         if (getattr(vectors, name) or 0) > most:
             raise InputError(f"vectors.{name}: found {getattr(vectors, name):,}, but {folder} takes at most {most:,}")
-    if not is_foreign and config.task == "late" and config.projection is not None:
+    if not is_foreign and task.per_token and config.projection is not None:
         load_projection(folder, load_config(folder).hidden_size)  # refuses one that does not fit
     for prompt in (vectors.query_prompt, vectors.document_prompt):
         if config.stanford and tokenizer.id_of(prompt.strip()) is None:
@@ -296,10 +298,10 @@ def _read(
         return questions, list(dict.fromkeys(collection.documents.values()))
     rows = without_columns(read_rows([source], config.train_split, config.subset), config.ignore_columns)
     if texts_of_ids is None:
-        questions = questions_of_rows(rows, config.task)
+        questions = questions_of_rows(rows, retrieval_task(config.task))
     else:
         documents, queries = texts_of_ids
-        questions = questions_of_ids(rows, queries, documents, config.task)
+        questions = questions_of_ids(rows, queries, documents, retrieval_task(config.task))
     return questions, list(dict.fromkeys(text for each in questions for text in (each.answer, *each.others)))
 
 
@@ -340,7 +342,7 @@ def _finetune(out: Path, config: RetrieverConfig, inputs: _Inputs, give_up: Give
     model.to(inputs.device)
     print(f"{config.task}: {len(inputs.questions):,} questions, on {inputs.device}, {str(inputs.dtype)[6:]}, "
           f"{inputs.backend}")  # fmt: skip
-    temperature = config.temperature or (1.0 if config.task == "late" else 0.05)
+    temperature = config.temperature or retrieval_task(config.task).default_temperature
     loss = RetrievalLoss(temperature, config.normalize_scores)
     optimizer = StableAdamW(
         groups,
@@ -450,7 +452,7 @@ def _start(config: RetrieverConfig, inputs: _Inputs) -> tuple[Embedder, list[dic
 
 def _start_projection(config: RetrieverConfig, inputs: _Inputs, width: int) -> nn.Linear | None:
     """Return the linear layer behind the encoder: that of the folder, or a new one from the seed."""
-    if config.task == "embed" or config.projection is None:
+    if not retrieval_task(config.task).per_token or config.projection is None:
         return None
     found = load_projection(inputs.folder, width)
     if found is not None and found.out_features == config.projection:

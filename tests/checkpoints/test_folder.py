@@ -27,7 +27,8 @@ from modernbert.errors import InputError
 from modernbert.hub_download import find_folder
 from modernbert.model.config import PRESETS, ModelConfig
 from modernbert.model.encoder import Encoder
-from modernbert.model.heads import MaskedLM, start_classifier
+from modernbert.model.heads import MaskedLM
+from modernbert.tasks.task import start_classifier
 
 SIZES: dict[str, Any] = dict(
     vocab_size=512,

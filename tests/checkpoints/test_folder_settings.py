@@ -17,8 +17,8 @@ from transformers import BertConfig, BertModel
 from modernbert import InputError, ModernBert
 from modernbert.checkpoints.folder import load_model, save_folder
 from modernbert.evaluation.mteb_encoder import MtebEncoder
-from modernbert.model.heads import start_classifier
 from modernbert.search.passage_index import PassageIndex
+from modernbert.tasks.task import start_classifier
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

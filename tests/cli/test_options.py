@@ -24,7 +24,8 @@ from cli.conftest import succeed
 from modernbert import ModernBert
 from modernbert.checkpoints.folder import save_folder
 from modernbert.cli.main import app
-from modernbert.model.heads import MaskedLM, start_classifier
+from modernbert.model.heads import MaskedLM
+from modernbert.tasks.task import start_classifier
 
 CPU = ["--device", "cpu", "--dtype", "float32", "--backend", "banded"]
 TEXTS = ["The capital of country 3", "rivers", "a city " * 20]

@@ -17,17 +17,12 @@ from modernbert.data.example_sampler import ExampleSampler
 from modernbert.data.labeled_rows import Row, read_rows
 from modernbert.data.words import join_words, split_words
 from modernbert.errors import InputError
-from modernbert.tasks.examples import (
-    Columns,
-    batch_of,
-    chosen,
-    labelled,
-    names_of,
-    names_of_many,
-    rated,
-    tag_names_of,
-    tagged,
-)
+from modernbert.tasks.classification import Classification
+from modernbert.tasks.examples import Columns, RowEncoder, batch_of
+from modernbert.tasks.multilabel import Multilabel
+from modernbert.tasks.multiple_choice import MultipleChoice
+from modernbert.tasks.regression import Regression
+from modernbert.tasks.tagging import Tagging
 
 ROWS = [{"text": 'a "b", c', "label": "x"}, {"text": "d'e", "label": "y"}]
 
@@ -100,18 +95,18 @@ def rows_of(*values: dict[str, object]) -> list[Row]:
 
 
 def test_labels_are_numbered_as_people_count() -> None:
-    assert names_of(rows_of({"label": 10}, {"label": "9"}), Columns()) == ["9", "10"]
-    assert names_of(rows_of({"label": "b"}, {"label": "a"}), Columns()) == ["a", "b"]
+    assert Classification().labels(rows_of({"label": 10}, {"label": "9"}), Columns()) == ["9", "10"]
+    assert Classification().labels(rows_of({"label": "b"}, {"label": "a"}), Columns()) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
     "names, row, said",
     [
-        (names_of, {"label": "a\nb"}, r"f:2: label has 'a\\nb', expected text of one line"),
-        (names_of_many, {"label": ["x", "a\x85"]}, r"f:2: label has 'a\\x85', expected"),
-        (tag_names_of, {"words": ["a"], "tags": ["B-a\tb"]}, r"f:2: tags has 'B-a\\tb', expected"),
+        (Classification().labels, {"label": "a\nb"}, r"f:2: label has 'a\\nb', expected text of one line"),
+        (Multilabel().labels, {"label": ["x", "a\x85"]}, r"f:2: label has 'a\\x85', expected"),
+        (Tagging().labels, {"words": ["a"], "tags": ["B-a\tb"]}, r"f:2: tags has 'B-a\\tb', expected"),
         (
-            tag_names_of, {"text": "a", "spans": [{"start": 0, "end": 1, "label": "\x7f"}]},
+            Tagging().labels, {"text": "a", "spans": [{"start": 0, "end": 1, "label": "\x7f"}]},
             r"f:2: spans has '\\x7f', expected",
         ),
     ],
@@ -139,7 +134,7 @@ def test_a_label_that_no_folder_takes_is_named(
 )
 def test_a_row_that_cannot_be_learned_from_is_named(row: dict[str, object], said: str, small_bert: ModernBert) -> None:
     with pytest.raises(InputError, match=said):
-        labelled(rows_of(row), small_bert.tokenizer, Columns(), ["x", "y"], 500, cut=False)
+        Classification().examples(rows_of(row), ["x", "y"], RowEncoder(small_bert.tokenizer, Columns(), 500))
 
 
 @pytest.mark.parametrize(
@@ -158,30 +153,32 @@ def test_a_row_that_cannot_be_learned_from_is_named(row: dict[str, object], said
 )
 def test_a_choice_that_is_none_is_named(row: dict[str, object], said: str, small_bert: ModernBert) -> None:
     with pytest.raises(InputError, match=said):
-        chosen(rows_of(row), small_bert.tokenizer, Columns(), 500, cut=False)
+        MultipleChoice().examples(rows_of(row), ["score"], RowEncoder(small_bert.tokenizer, Columns(), 500))
 
 
 @pytest.mark.parametrize("found", ["nan", float("nan"), "x", None, True, "inf", 1e39, "-1e39", 10**400])
 def test_a_number_that_is_none_is_named(found: object, small_bert: ModernBert) -> None:
     with pytest.raises(InputError, match="f:1: label is .*, expected a finite number"):
-        rated(rows_of({"text": "a", "label": found}), small_bert.tokenizer, Columns(), 500, cut=False)
+        Regression().examples(
+            rows_of({"text": "a", "label": found}), ["score"], RowEncoder(small_bert.tokenizer, Columns(), 500)
+        )
 
 
 def test_pairs_are_one_document_and_cut_from_the_longer_text(small_bert: ModernBert) -> None:
     tokenizer = small_bert.tokenizer
     columns = Columns(text="a", pair="b")
     row = {"a": "The capital of country 3", "b": "a land of rivers " * 50, "label": "1.5"}
-    (whole,) = rated(rows_of(row), tokenizer, columns, 10_000, cut=False).items
+    (whole,) = Regression().examples(rows_of(row), ["score"], RowEncoder(tokenizer, columns, 10_000)).items
     ids = whole.tokens.tolist()
     assert ids == [tokenizer.cls_id, *tokenizer.encode([row["a"]], special=False)[0], tokenizer.sep_id,
                    *tokenizer.encode([row["b"]], special=False)[0], tokenizer.sep_id]  # fmt: skip
-    examples = rated(rows_of(row, row), tokenizer, columns, 60, cut=True)
+    examples = Regression().examples(rows_of(row, row), ["score"], RowEncoder(tokenizer, columns, 60, cut=True))
     (cut, again) = (each.tokens.tolist() for each in examples.items)
     first = ids.index(tokenizer.sep_id) + 1
     assert examples.num_cut == 2 and len(cut) == 60 and cut == again
     assert cut[:first] == ids[:first] and cut[first:-1] == ids[first : first + 59 - first] and cut[-1] == ids[-1]
     both = {**row, "a": row["b"]}
-    (cut,) = rated(rows_of(both), tokenizer, columns, 61, cut=True).items
+    (cut,) = Regression().examples(rows_of(both), ["score"], RowEncoder(tokenizer, columns, 61, cut=True)).items
     middle = cut.tokens.tolist().index(tokenizer.sep_id)
     assert len(cut.tokens) == 61 and middle - 1 == 29
 
@@ -189,9 +186,9 @@ def test_pairs_are_one_document_and_cut_from_the_longer_text(small_bert: ModernB
 def test_tags_stand_at_the_first_token_of_their_word(small_bert: ModernBert) -> None:
     words = ["The", "capital", "of", "Ouagadougou", "\u00a0", "🙂", "é"]
     row = {"words": words, "tags": ["O", "O", "O", "B-x", "O", "B-y", "O"]}
-    names = tag_names_of(rows_of(row), Columns())
+    names = Tagging().labels(rows_of(row), Columns())
     assert names == ["O", "B-x", "B-y"]
-    (example,) = tagged(rows_of(row), small_bert.tokenizer, Columns(), names, 500, cut=False).items
+    (example,) = Tagging().examples(rows_of(row), names, RowEncoder(small_bert.tokenizer, Columns(), 500)).items
     assert example.labels.tolist() == [0, 0, 0, 1, 0, 2, 0]
     assert example.label_positions is not None
     # Up to each word's first token stand exactly the words before it.
@@ -204,9 +201,9 @@ def test_tags_stand_at_the_first_token_of_their_word(small_bert: ModernBert) -> 
 def test_spans_become_tags_of_whole_words(small_bert: ModernBert) -> None:
     text = "  Dr. Ann-Marie\tlives in New York."
     spans = [{"start": 6, "end": 16, "label": "who"}, {"start": text.index("New"), "end": len(text) - 1, "label": "at"}]
-    examples = tagged(
-        rows_of({"text": text, "spans": spans}), small_bert.tokenizer, Columns(),
-        ["O", "B-at", "B-who", "I-at", "I-who"], 500, cut=False,
+    examples = Tagging().examples(
+        rows_of({"text": text, "spans": spans}), ["O", "B-at", "B-who", "I-at", "I-who"],
+        RowEncoder(small_bert.tokenizer, Columns(), 500),
     )  # fmt: skip
     assert examples.items[0].labels.tolist() == [0, 0, 2, 4, 4, 0, 0, 1, 3, 0]
     assert examples.num_unaligned == 1, "the first span ends one character behind its last word"
@@ -229,12 +226,12 @@ def test_spans_become_tags_of_whole_words(small_bert: ModernBert) -> None:
 )
 def test_a_row_whose_tags_do_not_fit_is_named(row: dict[str, object], said: str, small_bert: ModernBert) -> None:
     with pytest.raises(InputError, match=said):
-        tagged(rows_of(row), small_bert.tokenizer, Columns(), ["O", "B-x", "I-x"], 500, cut=False)
+        Tagging().examples(rows_of(row), ["O", "B-x", "I-x"], RowEncoder(small_bert.tokenizer, Columns(), 500))
 
 
 def test_words_that_are_cut_off_are_counted(small_bert: ModernBert) -> None:
     row = {"words": ["capital"] * 40, "tags": ["O"] * 40}
-    examples = tagged(rows_of(row), small_bert.tokenizer, Columns(), ["O"], 20, cut=True)
+    examples = Tagging().examples(rows_of(row), ["O"], RowEncoder(small_bert.tokenizer, Columns(), 20, cut=True))
     (example,) = examples.items
     assert example.label_positions is not None and example.label_positions.max() < 19 and len(example.tokens) == 20
     assert examples.num_cut == 1 and examples.num_words_cut == 40 - len(example.label_positions)
@@ -267,7 +264,7 @@ def test_joined_words_are_where_they_are_said_to_be() -> None:
 
 def test_batches_name_rows_of_the_stream(small_bert: ModernBert) -> None:
     rows = rows_of({"words": ["a", "b"], "tags": ["O", "B-x"]}, {"words": ["c"], "tags": ["B-x"]})
-    examples = tagged(rows, small_bert.tokenizer, Columns(), ["O", "B-x"], 500, cut=False).items
+    examples = Tagging().examples(rows, ["O", "B-x"], RowEncoder(small_bert.tokenizer, Columns(), 500)).items
     batch = batch_of(examples)
     assert batch.label_positions is not None and batch.labels is not None
     first, second = examples

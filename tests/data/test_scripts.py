@@ -19,7 +19,9 @@ from modernbert.data.words import join_words, split_words
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import Classifier, MaskedLM
 from modernbert.model.initialization import initialize
-from modernbert.tasks.examples import Columns, tag_names_of, tagged
+from modernbert.tasks.examples import Columns, RowEncoder
+from modernbert.tasks.tagging import Tagging
+from modernbert.tasks.task import classifier_task
 from modernbert.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from modernbert.training.finetuning import FinetuneConfig, finetune
 
@@ -98,8 +100,8 @@ def japanese() -> Tokenizer:
 def labels_of(row: dict[str, object], tokenizer: Tokenizer) -> tuple[list[str], list[str], float]:
     """Return the text of each word that is labelled, its tag, and the share of widened spans."""
     rows = [Row(row, "f:1")]
-    names = tag_names_of(rows, Columns())
-    examples = tagged(rows, tokenizer, Columns(), names, 500, cut=False)
+    names = Tagging().labels(rows, Columns())
+    examples = Tagging().examples(rows, names, RowEncoder(tokenizer, Columns(), 500))
     ((text, ranges),), (item,) = examples.words, examples.items
     assert item.label_positions is not None and len(set(item.label_positions.tolist())) == len(item.label_positions), (
         "a token has one label"
@@ -141,9 +143,9 @@ def test_words_of_conll_are_joined_as_prose_and_tagged_by_character(
     row = {"words": ["東京", "に", "。"], "tags": tags}
     words, found, share = labels_of(row, small_bert.tokenizer)
     assert (words, found, share) == (["東", "京", "に", "。"], expected, 0)
-    (example,) = tagged(
-        [Row(row, "f:1")], small_bert.tokenizer, Columns(), tag_names_of([Row(row, "f:1")], Columns()), 99, cut=False
-    ).items
+    rows = [Row(row, "f:1")]
+    encoder = RowEncoder(small_bert.tokenizer, Columns(), 99)
+    (example,) = Tagging().examples(rows, Tagging().labels(rows, Columns()), encoder).items
     np.testing.assert_array_equal(example.tokens, small_bert.tokenizer.encode(["東京に。"])[0])
 
 
@@ -158,7 +160,7 @@ def test_an_answer_covers_whole_tokens(japanese: Tokenizer) -> None:
     )  # fmt: skip
     start = MaskedLM(config)
     initialize(start, config, seed=0)
-    model = Classifier(config, "tag", ["O", "B-x", "B-y"]).eval()
+    model = Classifier(config, classifier_task("tag").head_spec, ["O", "B-x", "B-y"]).eval()
     torch.nn.init.normal_(model.classifier.weight)
     texts = ["東京都に住む人々は大阪にも行く。", "GDPは東京"]
     for text, spans in zip(texts, ModernBert(japanese, model).tag(texts), strict=True):
@@ -230,7 +232,7 @@ def test_signs_that_share_a_token_are_words_as_before() -> None:
     tokenizer = train_tokenizer([f"so... well {n}... number {n * 7}" for n in range(400)], 384)
     text = "so... no"
     rows = [Row({"text": text, "spans": [{"start": 6, "end": 8, "label": "x"}]}, "f:1")]
-    examples = tagged(rows, tokenizer, Columns(), ["O", "B-x", "I-x"], 99, cut=False)
+    examples = Tagging().examples(rows, ["O", "B-x", "I-x"], RowEncoder(tokenizer, Columns(), 99))
     ((_, ranges),), (item,) = examples.words, examples.items
     assert ranges == split_as_before(text) and item.label_positions is not None
     assert len(set(item.label_positions.tolist())) < len(ranges), "the three points are one token"

@@ -23,7 +23,8 @@ from modernbert.checkpoints.sentence_transformers_format import write_vectors
 from modernbert.export import onnx_nodes as nodes
 from modernbert.export.onnx_folder import export_folder
 from modernbert.model.embedder import EmbeddingConfig
-from modernbert.model.heads import Classifier, MaskedLM, start_classifier
+from modernbert.model.heads import Classifier, MaskedLM
+from modernbert.tasks.task import classifier_task, start_classifier
 
 runtime = pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
@@ -49,7 +50,7 @@ def make(small_bert: ModernBert, tmp_path: Path) -> Make:
         if task in LABELS:
             model = start_classifier(model, task, LABELS[task], seed=3)
             config = replace(model.model.config, classifier_pooling=pooling)
-            changed = Classifier(config, task, LABELS[task])
+            changed = Classifier(config, classifier_task(task).head_spec, LABELS[task])
             changed.load_state_dict(model.state_dict())
             model = changed.eval()
             torch.nn.init.normal_(model.classifier.weight, std=0.5)

@@ -29,6 +29,7 @@ from modernbert.model.config import ModelConfig
 from modernbert.model.embedder import EmbeddingConfig
 from modernbert.model.heads import Classifier, MaskedLM
 from modernbert.model.initialization import initialize
+from modernbert.tasks.task import classifier_task
 from modernbert.tokenizer.tokenizer import train_tokenizer
 
 from . import foreign, settings, tokenizers, weights
@@ -80,7 +81,8 @@ def make_good(root: Path) -> None:
     )  # fmt: skip
     for name in ("plain", "late", "classifier"):
         torch.manual_seed(0)
-        model = Classifier(config, "classify", ["yes", "no"]) if name == "classifier" else MaskedLM(config)
+        spec = classifier_task("classify").head_spec
+        model = Classifier(config, spec, ["yes", "no"]) if name == "classifier" else MaskedLM(config)
         if name != "classifier":
             initialize(model, config, seed=0)
         vectors = (

@@ -17,7 +17,8 @@ from modernbert import Batch, InputError, ModernBert
 from modernbert.checkpoints.folder import load_model, save_folder
 from modernbert.data.words import split_words
 from modernbert.inference.quantize import quantize
-from modernbert.model.heads import Classifier, start_classifier
+from modernbert.model.heads import Classifier
+from modernbert.tasks.task import start_classifier
 from modernbert.training.finetuning_loop import predict
 
 TEXTS = ["the capital of country 3", "x", "  rivers,\tcities 👩\u200d🚀 and Zoe\u0308 ", "word " * 120, "a land"]

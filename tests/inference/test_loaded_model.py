@@ -25,8 +25,9 @@ from modernbert.checkpoints.folder import load_model, save_folder
 from modernbert.engines.cpu.build import obstacle
 from modernbert.inference.loading import fit_for_inference
 from modernbert.model.config import ModelConfig
-from modernbert.model.heads import MaskedLM, pool, start_classifier
+from modernbert.model.heads import MaskedLM, pool
 from modernbert.model.initialization import initialize
+from modernbert.tasks.task import start_classifier
 from modernbert.training.losses import masked_lm
 
 TEXTS = ["The capital of country 3 is city 21.", "a", "rivers " * 200]

@@ -20,7 +20,7 @@ from transformers import (
 from modernbert import InputError, ModernBert
 from modernbert.checkpoints.folder import load_model, save_folder
 from modernbert.evaluation.mteb_encoder import MtebEncoder
-from modernbert.model.heads import start_classifier
+from modernbert.tasks.task import start_classifier
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CPU: dict[str, str] = {"device": "cpu", "dtype": "float32", "backend": "banded"}

@@ -23,8 +23,8 @@ from modernbert.data.collections import read_collection
 from modernbert.data.corpus import Tally, read_documents
 from modernbert.data.labeled_rows import read_rows
 from modernbert.inference.text_inputs import stream_texts
-from modernbert.model.heads import start_classifier
 from modernbert.tasks.examples import Columns
+from modernbert.tasks.task import start_classifier
 from modernbert.training.finetuning import FinetuneConfig, finetune
 
 TEXTS = ["a land", "the [MASK] of country 3", "naïve ✓ 👩\u200d🚀"]

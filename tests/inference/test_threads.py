@@ -14,7 +14,7 @@ from modernbert import InputError, ModernBert
 from modernbert.checkpoints.folder import load_model, save_folder
 from modernbert.engines.cpu.build import obstacle
 from modernbert.inference import replicas as spread
-from modernbert.model.heads import start_classifier
+from modernbert.tasks.task import start_classifier
 
 LABELS = {"classify": ["no", "yes", "maybe"], "tag": ["O", "B-x", "I-x"], "rerank": ["score"]}
 THREADS = 8

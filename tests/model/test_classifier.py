@@ -22,9 +22,10 @@ from modernbert.batch import Batch
 from modernbert.checkpoints.folder import load_model, save_folder
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
-from modernbert.model.heads import Classifier, MaskedLM, start_classifier
+from modernbert.model.heads import Classifier, MaskedLM
 from modernbert.tasks.examples import Example, batch_of
-from modernbert.training.losses import bce_loss, cross_entropy_loss, mse_loss, multiple_choice_loss
+from modernbert.tasks.head_losses import bce_loss, cross_entropy_loss, mse_loss, multiple_choice_loss
+from modernbert.tasks.task import start_classifier
 
 LENGTHS = (3, 140, 17, 1)
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from modernbert import ModernBert
-from modernbert.model.heads import MaskedLM, start_classifier
+from modernbert.model.heads import MaskedLM
 from modernbert.serving.scheduler import Scheduler
+from modernbert.tasks.task import start_classifier
 
 
 @dataclass

@@ -20,7 +20,7 @@ from commands import modernbert
 from modernbert import InputError, ModernBert
 from modernbert.checkpoints.folder import load_model, save_folder
 from modernbert.model.embedder import EmbeddingConfig
-from modernbert.model.heads import start_classifier
+from modernbert.tasks.task import start_classifier
 
 pytest.importorskip("fastapi")
 from fastapi.testclient import TestClient  # noqa: E402

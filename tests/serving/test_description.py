@@ -22,10 +22,11 @@ from schemathesis.specs.openapi.checks import (  # noqa: E402
     status_code_conformance,
 )
 
-from modernbert.model.heads import MaskedLM, start_classifier  # noqa: E402
+from modernbert.model.heads import MaskedLM  # noqa: E402
 from modernbert.serving.app import ServeSettings, make_app  # noqa: E402
 from modernbert.serving.request_guard import Limits  # noqa: E402
 from modernbert.serving.scheduler import Scheduler  # noqa: E402
+from modernbert.tasks.task import start_classifier  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 # Not among them: that whatever fits is accepted, for a text may be too long, or have no mask.

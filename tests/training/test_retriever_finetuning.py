@@ -30,6 +30,7 @@ from modernbert.evaluation.retrieval_eval import hard_negatives, rank_by_model, 
 from modernbert.model.embedder import Embedder, EmbeddingConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.tasks.retrieval_examples import Question, questions_of_ids, questions_of_rows, step_of
+from modernbert.tasks.task import retrieval_task
 from modernbert.tokenizer.input_templates import EncodedText, InputTemplate, encode_with_template
 from modernbert.training import retriever_finetuning as retriever
 from modernbert.training.distributed import Objective
@@ -405,7 +406,7 @@ def test_a_teacher_is_learned_from_rows(config: RetrieverConfig, tmp_path: Path)
 def test_a_teachers_ids_mean_the_texts_of_a_folder(config: RetrieverConfig, tmp_path: Path) -> None:
     documents, queries = read_texts(Path(config.train[0]))
     row = {"query_id": "q3", "document_ids": ["d3", "d1", "d2"], "scores": [3.0, 1.0, 0.0]}
-    (question,) = questions_of_ids([Row(row, "f:1")], queries, documents)
+    (question,) = questions_of_ids([Row(row, "f:1")], queries, documents, retrieval_task("embed"))
     assert question.query == queries["q3"] and [question.answer, *question.others] == [
         documents[key] for key in row["document_ids"]
     ]
@@ -416,9 +417,11 @@ def test_a_teachers_ids_mean_the_texts_of_a_folder(config: RetrieverConfig, tmp_
         ({"scores": [1, 2]}, "f:1: found 2 scores, expected 3"),
     ):
         with pytest.raises(InputError, match=said):
-            questions_of_ids([Row({**row, **change}, "f:1")], queries, documents)
+            questions_of_ids([Row({**row, **change}, "f:1")], queries, documents, retrieval_task("embed"))
     with pytest.raises(InputError, match="f:1: no column 'scores'"):
-        questions_of_ids([Row({"query_id": "q3", "document_ids": ["d3", "d1"]}, "f:1")], queries, documents)
+        questions_of_ids(
+            [Row({"query_id": "q3", "document_ids": ["d3", "d1"]}, "f:1")], queries, documents, retrieval_task("embed")
+        )
     (tmp_path / "teacher.jsonl").write_text(json.dumps(row) + "\n")
     finetune_retriever(
         replace(
@@ -466,7 +469,7 @@ def test_a_published_recipe_resolves_and_trains(path: Path, config: RetrieverCon
 )
 def test_rows_that_ask_nothing_are_named(row: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        questions_of_rows([Row(row, "f:1")])
+        questions_of_rows([Row(row, "f:1")], retrieval_task("embed"))
 
 
 @pytest.mark.parametrize(
