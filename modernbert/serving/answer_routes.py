@@ -17,6 +17,7 @@ from modernbert.inference.outputs import named, spans_of_best, tag_documents
 from modernbert.model.heads import Classifier, MaskedLM
 from modernbert.serving import schemas, work
 from modernbert.serving.service import Service, json_response, listed
+from modernbert.tasks.task import find_task
 from modernbert.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["add_answers"]
@@ -62,7 +63,7 @@ def add_answers(app: FastAPI, service: Service) -> None:
 
     # Clients of the hub ask at the root, for what the model is for.
     if isinstance(bert.model, Classifier):
-        answer: Any = rerank if bert.model.task == "rerank" else predict
+        answer: Any = rerank if find_task(bert.model.task).answers == "ranking" else predict
         app.add_api_route("/", answer, methods=["POST"], include_in_schema=False)
 
     @app.post("/fill-mask")

@@ -29,6 +29,7 @@ from modernbert.serving.request_guard import Guard, Meters, refusal_of
 from modernbert.serving.scheduler import Busy, Gone, Scheduler
 from modernbert.serving.service import ServeSettings, Service
 from modernbert.serving.vector_routes import add_vectors
+from modernbert.tasks.task import find_task
 
 __all__ = ["ServeSettings", "make_app"]
 
@@ -180,7 +181,7 @@ def _add_state(app: FastAPI, service: Service, meters: Meters) -> None:
         """Say which model is served, and what is taken of a request."""
         task = bert.model.task if isinstance(bert.model, Classifier) else None
         kind: dict[str, Any] = {"embedding": {"pooling": bert.vectors.pooling}}
-        if task == "rerank":
+        if task is not None and find_task(task).answers == "ranking":
             kind = {"reranker": {}}
         elif isinstance(bert.model, Classifier):
             names = bert.model.labels

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Response
 from modernbert.checkpoints.transformers_models import ForeignEncoder
 from modernbert.inference.modernbert import ModernBert
 from modernbert.model.heads import Classifier, MaskedLM
+from modernbert.tasks.task import find_task
 
 __all__ = ["HEADERS", "add_page", "facts_of"]
 
@@ -53,14 +54,15 @@ def facts_of(bert: ModernBert) -> dict[str, Any]:
     """
     model, tokenizer = bert.model, bert.tokenizer
     if isinstance(model, Classifier):
-        answers = {"rerank": ["rerank"], "choose": [], "extract": []}.get(model.task, ["predict"])
-        if model.is_ranker and model.task != "rerank":
+        task = find_task(model.task)
+        answers = {"ranking": ["rerank"], "none": []}.get(task.answers, ["predict"])
+        if model.is_ranker and task.answers != "ranking":
             answers = [*answers, "rerank"]
     else:
         answers = [*(["fill-mask"] if isinstance(model, MaskedLM) else []), "rerank", "similarity"]
     scores = "MaxSim" if bert.is_late else "cosine"
     if isinstance(model, Classifier) and model.is_ranker:
-        scores = "score" if model.task == "regress" else "probability"
+        scores = "probability" if find_task(model.task).gives_probabilities else "score"
     mask = tokenizer.text_of(tokenizer.mask_id)
     # A mask that takes the blank before it in stands for a word with its blank.
     takes_blank = any(place is not None and place[0] == 1 for _, place in tokenizer.located(f"a {mask}"))

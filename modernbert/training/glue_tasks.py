@@ -33,13 +33,14 @@ class GlueTask:
     batch: int
     pair: bool = True
     after_mnli: bool = False
+    task: str = "classify"
 
 
 TASKS = {
     "cola": GlueTask("matthews", (2, 5, 10), (8e-5, 1e-6, 5), 32, pair=False),
     "sst2": GlueTask("accuracy", (1, 2, 3), (8e-5, 1e-5, 2), 16, pair=False),
     "mrpc": GlueTask("accuracy", (2, 5, 10), (5e-5, 5e-6, 10), 32, after_mnli=True),
-    "stsb": GlueTask("pearson", (2, 5, 10), (8e-5, 5e-6, 10), 32, after_mnli=True),
+    "stsb": GlueTask("pearson", (2, 5, 10), (8e-5, 5e-6, 10), 32, after_mnli=True, task="regress"),
     "qqp": GlueTask("accuracy", (2, 5, 10), (5e-5, 5e-6, 10), 16),
     "mnli": GlueTask("accuracy", (1, 2, 3), (5e-5, 5e-6, 1), 64),
     "qnli": GlueTask("accuracy", (2, 5, 10), (8e-5, 5e-6, 2), 16),
@@ -100,7 +101,7 @@ def config_of(name: str, data: Path, base: FinetuneConfig) -> FinetuneConfig:
     kept = {key: value for key, value in vars(base).items()}
     columns = Columns(text=text, pair=pair, label=_column(first.values, _LABELS, train))
     kept |= {
-        "task": "regress" if name == "stsb" else "classify", "train": [str(train)], "dev": [str(dev)], "test": [],
+        "task": task.task, "train": [str(train)], "dev": [str(dev)], "test": [],
         "columns": columns, "metric": task.metric, "batch": task.batch,
         # What GLUE's own files have besides, such as the labels of single annotators.
         "ignore_columns": [key for key in first.values if key not in (text, pair, columns.label)],

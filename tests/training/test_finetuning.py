@@ -398,7 +398,7 @@ def test_the_plan_is_that_of_transformers() -> None:
     [
         (
             {"task": "guess"},
-            "task: found 'guess', expected classify, multilabel, regress, rerank, choose, tag, extract, embed, late",
+            "task: found 'guess', expected choose, classify, embed, extract, late, multilabel, regress, rerank, tag",
         ),
         ({"epochs": 0}, "epochs: found 0"),
         ({"lr": -1.0}, "lr: found -1.0"),
