@@ -1,7 +1,6 @@
-"""Words of a text, as tags are given to them: where each begins and ends, and which spans their tags mark.
+"""Words of a text and their tags: split a text into words, join words to a text, and read spans from tags.
 
-In: a text, or tags. Out: ranges of characters, or of words. A file of its own because training and use must cut a text
-in the same places.
+Training and inference both use `split_words`, so that tags belong to the same words.
 """
 
 import unicodedata
@@ -13,7 +12,7 @@ import numpy as np
 __all__ = ["continued", "join_words", "pieces_of", "share_tokens", "spans_of", "split_words", "stands_alone"]
 
 _JOINER = "\u200d"
-# Scripts without blanks between words, as Unicode names their letters: line breaking classes ID, CJ and SA.
+# Scripts without spaces between words, by the Unicode names of their letters: line breaking classes ID, CJ and SA.
 _SCRIPTS = tuple(
     f"{script} " for script in (
         "CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HALFWIDTH KATAKANA", "HALFWIDTH KATAKANA-HIRAGANA",
@@ -21,21 +20,21 @@ _SCRIPTS = tuple(
         "KHMER", "MYANMAR", "TAI LE", "NEW TAI LUE", "TAI THAM", "TAI VIET", "AHOM",
     )
 )  # fmt: skip
-# Thai's first letter; no earlier script is without spaces.
+# The first Thai letter; all scripts with lower code points have spaces.
 _FIRST_ALONE = "\u0e01"
-# Letters that belong to the letter before them: Thai and Lao AM, voiced sound marks of half width.
+# Letters that belong to the letter before them: Thai and Lao AM, half-width voiced sound marks.
 _MARKS = frozenset("\u0e33\u0eb3\uff9e\uff9f")
-# After these the next letter is written below the one before: Myanmar virama, Khmer coeng, Tai Tham sakot.
+# Signs that stack the next letter below the previous one: Myanmar virama, Khmer coeng, Tai Tham sakot.
 _STACKERS = frozenset("\u1039\u17d2\u1a60")
-# Of a tag: which begin a span whatever stands before, and which end theirs. BIOES says E and S, BILOU L and U.
+# Prefixes of tags; those that always begin a span; those that end theirs. BIOES has E and S, BILOU has L and U.
 _PREFIXES, _BEGINS, _ENDS = (frozenset(letters) for letters in ("BIESLU", "BSU", "ESLU"))
 
 
 def split_words(text: str) -> list[tuple[int, int]]:
     """Return the range of each word: a run of letters, digits and underscores, or one other visible character.
 
-    In scripts without blanks between words (Chinese, Japanese, Thai, Lao, Khmer, Myanmar, ...) each letter is a word.
-    Marks that combine with a character, variation selectors and what a zero-width joiner joins stay with it.
+    In scripts without spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Myanmar, ...) each letter is a word.
+    Combining marks, variation selectors and characters after a zero-width joiner belong to the character before them.
 
     >>> [text[a:b] for text in ["I'm here, x_1."] for a, b in split_words(text)]
     ['I', "'", 'm', 'here', ',', 'x_1', '.']
@@ -64,7 +63,7 @@ def split_words(text: str) -> list[tuple[int, int]]:
 
 @lru_cache(maxsize=65_536)
 def stands_alone(character: str) -> bool:
-    """Say whether a character is a letter of a script that has no blanks between words.
+    """Return whether a character is a letter of a script that has no spaces between words.
 
     >>> [stands_alone(letter) for letter in ("京", "の", "ก", "가", "a", "7")]
     [True, True, True, False, False, False]
@@ -78,10 +77,17 @@ def stands_alone(character: str) -> bool:
 def share_tokens(
     text: str, words: Sequence[tuple[int, int]], places: np.ndarray
 ) -> tuple[list[tuple[int, int]], np.ndarray, list[int]]:
-    """Join the letters of scripts without blanks that share their first token: a model has one vector for them.
+    """Join letters of scripts without spaces that share their first token: a model has one vector for them.
 
-    `places` are the words' first tokens. Returns the ranges and places of what is left, and which word each begins
-    with. Words of other scripts are left as they are.
+    Words of other scripts stay as they are.
+
+    Args:
+        text: The text.
+        words: The range of each word.
+        places: The first token of each word.
+
+    Returns:
+        The ranges and first tokens of the joined words, and the number of the word that each begins with.
     """
     if (places[1:] != places[:-1]).all():
         return list(words), places, list(range(len(words)))
@@ -98,10 +104,10 @@ def share_tokens(
 
 
 def join_words(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """Join words that came apart with blanks, as they stand in prose; return the text and where each word is in it.
+    """Join words to a text with spaces between them, as in prose; return the text and the range of each word.
 
-    A word inside a text begins with a blank for a byte-level vocabulary; without one it would be another word. Between
-    letters of scripts without blanks, and beside punctuation of these, there is none.
+    A byte-level vocabulary has other tokens for words after a space. There is no space between letters of scripts
+    without spaces, nor beside their punctuation.
 
     >>> join_words(["to", "be"])
     ('to be', [(0, 2), (3, 5)])
@@ -122,7 +128,7 @@ def join_words(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
 
 
 def _touch(before: str, word: str) -> bool:
-    """Say whether prose has no blank between two words."""
+    """Return whether prose has no space between two words."""
     last = next((c for c in reversed(before) if unicodedata.category(c)[0] != "M" and c not in _MARKS), "")
     if not last or not word:
         return False
@@ -133,9 +139,9 @@ def _touch(before: str, word: str) -> bool:
 
 
 def pieces_of(word: str, tag: str) -> list[tuple[int, int, str]]:
-    """Return the pieces of a word in which a text is split (see `split_words`), each with its part of the word's tag.
+    """Return the ranges into which `split_words` would split a word, each with its part of the word's tag.
 
-    Only words with letters of scripts without blanks have more than one. Others are one, as they were given.
+    Only words with letters of scripts without spaces are split.
 
     >>> pieces_of("東京", "B-place")
     [(0, 1, 'B-place'), (1, 2, 'I-place')]
@@ -151,7 +157,7 @@ def pieces_of(word: str, tag: str) -> list[tuple[int, int, str]]:
 
 
 def continued(tag: str) -> list[str]:
-    """Return the tags that the pieces of a word may have whose own tag is this.
+    """Return the tags that parts of a word with this tag can have.
 
     >>> continued("S-x"), continued("NOUN")
     (['S-x', 'B-x', 'E-x', 'I-x'], ['NOUN'])
@@ -170,9 +176,9 @@ def _parts_of(tag: str, number: int) -> list[str]:
 def spans_of(tags: Sequence[str]) -> set[tuple[int, int, str]]:
     """Return (first word, word after the last, label) of each span that tags mark.
 
-    `B-` begins a span; `I-` goes on with one of its label, and begins one where there is none; `E-` or `L-` does the
-    same and ends it; `S-` or `U-` is one alone. A tag without a prefix is a span of one word; `O` is none. Source:
-    conlleval, as seqeval has it for tags that mark ends too.
+    `B-` begins a span. `I-` continues a span of its label, or begins one. `E-` or `L-` does the same and ends it. `S-`
+    or `U-` is a span of one word, and so is a tag without a prefix; `O` is none. Source: conlleval, and seqeval for
+    tags that mark ends.
 
     >>> sorted(spans_of(["B-x", "I-x", "I-y", "O", "z", "B-x", "E-x", "S-x"]))
     [(0, 2, 'x'), (2, 3, 'y'), (4, 5, 'z'), (5, 7, 'x'), (7, 8, 'x')]

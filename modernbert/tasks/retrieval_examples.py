@@ -1,7 +1,4 @@
-"""Questions to learn retrieval from: a query, what answers it, what does not.
-
-In: rows, or ids of a collection. Out: `Question`s as text, and what a step of them compares.
-"""
+"""Training examples of retrieval: queries with relevant and other passages, and the comparisons of a step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,9 +22,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Question:
-    """Hold a query, the passage that answers it, others, and a teacher's score of each, the answer's first.
+    """A query and its passages.
 
-    `answers` are all texts that answer the query: none of them is a negative.
+    Attributes:
+        query: The query.
+        answer: A passage that answers it.
+        others: Hard negatives, or all other passages with a score.
+        scores: A teacher's score of each passage, that of `answer` first.
+        answers: All passages that answer the query; none of them is used as a negative.
     """
 
     query: str
@@ -38,10 +40,10 @@ class Question:
 
 
 def questions_of_rows(rows: Sequence[Row], task: RetrievalTask) -> list[Question]:
-    """Read `query`, `positive`, and where there are any `negative`, `negative_1`, ... or `negatives`, and `scores`.
+    """Read `query`, `positive`, and if present `negative`, `negative_1`, ... or `negatives`, and `scores`.
 
-    Raises: InputError naming the row, for an empty text, as many scores as no passages, or another column that looks
-    like something to learn from.
+    Raises: InputError naming the row, for an empty text, a wrong number of scores, or another column that looks like
+    something to learn from.
     """
     negatives = {name for row in rows for name in row.values if is_negative(name)}
     check_signals(
@@ -72,10 +74,10 @@ def questions_of_collection(
 def questions_of_ids(
     rows: Sequence[Row], queries: Mapping[str, str], documents: Mapping[str, str], task: RetrievalTask
 ) -> list[Question]:
-    """Read `query_id`, `document_ids` and `scores`, a teacher's of each; texts are those of a collection.
+    """Read `query_id`, `document_ids` and a teacher's `scores` of rows that name the texts of a collection.
 
-    Raises: InputError naming the row, for an id that is not there, as many scores as no documents, or another column
-    that looks like something to learn from.
+    Raises: InputError naming the row, for an unknown id, a wrong number of scores, or another column that looks like
+    something to learn from.
     """
     check_signals(rows, task.name, task.signals, ["query_id", "document_ids", "scores"], by_ids=True)
     found = []
@@ -92,7 +94,7 @@ def questions_of_ids(
 
 
 def with_answers_shared(questions: Sequence[Question]) -> list[Question]:
-    """Give every question the answers of all that ask the same, whatever their ids, wherever they were read.
+    """Give every question the answers of all questions with the same query, from any source.
 
     >>> [sorted(each.answers) for each in with_answers_shared([Question("q", "a"), Question("q", "b")])]
     [['a', 'b'], ['a', 'b']]
@@ -105,9 +107,11 @@ def with_answers_shared(questions: Sequence[Question]) -> list[Question]:
 
 
 def step_of(questions: Sequence[Question]) -> tuple[list[str], list[list[int]], list[tuple[int, int]]]:
-    """Return the passages of a step, answers first; each question's own among them; and pairs that fit besides.
+    """Return what a step compares.
 
-    A pair is (question, passage): a passage of another question that answers this one too.
+    Returns:
+        The passages of all questions, answers first; for each question the numbers of its own passages; and pairs
+        (question, passage) of passages that answer a question, too, but are another question's.
 
     >>> step_of([Question("q", "a", ["x"]), Question("r", "b")])[:2]
     (['a', 'b', 'x'], [[0, 2], [1]])

@@ -1,8 +1,8 @@
-"""`modernbert evaluate glue`: a model tuned on the tasks of GLUE, beside the published scores.
+"""`modernbert evaluate glue`: fine-tune a model on the tasks of GLUE and compare it with the published scores.
 
-In: a model folder, a folder with the tasks. Out: a run folder for each setting and seed, a table, and JSON. RTE, MRPC
-and STS-B start from the best model of MNLI where that is among the tasks. Scores are of the dev rows, by which the
-settings are chosen too: the best of them flatters, as the paper's own do, so the median over seeds stands beside it.
+Each setting and seed has a run folder. RTE, MRPC and STS-B start from the best model of MNLI if that is among the
+tasks. Scores are of the dev rows, which also choose the settings. The best score is therefore too high, as in the
+paper; the table has the median over seeds, too.
 """
 
 import json
@@ -83,7 +83,7 @@ def run(config: GlueConfig) -> dict[str, Any]:
             each.model = str(start)
             _check_start(config.out / name, each.model)
     if len(configs) > 1:
-        # What is wrong with a task's rows is told before hours are spent on the tasks before it.
+        # Errors in the rows of a task are reported before hours are spent on earlier tasks.
         for name, each in configs.items():
             if left_of(config.out / name, _points(config, TASKS[name])):
                 check_inputs(replace(each, model=config.model))
@@ -98,7 +98,7 @@ def run(config: GlueConfig) -> dict[str, Any]:
 
 
 def _earlier(config: GlueConfig) -> dict[str, Any]:
-    """Return what an earlier call wrote of this model's other tasks."""
+    """Return the results of an earlier call for this model."""
     path = config.out / "glue.json"
     try:
         found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -117,7 +117,7 @@ def _points(config: GlueConfig, task: GlueTask) -> list[Point]:
 
 
 def _check_start(folder: Path, start: str) -> None:
-    """Check that what was begun of a task started from MNLI's model too.
+    """Check that earlier runs of a task started from MNLI's model, too.
 
     Raises: InputError naming the run that did not.
     """
@@ -131,7 +131,7 @@ def _check_start(folder: Path, start: str) -> None:
 
 
 def _keep_start(model: Path, start: Path) -> None:
-    """Keep the best model of MNLI as it is now: whatever else is tried of MNLI later, the others started from this."""
+    """Copy the best model of MNLI: later runs of MNLI do not change what other tasks started from."""
     with new_folder(start) as partial:
         for path in model.iterdir():
             (partial / path.name).write_bytes(path.read_bytes())
@@ -156,7 +156,7 @@ def _show(model: str, said: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = _WIDTH_OF_A_FILE
-    # A path is as long as it likes, and may hold brackets.
+    # `Text`, since a path may have brackets, which rich would read as markup.
     title = Text(f"dev scores of {model}; others as the paper has them")
     table = Table(title=title, title_justify="left")
     table.add_column("model")

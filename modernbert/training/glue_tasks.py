@@ -1,9 +1,7 @@
-"""The tasks of GLUE: what their files are called and hold, how each is scored, and how the paper tuned on them.
+"""The tasks of GLUE: file names and columns, the metric of each, the paper's settings, and the published scores.
 
-In: a folder with a folder for each task. Out: configs, and the published table.
-
-Source: table 5, table 6 and appendix E.1 of the paper. Scores are those its baselines were published with: Matthews
-correlation for CoLA, Pearson's for STS-B, accuracy for all else.
+Source: table 5, table 6 and appendix E.1 of the paper. Metrics are those of its baselines: Matthews correlation for
+CoLA, Pearson's for STS-B, accuracy for all others.
 """
 
 from dataclasses import dataclass
@@ -22,9 +20,16 @@ DECAYS = (1e-6, 5e-6, 8e-6, 1e-5)
 
 @dataclass(frozen=True)
 class GlueTask:
-    """Say how one task is tuned: the paper's grid of epochs, the settings it chose for base, and a batch size.
+    """How a task is fine-tuned. The paper gives no batch size; these are the defaults of its code.
 
-    The paper gives no batch size; these are the defaults of its code. `after_mnli` tasks start from MNLI's model.
+    Attributes:
+        metric: The metric of the published scores.
+        epochs: The paper's grid of epochs.
+        chosen: Learning rate, weight decay and epochs that the paper chose for the base model.
+        batch: Examples per step.
+        pair: Whether rows have two texts.
+        after_mnli: Whether the task starts from the model of MNLI.
+        task: Name of the fine-tuning task.
     """
 
     metric: str
@@ -47,7 +52,7 @@ TASKS = {
     "rte": GlueTask("accuracy", (1, 2, 3), (5e-5, 1e-5, 3), 16, after_mnli=True),
 }
 
-# Dev scores as published, in the order of TASKS; those of others were copied there from earlier papers.
+# Published dev scores in the order of TASKS; the paper copied those of other models from earlier papers.
 PUBLISHED = {
     "BERT base": (59.0, 93.1, 89.5, 89.4, 91.4, 85.4, 91.6, 78.2),
     "RoBERTa base": (63.6, 94.8, 90.2, 91.2, 91.9, 87.6, 92.8, 78.7),
@@ -63,7 +68,7 @@ PUBLISHED = {
     "ModernBERT large": (71.4, 97.1, 91.7, 92.8, 92.7, 90.8, 95.2, 92.1),
 }
 
-# As the files are headed where one finds them: GLUE's own, and the datasets made of them.
+# Column names in the files of GLUE itself, and in the data sets that were made of them.
 _FIRST = ("sentence1", "question1", "question", "premise", "#1 String", "sentence")
 _SECOND = ("sentence2", "question2", "sentence", "hypothesis", "#2 String")
 _LABELS = ("label", "score", "gold_label", "is_duplicate", "Quality")
@@ -74,7 +79,7 @@ _SUFFIXES = tuple(
 
 
 def tasks_in(data: Path) -> list[str]:
-    """Return the tasks that a folder holds to learn from, in the order of the table.
+    """Return the tasks whose training data is in a folder, in the order of the table.
 
     Raises: InputError if it holds none.
     """
@@ -89,9 +94,9 @@ def tasks_in(data: Path) -> list[str]:
 
 
 def config_of(name: str, data: Path, base: FinetuneConfig) -> FinetuneConfig:
-    """Return the config for one task, all else as in `base`.
+    """Return the config for one task; other options are those of `base`.
 
-    Raises: InputError if a split or a column is not there.
+    Raises: InputError if a split or a column is missing.
     """
     task = TASKS[name]
     train, dev = _split(data / name, ("train",)), _split(data / name, _DEV)
@@ -103,7 +108,7 @@ def config_of(name: str, data: Path, base: FinetuneConfig) -> FinetuneConfig:
     kept |= {
         "task": task.task, "train": [str(train)], "dev": [str(dev)], "test": [],
         "columns": columns, "metric": task.metric, "batch": task.batch,
-        # What GLUE's own files have besides, such as the labels of single annotators.
+        # Further columns of GLUE's own files, such as the labels of single annotators.
         "ignore_columns": [key for key in first.values if key not in (text, pair, columns.label)],
     }  # fmt: skip
     return FinetuneConfig(**kept)
