@@ -122,7 +122,9 @@ def gpu_training(result: dict[str, Any]) -> str:
     """Lay out how fast a GPU trained, by shape and length."""
     lines = ["| training, tokens/s | | of peak | KB a token |", "| --- | ---: | ---: | ---: |"]
     for row in result["training"]:
-        name = f"{row['train']}, {row['length']:,} tokens" + ("" if row["backend"] == "triton" else ", compiled layers")
+        name = f"{row['train']}, {row['length']:,} tokens" + (
+            "" if row.get("engine", row.get("backend")) in ("cuda", "triton") else ", compiled layers"
+        )
         lines.append(
             f"| {name} | {row['tokens_per_s']:,} | {100 * row['mfu']:.1f} % | {row['bytes_per_token'] / 1000:,.0f} |"
         )

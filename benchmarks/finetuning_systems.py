@@ -26,7 +26,7 @@ from benchmarks.peers import pad
 from benchmarks.process import in_new_process
 from modernbert.batch import Batch, SequenceLengths
 from modernbert.devices import choose_device, keep_freed_memory, peak_memory
-from modernbert.engines.attention import choose_backend
+from modernbert.engines.registry import choose_engine, find_optimizer_kernels
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import Classifier
@@ -35,7 +35,7 @@ from modernbert.tasks.head_losses import cross_entropy_loss
 from modernbert.tasks.task import classifier_task
 from modernbert.training.distributed import Objective
 from modernbert.training.finetuning_loop import LinearPlan
-from modernbert.training.optimizers import StableAdamW, fused_runs_on, parameter_groups
+from modernbert.training.optimizers import StableAdamW, parameter_groups
 from modernbert.training.training_loop import train
 
 __all__ = ["SETS", "SYSTEMS", "FinetuningRow", "FinetuningWork", "lengths_of", "measure_finetuning"]
@@ -102,11 +102,11 @@ def measure_finetuning(work: FinetuningWork) -> FinetuningRow:
 def _ours(work: FinetuningWork) -> FinetuningRow:
     keep_freed_memory()  # as fine-tuning does
     device, dtype = choose_device(work.device), getattr(torch, work.dtype)
-    backend = choose_backend("auto", device, dtype, work.model)
-    model = Classifier(work.model, classifier_task("classify").head_spec, ["no", "yes"], backend)
+    engine = choose_engine("auto", device, dtype, work.model)
+    model = Classifier(work.model, classifier_task("classify").head_spec, ["no", "yes"], engine)
     initialize(model, work.model, seed=0)
     model.to(device)
-    optimizer = StableAdamW(parameter_groups(model, 1e-5), lr=8e-5, fused=fused_runs_on(device))
+    optimizer = StableAdamW(parameter_groups(model, 1e-5), lr=8e-5, kernels=find_optimizer_kernels(device))
     rows = _random_rows(lengths_of(work.set, work.batch * (work.num_steps + 1), work.seed), work.seed)
 
     def batches() -> Iterator[Batch]:
@@ -124,7 +124,7 @@ def _ours(work: FinetuningWork) -> FinetuningRow:
     begun = time.perf_counter()
     num_tokens = sum(result.num_tokens for _, result in steps)
     speed = num_tokens / (time.perf_counter() - begun)
-    return FinetuningRow(work.system, work.set, f"ragged, {backend}", speed, peak_memory(device), 1.0)
+    return FinetuningRow(work.system, work.set, f"ragged, {engine.name}", speed, peak_memory(device), 1.0)
 
 
 def _trainer(work: FinetuningWork) -> FinetuningRow:

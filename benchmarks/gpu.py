@@ -28,11 +28,12 @@ from benchmarks.throughput_row import Work, largest_batch, measure_loaded
 from modernbert.batch import SequenceLengths
 from modernbert.console import p50_and_p95
 from modernbert.devices import choose_device, name_of, peak_memory
-from modernbert.engines.attention import Window, attend, choose_backend
-from modernbert.engines.flash_attention import flash_version
+from modernbert.engines.engine import Engine, Window
+from modernbert.engines.flash_engine import flash_version
+from modernbert.engines.registry import PORTABLE, choose_engine
 from modernbert.errors import InputError
 from modernbert.files import check_target, write_file
-from modernbert.inference.loading import fit_for_inference
+from modernbert.inference.loading import permit_plans
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.initialization import initialize
@@ -116,41 +117,41 @@ def _as_far_as_it_goes(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any
 
 
 def _parity(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
-    """Hold the fastest backend in bfloat16 against banded attention in float32, forward and backward, then a model."""
-    fast = choose_backend("auto", device, torch.bfloat16, ModelConfig.preset("base"))
+    """Hold the fastest engine in bfloat16 against the portable one in float32, forward and backward, then a model."""
+    fast = choose_engine("auto", device, torch.bfloat16, ModelConfig.preset("base"))
     short, long = ([1, 129, 7], [410, 400]) if small else (_LENGTHS, _LONG_LENGTHS)
     for lengths, window in itertools.product((short, long), (None, (64, 64))):
         yield _attention_parity(device, fast, SequenceLengths.from_lengths(lengths).to(device), window)
     layout = SequenceLengths.from_lengths(short).to(device)
     config = ModelConfig.preset("base", **({"num_hidden_layers": 4} if small else {}))
-    model = Encoder(config, "banded")
+    model = Encoder(config)
     initialize(model, config, seed=0)
     model = model.to(device).eval()
     tokens = random_batch(config, short, 0.3).tokens.to(device)
     with torch.inference_mode():
         expected = model(tokens, layout)
         model = model.to(torch.bfloat16)
-        model.backend = fast
+        model.engine = fast
         yield _near("layer by layer", model(tokens, layout), expected)
-        fitted = fit_for_inference(model).encoder
+        fitted = permit_plans(model).encoder
         for way in ("the first time", "again"):
             # Of other tokens in between, for a captured pass must not remember.
             fitted(tokens.flip(0)[:130], SequenceLengths.from_lengths([30, 100]).to(device))
             yield _near(f"as for inference, {way}", fitted(tokens, layout), expected)
 
 
-def _attention_parity(device: torch.device, fast: str, layout: SequenceLengths, window: Window) -> dict[str, Any]:
+def _attention_parity(device: torch.device, fast: Engine, layout: SequenceLengths, window: Window) -> dict[str, Any]:
     torch.manual_seed(0)
     inputs = [torch.randn(layout.num_tokens, 12, 64, device=device) for _ in range(4)]
     outcomes = []
-    for backend, dtype in ((fast, torch.bfloat16), ("banded", torch.float32)):
+    for engine, dtype in ((fast, torch.bfloat16), (PORTABLE, torch.float32)):
         *qkv, upstream = (x.to(dtype) for x in inputs)
         q, k, v = (x.requires_grad_() for x in qkv)
-        mixed = attend(q, k, v, layout, window, backend)
+        mixed = engine.attention(q, k, v, layout, window)
         outcomes.append([mixed.detach(), *torch.autograd.grad(mixed, (q, k, v), upstream)])
     errors = [float((a.float() - b).norm() / b.norm()) for a, b in zip(*outcomes, strict=True)]
     return {
-        "attention": fast, "window": window, "longest": layout.max_seqlen, "off_by": round(max(errors), 5),
+        "attention": fast.name, "window": window, "longest": layout.max_seqlen, "off_by": round(max(errors), 5),
         "holds": all(error < _NEAR for error in errors),
     }  # fmt: skip
 
@@ -163,29 +164,29 @@ def _near(how: str, found: Tensor, expected: Tensor) -> dict[str, Any]:
 def _training(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
     runs = [("base", 1024, 96), ("base", 8192, 12), ("large", 1024, 56)]
     for preset, length, num_documents in [("tiny", 128, 2)] if small else runs:
-        for backend in ("auto", "varlen") if (preset, length) == ("base", 1024) else ("auto",):
-            train = functools.partial(_train, device, preset, length, num_documents, backend, 2 if small else 3)
+        for name in ("auto", "flash") if (preset, length) == ("base", 1024) else ("auto",):
+            train = functools.partial(_train, device, preset, length, num_documents, name, 2 if small else 3)
             yield _guarded({"train": preset, "length": length}, train)
 
 
 def _train(
-    device: torch.device, preset: str, length: int, num_documents: int, backend: str, num_steps: int
+    device: torch.device, preset: str, length: int, num_documents: int, name: str, num_steps: int
 ) -> dict[str, Any]:
     config = ModelConfig.preset(preset, max_position_embeddings=max(length, 1024))
-    backend = choose_backend(backend, device, torch.bfloat16, config)
+    engine = choose_engine(name, device, torch.bfloat16, config)
     lengths = [length] * num_documents
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     first, *seconds = time_steps(
-        config, lengths, device=device, dtype=torch.bfloat16, backend=backend, num_steps=num_steps,
-        compiled=backend == "varlen", num_micro_batches=_MICRO_BATCHES,
+        config, lengths, device=device, dtype=torch.bfloat16, engine=engine, num_steps=num_steps,
+        compiled=name != "auto", num_micro_batches=_MICRO_BATCHES,
     )  # fmt: skip
     tokens_per_s = _MICRO_BATCHES * sum(lengths) / statistics.median(seconds)
     flops = step_flops(config, lengths, round(0.3 * sum(lengths))) * tokens_per_s / sum(lengths)
     peak = peak_flops(device, torch.bfloat16)
     mfu = None if peak is None else round(flops / peak, 4)
     return {
-        "backend": backend + (", compiled" if backend == "varlen" else ""), "tokens_per_s": round(tokens_per_s),
+        "engine": engine.name + (", compiled" if name != "auto" else ""), "tokens_per_s": round(tokens_per_s),
         "mfu": mfu,
         "bytes_per_token": round(peak_memory(device) / sum(lengths)), "first_step_s": round(first, 1),
     }  # fmt: skip

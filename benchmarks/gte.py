@@ -14,8 +14,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from modernbert.batch import SequenceLengths
-from modernbert.engines.attention import Attend, prepare
-from modernbert.model.rope import rotation
+from modernbert.engines.engine import AttentionFn, Engine
+from modernbert.model.encoder import rope_angles
 
 __all__ = ["Gte", "GteShape"]
 
@@ -50,7 +50,7 @@ class GteLayer(nn.Module):
         self.down_proj = nn.Linear(shape.feed_forward, shape.width)
         self.mlp_ln = nn.LayerNorm(shape.width, eps=shape.eps)
 
-    def forward(self, hidden: Float[Tensor, "T D"], attend: Attend) -> Float[Tensor, "T D"]:
+    def forward(self, hidden: Float[Tensor, "T D"], attend: AttentionFn) -> Float[Tensor, "T D"]:
         """Transform the stream."""
         mixed = attend(self.qkv_proj(hidden).unflatten(-1, self.heads_shape)).flatten(1)
         hidden = self.attn_ln(hidden + self.o_proj(mixed))
@@ -61,9 +61,9 @@ class GteLayer(nn.Module):
 class Gte(nn.Module):
     """The encoder, embeddings to hidden states."""
 
-    def __init__(self, shape: GteShape, backend: str) -> None:
+    def __init__(self, shape: GteShape, engine: Engine) -> None:
         super().__init__()
-        self.shape, self.backend = shape, backend
+        self.shape, self.engine = shape, engine
         self.word_embeddings = nn.Embedding(shape.vocab_size, shape.width)
         self.norm = nn.LayerNorm(shape.width, eps=shape.eps)
         self.layers = nn.ModuleList(GteLayer(shape) for _ in range(shape.num_layers))
@@ -71,8 +71,8 @@ class Gte(nn.Module):
     def forward(self, tokens: Int64[Tensor, " T"], layout: SequenceLengths) -> Float[Tensor, "T D"]:
         """Return the hidden state of every token."""
         hidden = self.norm(self.word_embeddings(tokens))
-        angles = rotation(layout.positions, 64, self.shape.theta)
-        attend = prepare(self.backend, layout, None, angles, hidden.dtype)
+        angles = rope_angles(layout.positions, 64, self.shape.theta)
+        attend = self.engine.plan_attention(layout, None, angles, hidden.dtype)
         for layer in self.layers:
             hidden = layer(hidden, attend)
         return hidden

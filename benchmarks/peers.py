@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from benchmarks.gte import Gte, GteShape
 from modernbert.batch import Batch
-from modernbert.engines.attention import choose_backend
+from modernbert.engines.registry import choose_engine
 from modernbert.errors import InputError
-from modernbert.inference.loading import fit_for_inference
+from modernbert.inference.loading import permit_plans
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.initialization import initialize
@@ -69,21 +69,21 @@ def _ours(preset: str) -> Made:
     config = ModelConfig.preset(preset)
 
     def make(device: torch.device, dtype: torch.dtype) -> Loaded:
-        backend = choose_backend("auto", device, dtype, config)
-        model = Encoder(config, backend)
+        engine = choose_engine("auto", device, dtype, config)
+        model = Encoder(config, engine)
         initialize(model, config, seed=0)
         num_parameters = _count(model)
-        fitted = fit_for_inference(model.to(device, dtype).eval()).encoder
-        return Loaded(num_parameters, backend, _ragged(fitted, device))
+        fitted = permit_plans(model.to(device, dtype).eval()).encoder
+        return Loaded(num_parameters, engine.name, _ragged(fitted, device))
 
     return Made(config.max_position_embeddings, make)
 
 
 def _gte_unpadded(shape: GteShape) -> Made:
     def make(device: torch.device, dtype: torch.dtype) -> Loaded:
-        backend = choose_backend("auto", device, dtype, ModelConfig.preset("base"))
-        model = Gte(shape, backend).to(device, dtype).eval()
-        return Loaded(_count(model), f"unpadded, {backend}", _ragged(model, device))
+        engine = choose_engine("auto", device, dtype, ModelConfig.preset("base"))
+        model = Gte(shape, engine).to(device, dtype).eval()
+        return Loaded(_count(model), f"unpadded, {engine.name}", _ragged(model, device))
 
     return Made(8192, make)
 

@@ -18,11 +18,11 @@ from benchmarks.peers import Absent, Documents, pad
 from modernbert.batch import Batch
 from modernbert.checkpoints.folder import load_config, load_model, save_folder
 from modernbert.devices import choose_device, choose_precision
-from modernbert.engines.attention import choose_backend
+from modernbert.engines.registry import REFERENCE, choose_engine
 from modernbert.errors import InputError
 from modernbert.export.onnx_graph import build
 from modernbert.export.onnx_nodes import write_model
-from modernbert.inference.loading import load_for_inference
+from modernbert.inference.loading import load_model_for_inference
 from modernbert.model.config import ModelConfig
 from modernbert.model.embedder import Embedder
 from modernbert.model.encoder import Encoder
@@ -63,11 +63,11 @@ def load_engine(name: str, folder: Path, room: Path) -> Engine:
 
 
 def load_reference(folder: Path, room: Path) -> Engine:
-    """Return what all engines are held against: float32 of `transformers`, or without it of this package's `dense`."""
+    """Return what all engines are held against: float32 of `transformers`, or our reference engine without it."""
     try:
         return _of_transformers(torch.float32)(folder, room)
     except Absent:
-        return _ours("float32", "dense")(folder, room)
+        return _ours("float32", REFERENCE.name)(folder, room)
 
 
 def embed_all(engine: Engine, documents: Documents, budget_tokens: int) -> np.ndarray:
@@ -92,13 +92,12 @@ def embed_all(engine: Engine, documents: Documents, budget_tokens: int) -> np.nd
     return found
 
 
-def _ours(dtype_name: str, backend_name: str = "auto") -> Callable[[Path, Path], Engine]:
+def _ours(dtype_name: str, engine_name: str = "auto") -> Callable[[Path, Path], Engine]:
     def load(folder: Path, room: Path) -> Engine:
         cpu = choose_device("cpu")
         dtype = choose_precision(dtype_name, cpu)
-        backend = choose_backend(backend_name, cpu, dtype, load_config(folder))
-        model = load_for_inference(folder, cpu, dtype, backend)
-        encoder = model.encoder
+        engine = choose_engine(engine_name, cpu, dtype, load_config(folder))
+        encoder = load_model_for_inference(folder, cpu, dtype, engine).encoder
 
         @torch.inference_mode()
         def embed(documents: Documents) -> np.ndarray:
@@ -106,7 +105,7 @@ def _ours(dtype_name: str, backend_name: str = "auto") -> Callable[[Path, Path],
             hidden = encoder(batch.tokens, batch.layout)
             return pool(hidden.float(), batch.layout, "mean").numpy()  # type: ignore[no-any-return]
 
-        return Engine(f"ragged, {backend}, {str(dtype)[6:]}", dtype, embed, is_padded=False)
+        return Engine(f"ragged, {engine.name}, {str(dtype)[6:]}", dtype, embed, is_padded=False)
 
     return load
 

@@ -29,7 +29,7 @@ from benchmarks.hf_trainer import (
 from benchmarks.peers import pad
 from benchmarks.process import in_new_process
 from modernbert.devices import choose_device, peak_memory
-from modernbert.engines.attention import choose_backend
+from modernbert.engines.registry import choose_engine
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.planning.step_timing import time_steps
@@ -92,12 +92,12 @@ def measure_training(work: TrainingWork) -> TrainingRow:
 
 def _ours(work: TrainingWork) -> TrainingRow:
     device, dtype = choose_device(work.device), getattr(torch, work.dtype)
-    backend = choose_backend("auto", device, dtype, work.model)
+    engine = choose_engine("auto", device, dtype, work.model)
     _, *seconds = time_steps(
-        work.model, work.lengths, device=device, dtype=dtype, backend=backend, num_steps=work.num_steps,
+        work.model, work.lengths, device=device, dtype=dtype, engine=engine, num_steps=work.num_steps,
         mask_rate=_MASK_RATE,
     )  # fmt: skip
-    return _row(work, f"ragged, {backend}", sum(work.lengths) / statistics.median(seconds), device, 1.0)
+    return _row(work, f"ragged, {engine.name}", sum(work.lengths) / statistics.median(seconds), device, 1.0)
 
 
 def _row(work: TrainingWork, setting: str, tokens_per_s: float, device: torch.device, real_share: float) -> TrainingRow:

@@ -6,11 +6,14 @@ choose in the same way, so the choice stands above both.
 
 import ctypes
 import functools
+import mmap
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from modernbert.errors import InputError
 
@@ -23,6 +26,7 @@ __all__ = [
     "keep_freed_memory",
     "name_of",
     "peak_memory",
+    "release_pages",
     "release_threads_before_fork",
     "restart_peak",
 ]
@@ -32,6 +36,8 @@ _OMP_PAUSE_SOFT = 1
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 2**30
+# Of Linux's madvise.
+_MADV_PAGEOUT = 21
 
 
 def choose_device(name: str) -> torch.device:
@@ -161,6 +167,16 @@ def keep_freed_memory() -> None:
     if mallopt is not None:
         for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
             mallopt(parameter, _KEPT_BYTES)
+
+
+def release_pages(tensors: Iterable[Tensor]) -> None:
+    """Return the memory pages of tensors to the system, where Linux can read them again from a file or from swap."""
+    madvise = getattr(_libc(), "madvise", None)
+    if madvise is not None:
+        for tensor in tensors:
+            first = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+            size = tensor.data_ptr() + tensor.nbytes - first
+            madvise(ctypes.c_void_p(first), ctypes.c_size_t(max(0, size)), _MADV_PAGEOUT)
 
 
 @functools.cache

@@ -35,7 +35,7 @@ def connected(num_cpus: int | None = None) -> Iterator[Any]:
     try:
         import ray
     except ImportError:
-        raise missing("engine", "ray") from None
+        raise missing("executor", "ray") from None
     starts_ray = not ray.is_initialized()
     if starts_ray:
         address = os.environ.get("RAY_ADDRESS")

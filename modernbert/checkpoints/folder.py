@@ -21,8 +21,8 @@ from modernbert.checkpoints.colbert_format import LINEAR, is_stanford
 from modernbert.checkpoints.hf_config import check_head, config_from_json, config_to_json, unused_dropouts
 from modernbert.checkpoints.safetensors_files import WEIGHTS, check_tensor, is_of_adapter, read_weights, refuse_adapters
 from modernbert.checkpoints.sentence_transformers_modules import OURS_LISTED
-from modernbert.engines.cpu.fused_encoder import FusedEncoder
-from modernbert.engines.cpu.prepacked_linear import PrepackedLinear
+from modernbert.engines.engine import Engine
+from modernbert.engines.registry import PORTABLE
 from modernbert.errors import CheckFailed, InputError, shown
 from modernbert.files import new_folder, sha256_of, write_tensors
 from modernbert.hub_download import find_folder
@@ -40,7 +40,6 @@ __all__ = [
     "load_model",
     "model_of",
     "save_folder",
-    "unpacked",
 ]
 
 logger = logging.getLogger("modernbert")
@@ -59,8 +58,6 @@ _MOST_LABELS = 2**20
 _PAIRS = "text_pairs"
 _TASK = "modernbert_task"
 _OF_CROSS_ENCODERS = ("sentence_transformers", "sbert_ce_default_activation_function")
-# Modules as they run for inference; each gives its published form back.
-_PACKED = (FusedEncoder, PrepackedLinear)
 # Weights of other heads, which neither the encoder nor the masked-LM head asks for.
 _OTHER_HEADS = ("classifier.", "head.", "decoder.", "score.", "dense.", "drop.")
 
@@ -88,7 +85,7 @@ def load_config(folder: Path) -> ModelConfig:
 
 
 def load_model(
-    folder: Path, *, dtype: torch.dtype | None = None, backend: str = "banded"
+    folder: Path, *, dtype: torch.dtype | None = None, engine: Engine = PORTABLE
 ) -> MaskedLM | Classifier | Encoder:
     """Build the model of a folder with its weights: with the head that the folder has, else an `Encoder`.
 
@@ -100,7 +97,7 @@ def load_model(
     found = read_json(folder / "config.json")
     for line in unused_dropouts(found, str(folder / "config.json")):
         logger.warning("%s", line)
-    return model_of(found, read_weights(folder), folder, dtype=dtype, backend=backend)
+    return model_of(found, read_weights(folder), folder, dtype=dtype, engine=engine)
 
 
 def model_of(
@@ -109,7 +106,7 @@ def model_of(
     folder: Path,
     *,
     dtype: torch.dtype | None = None,
-    backend: str = "banded",
+    engine: Engine = PORTABLE,
 ) -> MaskedLM | Classifier | Encoder:
     """Build the model of a published config and published names, which came from `folder`.
 
@@ -124,7 +121,7 @@ def model_of(
     if last not in weights:  # before as many layers are made
         raise InputError(f"{folder}: the weights have no {last}, expected {config.num_hidden_layers} layers")
     with on_meta():
-        model = _build(config, found, weights, backend, folder)
+        model = _build(config, found, weights, engine, folder)
     expected = {name.removeprefix("model."): tensor for name, tensor in _stored_state(model).items()}
     _check_names_and_shapes(expected, weights, folder, has_head=model.task is not None)
     for name in expected:
@@ -157,7 +154,7 @@ def save_folder(
     Raises: InputError if the folder exists and may not be replaced, or the disk is full. CheckFailed if the folder does
         not compute what the model computes; the weights are then kept, see `storage.new_folder`.
     """
-    model = unpacked(model)
+    assert isinstance(model, (MaskedLM, Classifier, Encoder)), "models of other families are saved by save_foreign"
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored_state(model).items()}
     dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
     config = config_to_json(model.encoder.config, _architecture(model), dtype) | _labels_to_json(model)
@@ -174,21 +171,6 @@ def save_folder(
             raise CheckFailed(f"{folder}: the written model cannot be checked ({error})") from error
 
 
-def unpacked(model: Model) -> MaskedLM | Classifier | Encoder:
-    """Return a model with weights as they are published: a copy, or the model itself if it has no others."""
-    if isinstance(model, FusedEncoder):
-        return model.unpack()
-    assert isinstance(model, (MaskedLM, Classifier, Encoder)), "models of other families are saved by save_foreign"
-    if not any(isinstance(each, _PACKED) for each in model.modules()):
-        return model
-    plain = copy.deepcopy(model)
-    for parent in list(plain.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, _PACKED):
-                setattr(parent, name, child.unpack())
-    return plain
-
-
 def _without_prefix(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """Return weights by their names in an encoder, whether or not its own name stands before them."""
     bare = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
@@ -199,12 +181,12 @@ def _without_prefix(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Te
 
 
 def _build(
-    config: ModelConfig, found: Mapping[str, Any], weights: Mapping[str, Tensor], backend: str, folder: Path
+    config: ModelConfig, found: Mapping[str, Any], weights: Mapping[str, Tensor], engine: Engine, folder: Path
 ) -> MaskedLM | Classifier | Encoder:
     """Make the module that a folder's weights are for."""
     if all(name in weights for name in _MASKED_LM_HEAD):
         check_head(found, str(folder / "config.json"))
-        return MaskedLM(config, backend)
+        return MaskedLM(config, engine)
     missing = [name for name in _CLASSIFIER_HEAD if name not in weights]
     if missing and "classifier.weight" in weights and _task_of(found, 1, folder):
         raise InputError(f"{folder}: the weights have no {missing[0]}, expected it beside classifier.weight")
@@ -216,12 +198,12 @@ def _build(
         if task := _task_of(found, num_labels, folder):
             check_head(found, str(folder / "config.json"))
             labels = task.fixed_labels or _labels_from_json(found, num_labels, folder)
-            model = Classifier(config, task.head_spec, labels, backend)
+            model = Classifier(config, task.head_spec, labels, engine)
             model.reads_pairs = model.reads_pairs or _reads_pairs(found, folder)
             return model
         said = ", ".join(f"{key} {shown(str(found.get(key)), 80)}" for key in ("architectures", "problem_type"))
         logger.warning("%s: config.json names no task of ours (%s), so its head is not loaded", folder, said)
-    return Encoder(config, backend)
+    return Encoder(config, engine)
 
 
 def _task_of(found: Mapping[str, Any], num_labels: int, folder: Path) -> ClassifierTask | None:
@@ -302,7 +284,7 @@ def _verify(written: Path, model: MaskedLM | Classifier | Encoder, folder: Path)
     """Compare what was written with the model it was written from, by what both compute on the CPU."""
     original = copy.deepcopy(model).cpu().eval()
     encoder = original.encoder
-    encoder.backend = "banded"
+    encoder.engine = PORTABLE
     tokens = [number * 7919 % encoder.config.vocab_size for number in range(150)]
     batch = Batch.from_documents([tokens[:21], tokens])
     with torch.inference_mode():

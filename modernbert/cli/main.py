@@ -50,7 +50,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a text.")]
 Overflow = Annotated[str, typer.Option(help="What of too long texts: error, truncate, split-mean.")]
-Backend = Annotated[str, typer.Option(help="auto, triton, varlen, native, banded, dense.")]
+Engine = Annotated[str, typer.Option(help="What computes: auto, cuda, flash, cpu, torch, reference.")]
 
 
 @contextmanager
@@ -118,13 +118,13 @@ def tokenizer(config: ConfigFile = None, overrides: Overrides = None, print_conf
 def prepare(
     config: ConfigFile = None,
     overrides: Overrides = None,
-    engine: Annotated[str | None, typer.Option(help="Where to tokenise: local, or ray.")] = None,
+    executor: Annotated[str | None, typer.Option(help="Where to tokenise: local, or ray.")] = None,
     print_config: Print = False,
 ) -> None:
     """Turn documents into tokenised shards; started again, go on with those that are done."""
     from modernbert.data.prepare import PrepareConfig, run
 
-    words = [*(overrides or []), *([f"engine={engine}"] if engine else [])]
+    words = [*(overrides or []), *([f"executor={executor}"] if executor else [])]
     resolved = _resolve(PrepareConfig, config, words, print_config)
     if resolved is not None:
         run(resolved)
@@ -333,12 +333,12 @@ def fill_mask(
     json_lines: Json = False,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    backend: Backend = "auto",
+    engine: Engine = "auto",
 ) -> None:
     """Print what the model would put in place of each [MASK]."""
     from modernbert.inference.fill_mask_texts import FillMaskConfig, run
 
-    run(FillMaskConfig(model, texts or [], file, text_field, on_error, top_k, json_lines, device, dtype, backend))
+    run(FillMaskConfig(model, texts or [], file, text_field, on_error, top_k, json_lines, device, dtype, engine))
 
 
 @app.command()
@@ -369,8 +369,8 @@ def embed(
     precision: Annotated[str, typer.Option(help="float32, float16, int8, binary.")] = "float32",
     devices: Annotated[list[str] | None, typer.Option("--device", help="auto, cpu, cuda:N; a process each.")] = None,
     dtype: Dtype = "auto",
-    backend: Backend = "auto",
-    engine: Annotated[str, typer.Option(help="local, or ray: the cluster that RAY_ADDRESS names.")] = "local",
+    engine: Engine = "auto",
+    executor: Annotated[str, typer.Option(help="local, or ray: the cluster that RAY_ADDRESS names.")] = "local",
     processes: Annotated[int | None, typer.Option(help="In all; else one a device, or a GPU of the cluster.")] = None,
 ) -> None:
     """Write one vector a text; of files of any size or a pipe, going on after a stop."""
@@ -381,7 +381,7 @@ def embed(
     run(
         EmbedConfig(
             model, texts or [], files or [], text_field, out, pooling, normalize, prompt, truncate_dim, overflow,
-            precision, devices or ["auto"], dtype, backend, engine, processes, on_error,
+            precision, devices or ["auto"], dtype, engine, executor, processes, on_error,
         )
     )  # fmt: skip
 
@@ -399,12 +399,12 @@ def index(
     on_error: Annotated[str, typer.Option(help="What to do with unreadable files and rows: fail, skip.")] = "fail",
     device: Device = "auto",
     dtype: Dtype = "auto",
-    backend: Backend = "auto",
+    engine: Engine = "auto",
 ) -> None:
     """Make files searchable; again, bring the index up to date with them."""
     from modernbert.search.index_files import IndexConfig, run
 
-    run(IndexConfig(model, sources, out, passage_tokens, text_field, device, dtype, backend, on_error))
+    run(IndexConfig(model, sources, out, passage_tokens, text_field, device, dtype, engine, on_error))
 
 
 @app.command()
@@ -457,7 +457,7 @@ def serve(
     batch_seconds: Annotated[float, typer.Option(min=0.001, max=3600, help="Seconds of a batch.")] = 0.5,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    backend: Backend = "auto",
+    engine: Engine = "auto",
 ) -> None:
     """Answer over HTTP, as text-embeddings-inference, OpenAI and Cohere do."""
     from modernbert.serving.serve import ServeConfig, run
@@ -467,7 +467,7 @@ def serve(
     run(
         ServeConfig(
             model, host, port, api_key, budget_tokens, queue_tokens, max_requests, max_bytes, timeout, wait,
-            batch_seconds, device, dtype, backend,
+            batch_seconds, device, dtype, engine,
         )
     )  # fmt: skip
 
@@ -488,7 +488,7 @@ def classify(
     overflow: Overflow = "error",
     device: Device = "auto",
     dtype: Dtype = "auto",
-    backend: Backend = "auto",
+    engine: Engine = "auto",
 ) -> None:
     """Print the labels of texts, with their probabilities."""
     from modernbert.inference.classify_texts import ClassifyConfig, run
@@ -496,7 +496,7 @@ def classify(
     run(
         ClassifyConfig(
             model, texts or [], file, text_field, pair_field, on_error, top_k, json_lines, overflow, device, dtype,
-            backend,
+            engine,
         )
     )  # fmt: skip
 
@@ -513,12 +513,12 @@ def tag(
     overflow: Overflow = "error",
     device: Device = "auto",
     dtype: Dtype = "auto",
-    backend: Backend = "auto",
+    engine: Engine = "auto",
 ) -> None:
     """Print the spans a tagger finds in texts."""
     from modernbert.inference.tag_texts import TagConfig, run
 
-    run(TagConfig(model, texts or [], file, text_field, on_error, json_lines, overflow, device, dtype, backend))
+    run(TagConfig(model, texts or [], file, text_field, on_error, json_lines, overflow, device, dtype, engine))
 
 
 @app.command()
@@ -535,14 +535,14 @@ def rerank(
     overflow: Overflow = "error",
     device: Device = "auto",
     dtype: Dtype = "auto",
-    backend: Backend = "auto",
+    engine: Engine = "auto",
 ) -> None:
     """Print texts in the order in which they answer a query."""
     from modernbert.inference.rerank_texts import RerankConfig, run
 
     run(
         RerankConfig(
-            model, query, texts or [], file, text_field, on_error, top_k, json_lines, overflow, device, dtype, backend
+            model, query, texts or [], file, text_field, on_error, top_k, json_lines, overflow, device, dtype, engine
         )
     )  # fmt: skip
 

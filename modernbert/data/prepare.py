@@ -12,7 +12,7 @@ from typing import Any
 from modernbert.data.corpus import Document, Tally, find_files, read_documents, show_reading, stored_bytes
 from modernbert.data.input_errors import Outage
 from modernbert.data.readers import File, mark_of, size_of
-from modernbert.data.shard_workers import ENGINES
+from modernbert.data.shard_workers import EXECUTORS
 from modernbert.data.shards import Shards, fill_folder
 from modernbert.errors import InputError
 from modernbert.extras import require
@@ -49,7 +49,7 @@ class PrepareConfig:
     """Keep only the first of the documents with the same text."""
     processes: int = 0
     """0: one for each core."""
-    engine: str = "local"
+    executor: str = "local"
     """Where to tokenise: local, or ray."""
 
 
@@ -89,10 +89,10 @@ def _check(config: PrepareConfig) -> None:
         raise InputError(f"heldout: found {config.heldout}, expected a share from 0 to below 1")
     if config.processes < 0:
         raise InputError(f"processes: found {config.processes}, expected 0 (all cores) or more")
-    if config.engine not in ENGINES:
-        raise InputError(f"engine: found {config.engine!r}, expected {' or '.join(map(repr, ENGINES))}")
-    if config.engine == "ray":
-        require("engine", "ray")
+    if config.executor not in EXECUTORS:
+        raise InputError(f"executor: found {config.executor!r}, expected {' or '.join(map(repr, EXECUTORS))}")
+    if config.executor == "ray":
+        require("executor", "ray")
 
 
 def _splits(config: PrepareConfig) -> list[str]:
@@ -207,7 +207,7 @@ def _write_split(config: PrepareConfig, work: Path, split: str) -> Tally:
             shard_chars=SHARD_CHARS,
             processes=config.processes or _num_cores(),
             progress=count,
-            engine=config.engine,
+            executor=config.executor,
             done=(work / "done" / split).absolute(),
         )
     return tally

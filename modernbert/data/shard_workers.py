@@ -19,7 +19,7 @@ from modernbert.ray_workers import connected
 from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.workers import WorkerPool
 
-__all__ = ["ENGINES"]
+__all__ = ["EXECUTORS"]
 
 Write = Callable[[Any, Path], Future[dict[str, Any]]]
 """(task, tokenizer file) -> the entry of the shard, later"""
@@ -57,7 +57,7 @@ def _num_workers(ray: Any, processes: int) -> int:
     return max(processes, int(ray.cluster_resources().get("CPU", 1)))
 
 
-ENGINES: dict[str, Callable[[int], AbstractContextManager[tuple[Write, int]]]] = {"local": _local, "ray": _ray}
+EXECUTORS: dict[str, Callable[[int], AbstractContextManager[tuple[Write, int]]]] = {"local": _local, "ray": _ray}
 
 
 def _begin_worker(place: str) -> None:

@@ -25,7 +25,7 @@ from jaxtyping import Int64, Integer
 
 from modernbert.data.corpus import Document, Tally
 from modernbert.data.input_errors import Outage
-from modernbert.data.shard_workers import ENGINES
+from modernbert.data.shard_workers import EXECUTORS
 from modernbert.errors import InputError
 from modernbert.files import new_folder, sha256_of, sync_file, write_file
 from modernbert.tokenizer.tokenizer import Tokenizer
@@ -73,13 +73,13 @@ def fill_folder(
     shard_chars: int = 16_000_000,
     processes: int = 1,
     progress: Callable[[int], None] = lambda num_tokens: None,
-    engine: str = "local",
+    executor: str = "local",
     done: Path | None = None,
 ) -> None:
     """Tokenise documents into a folder that is moved into place later; call `progress` with the tokens of each shard.
 
     The reader fills shards by characters, so the bytes written depend on neither the number of processes nor where
-    they run: see `ENGINES`. `tally`, which the reader of `documents` fills, goes into the index. In a folder `done`
+    they run: see `EXECUTORS`. `tally`, which the reader of `documents` fills, goes into the index. In a folder `done`
     each finished shard leaves its entry: given the same documents again, shards that are there and whole are kept.
 
     Raises: InputError if a document cannot be read or there is none; OSError with the system's number, for `new_folder`
@@ -88,7 +88,7 @@ def fill_folder(
     tokenizer = Tokenizer.load(tokenizer_file)
     shards = []
     tasks = (Task(n, texts, folder, done) for n, texts in enumerate(_grouped(documents, shard_chars)))
-    for shard in _in_order(tasks, tokenizer_file, tokenizer, engine, processes):
+    for shard in _in_order(tasks, tokenizer_file, tokenizer, executor, processes):
         shards.append(shard)
         progress(shard["num_tokens"])
     if not shards:
@@ -177,15 +177,15 @@ def _grouped(documents: Iterable[Document], shard_chars: int) -> Iterator[list[s
 
 
 def _in_order(
-    tasks: Iterator[Task], tokenizer_file: Path | str, tokenizer: Tokenizer, engine: str, processes: int
+    tasks: Iterator[Task], tokenizer_file: Path | str, tokenizer: Tokenizer, executor: str, processes: int
 ) -> Iterator[dict[str, Any]]:
     """Write a shard for each task, in order, and yield its entry for the index."""
-    if engine == "local" and processes == 1:
+    if executor == "local" and processes == 1:
         for task in tasks:
             yield write_shard(task, tokenizer)
         return
     running: deque[Future[dict[str, Any]]] = deque()
-    with ENGINES[engine](processes) as (write, num_workers):
+    with EXECUTORS[executor](processes) as (write, num_workers):
         for task in tasks:
             running.append(write(task, Path(tokenizer_file).absolute()))
             if len(running) > num_workers:  # one waits while all work; more would only hold memory

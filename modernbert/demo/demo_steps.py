@@ -26,6 +26,7 @@ from modernbert.demo.function_search import Tuning, rank_by_bm25, rank_by_vector
 from modernbert.demo.masks import hide_words
 from modernbert.demo.pairs import Pair, pairs
 from modernbert.demo.summary import print_summary, write_summary
+from modernbert.engines.registry import PORTABLE
 from modernbert.errors import InputError
 from modernbert.extras import require
 from modernbert.files import new_folder, write_file
@@ -195,7 +196,7 @@ def _heldout(out: Path) -> list[Record]:
 
 
 def _load(folder: Path) -> ModernBert:
-    return ModernBert.load(folder, device=_device(), dtype="float32", backend="banded")
+    return ModernBert.load(folder, device=_device(), dtype="float32", engine=PORTABLE.name)
 
 
 def _device() -> str:

@@ -1,68 +1,120 @@
 """Linear layer and cross entropy over the vocabulary in one operation, a chunk of rows at a time.
 
-The logits [M, V] are never whole in memory. GEMMs and softmax are torch's, C++ kernels or Triton kernels.
+The logits [M, V] are never whole in memory. Engines choose the kernels of the softmax and of the GEMMs.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
-from modernbert.engines.cpu import calls
-from modernbert.engines.operations import can_multiply
-
-__all__ = ["CHUNK_ROWS", "GPU_CHUNK_ROWS", "decoded_loss"]
+__all__ = ["CHUNK_ROWS", "GPU_CHUNK_ROWS", "ChunkGemms", "chunked_linear_cross_entropy"]
 
 # Rows whose logits are in memory at a time, in the dtype of the GEMM: 98 MiB of bfloat16 at 50,368 entries on a CPU,
 # 787 MiB on a GPU, where adding a chunk's gradient of the weight to the total costs relatively more.
 CHUNK_ROWS = 1024
 GPU_CHUNK_ROWS = 8192
 # Rows of a chunk that are in float32 at a time: few on a CPU, to fit the cache; many on a GPU, to fill it.
-WIDE_ROWS = 64
-GPU_WIDE_ROWS = 1024
+FP32_ROWS = 64
+GPU_FP32_ROWS = 1024
+
+CrossEntropy = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], Tensor | float]
+"""(logits without bias, bias, labels, grad_bias or None, float32 scratch) -> summed cross entropy.
+
+With `grad_bias`, the logits are overwritten with their gradient, and the gradient of the bias is added to it.
+"""
 
 
-def decoded_loss(
-    rows: Float[Tensor, "M D"], weight: Float[Tensor, "V D"], bias: Float[Tensor, " V"], labels: Int64[Tensor, " M"],
-    backend: str,
-) -> Float[Tensor, ""]:  # fmt: skip
-    """Return the summed cross entropy of `rows @ weight.T + bias`, in float32 or wider.
+class ChunkGemms:
+    """The three GEMMs of a chunk with one weight [V, D], in torch."""
+
+    def __init__(self, weight: Float[Tensor, "V D"], dtype: torch.dtype, scratch: Float[Tensor, "rows V"]) -> None:
+        self.weight, self.dtype, self.scratch = weight, dtype, scratch
+
+    def logits_(self, out: Float[Tensor, "rows V"], x: Float[Tensor, "rows D"]) -> Tensor:
+        """Write the logits to `out`, without bias."""
+        return torch.mm(x, self._narrow.T, out=out)
+
+    def grad_x_(self, out: Float[Tensor, "rows D"], grad_logits: Float[Tensor, "rows V"]) -> Tensor:
+        """Write the gradient of the rows to `out`."""
+        return torch.mm(grad_logits, self._narrow, out=out)
+
+    def add_grad_weight_(self, total: Tensor, grad_logits: Tensor, x: Tensor) -> None:
+        """Add the gradient of the weight to `total`."""
+        _add_converted(total, torch.mm(grad_logits.T, x, out=self._product), self.scratch)
+
+    @cached_property
+    def _narrow(self) -> Float[Tensor, "V D"]:
+        return self.weight.to(self.dtype)
+
+    @cached_property
+    def _product(self) -> Float[Tensor, "V D"]:
+        return torch.empty_like(self._narrow)
+
+
+def torch_cross_entropy_(
+    logits: Float[Tensor, "rows V"], bias: Tensor, labels: Tensor, grad_bias: Tensor | None, scratch: Tensor
+) -> Tensor:
+    """Compute `CrossEntropy` with torch, in float32 or wider."""
+    total = torch.zeros((), dtype=scratch.dtype, device=logits.device)
+    for part, targets in zip(logits.split(len(scratch)), labels.split(len(scratch)), strict=True):
+        grad_logits = scratch[: len(part)].copy_(part).add_(bias)
+        total += _loss_and_grad_(grad_logits, targets)
+        if grad_bias is not None:
+            grad_bias += grad_logits.sum(dim=0).to(bias.dtype)
+            part.copy_(grad_logits)
+    return total
+
+
+def chunked_linear_cross_entropy(
+    x: Float[Tensor, "M D"],
+    weight: Float[Tensor, "V D"],
+    bias: Float[Tensor, " V"],
+    labels: Integer[Tensor, " M"],
+    cross_entropy: CrossEntropy = torch_cross_entropy_,
+    gemms: type[ChunkGemms] = ChunkGemms,
+) -> Float[Tensor, ""]:
+    """Return the summed cross entropy of `x @ weight.T + bias`, in float32 or wider.
 
     A chunk's gradients are computed right after its logits, so neither is stored or recomputed; the backward pass only
     scales them. Source: the idea is that of Cut Cross-Entropy (Wijmans et al. 2024) and Liger Kernel.
     """
-    total: Tensor = _DecodedLoss.apply(rows, weight, bias, labels.long(), backend, torch.is_grad_enabled())
+    kernels = cross_entropy, gemms
+    total: Tensor = _LinearCrossEntropy.apply(x, weight, bias, labels.long(), kernels, torch.is_grad_enabled())
     return total
 
 
-class _DecodedLoss(torch.autograd.Function):
+class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, backend: str, with_gradients: bool
-    ) -> Tensor:
-        wide = torch.promote_types(rows.dtype, torch.float32)
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor,
+        kernels: tuple[CrossEntropy, type[ChunkGemms]], with_gradients: bool,
+    ) -> Tensor:  # fmt: skip
+        cross_entropy, gemms = kernels
+        wide = torch.promote_types(x.dtype, torch.float32)
         needs_gradients = with_gradients and any(ctx.needs_input_grad)
-        total = torch.zeros((), dtype=wide, device=rows.device)
-        grad_rows, grad_weight, grad_bias = (
-            x.new_zeros(x.shape if needs_gradients else 0) for x in (rows, weight, bias)
+        total = torch.zeros((), dtype=wide, device=x.device)
+        grad_x, grad_weight, grad_bias = (
+            each.new_zeros(each.shape if needs_gradients else 0) for each in (x, weight, bias)
         )
         # Reuse one scratch buffer for all chunks: allocating it costs more than the GEMM.
-        on_cpu = rows.device.type == "cpu"
-        size = min(CHUNK_ROWS if on_cpu else GPU_CHUNK_ROWS, len(rows))
-        wide_size = min(WIDE_ROWS if on_cpu else GPU_WIDE_ROWS, size)
-        scratch = rows.new_empty(size, len(weight))
-        scratch_fp32 = torch.empty(wide_size, len(weight), dtype=wide, device=rows.device)
-        decoder = _decoder_of(backend, weight)(weight, rows.dtype, scratch_fp32)
-        for start in range(0, len(rows), max(1, size)):
-            chunk, expected = rows[start : start + size], labels[start : start + size]
-            logits = decoder.logits_(scratch[: len(chunk)], chunk)
-            total += decoder.grad_logits_(logits, bias, expected, grad_bias if needs_gradients else None)
+        on_cpu = x.device.type == "cpu"
+        size = min(CHUNK_ROWS if on_cpu else GPU_CHUNK_ROWS, len(x))
+        fp32_size = min(FP32_ROWS if on_cpu else GPU_FP32_ROWS, size)
+        scratch = x.new_empty(size, len(weight))
+        scratch_fp32 = torch.empty(fp32_size, len(weight), dtype=wide, device=x.device)
+        products = gemms(weight, x.dtype, scratch_fp32)
+        for start in range(0, len(x), max(1, size)):
+            chunk, targets = x[start : start + size], labels[start : start + size]
+            logits = products.logits_(scratch[: len(chunk)], chunk)
+            total += cross_entropy(logits, bias, targets, grad_bias if needs_gradients else None, scratch_fp32)
             if needs_gradients:
-                decoder.grad_rows_(grad_rows[start : start + size], logits)
-                decoder.add_grad_weight_(grad_weight, logits, chunk)
-        ctx.save_for_backward(grad_rows, grad_weight, grad_bias)
+                products.grad_x_(grad_x[start : start + size], logits)
+                products.add_grad_weight_(grad_weight, logits, chunk)
+        ctx.save_for_backward(grad_x, grad_weight, grad_bias)
         return total
 
     @staticmethod
@@ -74,109 +126,17 @@ class _DecodedLoss(torch.autograd.Function):
         return (*grads, None, None, None)
 
 
-class _Decoder:
-    """The operations on one chunk, in torch."""
-
-    def __init__(self, weight: Float[Tensor, "V D"], dtype: torch.dtype, scratch_fp32: Float[Tensor, "rows V"]) -> None:
-        self.weight = weight
-        self.dtype = dtype
-        self.scratch_fp32 = scratch_fp32
-
-    def logits_(self, out: Float[Tensor, "rows V"], rows: Float[Tensor, "rows D"]) -> Tensor:
-        """Compute the logits, without bias."""
-        return torch.mm(rows, self._narrow.T, out=out)
-
-    def grad_logits_(
-        self, logits: Float[Tensor, "rows V"], bias: Tensor, labels: Tensor, grad_bias: Tensor | None
-    ) -> Tensor | float:
-        """Return the summed cross entropy.
-
-        With `grad_bias`, overwrite the logits with their gradient, and accumulate the gradient of the bias.
-        """
-        scratch_fp32 = self.scratch_fp32
-        total = torch.zeros((), dtype=scratch_fp32.dtype, device=logits.device)
-        for part, answers in zip(logits.split(len(scratch_fp32)), labels.split(len(scratch_fp32)), strict=True):
-            grad_logits = scratch_fp32[: len(part)].copy_(part).add_(bias)
-            total += _loss_and_grad_(grad_logits, answers)
-            if grad_bias is not None:
-                grad_bias += grad_logits.sum(dim=0).to(bias.dtype)
-                part.copy_(grad_logits)
-        return total
-
-    def grad_rows_(self, out: Float[Tensor, "rows D"], grad_logits: Float[Tensor, "rows V"]) -> None:
-        """Compute the gradient of the rows."""
-        torch.mm(grad_logits, self._narrow, out=out)
-
-    def add_grad_weight_(
-        self, total: Tensor, grad_logits: Float[Tensor, "rows V"], rows: Float[Tensor, "rows D"]
-    ) -> None:
-        """Accumulate the gradient of the weight."""
-        _add_in_pieces(total, torch.mm(grad_logits.T, rows, out=self._product), self.scratch_fp32)
-
-    @cached_property
-    def _narrow(self) -> Float[Tensor, "V D"]:
-        return self.weight.to(self.dtype)
-
-    @cached_property
-    def _product(self) -> Float[Tensor, "V D"]:
-        return torch.empty_like(self._narrow)
-
-
-class _TritonDecoder(_Decoder):
-    def grad_logits_(self, logits: Tensor, bias: Tensor, labels: Tensor, grad_bias: Tensor | None) -> Tensor:
-        from modernbert.engines.cuda.cross_entropy_kernel import cross_entropy_
-
-        with torch.cuda.device_of(logits):
-            total = cross_entropy_(logits, bias, labels, write_grad=grad_bias is not None)
-        if grad_bias is not None:
-            grad_bias += logits.sum(dim=0, dtype=grad_bias.dtype)
-        return total
-
-
-class _CpuDecoder(_Decoder):
-    def grad_logits_(self, logits: Tensor, bias: Tensor, labels: Tensor, grad_bias: Tensor | None) -> float:
-        return calls.cross_entropy_(logits, bias, labels, grad_bias)
-
-
-class _CpuGemmDecoder(_CpuDecoder):
-    """GEMMs in C++ too, for widths that these support."""
-
-    def logits_(self, out: Tensor, rows: Tensor) -> Tensor:
-        return calls.multiply_(out, rows, self._outputs)
-
-    def grad_rows_(self, out: Tensor, grad_logits: Tensor) -> None:
-        calls.multiply_(out, grad_logits, self._inputs)
-
-    def add_grad_weight_(self, total: Tensor, grad_logits: Tensor, rows: Tensor) -> None:
-        calls.multiply_(total, grad_logits, calls.pack_weight(rows), transposed=True, add=True)
-
-    @cached_property
-    def _outputs(self) -> Tensor:
-        return calls.pack_weight(self.weight, self.dtype, transposed=True)
-
-    @cached_property
-    def _inputs(self) -> Tensor:
-        return calls.pack_weight(self.weight, self.dtype)
-
-
-def _decoder_of(backend: str, weight: Float[Tensor, "V D"]) -> type[_Decoder]:
-    """Return the decoder of a backend."""
-    if backend == "native":
-        return _CpuGemmDecoder if can_multiply(*weight.shape) else _CpuDecoder
-    return _TritonDecoder if backend == "triton" else _Decoder
-
-
 def _loss_and_grad_(logits: Float[Tensor, "rows V"], labels: Int64[Tensor, " rows"]) -> Float[Tensor, ""]:
     """Return the summed cross entropy, and overwrite the logits with its gradient."""
     picked = logits.gather(1, labels[:, None])
-    peaks = logits.amax(dim=-1, keepdim=True)
-    sums = logits.sub_(peaks).exp_().sum(dim=-1, keepdim=True)
+    maxima = logits.amax(dim=-1, keepdim=True)
+    sums = logits.sub_(maxima).exp_().sum(dim=-1, keepdim=True)
     logits.div_(sums)
     logits[torch.arange(len(logits), device=logits.device), labels] -= 1
-    return (sums.log() + peaks - picked).sum()
+    return (sums.log() + maxima - picked).sum()
 
 
-def _add_in_pieces(total: Float[Tensor, "V D"], part: Float[Tensor, "V D"], scratch: Tensor) -> None:
+def _add_converted(total: Float[Tensor, "V D"], part: Float[Tensor, "V D"], scratch: Tensor) -> None:
     """Add a tensor of another dtype, converted in pieces: torch's mixed-dtype sum is many times slower on a CPU."""
     if part.dtype == total.dtype:
         total += part

@@ -4,8 +4,8 @@ In: a model of this package. Out: a model of ONNX with inputs `input_ids` and `a
 any size, padded on the right. Padding lives here, at the border: keys of padding are hidden, and what is computed of a
 token of padding is finite and means nothing.
 
-Local layers cut rows into blocks and give each its band of keys, as `banded` does: work and memory grow with the number
-of columns, not with its square.
+Local layers cut rows into blocks and give each its band of keys, as the torch engine does: work and memory grow with
+the number of columns, not with its square.
 """
 
 from collections.abc import Callable

@@ -31,7 +31,7 @@ class ClassifyConfig:
     overflow: str = "error"
     device: str = "auto"
     dtype: str = "auto"
-    backend: str = "auto"
+    engine: str = "auto"
 
 
 def run(config: ClassifyConfig) -> None:
@@ -42,7 +42,7 @@ def run(config: ClassifyConfig) -> None:
     rows = gather_rows(
         config.texts, config.file, text_field=config.text_field, pair_field=config.pair_field, on_error=config.on_error
     )
-    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, backend=config.backend)
+    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
     if bert.reads_pairs and config.pair_field is None:
         raise InputError(
             f"{config.model}: was trained on pairs of texts, found single texts; pass --file FILE --pair-field FIELD"

@@ -54,7 +54,7 @@ __all__ = ["EmbedConfig", "run"]
 _INPUT = 0
 # Fields that do not change the vectors of a text. A part is known by the digest of its texts, not by its files.
 _FREE = (
-    "texts", "files", "text_field", "out", "on_error", "devices", "backend", "model", "engine", "processes"
+    "texts", "files", "text_field", "out", "on_error", "devices", "engine", "model", "executor", "processes"
 )  # fmt: skip
 
 
@@ -63,7 +63,7 @@ class EmbedConfig:
     """What to load, what to embed, and where to write; without `out`, JSON lines on standard output.
 
     `texts` are words of the command line, `files` are read as they are embedded; without either, lines of standard
-    input. There are so many `processes` in all, on the `devices` in turn, one on each by default. The `engine` ray
+    input. There are so many `processes` in all, on the `devices` in turn, one on each by default. The `executor` ray
     gives them to the machines of a cluster, each with what `ray_map` finds for it.
 
     `on_error` says what to do with rows that have no text or that the model refuses: `fail`; `skip` them, where the
@@ -84,8 +84,8 @@ class EmbedConfig:
     precision: str = "float32"
     devices: Sequence[str] = ("auto",)
     dtype: str = "auto"
-    backend: str = "auto"
-    engine: str = "local"
+    engine: str = "auto"
+    executor: str = "local"
     processes: int | None = None
     on_error: str = "fail"
 
@@ -113,7 +113,7 @@ def run(config: EmbedConfig) -> None:
         write(config.out, iter(blocks), named)
         skips.show()
     else:
-        _write_read(_anywhere(config) if config.engine == "ray" else config, config.out, write)
+        _write_read(_anywhere(config) if config.executor == "ray" else config, config.out, write)
 
 
 def _write_read(config: EmbedConfig, out: Path, write: Write) -> None:
@@ -128,7 +128,7 @@ def _write_read(config: EmbedConfig, out: Path, write: Write) -> None:
             done = ChunkFolder(folder, about)
             before, met = done.done, set[str]()
             left = partial(_parts, config, kept, before, PART_CHARACTERS)
-            ours = config.engine == "local"
+            ours = config.executor == "local"
             for digest, vectors in _embedded(config, left()) if ours else _on_cluster(config, left, about["model"]):
                 done.save(digest, vectors)
 
@@ -221,19 +221,19 @@ def _check(config: EmbedConfig) -> None:
             raise InputError(f"precision: found {config.precision!r}, which has no NaN for --on-error null")
     if config.out is not None and any(_is_same(file, config.out) for file in config.files or (_INPUT,)):
         raise InputError(f"{config.out}: is read as texts, expected another name for their vectors")
-    if config.engine not in ("local", "ray"):
-        raise InputError(f"engine: found {config.engine!r}, expected local or ray")
+    if config.executor not in ("local", "ray"):
+        raise InputError(f"executor: found {config.executor!r}, expected local or ray")
     if config.processes is not None and config.processes < 1:
         raise InputError(f"processes: found {config.processes}, expected at least 1")
-    if config.engine == "local":
+    if config.executor == "local":
         for device in config.devices:
             choose_device(device)
     elif config.out is None or config.texts:
-        raise InputError("engine: ray embeds files or standard input, into a file (--out)")
+        raise InputError("executor: ray embeds files or standard input, into a file (--out)")
     elif len(config.devices) > 1:
         raise InputError(f"device: found {len(config.devices)}, expected one; --processes says how many there are")
-    if config.engine == "ray":
-        require("engine", "ray")
+    if config.executor == "ray":
+        require("executor", "ray")
     require_readers(config.files)
 
 
@@ -298,7 +298,7 @@ def _embedded(config: EmbedConfig, left: Iterator[TextChunk]) -> Iterator[tuple[
         bert = _load(config, devices[0])
         yield from _shown(config, (_embed(bert, part, config) for part in left))
         return
-    begin = partial(load_in_process, config.model, config.dtype, config.backend, number, torch.get_num_threads())
+    begin = partial(load_in_process, config.model, config.dtype, config.engine, number, torch.get_num_threads())
     with WorkerPool(devices, begin) as pool:
         yield from _shown(config, pool.map(partial(_embed, config=config), left))
 
@@ -323,7 +323,7 @@ def _shown(config: EmbedConfig, found: Iterator[tuple[str, ChunkVectors]]) -> It
 
 
 def _load(config: EmbedConfig, device: str) -> ModernBert:
-    return ModernBert.load(config.model, device=device, dtype=config.dtype, backend=config.backend)
+    return ModernBert.load(config.model, device=device, dtype=config.dtype, engine=config.engine)
 
 
 def _load_there(config: EmbedConfig, files: str, device: str) -> ModernBert:

@@ -30,7 +30,7 @@ class FillMaskConfig:
     json_lines: bool = False
     device: str = "auto"
     dtype: str = "auto"
-    backend: str = "auto"
+    engine: str = "auto"
 
 
 def run(config: FillMaskConfig) -> None:
@@ -39,7 +39,7 @@ def run(config: FillMaskConfig) -> None:
     Raises: InputError for a row that cannot be used, as a text without a mask, or a folder without the head.
     """
     rows = gather_rows(config.texts, config.file, text_field=config.text_field, on_error=config.on_error)
-    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, backend=config.backend)
+    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
 
     def work(texts: list[str]) -> list[list[list[Guess]]]:
         return bert.fill_mask(texts, config.top_k)  # type: ignore[return-value]

@@ -1,49 +1,80 @@
-"""Models as they run for inference: on a CPU with weights laid out for the processor, on a GPU with short passes kept.
+"""Load a model for inference: weights mapped from a file, and permission for the engine's inference plan."""
 
-In: a model folder, or a model. Out: a model that computes the same and can be saved; laid out anew, it can't be
-trained.
-"""
-
+import mmap
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
 import torch
+from torch import Tensor, nn
 
 from modernbert.checkpoints.folder import load_model
 from modernbert.devices import keep_freed_memory, release_threads_before_fork
-from modernbert.engines.cpu.fused_encoder import FusedEncoder, can_fuse
-from modernbert.engines.cpu.prepacked_linear import can_prepack, prepack_
-from modernbert.engines.cuda.cuda_graphs import CudaGraphs
-from modernbert.engines.plain_modules import ModuleSnapshot, is_plain_tree
+from modernbert.engines.engine import Engine
+from modernbert.engines.inference_plan import PlanCache
 from modernbert.model.encoder import Encoder
-from modernbert.model.heads import Classifier, MaskedLM
 from modernbert.model.interface import Model
 
-__all__ = ["fit_for_inference", "load_for_inference"]
+__all__ = ["load_model_for_inference", "permit_plans"]
 
 
-def load_for_inference(folder: Path, device: torch.device, dtype: torch.dtype, backend: str) -> Model:
-    """Load the model of a folder as `ModernBert` runs it.
+def load_model_for_inference(folder: Path, device: torch.device, dtype: torch.dtype, engine: Engine) -> Model:
+    """Load the model of a folder with an engine and its inference plan. It stays an ordinary module.
 
     Raises: InputError if the folder lacks a file or holds a wrong one.
     """
-    return fit_for_inference(load_model(folder, dtype=dtype, backend=backend).to(device))
+    model = load_model(folder, engine=engine)  # mapped, in the dtype of the file
+    if device.type == "cpu":
+        _convert_mapped(model.parameters(), dtype)
+    else:
+        model = model.to(device, dtype)
+    return permit_plans(model, mapped=device.type == "cpu")
 
 
-def fit_for_inference(model: MaskedLM | Classifier | Encoder) -> Model:
-    """Return the model as it runs best where it lies; the one that is given may have lost its weights to it."""
+def permit_plans(model: Model, *, mapped: bool = False) -> Model:
+    """Let a model's encoder use its engine's inference plan; return the model.
+
+    Args:
+        model: The model; it stays trainable, and its modules may be replaced.
+        mapped: Its weights are mapped from a file, so that unused pages may be returned to the system.
+    """
     encoder = model.encoder
-    weight = encoder.embeddings.tok_embeddings.weight
-    if weight.device.type == "cuda" and encoder.backend in ("triton", "varlen"):
-        encoder.replays = CudaGraphs(ModuleSnapshot(encoder))
-    if weight.device.type != "cpu":
-        return model
-    keep_freed_memory()
-    release_threads_before_fork()
-    if can_fuse(encoder.config, encoder.backend) and is_plain_tree(encoder):
-        fused = FusedEncoder(encoder)
-        if isinstance(model, Encoder):
-            return fused
-        model.model = fused  # type: ignore[assignment]  # the same call; only training asks for more
-    elif can_prepack(weight.dtype):
-        prepack_(encoder)
+    assert isinstance(encoder, Encoder)
+    if encoder.device.type == "cpu":
+        keep_freed_memory()
+        release_threads_before_fork()
+    encoder.plans = PlanCache(encoder.engine, mapped)
     return model
+
+
+@torch.inference_mode(False)
+def _convert_mapped(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
+    """Convert parameters in place, by way of a temporary file that is mapped.
+
+    Converted copies in ordinary memory would double the memory of a model with packed weights. Pages of a file can be
+    dropped, like those of the model's own file, until something reads the parameters.
+    """
+    converted = [parameter for parameter in parameters if parameter.dtype != dtype]
+    if not converted:
+        return
+    try:
+        with tempfile.TemporaryFile() as file:
+            offsets = [_write_aligned(file, parameter.detach().to(dtype)) for parameter in converted]
+            file.flush()
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError:  # the disk is full
+        for parameter in converted:
+            parameter.data = parameter.data.to(dtype)
+        return
+    for parameter, offset in zip(converted, offsets, strict=True):
+        data = torch.frombuffer(mapped, dtype=dtype, count=parameter.numel(), offset=offset)
+        parameter.data = data.view(parameter.shape)
+
+
+def _write_aligned(file: IO[bytes], tensor: Tensor) -> int:
+    """Write a tensor at a multiple of 64 bytes, as torch aligns memory, and return where."""
+    file.seek(-(-file.tell() // 64) * 64)
+    offset = file.tell()
+    file.write(tensor.contiguous().view(torch.uint8).numpy().data)
+    return offset

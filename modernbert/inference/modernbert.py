@@ -37,13 +37,13 @@ from modernbert.checkpoints.transformers_models import (
     vocabulary_of,
 )
 from modernbert.devices import choose_device, choose_precision, release_threads_before_fork
-from modernbert.engines.attention import choose_backend
+from modernbert.engines.registry import choose_engine
 from modernbert.errors import InputError, shown
 from modernbert.extras import require
 from modernbert.hub_download import find_folder
 from modernbert.inference import outputs as answers
 from modernbert.inference.exact_search import search_tokens, search_vectors
-from modernbert.inference.loading import load_for_inference
+from modernbert.inference.loading import load_model_for_inference
 from modernbert.inference.outputs import Span, Text, finite
 from modernbert.inference.overflow import (
     CUT_ALONE,
@@ -120,7 +120,7 @@ class ModernBert:
         self.vectors = vectors or EmbeddingConfig()
         self.projection = projection
         self._max_length = max_length
-        self._origin: tuple[Path, str, str] | None = None  # the folder it was loaded from, the dtype and the backend
+        self._origin: tuple[Path, str, str] | None = None  # the folder it was loaded from, the dtype and the engine
         self._kept = Kept()  # what that folder says beside its vectors
         self._unused_head: str | None = None  # a head that config.json names and that was not loaded
         self._spread: ReplicaPool[ModernBert] | None = None
@@ -137,7 +137,7 @@ class ModernBert:
         *,
         device: str = "auto",
         dtype: str = "auto",
-        backend: str = "auto",
+        engine: str = "auto",
         revision: str | None = None,
         token: str | None = None,
         offline: bool = False,
@@ -156,14 +156,14 @@ class ModernBert:
         if family_of(folder) != OURS:
             require(str(name), "transformers")
             foreign = _load_foreign(name, folder, place, precision)
-            foreign._origin = folder, dtype, backend
+            foreign._origin = folder, dtype, engine
             return foreign
         config = load_config(folder)
-        chosen = choose_backend(backend, place, precision, config)
+        chosen = choose_engine(engine, place, precision, config)
         tokenizer = Tokenizer.load(folder, config.vocab_size)
-        model = load_for_inference(folder, place, precision, chosen)
-        if "auto" in (device, dtype, backend):
-            print(f"{name}: device {place}, dtype {str(precision)[6:]}, attention {chosen}", file=sys.stderr)
+        model = load_model_for_inference(folder, place, precision, chosen)
+        if "auto" in (device, dtype, engine):
+            print(f"{name}: device {place}, dtype {str(precision)[6:]}, engine {chosen.name}", file=sys.stderr)
         projection = load_projection(folder, config.hidden_size)
         if projection is not None:
             projection = projection.to(place, precision)
@@ -176,7 +176,7 @@ class ModernBert:
             check_no_default_prompt(folder)
         else:
             bert._kept, bert._unused_head = load_kept(folder), unused_head_of(folder)
-        bert._origin = folder, dtype, backend
+        bert._origin = folder, dtype, engine
         return bert
 
     @contextmanager
@@ -632,7 +632,7 @@ class ModernBert:
 def load_in_process(
     name: str | Path,
     dtype: str,
-    backend: str,
+    engine: str,
     sharers: int,
     num_threads: int,
     device: str,
@@ -640,7 +640,7 @@ def load_in_process(
 ) -> ModernBert:
     """Load a model in a process that has its share of so many threads, with others like it."""
     torch.set_num_threads(max(1, num_threads // sharers))
-    bert = ModernBert.load(name, device=device, dtype=dtype, backend=backend)
+    bert = ModernBert.load(name, device=device, dtype=dtype, engine=engine)
     bert.budget_tokens = budget_tokens
     return bert
 

@@ -29,7 +29,7 @@ class RerankConfig:
     overflow: str = "error"
     device: str = "auto"
     dtype: str = "auto"
-    backend: str = "auto"
+    engine: str = "auto"
 
 
 def run(config: RerankConfig) -> None:
@@ -38,7 +38,7 @@ def run(config: RerankConfig) -> None:
     Raises: InputError for a row that cannot be used, as a pair that is too long, or a model that cannot compare.
     """
     rows = gather_rows(config.texts, config.file, text_field=config.text_field, on_error=config.on_error)
-    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, backend=config.backend)
+    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
 
     def scores(texts: list[str]) -> list[float]:
         ranked = bert.rerank(config.query, texts, overflow=config.overflow)

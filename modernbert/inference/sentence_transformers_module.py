@@ -21,15 +21,13 @@ from sentence_transformers.base.modules import InputModule
 from torch import Tensor, nn
 
 from modernbert.batch import Batch, batch_by_size
-from modernbert.checkpoints.folder import save_folder, unpacked
+from modernbert.checkpoints.folder import save_folder
 from modernbert.checkpoints.sentence_transformers_format import Kept, load_kept, write_vectors
 from modernbert.checkpoints.sentence_transformers_modules import OURS_LISTED
 from modernbert.checkpoints.transformers_models import ForeignEncoder
-from modernbert.engines.attention import choose_backend
 from modernbert.errors import InputError
 from modernbert.files import UNVERIFIED, translate_errors
 from modernbert.hub_download import find_folder
-from modernbert.inference.loading import fit_for_inference
 from modernbert.inference.modernbert import ModernBert
 from modernbert.model.heads import pool
 from modernbert.safe_files import read_json
@@ -41,7 +39,7 @@ _MODULES = "modules.json"
 
 
 def sentence_transformer(
-    name: str | Path, *, device: str = "auto", dtype: str = "auto", backend: str = "auto"
+    name: str | Path, *, device: str = "auto", dtype: str = "auto", engine: str = "auto"
 ) -> SentenceTransformer:
     """Load a model folder, or a model of the hub by name, as a `SentenceTransformer` on this package's engine.
 
@@ -50,7 +48,7 @@ def sentence_transformer(
     Raises: InputError if the folder lacks a file or holds a wrong one, or makes a vector of each token.
     """
     folder = find_folder(name)
-    module = UnpaddedEncoder.of_folder(folder, device=device, dtype=dtype, backend=backend)
+    module = UnpaddedEncoder.of_folder(folder, device=device, dtype=dtype, engine=engine)
     settings = read_json(folder / _SETTINGS, missing_ok=True)
     return SentenceTransformer(
         modules=[module],
@@ -81,21 +79,19 @@ class UnpaddedEncoder(InputModule):
             raise InputError("a model of another family is loaded by sentence-transformers itself")
         self.tokenizer = bert.tokenizer  # type: ignore[assignment]
         self.encoder: nn.Module = bert.encoder
-        self.preferred_backend = bert.encoder.backend
-        self.is_fitted = True
         self.projection = bert.projection
         self.vectors, self.normalize, self.budget_tokens = bert.vectors, normalize, bert.budget_tokens
         self.max_seq_length = min(bert.vectors.document_length or bert.longest, bert.longest)
 
     @classmethod
     def of_folder(
-        cls, folder: Path, *, device: str = "auto", dtype: str = "auto", backend: str = "auto"
+        cls, folder: Path, *, device: str = "auto", dtype: str = "auto", engine: str = "auto"
     ) -> "UnpaddedEncoder":
         """Load what sentence-transformers would make of a folder.
 
         Raises: InputError if the folder lacks a file or holds a wrong one.
         """
-        bert = ModernBert.load(folder, device=device, dtype=dtype, backend=backend)
+        bert = ModernBert.load(folder, device=device, dtype=dtype, engine=engine)
         return cls(bert, normalize=bool(load_kept(folder).normalize))
 
     @classmethod
@@ -164,7 +160,6 @@ class UnpaddedEncoder(InputModule):
         """
         if self.training and torch.is_grad_enabled():
             raise InputError("this module is for use, not for training; modernbert finetune trains")
-        self._fit()
         lengths = features["cu_seq_lens_q"].diff().tolist()
         documents = features["input_ids"][0].cpu().split(lengths)
         vectors, tokens = [], []
@@ -192,7 +187,7 @@ class UnpaddedEncoder(InputModule):
         if not safe_serialization:
             raise InputError("safe_serialization: found False, but this package writes no pickles")
         tokenizer: Any = self.tokenizer
-        encoder = unpacked(self.encoder)  # type: ignore[arg-type]
+        encoder: Any = self.encoder
         longest = encoder.max_length
 
         def write_beside(partial: Path) -> None:
@@ -222,35 +217,3 @@ class UnpaddedEncoder(InputModule):
                 if (target / path.name).is_dir():
                     shutil.rmtree(target / path.name)
                 path.replace(target / path.name)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "UnpaddedEncoder":
-        """Move, convert or share weights, in the form in which they are published."""
-        self._unpack()
-        super()._apply(fn, recurse)
-        return self
-
-    def _fit(self) -> None:
-        """Lay the weights out for the processor they lie at, if they are not yet."""
-        if not self.is_fitted:
-            encoder: Any = self.encoder
-            place = self._embedding.device, self._embedding.dtype, encoder.config
-            try:
-                encoder.backend = choose_backend(self.preferred_backend, *place)
-            except InputError:  # it does not run there, or not in this precision
-                encoder.backend = choose_backend("auto", *place)
-            self.encoder = fit_for_inference(self.encoder)  # type: ignore[arg-type]
-            self.is_fitted = True
-
-    def _unpack(self) -> None:
-        """Go back to weights as they are published; the next call lays them out anew."""
-        if self.is_fitted:
-            self.encoder = unpacked(self.encoder)  # type: ignore[arg-type]
-            self.is_fitted = False
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return what another process can make the module of.
-
-        The weights stay as they are handed out: torch shares memory, which must outlive the call.
-        """
-        self._unpack()
-        return self.__dict__.copy()

@@ -28,7 +28,7 @@ class TagConfig:
     overflow: str = "error"
     device: str = "auto"
     dtype: str = "auto"
-    backend: str = "auto"
+    engine: str = "auto"
 
 
 def run(config: TagConfig) -> None:
@@ -39,7 +39,7 @@ def run(config: TagConfig) -> None:
     Raises: InputError for a model without tags, or a row that cannot be used.
     """
     rows = gather_rows(config.texts, config.file, text_field=config.text_field, on_error=config.on_error)
-    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, backend=config.backend)
+    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
 
     def work(texts: list[str]) -> list[list[Span]]:
         return bert.tag(texts, overflow=config.overflow)  # type: ignore[return-value]

@@ -1,12 +1,12 @@
-"""The encoder: tokens of a ragged batch -> hidden states.
+"""The encoder of ModernBERT: RoPE, attention, MLP, block, encoder, from top to bottom.
 
-In: tokens [T] and their layout. Out: hidden states [T, D]. Module names are those of the published checkpoints, so that
-reading and writing them is near the identity. Source: paper, section 2.1 and appendix A.
+Batches are ragged: documents end to end, without padding. An `Engine` computes attention, GEMMs, norms and GeGLU.
+Parameter names are those of the published checkpoints. Source: paper, section 2.1 and appendix A.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -14,20 +14,34 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from modernbert.batch import Batch, SequenceLengths
-from modernbert.engines.attention import Attend, prepare
-from modernbert.engines.cpu.prepacked_linear import PrepackedLinear
-from modernbert.engines.cuda.cuda_graphs import CudaGraphs
-from modernbert.engines.inference_only import refuse_conversion
-from modernbert.engines.operations import Operations, operations_of
+from modernbert.engines.engine import AttentionFn, Engine, Rope
+from modernbert.engines.inference_plan import PlanCache
+from modernbert.engines.registry import PORTABLE, keep_or_choose
 from modernbert.model.config import ModelConfig
 from modernbert.model.interface import Model
-from modernbert.model.rope import rotate_heads, rotation
 
-__all__ = ["Encoder"]
+__all__ = ["Encoder", "rope_angles"]
+
+
+def rope_angles(positions: Tensor, head_width: int, theta: float) -> Rope:
+    """Return cosines and sines [T, 1, K/2] in float32: half the width rotates against the other half (NeoX layout).
+
+    Source: Su et al. 2021 (RoPE).
+    """
+    angles = positions.float()[:, None] * _frequencies(head_width, theta, positions.device)[None, :]
+    return angles.cos()[:, None, :], angles.sin()[:, None, :]
+
+
+@functools.cache
+@torch.inference_mode(False)
+def _frequencies(head_width: int, theta: float, device: torch.device) -> Tensor:
+    # Computed on the CPU: a power may differ in the last bit on another device. Cached: CUDA graphs read its address.
+    powers = torch.arange(0, head_width, 2, dtype=torch.int64, device="cpu").float() / head_width
+    return (1.0 / theta**powers).to(device)
 
 
 class Embeddings(nn.Module):
-    """Look tokens up and normalise them; positions come in with the attention."""
+    """Token embeddings and their norm; positions enter with RoPE."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -35,12 +49,12 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
 
     def forward(self, tokens: Int64[Tensor, " T"]) -> Float[Tensor, "T D"]:
-        """Return the normalised embeddings."""
+        """Return the normalized embeddings."""
         return self.norm(self.tok_embeddings(tokens))
 
 
 class Attention(nn.Module):
-    """The projections around attention: to queries, keys and values, and the way back."""
+    """Multi-head attention within documents."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -49,17 +63,9 @@ class Attention(nn.Module):
         self.Wo = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.out_drop = nn.Dropout(config.attention_output_dropout)
 
-    def project(self, normed: Float[Tensor, "T D"], ops: Operations) -> Float[Tensor, "T 3 H K"]:
-        """Return queries, keys and values."""
-        return ops.linear(self.Wqkv, normed).unflatten(-1, self.heads_shape)
-
-    def merge(self, mixed: Float[Tensor, "T H K"], ops: Operations) -> Float[Tensor, "T D"]:
-        """Return what attention adds to the stream, before a share of it is dropped."""
-        return ops.linear(self.Wo, mixed.flatten(1))
-
     @property
     def dropout(self) -> float:
-        """The share of it that is dropped now."""
+        """The dropout of the output in the present mode."""
         return self.out_drop.p if self.training else 0.0
 
 
@@ -71,15 +77,15 @@ class Mlp(nn.Module):
         self.Wi = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def forward(self, normed: Float[Tensor, "T D"], ops: Operations) -> Float[Tensor, "T D"]:
+    def forward(self, x: Float[Tensor, "T D"], engine: Engine) -> Float[Tensor, "T D"]:
         """Transform each token by itself."""
-        return ops.linear(self.Wo, ops.geglu(ops.linear(self.Wi, normed)))
+        return engine.linear(self.Wo, engine.geglu(engine.linear(self.Wi, x)))
 
 
 class Layer(nn.Module):
-    """A pre-norm block; the first one has no attention norm, since the embeddings are normalised already.
+    """A pre-norm block; the first one has no attention norm, since the embeddings are normalized.
 
-    What a block adds to the residual stream is handed on beside it and added by the next norm, in the same pass.
+    The output of the MLP is returned beside the residual stream: the next norm adds it in the same pass over memory.
     """
 
     def __init__(self, config: ModelConfig, number: int) -> None:
@@ -94,126 +100,134 @@ class Layer(nn.Module):
         self.mlp = Mlp(config)
 
     def forward(
-        self, hidden: Float[Tensor, "T D"], delta: Float[Tensor, "T D"] | None, attend: Attend, ops: Operations,
-        where: Int64[Tensor, " M"] | None = None,
+        self, residual: Float[Tensor, "T D"], x: Float[Tensor, "T D"] | None, attend: AttentionFn, engine: Engine,
+        rows: Int64[Tensor, " M"] | None = None,
     ) -> tuple[Float[Tensor, "M D"], Float[Tensor, "M D"]]:  # fmt: skip
-        """Take the stream and what is still to be added to it; return the same for the next layer, M = T.
+        """Return the residual stream after attention, and the output of the MLP, which is not yet added to it.
 
-        With `where`, return these rows alone: from its attention on each token goes its own way.
+        Args:
+            residual: The residual stream.
+            x: The output of the last block's MLP; None in the first block.
+            attend: Attention over queries, keys and values [T, 3, H, K].
+            engine: Computes the rest.
+            rows: Return these tokens alone; after attention, tokens do not depend on each other.
         """
-        # Attention stands between two functions, for those can be compiled: it is another closure for each layout.
-        hidden, qkv = self.before(hidden, delta, ops)
-        mixed = attend(qkv)
-        if where is not None:
-            hidden, mixed = hidden.index_select(0, where), mixed.index_select(0, where)
-        return self.after(hidden, mixed, ops)
-
-    def before(self, hidden: Tensor, delta: Tensor | None, ops: Operations) -> tuple[Tensor, Tensor]:
-        """Return the stream, and what goes into attention."""
-        if delta is None or isinstance(self.attn_norm, nn.Identity):
-            return hidden, self.attn.project(hidden, ops)
-        hidden, normed = ops.add_norm(hidden, delta, self.attn_norm, 0.0)
-        return hidden, self.attn.project(normed, ops)
-
-    def after(self, hidden: Tensor, mixed: Tensor, ops: Operations) -> tuple[Tensor, Tensor]:
-        """Add attention to the stream; return it, and what the feed-forward network adds."""
-        hidden, normed = ops.add_norm(hidden, self.attn.merge(mixed, ops), self.mlp_norm, self.attn.dropout)
-        return hidden, self.mlp(normed, ops)
+        if x is None or isinstance(self.attn_norm, nn.Identity):
+            normed = residual
+        else:
+            residual, normed = engine.residual_layer_norm(residual, x, self.attn_norm, 0.0)
+        qkv = engine.linear(self.attn.Wqkv, normed).unflatten(-1, self.attn.heads_shape)
+        attn_out = attend(qkv).flatten(1)
+        if rows is not None:
+            residual, attn_out = residual.index_select(0, rows), attn_out.index_select(0, rows)
+        attn_out = engine.linear(self.attn.Wo, attn_out)
+        residual, normed = engine.residual_layer_norm(residual, attn_out, self.mlp_norm, self.attn.dropout)
+        return residual, self.mlp(normed, engine)
 
 
 class Encoder(Model):
     """ModernBERT without a head.
 
-    `config` may be replaced by one of the same shape between batches: context extension changes the theta of global
-    layers and nothing else. `backend` names an attention backend. With `recompute`, training keeps the input of each
-    layer only and goes through the layer a second time on the way back: less memory for a third more work. `replays`
-    may take over short batches.
+    `engine` and `config` may be replaced between batches; a new config must have the same shape (context extension
+    changes the RoPE theta of global layers).
+
+    Args:
+        config: The shape.
+        engine: Computes attention, GEMMs, norms and GeGLU; by default the engine that runs everywhere.
     """
 
-    def __init__(self, config: ModelConfig, backend: str = "banded") -> None:
+    def __init__(self, config: ModelConfig, engine: Engine = PORTABLE) -> None:
         super().__init__()
         self.config = config
-        self.backend = backend
+        self.engine = engine
         self.recompute = False
-        self.rotate = rotate_heads
-        self.replays: CudaGraphs | None = None
+        """Save only the input of each block for the backward pass, which then computes the block again."""
+        self.plans: PlanCache | None = None
+        """The inference plan; None computes layer by layer."""
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config, number) for number in range(config.num_hidden_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size, eps=config.norm_eps, bias=False)
 
     def forward(
-        self, tokens: Int64[Tensor, " T"], layout: SequenceLengths, where: Int64[Tensor, " M"] | None = None
+        self, tokens: Int64[Tensor, " T"], layout: SequenceLengths, rows: Int64[Tensor, " M"] | None = None
     ) -> Float[Tensor, "M D"]:
-        """Return the hidden states of the rows `where`, or of every token, after the final norm.
+        """Return the hidden states of some rows, or of every token, after the final norm.
 
-        Under autocast they come in float32, or in its type where the package's own loops or kernels compute them.
+        Under autocast they are float32, or of autocast's dtype with engines that have their own norm.
         """
-        with torch.cuda.device_of(tokens):  # kernels of our own start where the current device is
-            if self.replays is not None and self.replays.take(tokens, layout):
-                hidden = self.replays(self.run_layers, tokens, layout)
-                return hidden if where is None else hidden.index_select(0, where)
-            return self.run_layers(tokens, layout, where)
+        with torch.cuda.device_of(tokens):  # Triton launches kernels on the current device
+            plan = None if self.plans is None else self.plans.find(self, tokens, layout)
+            return self.run_layers(tokens, layout, rows) if plan is None else plan.run(self, tokens, layout, rows)
+
+    def run_layers(
+        self,
+        tokens: Int64[Tensor, " T"],
+        layout: SequenceLengths,
+        rows: Int64[Tensor, " M"] | None = None,
+        engine: Engine | None = None,
+    ) -> Float[Tensor, "M D"]:
+        """Compute `forward` layer by layer, without an inference plan.
+
+        The last block computes only the rows: at 30 % of the tokens, that saves 2 % of a base model.
+        """
+        engine = engine or self.engine
+        residual: Tensor = self.embeddings(tokens)
+        x: Tensor | None = None
+        attend = self._plan_attention(layout, engine, _compute_dtype(residual))
+        for number, layer in enumerate(self.layers):
+            arguments = attend[self.config.is_global(number)], engine, rows if number == len(self.layers) - 1 else None
+            if self.recompute and torch.is_grad_enabled():
+                residual, x = checkpoint(layer, residual, x, *arguments, use_reentrant=False)
+            else:
+                residual, x = layer(residual, x, *arguments)
+        assert x is not None, "a model has layers"
+        return engine.residual_layer_norm(residual, x, self.final_norm, 0.0)[1]
 
     @property
     def encoder(self) -> "Encoder":
-        """Return itself: it has no head."""
+        """The encoder itself: it has no head."""
         return self
 
     def encode(self, batch: Batch, rows: Int64[Tensor, " M"] | None = None) -> Float[Tensor, "M D"]:
         """Return the hidden states of every token of a batch, or of the tokens `rows`."""
         return self(batch.tokens, batch.layout, rows)
 
-    def run_layers(
-        self, tokens: Int64[Tensor, " T"], layout: SequenceLengths, where: Int64[Tensor, " M"] | None = None
-    ) -> Float[Tensor, "M D"]:
-        """Do what `forward` does, whatever the size of the batch, layer by layer.
-
-        What nobody asks for, the last layer does not compute: with 30 % of rows asked for, 2 % of a base model.
-        """
-        hidden: Tensor = self.embeddings(tokens)
-        delta: Tensor | None = None
-        ops = operations_of(self.backend)
-        attention = self._attention(layout, _compute_dtype(hidden))
-        asked = [None] * (len(attention) - 1) + [where]
-        for layer, attend, rows in zip(self.layers, attention, asked, strict=True):
-            if self.recompute and torch.is_grad_enabled():
-                hidden, delta = checkpoint(layer, hidden, delta, attend, ops, rows, use_reentrant=False)
-            else:
-                hidden, delta = layer(hidden, delta, attend, ops, rows)
-        assert delta is not None, "a model has layers"
-        return ops.add_norm(hidden, delta, self.final_norm, 0.0)[1]
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        for module in self.modules():  # before the embeddings are converted
-            if isinstance(module, PrepackedLinear):
-                refuse_conversion(torch.empty(0, dtype=module.dtype), fn)
-                break
-        if self.replays is not None:  # weights are moved
-            self.replays.forget()
-        return super()._apply(fn, recurse)
+    def rope(self, layout: SequenceLengths, is_global: bool) -> Rope:
+        """Return the cosines and sines of global or of local layers."""
+        theta = self.config.global_rope_theta if is_global else self.config.local_rope_theta
+        return rope_angles(layout.positions, self.config.head_width, theta)
 
     def set_dropout(self, share: float) -> None:
-        """Drop this share of what attention adds to the stream, while training."""
+        """Set the dropout of attention's output."""
         self.config = replace(self.config, attention_output_dropout=share)
         for module in self.modules():
             if isinstance(module, nn.Dropout):
                 module.p = share
 
-    def _attention(self, layout: SequenceLengths, dtype: torch.dtype) -> Sequence[Attend]:
-        """Make once a batch, for the two kinds of layers, what all layers of one kind share."""
-        config = self.config
-        kinds = [config.is_global(number) for number in range(config.num_hidden_layers)]
-        thetas = {True: config.global_rope_theta, False: config.local_rope_theta}
-        windows = {True: None, False: config.window}
-        rotations = {kind: rotation(layout.positions, config.head_width, thetas[kind]) for kind in set(kinds)}
-        attends = {
-            kind: prepare(self.backend, layout, windows[kind], rotations[kind], dtype, self.rotate)
-            for kind in set(kinds)
+    def train(self, mode: bool = True) -> "Encoder":
+        """Set training mode, which frees the inference plan."""
+        if mode and self.plans is not None:
+            self.plans.drop()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Encoder":
+        super()._apply(fn, recurse)
+        if self.plans is not None:
+            self.plans.drop()
+            weight = self.final_norm.weight
+            self.engine = keep_or_choose(self.plans.engine, weight.device, weight.dtype, self.config)
+        return self
+
+    def _plan_attention(self, layout: SequenceLengths, engine: Engine, dtype: torch.dtype) -> dict[bool, AttentionFn]:
+        """Return attention of global (True) and of local (False) layers, as far as there are such layers."""
+        kinds = {self.config.is_global(number) for number in range(self.config.num_hidden_layers)}
+        return {
+            kind: engine.plan_attention(layout, None if kind else self.config.window, self.rope(layout, kind), dtype)
+            for kind in kinds
         }
-        return [attends[kind] for kind in kinds]
 
 
 def _compute_dtype(hidden: Tensor) -> torch.dtype:
-    """Return the dtype attention will see: autocast's where it is on, else the weights'."""
+    """Return the dtype of queries and keys: autocast's where it is on, else that of the weights."""
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype

@@ -5,7 +5,6 @@ the tokens in pretraining. Source: paper, section 2.1.1; the published classes i
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +12,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from modernbert.batch import Batch, SequenceLengths
-from modernbert.engines.plain_modules import is_plain
+from modernbert.engines.engine import Engine
+from modernbert.engines.inference_plan import is_plain
+from modernbert.engines.registry import PORTABLE
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
@@ -58,16 +59,16 @@ class MaskedLM(Model):
     task = FILL_MASK
     scores_tokens = True
 
-    def __init__(self, config: ModelConfig, backend: str = "banded") -> None:
+    def __init__(self, config: ModelConfig, engine: Engine = PORTABLE) -> None:
         super().__init__()
-        self.model = Encoder(config, backend)
+        self.model = Encoder(config, engine)
         self.head = PredictionHead(config)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.decoder.weight = self.model.embeddings.tok_embeddings.weight
 
     @property
-    def encoder(self) -> Any:
-        """The encoder, or its form for inference."""
+    def encoder(self) -> Encoder:
+        """The encoder."""
         return self.model
 
     @property
@@ -114,16 +115,16 @@ class Classifier(Model):
 
     task: str
 
-    def __init__(self, config: ModelConfig, spec: HeadSpec, labels: Sequence[str], backend: str = "banded") -> None:
+    def __init__(self, config: ModelConfig, spec: HeadSpec, labels: Sequence[str], engine: Engine = PORTABLE) -> None:
         super().__init__()
         self.set_head(spec, labels)
-        self.model = Encoder(config, backend)
+        self.model = Encoder(config, engine)
         self.head = PredictionHead(config)
         self.classifier = nn.Linear(config.hidden_size, len(self.labels))
 
     @property
-    def encoder(self) -> Any:
-        """The encoder, or its form for inference."""
+    def encoder(self) -> Encoder:
+        """The encoder."""
         return self.model
 
     @property

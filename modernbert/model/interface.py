@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from modernbert.batch import Batch, SequenceLengths
+from modernbert.engines.engine import Engine
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 
@@ -50,7 +51,7 @@ class Model(nn.Module):
         family: The `model_type` of config.json; `modernbert` is computed by this package, others by transformers.
         base_model_prefix: The name of the encoder in a model with a head; tensors in a folder can begin with it.
         config: The shape; only encoders of this package have it (`model.encoder.config`).
-        backend: The compute backend; only encoders of this package have it.
+        engine: Computes the encoder; only encoders of this package have it.
     """
 
     task: str | None = None
@@ -61,7 +62,7 @@ class Model(nn.Module):
     family: str = MODERNBERT
     base_model_prefix: str = "model"
     config: ModelConfig
-    backend: str
+    engine: Engine
 
     @property
     def encoder(self) -> "Model":

@@ -17,11 +17,11 @@ from modernbert.batch import SequenceLengths
 from modernbert.checkpoints.folder import load_config
 from modernbert.console import open_console
 from modernbert.devices import choose_device, choose_precision
-from modernbert.engines.attention import choose_backend, prepare
+from modernbert.engines.registry import choose_engine
 from modernbert.errors import InputError
 from modernbert.hub_download import find_folder
 from modernbert.model.config import ModelConfig
-from modernbert.model.rope import rotation
+from modernbert.model.encoder import rope_angles
 from modernbert.planning.costs import num_parameters, token_costs
 from modernbert.planning.device_specs import BASKET, Machine, machine_of, measure_cpu
 from modernbert.planning.forecast import (
@@ -222,9 +222,8 @@ def _this_machine(pretrain: PretrainConfig, dtype: torch.dtype) -> Machine:
     cpu = choose_device("cpu")
     base = ModelConfig.preset("base")
     layout = SequenceLengths.from_lengths([1024] * 4)
-    attend = prepare(
-        choose_backend(pretrain.engine, cpu, dtype, base), layout, None, rotation(layout.positions, 64, 1e4), dtype
-    )
+    engine = choose_engine(pretrain.engine, cpu, dtype, base)
+    attend = engine.plan_attention(layout, None, rope_angles(layout.positions, 64, 1e4), dtype)
     return measure_cpu(dtype, attend, 4 * sum(length**2 for length in layout.lengths) * base.hidden_size)
 
 
@@ -233,8 +232,8 @@ def _measure(
 ) -> dict[str, Any]:
     """Train a few steps here, and hold the forecast against them."""
     cpu = choose_device("cpu")
-    backend = choose_backend(pretrain.engine, cpu, dtype, model)
-    _, *seconds = time_steps(model, _MEASURED_LENGTHS, device=cpu, dtype=dtype, backend=backend, num_steps=3)
+    engine = choose_engine(pretrain.engine, cpu, dtype, model)
+    _, *seconds = time_steps(model, _MEASURED_LENGTHS, device=cpu, dtype=dtype, engine=engine, num_steps=3)
     num_tokens = sum(_MEASURED_LENGTHS)
     measured = num_tokens / statistics.median(seconds)
     costs = token_costs(model, _MEASURED_LENGTHS, dtype=dtype)

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from modernbert.batch import Batch, SequenceLengths
-from modernbert.engines.attention import FUSED
-from modernbert.engines.compiled_layers import compile_layers
+from modernbert.engines.engine import Engine
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
@@ -29,7 +28,7 @@ def time_steps(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    backend: str,
+    engine: Engine,
     num_steps: int,
     mask_rate: float = 0.3,
     compiled: bool = False,
@@ -39,13 +38,13 @@ def time_steps(
 
     Raises: InputError if compiled layers are asked for and there is no compiler.
     """
-    masked_model = MaskedLM(model, backend)
+    masked_model = MaskedLM(model, engine)
     initialize(masked_model, model, seed=0)
     masked_model = masked_model.to(device)
-    if compiled and (reason := compile_layers(masked_model, dtype)):
+    if compiled and (reason := engine.compile_blocks(masked_model.model, dtype)):
         raise InputError(f"compile: {reason}")
     objective = Objective(masked_model, masked_lm).train()
-    optimizer = StableAdamW(parameter_groups(masked_model, 1e-5), lr=1e-4, fused=backend in FUSED)
+    optimizer = StableAdamW(parameter_groups(masked_model, 1e-5), lr=1e-4, kernels=engine.optimizer_kernels(device))
     batch = random_batch(model, lengths, mask_rate)
     for step in range(num_steps + 1):
         begun = time.perf_counter()

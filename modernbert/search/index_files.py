@@ -32,7 +32,7 @@ class IndexConfig:
     text_field: str = "text"
     device: str = "auto"
     dtype: str = "auto"
-    backend: str = "auto"
+    engine: str = "auto"
     on_error: str = "fail"
 
 
@@ -52,7 +52,7 @@ def run(config: IndexConfig) -> None:
     documents = read_documents(files, tally, text_field=config.text_field, on_error=config.on_error, empty_ok=begun)
     # Read before anything is begun: what is refused leaves nothing behind.
     first = list(islice(documents, 1))
-    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, backend=config.backend)
+    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
     model = str(Path(config.model).absolute()) if Path(config.model).is_dir() else config.model
     catalog = PassageIndex.begin(config.out, bert, model, digest_of(config.model), config.passage_tokens)
     with only_process(config.out), show_texts(None, True) as show:

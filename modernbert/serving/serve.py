@@ -35,7 +35,7 @@ class ServeConfig:
     batch_s: float = 0.5
     device: str = "auto"
     dtype: str = "auto"
-    backend: str = "auto"
+    engine: str = "auto"
 
 
 def run(config: ServeConfig) -> None:
@@ -56,7 +56,7 @@ def run(config: ServeConfig) -> None:
         raise InputError("host: is empty, expected an address; 0.0.0.0 is everywhere")
     sys.setswitchinterval(_SWITCH_S)
     listener = _listen(config.host, config.port)
-    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, backend=config.backend)
+    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
     engine = Scheduler(bert, config.budget_tokens, config.queue_tokens, wait_s=config.wait_s, batch_s=config.batch_s)
     limits = Limits(config.max_requests, config.max_bytes, config.timeout_s, config.api_key)
     app = make_app(bert, engine, ServeSettings(config.model, limits))

@@ -34,7 +34,8 @@ from modernbert.data.example_sampler import ExampleSampler
 from modernbert.data.labeled_rows import Row, check_files, read_rows
 from modernbert.data.unused_columns import check_signals, without_columns
 from modernbert.devices import choose_device, choose_precision, keep_freed_memory
-from modernbert.engines.attention import choose_backend
+from modernbert.engines.engine import Engine
+from modernbert.engines.registry import choose_engine, find_optimizer_kernels
 from modernbert.errors import InputError
 from modernbert.extras import require
 from modernbert.files import only_process, write_file
@@ -56,7 +57,7 @@ from modernbert.training.finetuning_loop import (
     predict,
     tune,
 )
-from modernbert.training.optimizers import StableAdamW, fused_runs_on, parameter_groups
+from modernbert.training.optimizers import StableAdamW, parameter_groups
 from modernbert.training.run_folder import begin_run_folder
 
 __all__ = ["FinetuneConfig", "check_inputs", "finetune"]
@@ -107,7 +108,7 @@ class _Inputs:
     metric: str
     device: torch.device
     dtype: torch.dtype
-    backend: str
+    engine: Engine | None
     folder: Path
 
 
@@ -165,9 +166,9 @@ def _open_inputs(config: FinetuneConfig) -> _Inputs:
     known = task.deciding_metrics(metrics, labels)
     if config.metric is not None and config.metric not in known:
         raise InputError(f"metric: found {config.metric!r}, expected {', '.join(known)}")
-    backend = "transformers" if is_foreign else choose_backend(config.engine, device, dtype, load_config(folder))
+    engine = None if is_foreign else choose_engine(config.engine, device, dtype, load_config(folder))
     return _Inputs(
-        task, tokenizer, labels, splits, metrics, config.metric or known[0], device, dtype, backend, folder
+        task, tokenizer, labels, splits, metrics, config.metric or known[0], device, dtype, engine, folder
     )  # fmt: skip
 
 
@@ -215,13 +216,13 @@ def _report_split(name: str, examples: Examples) -> None:
 
 def _start(config: FinetuneConfig, inputs: _Inputs) -> tuple[Classifier | ForeignClassifier, list[dict[str, Any]]]:
     """Return the model to start from, and its parameters in groups."""
-    if inputs.backend == "transformers":
+    if inputs.engine is None:
         tokenizer = inputs.tokenizer
         foreign = load_foreign_classifier(
             inputs.folder, config.task, inputs.labels, config.seed, tokenizer.pad_id, tokenizer.sep_id
         )
         return foreign, parameter_groups(foreign, config.weight_decay)
-    loaded = load_model(inputs.folder, dtype=torch.float32, backend=inputs.backend)
+    loaded = load_model(inputs.folder, dtype=torch.float32, engine=inputs.engine)
     model = new_classifier(loaded, inputs.task.head_spec, inputs.labels, config.seed)
     # Saved with the model, so that it never scores single texts.
     model.reads_pairs = model.reads_pairs or config.columns.pair is not None
@@ -237,13 +238,14 @@ def _finetune(out: Path, config: FinetuneConfig, inputs: _Inputs, give_up: GiveU
     """Train from the last checkpoint on, keep the best weights, and write what came out."""
     model, groups = _start(config, inputs)
     model.to(inputs.device)
-    print(f"{config.task}: {len(inputs.labels)} labels, on {inputs.device}, {str(inputs.dtype)[6:]}, {inputs.backend}")
+    engine = inputs.engine.name if inputs.engine else "transformers"
+    print(f"{config.task}: {len(inputs.labels)} labels, on {inputs.device}, {str(inputs.dtype)[6:]}, {engine}")
     optimizer = StableAdamW(
         groups,
         lr=config.lr,
         betas=(config.optim.beta1, config.optim.beta2),
         eps=config.optim.eps,
-        fused=fused_runs_on(inputs.device),
+        kernels=find_optimizer_kernels(inputs.device),
     )
     examples = inputs.splits["train"].items
     lengths = [len(each.tokens) for each in examples]

@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from modernbert.batch import Batch
-from modernbert.engines.linear_cross_entropy import decoded_loss
-from modernbert.engines.plain_modules import is_plain
+from modernbert.engines.inference_plan import is_plain
+from modernbert.engines.registry import PORTABLE
 from modernbert.errors import InputError
+from modernbert.model.interface import Model
 
 __all__ = [
     "contrastive",
@@ -35,7 +36,8 @@ def masked_lm(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
     decoder: nn.Linear = model.decoder  # type: ignore[assignment]
     if not is_plain(decoder):  # an adapter or a hook is part of what the decoder computes
         return F.cross_entropy(decoder(features).float(), labels.long(), reduction="sum"), batch.num_labels
-    return decoded_loss(features, decoder.weight, decoder.bias, labels, getattr(model, "backend", "")), batch.num_labels
+    engine = model.encoder.engine if isinstance(model, Model) else PORTABLE
+    return engine.linear_cross_entropy(features, decoder.weight, decoder.bias, labels)
 
 
 @torch.no_grad()

@@ -13,17 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from modernbert.batch import to_device_async
-from modernbert.engines.attention import kernels_obstacle
-from modernbert.engines.cpu import build, calls
+from modernbert.engines.engine import OptimizerKernels
 from modernbert.errors import InputError
 from modernbert.training.distributed import first_row, local, sharded_like
 
-__all__ = ["StableAdamW", "grad_norm", "load_named_state", "fused_runs_on", "named_state", "parameter_groups"]
-
-
-_Moments = list[tuple[Tensor, Tensor, Tensor, Tensor]]
-"""weight, gradient, first and second moment of each parameter"""
-_Betas = tuple[float, float]
+__all__ = ["StableAdamW", "grad_norm", "load_named_state", "named_state", "parameter_groups"]
 
 
 class StableAdamW(torch.optim.Optimizer):
@@ -38,8 +32,8 @@ class StableAdamW(torch.optim.Optimizer):
     of the rate that the loop plans.
 
     A process that holds a part of each tensor updates that part; `sum_shards` adds numbers up over the processes that
-    share a tensor, for the RMS is that of the whole. `fused` does the same with the package's own loops or kernels, in
-    float32: two passes over memory instead of ten.
+    share a tensor, for the RMS is that of the whole. `kernels`, of an engine, compute the step of float32 tensors in
+    two passes over memory instead of ten.
     """
 
     # What torch puts around these keeps its compiler out of them, and imports it to that end: a second of every start.
@@ -55,7 +49,7 @@ class StableAdamW(torch.optim.Optimizer):
         eps: float = 1e-6,
         weight_decay: float = 1e-5,
         sum_shards: Callable[[Tensor], Tensor] | None = None,
-        fused: bool = False,
+        kernels: OptimizerKernels | None = None,
     ):
         if lr <= 0:
             raise InputError(f"lr: found {lr}, expected a peak learning rate above 0")
@@ -63,7 +57,7 @@ class StableAdamW(torch.optim.Optimizer):
                     "lr_scale": 1.0}  # fmt: skip
         super().__init__(params, defaults)
         self._sum_shards = sum_shards
-        self._fused = fused
+        self._kernels = kernels
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -87,10 +81,13 @@ class StableAdamW(torch.optim.Optimizer):
         sizes_of_whole = [parameter.numel() for parameter in parameters]
         parameters = [local(parameter) for parameter in parameters]
         beta1, beta2 = (_debiased(beta, group["step"]) for beta in group["betas"])
-        if self._fused:
-            moments = list(zip(parameters, gradients, exp_avgs, exp_avg_sqs, strict=True))
-            update = self._update_in_loops if parameters[0].device.type == "cpu" else self._update_in_kernels
-            return update(moments, (beta1, beta2), sizes_of_whole, group)
+        if self._kernels is not None:
+            gradients = [gradient.contiguous() for gradient in gradients]
+            squares = self._kernels.update_moments_(gradients, exp_avgs, exp_avg_sqs, (beta1, beta2), group["eps"])
+            steps = self._steps(squares.sqrt(), sizes_of_whole, group)
+            self._kernels.apply_moments_(parameters, exp_avgs, exp_avg_sqs, *steps, group["eps"])
+            torch.autograd.graph.increment_version(parameters)  # kernels write by address, which torch does not see
+            return
         torch._foreach_lerp_(exp_avgs, gradients, 1 - beta1)
         torch._foreach_mul_(exp_avg_sqs, beta2)
         torch._foreach_addcmul_(exp_avg_sqs, gradients, gradients, 1 - beta2)
@@ -107,32 +104,11 @@ class StableAdamW(torch.optim.Optimizer):
         torch._foreach_mul_(updates, list((-rates).unbind()))
         torch._foreach_add_(parameters, list(updates))
 
-    def _update_in_loops(self, moments: _Moments, betas: _Betas, sizes: list[int], group: dict[str, Any]) -> None:
-        eps = group["eps"]
-        squares = [calls.update_moments_(grad.contiguous(), m, v, betas, eps) for _, grad, m, v in moments]
-        steps = self._steps(torch.tensor(squares, dtype=torch.float64).sqrt(), sizes, group)
-        for (weight, _, m, v), lr, kept in zip(moments, *(each.tolist() for each in steps), strict=True):
-            calls.apply_moments_(weight, m, v, lr=lr, kept=kept, eps=eps)
-
-    def _update_in_kernels(self, moments: _Moments, betas: _Betas, sizes: list[int], group: dict[str, Any]) -> None:
-        from modernbert.engines.cuda.optimizer_kernels import apply_moments_, update_moments_
-
-        eps = group["eps"]
-        weights, gradients, firsts, seconds = (list(each) for each in zip(*moments, strict=True))
-        squares = update_moments_([grad.contiguous() for grad in gradients], firsts, seconds, betas, eps)
-        apply_moments_(weights, firsts, seconds, *self._steps(squares.sqrt(), sizes, group), eps)
-
     def _steps(self, norms: Tensor, sizes_of_whole: list[int], group: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return of each tensor its rate and what it keeps, where its norm is: reading it would stop the host."""
         sizes = to_device_async(torch.tensor(sizes_of_whole, dtype=norms.dtype), norms.device)
         shortening = 1 / (_over_shards(norms, self._sum_shards) / sizes.sqrt()).clamp(min=1)
         return group["lr"] * shortening, 1 - group["weight_decay"] * (group["lr"] / group["max_lr"]) * shortening
-
-
-def fused_runs_on(device: torch.device) -> bool:
-    """Say whether `fused` is for this device, on this machine."""
-    obstacle = build.obstacle() if device.type == "cpu" else kernels_obstacle(device)
-    return obstacle is None
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

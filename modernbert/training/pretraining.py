@@ -23,8 +23,8 @@ from modernbert.checkpoints.folder import save_folder
 from modernbert.data.shards import Shards
 from modernbert.data.stream import Packed, Stream, prefetch
 from modernbert.devices import choose_precision, name_of, peak_memory
-from modernbert.engines.attention import FUSED, choose_backend
-from modernbert.engines.compiled_layers import compile_layers
+from modernbert.engines.engine import Engine
+from modernbert.engines.registry import choose_engine
 from modernbert.errors import InputError
 from modernbert.files import new_folder, only_process, sha256_of
 from modernbert.hub_download import find_tokenizer
@@ -64,7 +64,7 @@ class _Inputs:
     start: Start | None
     device: torch.device
     dtype: torch.dtype
-    backend: str
+    engine: Engine
     digests: dict[str, str]
     """Of the index of each folder of shards: what a resumed run must find again."""
 
@@ -139,12 +139,12 @@ def _pretrain(out: Path, config: PretrainConfig, inputs: _Inputs, world: World) 
     """Go through the phases that are left, from the newest checkpoint on, and export the model."""
     checkpoint = _latest(out, world)
     _check_shards(inputs, checkpoint)
-    model = MaskedLM(inputs.model, inputs.backend)
+    model = MaskedLM(inputs.model, inputs.engine)
     if world.is_main:
         _describe(config, inputs, model, checkpoint, world)
     model.to(inputs.device)
     model.model.recompute = config.recompute
-    if config.compile and (reason := compile_layers(model, inputs.dtype)) and world.is_main:
+    if config.compile and (reason := inputs.engine.compile_blocks(model.model, inputs.dtype)) and world.is_main:
         print(f"compile: going on without ({reason})")
     objective = world.spread(Objective(model, masked_lm), model.model.layers)
     state = checkpoint.state if checkpoint else {"position": asdict(_Position()), "sizes": {}}
@@ -164,7 +164,7 @@ def _pretrain(out: Path, config: PretrainConfig, inputs: _Inputs, world: World) 
             journal.time(
                 kind="start", after_step=position.step, world_size=world.size, sharding=config.distributed.sharding,
                 device=name_of(inputs.device), dtype=str(inputs.dtype).removeprefix("torch."),
-                backend=inputs.backend, torch=torch.__version__,
+                engine=inputs.engine.name, torch=torch.__version__,
             )  # fmt: skip
         optimizer_state = _restore(begun, checkpoint)
         while position.phase < len(config.phases):
@@ -187,7 +187,8 @@ def _run_phase(run: _Run, optimizer_state: Mapping[str, Tensor]) -> Mapping[str,
     optimizer = StableAdamW(
         parameter_groups(model, phase.weight_decay), lr=phase.lr, betas=(config.optim.beta1, config.optim.beta2),
         eps=config.optim.eps,
-        sum_shards=run.world.sum_shards if run.world.mesh else None, fused=inputs.backend in FUSED,
+        sum_shards=run.world.sum_shards if run.world.mesh else None,
+        kernels=inputs.engine.optimizer_kernels(inputs.device),
     )  # fmt: skip
     if optimizer_state:
         load_named_state(model, optimizer, optimizer_state)
@@ -389,7 +390,7 @@ def _save(run: _Run, optimizer_state: Mapping[str, Tensor], shape: Mapping[str, 
         "shards": run.inputs.digests,
         "model": shape or asdict(run.model.model.config),
         "tokenizer": run.inputs.tokenizer.fingerprint,
-        "backend": run.inputs.backend,
+        "engine": run.inputs.engine.name,
         "heldout": run.position.heldout,
     }
     run.saver.save(run.position.step, tensors, state)
@@ -491,7 +492,7 @@ def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> 
         start=start,
         device=device,
         dtype=dtype,
-        backend=choose_backend(config.engine, device, dtype, model),
+        engine=choose_engine(config.engine, device, dtype, model),
         digests={key: sha256_of(Path(folder) / "index.json") for key, folder in named.items()},
     )
 
@@ -519,7 +520,7 @@ def _describe(
     num_steps, num_tokens = _whole_run(config)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     dtype = str(inputs.dtype).removeprefix("torch.")
-    print(f"device {inputs.device}, precision {dtype}, attention {inputs.backend}")
+    print(f"device {inputs.device}, precision {dtype}, engine {inputs.engine.name}")
     if world.size > 1:
         print(f"{world.size} processes, sharding {config.distributed.sharding}")
         for name, phase in config.phases.items():
@@ -535,9 +536,9 @@ def _describe(
                 print(f"phases.{name}.{key}: changes from {was:,.0f}, which the model has learned with, to {now:,.0f}")
     print(f"{num_parameters:,} parameters, {len(config.phases)} phases, {num_steps:,} steps, {num_tokens:,} tokens")
     if checkpoint is not None:
-        before = checkpoint.state.get("backend", inputs.backend)
-        if before != inputs.backend:
-            print(f"attention was {before} before, and rounds otherwise: the run does not end with the same bits")
+        before = checkpoint.state.get("engine", inputs.engine.name)
+        if before != inputs.engine.name:
+            print(f"the engine was {before} before, and rounds otherwise: the run does not end with the same bits")
         print(f"going on after step {checkpoint.step:,}", flush=True)
 
 

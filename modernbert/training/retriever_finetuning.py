@@ -37,7 +37,8 @@ from modernbert.data.example_sampler import ExampleSampler
 from modernbert.data.labeled_rows import check_files, read_rows
 from modernbert.data.unused_columns import without_columns
 from modernbert.devices import autocast, choose_device, choose_precision, keep_freed_memory
-from modernbert.engines.attention import choose_backend
+from modernbert.engines.engine import Engine
+from modernbert.engines.registry import choose_engine, find_optimizer_kernels
 from modernbert.errors import InputError
 from modernbert.evaluation.retrieval_eval import (
     Rank,
@@ -75,7 +76,7 @@ from modernbert.training.finetuning_loop import (
     groups_by_depth,
     tune,
 )
-from modernbert.training.optimizers import StableAdamW, fused_runs_on, parameter_groups
+from modernbert.training.optimizers import StableAdamW, parameter_groups
 from modernbert.training.retrieval_losses import Comparison, RetrievalLoss
 from modernbert.training.run_folder import begin_run_folder
 from modernbert.training.training_loop import derive_seed
@@ -168,7 +169,7 @@ class _Inputs:
     collections: dict[str, list[Collection]]
     device: torch.device
     dtype: torch.dtype
-    backend: str
+    engine: Engine | None
 
 
 def finetune_retriever(config: RetrieverConfig, give_up: GiveUp | None = None) -> Path:
@@ -244,7 +245,7 @@ def _open_inputs(config: RetrieverConfig) -> _Inputs:
     passages = _lay(tokenizer, forms["passages"], "passages", texts)
     return _Inputs(
         tokenizer, folder, longest, vectors, questions, queries, passages, collections, device, dtype,
-        "transformers" if is_foreign else choose_backend(config.engine, device, dtype, load_config(folder)),
+        None if is_foreign else choose_engine(config.engine, device, dtype, load_config(folder)),
     )  # fmt: skip
 
 
@@ -341,7 +342,7 @@ def _finetune(out: Path, config: RetrieverConfig, inputs: _Inputs, give_up: Give
     model, groups = _start(config, inputs)
     model.to(inputs.device)
     print(f"{config.task}: {len(inputs.questions):,} questions, on {inputs.device}, {str(inputs.dtype)[6:]}, "
-          f"{inputs.backend}")  # fmt: skip
+          f"{inputs.engine.name if inputs.engine else 'transformers'}")  # fmt: skip
     temperature = config.temperature or retrieval_task(config.task).default_temperature
     loss = RetrievalLoss(temperature, config.normalize_scores)
     optimizer = StableAdamW(
@@ -349,7 +350,7 @@ def _finetune(out: Path, config: RetrieverConfig, inputs: _Inputs, give_up: Give
         lr=config.lr,
         betas=(config.optim.beta1, config.optim.beta2),
         eps=config.optim.eps,
-        fused=fused_runs_on(inputs.device),
+        kernels=find_optimizer_kernels(inputs.device),
     )
     steps = _Steps(config, inputs)
 
@@ -430,7 +431,7 @@ class _Steps:
 
 def _start(config: RetrieverConfig, inputs: _Inputs) -> tuple[Embedder, list[dict[str, Any]]]:
     """Return the model to begin with, and its parameters in groups."""
-    if inputs.backend == "transformers":
+    if inputs.engine is None:
         tokenizer = inputs.tokenizer
         torch.manual_seed(config.seed)  # what the folder lacks, as a BERT's pooler, is drawn
         foreign = load_foreign_encoder(inputs.folder, tokenizer.pad_id, tokenizer.sep_id, torch.float32)
@@ -441,7 +442,7 @@ def _start(config: RetrieverConfig, inputs: _Inputs) -> tuple[Embedder, list[dic
             groups += [{"params": [model.projection.weight], "weight_decay": config.weight_decay, "lr_scale": scale,
                         "lr": config.lr * scale, "max_lr": config.lr * scale}]  # fmt: skip
         return model, groups
-    encoder = load_model(inputs.folder, dtype=torch.float32, backend=inputs.backend).encoder
+    encoder = load_model(inputs.folder, dtype=torch.float32, engine=inputs.engine).encoder
     if config.dropout is not None:
         encoder.set_dropout(config.dropout)
     projection = _start_projection(config, inputs, encoder.config.hidden_size)

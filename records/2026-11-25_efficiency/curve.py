@@ -14,7 +14,8 @@ import torch
 
 from modernbert.batch import Batch
 from modernbert.devices import choose_precision, keep_freed_memory
-from modernbert.engines.cpu.fused_encoder import FusedEncoder
+from modernbert.engines.registry import find_engine
+from modernbert.inference.loading import permit_plans
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.initialization import initialize
@@ -58,9 +59,9 @@ def cost(kind: str, length: int, dtype: torch.dtype) -> float:
 
 @torch.inference_mode()
 def passes(config: ModelConfig, length: int, dtype: torch.dtype) -> list[float]:
-    encoder = Encoder(config, "native")
+    encoder = Encoder(config, find_engine("cpu"))
     initialize(encoder, config, seed=0)
-    model = FusedEncoder(encoder.to(dtype).eval())
+    model = permit_plans(encoder.to(dtype).eval())
     batch = Batch.from_documents([range(100, 100 + length) for _ in range(TOKENS // length)])
     seconds = []
     for _ in range(3):

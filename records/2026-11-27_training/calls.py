@@ -9,6 +9,7 @@ import torch
 from benchmarks.training_systems import mixed_lengths
 from modernbert.devices import keep_freed_memory
 from modernbert.engines.cpu import calls
+from modernbert.engines.registry import find_engine
 from modernbert.model.config import ModelConfig
 from modernbert.planning.step_timing import time_steps
 
@@ -35,8 +36,8 @@ def main() -> None:
     calls.library = Timed  # type: ignore[assignment]
     lengths = mixed_lengths(4096)
     steps = time_steps(
-        ModelConfig.preset("base"), lengths, device=torch.device("cpu"), dtype=torch.bfloat16, backend="native",
-        num_steps=5,
+        ModelConfig.preset("base"), lengths, device=torch.device("cpu"), dtype=torch.bfloat16,
+        engine=find_engine("cpu"), num_steps=5,
     )  # fmt: skip
     for seconds in steps:
         print(f"step of {seconds:.2f} s, in loops {sum(SECONDS.values()):.2f}")

@@ -24,6 +24,7 @@ from benchmarks.throughput_row import largest_that
 from benchmarks.training_steps import TrainingConfig
 from benchmarks.training_systems import TrainingRow, TrainingWork, mixed_lengths
 from modernbert.batch import Batch
+from modernbert.engines.registry import PORTABLE
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 
@@ -82,7 +83,7 @@ def test_gte_without_padding_equals_the_published_code() -> None:
         type_vocab_size=0, pad_token_id=0, max_position_embeddings=256,
     )  # fmt: skip
     theirs = transformers.GteModel(config).eval()
-    ours = Gte(GteShape(2, 128, 256, vocab_size=300), "banded").eval()
+    ours = Gte(GteShape(2, 128, 256, vocab_size=300), PORTABLE).eval()
     ours.load(theirs.state_dict())
     documents = [np.random.default_rng(n).integers(1, 300, length) for n, length in enumerate((7, 200, 1))]
     batch = Batch.from_documents(documents)

@@ -147,7 +147,7 @@ def test_a_tokenizer_in_the_checkpoint_comes_along(tmp_path: Path, flexbert: Fle
     content["state"]["integrations"]["huggingface"]["tokenizer"] = files
     torch.save(content, tmp_path / "c.pt")
     run(ConvertConfig(tmp_path / "c.pt", tmp_path / "out", **LENGTH))
-    bert = ModernBert.load(tmp_path / "out", device="cpu", dtype="float32", backend="banded")
+    bert = ModernBert.load(tmp_path / "out", device="cpu", dtype="float32", engine="torch")
     assert bert.tokenizer.fingerprint == small_bert.tokenizer.fingerprint
     assert bert.config.pad_token_id == small_bert.tokenizer.pad_id
     assert bert.embed(["some text"]).shape == (1, 32)
@@ -291,7 +291,7 @@ def test_a_pytorch_model_bin_beside_its_config_becomes_a_folder(tmp_path: Path, 
         load_model(tmp_path / "new")
     run(ConvertConfig(tmp_path / "new" / "pytorch_model.bin", tmp_path / "out"))
     texts = ["The capital of country 3", "is"]
-    bert = ModernBert.load(tmp_path / "out", device="cpu", dtype="float32", backend="banded")
+    bert = ModernBert.load(tmp_path / "out", device="cpu", dtype="float32", engine="torch")
     assert (bert.embed(texts) == ModernBert(small_bert.tokenizer, model).embed(texts)).all()
     with pytest.raises(InputError, match="norm_eps: is told by .*config.json already"):
         run(ConvertConfig(tmp_path / "new" / "pytorch_model.bin", tmp_path / "other", norm_eps=1e-5))

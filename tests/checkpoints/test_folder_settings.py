@@ -67,7 +67,7 @@ def write(plain: Path, small_bert: ModernBert, tmp_path: Path) -> Write:
 
 
 def load(folder: Path) -> ModernBert:
-    return ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    return ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
 
 
 def theirs(folder: Path) -> SentenceTransformer:

@@ -27,7 +27,7 @@ from modernbert.cli.main import app
 from modernbert.model.heads import MaskedLM
 from modernbert.tasks.task import start_classifier
 
-CPU = ["--device", "cpu", "--dtype", "float32", "--backend", "banded"]
+CPU = ["--device", "cpu", "--dtype", "float32", "--engine", "torch"]
 TEXTS = ["The capital of country 3", "rivers", "a city " * 20]
 # Longer than the 1,000 tokens that the model takes.
 TOO_LONG = "city " * 1_500
@@ -53,7 +53,7 @@ def heads(folder: Path, small_bert: ModernBert) -> dict[str, Path]:
 
 
 def load(folder: Path) -> ModernBert:
-    return ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    return ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
 
 
 def json_lines(printed: str) -> list[Any]:
@@ -67,7 +67,7 @@ def json_lines(printed: str) -> list[Any]:
     ("words", "shown"),
     [
         (["tokenizer", "sources=[a.txt]", "out=out", "vocab_size=512", "--print"], {"vocab_size": 512}),
-        (["prepare", "sources=[a.txt]", "tokenizer=t", "out=out", "--engine", "ray", "--print"], {"engine": "ray"}),
+        (["prepare", "sources=[a.txt]", "tokenizer=t", "out=out", "--executor", "ray", "--print"], {"executor": "ray"}),
         (["pretrain", "output=out", "tokenizer=t", "data.sources.a=b", "phases.x.tokens=9", "phases.x.lr=1", "--print"],
          {"data": {"sources": {"a": "b"}, "heldout": {}, "verify": True}}),
         (["finetune", "model=m", "task=late", "train=[t]", "output=out", "lr=3", "--print"],
@@ -90,25 +90,25 @@ def test_print_shows_the_whole_config_and_does_nothing(
 REFUSED = [
     (["fill-mask", "{bert}", "a [MASK]", "--device", "nowhere"], "device: found 'nowhere'"),
     (["fill-mask", "{bert}", "a [MASK]", "--dtype", "int4"], "dtype: found 'int4'"),
-    (["fill-mask", "{bert}", "a [MASK]", "--backend", "none"], "backend: found 'none'"),
+    (["fill-mask", "{bert}", "a [MASK]", "--engine", "none"], "engine: found 'none'"),
     (["embed", "{bert}", "a", "--device", "nowhere"], "device: found 'nowhere'"),
     (["embed", "{bert}", "a", "--dtype", "int4"], "dtype: found 'int4'"),
-    (["embed", "{bert}", "a", "--backend", "none"], "backend: found 'none'"),
+    (["embed", "{bert}", "a", "--engine", "none"], "engine: found 'none'"),
     (["classify", "{bert}", "a", "--device", "nowhere"], "device: found 'nowhere'"),
     (["classify", "{bert}", "a", "--dtype", "int4"], "dtype: found 'int4'"),
-    (["classify", "{bert}", "a", "--backend", "none"], "backend: found 'none'"),
+    (["classify", "{bert}", "a", "--engine", "none"], "engine: found 'none'"),
     (["tag", "{bert}", "a", "--device", "nowhere"], "device: found 'nowhere'"),
     (["tag", "{bert}", "a", "--dtype", "int4"], "dtype: found 'int4'"),
-    (["tag", "{bert}", "a", "--backend", "none"], "backend: found 'none'"),
+    (["tag", "{bert}", "a", "--engine", "none"], "engine: found 'none'"),
     (["rerank", "{bert}", "a", "b", "--device", "nowhere"], "device: found 'nowhere'"),
     (["rerank", "{bert}", "a", "b", "--dtype", "int4"], "dtype: found 'int4'"),
-    (["rerank", "{bert}", "a", "b", "--backend", "none"], "backend: found 'none'"),
+    (["rerank", "{bert}", "a", "b", "--engine", "none"], "engine: found 'none'"),
     (["index", "{bert}", "{texts}", "--out", "out", "--device", "nowhere"], "device: found 'nowhere'"),
     (["index", "{bert}", "{texts}", "--out", "out", "--dtype", "int4"], "dtype: found 'int4'"),
-    (["index", "{bert}", "{texts}", "--out", "out", "--backend", "none"], "backend: found 'none'"),
+    (["index", "{bert}", "{texts}", "--out", "out", "--engine", "none"], "engine: found 'none'"),
     (["serve", "{bert}", "--port", "0", "--device", "nowhere"], "device: found 'nowhere'"),
     (["serve", "{bert}", "--port", "0", "--dtype", "int4"], "dtype: found 'int4'"),
-    (["serve", "{bert}", "--port", "0", "--backend", "none"], "backend: found 'none'"),
+    (["serve", "{bert}", "--port", "0", "--engine", "none"], "engine: found 'none'"),
     (["fill-mask", "{bert}", "--file", "{rows}", "--text-field", "other"], "no field 'other', found 'body'"),
     (["fill-mask", "{bert}", "--file", "{texts}/some.txt", "--on-error", "pass"], "on_error: found 'pass'"),
     (["embed", "{bert}", "--file", "{rows}", "--text-field", "other"], "no field 'other', found 'body'"),
@@ -120,11 +120,11 @@ REFUSED = [
     (["rerank", "{bert}", "what", "--file", "{rows}", "--text-field", "other"], "no field 'other', found 'body'"),
     (["rerank", "{bert}", "what", "--file", "{texts}/some.txt", "--on-error", "pass"], "on_error: found 'pass'"),
     (["embed", "{bert}", "a", "--processes", "0"], "processes: found 0"),
-    (["embed", "{bert}", "a", "--engine", "spark"], "engine: found 'spark'"),
+    (["embed", "{bert}", "a", "--executor", "spark"], "executor: found 'spark'"),
     (["embed", "{bert}", "a", "--overflow", "fold"], "overflow: found 'fold'"),
     (["classify", "{classifier}", "a", "--overflow", "fold"], "overflow: found 'fold'"),
     (["serve", "{bert}", "--port", "0", "--host", ""], "host: is empty"),
-    (["prepare", "sources=[{texts}]", "tokenizer={bert}", "out=out", "--engine", "spark"], "engine: found 'spark'"),
+    (["prepare", "sources=[{texts}]", "tokenizer={bert}", "out=out", "--executor", "spark"], "executor: found 'spark'"),
     (["evaluate", "retrieval", "{bert}", "{collection}", "--device", "nowhere"], "device: found 'nowhere'"),
     (["evaluate", "retrieval", "{bert}", "{collection}", "--dtype", "int4"], "dtype: found 'int4'"),
     (["evaluate", "retrieval", "{bert}", "{collection}", "--split", "none"], "none.tsv"),
@@ -370,7 +370,7 @@ def server(bert: Path) -> Iterator[tuple[str, httpx.Client]]:
     command = [
         "-m", "modernbert", "serve", str(bert), "--host", "localhost", "--port", "0", "--api-key", "secret",
         "--budget-tokens", "64", "--queue-tokens", "300", "--max-requests", "7", "--max-bytes", "2000", "--timeout",
-        "2", "--wait", "50", "--batch-seconds", "0.25", "--device", "cpu", "--dtype", "float32", "--backend", "banded",
+        "2", "--wait", "50", "--batch-seconds", "0.25", "--device", "cpu", "--dtype", "float32", "--engine", "torch",
     ]  # fmt: skip
     process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None

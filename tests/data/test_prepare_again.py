@@ -187,12 +187,12 @@ def test_ray_writes_the_same_bytes(corpus: Path, tokenizer_folder: Path) -> None
     code = (
         "from modernbert.data import prepare; prepare.SHARD_CHARS = 4_000; from modernbert.cli.main import main; main()"
     )
-    command = [sys.executable, "-c", code, *words, "heldout=0.2", "processes=2", "--engine", "ray"]
+    command = [sys.executable, "-c", code, *words, "heldout=0.2", "processes=2", "--executor", "ray"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert content(corpus.parent / "ray") == content(straight)
 
 
 def test_an_unknown_engine_is_refused(corpus: Path, tokenizer_folder: Path) -> None:
-    with pytest.raises(InputError, match="engine: found 'spark', expected 'local' or 'ray'"):
-        prepare.run(config(corpus, tokenizer_folder, engine="spark"))
+    with pytest.raises(InputError, match="executor: found 'spark', expected 'local' or 'ray'"):
+        prepare.run(config(corpus, tokenizer_folder, executor="spark"))

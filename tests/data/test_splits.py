@@ -226,7 +226,7 @@ def config(tmp_path: Path, small_bert: ModernBert) -> FinetuneConfig:
 
 def words(config: FinetuneConfig, **changes: str) -> list[str]:
     given = {name: getattr(config, name) for name in ("model", "task", "output", "epochs", "device")}
-    given |= {"train": f"[{config.train[0]}]", "dtype": "float32", "engine": "banded"} | changes
+    given |= {"train": f"[{config.train[0]}]", "dtype": "float32", "engine": "torch"} | changes
     return [f"{name}={value}" for name, value in given.items()]
 
 
@@ -278,7 +278,7 @@ def test_a_retriever_learns_from_the_split_train(
     finetune_retriever(
         RetrieverConfig(
             model=config.model, task="embed", train=config.train, output=config.output, device="cpu", dtype="float32",
-            engine="banded",
+            engine="torch",
         )
     )  # fmt: skip
     assert "embed: 3 questions" in capsys.readouterr().out

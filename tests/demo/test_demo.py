@@ -70,7 +70,7 @@ def test_the_log_has_every_step_once_through_three_phases(finished: tuple[Path, 
 def test_the_model_is_one_that_transformers_loads(finished: tuple[Path, str]) -> None:
     folder = finished[0] / "model"
     text = "def area(radius):\n    return pi * radius ** 2"
-    ours = ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    ours = ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
     inputs = AutoTokenizer.from_pretrained(folder)(text, return_tensors="pt")
     theirs = AutoModelForMaskedLM.from_pretrained(folder).eval()
     hidden = theirs.model(**inputs).last_hidden_state[0].detach().numpy()

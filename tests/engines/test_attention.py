@@ -1,4 +1,4 @@
-"""Every backend against the dense reference; the flash kernels through a stand-in and, marked gpu, for real."""
+"""Every engine's attention against the reference; the flash kernels through a stand-in and, marked gpu, for real."""
 
 import inspect
 import math
@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
 from modernbert.batch import Batch, SequenceLengths
-from modernbert.engines import flash_attention as flash
-from modernbert.engines.attention import Window, attend, choose_backend
+from modernbert.engines import flash_engine as flash
 from modernbert.engines.cpu import build
+from modernbert.engines.engine import Window
+from modernbert.engines.registry import choose_engine, find_engine
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
@@ -25,14 +26,14 @@ LENGTHS = [[1], [1, 1, 1], [64], [128, 64], [65, 63], [129, 1, 127], [3, 200, 2,
 
 
 def outcome(
-    backend: str, lengths: list[int], window: Window, dtype: torch.dtype, heads: int = 2, width: int = 16
+    engine: str, lengths: list[int], window: Window, dtype: torch.dtype, heads: int = 2, width: int = 16
 ) -> list[Tensor]:
     """Return the output and the gradients of queries, keys and values."""
     generator = torch.Generator().manual_seed(1)
     shape = (sum(lengths), heads, width)
     q, k, v, g = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(4))
     inputs = [x.requires_grad_() for x in (q, k, v)]
-    mixed = attend(*inputs, SequenceLengths.from_lengths(lengths), window, backend)
+    mixed = find_engine(engine).attention(*inputs, SequenceLengths.from_lengths(lengths), window)
     mixed.backward(g)
     return [mixed.detach(), *(x.grad for x in inputs)]
 
@@ -40,9 +41,11 @@ def outcome(
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @pytest.mark.parametrize("window", [None, WINDOW, (3, 3), (0, 5), (7, 0)], ids=str)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_banded_equals_dense_forward_and_backward(lengths: list[int], window: Window, dtype: torch.dtype) -> None:
+def test_torch_equals_the_reference_forward_and_backward(
+    lengths: list[int], window: Window, dtype: torch.dtype
+) -> None:
     for found, expected in zip(
-        outcome("banded", lengths, window, dtype), outcome("dense", lengths, window, dtype), strict=True
+        outcome("torch", lengths, window, dtype), outcome("reference", lengths, window, dtype), strict=True
     ):
         torch.testing.assert_close(found, expected, atol=TOLERANCE[dtype], rtol=0)
 
@@ -53,11 +56,11 @@ def test_banded_equals_dense_forward_and_backward(lengths: list[int], window: Wi
     side=st.integers(1, 70),
     is_local=st.booleans(),
 )
-def test_banded_equals_dense_for_any_lengths(lengths: list[int], side: int, is_local: bool) -> None:
+def test_torch_equals_the_reference_for_any_lengths(lengths: list[int], side: int, is_local: bool) -> None:
     window = (side, side) if is_local else None
     for found, expected in zip(
-        outcome("banded", lengths, window, torch.float64),
-        outcome("dense", lengths, window, torch.float64),
+        outcome("torch", lengths, window, torch.float64),
+        outcome("reference", lengths, window, torch.float64),
         strict=True,
     ):
         torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
@@ -67,8 +70,8 @@ def test_banded_equals_dense_for_any_lengths(lengths: list[int], side: int, is_l
 def test_local_gradients_in_bfloat16_are_as_near_as_those_of_torch(lengths: list[int]) -> None:
     """The measure of nearness: what rounding alone does when torch's own backward pass runs in bfloat16."""
     layout = SequenceLengths.from_lengths(lengths)
-    exact = outcome("dense", lengths, WINDOW, torch.float64, width=64)
-    ours = outcome("banded", lengths, WINDOW, torch.bfloat16, width=64)
+    exact = outcome("reference", lengths, WINDOW, torch.float64, width=64)
+    ours = outcome("torch", lengths, WINDOW, torch.bfloat16, width=64)
     same = layout.doc_ids()[:, None] == layout.doc_ids()[None, :]
     near = (layout.positions[:, None] - layout.positions[None, :]).abs() <= 64
     generator = torch.Generator().manual_seed(1)
@@ -83,27 +86,28 @@ def test_local_gradients_in_bfloat16_are_as_near_as_those_of_torch(lengths: list
         assert error < 1.2 * (their[0].transpose(0, 1).double() - expected).norm() / expected.norm()
 
 
-def test_dense_is_the_formula() -> None:
+def test_the_reference_is_the_formula() -> None:
     """A window of 64 lets a token see 129 keys: with equal scores each of them weighs 1/129."""
     layout = SequenceLengths.from_lengths([300])
     zeros = torch.zeros(300, 1, 300, dtype=torch.float64)
     values = torch.eye(300, dtype=torch.float64)[:, None, :]
-    weights = attend(zeros, zeros, values, layout, WINDOW, "dense")[:, 0]
+    weights = find_engine("reference").attention(zeros, zeros, values, layout, WINDOW)[:, 0]
     distance = (torch.arange(300)[:, None] - torch.arange(300)[None, :]).abs()
     seen = (distance <= 64).double()
     torch.testing.assert_close(weights, seen / seen.sum(dim=1, keepdim=True))
     assert seen[150].sum() == 129
 
 
-@pytest.mark.parametrize("backend", ["banded", "dense"])
+@pytest.mark.parametrize("engine", ["torch", "reference"])
 @pytest.mark.parametrize("window", [None, WINDOW], ids=str)
-def test_nothing_crosses_the_border_of_a_document(backend: str, window: Window) -> None:
+def test_nothing_crosses_the_border_of_a_document(engine: str, window: Window) -> None:
     layout = SequenceLengths.from_lengths([50, 30])
     q, k, v = (torch.randn(80, 2, 8) for _ in range(3))
-    before = attend(q, k, v, layout, window, backend)
+    attention = find_engine(engine).attention
+    before = attention(q, k, v, layout, window)
     changed = v.clone()
     changed[50:] = 1e4
-    assert torch.equal(before[:50], attend(q, k, changed, layout, window, backend)[:50])
+    assert torch.equal(before[:50], attention(q, k, changed, layout, window)[:50])
 
 
 def stand_in(
@@ -145,43 +149,41 @@ def test_the_stand_in_has_the_signature_of_torch() -> None:
 
 @pytest.mark.parametrize("window", [None, WINDOW], ids=str)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_varlen_hands_the_kernel_what_it_expects(
+def test_flash_hands_the_kernel_what_it_expects(
     lengths: list[int], window: Window, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(flash, "varlen_kernel", lambda: stand_in)
     for found, expected in zip(
-        outcome("varlen", lengths, window, torch.float64),
-        outcome("dense", lengths, window, torch.float64),
+        outcome("flash", lengths, window, torch.float64),
+        outcome("reference", lengths, window, torch.float64),
         strict=True,
     ):
         torch.testing.assert_close(found, expected, atol=1e-10, rtol=0)
 
 
-def test_whole_model_through_varlen_equals_banded(small_model: MaskedLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_model_through_flash_equals_torch(small_model: MaskedLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flash, "varlen_kernel", lambda: stand_in)
     generator = torch.Generator().manual_seed(0)
     batch = Batch.from_documents([torch.randint(0, 512, (n,), generator=generator).numpy() for n in (5, 200, 64)])
     with torch.no_grad():
         expected = small_model(batch)
-        small_model.model.backend = "varlen"
+        small_model.model.engine = find_engine("flash")
         torch.testing.assert_close(small_model(batch), expected, atol=1e-5, rtol=0)
 
 
 def test_auto_takes_what_runs_and_a_name_is_never_replaced() -> None:
     cpu, config = torch.device("cpu"), ModelConfig.preset("base")
     narrow = ModelConfig.preset("base", num_attention_heads=24)
-    best = "banded" if build.obstacle() else "native"
-    assert choose_backend("auto", cpu, torch.float32, config) == best
-    assert choose_backend("auto", cpu, torch.float32, narrow) == "banded"
-    assert choose_backend("dense", cpu, torch.float32, config) == "dense"
-    with pytest.raises(InputError, match="native needs heads of width 64, found 32; banded runs everywhere"):
-        choose_backend("native", cpu, torch.float32, narrow)
-    with pytest.raises(InputError, match="varlen needs a CUDA device, found cpu"):
-        choose_backend("varlen", cpu, torch.bfloat16, config)
-    with pytest.raises(
-        InputError, match="backend: found 'flash', expected auto, triton, varlen, native, banded, dense"
-    ):
-        choose_backend("flash", cpu, torch.float32, config)
+    best = "torch" if build.unavailable_reason() else "cpu"
+    assert choose_engine("auto", cpu, torch.float32, config).name == best
+    assert choose_engine("auto", cpu, torch.float32, narrow).name == "torch"
+    assert choose_engine("reference", cpu, torch.float32, config) is find_engine("reference")
+    with pytest.raises(InputError, match="engine: cpu needs heads of width 64, found 32; torch runs everywhere"):
+        choose_engine("cpu", cpu, torch.float32, narrow)
+    with pytest.raises(InputError, match="flash needs a CUDA device, found cpu"):
+        choose_engine("flash", cpu, torch.bfloat16, config)
+    with pytest.raises(InputError, match="engine: found 'varlen', expected auto, cuda, flash, cpu, torch, reference"):
+        choose_engine("varlen", cpu, torch.float32, config)
 
 
 class _Largest(torch.overrides.TorchFunctionMode):
@@ -222,18 +224,18 @@ def test_no_tensor_grows_with_the_square_of_the_length() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["triton", "varlen"])
+@pytest.mark.parametrize("engine", ["cuda", "flash"])
 @pytest.mark.parametrize("window", [None, WINDOW], ids=str)
 @pytest.mark.parametrize("lengths", [*LENGTHS, [8_192, 3], [1024] * 8], ids=str)
-def test_kernels_of_a_gpu_equal_banded(lengths: list[int], window: Window, backend: str) -> None:
+def test_kernels_of_a_gpu_equal_torch(lengths: list[int], window: Window, engine: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     layout = SequenceLengths.from_lengths(lengths).to("cuda")
     q, k, v, g = (torch.randn(sum(lengths), 4, 64, device="cuda") for _ in range(4))
     results = []
-    for name, dtype in ((backend, torch.bfloat16), ("banded", torch.float32)):
+    for name, dtype in ((engine, torch.bfloat16), ("torch", torch.float32)):
         inputs = [x.to(dtype).detach().requires_grad_() for x in (q, k, v)]
-        mixed = attend(*inputs, layout, window, name)
+        mixed = find_engine(name).attention(*inputs, layout, window)
         mixed.backward(g.to(dtype))
         results.append([mixed.detach().float(), *(x.grad.float() for x in inputs)])
     for found, expected in zip(*results, strict=True):

@@ -59,7 +59,7 @@ def run_apart(code, **environment):
     code = (
         "import warnings; warnings.simplefilter('ignore')\nimport torch\n"
         "from test_compile import batch_of, model_of, outcome\n"
-        "from modernbert.engines.compiled_layers import compile_layers\n" + code
+        "from modernbert.engines.registry import PORTABLE\n" + code
     )
     environment = os.environ | {"PYTHONPATH": os.path.dirname(__file__)} | environment
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
@@ -71,7 +71,7 @@ def test_compiled_layers_compute_the_same_for_any_length():
     run_apart("""
 plain, compiled = model_of(), model_of()
 names = list(compiled.state_dict())
-assert (reason := compile_layers(compiled, torch.float32)) is None, reason
+assert (reason := PORTABLE.compile_blocks(compiled.model, torch.float32)) is None, reason
 assert list(compiled.state_dict()) == names
 def compare(*lengths):
     batch = batch_of(*lengths)
@@ -92,7 +92,7 @@ def test_without_a_compiler_layers_stay_as_they_are(tmp_path):
         """
 model = model_of()
 expected = outcome(model, batch_of(17, 3))
-reason = compile_layers(model, torch.float32)
+reason = PORTABLE.compile_blocks(model.model, torch.float32)
 assert reason and chr(10) not in reason, reason
 assert all(torch.equal(a, b) for a, b in zip(outcome(model, batch_of(17, 3)), expected))
 """,

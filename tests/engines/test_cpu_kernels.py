@@ -18,19 +18,19 @@ from torch.nn.utils import prune
 
 from modernbert.batch import Batch, SequenceLengths
 from modernbert.engines import linear_cross_entropy as decoding
-from modernbert.engines.attention import Window, choose_backend, prepare
 from modernbert.engines.cpu import build, calls
-from modernbert.engines.cpu.fused_encoder import FusedEncoder
+from modernbert.engines.engine import Window
+from modernbert.engines.registry import choose_engine, find_engine, find_optimizer_kernels
 from modernbert.errors import InputError
+from modernbert.inference.loading import permit_plans
 from modernbert.model.config import ModelConfig
-from modernbert.model.encoder import Encoder
+from modernbert.model.encoder import Encoder, rope_angles
 from modernbert.model.heads import MaskedLM
 from modernbert.model.initialization import initialize
-from modernbert.model.rope import rotation
 from modernbert.training.losses import masked_lm
 from modernbert.training.optimizers import StableAdamW
 
-pytestmark = pytest.mark.skipif(build.obstacle() is not None, reason=f"native {build.obstacle()}")
+pytestmark = pytest.mark.skipif(build.unavailable_reason() is not None, reason=f"cpu {build.unavailable_reason()}")
 
 WINDOW = (64, 64)
 LENGTHS = [[1], [1, 1, 1], [64], [128, 64], [65, 63], [129, 1, 127], [3, 200, 2, 2, 2, 90], [640], [70] * 5, [257, 700]]
@@ -39,7 +39,7 @@ TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 6e-3}
 
 
 def attention(
-    backend: str, lengths: list[int], window: Window, dtype: torch.dtype, exact: bool = False
+    engine: str, lengths: list[int], window: Window, dtype: torch.dtype, exact: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return what comes out, and the gradient of what goes in; `exact` computes in float64 from the rounded inputs."""
     generator = torch.Generator().manual_seed(1)
@@ -48,8 +48,8 @@ def attention(
     upstream = torch.randn(sum(lengths), 2, 64, generator=generator).to(dtype)
     if exact:
         qkv, upstream = qkv.double(), upstream.double()
-    angles = rotation(layout.positions, 64, 10_000.0)
-    mixed = prepare(backend, layout, window, angles, qkv.dtype)(qkv.requires_grad_())
+    angles = rope_angles(layout.positions, 64, 10_000.0)
+    mixed = find_engine(engine).plan_attention(layout, window, angles, qkv.dtype)(qkv.requires_grad_())
     (grad,) = torch.autograd.grad(mixed, qkv, upstream)
     return mixed.detach(), grad
 
@@ -63,8 +63,8 @@ def error(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("window", [None, WINDOW, (3, 3), (0, 5), (7, 0)], ids=str)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_attention_equals_dense_forward_and_backward(lengths: list[int], window: Window, dtype: torch.dtype) -> None:
-    exact = attention("dense", lengths, window, dtype, exact=True)
-    for found, expected in zip(attention("native", lengths, window, dtype), exact, strict=True):
+    exact = attention("reference", lengths, window, dtype, exact=True)
+    for found, expected in zip(attention("cpu", lengths, window, dtype), exact, strict=True):
         assert error(found, expected) < TOLERANCE[dtype]
 
 
@@ -76,8 +76,8 @@ def test_attention_equals_dense_forward_and_backward(lengths: list[int], window:
 )
 def test_attention_equals_dense_for_any_lengths(lengths: list[int], sides: tuple[int, int], is_local: bool) -> None:
     window = sides if is_local else None
-    exact = attention("dense", lengths, window, torch.float32, exact=True)
-    for found, expected in zip(attention("native", lengths, window, torch.float32), exact, strict=True):
+    exact = attention("reference", lengths, window, torch.float32, exact=True)
+    for found, expected in zip(attention("cpu", lengths, window, torch.float32), exact, strict=True):
         assert error(found, expected) < 2e-6
 
 
@@ -154,12 +154,11 @@ def test_large_scores_do_not_overflow() -> None:
     """Scores of hundreds, as untrained weights or long training make them: the softmax picks one key."""
     layout = SequenceLengths.from_lengths([300])
     qkv = torch.randn(300, 3, 1, 64) * 40
-    angles = rotation(layout.positions, 64, 10_000.0)
+    angles = rope_angles(layout.positions, 64, 10_000.0)
     for dtype in TOLERANCE:
-        mixed = prepare("native", layout, None, angles, dtype)(qkv.to(dtype))
-        expected = prepare("dense", layout, None, tuple(a.double() for a in angles), torch.float64)(
-            qkv.to(dtype).double()
-        )
+        mixed = find_engine("cpu").plan_attention(layout, None, angles, dtype)(qkv.to(dtype))
+        wide = tuple(a.double() for a in angles)
+        expected = find_engine("reference").plan_attention(layout, None, wide, torch.float64)(qkv.to(dtype).double())
         assert mixed.isfinite().all()
         # Near ties flip between keys in bfloat16, where scores of a thousand are rounded to whole numbers.
         assert error(mixed, expected) < (1e-4 if dtype == torch.float32 else 0.3)
@@ -170,8 +169,8 @@ def test_what_is_not_a_number_is_not_hidden() -> None:
     layout = SequenceLengths.from_lengths([20, 30])
     qkv = torch.randn(50, 3, 1, 64)
     qkv[3, 0, 0, 5] = torch.nan
-    angles = rotation(layout.positions, 64, 10_000.0)
-    mixed = prepare("native", layout, None, angles, torch.float32)(qkv)
+    angles = rope_angles(layout.positions, 64, 10_000.0)
+    mixed = find_engine("cpu").plan_attention(layout, None, angles, torch.float32)(qkv)
     assert mixed[3].isnan().all() and mixed[20:].isfinite().all()
     hidden, normed = calls.add_norm(torch.full((2, 64), torch.nan), torch.zeros(2, 64), torch.ones(64), 1e-5)
     assert hidden.isnan().all() and normed.isnan().all()
@@ -267,8 +266,8 @@ def test_the_optimizer_equals_its_formula_in_torch() -> None:
     shapes = [(3,), (16,), (70, 513), (1,)]
     ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in shapes] for _ in range(2))
     optimizers = [
-        StableAdamW(weights, lr=1e-2, weight_decay=0.1, fused=fused)
-        for weights, fused in ((ours, True), (theirs, False))
+        StableAdamW(weights, lr=1e-2, weight_decay=0.1, kernels=kernels)
+        for weights, kernels in ((ours, find_optimizer_kernels(torch.device("cpu"))), (theirs, None))
     ]
     for step in range(6):
         for mine, other in zip(ours, theirs, strict=True):
@@ -294,9 +293,9 @@ def loss_and_gradients(model: MaskedLM, dtype: torch.dtype) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_training_step_equals_that_of_the_other_backends(small_model: MaskedLM, dtype: torch.dtype) -> None:
+def test_a_training_step_equals_that_of_the_other_engines(small_model: MaskedLM, dtype: torch.dtype) -> None:
     exact = loss_and_gradients(small_model, torch.float32)
-    small_model.model.backend = "native"
+    small_model.model.engine = find_engine("cpu")
     native = loss_and_gradients(small_model, dtype)
     for found, expected in zip(native, exact, strict=True):
         assert error(found, expected) < (5e-6 if dtype == torch.float32 else 0.03)
@@ -315,7 +314,7 @@ def test_the_number_of_threads_changes_no_bit_of_a_loop(dtype: torch.dtype) -> N
             hidden, normed = calls.add_norm(calls.geglu(both), delta, scale, 1e-5)
             # The last is so long that it is cut into other tasks.
             cases = ([200, 900], WINDOW), ([200, 900], None), ([5_000], None)
-            outputs = [tensor for lengths, window in cases for tensor in attention("native", lengths, window, dtype)]
+            outputs = [tensor for lengths, window in cases for tensor in attention("cpu", lengths, window, dtype)]
             grads = torch.autograd.grad((hidden.float() + normed.float()).square().sum(), (both, delta, scale))
             logits, grad_bias = torch.randn(300, 700).to(dtype), torch.zeros(700)
             loss = calls.cross_entropy_(logits, torch.zeros(700), torch.arange(300), grad_bias)
@@ -331,8 +330,8 @@ def test_the_number_of_threads_changes_no_bit_of_a_loop(dtype: torch.dtype) -> N
 @pytest.mark.parametrize("window", [None, WINDOW, (3, 3)], ids=str)
 def test_products_in_tiles_equal_dense(window: Window, tiles: None) -> None:
     for lengths in (each for each in LENGTHS if max(each) <= 200):  # what is emulated takes its time
-        exact = attention("dense", lengths, window, torch.bfloat16, exact=True)
-        for found, expected in zip(attention("native", lengths, window, torch.bfloat16), exact, strict=True):
+        exact = attention("reference", lengths, window, torch.bfloat16, exact=True)
+        for found, expected in zip(attention("cpu", lengths, window, torch.bfloat16), exact, strict=True):
             assert error(found, expected) < TOLERANCE[torch.bfloat16]
 
 
@@ -344,10 +343,12 @@ def test_an_encoder_in_tiles_equals_dense(tiles: None) -> None:
 def assert_whole_encoder(dtype: torch.dtype) -> None:
     """All layers in one call, threads with rows of their own and threads that share them."""
     config = ModelConfig.preset("tiny")
-    plain = Encoder(config, "dense").eval()
+    plain = Encoder(config, find_engine("reference")).eval()
     initialize(plain, config, seed=0)
     plain = plain.to(dtype)
-    exact, fused = copy.deepcopy(plain).double(), FusedEncoder(copy.deepcopy(plain))
+    exact, fused = copy.deepcopy(plain).double(), copy.deepcopy(plain)
+    fused.engine = find_engine("cpu")
+    permit_plans(fused)
     with torch.inference_mode():
         for lengths in ([7], [3, 200, 65], [400, 300]):
             batch = Batch.from_documents([list(range(length)) for length in lengths])
@@ -356,13 +357,13 @@ def assert_whole_encoder(dtype: torch.dtype) -> None:
 
 
 def gradients_of(
-    backend: str, dtype: torch.dtype, vocabulary: int, *, recompute: bool = False, trained: str = ""
+    engine: str, dtype: torch.dtype, vocabulary: int, *, recompute: bool = False, trained: str = ""
 ) -> dict[str, Tensor]:
     """Return the gradients of a small model whose layers and decoder are as wide as loops want them."""
     config = ModelConfig.preset("tiny", vocab_size=vocabulary, attention_output_dropout=0.0)
-    model = MaskedLM(config, backend)
+    model = MaskedLM(config, find_engine(engine))
     initialize(model, config, seed=0)
-    model = model.to(torch.float64 if backend == "dense" else torch.float32)
+    model = model.to(torch.float64 if engine == "reference" else torch.float32)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained in name)
     model.model.recompute = recompute
@@ -377,8 +378,8 @@ def gradients_of(
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_model_in_loops_learns_what_one_in_torch_does(recompute: bool, trained: str) -> None:
     """Whole, and with all but a part frozen; what is gone through twice finds what it was given."""
-    expected = gradients_of("dense", torch.float32, 4_096, trained=trained)
-    found = gradients_of("native", torch.float32, 4_096, recompute=recompute, trained=trained)
+    expected = gradients_of("reference", torch.float32, 4_096, trained=trained)
+    found = gradients_of("cpu", torch.float32, 4_096, recompute=recompute, trained=trained)
     assert found.keys() == expected.keys() and found
     assert all(error(found[name], expected[name]) < 5e-6 for name in expected)
 
@@ -390,10 +391,10 @@ def test_a_decoder_in_loops_learns_chunk_by_chunk(
 ) -> None:
     """With a vocabulary that products in loops take, and one that they do not."""
     monkeypatch.setattr(decoding, "CHUNK_ROWS", 50)
-    expected = gradients_of("dense", torch.float32, vocabulary, trained="decoder")
-    found = gradients_of("native", dtype, vocabulary, trained="decoder")
-    expected |= gradients_of("dense", torch.float32, vocabulary, trained="embeddings")
-    found |= gradients_of("native", dtype, vocabulary, trained="embeddings")
+    expected = gradients_of("reference", torch.float32, vocabulary, trained="decoder")
+    found = gradients_of("cpu", dtype, vocabulary, trained="decoder")
+    expected |= gradients_of("reference", torch.float32, vocabulary, trained="embeddings")
+    found |= gradients_of("cpu", dtype, vocabulary, trained="embeddings")
     assert found.keys() == expected.keys() and len(found) == 3
     assert all(error(found[name], expected[name]) < (5e-6 if dtype == torch.float32 else 3e-2) for name in expected)
 
@@ -401,7 +402,7 @@ def test_a_decoder_in_loops_learns_chunk_by_chunk(
 def test_what_hangs_on_a_layer_is_heard() -> None:
     """Hooks, a bias put in later, and weights that are made anew at every pass, as pruning does."""
     config = ModelConfig.preset("tiny")
-    model = MaskedLM(config, "native").eval()
+    model = MaskedLM(config, find_engine("cpu")).eval()
     initialize(model, config, seed=0)
     batch, layer = Batch.from_documents([list(range(50))]), model.model.layers[0].attn.Wqkv
     plain, seen = model(batch), []
@@ -429,7 +430,7 @@ def tiles(cache_of_tiles: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
         monkeypatch.setattr(build, "_FLAGS", [*build._FLAGS, *emulation])
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_of_tiles))
     build._load.cache_clear()
-    assert build.obstacle() is None
+    assert build.unavailable_reason() is None
     yield
     build._load.cache_clear()
 
@@ -443,10 +444,10 @@ def test_products_in_vectors_equal_dense_on_a_narrower_processor(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     build._load.cache_clear()
     try:
-        assert build.obstacle() is None
+        assert build.unavailable_reason() is None
         for window, dtype in itertools.product((None, WINDOW), TOLERANCE):
-            exact = attention("dense", [3, 200, 65], window, dtype, exact=True)
-            for found, expected in zip(attention("native", [3, 200, 65], window, dtype), exact, strict=True):
+            exact = attention("reference", [3, 200, 65], window, dtype, exact=True)
+            for found, expected in zip(attention("cpu", [3, 200, 65], window, dtype), exact, strict=True):
                 assert error(found, expected) < TOLERANCE[dtype]
         for dtype in TOLERANCE:
             assert_whole_encoder(dtype)
@@ -467,21 +468,21 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
 
 
 def test_a_machine_without_a_compiler_says_so(
-    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cpu, config = torch.device("cpu"), ModelConfig.preset("base")
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert choose_backend("auto", cpu, torch.float32, config) == "banded"
-    assert "attention banded, since native needs a C++ compiler (g++), found none" in capsys.readouterr().err
-    with pytest.raises(InputError, match="native needs a C.. compiler"):
-        choose_backend("native", cpu, torch.float32, config)
+    assert choose_engine("auto", cpu, torch.float32, config).name == "torch"
+    assert "engine torch, since cpu needs a C++ compiler (g++), found none" in caplog.text
+    with pytest.raises(InputError, match="cpu needs a C.. compiler"):
+        choose_engine("cpu", cpu, torch.float32, config)
 
 
 def test_what_is_kept_serves_without_a_compiler(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert build.obstacle() is None
+    assert build.unavailable_reason() is None
     build._load.cache_clear()
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert build.obstacle() is None
+    assert build.unavailable_reason() is None
 
 
 def test_the_library_is_made_once_and_a_damaged_one_again(
@@ -489,7 +490,7 @@ def test_the_library_is_made_once_and_a_damaged_one_again(
 ) -> None:
     for _ in range(2):
         build._load.cache_clear()
-        assert build.obstacle() is None
+        assert build.unavailable_reason() is None
     assert capsys.readouterr().err.count("compiling") == 1
     (made,) = empty_cache.rglob("*.so")
     monkeypatch.setenv("XDG_CACHE_HOME", str(empty_cache / "other"))
@@ -497,7 +498,7 @@ def test_the_library_is_made_once_and_a_damaged_one_again(
     damaged.parent.mkdir(parents=True)
     damaged.write_bytes(made.read_bytes()[:1000])
     build._load.cache_clear()
-    assert build.obstacle() is None
+    assert build.unavailable_reason() is None
     assert damaged.stat().st_size == made.stat().st_size
 
 
@@ -506,7 +507,7 @@ def test_where_nothing_can_be_kept_the_library_serves_one_process(
 ) -> None:
     (empty_cache / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(empty_cache / "file"))
-    assert build.obstacle() is None
+    assert build.unavailable_reason() is None
     assert "the next process compiles the kernels again" in capsys.readouterr().err
     assert calls.geglu(torch.ones(2, 32)).shape == (2, 16)
 
@@ -524,7 +525,7 @@ def test_a_library_that_another_user_may_have_made_is_not_loaded(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The digest at the end of the file is no protection: who can write the file can write the digest."""
-    assert build.obstacle() is None
+    assert build.unavailable_reason() is None
     (made,) = empty_cache.rglob("*.so")
     assert made.parent.stat().st_mode & 0o077 == 0, "the folder is this user's alone"
     good = shutil.copy(made, empty_cache / "good.so")
@@ -541,7 +542,7 @@ def test_a_library_that_another_user_may_have_made_is_not_loaded(
         planted.chmod(mode)
         capsys.readouterr()
         build._load.cache_clear()
-        assert build.obstacle() is None
+        assert build.unavailable_reason() is None
         assert calls.geglu(torch.ones(2, 32)).shape == (2, 16)
         said = capsys.readouterr().err
         assert f"{planted}: " in said and "so it is not used; the next process compiles the kernels again" in said
@@ -554,9 +555,9 @@ def test_a_library_that_another_user_may_have_made_is_not_loaded(
 def test_widths_that_vectors_do_not_divide_are_left_to_torch(width: int) -> None:
     """A last vector that reaches behind its row would write over other memory."""
     cpu, config = torch.device("cpu"), ModelConfig.preset("base", intermediate_size=width)
-    assert choose_backend("auto", cpu, torch.float32, config) == "banded"
-    with pytest.raises(InputError, match=f"native needs an intermediate_size that divides by 16, found {width}"):
-        choose_backend("native", cpu, torch.float32, config)
+    assert choose_engine("auto", cpu, torch.float32, config).name == "torch"
+    with pytest.raises(InputError, match=f"cpu needs an intermediate_size that divides by 16, found {width}"):
+        choose_engine("cpu", cpu, torch.float32, config)
     with pytest.raises(ValueError, match="expected a multiple of 16"):
         calls.geglu(torch.zeros(3, 2 * width))
     with pytest.raises(ValueError, match="expected a multiple of 16"):

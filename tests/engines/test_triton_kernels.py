@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from modernbert.batch import SequenceLengths
-from modernbert.engines.attention import Window, prepare
 from modernbert.engines.cpu import build, calls
+from modernbert.engines.engine import RopeAttention, Window
+from modernbert.engines.registry import find_engine
 from modernbert.model.config import ModelConfig
+from modernbert.model.encoder import rope_angles
 from modernbert.model.heads import MaskedLM
 from modernbert.model.initialization import initialize
-from modernbert.model.rope import rotate_heads, rotation
 from modernbert.planning.step_timing import random_batch
 from modernbert.training.losses import masked_lm
 from modernbert.training.optimizers import StableAdamW
@@ -47,13 +48,13 @@ def check(found: Sequence[Tensor], expected: Sequence[Tensor], share: float = NE
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_attention_equals_dense_forth_and_back(lengths: list[int], window: Window) -> None:
     layout = SequenceLengths.from_lengths(lengths).to(DEVICE)
-    angles = rotation(layout.positions, WIDTH, 10_000.0)
+    angles = rope_angles(layout.positions, WIDTH, 10_000.0)
     cosines, sines = (part[:, 0] for part in angles)
     given, upstream = randn(layout.num_tokens, 3, HEADS, WIDTH), randn(layout.num_tokens, HEADS, WIDTH)
     outcomes = []
     for attend in (
         lambda qkv: attention.attend(qkv, cosines, sines, attention.ranges(layout, window)),
-        prepare("dense", layout, window, angles, torch.float32),
+        find_engine("reference").plan_attention(layout, window, angles, torch.float32),
     ):
         qkv = given.clone().requires_grad_()
         mixed = attend(qkv * 1)  # a copy, for it is turned in place
@@ -69,13 +70,13 @@ def test_a_range_is_a_window_within_a_document() -> None:
 
 def test_what_is_taken_apart_is_turned_and_so_are_gradients() -> None:
     layout = SequenceLengths.from_lengths([9, 40]).to(DEVICE)
-    angles = rotation(layout.positions, WIDTH, 160_000.0)
+    angles = rope_angles(layout.positions, WIDTH, 160_000.0)
     given = randn(layout.num_tokens, 3, HEADS, WIDTH)
     upstream = [randn(layout.num_tokens, HEADS, WIDTH) for _ in range(3)]
     outcomes = []
     for take in (
         lambda qkv: rotary.split_rotated_qkv(qkv, *(part[:, 0] for part in angles)),
-        lambda qkv: rotate_heads(qkv, angles),
+        RopeAttention(angles, lambda q, k, v: v).rotate,
     ):
         qkv = given.clone().requires_grad_()
         three = take(qkv * 1)
@@ -115,7 +116,7 @@ def test_a_share_is_dropped_the_same_forth_and_back_and_no_other_time_the_same()
     assert torch.equal(elementwise.add_norm(hidden, delta, weight, 1e-5, dropout=0.25)[0], totals[0])
 
 
-@pytest.mark.skipif(build.obstacle() is not None, reason=f"native {build.obstacle()}")
+@pytest.mark.skipif(build.unavailable_reason() is not None, reason=f"cpu {build.unavailable_reason()}")
 def test_what_is_dropped_is_the_same_on_a_cpu() -> None:
     hidden, delta, weight = torch.zeros(100, 64), torch.ones(100, 64), torch.ones(64)
     torch.manual_seed(3)
@@ -140,11 +141,11 @@ def test_a_model_in_kernels_learns_what_one_in_torch_does(small_config: ModelCon
     config = replace(small_config, num_hidden_layers=2, vocab_size=96, global_attn_every_n_layers=2)
     batch = random_batch(config, [30, 9], 0.3).to(DEVICE)
     outcomes = []
-    for backend in ("triton", "banded"):
-        model = MaskedLM(config, backend)
+    for engine in ("cuda", "torch"):
+        model = MaskedLM(config, find_engine(engine))
         initialize(model, config, seed=0)
         model.to(DEVICE).train()
-        model.model.recompute = recompute and backend == "triton"
+        model.model.recompute = recompute and engine == "cuda"
         total, _ = masked_lm(model, batch)
         outcomes.append((total.detach(), *torch.autograd.grad(total, list(model.parameters()))))
     check(*outcomes, 10 * NEAR)
@@ -164,14 +165,13 @@ def test_cross_entropy_equals_that_of_torch(entries: int) -> None:
 
 
 @pytest.mark.parametrize("shards", [1, 2])
-def test_the_optimizers_step_equals_its_formula_in_torch(shards: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_optimizers_step_equals_its_formula_in_torch(shards: int) -> None:
     """Tensors below, at and above a block; a gradient that outgrows its second moment shortens the step."""
-    monkeypatch.setattr(StableAdamW, "_update_in_loops", StableAdamW._update_in_kernels)
     shapes = [(3,), (moments._BLOCK,), (70, 513), (1,)]
     both = [[nn.Parameter(torch.ones(shape, device=DEVICE)) for shape in shapes] for _ in range(2)]
     optimizers = [
-        StableAdamW(weights, lr=1e-2, weight_decay=0.1, fused=fused, sum_shards=lambda squares: shards * squares)
-        for weights, fused in zip(both, (True, False), strict=True)
+        StableAdamW(weights, lr=1e-2, weight_decay=0.1, kernels=kernels, sum_shards=lambda squares: shards * squares)
+        for weights, kernels in zip(both, (moments, None), strict=True)
     ]
     for step in range(6):
         for mine, other in zip(*both, strict=True):

@@ -83,7 +83,7 @@ def scores_of(model: Any, task: Any) -> dict[str, float]:
 @pytest.mark.parametrize("kind", TASKS)
 def test_scores_are_those_of_sentence_transformers(kind: str, folder: Path) -> None:
     theirs = scores_of(SentenceTransformer(str(folder), device="cpu"), TASKS[kind]())
-    bert = ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    bert = ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
     ours = scores_of(MtebEncoder(bert), TASKS[kind]())
     assert ours and ours.keys() == theirs.keys()
     for name, score in theirs.items():
@@ -100,7 +100,7 @@ def test_a_model_inside_sentence_transformers_is_judged_by_mteb_as_it_is(folder:
 
 
 def test_prompts_are_those_of_queries_documents_or_none(folder: Path) -> None:
-    bert = ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    bert = ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
     encoder = MtebEncoder(bert)
     about: dict[str, Any] = {
         "task_metadata": mteb.get_task("STS12").metadata,

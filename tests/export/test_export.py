@@ -174,7 +174,7 @@ def test_embedders_give_the_vectors_that_we_give(
     folder = make("embed", pooling)
     report = export_folder(folder, tmp_path / "out", texts=["the capital of country 3", "w " * 2_000])
     found = run(tmp_path / "out/onnx/model.onnx", documents)
-    ours = ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    ours = ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
     hidden = alone(ours.encoder, documents)
     assert ours.projection is not None
     with torch.no_grad():

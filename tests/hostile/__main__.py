@@ -105,7 +105,7 @@ def make_good(root: Path) -> None:
 
 def use(folder: Path) -> list[np.ndarray]:
     """Load a folder and ask it for everything."""
-    bert = ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    bert = ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
     found = [np.concatenate(bert.embed_tokens(TEXTS)), bert.embed(TEXTS)]
     # Vectors of a model with labels are not compared.
     compared = () if isinstance(bert.model, Classifier) else (bert.embed_queries, bert.embed_documents)

@@ -65,7 +65,7 @@ def damaged(draw: st.DrawFn, document: Any) -> Any:
 def answers(folder: Path) -> bool:
     """Load a folder and use it; say whether it was willing."""
     try:
-        bert = ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+        bert = ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
         bert.embed(["a city", "aaaa"])
         bert.embed_documents(["a city"])
         bert.tokenizer.encode_pairs([("a", "b")])

@@ -1,4 +1,4 @@
-"""`modernbert embed --engine ray`: the same rows from a cluster, begun here and ended there, whatever dies."""
+"""`modernbert embed --executor ray`: the same rows from a cluster, begun here and ended there, whatever dies."""
 
 import json
 import os
@@ -87,7 +87,7 @@ def test_begun_here_killed_and_ended_on_a_cluster_of_which_a_process_dies(words:
     third = list(chunks_of((TextRow(f"t:{n}", text) for n, text in enumerate(TEXTS)), PART_TEXTS * 500))[3]
     np.save(parts / f"{third.digest}.npy", np.full((len(third.rows), 64), 7, np.float32))
     done = len(list(parts.glob("*.npy")))
-    there = started(*words, "--engine", "ray", "--processes", "2")
+    there = started(*words, "--executor", "ray", "--processes", "2")
     wait_for(there, lambda: len(list(parts.glob("*.npy"))) > done)
     workers = below(there.pid, "ray::_Worker")
     os.kill(workers[0], signal.SIGKILL)
@@ -101,7 +101,7 @@ def test_begun_here_killed_and_ended_on_a_cluster_of_which_a_process_dies(words:
 
 def test_begun_on_a_cluster_killed_and_ended_here(words: list[str], tmp_path: Path) -> None:
     parts = tmp_path / "v.npy.parts"
-    there = started(*words, "--engine", "ray")
+    there = started(*words, "--executor", "ray")
     wait_for(there, lambda: len(list(parts.glob("*.npy"))) >= 5)
     there.kill()
     there.communicate()
@@ -114,7 +114,7 @@ def test_begun_on_a_cluster_killed_and_ended_here(words: list[str], tmp_path: Pa
 def test_what_is_wrong_is_one_line_from_there_too(words: list[str], tmp_path: Path) -> None:
     with (tmp_path / "t.jsonl").open("a") as file:
         file.write('{"text": "' + "word " * 3_000 + '"}\n')
-    there = started(*words, "--engine", "ray")
+    there = started(*words, "--executor", "ray")
     _, errors = there.communicate(timeout=240)
     assert there.returncode == 2 and "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("modernbert: ")]
@@ -124,11 +124,11 @@ def test_what_is_wrong_is_one_line_from_there_too(words: list[str], tmp_path: Pa
 
 def test_a_cluster_is_asked_for_what_it_can_do(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "t.txt").write_text("a\n")
-    config = EmbedConfig(str(folder), files=[tmp_path / "t.txt"], out=tmp_path / "v.npy", engine="ray")
+    config = EmbedConfig(str(folder), files=[tmp_path / "t.txt"], out=tmp_path / "v.npy", executor="ray")
     for changes, said in (
-        ({"engine": "spark"}, "engine: found 'spark', expected local or ray"),
-        ({"out": None}, "engine: ray embeds files or standard input, into a file"),
-        ({"files": (), "texts": ["a"]}, "engine: ray embeds files or standard input, into a file"),
+        ({"executor": "spark"}, "executor: found 'spark', expected local or ray"),
+        ({"out": None}, "executor: ray embeds files or standard input, into a file"),
+        ({"files": (), "texts": ["a"]}, "executor: ray embeds files or standard input, into a file"),
         ({"devices": ["cpu", "cpu"]}, "device: found 2, expected one; --processes says how many"),
         ({"processes": 0}, "processes: found 0, expected at least 1"),
     ):

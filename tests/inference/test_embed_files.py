@@ -42,13 +42,13 @@ def config(folder: Path, tmp_path: Path) -> EmbedConfig:
         file.writelines(json.dumps({"body": text}) + "\n" for text in TEXTS)
     return EmbedConfig(
         str(folder), files=[tmp_path / "texts.jsonl.gz"], text_field="body", out=tmp_path / "v.npy", devices=("cpu",),
-        dtype="float32", backend="banded",
+        dtype="float32", engine="torch",
     )  # fmt: skip
 
 
 @pytest.fixture
 def expected(folder: Path) -> np.ndarray:
-    return ModernBert.load(folder, device="cpu", dtype="float32", backend="banded").embed(TEXTS)
+    return ModernBert.load(folder, device="cpu", dtype="float32", engine="torch").embed(TEXTS)
 
 
 @pytest.mark.parametrize("part_texts", [30, 4_000])
@@ -80,7 +80,7 @@ def test_fewer_bytes_are_written_as_they_are(
     precision: str, width: int, config: EmbedConfig, tmp_path: Path, folder: Path
 ) -> None:
     run(replace(config, precision=precision))
-    bert = ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    bert = ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
     found, whole = np.load(tmp_path / "v.npy"), bert.embed(TEXTS, precision=precision)
     assert found.dtype == whole.dtype and found.shape == (len(TEXTS), width)
     assert (found == whole).mean() > 0.99
@@ -431,7 +431,7 @@ def test_a_change_of_rows_embeds_the_parts_around_it_alone(
     run(config)
     before, of_all = reused(capsys.readouterr().err)
     assert of_all - before <= most + 1
-    bert = ModernBert.load(config.model, device="cpu", dtype="float32", backend="banded")
+    bert = ModernBert.load(config.model, device="cpu", dtype="float32", engine="torch")
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), bert.embed(change(MANY)), atol=1e-5)
 
 
@@ -461,7 +461,7 @@ def test_skipped_rows_are_listed_and_every_output_keeps_the_numbers_of_the_other
     monkeypatch.setattr(embed, "PART_CHARACTERS", 40 * 500)
     file = tmp_path / "t.jsonl"
     file.write_text(rows_of(BAD_ROWS))
-    bert = ModernBert.load(config.model, device="cpu", dtype="float32", backend="banded")
+    bert = ModernBert.load(config.model, device="cpu", dtype="float32", engine="torch")
     expected = bert.embed([BAD_ROWS[number] for number in GOOD])
     config = replace(config, files=[file], on_error="skip")
     for name in ("v.jsonl", "v.parquet", "v.lance"):

@@ -39,7 +39,7 @@ def load(small_bert: ModernBert, tmp_path_factory: pytest.TempPathFactory) -> Lo
             model = start_classifier(load_model(start / "start"), task, LABELS[task], seed=3)
             torch.nn.init.normal_(model.classifier.weight, std=0.5)
             save_folder(folder, model, lambda partial: small_bert.tokenizer.save_folder(partial, 1_000))
-        return ModernBert.load(folder, device="cpu", dtype="float32", backend="banded"), folder
+        return ModernBert.load(folder, device="cpu", dtype="float32", engine="torch"), folder
 
     return load
 
@@ -80,7 +80,7 @@ def test_pairs_are_ranked_by_the_score_of_transformers(load: Load) -> None:
 def test_no_two_texts_score_alike_where_products_are_rounded(task: str, load: Load) -> None:
     """bfloat16 has 128 numbers between 1 and 2: documents ranked by them would be in no order."""
     _, folder = load(task)
-    bert = ModernBert.load(folder, device="cpu", dtype="bfloat16", backend="banded")
+    bert = ModernBert.load(folder, device="cpu", dtype="bfloat16", engine="torch")
     texts = [f"the capital of country {n}" for n in range(300)]
     pairs = [("what", text) for text in texts]
     found = [next(iter(each.values())) for each in bert.classify(pairs if task == "rerank" else texts)]

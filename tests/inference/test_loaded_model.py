@@ -22,17 +22,24 @@ from torch import Tensor, nn
 from modernbert import InputError, ModernBert
 from modernbert.batch import Batch
 from modernbert.checkpoints.folder import load_model, save_folder
-from modernbert.engines.cpu.build import obstacle
-from modernbert.inference.loading import fit_for_inference
+from modernbert.engines.cpu.build import unavailable_reason
+from modernbert.engines.cpu.cpu_engine import supports_gemm
+from modernbert.engines.cpu.packed_encoder import PackedEncoder
+from modernbert.engines.cpu.prepacked_linear import PrepackedLinears
+from modernbert.engines.inference_plan import InferencePlan
+from modernbert.engines.registry import find_engine, find_optimizer_kernels
+from modernbert.inference.loading import permit_plans
 from modernbert.model.config import ModelConfig
+from modernbert.model.encoder import Encoder
 from modernbert.model.heads import MaskedLM, pool
 from modernbert.model.initialization import initialize
 from modernbert.tasks.task import start_classifier
 from modernbert.training.losses import masked_lm
+from modernbert.training.optimizers import StableAdamW
 
 TEXTS = ["The capital of country 3 is city 21.", "a", "rivers " * 200]
-BACKENDS = ["banded", *(["native"] if obstacle() is None else [])]
-SETTINGS = [(backend, dtype) for backend in BACKENDS for dtype in ("float32", "bfloat16")]
+ENGINES = ["torch", *(["cpu"] if unavailable_reason() is None else [])]
+SETTINGS = [(engine, dtype) for engine in ENGINES for dtype in ("float32", "bfloat16")]
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +58,8 @@ def folder(small_bert: ModernBert, tmp_path_factory: pytest.TempPathFactory) -> 
     return target
 
 
-def load(folder: Path, backend: str, dtype: str = "float32") -> ModernBert:
-    return ModernBert.load(folder, device="cpu", dtype=dtype, backend=backend)
+def load(folder: Path, engine: str, dtype: str = "float32") -> ModernBert:
+    return ModernBert.load(folder, device="cpu", dtype=dtype, engine=engine)
 
 
 def run(script: str, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -97,10 +104,10 @@ for path in sorted(Path(sys.argv[1]).glob("*.bert")):
 
 def test_a_pickled_model_gives_the_same_vectors_in_another_process(folder: Path, tmp_path: Path) -> None:
     expected = {}
-    for backend, dtype in SETTINGS:
-        bert = load(folder, backend, dtype)
+    for engine, dtype in SETTINGS:
+        bert = load(folder, engine, dtype)
         for name, dumps in PICKLERS.items():
-            stem = f"{name}-{backend}-{dtype}"
+            stem = f"{name}-{engine}-{dtype}"
             (tmp_path / f"{stem}.bert").write_bytes(dumps(bert))
             expected[stem] = bert.embed(TEXTS)
     (tmp_path / "texts").write_bytes(pickle.dumps(TEXTS))
@@ -110,16 +117,16 @@ def test_a_pickled_model_gives_the_same_vectors_in_another_process(folder: Path,
         np.testing.assert_array_equal(np.load(tmp_path / f"{stem}.npy"), vectors, err_msg=stem)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_pool_of_spawned_processes_embeds(folder: Path, backend: str) -> None:
-    bert = load(folder, backend)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_pool_of_spawned_processes_embeds(folder: Path, engine: str) -> None:
+    bert = load(folder, engine)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         found = list(pool.map(bert.embed, [[text] for text in TEXTS]))
     np.testing.assert_array_equal(np.concatenate(found), bert.embed(TEXTS))
 
 
 def test_a_model_on_several_devices_is_not_pickled(folder: Path) -> None:
-    with load(folder, "banded").on(["cpu"]) as many, pytest.raises(InputError, match="cannot be pickled"):
+    with load(folder, "torch").on(["cpu"]) as many, pytest.raises(InputError, match="cannot be pickled"):
         pickle.dumps(many)
 
 
@@ -127,7 +134,7 @@ EMBED_AFTER_FORK = """
 import os, signal, sys
 import numpy as np, torch
 from modernbert import ModernBert
-bert = ModernBert.load(sys.argv[1], device="cpu", dtype="float32", backend=sys.argv[2])
+bert = ModernBert.load(sys.argv[1], device="cpu", dtype="float32", engine=sys.argv[2])
 texts = ["rivers " * 200] * 8
 expected = bert.embed(texts)
 for _ in range(2):
@@ -140,64 +147,160 @@ for _ in range(2):
 """
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_forked_process_embeds(folder: Path, backend: str) -> None:
-    ended = run(EMBED_AFTER_FORK, folder, backend, OMP_NUM_THREADS="2")
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_forked_process_embeds(folder: Path, engine: str) -> None:
+    ended = run(EMBED_AFTER_FORK, folder, engine, OMP_NUM_THREADS="2")
     assert ended.returncode == 0, ended.stderr
 
 
 # --- conversion, weights, training ---
 
 
-@pytest.mark.parametrize(("backend", "dtype"), SETTINGS)
-def test_conversion_is_one_error_and_changes_nothing(folder: Path, backend: str, dtype: str) -> None:
-    bert = load(folder, backend, dtype)
+def plan_of(bert: ModernBert) -> InferencePlan | None:
+    """Return the plan that the next call uses."""
+    encoder = bert.encoder
+    assert isinstance(encoder, Encoder) and encoder.plans is not None
+    batch = Batch.from_documents([[5, 6]])
+    with torch.inference_mode():
+        return encoder.plans.find(encoder, batch.tokens, batch.layout)
+
+
+@pytest.mark.parametrize(("engine", "dtype"), SETTINGS)
+def test_a_plan_is_built_once_and_used(folder: Path, engine: str, dtype: str) -> None:
+    bert = load(folder, engine, dtype)
+    bert.embed(TEXTS)
+    plan = plan_of(bert)
+    assert isinstance(plan, PackedEncoder if supports_gemm(64) and engine == "cpu" else PrepackedLinears)
+    bert.embed(TEXTS)
+    assert plan_of(bert) is plan
+    bert.model.train()
+    assert bert.encoder.plans._built is None  # type: ignore[union-attr]
+    bert.model.eval()
+    assert plan_of(bert) is not plan
+
+
+@pytest.mark.parametrize(("engine", "dtype"), SETTINGS)
+def test_a_converted_model_computes_in_the_other_dtype_and_back(folder: Path, engine: str, dtype: str) -> None:
+    bert = load(folder, engine, dtype)
     expected = bert.embed(TEXTS)
-    other = torch.float32 if dtype == "bfloat16" else torch.bfloat16
-    for convert in (lambda: bert.model.to(other), bert.model.half, bert.model.double, lambda: bert.model.to("meta")):
-        with pytest.raises(InputError, match=r"was loaded for inference in .*ModernBert\.load\(folder, dtype"):
-            convert()
-        np.testing.assert_array_equal(bert.embed(TEXTS), expected)
+    exact = load(folder, "reference", "float32").embed(TEXTS)
+    for other in (torch.float32, torch.float64, torch.bfloat16):
+        bert.model.to(other)
+        np.testing.assert_allclose(
+            bert.embed(TEXTS), exact, atol=2e-2 if "bfloat16" in (dtype, str(other)[6:]) else 1e-5
+        )
+        assert next(bert.model.parameters()).dtype == other
     bert.model.to("cpu").to(getattr(torch, dtype)).eval()
-    np.testing.assert_array_equal(bert.embed(TEXTS), expected)
+    assert bert.encoder.engine.name == engine
+    if dtype == "bfloat16":  # float32 -> bfloat16 would round the weights of a float32 model
+        np.testing.assert_array_equal(bert.embed(TEXTS), expected)
+    assert plan_of(bert) is not None
 
 
-@pytest.mark.parametrize(("backend", "dtype"), SETTINGS)
-def test_a_loaded_model_has_the_weights_of_its_folder(folder: Path, backend: str, dtype: str) -> None:
-    loaded, plain = load(folder, backend, dtype).model, load_model(folder, dtype=getattr(torch, dtype))
+@pytest.mark.parametrize(("engine", "dtype"), SETTINGS)
+def test_a_loaded_model_has_the_weights_of_its_folder(folder: Path, engine: str, dtype: str) -> None:
+    loaded, plain = load(folder, engine, dtype).model, load_model(folder, dtype=getattr(torch, dtype))
     found, expected = loaded.state_dict(), plain.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
-    with pytest.raises(InputError, match="load_state_dict cannot replace"):
-        loaded.load_state_dict(expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("frozen", [False, True])
-def test_training_a_loaded_model_is_one_error(folder: Path, backend: str, frozen: bool) -> None:
-    model = load(folder, backend).model
-    model.train()
-    if frozen:
-        model.model.embeddings.requires_grad_(False)  # type: ignore[union-attr]
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize(("engine", "dtype"), SETTINGS)
+def test_new_weights_take_effect(folder: Path, engine: str, dtype: str, assign: bool) -> None:
+    bert = load(folder, engine, dtype)
+    before = bert.embed(TEXTS)
+    state = {name: weight.flip(0).clone() for name, weight in bert.model.state_dict().items()}
+    bert.model.load_state_dict(state, assign=assign)
+    after = bert.embed(TEXTS)
+    assert np.abs(after - before).max() > 1e-3
+    with torch.no_grad():
+        for layer in bert.encoder.layers:  # type: ignore[union-attr]
+            layer.mlp.Wo.weight.mul_(3)
+    assert np.abs(bert.embed(TEXTS) - after).max() > 1e-3
+    exact = ModernBert(bert.tokenizer, copy.deepcopy(bert.model).float())
+    exact.encoder.plans, exact.encoder.engine = None, find_engine("reference")  # type: ignore[union-attr]
+    np.testing.assert_allclose(bert.embed(TEXTS), exact.embed(TEXTS), atol=1e-5 if dtype == "float32" else 2e-2)
+    assert plan_of(bert) is not None
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_copy_is_a_model_of_its_own(folder: Path, engine: str) -> None:
+    bert = load(folder, engine)
+    expected = bert.embed(TEXTS)
+    other = copy.deepcopy(bert)
+    with torch.no_grad():
+        other.encoder.embeddings.norm.weight.mul_(0.5)  # type: ignore[union-attr]
+        other.encoder.layers[1].mlp.Wo.weight.zero_()  # type: ignore[union-attr]
+    assert np.abs(other.embed(TEXTS) - expected).max() > 1e-3
+    np.testing.assert_array_equal(bert.embed(TEXTS), expected)
+    assert plan_of(other) is not None and plan_of(other) is not plan_of(bert)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_loaded_model_is_trained_in_all_layers(folder: Path, engine: str, training: bool) -> None:
+    bert = load(folder, engine)
+    before = bert.embed(TEXTS)
+    model = bert.model
+    model.train(training)
     batch = Batch.from_documents([list(range(5, 60)), list(range(5, 20))])
-    loss = F.cross_entropy(model(batch), batch.tokens)  # type: ignore[operator]
-    with pytest.raises(InputError, match=r"loaded for inference.*Fine-tune the model folder"):
+    optimizer = StableAdamW(model.parameters(), lr=1e-2, kernels=find_optimizer_kernels(torch.device("cpu")))
+    losses = []
+    for _ in range(3):
+        loss = F.cross_entropy(model(batch), batch.tokens)
+        optimizer.zero_grad()
         loss.backward()
+        assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[2] < losses[0]
+    model.eval()
+    after = bert.embed(TEXTS)
+    assert np.abs(after - before).max() > 1e-3
+    exact = ModernBert(bert.tokenizer, copy.deepcopy(model))
+    exact.encoder.plans, exact.encoder.engine = None, find_engine("reference")  # type: ignore[union-attr]
+    np.testing.assert_allclose(after, exact.embed(TEXTS), atol=1e-4)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_dropout_of_a_model_in_training_mode_is_off_when_texts_are_embedded(folder: Path, backend: str) -> None:
-    model = load_model(folder, backend=backend)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_hook_on_a_loaded_model_sees_what_layers_return(folder: Path, engine: str) -> None:
+    bert = load(folder, engine)
+    expected = bert.embed(TEXTS)
+    seen: list[Tensor] = []
+    handle = bert.encoder.layers[1].mlp.register_forward_hook(lambda _, __, output: seen.append(output))  # type: ignore[union-attr]
+    np.testing.assert_allclose(bert.embed(TEXTS), expected, atol=1e-5)
+    assert seen and plan_of(bert) is None
+    handle.remove()
+    np.testing.assert_array_equal(bert.embed(TEXTS), expected)
+    assert plan_of(bert) is not None
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_adapter_in_a_loaded_model_changes_the_result(folder: Path, engine: str) -> None:
+    bert = load(folder, engine)
+    before = bert.embed(TEXTS)
+    block = bert.encoder.layers[2].attn  # type: ignore[union-attr]
+    plain = block.Wqkv
+    block.Wqkv = Adapted(plain)
+    assert np.abs(bert.embed(TEXTS) - before).max() > 1e-3
+    block.Wqkv = plain
+    np.testing.assert_array_equal(bert.embed(TEXTS), before)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_dropout_of_a_model_in_training_mode_is_off_when_texts_are_embedded(folder: Path, engine: str) -> None:
+    model = load_model(folder, engine=find_engine(engine))
     model.model.set_dropout(0.5)  # type: ignore[union-attr]
-    bert = ModernBert(load(folder, backend).tokenizer, model)
+    bert = ModernBert(load(folder, engine).tokenizer, model)
     expected = bert.embed(TEXTS)
     model.train()
     np.testing.assert_array_equal(bert.embed(TEXTS), expected)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_head_is_trained_on_the_states_of_a_loaded_model(folder: Path, backend: str) -> None:
-    bert = load(folder, backend)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_head_is_trained_on_the_states_of_a_loaded_model(folder: Path, engine: str) -> None:
+    bert = load(folder, engine)
     batch = Batch.from_documents([list(range(5, 60))])
     with torch.no_grad():
         hidden = bert.encoder(batch.tokens, batch.layout)  # type: ignore[operator]
@@ -209,13 +312,13 @@ def test_a_head_is_trained_on_the_states_of_a_loaded_model(folder: Path, backend
 # --- hooks and adapters ---
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_hooks_keep_the_hidden_states_that_layers_returned(folder: Path, backend: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_hooks_keep_the_hidden_states_that_layers_returned(folder: Path, engine: str) -> None:
     """They are the usual way to collect hidden states, for probes and layer pooling."""
     batch = Batch.from_documents([list(range(5, 90)), list(range(5, 20))])
 
-    def states(backend: str, keep: Callable[[Tensor], Tensor], gradients: bool) -> list[Tensor]:
-        model = load_model(folder, backend=backend)
+    def states(engine: str, keep: Callable[[Tensor], Tensor], gradients: bool) -> list[Tensor]:
+        model = load_model(folder, engine=find_engine(engine))
         kept: list[Tensor] = []
         for layer in model.model.layers:  # type: ignore[union-attr]
             layer.register_forward_hook(lambda _, __, output: kept.extend(keep(part) for part in output))
@@ -224,8 +327,8 @@ def test_hooks_keep_the_hidden_states_that_layers_returned(folder: Path, backend
             model(batch)  # type: ignore[operator]
         return kept
 
-    expected = states("dense", torch.clone, gradients=True)
-    for found, exact in zip(states(backend, lambda output: output, gradients=False), expected, strict=True):
+    expected = states("reference", torch.clone, gradients=True)
+    for found, exact in zip(states(engine, lambda output: output, gradients=False), expected, strict=True):
         assert (found - exact).abs().max() < 1e-4
 
 
@@ -243,28 +346,28 @@ class Adapted(nn.Linear):
         return super().forward(input) + F.linear(F.linear(input, self.down), self.up)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo"])
-def test_an_adapter_in_a_layer_is_used_at_inference(folder: Path, backend: str, name: str) -> None:
+def test_an_adapter_in_a_layer_is_used_at_inference(folder: Path, engine: str, name: str) -> None:
     batch = Batch.from_documents([list(range(5, 90)), list(range(5, 20))])
-    plain, adapted = load_model(folder, backend=backend), load_model(folder, backend=backend)
+    plain, adapted = load_model(folder, engine=find_engine(engine)), load_model(folder, engine=find_engine(engine))
     parent, child = name.split(".")
     block = getattr(adapted.model.layers[2], parent)  # type: ignore[union-attr]
     setattr(block, child, Adapted(getattr(block, child)))
     exact = copy.deepcopy(adapted)
-    exact.model.backend = "dense"  # type: ignore[union-attr]
+    exact.model.engine = find_engine("reference")  # type: ignore[union-attr]
     with torch.inference_mode():
         expected, base = exact(batch), plain(batch)  # type: ignore[operator]
-        found = fit_for_inference(adapted)(batch)
+        found = permit_plans(adapted)(batch)
     assert (expected - base).abs().max() > 0.01
     assert (found - expected).abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ["dense", "classifier"])
-def test_an_adapter_in_a_head_decides(folder: Path, small_bert: ModernBert, backend: str, name: str) -> None:
+def test_an_adapter_in_a_head_decides(folder: Path, small_bert: ModernBert, engine: str, name: str) -> None:
     def score(adapt: bool) -> float:
-        model = start_classifier(load_model(folder, backend=backend), "regress", ["score"], seed=3).eval()
+        model = start_classifier(load_model(folder, engine=find_engine(engine)), "regress", ["score"], seed=3).eval()
         parent = model.head if name == "dense" else model
         if adapt:
             setattr(parent, name, Adapted(getattr(parent, name)))
@@ -278,9 +381,9 @@ def test_an_adapter_in_a_head_decides(folder: Path, small_bert: ModernBert, back
     assert abs(score(adapt=True) - score(adapt=False)) > 1e-3
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_an_adapter_in_the_decoder_is_trained(folder: Path, backend: str) -> None:
-    model = load_model(folder, backend=backend)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_adapter_in_the_decoder_is_trained(folder: Path, engine: str) -> None:
+    model = load_model(folder, engine=find_engine(engine))
     adapter = Adapted(model.decoder)  # type: ignore[arg-type]
     model.decoder = adapter
     where = torch.arange(9)
@@ -298,16 +401,16 @@ BAD_CALLS = """
 import sys
 import torch
 from modernbert.model.config import ModelConfig
-from modernbert.model.encoder import Encoder
 from modernbert.model.heads import MaskedLM
-from modernbert.model.rope import rotation
+from modernbert.engines.registry import find_engine
+from modernbert.model.encoder import rope_angles
 from modernbert.engines.cpu import calls
 from modernbert.batch import Batch, SequenceLengths
 from modernbert.training.losses import masked_lm
 
 layout = SequenceLengths.from_lengths([40, 24])
 offsets = layout.cu_seqlens
-cosines, sines = (part[:, 0] for part in rotation(layout.positions, 64, 10_000.0))
+cosines, sines = (part[:, 0] for part in rope_angles(layout.positions, 64, 10_000.0))
 qkv, rows = torch.randn(64, 3, 2, 64), torch.randn(64, 128)
 logits, bias, labels = torch.randn(64, 128), torch.zeros(128), torch.zeros(64, dtype=torch.int64)
 strips = calls.pack_weight(torch.randn(128, 128))
@@ -350,7 +453,7 @@ for name, call in asked.items():
         print(name, "was taken", flush=True)
     except ValueError as error:
         assert "found" in str(error) or "expected" in str(error) or "times" in str(error), (name, error)
-model = MaskedLM(ModelConfig.preset("tiny"), "native").eval()
+model = MaskedLM(ModelConfig.preset("tiny"), find_engine("cpu")).eval()
 losses = []
 for dtype in (torch.int64, torch.int32):
     batch = Batch.from_documents([list(range(5, 60))])
@@ -360,7 +463,7 @@ assert losses[0] == losses[1], losses
 """
 
 
-@pytest.mark.skipif("native" not in BACKENDS, reason=f"native {obstacle()}")
+@pytest.mark.skipif("cpu" not in ENGINES, reason=f"cpu {unavailable_reason()}")
 def test_no_tensor_reaches_c_unchecked() -> None:
     ended = run(BAD_CALLS)
     assert (ended.returncode, ended.stdout) == (0, ""), ended.stderr

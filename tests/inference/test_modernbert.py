@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from modernbert import Batch, InputError, ModelConfig, ModernBert
 from modernbert.checkpoints.folder import save_folder
-from modernbert.engines.attention import choose_backend
+from modernbert.engines.registry import choose_engine
 from modernbert.hub_download import find_folder
 from modernbert.model.embedder import EmbeddingConfig
 from modernbert.model.heads import MaskedLM
@@ -36,7 +36,7 @@ def folder(small_bert: ModernBert, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture
 def bert(folder: Path) -> ModernBert:
-    return ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    return ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
 
 
 def test_vectors_equal_those_of_transformers(bert: ModernBert, folder: Path) -> None:
@@ -58,7 +58,7 @@ def test_what_was_tuned_is_saved_with_the_model(small_bert: ModernBert, tmp_path
         small_bert.tokenizer, small_bert.model, vectors=vectors, projection=torch.nn.Linear(64, 32, bias=False)
     )
     tuned.save(tmp_path / "tuned")
-    again = ModernBert.load(tmp_path / "tuned", device="cpu", dtype="float32", backend="banded")
+    again = ModernBert.load(tmp_path / "tuned", device="cpu", dtype="float32", engine="torch")
     assert again.vectors == vectors
     expected = tuned.embed_queries(TEXTS).vectors
     np.testing.assert_allclose(again.embed_queries(TEXTS).vectors, expected, atol=1e-6)
@@ -130,14 +130,14 @@ def test_a_tokenizer_that_does_not_fit_and_a_folder_without_the_head(bert: Moder
     with pytest.raises(InputError, match="tokenizer has 512 entries, which does not fit the model's vocabulary of 448"):
         ModernBert(bert.tokenizer, MaskedLM(config))
     save_folder(tmp_path / "encoder", bert.encoder, lambda to: bert.tokenizer.save_folder(to, 1_000))
-    headless = ModernBert.load(tmp_path / "encoder", device="cpu", dtype="float32", backend="banded")
+    headless = ModernBert.load(tmp_path / "encoder", device="cpu", dtype="float32", engine="torch")
     np.testing.assert_allclose(headless.embed(TEXTS), bert.embed(TEXTS), atol=1e-6)
     with pytest.raises(InputError, match="has no masked-LM head"):
         headless.fill_mask("a [MASK]")
 
 
 def test_bfloat16_stays_near_float32(bert: ModernBert, folder: Path) -> None:
-    half = ModernBert.load(folder, device="cpu", dtype="bfloat16", backend="banded")
+    half = ModernBert.load(folder, device="cpu", dtype="bfloat16", engine="torch")
     cosines = (half.embed(TEXTS) * bert.embed(TEXTS)).sum(axis=1)
     assert cosines.min() > 0.999
 
@@ -147,8 +147,8 @@ def test_command_line_embeds_and_fills(bert: ModernBert, folder: Path, tmp_path:
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     done = modernbert("embed", str(folder), "--file", str(file), "--dtype", "float32", "--out", str(tmp_path / "v.npy"))
     assert done.returncode == 0, done.stderr
-    best = choose_backend("auto", torch.device("cpu"), torch.float32, bert.config)
-    assert f"attention {best}" in done.stderr
+    best = choose_engine("auto", torch.device("cpu"), torch.float32, bert.config)
+    assert f"engine {best.name}" in done.stderr
     np.testing.assert_allclose(np.load(io.BytesIO((tmp_path / "v.npy").read_bytes())), bert.embed(TEXTS), atol=1e-5)
     done = modernbert("fill-mask", str(folder), "--json", "--dtype", "float32", given="The [MASK] of France.\n")
     (line,) = done.stdout.splitlines()
@@ -284,7 +284,7 @@ def test_a_reader_that_leaves_and_a_request_to_end(folder: Path) -> None:
         (["embed", "{folder}", "--file", "/absent.txt"], "/absent.txt: cannot be read"),
         (["fill-mask", "{folder}", "no mask here"], "has no [MASK]"),
         (["embed", "{folder}", "a", "--device", "cuda:7"], "device: found 'cuda:7'"),
-        (["embed", "{folder}", "a", "--backend", "varlen"], "varlen needs a CUDA device"),
+        (["embed", "{folder}", "a", "--engine", "flash"], "flash needs a CUDA device"),
         (["pretrain", "/absent.yaml"], "/absent.yaml: no such config file"),
     ],
 )

@@ -23,7 +23,7 @@ from modernbert.evaluation.mteb_encoder import MtebEncoder
 from modernbert.tasks.task import start_classifier
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-CPU: dict[str, str] = {"device": "cpu", "dtype": "float32", "backend": "banded"}
+CPU: dict[str, str] = {"device": "cpu", "dtype": "float32", "engine": "torch"}
 TEXTS = ["the capital of country 3", "x", "rivers, cities", "word " * 40, "a land"]
 LABELS = {"classify": ["no", "yes", "maybe"], "multilabel": ["a", "b"], "tag": ["O", "B-x"], "choose": ["score"],
           "extract": ["start", "end"]}  # fmt: skip

@@ -48,7 +48,7 @@ def test_vectors_are_those_of_sentence_transformers_and_of_the_package(
 ) -> None:
     folder = write(EmbeddingConfig(pooling=pooling, query_prompt="ask: ", document_prompt="read: ", document_length=33))
     theirs, ours = SentenceTransformer(str(folder), device="cpu"), sentence_transformer(folder, **CPU)
-    bert = ModernBert.load(folder, backend="banded", **CPU)
+    bert = ModernBert.load(folder, engine="torch", **CPU)
     assert ours.max_seq_length == theirs.max_seq_length == 33
     assert ours.prompts == theirs.prompts and ours.get_embedding_dimension() == theirs.get_embedding_dimension()
     np.testing.assert_allclose(ours.encode(TEXTS), theirs.encode(TEXTS), atol=1e-5)
@@ -77,7 +77,7 @@ def test_as_many_components_are_kept_as_the_folder_says(write: Callable[..., Pat
     np.testing.assert_allclose(ours.encode_document(TEXTS), expected, atol=1e-5)
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     for written in (folder, tmp_path / "again"):
-        bert = ModernBert.load(written, backend="banded", **CPU)
+        bert = ModernBert.load(written, engine="torch", **CPU)
         assert bert.vector_width == 16
         np.testing.assert_allclose(bert.embed_documents(TEXTS).vectors, expected, atol=1e-5)
         np.testing.assert_allclose(bert.embed(TEXTS, prompt="read: "), expected, atol=1e-5)
@@ -122,7 +122,7 @@ def test_a_model_is_saved_and_loaded_with_what_was_set(tmp_path: Path, write: Ca
     for again in (of_library, sentence_transformer(tmp_path / "saved", **CPU)):
         assert type(again[0]) is UnpaddedEncoder and again.max_seq_length == 12
         np.testing.assert_array_equal(again.encode(TEXTS, prompt_name="other"), expected)
-    bert = ModernBert.load(tmp_path / "saved", backend="banded", **CPU)
+    bert = ModernBert.load(tmp_path / "saved", engine="torch", **CPU)
     assert (bert.vectors.pooling, bert.vectors.document_prompt, bert.vectors.document_length) == ("cls", "read: ", 12)
     np.testing.assert_allclose(bert.embed_documents(TEXTS).vectors, ours.encode_document(TEXTS), atol=1e-5)
 

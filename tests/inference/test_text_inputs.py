@@ -29,7 +29,7 @@ from modernbert.training.finetuning import FinetuneConfig, finetune
 
 TEXTS = ["a land", "the [MASK] of country 3", "naïve ✓ 👩\u200d🚀"]
 LABELS = {"classify": ["no", "yes", "maybe"], "rerank": ["score"], "tag": ["O", "B-x", "I-x"]}
-CPU = ("--device", "cpu", "--dtype", "float32", "--backend", "banded")
+CPU = ("--device", "cpu", "--dtype", "float32", "--engine", "torch")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def folders(small_bert: ModernBert, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def bert(folders: dict[str, str]) -> ModernBert:
-    return ModernBert.load(folders["mask"], device="cpu", dtype="float32", backend="banded")
+    return ModernBert.load(folders["mask"], device="cpu", dtype="float32", engine="torch")
 
 
 def command(verb: str, folders: dict[str, str], file: Path, out: Path) -> list[str]:
@@ -378,7 +378,7 @@ METHODS: dict[str, Callable[[ModernBert, Any], Any]] = {
 def for_method(method: str, bert: ModernBert, folders: dict[str, str]) -> ModernBert:
     if method not in LABELS or method == "rerank":
         return bert
-    return ModernBert.load(folders[method], device="cpu", dtype="float32", backend="banded")
+    return ModernBert.load(folders[method], device="cpu", dtype="float32", engine="torch")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -421,13 +421,13 @@ def pairs(folders: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
     (place / "train.json").write_text(json.dumps(rows))
     config = FinetuneConfig(
         model=folders["mask"], task="classify", train=[str(place / "train.json")], output=str(place / "run"), epochs=1,
-        columns=Columns(text="premise", pair="hypothesis"), device="cpu", dtype="float32", engine="banded",
+        columns=Columns(text="premise", pair="hypothesis"), device="cpu", dtype="float32", engine="torch",
     )  # fmt: skip
     return finetune(config)
 
 
 def test_a_model_of_pairs_scores_no_single_text(pairs: Path, folders: dict[str, str], tmp_path: Path) -> None:
-    bert = ModernBert.load(pairs, device="cpu", dtype="float32", backend="banded")
+    bert = ModernBert.load(pairs, device="cpu", dtype="float32", engine="torch")
     assert bert.reads_pairs and not ModernBert.load(folders["classify"], device="cpu").reads_pairs
     for texts in ("a", ["a", "b"], [("a", "b"), "c"]):
         with pytest.raises(InputError, match=r"^text \d: found a single text, expected a pair"):
@@ -504,7 +504,7 @@ def test_the_server_scores_no_single_text_with_a_model_of_pairs(pairs: Path) -> 
     from modernbert.serving.request_guard import Limits
     from modernbert.serving.scheduler import Scheduler
 
-    bert = ModernBert.load(pairs, device="cpu", dtype="float32", backend="banded")
+    bert = ModernBert.load(pairs, device="cpu", dtype="float32", engine="torch")
     app = make_app(bert, Scheduler(bert, 300, 100_000), ServeSettings("mine", Limits(log=False)))
     with TestClient(app) as client:
         for inputs in ("a", [["a"], ["b"]]):

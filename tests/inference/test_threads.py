@@ -12,7 +12,7 @@ import torch
 
 from modernbert import InputError, ModernBert
 from modernbert.checkpoints.folder import load_model, save_folder
-from modernbert.engines.cpu.build import obstacle
+from modernbert.engines.cpu.build import unavailable_reason
 from modernbert.inference import replicas as spread
 from modernbert.tasks.task import start_classifier
 
@@ -58,9 +58,9 @@ def answers_of(berts: dict[str, ModernBert], number: int) -> list[Any]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_threads_at_once_get_the_bits_they_get_alone(dtype: str, folders: Path) -> None:
-    backend = "native" if obstacle() is None else "banded"
+    engine = "cpu" if unavailable_reason() is None else "torch"
     berts = {
-        task: ModernBert.load(folders / task, device="cpu", dtype=dtype, backend=backend) for task in ("fill", *LABELS)
+        task: ModernBert.load(folders / task, device="cpu", dtype=dtype, engine=engine) for task in ("fill", *LABELS)
     }
     alone = [answers_of(berts, number) for number in range(THREADS)]
     assert len({str(each) for each in alone}) == THREADS, "no two threads ask for the same"
@@ -78,7 +78,7 @@ def test_threads_at_once_get_the_bits_they_get_alone(dtype: str, folders: Path) 
 def test_several_processes_answer_as_one_does(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spread, "_FEWEST_CHARACTERS", 500)
     texts = [f"city {n} of land {n % 5} [MASK]" + " rivers" * (n % 60) for n in range(140)]
-    bert = ModernBert.load(folders / "fill", device="cpu", dtype="float32", backend="banded")
+    bert = ModernBert.load(folders / "fill", device="cpu", dtype="float32", engine="torch")
     bert.budget_tokens = 1_000
     with bert.on(["cpu", "cpu"]) as many:
         np.testing.assert_allclose(many.embed(texts, pooling="cls", truncate_dim=9),
@@ -103,7 +103,7 @@ def test_heads_answer_from_another_process(folders: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(spread, "_FEWEST_CHARACTERS", 500)
     texts = [f"city {n} of land {n % 5}" + " rivers" * (n % 60) for n in range(140)]
     pairs = [("what", text) for text in texts]
-    bert = ModernBert.load(folders / "rerank", device="cpu", dtype="float32", backend="banded")
+    bert = ModernBert.load(folders / "rerank", device="cpu", dtype="float32", engine="torch")
     with bert.on(["cpu"]) as many:
         for found, expected in zip(many.classify(pairs), bert.classify(pairs), strict=True):
             assert found == pytest.approx(expected, abs=1e-5)

@@ -311,7 +311,7 @@ def test_every_kind_of_model_that_sentence_transformers_writes_loads(whole: Path
         assert not (whole / name).exists()
     theirs = SentenceTransformer(str(whole), device="cpu")
     theirs.save(str(single))
-    ours = ModernBert.load(single, device="cpu", dtype="float32", backend="banded")
+    ours = ModernBert.load(single, device="cpu", dtype="float32", engine="torch")
     np.testing.assert_allclose(ours.embed(TEXTS, normalize=False), theirs.encode(TEXTS), atol=1e-5)
     CrossEncoder(str(whole), num_labels=1, device="cpu").save(str(scored))
     assert isinstance(ModernBert.load(scored, device="cpu").model, Classifier)

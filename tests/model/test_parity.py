@@ -10,6 +10,7 @@ from transformers.initialization import no_init_weights
 from modernbert.batch import Batch
 from modernbert.checkpoints.folder import load_model
 from modernbert.checkpoints.hf_config import config_to_json
+from modernbert.engines.registry import find_engine
 from modernbert.model.config import PRESETS, ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.initialization import initialize
@@ -26,8 +27,8 @@ def published(config: ModelConfig, seed: int = 0) -> ModernBertForMaskedLM:
     return theirs.eval()
 
 
-def ours_from(theirs: ModernBertForMaskedLM, config: ModelConfig, backend: str = "banded") -> MaskedLM:
-    model = MaskedLM(config, backend)
+def ours_from(theirs: ModernBertForMaskedLM, config: ModelConfig, engine: str = "torch") -> MaskedLM:
+    model = MaskedLM(config, find_engine(engine))
     model.load_state_dict(theirs.state_dict(), strict=True)
     return model.eval()
 
@@ -54,17 +55,17 @@ BATCHES = {
 }
 
 
-@pytest.mark.parametrize("backend", ["banded", "dense"])
+@pytest.mark.parametrize("engine", ["torch", "reference"])
 @pytest.mark.parametrize("name", BATCHES)
 def test_hidden_states_and_logits_equal_those_of_transformers(
-    name: str, backend: str, small_config: ModelConfig
+    name: str, engine: str, small_config: ModelConfig
 ) -> None:
     lengths = BATCHES[name]
-    if backend == "dense" and sum(lengths) > 1_500:
+    if engine == "reference" and sum(lengths) > 1_500:
         pytest.skip("the reference holds all scores at once")
     config = small_config
     theirs = published(config)
-    ours = ours_from(theirs, config, backend)
+    ours = ours_from(theirs, config, engine)
     texts = documents(lengths, config.vocab_size)
     batch = Batch.from_documents(texts)
     with torch.no_grad():

@@ -4,17 +4,17 @@ import pytest
 import torch
 
 from modernbert.batch import Batch
-from modernbert.engines.attention import choose_backend
 from modernbert.engines.cpu import build
-from modernbert.engines.cpu.fused_encoder import FusedEncoder
+from modernbert.engines.registry import choose_engine, find_engine
+from modernbert.inference.loading import permit_plans
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import MaskedLM
 from modernbert.model.initialization import initialize
 from modernbert.training.losses import masked_lm
 
-BACKENDS = ["dense", "banded", pytest.param("native", marks=pytest.mark.skipif(
-    build.obstacle() is not None, reason=f"native {build.obstacle()}"))]  # fmt: skip
+ENGINES = ["reference", "torch", pytest.param("cpu", marks=pytest.mark.skipif(
+    build.unavailable_reason() is not None, reason=f"cpu {build.unavailable_reason()}"))]  # fmt: skip
 WHERE = [[0], [3, 4, 80, 199], list(range(200)), []]
 
 
@@ -29,11 +29,11 @@ def gradients(model: Encoder, total: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("where", WHERE, ids=lambda where: f"{len(where)} rows")
 @pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_rows_alone_are_those_of_all_and_so_are_gradients(
-    backend: str, recompute: bool, where: list[int], batch: Batch, small_config: ModelConfig
+    engine: str, recompute: bool, where: list[int], batch: Batch, small_config: ModelConfig
 ) -> None:
-    model = Encoder(small_config, backend)
+    model = Encoder(small_config, find_engine(engine))
     initialize(model, small_config, seed=0)
     model.recompute = recompute
     rows = torch.tensor(where, dtype=torch.int64)
@@ -60,12 +60,13 @@ def test_the_last_layer_computes_what_is_asked_for_alone(batch: Batch, small_con
     assert heights == {f"model.layers.{n}.mlp.Wi": 3 if n == last else 200 for n in range(last + 1)}
 
 
-@pytest.mark.skipif(build.obstacle() is not None, reason=f"native {build.obstacle()}")
+@pytest.mark.skipif(build.unavailable_reason() is not None, reason=f"cpu {build.unavailable_reason()}")
 def test_an_encoder_for_inference_returns_rows_alone(batch: Batch, small_config: ModelConfig) -> None:
-    backend = choose_backend("native", torch.device("cpu"), torch.float32, small_config)
-    model = Encoder(small_config, backend).eval()
+    engine = choose_engine("cpu", torch.device("cpu"), torch.float32, small_config)
+    model = Encoder(small_config, engine).eval()
     initialize(model, small_config, seed=0)
     where = torch.tensor([0, 199, 17])
     with torch.inference_mode():
         expected = model(batch.tokens, batch.layout)[where]
-        torch.testing.assert_close(FusedEncoder(model)(batch.tokens, batch.layout, where), expected, atol=1e-5, rtol=0)
+        found = permit_plans(model)(batch.tokens, batch.layout, where)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)

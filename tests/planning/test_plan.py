@@ -12,6 +12,7 @@ from torch import Tensor
 
 from modernbert.devices import autocast
 from modernbert.engines.cpu import build
+from modernbert.engines.registry import find_engine
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
@@ -50,12 +51,12 @@ def test_a_mask_rate_pays_for_its_rows_in_the_vocabulary_and_beyond_the_last_att
     assert with_head - without == pytest.approx(3 * 2 * 0.3 * (768**2 + 768 * 50_368 + after_attention(BASE)))
 
 
-@pytest.mark.skipif(build.obstacle() is not None, reason=f"native {build.obstacle()}")
+@pytest.mark.skipif(build.unavailable_reason() is not None, reason=f"cpu {build.unavailable_reason()}")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_step_holds_what_autograd_keeps(dtype: torch.dtype) -> None:
     """Count the bytes of what the way forward saves, but for the weights."""
     config, lengths = replace(BASE, num_hidden_layers=4), [300, 212]
-    model = MaskedLM(config, "native").train()
+    model = MaskedLM(config, find_engine("cpu")).train()
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     kept: dict[int, Tensor] = {}
 

@@ -63,7 +63,7 @@ def write(folder: Path, log: list[dict[str, Any]], timing: list[dict[str, Any]] 
 def steady(folder: Path, lr: str = "0.001", steps: int = 40) -> Path:
     log = [heldout(0, 6.0), *(step(number, 5 - number / 40) for number in range(1, steps + 1)), heldout(steps, 4.0)]
     config = f"out: {folder}\nseed: 17\nphases:\n  stable:\n    lr: {lr}\n    weights: {{}}\n"
-    start = {"kind": "start", "world_size": 1, "device": "cpu", "dtype": "float32", "backend": "banded"}
+    start = {"kind": "start", "world_size": 1, "device": "cpu", "dtype": "float32", "engine": "torch"}
     return write(folder, log, [start, *(time(number) for number in range(1, steps + 1))], config)
 
 

@@ -65,7 +65,7 @@ def open_app() -> Iterator[Open]:
 def tuned(folder: Path, task: str, labels: list[str], tmp_path: Path, bert: ModernBert) -> ModernBert:
     model = start_classifier(load_model(folder), task, labels, seed=3)
     save_folder(tmp_path / task, model, lambda partial: bert.tokenizer.save_folder(partial, 1_000))
-    return ModernBert.load(tmp_path / task, device="cpu", dtype="float32", backend="banded")
+    return ModernBert.load(tmp_path / task, device="cpu", dtype="float32", engine="torch")
 
 
 def test_vectors_are_those_of_the_library(open_app: Open, small_bert: ModernBert) -> None:

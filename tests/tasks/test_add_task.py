@@ -50,7 +50,7 @@ def config_of(tmp_path: Path, bert: ModernBert, grades: list[float]) -> Finetune
     return FinetuneConfig(
         model=str(tmp_path / "start"), task="grade", train=[str(path)], dev=[str(path)], test=[str(path)],
         output=str(tmp_path / "run"), epochs=6, batch=8, lr=2e-3, dropout=0.0, device="cpu", dtype="float32",
-        engine="banded",
+        engine="torch",
     )  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def test_a_file_is_a_task(tmp_path: Path, small_bert: ModernBert, example: None)
     lines = (tmp_path / "run" / "predictions.jsonl").read_text().splitlines()
     predicted = [json.loads(line)["predicted"] for line in lines]
     assert all(1 <= grade <= 5 for grade in predicted) and predicted[1] > predicted[0]
-    bert = ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    bert = ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
     assert bert.model.task == "grade"  # type: ignore[union-attr]
     texts = ["country 0 is far", "country 1 is near"]
     answers = [answer["score"] for answer in bert.classify(texts)]  # type: ignore[index, call-overload]

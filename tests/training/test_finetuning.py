@@ -58,7 +58,7 @@ def config(tmp_path: Path, model: str) -> FinetuneConfig:
         model=model, task="classify", train=[write_tsv(tmp_path / "train.tsv", 400, 0)],
         dev=[write_tsv(tmp_path / "dev.tsv", 100, 1)], test=[write_tsv(tmp_path / "test.tsv", 60, 2)],
         output=str(tmp_path / "run"), epochs=3, batch=16, lr=1e-3, dropout=0.0, device="cpu", dtype="float32",
-        engine="banded",
+        engine="torch",
     )  # fmt: skip
 
 

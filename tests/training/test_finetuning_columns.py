@@ -50,7 +50,7 @@ def read(task: str, model: str, folder: Path, more: dict[str, Any], **changes: A
     other = {**row, "label": "y"} if task == "classify" else row
     train = write(folder / "rows.jsonl", row, other)
     common = {"model": model, "task": task, "train": train, "output": str(folder / "run"), "epochs": 1, "device": "cpu",
-              "dtype": "float32", "engine": "banded", **changes}  # fmt: skip
+              "dtype": "float32", "engine": "torch", **changes}  # fmt: skip
     if task in ("embed", "late"):
         finetune_retriever(RetrieverConfig(**common))
         return
@@ -138,7 +138,7 @@ def test_rows_with_negatives_are_pairs_to_rerank(
 ) -> None:
     rows = [{**QUESTION, "negative_1": "a land", "negative_2": "rivers"}, {**QUESTION, "negative": "a land"}]
     config = FinetuneConfig(
-        model=model, task="rerank", output=str(tmp_path / "run"), device="cpu", dtype="float32", engine="banded",
+        model=model, task="rerank", output=str(tmp_path / "run"), device="cpu", dtype="float32", engine="torch",
         epochs=1, train=write(tmp_path / "rows.jsonl", *rows), columns=Columns(text="query", pair="positive"),
     )  # fmt: skip
     finetune(replace(config, test=config.train))

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from modernbert.batch import Batch, SequenceLengths
+from modernbert.engines.registry import REFERENCE
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.training.flops import known_peak, peak_flops, step_flops, visible_pairs
@@ -16,8 +17,8 @@ from modernbert.training.losses import masked_lm
 
 
 def counted(config: ModelConfig, lengths: list[int], num_masked: int) -> int:
-    """Count what torch runs for one micro-batch with the dense backend, which computes every pair of the stream."""
-    model = MaskedLM(config, backend="dense")
+    """Count what torch runs for one micro-batch with the reference engine, which computes every pair of the stream."""
+    model = MaskedLM(config, REFERENCE)
     num_tokens = sum(lengths)
     tokens = torch.randint(config.vocab_size, (num_tokens,))
     where = torch.randperm(num_tokens)[:num_masked].sort().values

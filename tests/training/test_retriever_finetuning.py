@@ -214,7 +214,7 @@ def config(tmp_path: Path, small_bert: ModernBert, write_collection: Callable[..
     return RetrieverConfig(
         model=str(tmp_path / "start"), task="embed", train=[folder], dev=[folder], test=[folder], dev_split="train",
         output=str(tmp_path / "run"), epochs=12, batch=16, lr=2e-3, negatives=1, device="cpu", dtype="float32",
-        engine="banded", dropout=0.0, vectors=EmbeddingConfig(query_length=40, document_length=60),
+        engine="torch", dropout=0.0, vectors=EmbeddingConfig(query_length=40, document_length=60),
     )  # fmt: skip
 
 
@@ -227,7 +227,7 @@ def test_answers_are_learned_and_the_folder_ranks_as_the_run_did(task: str, conf
     collection = read_collection(Path(config.test[0]))
     before = score_collection(collection, rank_by_model(ModernBert.load(config.model, device="cpu", dtype="float32")))
     folder = finetune_retriever(config)
-    bert = ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    bert = ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
     assert bert.is_late == (task == "late") and bert.vectors.document_length == 60
     after = score_collection(collection, rank_by_model(bert))
     scores = json.loads((folder.parent / "scores.json").read_text())
@@ -240,7 +240,7 @@ def test_sentence_transformers_embeds_the_folder_alike(config: RetrieverConfig) 
     vectors = replace(config.vectors, query_prompt="city: ", document_prompt="land: ")
     folder = finetune_retriever(replace(config, epochs=1, vectors=vectors))
     theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
-    ours = ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    ours = ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
     asked = ["the capital of country 3", "rivers", "a city " * 40]
     np.testing.assert_allclose(theirs.encode_query(asked[:2]), ours.embed_queries(asked[:2]).vectors, atol=1e-5)
     np.testing.assert_allclose(theirs.encode_document(asked), ours.embed_documents(asked).vectors, atol=1e-5)
@@ -251,7 +251,7 @@ def test_a_limit_of_the_folder_holds_where_no_length_is_given(config: RetrieverC
     place = Path(config.model) / "tokenizer_config.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | {"model_max_length": 20}))
     folder = finetune_retriever(replace(config, epochs=1, vectors=EmbeddingConfig(query_length=30)))
-    ours = ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    ours = ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
     theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
     assert ours.longest == theirs.max_seq_length == 20
     assert (ours.query_form.longest, ours.document_form.longest) == (30, 20)
@@ -269,7 +269,7 @@ def test_sentence_transformers_embeds_tokens_of_the_folder_alike(config: Retriev
     )  # fmt: skip
     folder = finetune_retriever(replace(config, task="late", projection=24, epochs=1, vectors=vectors))
     theirs = sentence_transformers.MultiVectorEncoder(str(folder), device="cpu")
-    ours = ModernBert.load(folder, device="cpu", dtype="float32", backend="banded")
+    ours = ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
     asked = ["the capital, of country 3.", "rivers"]
     for mine, other in (
         (ours.embed_queries(asked).vectors, theirs.encode_query(asked)),
@@ -301,7 +301,7 @@ def test_stanfords_library_would_make_the_same_vectors(config: RetrieverConfig) 
     assert not loading["missing_keys"] and not loading["unexpected_keys"]
     theirs.eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    ours = ModernBert.load(config.output + "/model", device="cpu", dtype="float32", backend="banded")
+    ours = ModernBert.load(config.output + "/model", device="cpu", dtype="float32", engine="torch")
     asked = ["the capital, of country 3.", "rivers"]
 
     def encode(text: str, mark: str, length: int) -> tuple[list[int], Tensor]:
@@ -432,7 +432,7 @@ def test_a_teachers_ids_mean_the_texts_of_a_folder(config: RetrieverConfig, tmp_
 
 
 def test_a_model_mines_what_it_finds_nearest(config: RetrieverConfig) -> None:
-    bert = ModernBert.load(config.model, device="cpu", dtype="float32", backend="banded")
+    bert = ModernBert.load(config.model, device="cpu", dtype="float32", engine="torch")
     documents, queries = (list(each.values()) for each in read_texts(Path(config.train[0])))
     vectors = bert.embed_documents(documents).vectors
     for text, mined in zip(

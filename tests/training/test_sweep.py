@@ -41,7 +41,7 @@ def base(tmp_path: Path, model: str) -> FinetuneConfig:
         (tmp_path / f"{split}.tsv").write_text("text\tlabel\n" + "\n".join(lines) + "\n")
     return FinetuneConfig(
         model=model, task="classify", train=[str(tmp_path / "train.tsv")], dev=[str(tmp_path / "dev.tsv")],
-        output=str(tmp_path / "sweep"), epochs=2, batch=16, device="cpu", dtype="float32", engine="banded",
+        output=str(tmp_path / "sweep"), epochs=2, batch=16, device="cpu", dtype="float32", engine="torch",
     )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def test_retrievers_are_swept_too(model: str, tmp_path: Path, write_collection: 
     folder = str(write_collection(tmp_path / "made-up"))
     base = RetrieverConfig(
         model=model, task="embed", train=[folder], dev=[folder], dev_split="train", output=str(tmp_path / "sweep"),
-        batch=8, device="cpu", dtype="float32", engine="banded", dropout=0.0,
+        batch=8, device="cpu", dtype="float32", engine="torch", dropout=0.0,
     )  # fmt: skip
     results = sweep(base, tmp_path / "sweep", points_of([1e-3, 1e-9], [1e-5], [4], [0]))
     assert best_of(results).point.lr == 1e-3 and results[0].metric == "ndcg_10"

@@ -18,7 +18,7 @@ import torch  # first, so that its OpenMP is the one the library finds
 from modernbert.errors import InputError
 from modernbert.files import write_file
 
-__all__ = ["library", "obstacle"]
+__all__ = ["library", "unavailable_reason"]
 
 _FLAGS = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fvisibility=hidden", "-w"]
 _FOLDER = Path(__file__).parent
@@ -26,13 +26,17 @@ _SOURCES = ("attention.cpp", "elementwise.cpp", "encoder.cpp", "linear.cpp", "tr
 
 
 def library() -> ctypes.CDLL:
-    """Return the loaded library; to be called where `obstacle` is None."""
+    """Return the loaded library.
+
+    Raises: InputError if it is not available, as for a model that was pickled on another machine.
+    """
     loaded = _load()
-    assert isinstance(loaded, ctypes.CDLL), loaded
+    if isinstance(loaded, str):
+        raise InputError(f"engine: cpu {loaded}; load the model folder on this machine (ModernBert.load)")
     return loaded
 
 
-def obstacle() -> str | None:
+def unavailable_reason() -> str | None:
     """Return why the library is not available on this machine, or None.
 
     The first call compiles it, which takes a few seconds, and caches it for the next process.

@@ -1,83 +1,67 @@
-"""Weights laid out for the processor once, when a model is loaded for inference on a CPU.
+"""The inference plan of oneDNN: linear layers whose weights are reordered once instead of at every call."""
 
-In: a module with `nn.Linear` layers. Out: the same module with layers that compute the same products from weights in
-oneDNN's own order. A plain `nn.Linear` has them reordered at every call, which for a short text is most of its time.
-"""
-
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
-from modernbert.engines.inference_only import inference_only, refuse_conversion, refuse_weights
-from modernbert.engines.plain_modules import is_plain
+from modernbert.batch import SequenceLengths
+from modernbert.engines.engine import AttentionFn, Engine, Rope, Window
 
-__all__ = ["PrepackedLinear", "can_prepack", "prepack_"]
+if TYPE_CHECKING:
+    from modernbert.model.encoder import Encoder
 
-# oneDNN is told how many rows to expect; the order it chooses serves a text of 16 tokens as well as a full batch.
+__all__ = ["PrepackedLinears", "can_prepack"]
+
+# The number of rows that oneDNN reorders for; the order it chooses serves short texts and full batches.
 _ROWS = 1_024
 
 
-def can_prepack(dtype: torch.dtype) -> bool:
-    """Say whether this torch, on this processor, has products of prepacked weights in a precision."""
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+def can_prepack(device: torch.device, dtype: torch.dtype) -> bool:
+    """Return whether this torch, on this processor, multiplies by prepacked weights in a dtype."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
 
 
-class PrepackedLinear(nn.Module):
-    """A linear layer for inference; no gradient goes through it."""
+class PrepackedLinears:
+    """Compute an encoder layer by layer, with prepacked weights in its linear layers."""
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        # Not a buffer: the tensor is opaque, and what moves or converts buffers would not know it.
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _ROWS)
-        self.bias = linear.bias
-        self.dtype = linear.weight.dtype
+    def __init__(self, encoder: "Encoder") -> None:
+        self.engine = _PrepackedEngine(encoder)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _prepack_again, (self.unpack(),)
+    def accepts(self, tokens: Tensor, lengths: SequenceLengths) -> bool:
+        """Return True: any batch on a CPU."""
+        return tokens.device.type == "cpu"
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "PrepackedLinear":
-        return self  # nothing in it ever changes, and the opaque tensor has no storage to copy
-
-    def forward(self, rows: Float[Tensor, "T D_in"]) -> Float[Tensor, "T D_out"]:
-        """Return the product with the weights, plus the bias where there is one."""
-        return inference_only(torch.ops.mkldnn._linear_pointwise(rows.detach(), self.packed, self.bias, "none", [], ""))
-
-    def unpack(self) -> nn.Linear:
-        """Return the plain layer, with the same bits."""
-        weight = self.packed.to_dense()
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=self.bias is not None, device="meta")
-        linear.weight, linear.bias = nn.Parameter(weight), self.bias
-        return linear
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PrepackedLinear":
-        refuse_conversion(torch.empty(0, dtype=self.dtype), fn)
-        super()._apply(fn, recurse)
-        return self
-
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination[prefix + "weight"] = self.packed.to_dense()
-
-    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
-        refuse_weights()
+    def run(self, encoder: "Encoder", tokens: Tensor, lengths: SequenceLengths, rows: Tensor | None) -> Tensor:
+        """Return the hidden states of some rows, or of all."""
+        return encoder.run_layers(tokens, lengths, rows, self.engine)
 
 
-def _prepack_again(linear: nn.Linear) -> nn.Module:
-    """Prepack the layer of a pickle where this process has such products; elsewhere return it as it is."""
-    return PrepackedLinear(linear) if can_prepack(linear.weight.dtype) else linear
+class _PrepackedEngine(Engine):
+    """An encoder's engine, with products of prepacked weights."""
 
+    def __init__(self, encoder: "Encoder") -> None:
+        self.base = encoder.engine
+        self.packed: dict[nn.Module, Tensor] = {
+            layer: torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
+            for layer in encoder.modules()
+            if isinstance(layer, nn.Linear)
+        }
 
-def prepack_(module: nn.Module) -> None:
-    """Put prepacked layers in place of the plain linear ones below a module, one by one: no weight is held twice.
+    def linear(self, layer: nn.Module, x: Tensor) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x.detach(), self.packed[layer], layer.bias, "none", [], "")
 
-    Layers with hooks, and subclasses such as adapters, stay.
-    """
-    for parent in list(module.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Linear) and is_plain(child):
-                setattr(parent, name, PrepackedLinear(child))
+    def plan_attention(self, lengths: SequenceLengths, window: Window, rope: Rope, dtype: torch.dtype) -> AttentionFn:
+        return self.base.plan_attention(lengths, window, rope, dtype)
+
+    def residual_layer_norm(
+        self, residual: Tensor, x: Tensor, norm: nn.LayerNorm, dropout: float
+    ) -> tuple[Tensor, Tensor]:
+        return self.base.residual_layer_norm(residual, x, norm, dropout)
+
+    def geglu(self, x: Tensor) -> Tensor:
+        return self.base.geglu(x)

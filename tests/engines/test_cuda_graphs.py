@@ -1,16 +1,14 @@
 """Batches filled up to a fixed size compute what they did before; on a GPU, replayed passes too."""
 
-import copy
-import pickle
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modernbert.batch import Batch
-from modernbert.engines.attention import choose_backend
-from modernbert.engines.cuda.cuda_graphs import CudaGraphs, filled
+from modernbert.engines.cuda.cuda_graphs import CudaGraphs, pad_to_size
+from modernbert.engines.registry import choose_engine, find_engine
+from modernbert.inference.loading import permit_plans
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.initialization import initialize
@@ -19,9 +17,9 @@ SHAPE = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidd
          "num_attention_heads": 1, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}  # fmt: skip
 
 
-def encoder_of(backend: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Encoder:
+def encoder_of(engine: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Encoder:
     config = ModelConfig(**SHAPE)
-    encoder = Encoder(config, backend)
+    encoder = Encoder(config, find_engine(engine))
     initialize(encoder, config, seed=1)
     return encoder.to(device, dtype).eval()
 
@@ -34,8 +32,8 @@ def batch_of(*lengths: int) -> Batch:
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=5), st.integers(0, 70), st.integers(1, 4))
 def test_what_fills_a_batch_up_changes_nothing(lengths: list[int], more_tokens: int, more_documents: int) -> None:
-    encoder, batch = encoder_of("dense"), batch_of(*lengths)
-    tokens, layout = filled(
+    encoder, batch = encoder_of("reference"), batch_of(*lengths)
+    tokens, layout = pad_to_size(
         batch.tokens, batch.layout, batch.num_tokens + more_tokens, batch.layout.num_docs + more_documents
     )
     assert len(tokens) == layout.num_tokens == batch.num_tokens + more_tokens
@@ -48,31 +46,21 @@ def test_what_fills_a_batch_up_changes_nothing(lengths: list[int], more_tokens: 
 def test_only_short_batches_on_a_gpu_are_replayed() -> None:
     batch = batch_of(5, 7)
     with torch.no_grad():
-        assert not CudaGraphs().take(batch.tokens, batch.layout)
+        assert not CudaGraphs().accepts(batch.tokens, batch.layout)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["triton", "varlen"])
-def test_replayed_passes_equal_those_before(backend: str) -> None:
+@pytest.mark.parametrize("engine", ["cuda", "flash"])
+def test_replayed_passes_equal_those_before(engine: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    assert choose_backend(backend, torch.device("cuda"), torch.bfloat16, ModelConfig(**SHAPE)) == backend
-    encoder = encoder_of(backend, "cuda", torch.bfloat16)
-    encoder.replays = CudaGraphs()
+    assert choose_engine(engine, torch.device("cuda"), torch.bfloat16, ModelConfig(**SHAPE)).name == engine
+    encoder = encoder_of(engine, "cuda", torch.bfloat16)
+    permit_plans(encoder)
     for mode in (torch.inference_mode, torch.no_grad, torch.inference_mode):
         with mode():
             for lengths in [(5,), (300, 1, 77), (31,), (2000,), (9,) * 40, (5,), (64, 64)]:
                 batch = batch_of(*lengths).to("cuda")
-                assert encoder.replays.take(batch.tokens, batch.layout)
+                assert isinstance(encoder.plans.find(encoder, batch.tokens, batch.layout), CudaGraphs)
                 found, expected = encoder(batch.tokens, batch.layout), encoder.run_layers(batch.tokens, batch.layout)
                 assert torch.cosine_similarity(found.float(), expected.float(), dim=-1).min() > 0.9999
-
-
-def test_an_encoder_with_replays_is_copied_and_pickled_without_them() -> None:
-    encoder, batch = encoder_of("dense"), batch_of(5, 7)
-    encoder.replays = CudaGraphs()
-    with torch.no_grad():
-        expected = encoder(batch.tokens, batch.layout)
-        for copied in (copy.deepcopy(encoder), pickle.loads(pickle.dumps(encoder))):
-            assert copied.replays is None
-            assert torch.equal(copied(batch.tokens, batch.layout), expected)

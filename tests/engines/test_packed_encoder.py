@@ -11,25 +11,29 @@ from hypothesis import strategies as st
 from modernbert.batch import Batch
 from modernbert.checkpoints.folder import load_model, save_folder
 from modernbert.engines.cpu import build, calls
-from modernbert.engines.cpu.fused_encoder import FusedEncoder, can_fuse
-from modernbert.inference.loading import fit_for_inference, load_for_inference
+from modernbert.engines.cpu.cpu_engine import supports_gemm
+from modernbert.engines.cpu.packed_encoder import PackedEncoder
+from modernbert.engines.registry import find_engine
+from modernbert.inference.loading import load_model_for_inference, permit_plans
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import MaskedLM
 from modernbert.model.initialization import initialize
 
-pytestmark = pytest.mark.skipif(build.obstacle() is not None, reason=f"native {build.obstacle()}")
+pytestmark = pytest.mark.skipif(build.unavailable_reason() is not None, reason=f"cpu {build.unavailable_reason()}")
 
 LENGTHS = [[1], [15], [16, 1], [127], [64, 64], [129, 1, 300], [1] * 40, [700], [3] * 3 + [250] * 2]
 
 
-def make(dtype: torch.dtype = torch.float32, **changes: int) -> tuple[Encoder, FusedEncoder]:
-    """Return an encoder and what is made of it; it has local and global layers, and windows shorter than texts."""
+def make(dtype: torch.dtype = torch.float32, **changes: int) -> tuple[Encoder, Encoder]:
+    """Return an encoder without and with a plan; it has local and global layers, and windows shorter than texts."""
     config = ModelConfig.preset("tiny", **changes)
-    plain = Encoder(config, "native")
+    plain = Encoder(config, find_engine("cpu"))
     initialize(plain, config, seed=1)
     plain = plain.to(dtype).eval()
-    return plain, FusedEncoder(copy.deepcopy(plain))
+    planned = copy.deepcopy(plain)
+    permit_plans(planned)
+    return plain, planned
 
 
 def batch_of(lengths: list[int]) -> Batch:
@@ -41,7 +45,7 @@ def batch_of(lengths: list[int]) -> Batch:
 def error(found: torch.nn.Module, lengths: list[int], plain: Encoder) -> float:
     """Return what is off as a share, against dense attention and plain layers in float64."""
     exact = copy.deepcopy(plain).double()
-    exact.backend = "dense"
+    exact.engine = find_engine("reference")
     batch = batch_of(lengths)
     expected = exact(batch.tokens, batch.layout)
     return float((found(batch.tokens, batch.layout).double() - expected).norm() / expected.norm())
@@ -50,44 +54,43 @@ def error(found: torch.nn.Module, lengths: list[int], plain: Encoder) -> float:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 def test_it_computes_what_the_encoder_computes(lengths: list[int], dtype: torch.dtype) -> None:
-    plain, fused = make(dtype)
-    assert error(fused, lengths, plain) < (2e-6 if dtype == torch.float32 else 1e-2)
+    plain, planned = make(dtype)
+    assert error(planned, lengths, plain) < (2e-6 if dtype == torch.float32 else 1e-2)
 
 
 def test_in_bfloat16_it_is_nearer_than_layer_by_layer() -> None:
     """Its residual stream is not rounded after every layer."""
-    plain, fused = make(torch.bfloat16)
-    assert error(fused, [200, 70], plain) < 0.7 * error(plain, [200, 70], plain)
+    plain, planned = make(torch.bfloat16)
+    assert error(planned, [200, 70], plain) < 0.7 * error(plain, [200, 70], plain)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(lengths=st.lists(st.integers(1, 260), min_size=1, max_size=8), num_threads=st.integers(1, 5))
 def test_any_lengths_at_any_number_of_threads(lengths: list[int], num_threads: int) -> None:
-    plain, fused = make(hidden_size=64, num_attention_heads=1, intermediate_size=64, num_hidden_layers=3)
+    plain, planned = make(hidden_size=64, num_attention_heads=1, intermediate_size=64, num_hidden_layers=3)
     threads = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
-        assert error(fused, lengths, plain) < 2e-6
+        assert error(planned, lengths, plain) < 2e-6
     finally:
         torch.set_num_threads(threads)
 
 
 def test_a_document_alone_and_among_others_gets_the_same_vectors() -> None:
-    _, fused = make()
+    _, planned = make()
     whole = batch_of([40, 3, 200])
     with torch.inference_mode():
-        together = fused(whole.tokens, whole.layout).split([40, 3, 200])
+        together = planned(whole.tokens, whole.layout).split([40, 3, 200])
         for tokens, expected in zip(whole.tokens.split([40, 3, 200]), together, strict=True):
             alone = Batch.from_documents([tokens.tolist()])
-            assert (fused(alone.tokens, alone.layout) - expected).abs().max() < 1e-5
+            assert (planned(alone.tokens, alone.layout) - expected).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_weights_come_back_bit_for_bit(dtype: torch.dtype) -> None:
-    plain, fused = make(dtype)
-    back = fused.unpack().state_dict()
-    assert back.keys() == plain.state_dict().keys()
-    assert all(torch.equal(back[name], weight) for name, weight in plain.state_dict().items())
+def test_packed_weights_are_unpacked_bit_for_bit(dtype: torch.dtype) -> None:
+    plain, _ = make(dtype)
+    weight = plain.layers[1].mlp.Wi.weight.detach()
+    assert torch.equal(calls.unpack_weight(calls.pack_weight(weight, transposed=True)), weight)
 
 
 def test_strips_of_a_weight_are_outputs_side_by_side() -> None:
@@ -101,29 +104,32 @@ def test_strips_of_a_weight_are_outputs_side_by_side() -> None:
 
 
 @pytest.mark.parametrize("with_head", [False, True])
-def test_a_fitted_model_is_saved_as_published(with_head: bool, tmp_path: Path) -> None:
+def test_a_model_with_a_plan_is_saved_as_published(with_head: bool, tmp_path: Path) -> None:
     config = ModelConfig.preset("tiny")
-    model = MaskedLM(config, "native") if with_head else Encoder(config, "native")
+    model = MaskedLM(config) if with_head else Encoder(config)
     initialize(model, config, seed=2)
     save_folder(tmp_path / "first", model)
-    fitted = load_for_inference(tmp_path / "first", torch.device("cpu"), torch.float32, "native")
-    assert any(isinstance(module, FusedEncoder) for module in fitted.modules()) == can_fuse(config, "native")
-    save_folder(tmp_path / "second", fitted)
-    save_folder(tmp_path / "third", fitted)  # the fitted one is as it was
-    first, *others = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second", "third"))
-    assert others == [first, first]
+    loaded = load_model_for_inference(tmp_path / "first", torch.device("cpu"), torch.float32, find_engine("cpu"))
+    batch = batch_of([9])
+    with torch.inference_mode():
+        loaded.encode(batch)
+    save_folder(tmp_path / "second", loaded)
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second"))
+    assert second == first
     assert isinstance(load_model(tmp_path / "second"), type(model))
 
 
 @pytest.mark.parametrize("changes", [{"intermediate_size": 208}, {"hidden_size": 96, "num_attention_heads": 3}])
 def test_shapes_that_panels_do_not_divide_go_layer_by_layer(changes: dict[str, int]) -> None:
     config = ModelConfig.preset("tiny", **changes)
-    assert not can_fuse(config, "native") and not can_fuse(ModelConfig.preset("tiny"), "banded")
-    plain = Encoder(config, "banded").eval()
+    assert not supports_gemm(config.hidden_size, config.intermediate_size)
+    plain = Encoder(config).eval()
     initialize(plain, config, seed=0)
     batch = batch_of([30, 5])
     with torch.inference_mode():
         expected = plain(batch.tokens, batch.layout)
-        fitted = fit_for_inference(plain)
-        assert isinstance(fitted, Encoder)
-        assert (fitted(batch.tokens, batch.layout) - expected).abs().max() < 1e-5
+        if config.head_width == 64:
+            plain.engine = find_engine("cpu")
+        permit_plans(plain)
+        assert (plain(batch.tokens, batch.layout) - expected).abs().max() < 1e-5
+        assert not isinstance(plain.plans.find(plain, batch.tokens, batch.layout), PackedEncoder)

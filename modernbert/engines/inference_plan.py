@@ -1,0 +1,135 @@
+"""Inference plans: faster ways to compute an encoder without gradients, cached beside its ordinary modules.
+
+A plan reads weights and skips the modules' own calls: packed weights, all layers in one call, CUDA graphs. It is used
+only while the encoder computes what its weights say (no hooks, adapters or replaced modules), and is built anew when a
+weight or module changes.
+"""
+
+import threading
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+
+from modernbert.batch import SequenceLengths
+from modernbert.devices import release_pages
+
+if TYPE_CHECKING:
+    from modernbert.engines.engine import Engine
+    from modernbert.model.encoder import Encoder
+
+__all__ = ["InferencePlan", "PlanCache", "is_plain", "is_plain_norm"]
+
+_TORCH_TYPES = (nn.Dropout, nn.Embedding, nn.Identity, nn.LayerNorm, nn.Linear, nn.ModuleList)
+_OUR_TYPES = "modernbert.model.encoder"
+
+
+@runtime_checkable
+class InferencePlan(Protocol):
+    """What an engine prepared from the weights of an encoder."""
+
+    def accepts(self, tokens: Tensor, lengths: SequenceLengths) -> bool:
+        """Return whether the plan computes this batch."""
+
+    def run(self, encoder: "Encoder", tokens: Tensor, lengths: SequenceLengths, rows: Tensor | None) -> Tensor:
+        """Return what `encoder.run_layers` returns, without gradients."""
+
+
+class PlanCache:
+    """The plan of one encoder, built at the first inference call.
+
+    Args:
+        engine: The encoder's engine, which it returns to when it is moved where the engine is available.
+        mapped: The weights are mapped from a file: pages that the plan has read are returned to the system.
+    """
+
+    def __init__(self, engine: "Engine", mapped: bool = False) -> None:
+        self.engine = engine
+        self._mapped = mapped
+        self._lock = threading.Lock()
+        self._built: tuple[_Snapshot, InferencePlan | None] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PlanCache, (self.engine,)  # a plan holds addresses of this process; a copy of weights is not mapped
+
+    def find(self, encoder: "Encoder", tokens: Tensor, lengths: SequenceLengths) -> InferencePlan | None:
+        """Return the plan if it computes this batch now: without gradients, autocast or training mode."""
+        if torch.is_grad_enabled() or encoder.training or torch.is_autocast_enabled(tokens.device.type):
+            return None
+        built = self._built
+        if built is None or not built[0].is_current(encoder):
+            built = self._build(encoder)
+        plan = built[1]
+        return plan if plan is not None and plan.accepts(tokens, lengths) else None
+
+    def drop(self) -> None:
+        """Free the plan."""
+        self._built = None
+
+    def _build(self, encoder: "Encoder") -> "tuple[_Snapshot, InferencePlan | None]":
+        with self._lock:
+            if self._built is None or not self._built[0].is_current(encoder):
+                self._built = None  # free the old plan first
+                snapshot, plan = _Snapshot(encoder), None
+                if snapshot.is_plain:
+                    plan = encoder.engine.inference_plan(encoder, encoder.final_norm.weight.dtype)
+                if plan is not None and self._mapped:
+                    release_pages(encoder.layers.parameters())
+                self._built = snapshot, plan
+            return self._built
+
+
+class _Snapshot:
+    """The modules and weights of an encoder, to detect in microseconds whether any has changed."""
+
+    def __init__(self, encoder: "Encoder") -> None:
+        modules = list(encoder.modules())
+        self._settings = encoder.engine, encoder.config
+        self._children = [(each._modules, name, child) for each in modules for name, child in each.named_children()]
+        self._hooks = [(each.__dict__, each._forward_hooks, each._forward_pre_hooks) for each in modules]
+        self._weights = [
+            (each._parameters, name, weight, _version(weight), weight.data_ptr())
+            for each in modules
+            for name, weight in each.named_parameters(recurse=False)
+        ]
+        dtypes = {(weight.dtype, weight.device) for _, _, weight, *_ in self._weights}
+        self.is_plain = len(dtypes) == 1 and all(map(is_plain, modules))
+
+    def is_current(self, encoder: "Encoder") -> bool:
+        """Return whether the encoder was plain, and has the same engine, config, modules and weights, and no hooks."""
+        engine, config = self._settings
+        return (
+            self.is_plain
+            and encoder.engine is engine
+            and encoder.config is config
+            and not _has_global_hooks()
+            and not any(after or before or "forward" in own for own, after, before in self._hooks)
+            and all(children.get(name) is child for children, name, child in self._children)
+            and all(
+                weights.get(name) is weight and weight.data_ptr() == address and _version(weight) == version
+                for weights, name, weight, version, address in self._weights
+            )
+        )
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Return whether a module computes what its type and weights say: no subclass, no hook, no forward of its own."""
+    kind = type(module)
+    if kind not in _TORCH_TYPES and kind.__module__ != _OUR_TYPES:
+        return False
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return not (any(hooks) or "forward" in module.__dict__ or _has_global_hooks())
+
+
+def is_plain_norm(norm: nn.LayerNorm) -> bool:
+    """Return whether a norm is one that kernels compute: plain, with a scale and no bias."""
+    return is_plain(norm) and norm.bias is None and norm.weight is not None
+
+
+def _has_global_hooks() -> bool:
+    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
+
+
+def _version(weight: Tensor) -> int:
+    return 0 if weight.is_inference() else weight._version  # inference tensors do not count versions
