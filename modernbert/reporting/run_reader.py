@@ -1,6 +1,6 @@
-"""Read the log, timing, config and scores of a run folder into a `Run`, whether the run is finished or not.
+"""Read the log, timing, config and scores of a run folder, finished or not, into a `Run`.
 
-Where a run returned to a checkpoint, the later row of a step counts; the earlier ones are kept as abandoned.
+After a rollback, the later row of a step counts; the earlier ones are kept as abandoned.
 """
 
 import json
@@ -14,55 +14,55 @@ from typing import Any
 import yaml
 
 from modernbert.errors import InputError
-from modernbert.reporting.run_charts import read_rows
+from modernbert.training.run_log import read_log
 
-__all__ = ["Run", "mean_heldout", "read_run", "sort_rows"]
+__all__ = ["Run", "mean_heldout", "read_run"]
 
 Row = Mapping[str, Any]
-# Fields of a row of dev scores that are no scores.
-_NO_SCORES = ("kind", "step", "tokens")
+# Fields of a row of dev scores that are not metrics.
+_NOT_METRICS = ("kind", "step", "tokens")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Hold one run: rows in the order of their steps, and its config with dots between the levels."""
+    """One run: rows in the order of steps, and the config with dots between levels."""
 
     name: str
     steps: Sequence[Row]
     heldout: Sequence[Row]
     abandoned: Sequence[Sequence[Row]]
-    """Pieces of steps that a return to a checkpoint made void."""
+    """Sequences of steps that a rollback undid."""
     events: Sequence[Row]
-    """Skipped steps and returns, each with the `tokens` it happened at."""
+    """Skipped steps and rollbacks, each with the `tokens` seen by then."""
     clock: Mapping[int, Row]
-    """Timing by step."""
+    """Step -> its row of `timing.jsonl`."""
     start: Row
-    """What the run said of itself when it last began; empty in older runs."""
+    """The row that the run logged when it last started; empty in older runs."""
     config: Mapping[str, Any]
     is_finished: bool
     dev: Sequence[Row] = ()
-    """Scores on dev rows by which a fine-tuning run chooses its weights, each with the `tokens` seen by then."""
+    """Scores on the dev set, each with the `tokens` seen by then."""
     result: Mapping[str, Any] = field(default_factory=dict)
-    """What a finished fine-tuning run wrote into `scores.json`."""
-    is_tuning: bool = False
-    """Whether this is a fine-tuning run, whose steps belong to no phase."""
+    """The content of `scores.json`, which a finished fine-tuning run writes."""
+    is_finetuning: bool = False
+    """Whether this is a fine-tuning run, whose steps have no phase."""
 
     @property
     def tokens(self) -> int:
-        """Tokens learned from so far."""
+        """Tokens trained on so far."""
         return max((row["tokens"] for row in self.steps), default=0)
 
     @property
     def elapsed_s(self) -> float:
-        """Time of training so far, over all starts."""
+        """Seconds of training so far, over all starts."""
         if any("elapsed" in row for row in self.clock.values()):
             return float(max(row.get("elapsed", 0.0) for row in self.clock.values()))
         return float(sum(row.get("seconds", 0.0) for row in self.clock.values()))
 
     @property
     def metrics(self) -> list[str]:
-        """Names of the scores on dev rows, first that which decides."""
-        names = list(dict.fromkeys(name for row in self.dev for name in row if name not in _NO_SCORES))
+        """Names of the metrics on the dev set, first the one that selects the checkpoint."""
+        names = list(dict.fromkeys(name for row in self.dev for name in row if name not in _NOT_METRICS))
         deciding = next(
             (name for name in (self.result.get("metric"), self.config.get("metric")) if name in names), None
         )
@@ -70,7 +70,7 @@ class Run:
 
     @property
     def best_dev(self) -> tuple[int, float] | None:
-        """The step of the best score on dev rows, and the score."""
+        """The step with the best score on the dev set, and the score."""
         name = next(iter(self.metrics), "")
         scored = [(row["step"], float(row[name])) for row in self.dev if row.get(name) is not None]
         sign = -1 if name.endswith("error") else 1
@@ -78,18 +78,18 @@ class Run:
 
     @property
     def reach(self) -> int:
-        """How many steps to either side a running mean takes in."""
+        """Steps on either side that a running mean includes."""
         return max(1, len(self.steps) // 60)
 
     @property
     def final_loss(self) -> float | None:
-        """The end of the running mean of the training loss."""
+        """The last value of the running mean of the training loss."""
         _, losses = self.series("loss")
         return fmean(losses[-self.reach - 1 :]) if losses else None
 
     @cached_property
     def scores(self) -> list[tuple[Row, float]]:
-        """The mean held-out loss each time it was scored; see `mean_heldout`."""
+        """The mean held-out loss of each evaluation; see `mean_heldout`."""
         return mean_heldout(self.heldout)
 
     def series(self, field: str) -> tuple[list[int], list[float]]:
@@ -104,7 +104,7 @@ class Run:
         return [tokens for tokens, _ in known], [value for _, value in known]
 
     def typical(self, field: str) -> float | None:
-        """Return the median of a field of the timing, which a slow start or a pause does not move."""
+        """Return the median of a field of the timing: a slow start or a pause does not change it."""
         values = self.timing(field)[1]
         return median(values) if values else None
 
@@ -114,18 +114,18 @@ class Run:
 
 
 def read_run(folder: Path, name: str) -> Run:
-    """Read the folder of a run, to be called `name`; a last line that is still being written is passed over.
+    """Read the folder of a run that is to be shown as `name`; a last line that is still being written is left out.
 
-    Raises: InputError if the folder is no run's, or one of its files is damaged.
+    Raises: InputError if the folder is not the folder of a run, or one of its files is damaged.
     """
     if not (folder / "log.jsonl").is_file():
         raise InputError(f"{folder}: is not the folder of a run, expected log.jsonl in it")
-    timing = read_rows(folder / "timing.jsonl") if (folder / "timing.jsonl").exists() else []
-    log = read_rows(folder / "log.jsonl")
-    steps, heldout, abandoned, events = sort_rows(log)
+    timing = read_log(folder, "timing") if (folder / "timing.jsonl").exists() else []
+    log = read_log(folder)
+    steps, heldout, abandoned, events = _sort_rows(log)
     config, result = _read_config(folder / "config.yaml"), _read_result(folder / "scores.json")
     # Fine-tuning writes the model before the scores; a sweep deletes the models of all runs but its best.
-    is_tuning = "task" in config or bool(result)
+    is_finetuning = "task" in config or bool(result)
     return Run(
         name=name,
         steps=steps,
@@ -135,15 +135,15 @@ def read_run(folder: Path, name: str) -> Run:
         clock={row["step"]: row for row in timing if "step" in row},
         start=next((row for row in reversed(timing) if row.get("kind") == "start"), {}),
         config=config,
-        is_finished=bool(result) if is_tuning else (folder / "model").is_dir(),
+        is_finished=bool(result) if is_finetuning else (folder / "model").is_dir(),
         dev=_dev_of(log, steps),
         result=result,
-        is_tuning=is_tuning or any("phase" not in row for row in steps),
+        is_finetuning=is_finetuning or any("phase" not in row for row in steps),
     )
 
 
-def sort_rows(log: Sequence[Row]) -> tuple[list[Row], list[Row], list[list[Row]], list[Row]]:
-    """Part the rows of a log into steps, held-out scores, abandoned pieces of steps, and events."""
+def _sort_rows(log: Sequence[Row]) -> tuple[list[Row], list[Row], list[list[Row]], list[Row]]:
+    """Split the rows of a log into steps, held-out scores, abandoned sequences of steps, and events."""
     steps: list[Row] = []
     heldout: list[Row] = []
     abandoned: list[list[Row]] = []
@@ -154,7 +154,7 @@ def sort_rows(log: Sequence[Row]) -> tuple[list[Row], list[Row], list[list[Row]]
             events.append({**row, "tokens": steps[-1]["tokens"] if steps else 0})
         elif kind == "heldout":
             heldout.append(row)
-        # A rollback says to which step; a step that was there before says so itself.
+        # A rollback names the step to return to; a step that comes again implies it.
         last = row["to_step"] if kind == "rollback" else row["step"] - 1 if kind == "step" else None
         if last is not None and steps and steps[-1]["step"] > last:
             abandoned.append([step for step in steps if step["step"] > last])
@@ -167,22 +167,22 @@ def sort_rows(log: Sequence[Row]) -> tuple[list[Row], list[Row], list[list[Row]]
 
 
 def _dev_of(log: Sequence[Row], steps: Sequence[Row]) -> list[Row]:
-    """Return the scores on dev rows, one for a step, with the tokens seen by then."""
+    """Return the scores on the dev set, one per step, with the tokens seen by then."""
     tokens = {row["step"]: row["tokens"] for row in steps}
     scored = {row["step"]: row for row in log if row.get("kind") == "dev" and row.get("step") in tokens}
     return [{**row, "tokens": tokens[step]} for step, row in sorted(scored.items())]
 
 
 def mean_heldout(heldout: Sequence[Row]) -> list[tuple[Row, float]]:
-    """Return the loss over all sources at the first of their lengths, each with the last row it is the mean of.
+    """Return the mean loss over all sources at the first length of each evaluation, with its last row.
 
-    A step at which the loss on one of them was not finite has none.
+    An evaluation with a loss that is not finite is left out.
     """
     first = heldout[0].get("max_len") if heldout else None
     scored: dict[int, list[Row]] = {}
     for row in heldout:
         if row.get("max_len") == first:
-            # Scored twice at one step, where one phase ends and the next begins: the later counts.
+            # Where one phase ends and the next begins, a step is evaluated twice; the later counts.
             same = [other for other in scored.get(row["step"], []) if other.get("source") != row.get("source")]
             scored[row["step"]] = [*same, row]
     finite = [rows for _, rows in sorted(scored.items()) if all(row.get("loss") is not None for row in rows)]
@@ -204,7 +204,7 @@ def _read_result(path: Path) -> dict[str, Any]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Read a config as it stands, so that runs of other versions can be compared."""
+    """Read a config without its schema, so that runs of other versions can be compared."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

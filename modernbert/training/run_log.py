@@ -74,9 +74,24 @@ def number(value: float, digits: int = 6) -> float | None:
     return round(value, digits) if math.isfinite(value) else None
 
 
-def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Read the rows of a run's `log.jsonl`."""
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+def read_log(folder: Path, name: str = "log") -> list[dict[str, Any]]:
+    """Read the rows of `log.jsonl` or `timing.jsonl` of a run; a last line that is still being written is left out.
+
+    Raises: InputError if the file cannot be read, or another line is not a JSON object.
+    """
+    path = folder / f"{name}.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    rows = []
+    for line_number, line in enumerate(lines[:-1], 1):
+        try:
+            # Logs of earlier versions have NaN, which is not JSON, instead of null.
+            rows.append(dict(json.loads(line, parse_constant=lambda _: None)))
+        except (ValueError, TypeError):
+            raise InputError(f"{path}:{line_number}: expected a JSON object") from None
+    return rows
 
 
 def _open(path: Path, size: int) -> BinaryIO:

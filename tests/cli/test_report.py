@@ -53,7 +53,7 @@ def page_of(out: Path, *runs: Path) -> _Page:
 def test_a_fine_tuning_run_has_a_page(classifier_run: Path, tmp_path: Path) -> None:
     page = page_of(tmp_path / "page.html", classifier_run)
     scores = json.loads((classifier_run / "scores.json").read_text())
-    assert {"In numbers", "How it learned", "On dev rows", "Rate, gradient, batch"} <= set(page.headings)
+    assert {"Summary", "Training", "Dev set", "Optimization"} <= set(page.headings)
     assert {"accuracy", "matthews", "Training loss", "Learning rate"} <= set(page.drawn)
     columns = next(row for row in page.rows if row[:2] == ["run", "rows"])
     found = {row[1]: dict(zip(columns, row, strict=True)) for row in page.rows if len(row) == len(columns)}
@@ -77,7 +77,7 @@ def test_a_retriever_run_has_a_page_with_scores_of_its_collections(embedder_run:
 
 def test_a_pretraining_run_has_the_page_it_had(pretraining_run: Path, tmp_path: Path) -> None:
     page = page_of(tmp_path / "page.html", pretraining_run)
-    assert {"On held-out text", "How it learned"} <= set(page.headings) and "On dev rows" not in page.headings
+    assert {"Held-out text", "Training"} <= set(page.headings) and "Dev set" not in page.headings
     assert "Training loss, nats per masked token" in page.drawn
     overview = next(row for row in page.rows if "state" in row)
     assert {"best held-out", "MFU", "rollbacks"} <= set(overview)
@@ -94,7 +94,7 @@ def test_runs_of_all_kinds_stand_side_by_side(request: pytest.FixtureRequest, tm
     assert {row["state"] for row in shown} == {"finished"}
     assert [row["best held-out"] == "–" for row in shown] == [True, True, True, False]
     assert {"accuracy", "ndcg_10", "Training loss"} <= set(page.drawn)
-    assert {"On dev rows", "On held-out text", "Side by side"} <= set(page.headings)
+    assert {"Dev set", "Held-out text", "Comparison"} <= set(page.headings)
 
 
 def test_a_fine_tuning_run_that_is_not_finished_has_a_page(classifier_run: Path, tmp_path: Path) -> None:

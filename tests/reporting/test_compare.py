@@ -10,10 +10,18 @@ from xml.etree import ElementTree
 import pytest
 
 from modernbert.errors import InputError
-from modernbert.reporting.compare import compare
-from modernbert.reporting.curves import draw, heldout_panels, loss_panel, position_panels, source_panels, step_panels
+from modernbert.reporting.charts import draw_lines
 from modernbert.reporting.report import ReportConfig, run
+from modernbert.reporting.run_panels import (
+    heldout_panels,
+    loss_panel,
+    optimizer_panels,
+    position_panels,
+    source_panels,
+    speed_panels,
+)
 from modernbert.reporting.run_reader import Run, mean_heldout, read_run
+from modernbert.reporting.run_report import build_report
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -95,13 +103,13 @@ def test_steps_that_come_again_without_a_word_count_once(tmp_path: Path) -> None
 
 
 def test_events_and_abandoned_pieces_are_drawn_and_told(went_back: Run) -> None:
-    styles = {line.style: len(line.across) for line in loss_panel([went_back]).lines}
+    styles = {line.style: len(line.x) for line in loss_panel([went_back]).lines}
     assert styles == {"raw": 8, "mean": 8, "abandoned": 2, "dots": 2, "skipped": 2, "rollback": 1}
-    tables = {table.title: table for part in compare([went_back]).sections for table in part.tables}
-    events = tables["What happened on the way"].rows
-    assert [row[2:4] for row in events] == [["6", "step skipped"], ["7", "step skipped"], ["7", "back to step 3"]]
-    (row,) = tables["The run"].rows
-    told = dict(zip(tables["The run"].columns, row, strict=True))
+    tables = {table.title: table for part in build_report([went_back]).sections for table in part.tables}
+    events = tables["Skipped steps and rollbacks"].rows
+    assert [row[2:4] for row in events] == [["6", "step skipped"], ["7", "step skipped"], ["7", "rollback to step 3"]]
+    (row,) = tables["Run"].rows
+    told = dict(zip(tables["Run"].columns, row, strict=True))
     assert (told["steps"], told["skipped"], told["rollbacks"]) == ("8", "2", "1")
     assert (told["best held-out"], told["MFU"], told["tokens/s"]) == ("3.000", "40 %", "2,000")
 
@@ -114,7 +122,7 @@ def test_a_heldout_loss_that_is_not_finite_is_left_out(tmp_path: Path, nothing: 
     found = read_run(write(tmp_path / "run", log, None), "run")
     assert [(row["step"], loss) for row, loss in found.scores] == [(0, 6.0)]
     prose, _ = position_panels([found])
-    assert {line.style: len(line.across) for line in prose.lines} == {"first": 2, "last": 0, "dots": 0}
+    assert {line.style: len(line.x) for line in prose.lines} == {"first": 2, "last": 0, "dots": 0}
 
 
 def test_the_mean_over_sources_weighs_masked_tokens_at_the_first_length() -> None:
@@ -143,25 +151,25 @@ def test_each_source_and_length_has_its_panel(tmp_path: Path) -> None:
 def test_long_positions_are_shown_first_against_last(tmp_path: Path) -> None:
     (panel,) = position_panels([read_run(steady(tmp_path / "run"), "run")])
     first, last = (line for line in panel.lines if line.style in ("first", "last"))
-    assert first.values.tolist() == pytest.approx([6.1, 5.9])
-    assert last.values.tolist() == pytest.approx([4.1, 3.9])
-    assert last.across.tolist() == [511, 1535]
+    assert first.y.tolist() == pytest.approx([6.1, 5.9])
+    assert last.y.tolist() == pytest.approx([4.1, 3.9])
+    assert last.x.tolist() == [511, 1535]
 
 
 def test_what_no_run_measured_has_no_panel(tmp_path: Path) -> None:
     log = [step(1, 5.0), step(2, 5.0)]
     runs = [read_run(write(tmp_path / "run", log, [time(1, mfu=None), time(2, mfu=None)]), "run")]
-    led, speed = step_panels(runs)
-    assert [panel.title for panel in led] == ["Learning rate", "Gradient norm", "Micro-batches a step"]
-    assert [panel.title for panel in speed] == ["Tokens per second", "Memory, GiB", "Fill of the token budget"]
+    steps, speed = ([panel.title for panel in panels] for panels in (optimizer_panels(runs), speed_panels(runs)))
+    assert steps == ["Learning rate", "Gradient norm", "Micro-batches per step"]
+    assert speed == ["Tokens per second", "Memory, GiB", "Fill of the token budget"]
     assert position_panels(runs) == [] == heldout_panels(runs)
 
 
 @pytest.mark.parametrize("narrow", [False, True])
 def test_panels_are_svg_with_names_for_colours(tmp_path: Path, narrow: bool) -> None:
     runs = [read_run(steady(tmp_path / name), name) for name in ("a", "b")]
-    for panels in ([loss_panel(runs)], heldout_panels(runs), *step_panels(runs)):
-        svg = draw(panels, "Title", narrow=narrow)
+    for panels in ([loss_panel(runs)], heldout_panels(runs), optimizer_panels(runs), speed_panels(runs)):
+        svg = draw_lines(panels, "Title", narrow=narrow)
         texts = ["".join(text.itertext()) for text in ElementTree.fromstring(svg).iter(f"{SVG}text")]
         assert {panel.title for panel in panels} <= set(texts)
         assert "Thousand tokens seen" in texts
@@ -171,25 +179,25 @@ def test_panels_are_svg_with_names_for_colours(tmp_path: Path, narrow: bool) -> 
 
 def test_runs_are_put_side_by_side_with_what_differs(tmp_path: Path) -> None:
     folders = [steady(tmp_path / "low"), steady(tmp_path / "high", lr="0.003")]
-    report = compare([read_run(folder, folder.name) for folder in folders])
+    report = build_report([read_run(folder, folder.name) for folder in folders])
     assert [key.name for key in report.keys] == ["low", "high"]
-    assert report.keys[0].colour != report.keys[1].colour
+    assert report.keys[0].color != report.keys[1].color
     tables = {table.title: table for part in report.sections for table in part.tables}
-    assert [row[0] for row in tables["The runs"].rows] == ["low", "high"]
+    assert [row[0] for row in tables["Runs"].rows] == ["low", "high"]
     # Not `out`, which always differs, nor what is the same.
-    assert tables["Where they differ"].rows == [["phases.stable.lr", "0.001", "0.003"]]
+    assert tables["Differences"].rows == [["phases.stable.lr", "0.001", "0.003"]]
 
 
 def test_more_runs_than_colours_have_other_strokes(tmp_path: Path) -> None:
     runs = [read_run(steady(tmp_path / str(number), steps=2), str(number)) for number in range(9)]
-    keys = compare(runs).keys
-    assert len({(key.colour, key.dash) for key in keys}) == 9
-    assert keys[0].colour == keys[8].colour
+    keys = build_report(runs).keys
+    assert len({(key.color, key.dash) for key in keys}) == 9
+    assert keys[0].color == keys[8].color
 
 
 def test_a_run_without_a_step_stands_beside_others(tmp_path: Path) -> None:
     runs = [read_run(write(tmp_path / "begun", [], None), "begun"), read_run(steady(tmp_path / "whole"), "whole")]
-    (table,) = (table for part in compare(runs).sections for table in part.tables if table.title == "The runs")
+    (table,) = (table for part in build_report(runs).sections for table in part.tables if table.title == "Runs")
     assert table.rows[0] == ["begun", "open", "0", "0", "0.0 s", "–", "–", "–", "–", "0", "0"]
 
 

@@ -1,3 +1,5 @@
+"""The page of a report: every text is escaped, it loads nothing, and its charts take the colors of the page."""
+
 import json
 import re
 from html.parser import HTMLParser
@@ -9,14 +11,18 @@ import numpy as np
 import pytest
 
 from modernbert.errors import InputError
-from modernbert.reporting.report_page import Figure, FilledMask, Guess, Question, Report, Retrieval, Table, write_report
-from modernbert.reporting.run_charts import read_rows, speed_chart, training_chart
+from modernbert.reporting.charts import BarPanel, draw_bars, draw_lines
+from modernbert.reporting.report_page import Bar, Chart, Code, Figure, Key, Report, Section, Table, write_report
+from modernbert.reporting.run_panels import loss_panel, optimizer_panels, speed_panels
+from modernbert.reporting.run_reader import Run, read_run
+from modernbert.reporting.run_report import loss_section, speed_section
+from modernbert.training.run_log import read_log
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\" </code>"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def write_run(folder: Path, steps: int = 600) -> Path:
+def write_run(folder: Path, steps: int = 600) -> Run:
     """Write the log and timing of a run of three phases, 70 % / 15 % / 15 % of the steps."""
     rng = np.random.default_rng(5)
     log: list[dict[str, Any]] = []
@@ -39,24 +45,32 @@ def write_run(folder: Path, steps: int = 600) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in (("log", log), ("timing", timing)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return folder
+    return read_run(folder, "run")
 
 
-def report(run: Path) -> Report:
-    guesses = [Guess(" zip", 0.5), Guess(" enumerate", 0.25)]
+def report(run: Run) -> Report:
+    bars = [Bar(0.5, HOSTILE, HOSTILE), Bar(0.25, "25 %", " enumerate", is_marked=True)]
     return Report(
         title=f"A run {HOSTILE}",
         subtitle=[HOSTILE],
         headline=[Figure(HOSTILE, "41 %", HOSTILE)],
-        run=run,
-        phases=Table(HOSTILE, ["Phase", HOSTILE], [["stable", "1,024"], [HOSTILE, "8,192"]], HOSTILE),
-        masks=[FilledMask(f"for {HOSTILE} in", " enumerate", HOSTILE, guesses, HOSTILE)],
-        retrieval=[Retrieval("BM25", 0.5, 0.4), Retrieval("after", 0.75, 0.7, HOSTILE)],
-        questions=[Question(HOSTILE, HOSTILE, {"BM25": 3, "after": 1}, HOSTILE, HOSTILE, True)],
-        tables=[Table("Sizes", ["Name", "Size"], [["a", "1"]])],
-        usage=HOSTILE,
-        files=[(HOSTILE, HOSTILE)],
-        timings=[(HOSTILE, 75.0), ("nothing", 0.0)],
+        keys=[Key(HOSTILE, "run-1")],
+        sections=[
+            loss_section([run]),
+            speed_section([run]),
+            Section(
+                HOSTILE,
+                HOSTILE,
+                [Chart("<svg></svg>", "<svg></svg>", HOSTILE)],
+                [
+                    Table(HOSTILE, ["Phase", HOSTILE], [["stable", "1,024"], [HOSTILE, "8,192"]], HOSTILE),
+                    Table("Masks", ["line", "guesses"], [[Code(f"for {HOSTILE} in", HOSTILE, HOSTILE), bars]]),
+                    Table("Hits", ["query", "hit"], [[HOSTILE, Code(HOSTILE, summary=HOSTILE)]]),
+                    Table("Sizes", ["Name", "Size"], [["a", "1"]]),
+                ],
+                code=HOSTILE,
+            ),
+        ],
         facts={HOSTILE: [(HOSTILE, HOSTILE)]},
     )
 
@@ -97,7 +111,7 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_every_text_is_escaped(html: str) -> None:
     page = Page(html)
     assert sum(tag == "script" for tag, _ in page.tags) == 1  # the page's own
-    # Title twice, subtitle, headline, table, mask, retrieval, question, usage, files, timings, facts.
+    # Title twice, subtitle, headline, key, section, chart, tables with cells of all kinds, code, facts.
     assert page.text.count(HOSTILE) >= 20
 
 
@@ -110,11 +124,8 @@ def test_the_page_asks_nothing_of_a_network(html: str) -> None:
     assert set(re.findall(r"https?://[^\"' ]+", html)) == {"http://www.w3.org/2000/svg"}
 
 
-def test_right_and_wrong_are_told_without_colour(html: str) -> None:
-    assert "✓ right at guess 2" in Page(html).text
-    guesses = [Guess(" zip", 0.5)]
-    assert FilledMask("", "zip", "", guesses).verdict == "right"
-    assert FilledMask("", "map", "", guesses).verdict == "missed"
+def test_a_marked_bar_is_marked_without_color(html: str) -> None:
+    assert "enumerate ✓" in Page(html).text
 
 
 def test_the_same_report_gives_the_same_bytes(html: str, tmp_path: Path) -> None:
@@ -130,62 +141,51 @@ def test_what_is_empty_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("narrow", [False, True])
-def test_charts_are_svg_with_names_for_colours_and_text_as_text(tmp_path: Path, narrow: bool) -> None:
+def test_charts_are_svg_with_names_for_colors_and_text_as_text(tmp_path: Path, narrow: bool) -> None:
     run = write_run(tmp_path)
-    log, timing = read_rows(run / "log.jsonl"), read_rows(run / "timing.jsonl")
-    for svg in (training_chart(log, narrow=narrow), speed_chart(log, timing, narrow=narrow)):
+    bars = BarPanel("short", "tokens per second", {"ours": [3.0, 4.0], "theirs": [1.0]}, frozenset(["ours"]))
+    phases = {"stable", "extension", "decay"}
+    for svg, words, colors in (
+        (draw_lines([loss_panel([run])], "Loss", narrow=narrow), phases, {"ink", "faint", "grid", "page", "run-1"}),
+        (draw_lines(optimizer_panels([run]), "Rate", narrow=narrow), {"Learning rate"}, {"ink", "faint", "run-1"}),
+        (draw_lines(speed_panels([run]), "Speed", narrow=narrow), {"Tokens per second"}, {"ink", "faint", "run-1"}),
+        (draw_bars([bars], "Bars", narrow=narrow), {"short", "ours", "theirs"}, {"ink", "run-2", "run-8"}),
+    ):
         tree = ElementTree.fromstring(svg)
         texts = ["".join(text.itertext()) for text in tree.iter(f"{SVG}text")]
-        assert {"stable", "extension", "decay"} <= set(texts)
+        assert words <= set(texts)
         assert tree.findtext(f"{SVG}title")
-        assert set(re.findall(r"var\(--([a-z0-9-]+)\)", svg)) >= {
-            "ink",
-            "faint",
-            "grid",
-            "phase-1",
-            "phase-2",
-            "phase-3",
-        }
+        assert set(re.findall(r"var\(--([a-z0-9-]+)\)", svg)) >= colors
         assert re.findall(r"#[0-9a-f]{6}\b", svg) == []
         assert not re.search(r"DejaVu|<style|<metadata", svg)
 
 
 def test_the_held_out_loss_of_each_phase_is_written_out(tmp_path: Path) -> None:
-    log = read_rows(write_run(tmp_path, steps=50) / "log.jsonl")
-    svg = training_chart(log)
-    held_out = [row["loss"] for row in log if row["kind"] == "heldout"]
-    assert f"held-out {held_out[0]:.2f}" in svg
+    run = write_run(tmp_path, steps=50)
+    svg = draw_lines([loss_panel([run])], "Loss", narrow=False)
+    held_out = [row["loss"] for row in run.heldout]
+    assert len(held_out) == 3 and f"held-out {held_out[0]:.2f}" in svg
     assert all(f"{loss:.2f}" in svg for loss in held_out)
 
 
 def test_a_long_run_makes_no_larger_a_chart(tmp_path: Path) -> None:
     short, long = (
-        len(training_chart(read_rows(write_run(tmp_path / str(steps), steps) / "log.jsonl"))) for steps in (600, 6_000)
+        len(draw_lines([loss_panel([write_run(tmp_path / str(steps), steps)])], "Loss", narrow=False))
+        for steps in (600, 6_000)
     )
     assert long < 1.5 * short
 
 
 def test_a_run_of_one_step_is_drawn(tmp_path: Path) -> None:
-    run = write_run(tmp_path, steps=1)
-    assert "<svg" in speed_chart(read_rows(run / "log.jsonl"), read_rows(run / "timing.jsonl"))
+    assert "<svg" in draw_lines(speed_panels([write_run(tmp_path, steps=1)]), "Speed", narrow=False)
 
 
 def test_a_torn_last_line_is_passed_over_and_a_damaged_one_named(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"st', encoding="utf-8")
-    assert read_rows(path) == [{"step": 1}, {"step": 2}]
+    assert read_log(tmp_path) == [{"step": 1}, {"step": 2}]
     path.write_text('{"step": 1}\nnonsense\n', encoding="utf-8")
     with pytest.raises(InputError, match=r"log\.jsonl:2: expected a JSON object"):
-        read_rows(path)
-    with pytest.raises(InputError, match="absent.jsonl: cannot be read"):
-        read_rows(tmp_path / "absent.jsonl")
-
-
-def test_a_run_without_steps_is_an_error_and_leaves_the_old_page(tmp_path: Path) -> None:
-    for name in ("log", "timing"):
-        (tmp_path / f"{name}.jsonl").write_text("", encoding="utf-8")
-    (tmp_path / "report.html").write_text("old", encoding="utf-8")
-    with pytest.raises(InputError, match="no training step"):
-        write_report(tmp_path / "report.html", report(tmp_path))
-    assert (tmp_path / "report.html").read_text(encoding="utf-8") == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "report.html", "timing.jsonl"]
+        read_log(tmp_path)
+    with pytest.raises(InputError, match="absent/log.jsonl: cannot be read"):
+        read_log(tmp_path / "absent")
