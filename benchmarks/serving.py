@@ -28,8 +28,8 @@ from modernbert.console import describe_machine, open_console, p50_and_p95, spre
 from modernbert.devices import keep_freed_memory
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
-from modernbert.planning.costs import token_costs
-from modernbert.planning.device_specs import product_rate
+from modernbert.planning.cost_model import token_costs
+from modernbert.planning.device_specs import cpu_gemm_flops_per_s
 
 __all__ = ["SETS", "ServingConfig", "run"]
 
@@ -191,7 +191,8 @@ def _measure(work: _Work) -> tuple[list[dict[str, Any]], dict[str, str]]:
             continue
         timed = _latency if name.startswith("latency") else _rate
         rows.append({"set": name, "setting": engine.setting, "cosine": cosine, "lengths": [*map(len, documents)],
-                     "products": product_rate(engine.dtype), **timed(engine, documents, work.calls)})  # fmt: skip
+                     "products": cpu_gemm_flops_per_s(engine.dtype),
+                     **timed(engine, documents, work.calls)})  # fmt: skip
     return rows, wrong
 
 

@@ -19,7 +19,7 @@ from modernbert.console import describe_machine, open_console, spread
 from modernbert.devices import choose_device, choose_precision
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
-from modernbert.planning.device_specs import product_rate
+from modernbert.planning.device_specs import cpu_gemm_flops_per_s
 from modernbert.training.flops import peak_flops
 
 __all__ = ["TrainingConfig", "run"]
@@ -78,7 +78,7 @@ def run(config: TrainingConfig) -> None:
     rows, absent = measure_in_turn(console, systems, config.rounds, measure, _brief, results)
     if not rows:
         raise InputError(f"bench: no system could be measured ({next(iter(absent.values()))})")
-    peak = product_rate(dtype) if device.type == "cpu" else peak_flops(device, dtype)
+    peak = cpu_gemm_flops_per_s(dtype) if device.type == "cpu" else peak_flops(device, dtype)
     console.print(_table(rows, peak))
     panels = {
         "speed": {system: [row.tokens_per_s for row in mine] for system, mine in rows.items()},

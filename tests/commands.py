@@ -19,7 +19,7 @@ from pathlib import Path
 _MOST_SECONDS = 200
 _SERVER = """
 import json, os, sys
-import modernbert.planning.costs, modernbert.inference.modernbert, modernbert.training.training_loop
+import modernbert.planning.cost_model, modernbert.inference.modernbert, modernbert.training.training_loop
 from modernbert.cli.main import main
 for line in sys.stdin:
     words, streams, cwd, env, without = json.loads(line)

@@ -1,8 +1,4 @@
-"""What a device can do: GPUs by their data sheets, and the machine at hand by measuring it.
-
-In: a name. Out: rates, memory and multiprocessors. A file of its own because these are the only numbers of a forecast
-that do not follow from the model.
-"""
+"""Speed and memory of devices: GPUs by their data sheets, this CPU by measurement."""
 
 import time
 from collections.abc import Callable
@@ -15,32 +11,32 @@ from modernbert.devices import available_memory
 from modernbert.errors import InputError
 from modernbert.training.flops import known_peak
 
-__all__ = ["BASKET", "Machine", "machine_of", "measure_cpu", "product_rate"]
+__all__ = ["GPUS", "DeviceSpec", "cpu_gemm_flops_per_s", "gpu_spec", "measure_cpu"]
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Rates that a program can reach, not those of an ideal one.
+class DeviceSpec:
+    """Speed that a program reaches on a device, and its memory.
 
-    Units: operations per second of matrix products and of attention, bytes per second, bytes. `multiprocessors` is 0
-    for a CPU.
+    Units: floating-point operations per second, bytes per second, bytes. A CPU has 0 `multiprocessors`.
     """
 
     name: str
-    products: float
-    attention: float
+    gemm_flops_per_s: float
+    attention_flops_per_s: float
     bandwidth: float
     memory: float
     multiprocessors: int = 0
-    multiplies_as_asked: bool = True
+    supports_dtype: bool = True
+    """Whether the GPU multiplies in the requested precision; otherwise the numbers are for float16."""
 
 
-# Shares of the data sheet's figures that well-kept programs reach at this size of model: products of a width of 768 to
-# 2,624, flash attention at a head width of 64, passes over memory, and memory that is left for tensors.
-_PRODUCTS, _ATTENTION, _BANDWIDTH, _MEMORY = 0.65, 0.45, 0.85, 0.92
+# Shares of the data sheet's numbers that programs reach with models of this size: GEMMs of 768 to 2,624 columns, flash
+# attention with heads of 64, passes over memory, and memory for tensors.
+_GEMM, _ATTENTION, _BANDWIDTH, _MEMORY = 0.65, 0.45, 0.85, 0.92
 
-# Name, as the driver tells it; bandwidth in GB/s, memory in GB, multiprocessors. Source: the data sheets.
-_SHEETS = {
+# Name in the driver; bandwidth in GB/s, memory in GB, multiprocessors. Source: the data sheets.
+_DATA_SHEETS = {
     "t4": ("Tesla T4", 320, 16, 40),
     "a10": ("NVIDIA A10", 600, 24, 72),
     "l4": ("NVIDIA L4", 300, 24, 58),
@@ -50,57 +46,60 @@ _SHEETS = {
     "h100": ("NVIDIA H100 80GB HBM3", 3350, 80, 132),
     "h200": ("NVIDIA H200", 4800, 141, 132),
 }
-BASKET = tuple(_SHEETS)
-"""The GPUs of the paper's appendix B, and the newest of their line."""
+GPUS = tuple(_DATA_SHEETS)
+"""The GPUs of appendix B of the paper, and the H200."""
 
 
-def machine_of(name: str, dtype: torch.dtype = torch.bfloat16) -> Machine:
-    """Return what a GPU of the basket can do in a precision, or in float16 where it has no bfloat16.
+def gpu_spec(name: str, dtype: torch.dtype = torch.bfloat16) -> DeviceSpec:
+    """Return the specification of a GPU in a precision; in float16 if it does not support bfloat16.
 
-    >>> machine_of("h100").multiprocessors
+    >>> gpu_spec("h100").multiprocessors
     132
 
-    Raises: InputError for a name that is not in the basket.
+    Raises: InputError for an unknown name.
     """
     name = name.lower()
-    if name not in _SHEETS:
-        raise InputError(f"device: found {name!r}, expected cpu or one of {', '.join(BASKET)}")
-    driver_name, bandwidth, memory, multiprocessors = _SHEETS[name]
-    # Before Ampere only float16.
-    asked = known_peak(driver_name, dtype)
-    peak = asked or known_peak(driver_name, torch.float16)
+    if name not in _DATA_SHEETS:
+        raise InputError(f"device: found {name!r}, expected cpu or one of {', '.join(GPUS)}")
+    driver_name, bandwidth, memory, multiprocessors = _DATA_SHEETS[name]
+    # GPUs before Ampere have float16 only.
+    peak_in_dtype = known_peak(driver_name, dtype)
+    peak = peak_in_dtype or known_peak(driver_name, torch.float16)
     assert peak is not None, driver_name
-    return Machine(
+    return DeviceSpec(
         name=driver_name.removeprefix("NVIDIA ").removeprefix("GeForce "),
-        products=_PRODUCTS * peak,
-        attention=_ATTENTION * peak,
+        gemm_flops_per_s=_GEMM * peak,
+        attention_flops_per_s=_ATTENTION * peak,
         bandwidth=_BANDWIDTH * bandwidth * 1e9,
         memory=_MEMORY * memory * 1e9,
         multiprocessors=multiprocessors,
-        multiplies_as_asked=asked is not None,
+        supports_dtype=peak_in_dtype is not None,
     )
 
 
-def measure_cpu(dtype: torch.dtype, attend: Callable[[Tensor], Tensor], attention_flops: float) -> Machine:
-    """Measure the processor at hand: a product of the base shape, a copy, and attention as the model runs it.
+def measure_cpu(dtype: torch.dtype, attend: Callable[[Tensor], Tensor], attention_flops: float) -> DeviceSpec:
+    """Measure this CPU: a GEMM of the base shape, a copy, and attention.
 
-    `attend` takes queries, keys and values [T, 3, 12, 64] of `attention_flops` operations.
+    Args:
+        dtype: Precision.
+        attend: Attention over queries, keys and values of the shape [4096, 3, 12, 64].
+        attention_flops: Floating-point operations of one call of `attend`.
     """
     source = torch.randn(32 * 2**20)
     target = torch.empty_like(source)
     qkv = torch.randn(4096, 3, 12, 64).to(dtype)
     with torch.inference_mode():
-        return Machine(
+        return DeviceSpec(
             name=f"this CPU, {torch.get_num_threads()} threads",
-            products=product_rate(dtype),
-            attention=attention_flops / _fastest(lambda: attend(qkv)),
+            gemm_flops_per_s=cpu_gemm_flops_per_s(dtype),
+            attention_flops_per_s=attention_flops / _fastest(lambda: attend(qkv)),
             bandwidth=2 * source.numel() * source.element_size() / _fastest(lambda: target.copy_(source)),
             memory=_MEMORY * available_memory(),
         )
 
 
-def product_rate(dtype: torch.dtype) -> float:
-    """Measure a product of the base shape on this processor, in operations per second."""
+def cpu_gemm_flops_per_s(dtype: torch.dtype) -> float:
+    """Measure a GEMM of the base shape on this CPU, in floating-point operations per second."""
     rows, inputs, outputs = 4096, 768, 2304
     hidden, weight = torch.randn(rows, inputs).to(dtype), torch.randn(outputs, inputs).to(dtype)
     return 2 * rows * inputs * outputs / _fastest(lambda: hidden @ weight.T)

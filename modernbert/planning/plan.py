@@ -22,17 +22,17 @@ from modernbert.errors import InputError
 from modernbert.hub_download import find_folder
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import rope_angles
-from modernbert.planning.costs import num_parameters, token_costs
-from modernbert.planning.device_specs import BASKET, Machine, machine_of, measure_cpu
+from modernbert.planning.cost_model import num_parameters, token_costs
+from modernbert.planning.device_specs import GPUS, DeviceSpec, gpu_spec, measure_cpu
 from modernbert.planning.forecast import (
     PUBLISHED_HOURS,
     PhaseForecast,
-    Way,
+    TrainingSetup,
     forecast_phase,
     optimizer_seconds,
     seconds_per_token,
 )
-from modernbert.planning.shape_search import Shape, best_shapes, fill, neighbours
+from modernbert.planning.shape_search import Shape, best_shapes, candidate_shapes, tile_utilization
 from modernbert.planning.step_timing import time_steps
 from modernbert.training.pretraining_config import PretrainConfig, schedule_of
 
@@ -139,18 +139,18 @@ def _plan_device(
         machine, num_devices = _this_machine(pretrain, dtype), 1
     else:
         dtype = torch.float32 if pretrain.dtype == "float32" else torch.bfloat16
-        machine, num_devices = machine_of(name, dtype), config.num_devices
-    way = Way(pretrain.recompute, num_devices if pretrain.distributed.sharding == "full" else 1, dtype)
+        machine, num_devices = gpu_spec(name, dtype), config.num_devices
+    setup = TrainingSetup(pretrain.recompute, num_devices if pretrain.distributed.sharding == "full" else 1, dtype)
     forecasts = {
-        phase_name: forecast_phase(model, phase, schedule_of(phase), machine, num_devices, config.length, way)
+        phase_name: forecast_phase(model, phase, schedule_of(phase), machine, num_devices, config.length, setup)
         for phase_name, phase in pretrain.phases.items()
     }
-    is_the_papers = machine == machine_of("h100") and num_devices == 8 and config.length is None
+    is_the_papers = machine == gpu_spec("h100") and num_devices == 8 and config.length is None
     published = _published_hours(model, pretrain) if is_the_papers else None
     console.print(_table(f"{num_devices} x {machine.name}", forecasts, published))
     if num_devices > 1:
         console.print("what devices exchange is not counted" + _HYBRID * (pretrain.distributed.sharding == "hybrid"))
-    if not machine.multiplies_as_asked:
+    if not machine.supports_dtype:
         console.print(
             f"{machine.name} multiplies no bfloat16: this is what it can do in float16, not what `pretrain` does"
         )
@@ -182,7 +182,7 @@ def _table(title: str, forecasts: dict[str, PhaseForecast], published: Sequence[
     for number, (name, each) in enumerate(forecasts.items()):
         row = [
             name, f"{each.length:,}", f"{each.costs.forward_flops / 1e9:.3f}", f"{each.costs.training_flops / 1e9:.3f}",
-            f"{each.costs.moved_forward / 1e6:.2f}", f"{each.costs.held_in_training / 1e3:.0f}",
+            f"{each.costs.forward_bytes / 1e6:.2f}", f"{each.costs.activation_bytes / 1e3:.0f}",
             f"{each.largest_micro_batch:,}", f"{each.tokens_per_s:,.0f}", _hours(each.hours),
             _hours(each.device_hours),
         ]  # fmt: skip
@@ -218,7 +218,7 @@ def _shape_of(model: ModelConfig) -> str:
     )
 
 
-def _this_machine(pretrain: PretrainConfig, dtype: torch.dtype) -> Machine:
+def _this_machine(pretrain: PretrainConfig, dtype: torch.dtype) -> DeviceSpec:
     cpu = choose_device("cpu")
     base = ModelConfig.preset("base")
     layout = SequenceLengths.from_lengths([1024] * 4)
@@ -228,7 +228,7 @@ def _this_machine(pretrain: PretrainConfig, dtype: torch.dtype) -> Machine:
 
 
 def _measure(
-    console: Console, pretrain: PretrainConfig, dtype: torch.dtype, model: ModelConfig, machine: Machine
+    console: Console, pretrain: PretrainConfig, dtype: torch.dtype, model: ModelConfig, machine: DeviceSpec
 ) -> dict[str, Any]:
     """Train a few steps here, and hold the forecast against them."""
     cpu = choose_device("cpu")
@@ -249,26 +249,30 @@ def _measure(
 
 
 def _plan_shapes(console: Console) -> dict[str, Any]:
-    """Show which shapes of the sizes of base and large fill GPUs best, and where those two stand."""
-    said = {}
+    """Print the shapes of the sizes of base and large with the best tile utilization, and the ranks of those two."""
+    result = {}
     for name in ("base", "large"):
         config = ModelConfig.preset(name)
         own = Shape(config.num_hidden_layers, config.hidden_size, config.intermediate_size)
-        others = {shape: fill(shape) for shape in neighbours(own.num_parameters)}
-        as_deep = [share for shape, share in others.items() if shape.layers >= own.layers]
-        better, deeper_better = (sum(each > fill(own) for each in shares) for shares in (others.values(), as_deep))
+        own_share = tile_utilization(own)
+        shares = {shape: tile_utilization(shape) for shape in candidate_shapes(own.num_parameters)}
+        as_deep = [share for shape, share in shares.items() if shape.num_layers >= own.num_layers]
+        rank, rank_as_deep = (1 + sum(share > own_share for share in each) for each in (shares.values(), as_deep))
         best = best_shapes(own.num_parameters)
-        table = Table(title=f"shapes of {own.num_parameters / 1e6:.0f} M parameters, within 2 %", title_justify="left")
-        for column in ("layers", "width", "feed-forward", "M parameters", "share of tile places used"):
+        title = f"shapes of {own.num_parameters / 1e6:.0f} M parameters, within 2 %"
+        table = Table(title=title, title_justify="left")
+        for column in ("layers", "hidden size", "intermediate size", "M parameters", "tile utilization"):
             table.add_column(column, justify="right")
-        for shape, share in [*best, (own, fill(own))]:
-            sizes = (shape.layers, shape.width, shape.feed_forward, f"{shape.num_parameters / 1e6:.1f}")
+        for shape, share in [*best, (own, own_share)]:
+            sizes = (shape.num_layers, shape.hidden_size, shape.intermediate_size, f"{shape.num_parameters / 1e6:.1f}")
             table.add_row(*map(str, sizes), f"{share:.4f}", style="bold" if shape == own else None)
         console.print(table)
         console.print(
-            f"{name}, the last row: place {better + 1:,} of {len(others):,} on {', '.join(BASKET)}; "
-            f"of those at least as deep, place {deeper_better + 1:,} of {len(as_deep):,}"
+            f"{name}, the last row: rank {rank:,} of {len(shares):,} on {', '.join(GPUS)}; "
+            f"of those at least as deep, rank {rank_as_deep:,} of {len(as_deep):,}"
         )
-        said[name] = {"place": better + 1, "of": len(others), "place_of_as_deep": deeper_better + 1, "fill": fill(own),
-                      "best": [{**asdict(shape), "fill": share} for shape, share in best]}  # fmt: skip
-    return said
+        result[name] = {
+            "rank": rank, "of": len(shares), "rank_of_as_deep": rank_as_deep, "tile_utilization": own_share,
+            "best": [{**asdict(shape), "tile_utilization": share} for shape, share in best],
+        }  # fmt: skip
+    return result

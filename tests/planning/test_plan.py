@@ -16,11 +16,11 @@ from modernbert.engines.registry import find_engine
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
-from modernbert.planning.costs import num_parameters, token_costs
-from modernbert.planning.device_specs import BASKET, Machine, machine_of
-from modernbert.planning.forecast import PhaseForecast, Way, forecast_phase, seconds_per_token
+from modernbert.planning.cost_model import num_parameters, token_costs
+from modernbert.planning.device_specs import GPUS, DeviceSpec, gpu_spec
+from modernbert.planning.forecast import PhaseForecast, TrainingSetup, forecast_phase, seconds_per_token
 from modernbert.planning.plan import PlanConfig, run
-from modernbert.planning.shape_search import Shape, best_shapes, fill, neighbours
+from modernbert.planning.shape_search import Shape, best_shapes, candidate_shapes, tile_utilization
 from modernbert.planning.step_timing import random_batch
 from modernbert.training.pretraining_config import Phase, schedule_of
 
@@ -32,7 +32,7 @@ CONFIGS = Path(__file__).parents[2] / "modernbert" / "configs" / "pretrain"
 @pytest.mark.parametrize("config, linear", [(BASE, 220.6), (LARGE, 686.3)])
 def test_operations_are_those_of_the_architecture(config: ModelConfig, linear: float) -> None:
     costs = token_costs(config, [8192], mask_rate=0.0)
-    assert costs.matrix_flops / 1e6 == pytest.approx(linear, abs=0.1)
+    assert costs.gemm_flops / 1e6 == pytest.approx(linear, abs=0.1)
     # A query of a global layer meets the whole document; of a local one 129 keys but near its ends.
     kinds = [config.is_global(layer) for layer in range(config.num_hidden_layers)]
     local = 129 - 2 * (64 * 65 / 2) / 8192
@@ -68,12 +68,12 @@ def test_a_step_holds_what_autograd_keeps(dtype: torch.dtype) -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved), autocast(CPU, dtype):
         model.features(random_batch(config, lengths, 0.3))
     found = sum(each.untyped_storage().nbytes() for each in kept.values())
-    assert found / 512 == pytest.approx(token_costs(config, lengths, dtype=dtype).held_in_training, rel=0.05)
+    assert found / 512 == pytest.approx(token_costs(config, lengths, dtype=dtype).activation_bytes, rel=0.05)
 
 
 def test_short_documents_cost_less_attention_and_the_same_products() -> None:
     short, long = token_costs(BASE, [512] * 16), token_costs(BASE, [8192])
-    assert short.matrix_flops == long.matrix_flops and short.moved_forward == long.moved_forward
+    assert short.gemm_flops == long.gemm_flops and short.forward_bytes == long.forward_bytes
     assert short.attention_flops < long.attention_flops / 5
 
 
@@ -88,18 +88,20 @@ def test_fill_is_a_count_of_tiles() -> None:
     """Lay every tile of every product out, wave by wave, for one shape."""
     shape = Shape(22, 768, 1152)
     shares = []
-    for name in BASKET:
+    for name in GPUS:
         for num_tokens in (4_096, 8_192, 16_384, 32_768, 65_536, 98_304):
             useful = places = 0.0
             for inputs, outputs in ((768, 2304), (768, 768), (768, 2304), (1152, 768)):
                 tiles = [(row, column) for row in range(0, num_tokens, 128) for column in range(0, outputs, 256)]
-                waves = [tiles[at : at + machine_of(name).multiprocessors]
-                         for at in range(0, len(tiles), machine_of(name).multiprocessors)]  # fmt: skip
-                places += len(waves) * machine_of(name).multiprocessors * inputs * 128 * 256
+                waves = [tiles[at : at + gpu_spec(name).multiprocessors]
+                         for at in range(0, len(tiles), gpu_spec(name).multiprocessors)]  # fmt: skip
+                places += len(waves) * gpu_spec(name).multiprocessors * inputs * 128 * 256
                 useful += inputs * outputs * num_tokens
             shares.append(useful / places)
-    assert fill(shape) == pytest.approx(sum(shares) / len(shares))
-    assert fill(Shape(22, 768, 1152)) > fill(Shape(22, 704, 1344)), "704 and 2,688 leave parts of tiles empty"
+    assert tile_utilization(shape) == pytest.approx(sum(shares) / len(shares))
+    assert tile_utilization(Shape(22, 768, 1152)) > tile_utilization(Shape(22, 704, 1344)), (
+        "704 and 2,688 leave parts of tiles empty"
+    )
 
 
 def test_the_search_finds_shapes_of_the_size_and_the_best_first() -> None:
@@ -110,29 +112,31 @@ def test_the_search_finds_shapes_of_the_size_and_the_best_first() -> None:
         shares == sorted(shares, reverse=True)
         or max(later - earlier for earlier, later in zip(shares, shares[1:], strict=False)) < 1e-4
     )
-    assert shares[0] == pytest.approx(max(fill(shape) for shape in neighbours(own.num_parameters)), abs=1e-4)
+    assert shares[0] == pytest.approx(
+        max(tile_utilization(shape) for shape in candidate_shapes(own.num_parameters)), abs=1e-4
+    )
     for shape, _ in found:
         assert abs(shape.num_parameters / own.num_parameters - 1) <= 0.02
-        assert (shape.layers - 1) % 3 == 0 and shape.width % 64 == 0 and shape.feed_forward % 64 == 0
-    assert own in set(neighbours(own.num_parameters))
+        assert (shape.num_layers - 1) % 3 == 0 and shape.hidden_size % 64 == 0 and shape.intermediate_size % 64 == 0
+    assert own in set(candidate_shapes(own.num_parameters))
 
 
 def test_a_forecast_is_bound_by_the_slowest_of_its_parts() -> None:
     costs = token_costs(BASE, [1024])
-    unbound = Machine("ideal", products=1e30, attention=1e30, bandwidth=1e30, memory=1e12)
-    for part in ("products", "attention", "bandwidth"):
-        slow = Machine(**{**vars(unbound), part: 1e12})
+    unbound = DeviceSpec("ideal", gemm_flops_per_s=1e30, attention_flops_per_s=1e30, bandwidth=1e30, memory=1e12)
+    for part in ("gemm_flops_per_s", "attention_flops_per_s", "bandwidth"):
+        slow = DeviceSpec(**{**vars(unbound), part: 1e12})
         work = {
-            "products": costs.training_flops - 3 * costs.attention_flops,
-            "attention": 3 * costs.attention_flops,
-            "bandwidth": 3 * costs.moved_forward,
+            "gemm_flops_per_s": costs.training_flops - 3 * costs.attention_flops,
+            "attention_flops_per_s": 3 * costs.attention_flops,
+            "bandwidth": 3 * costs.forward_bytes,
         }[part]
         assert seconds_per_token(costs, slow, training=True) == pytest.approx(work / 1e12)
 
 
 def test_more_devices_take_less_time_and_as_many_device_hours() -> None:
     phase = Phase(tokens=10_000_000_000, lr=1e-3, micro_batch_tokens=98_304, max_micro_batches=48)
-    one, eight = (forecast_phase(BASE, phase, schedule_of(phase), machine_of("h100"), n) for n in (1, 8))
+    one, eight = (forecast_phase(BASE, phase, schedule_of(phase), gpu_spec("h100"), n) for n in (1, 8))
     assert 7.5 < one.hours / eight.hours <= 8
     assert one.device_hours == pytest.approx(eight.device_hours, rel=0.05)
     # As a run with full recomputation would show, only memory decides what fits; the paper trained 96 x 1,024 here.
@@ -142,7 +146,7 @@ def test_more_devices_take_less_time_and_as_many_device_hours() -> None:
 
 def test_devices_beyond_a_steps_micro_batches_have_nothing_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     phase = Phase(tokens=10_000_000_000, lr=1e-3, micro_batch_tokens=98_304, max_micro_batches=8)
-    eight, many = (forecast_phase(BASE, phase, schedule_of(phase), machine_of("h100"), n) for n in (8, 100))
+    eight, many = (forecast_phase(BASE, phase, schedule_of(phase), gpu_spec("h100"), n) for n in (8, 100))
     assert many.hours == eight.hours and many.device_hours == pytest.approx(eight.device_hours * 100 / 8)
     run(PlanConfig(num_devices=50))
     assert "max_micro_batches: 48 do not divide by 50; at the end of a step 2 of 50 devices" in capsys.readouterr().out
@@ -150,7 +154,7 @@ def test_devices_beyond_a_steps_micro_batches_have_nothing_to_do(capsys: pytest.
 
 def test_all_devices_wait_for_those_that_have_one_micro_batch_more() -> None:
     phase = Phase(tokens=10_000_000_000, lr=1e-3, micro_batch_tokens=98_304, max_micro_batches=48)
-    hours = [forecast_phase(BASE, phase, schedule_of(phase), machine_of("h100"), n).hours for n in (24, 32, 47, 48)]
+    hours = [forecast_phase(BASE, phase, schedule_of(phase), gpu_spec("h100"), n).hours for n in (24, 32, 47, 48)]
     assert hours[0] == hours[1] == hours[2] and hours[3] < 0.6 * hours[2]
 
 
@@ -166,15 +170,19 @@ def test_float32_is_planned_as_float32(capsys: pytest.CaptureFixture[str]) -> No
 def test_recomputation_and_shards_leave_room_and_the_first_costs_a_pass() -> None:
     phase = Phase(tokens=10_000_000_000, lr=1e-3, micro_batch_tokens=98_304, max_micro_batches=48)
 
-    def forecast(way: Way) -> PhaseForecast:
-        return forecast_phase(LARGE, phase, schedule_of(phase), machine_of("h100"), 8, way=way)
+    def forecast(way: TrainingSetup) -> PhaseForecast:
+        return forecast_phase(LARGE, phase, schedule_of(phase), gpu_spec("h100"), 8, setup=way)
 
-    plain, again, shared = forecast(Way()), forecast(Way(recompute=True)), forecast(Way(sharers=8))
+    plain, again, shared = (
+        forecast(TrainingSetup()),
+        forecast(TrainingSetup(recompute=True)),
+        forecast(TrainingSetup(num_shards=8)),
+    )
     assert again.largest_micro_batch > 4 * plain.largest_micro_batch
     assert 1.25 < again.hours / plain.hours < 1.35
     assert shared.hours == plain.hours
-    freed = token_costs(LARGE, [1024]).held_anyway * 7 / 8
-    room = (shared.largest_micro_batch - plain.largest_micro_batch) * plain.costs.held_in_training
+    freed = token_costs(LARGE, [1024]).state_bytes * 7 / 8
+    room = (shared.largest_micro_batch - plain.largest_micro_batch) * plain.costs.activation_bytes
     assert room == pytest.approx(freed, rel=1e-3)
 
 
@@ -205,7 +213,7 @@ def test_an_unknown_device_is_a_line_and_the_others_are_planned() -> None:
     assert "A100" in done.stdout
     done = modernbert("plan", "--device", "h900")
     assert (done.returncode, done.stderr) == (2, f"modernbert: device: found 'h900', expected cpu or one of "
-                                                 f"{', '.join(BASKET)}\n")  # fmt: skip
+                                                 f"{', '.join(GPUS)}\n")  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -227,4 +235,4 @@ def test_what_cannot_be_planned_is_said(config: PlanConfig, said: str) -> None:
 
 def test_a_gpu_outside_the_basket_is_an_error() -> None:
     with pytest.raises(InputError, match="found 'v100'"):
-        machine_of("v100")
+        gpu_spec("v100")
