@@ -68,7 +68,7 @@ class FinetuneConfig(FinetuneOptions):
     """Fine-tune a model on labeled rows."""
 
     task: str = MISSING
-    """What the model learns."""
+    """classify, multilabel, regress, rerank, choose, tag, extract, or the name of a task that was added."""
     columns: Columns = field(default_factory=Columns)
     """Names of the columns."""
     max_len: int | None = None

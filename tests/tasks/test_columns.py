@@ -1,4 +1,4 @@
-"""What rows hold to learn from is read, or refused by name: nothing of it is dropped."""
+"""Columns that look like something to learn from are read, or are an error that names them."""
 
 import json
 from dataclasses import replace

@@ -1,8 +1,6 @@
-"""Tags in scripts without blanks between words, and scores against the spans as they were given."""
+"""Tags and spans: rows to examples in every script, and scores against the spans as they were given."""
 
 import json
-import sys
-import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,83 +8,87 @@ import numpy as np
 import pytest
 import torch
 from commands import modernbert
-from hypothesis import given
-from hypothesis import strategies as st
 
 from modernbert import ModernBert
 from modernbert.data.labeled_rows import Row
-from modernbert.data.words import join_words, split_words
+from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import Classifier, MaskedLM
 from modernbert.model.initialization import initialize
-from modernbert.tasks.examples import Columns, RowEncoder
+from modernbert.tasks.examples import Columns, RowEncoder, batch_of
 from modernbert.tasks.tagging import Tagging
 from modernbert.tasks.task import classifier_task
 from modernbert.tokenizer.tokenizer import Tokenizer, train_tokenizer
 from modernbert.training.finetuning import FinetuneConfig, finetune
 
 
-def words_of(text: str) -> list[str]:
-    return [text[a:b] for a, b in split_words(text)]
+def rows_of(*values: dict[str, object]) -> list[Row]:
+    return [Row(dict(each), f"f:{number}") for number, each in enumerate(values, 1)]
+
+
+def test_tags_stand_at_the_first_token_of_their_word(small_bert: ModernBert) -> None:
+    words = ["The", "capital", "of", "Ouagadougou", "\u00a0", "🙂", "é"]
+    row = {"words": words, "tags": ["O", "O", "O", "B-x", "O", "B-y", "O"]}
+    names = Tagging().labels(rows_of(row), Columns())
+    assert names == ["O", "B-x", "B-y"]
+    (example,) = Tagging().examples(rows_of(row), names, RowEncoder(small_bert.tokenizer, Columns(), 500)).items
+    assert example.labels.tolist() == [0, 0, 0, 1, 0, 2, 0]
+    assert example.label_positions is not None
+    # Up to each word's first token stand exactly the words before it.
+    for number, place in enumerate(example.label_positions):
+        before = small_bert.tokenizer.decode(example.tokens[:place], special=False)
+        assert before.rstrip(" ") == " ".join(words[:number]).rstrip(" ")
+    np.testing.assert_array_equal(example.tokens, small_bert.tokenizer.encode([" ".join(words)])[0])
+
+
+def test_spans_become_tags_of_whole_words(small_bert: ModernBert) -> None:
+    text = "  Dr. Ann-Marie\tlives in New York."
+    spans = [{"start": 6, "end": 16, "label": "who"}, {"start": text.index("New"), "end": len(text) - 1, "label": "at"}]
+    examples = Tagging().examples(
+        rows_of({"text": text, "spans": spans}), ["O", "B-at", "B-who", "I-at", "I-who"],
+        RowEncoder(small_bert.tokenizer, Columns(), 500),
+    )  # fmt: skip
+    assert examples.items[0].labels.tolist() == [0, 0, 2, 4, 4, 0, 0, 1, 3, 0]
+    assert examples.num_unaligned == 1, "the first span ends one character behind its last word"
 
 
 @pytest.mark.parametrize(
-    "text, words",
+    "row, said",
     [
-        ("東京に住む。", ["東", "京", "に", "住", "む", "。"]),
-        ("我爱iPhone15", ["我", "爱", "iPhone15"]),
-        ("スーパー 人々", ["ス", "ー", "パ", "ー", "人", "々"]),
-        ("ｶﾞ か\u3099", ["ｶﾞ", "か\u3099"]),
-        ("น้ำ ๒๕๖๗ ไทย", ["น้ำ", "๒๕๖๗", "ไ", "ท", "ย"]),
-        ("ខ្មែរ", ["ខ្មែ", "រ"]),
-        ("မြန်မာ", ["မြ", "န်", "မာ"]),
-        ("ນ້ຳ", ["ນ້ຳ"]),
-        ("서울은 хорошо हिन्दी עברית", ["서울은", "хорошо", "हिन्दी", "עברית"]),
-        ("葛\U000e0100城市", ["葛\U000e0100", "城", "市"]),
+        ({"words": ["a", "b"], "tags": ["O"]}, "f:1: found 1 tags, expected one for each of 2 words"),
+        ({"words": ["a"], "tags": ["B-z"]}, "f:1: found the tag 'B-z', which no training row has"),
+        ({"words": ["a", ""], "tags": ["O", "O"]}, "f:1: words has an empty word"),
+        ({"words": "ab", "tags": ["O"]}, "f:1: words is 'ab', expected a list"),
+        ({"text": "a b", "spans": [{"start": 2, "end": 9, "label": "x"}]}, "f:1: found a span from 2 to 9"),
+        ({"text": "a b", "spans": [{"start": 1, "end": 2, "label": "x"}]}, "f:1: the span from 1 to 2 holds no word"),
+        ({"text": "a b", "spans": 3}, "f:1: spans is 3, expected objects"),
+        ({"text": "a b", "spans": [{"start": 0.5, "end": 1, "label": "x"}]}, "f:1: spans is .*, expected objects"),
+        ({"text": "a b", "spans": [{"start": 0, "end": 1, "label": ""}]}, "f:1: spans is .*, expected objects"),
+        ({"text": "a b"}, "f:1: no column 'spans'"),
     ],
 )
-def test_words_of_scripts_without_blanks_are_characters(text: str, words: list[str]) -> None:
-    assert words_of(text) == words
+def test_a_row_whose_tags_do_not_fit_is_named(row: dict[str, object], said: str, small_bert: ModernBert) -> None:
+    with pytest.raises(InputError, match=said):
+        Tagging().examples(rows_of(row), ["O", "B-x", "I-x"], RowEncoder(small_bert.tokenizer, Columns(), 500))
 
 
-def test_these_scripts_are_those_of_the_unicode_database() -> None:
-    """By the property Script of another library; where the two know the same version of Unicode."""
-    regex = pytest.importorskip("regex")
-    scripts = "Han Hira Kana Bopo Yiii Tang Nshu Kits Thai Laoo Khmr Mymr Tale Talu Lana Tavt Ahom".split()
-    ours = regex.compile("[" + "".join(rf"\p{{scx={script}}}" for script in scripts) + "]")
-    letters = [chr(code) for code in (*range(0x3400), *range(0x3400, sys.maxunicode, 11))]
-    letters = [letter for letter in letters if unicodedata.category(letter) == "Lo"]
-    differ = [letter for letter in letters if (len(words_of(letter * 2)) == 2) != bool(ours.match(letter))]
-    # Thai and Lao AM are written with the letter before them; the masu mark is a sign of kana by its use alone.
-    assert differ == ["\u0e33", "\u0eb3", "\u303c"]
+def test_words_that_are_cut_off_are_counted(small_bert: ModernBert) -> None:
+    row = {"words": ["capital"] * 40, "tags": ["O"] * 40}
+    examples = Tagging().examples(rows_of(row), ["O"], RowEncoder(small_bert.tokenizer, Columns(), 20, cut=True))
+    (example,) = examples.items
+    assert example.label_positions is not None and example.label_positions.max() < 19 and len(example.tokens) == 20
+    assert examples.num_cut == 1 and examples.num_words_cut == 40 - len(example.label_positions)
 
 
-def split_as_before(text: str) -> list[tuple[int, int]]:
-    """The rule under which taggers of earlier versions were trained."""
-    ranges: list[tuple[int, int]] = []
-    open_run = joined = False
-    for place, character in enumerate(text):
-        is_mark = unicodedata.category(character)[0] == "M" or character == "\u200d"
-        if character.isspace():
-            open_run = joined = False
-            continue
-        is_letter = character.isalnum() or character == "_"
-        touches = bool(ranges) and ranges[-1][1] == place
-        if touches and (is_mark or joined or (is_letter and open_run)):
-            ranges[-1] = (ranges[-1][0], place + 1)
-        else:
-            ranges.append((place, place + 1))
-            open_run = is_letter
-        joined = character == "\u200d"
-    return ranges
-
-
-WITH_BLANKS = st.characters(max_codepoint=0x0DFF) | st.characters(min_codepoint=0x1F000, max_codepoint=0x1FFFF)
-
-
-@given(st.text(WITH_BLANKS | st.sampled_from("\u200d\ufe0f 가\u1100"), max_size=40))
-def test_text_with_blanks_is_split_as_it_was(text: str) -> None:
-    assert split_words(text) == split_as_before(text)
+def test_batches_name_rows_of_the_stream(small_bert: ModernBert) -> None:
+    rows = rows_of({"words": ["a", "b"], "tags": ["O", "B-x"]}, {"words": ["c"], "tags": ["B-x"]})
+    examples = Tagging().examples(rows, ["O", "B-x"], RowEncoder(small_bert.tokenizer, Columns(), 500)).items
+    batch = batch_of(examples)
+    assert batch.label_positions is not None and batch.labels is not None
+    first, second = examples
+    assert first.label_positions is not None and second.label_positions is not None
+    assert batch.label_positions.tolist() == [*first.label_positions, *(second.label_positions + len(first.tokens))]
+    assert batch.labels.tolist() == [0, 1, 1]
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +149,6 @@ def test_words_of_conll_are_joined_as_prose_and_tagged_by_character(
     encoder = RowEncoder(small_bert.tokenizer, Columns(), 99)
     (example,) = Tagging().examples(rows, Tagging().labels(rows, Columns()), encoder).items
     np.testing.assert_array_equal(example.tokens, small_bert.tokenizer.encode(["東京に。"])[0])
-
-
-def test_words_with_blanks_are_joined_by_blanks() -> None:
-    assert join_words(["I", "live", "in", "東京", "。", "ok", "서울", "은"])[0] == "I live in 東京。ok 서울 은"
 
 
 def test_an_answer_covers_whole_tokens(japanese: Tokenizer) -> None:
@@ -234,5 +232,5 @@ def test_signs_that_share_a_token_are_words_as_before() -> None:
     rows = [Row({"text": text, "spans": [{"start": 6, "end": 8, "label": "x"}]}, "f:1")]
     examples = Tagging().examples(rows, ["O", "B-x", "I-x"], RowEncoder(tokenizer, Columns(), 99))
     ((_, ranges),), (item,) = examples.words, examples.items
-    assert ranges == split_as_before(text) and item.label_positions is not None
+    assert ranges == [(0, 2), (2, 3), (3, 4), (4, 5), (6, 8)] and item.label_positions is not None
     assert len(set(item.label_positions.tolist())) < len(ranges), "the three points are one token"

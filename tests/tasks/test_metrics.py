@@ -1,4 +1,4 @@
-"""Scores against the libraries that define them, or worked out by hand."""
+"""Metrics against the libraries that define them, or worked out by hand."""
 
 import numpy as np
 import pytest
@@ -64,53 +64,9 @@ def test_pair_scores_rank_by_chance() -> None:
     assert scores["accuracy"] == 0.75
 
 
-@pytest.mark.parametrize(
-    "tags, spans",
-    [
-        (["B-x", "I-x", "O", "B-x"], {(0, 2, "x"), (3, 4, "x")}),
-        (["B-x", "B-x"], {(0, 1, "x"), (1, 2, "x")}),
-        (["I-x", "I-x", "I-y"], {(0, 2, "x"), (2, 3, "y")}),
-        (["O", "I-x", "O"], {(1, 2, "x")}),
-        (["NOUN", "NOUN"], {(0, 1, "NOUN"), (1, 2, "NOUN")}),
-        (["B-x", "NOUN"], {(0, 1, "x"), (1, 2, "NOUN")}),
-        (["B-a-b", "I-a-b"], {(0, 2, "a-b")}),
-        (["B-x", "I-x", "E-x", "S-x", "O", "E-y"], {(0, 3, "x"), (3, 4, "x"), (5, 6, "y")}),
-        (["B-x", "L-x", "U-x", "L-x"], {(0, 2, "x"), (2, 3, "x"), (3, 4, "x")}),
-        (["B-", "S", "-x"], {(0, 1, "B-"), (1, 2, "S"), (2, 3, "-x")}),
-        ([], set()),
-    ],
-)
-def test_spans_begin_and_end_as_conll_counts_them(tags: list[str], spans: set[tuple[int, int, str]]) -> None:
-    assert spans_of(tags) == spans
-
-
 def test_an_article_is_one_beside_any_punctuation() -> None:
     """The script's own example of a word is what a regular expression takes for one."""
     assert exact_answers(["the—end", "“A” man", "anthem"], [["—end"], ["“the” man"], ["them"]]) == 2 / 3
-
-
-def spans_of_seqeval(tags: list[str]) -> set[tuple[int, int, str]]:
-    """The rules of `seqeval.metrics.sequence_labeling`, written down: which pairs of neighbours end or begin a span."""
-    ends = {"BB", "BS", "BO", "IB", "IS", "IO", *(f"{before}{after}" for before in "ES" for after in "BIESO")}
-    begins = {"EE", "EI", "SE", "SI", "OE", "OI", *(f"{before}{after}" for before in "BIESO" for after in "BS")}
-    spans, begin, before, label_before = set(), 0, "O", "_"
-    for place, tag in enumerate([*tags, "O"]):
-        letter, label = tag[0], tag[2:] or "_"
-        if before + letter in ends or (before != "O" and label_before != label):
-            spans.add((begin, place, label_before))
-        if before + letter in begins or (letter != "O" and label_before != label):
-            begin = place
-        before, label_before = letter, label
-    return spans
-
-
-def test_spans_are_those_of_seqeval_however_they_are_tagged() -> None:
-    rng = np.random.default_rng(0)
-    known = ["O", *(f"{letter}-{label}" for letter in "BIES" for label in "xy")]
-    for _ in range(2_000):
-        tags = rng.choice(known, 8).tolist()
-        assert spans_of(tags) == spans_of_seqeval(tags), tags
-        assert spans_of([tag.replace("E-", "L-").replace("S-", "U-") for tag in tags]) == spans_of(tags)
 
 
 def test_tag_scores_count_whole_spans() -> None:
