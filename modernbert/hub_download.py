@@ -8,9 +8,9 @@ from pathlib import Path
 
 from modernbert.errors import InputError, shown
 
-__all__ = ["find_folder", "find_tokenizer"]
+__all__ = ["MODEL_FILES", "find_folder", "find_tokenizer"]
 
-_WANTED = ["*.json", "*.safetensors", "artifact.metadata"]
+MODEL_FILES = ["*.json", "*.safetensors", "artifact.metadata"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 # The hub's own limit.
@@ -23,20 +23,24 @@ def find_folder(
     *,
     token: str | None = None,
     offline: bool = False,
-    files: Sequence[str] = _WANTED,
+    files: Sequence[str] = MODEL_FILES,
 ) -> Path:
-    """Return a local folder as it is, or the local copy of a model on the hub.
+    """Return a local folder, or the local copy of a model on the hub.
 
-    `revision` is a commit, a tag or a branch; what is not pinned to a commit may be another model tomorrow, so standard
-    error says which commit it is today. `offline` takes what was downloaded before, and asks nobody. `files` are the
-    patterns of what is downloaded.
+    Args:
+        name: A folder, or a name on the hub (`owner/model`).
+        revision: A commit, tag or branch of the hub. Without a commit, the model may change, so standard error says
+            which commit it is.
+        token: An access token for private models.
+        offline: Use earlier downloads only.
+        files: Patterns of the files to download.
 
     Raises: InputError if there is neither, with the hub's reason.
     """
     if not isinstance(name, (str, os.PathLike)) or not str(name):
         raise InputError(f"model: found {name!r}, expected a folder or the name of a model on the hub")
     folder = Path(name)
-    # Not asked of the path: of a name that is too long for a file, it raises.
+    # Path.is_dir raises for a name that is too long for a file.
     if os.path.isdir(folder):
         if revision is not None:
             raise InputError(f"revision: found {revision!r}, but {name} is a folder, which has none")
@@ -53,9 +57,9 @@ def find_folder(
                 str(name), revision=revision, allow_patterns=list(files), token=token, local_files_only=offline
             )
         )
-    except Exception as error:  # the hub's client raises a dozen types; each is one reason for one line
+    except Exception as error:  # the hub's client raises a dozen types
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{name}: neither a local folder nor a model that the hub gives ({reason})") from None
+        raise InputError(f"{name}: neither a local folder nor an available model on the hub ({reason})") from None
     if not _COMMIT.fullmatch(revision or ""):
         print(f"{name}: {revision or 'main'} is commit {found.name} today; revision={found.name} pins it",
               file=sys.stderr)  # fmt: skip
@@ -63,9 +67,7 @@ def find_folder(
 
 
 def find_tokenizer(name: str) -> Path:
-    """Return where a tokenizer is: a file or a folder as it is, or the local copy of a model's on the hub.
-
-    Of a model on the hub, its weights are not downloaded.
+    """Return a local tokenizer file or folder, or the local copy of a model's tokenizer on the hub, without weights.
 
     Raises: InputError if there is neither, with the hub's reason.
     """

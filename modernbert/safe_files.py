@@ -1,8 +1,4 @@
-"""Files of a model folder, which anybody may have made.
-
-In: a path. Out: its bytes, or the JSON object that it holds. A file of its own because the rooms of text and of models
-read the same folders, and must be careful in the same way: a pipe would never end, a device never stop.
-"""
+"""Safe reads of files from an untrusted folder: regular files only, of a bounded size, as bytes or JSON."""
 
 import json
 import os
@@ -14,21 +10,68 @@ from typing import Any
 
 from modernbert.errors import InputError, shown
 
-__all__ = ["check_file", "check_keys", "is_one_line", "is_there", "read_bytes", "read_json", "read_json_list"]
+__all__ = [
+    "FolderFiles",
+    "check_file",
+    "check_keys",
+    "is_one_line",
+    "is_there",
+    "read_bytes",
+    "read_json",
+    "read_json_list",
+]
 
-# Published files are smaller than 2 MB, with some thousand objects in them. What they become in memory is bounded too.
-_MOST_JSON_BYTES, _MOST_BRACKETS = 2**22, 100_000
+# Published files are smaller than 2 MB and have some thousand objects. The bound on brackets limits the memory of the
+# parsed objects.
+_MAX_JSON_BYTES, _MAX_BRACKETS = 2**22, 100_000
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_HALF_A_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
+_LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+class FolderFiles:
+    """The JSON files of a folder; each is read and checked once. `folder / name` is a path, `str(folder)` the folder's.
+
+    The objects are shared by all readers: do not change them.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._objects: dict[str, dict[str, Any]] = {}
+        self._lists: dict[str, list[Any]] = {}
+
+    @staticmethod
+    def of(folder: "Path | FolderFiles") -> "FolderFiles":
+        """Return the files of a path, or the argument itself."""
+        return folder if isinstance(folder, FolderFiles) else FolderFiles(folder)
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read_json(self, name: str, *, missing_ok: bool = False) -> dict[str, Any]:
+        """Read a file with a JSON object, see `read_json`."""
+        if name not in self._objects:
+            found = read_json(self / name, missing_ok=missing_ok)
+            if not found and missing_ok:
+                return found
+            self._objects[name] = found
+        return self._objects[name]
+
+    def read_json_list(self, name: str) -> list[Any]:
+        """Read a file with a JSON list, see `read_json_list`."""
+        if name not in self._lists:
+            self._lists[name] = read_json_list(self / name)
+        return self._lists[name]
 
 
 def check_file(path: Path, most_bytes: int | None = None) -> int:
-    """Return the size of a plain file in bytes.
+    """Return the size of a regular file in bytes.
 
-    Links are followed wherever they lead, for the cache of the hub is made of links: what is read is only ever taken
-    for JSON or for numbers.
+    Links are followed, since the hub's cache consists of links; the content is only ever read as JSON or numbers.
 
-    Raises: InputError if there is none, if it is a folder, a pipe or a device, or if it is too large.
+    Raises: InputError if it does not exist, is a folder, a pipe or a device, or is too large.
     """
     try:
         found = path.stat()
@@ -45,15 +88,15 @@ def check_file(path: Path, most_bytes: int | None = None) -> int:
 
 
 def is_there(path: Path) -> bool:
-    """Say whether there is an entry of this name, be it a link to nowhere."""
+    """Return whether there is an entry of this name; a broken link counts."""
     try:
         return os.path.lexists(path)
-    except ValueError:  # no name of a file has a NUL in it
+    except ValueError:  # a NUL in the name
         return False
 
 
 def is_one_line(label: str) -> bool:
-    """Say whether a label can be printed as it is: it has no control character.
+    """Return whether a label has no control character, so it can be printed unescaped.
 
     >>> is_one_line("very good"), is_one_line("very\\ngood")
     (True, False)
@@ -62,9 +105,9 @@ def is_one_line(label: str) -> bool:
 
 
 def check_keys(found: Mapping[str, Any], known: Collection[str], place: str) -> None:
-    """Refuse an object with keys that are not known: each may change what a model computes. A null says nothing.
+    """Refuse unknown keys, since any of them could change what a model computes. Null values are ignored.
 
-    Raises: InputError naming `place`, the first such key and its value, and the keys that are known.
+    Raises: InputError naming `place`, the first unknown key and its value, and the known keys.
     """
     for key, value in found.items():
         if key not in known and value is not None:
@@ -73,9 +116,9 @@ def check_keys(found: Mapping[str, Any], known: Collection[str], place: str) -> 
 
 
 def read_bytes(path: Path, most_bytes: int) -> bytes:
-    """Read a plain file of a bounded size.
+    """Read a regular file of a bounded size.
 
-    Raises: InputError if there is none, or it is too large.
+    Raises: InputError if it does not exist or is too large.
     """
     size = check_file(path, most_bytes)
     try:
@@ -86,7 +129,7 @@ def read_bytes(path: Path, most_bytes: int) -> bytes:
 
 
 def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
-    """Read the JSON object of a file; with `missing_ok`, no file is an empty one.
+    """Read a file with a JSON object; with `missing_ok`, a missing file is an empty object.
 
     Raises: InputError naming the file.
     """
@@ -99,7 +142,7 @@ def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
 
 
 def read_json_list(path: Path) -> list[Any]:
-    """Read the JSON list of a file; no file is an empty one.
+    """Read a file with a JSON list; a missing file is an empty list.
 
     Raises: InputError naming the file.
     """
@@ -112,13 +155,13 @@ def read_json_list(path: Path) -> list[Any]:
 
 
 def _parsed(path: Path) -> Any:
-    content = read_bytes(path, _MOST_JSON_BYTES)
+    content = read_bytes(path, _MAX_JSON_BYTES)
     brackets = content.count(b"[") + content.count(b"{")
-    if brackets > _MOST_BRACKETS:
-        raise InputError(f"{path}: has {brackets:,} brackets, expected at most {_MOST_BRACKETS:,}")
+    if brackets > _MAX_BRACKETS:
+        raise InputError(f"{path}: has {brackets:,} brackets, expected at most {_MAX_BRACKETS:,}")
     try:
         found = json.loads(content.decode("utf-8"))
-        if _HALF_A_CHARACTER.search(content):
+        if _LONE_SURROGATE.search(content):
             json.dumps(found, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not readable JSON ({error})") from None

@@ -1,10 +1,7 @@
-"""A model for late interaction in the layout of Stanford's ColBERT library.
+"""Folders of Stanford's ColBERT library: the encoder and the projection in one weights file, and `artifact.metadata`.
 
-In: a folder in PyLate's layout. Out: one whose weights hold encoder and projection together, with `artifact.metadata`
-beside them; and what such a folder says, for whoever reads it. The library marks texts with one token each, fills
-queries up, and skips punctuation or nothing.
-
-Source: github.com/stanford-futuredata/ColBERT, `HF_ColBERT` and its settings.
+The library puts one marker token before each text, fills queries up with [MASK], and skips all punctuation or none.
+Source: github.com/stanford-futuredata/ColBERT, `HF_ColBERT` and `ColBERTConfig`.
 """
 
 import json
@@ -19,7 +16,7 @@ from torch import nn
 from modernbert.errors import InputError
 from modernbert.files import new_folder, write_tensors
 from modernbert.model.embedder import EmbeddingConfig
-from modernbert.safe_files import read_json
+from modernbert.safe_files import FolderFiles
 
 __all__ = [
     "LINEAR",
@@ -32,7 +29,7 @@ __all__ = [
 
 ARCHITECTURE, LINEAR = "HF_ColBERT", "linear.weight"
 _METADATA = "artifact.metadata"
-# All settings of the library, of which most are of training, indexes and search.
+# All settings of the library. Most are for training, indexing and search.
 _KEYS = frozenset(
     "query_token_id doc_token_id query_token doc_token dim doc_maxlen mask_punctuation query_maxlen similarity "
     "attend_to_mask_tokens interaction overwrite root experiment index_root name rank nranks amp gpus "
@@ -46,26 +43,33 @@ _NOT_COPIED = ("model.safetensors", "config.json", "modules.json", "sentence_ber
 
 
 def check_stanford(vectors: EmbeddingConfig, projection: int | None) -> None:
-    """Check that the library can make the same vectors.
+    """Check that the library can compute the same vectors.
 
     Raises: InputError naming the field.
     """
     if projection is None:
-        raise InputError("projection: found None, but the layout of ColBERT's library has one")
+        raise InputError("projection: found None, but Stanford's ColBERT format requires one")
     if not vectors.expand_queries:
-        raise InputError("vectors.expand_queries: found false, but ColBERT's library fills queries up")
+        raise InputError("vectors.expand_queries: found false, but Stanford's ColBERT always expands queries")
     for name in ("query_prompt", "document_prompt"):
         prompt = getattr(vectors, name)
         if not prompt.endswith(" ") or not prompt.strip() or " " in prompt[:-1]:
             raise InputError(
-                f"vectors.{name}: found {prompt!r}, but ColBERT's library takes one token, then a blank: '[unused0] '"
+                f"vectors.{name}: found {prompt!r}, expected one token and a space for Stanford's ColBERT: '[unused0] '"
             )
     if vectors.skip and set(vectors.skip) != set(string.punctuation):
-        raise InputError("vectors.skip: found some tokens, but ColBERT's library skips all punctuation or none")
+        raise InputError("vectors.skip: found some tokens, but Stanford's ColBERT skips all punctuation or none")
 
 
 def write_stanford(folder: Path, source: Path, prefix: str, vectors: EmbeddingConfig, projection: nn.Linear) -> None:
-    """Write the model of `source`, whose encoder the library's class calls `prefix`, anew; an old folder is replaced.
+    """Write the model of a folder in PyLate's format again, in the library's; an existing folder is replaced.
+
+    Args:
+        folder: The folder to write.
+        source: The folder to read.
+        prefix: The name of the encoder in the library's class, see `Model.base_model_prefix`.
+        vectors: How queries and documents become vectors.
+        projection: The linear layer behind the encoder.
 
     Raises: InputError if the disk is full or not writable.
     """
@@ -89,20 +93,21 @@ def write_stanford(folder: Path, source: Path, prefix: str, vectors: EmbeddingCo
 
 
 def is_stanford(config: Mapping[str, Any]) -> bool:
-    """Say whether a `config.json` is that of the library's class."""
+    """Return whether a `config.json` names the library's class."""
     named = config.get("architectures")
     return isinstance(named, list) and ARCHITECTURE in named
 
 
-def stanford_settings(folder: Path) -> dict[str, Any] | None:
-    """Return what `artifact.metadata` says, or the library's defaults; None for a folder of another layout.
+def stanford_settings(folder: Path | FolderFiles) -> dict[str, Any] | None:
+    """Return the settings in `artifact.metadata`; None for a folder of another format.
 
     Raises: InputError naming the file, if it is not readable.
     """
-    if not is_stanford(read_json(folder / "config.json", missing_ok=True)):
+    folder = FolderFiles.of(folder)
+    if not is_stanford(folder.read_json("config.json", missing_ok=True)):
         return None
-    found = read_json(folder / _METADATA, missing_ok=True)
-    inner = found.get("config", found)  # one level down, in the metadata of its indexes
+    found = folder.read_json(_METADATA, missing_ok=True)
+    inner = found.get("config", found)  # the metadata of an index has the settings one level down
     if not isinstance(inner, dict):
         raise InputError(f"{folder / _METADATA}: config is {str(inner)[:60]!r}, expected settings")
     unknown = [key for key in inner if key not in _KEYS and inner[key] is not None]
@@ -113,15 +118,15 @@ def stanford_settings(folder: Path) -> dict[str, Any] | None:
     return inner
 
 
-def vectors_of_stanford(settings: Mapping[str, Any], folder: Path) -> EmbeddingConfig:
-    """Return how the library makes vectors; what is not said is its default.
+def vectors_of_stanford(settings: Mapping[str, Any], folder: FolderFiles) -> EmbeddingConfig:
+    """Return how texts become vectors, with the library's defaults for missing settings.
 
-    Raises: InputError for a setting of another kind, and where queries do not attend to what they are filled up with.
+    Raises: InputError for an unknown value, and for queries that do not attend to their expansion tokens.
     """
     place = folder / _METADATA
     if not settings.get("attend_to_mask_tokens", False):
         raise InputError(
-            f"{place}: attend_to_mask_tokens is false, expected true: without padding a text sees all its tokens"
+            f"{place}: attend_to_mask_tokens is false, expected true: this package has no attention mask within a text"
         )
     for key, expected in (("similarity", "cosine"), ("interaction", "colbert")):
         if settings.get(key, expected) != expected:
@@ -132,7 +137,7 @@ def vectors_of_stanford(settings: Mapping[str, Any], folder: Path) -> EmbeddingC
             raise InputError(f"{place}: {key} is {str(length)[:60]!r}, expected a number of tokens")
     return EmbeddingConfig(
         pooling="tokens",
-        # The library writes ". " before a text and puts the mark over the dot.
+        # The library tokenizes ". " before a text and replaces the dot by the marker.
         query_prompt=f"{settings.get('query_token_id') or '[unused0]'} ",
         document_prompt=f"{settings.get('doc_token_id') or '[unused1]'} ",
         query_length=lengths["query_maxlen"],

@@ -1,7 +1,6 @@
-"""Model folders as published: `config.json` and `model.safetensors`, to and from modules.
+"""Model folders: `ModelFolder` opens one, `load_model` and `save_folder` read and write a ModernBERT.
 
-In: a folder or the name of a model on the hub. Out: a module with its weights, and back. Nothing in a folder is ever
-executed or unpickled: only JSON and safetensors are read, and only from the folder itself.
+Nothing in a folder is executed or unpickled: only JSON and safetensors are read, and only from the folder itself.
 """
 
 import copy
@@ -10,6 +9,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,42 @@ from torch import Tensor, nn
 from modernbert.batch import Batch
 from modernbert.checkpoints.colbert_format import LINEAR, is_stanford
 from modernbert.checkpoints.hf_config import check_head, config_from_json, config_to_json, unused_dropouts
+from modernbert.checkpoints.projection import load_projection
 from modernbert.checkpoints.safetensors_files import WEIGHTS, check_tensor, is_of_adapter, read_weights, refuse_adapters
+from modernbert.checkpoints.sentence_transformers_format import (
+    Kept,
+    check_no_default_prompt,
+    load_kept,
+    load_vectors,
+    max_length_of,
+    unused_head_of,
+    write_vectors,
+)
 from modernbert.checkpoints.sentence_transformers_modules import OURS_LISTED
+from modernbert.checkpoints.transformers_models import (
+    family_of,
+    load_foreign_encoder,
+    longest_of,
+    save_foreign,
+    vocabulary_of,
+)
 from modernbert.engines.engine import Engine
 from modernbert.engines.registry import PORTABLE
 from modernbert.errors import CheckFailed, InputError, shown
 from modernbert.files import new_folder, sha256_of, write_tensors
-from modernbert.hub_download import find_folder
+from modernbert.hub_download import MODEL_FILES, find_folder
 from modernbert.model.config import ModelConfig
+from modernbert.model.embedder import EmbeddingConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import Classifier, MaskedLM
-from modernbert.model.interface import Model
+from modernbert.model.interface import MODERNBERT, Model
 from modernbert.model.meta_device import on_meta
-from modernbert.safe_files import check_file, is_one_line, read_json
+from modernbert.safe_files import FolderFiles, check_file, is_one_line, read_json
 from modernbert.tasks.task import ClassifierTask, classifier_task, known_tasks, task_of_config
+from modernbert.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
+    "ModelFolder",
     "digest_of",
     "load_config",
     "load_model",
@@ -44,7 +64,7 @@ __all__ = [
 
 logger = logging.getLogger("modernbert")
 
-# Where a text is cut, how it is pooled and what is put before it decide its vectors as weights do.
+# The files that decide a text's vectors: length limits, pooling and prompts, too.
 _DECIDING = (
     "*.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
     "added_tokens.json", "modules.json", OURS_LISTED, "sentence_bert_config.json",
@@ -52,18 +72,180 @@ _DECIDING = (
 )  # fmt: skip
 _MASKED_LM_HEAD = ("head.dense.weight", "head.norm.weight", "decoder.bias")
 _CLASSIFIER_HEAD = ("head.dense.weight", "head.norm.weight", "classifier.weight", "classifier.bias")
-# Of tasks whose published configs name others, or none.
 _MOST_LABELS = 2**20
 # Our keys of config.json, which other libraries ignore, and keys that sentence-transformers writes for a CrossEncoder.
 _PAIRS = "text_pairs"
 _TASK = "modernbert_task"
 _OF_CROSS_ENCODERS = ("sentence_transformers", "sbert_ce_default_activation_function")
-# Weights of other heads, which neither the encoder nor the masked-LM head asks for.
+# Prefixes of the weights of heads that are not loaded.
 _OTHER_HEADS = ("classifier.", "head.", "decoder.", "score.", "dense.", "drop.")
 
 
+class ModelFolder:
+    """An opened model folder; each file is read and checked once, at its first use.
+
+    Attributes:
+        path: The folder.
+        files: Its JSON files.
+        family: The `model_type` of config.json; `modernbert` is computed by this package, others by transformers.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a local folder.
+
+        Raises: InputError if there is no config.json, its family is not supported, or the folder has an adapter.
+        """
+        self.path = path
+        self.files = FolderFiles(path)
+        self.family = family_of(self.files)
+
+    @staticmethod
+    def open(
+        name: str | Path,
+        revision: str | None = None,
+        *,
+        token: str | None = None,
+        offline: bool = False,
+        patterns: Sequence[str] = MODEL_FILES,
+    ) -> "ModelFolder":
+        """Open a local folder, or a model of the Hugging Face Hub by name; see `hub_download.find_folder`.
+
+        Raises: InputError if there is neither, or the folder is not a model of a supported family.
+        """
+        return ModelFolder(find_folder(name, revision, token=token, offline=offline, files=patterns))
+
+    @property
+    def is_modernbert(self) -> bool:
+        """Whether this package computes the model itself."""
+        return self.family == MODERNBERT
+
+    @cached_property
+    def config(self) -> ModelConfig:
+        """The shape of a ModernBERT.
+
+        Raises: InputError naming the file and the key, or the family of another model.
+        """
+        if not self.is_modernbert:
+            raise InputError(f"{self.path}: is a {self.family}, expected a {MODERNBERT}")
+        return load_config(self.files)
+
+    @cached_property
+    def vocab_size(self) -> int:
+        """Number of token ids that the model has embeddings for."""
+        return self.config.vocab_size if self.is_modernbert else vocabulary_of(self.files)
+
+    @cached_property
+    def num_positions(self) -> int:
+        """The most tokens that the model computes."""
+        return self.config.max_position_embeddings if self.is_modernbert else longest_of(self.files)
+
+    @cached_property
+    def max_length(self) -> int:
+        """The most tokens of a text: `num_positions`, or fewer if the folder has a lower limit."""
+        return min(max_length_of(self.files) or self.num_positions, self.num_positions)
+
+    @cached_property
+    def embedding_config(self) -> EmbeddingConfig:
+        """How texts become vectors.
+
+        Raises: InputError naming the file, if it is not readable or has an unsupported setting.
+        """
+        return load_vectors(self.files)
+
+    @cached_property
+    def kept(self) -> Kept:
+        """The other settings of sentence-transformers, such as prompts by name."""
+        return load_kept(self.files)
+
+    @cached_property
+    def unused_head(self) -> str | None:
+        """The head with labels that config.json names, if no file says how texts become vectors."""
+        return unused_head_of(self.files)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, checked to fit the model's vocabulary."""
+        return Tokenizer.load(self.path, self.vocab_size)
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of the files that decide the model's outputs."""
+        return digest_of(self.path)
+
+    @cached_property
+    def weights_digest(self) -> str:
+        """The SHA-256 of the weights."""
+        return digest_of(self.path, ["*.safetensors"])
+
+    def load_model(self, *, dtype: torch.dtype | None = None, engine: Engine = PORTABLE) -> Model:
+        """Load a ModernBERT with its head, or an encoder of another family; `dtype=None` keeps the file's precision.
+
+        Raises: InputError naming the file and the tensor, if weights are missing or of the wrong shape.
+        """
+        if self.is_modernbert:
+            return load_model(self.files, dtype=dtype, engine=engine)
+        tokenizer = self.tokenizer
+        return load_foreign_encoder(self.files, tokenizer.pad_id, tokenizer.sep_id, dtype or torch.float32)
+
+    def load_projection(self, hidden_size: int) -> nn.Linear | None:
+        """Load the linear layer behind the encoder, if the folder has one.
+
+        Raises: InputError naming the file, if the layer is not linear, not readable, or of another width.
+        """
+        return load_projection(self.files, hidden_size)
+
+    def check_no_default_prompt(self) -> None:
+        """Check that sentence-transformers puts no prompt before the texts that a fine-tuned head scores.
+
+        Raises: InputError for a default prompt.
+        """
+        check_no_default_prompt(self.files)
+
+    @staticmethod
+    def save(
+        path: Path,
+        model: Model,
+        tokenizer: Tokenizer,
+        max_length: int,
+        *,
+        vectors: EmbeddingConfig | None = None,
+        projection: nn.Linear | None = None,
+        kept: Kept | None = None,
+        source: Path | None = None,
+        replace: bool = False,
+    ) -> None:
+        """Write a folder that this package, `transformers` and sentence-transformers load unedited.
+
+        Args:
+            path: The folder to write.
+            model: A model of this package or of another family.
+            tokenizer: Its tokenizer.
+            max_length: The most tokens of a text, which the folder will say.
+            vectors: How texts become vectors; None writes no files of sentence-transformers.
+            projection: The linear layer behind the encoder.
+            kept: The other settings of sentence-transformers.
+            source: The folder that a model of another family was loaded from, for its tokenizer files.
+            replace: Whether an existing folder is replaced.
+
+        Raises: InputError if the folder exists and may not be replaced, or the disk is full. CheckFailed if the outputs
+            of the written folder differ from the model's; the weights are then kept, see `files.new_folder`.
+        """
+
+        def write_beside(partial: Path) -> None:
+            if model.family == MODERNBERT:
+                tokenizer.save_folder(partial, max_length)
+            if vectors is not None:
+                write_vectors(partial, vectors, projection, max_length, kept)
+
+        if model.family == MODERNBERT:
+            save_folder(path, model, write_beside, replace=replace)
+        else:
+            assert source is not None, "models of other families keep their tokenizer files"
+            save_foreign(path, model, source, write_beside)
+
+
 def digest_of(name: str | Path, files: Sequence[str] = _DECIDING) -> str:
-    """Return what tells a model from all others: a SHA-256 of those of its files that decide what it answers.
+    """Return the SHA-256 of the files that decide a model's outputs.
 
     Raises: InputError if there is no such model.
     """
@@ -75,29 +257,31 @@ def digest_of(name: str | Path, files: Sequence[str] = _DECIDING) -> str:
     return hashlib.sha256("\n".join(named).encode()).hexdigest()
 
 
-def load_config(folder: Path) -> ModelConfig:
-    """Read `config.json` in either dialect.
+def load_config(folder: Path | FolderFiles) -> ModelConfig:
+    """Read the shape of a ModernBERT from config.json.
 
     Raises: InputError naming the file and the key, or the adapter that the folder has.
     """
-    refuse_adapters(folder)
-    return config_from_json(read_json(folder / "config.json"), str(folder / "config.json"))
+    folder = FolderFiles.of(folder)
+    refuse_adapters(folder.path)
+    return config_from_json(folder.read_json("config.json"), str(folder / "config.json"))
 
 
 def load_model(
-    folder: Path, *, dtype: torch.dtype | None = None, engine: Engine = PORTABLE
+    folder: Path | FolderFiles, *, dtype: torch.dtype | None = None, engine: Engine = PORTABLE
 ) -> MaskedLM | Classifier | Encoder:
-    """Build the model of a folder with its weights: with the head that the folder has, else an `Encoder`.
+    """Load the ModernBERT of a folder with the head that the folder has, else an `Encoder`.
 
     `dtype=None` keeps the precision of the file.
 
-    Raises: InputError naming the file and the tensor, if weights are absent, of the wrong shape, or not safetensors.
+    Raises: InputError naming the file and the tensor, if weights are missing, of the wrong shape, or not safetensors.
     """
-    refuse_adapters(folder)
-    found = read_json(folder / "config.json")
+    folder = FolderFiles.of(folder)
+    refuse_adapters(folder.path)
+    found = folder.read_json("config.json")
     for line in unused_dropouts(found, str(folder / "config.json")):
         logger.warning("%s", line)
-    return model_of(found, read_weights(folder), folder, dtype=dtype, engine=engine)
+    return model_of(found, read_weights(folder.path), folder.path, dtype=dtype, engine=engine)
 
 
 def model_of(
@@ -108,17 +292,17 @@ def model_of(
     dtype: torch.dtype | None = None,
     engine: Engine = PORTABLE,
 ) -> MaskedLM | Classifier | Encoder:
-    """Build the model of a published config and published names, which came from `folder`.
+    """Build a model from the content of config.json and tensors with published names; errors name `folder`.
 
-    Raises: InputError naming the file and the tensor, if weights are absent or of the wrong shape.
+    Raises: InputError naming the file and the tensor, if weights are missing or of the wrong shape.
     """
     config = config_from_json(found, str(folder / "config.json"))
     weights = _without_prefix(tensors, folder)
     if is_stanford(found):
-        # The encoder is that of the library's class, whose linear layer is loaded as a projection.
+        # The library's class calls its encoder `bert`; its linear layer is loaded as the projection.
         weights = {name.removeprefix("bert."): tensor for name, tensor in weights.items() if name != LINEAR}
     last = f"layers.{config.num_hidden_layers - 1}.mlp.Wo.weight"
-    if last not in weights:  # before as many layers are made
+    if last not in weights:  # before so many layers are built
         raise InputError(f"{folder}: the weights have no {last}, expected {config.num_hidden_layers} layers")
     with on_meta():
         model = _build(config, found, weights, engine, folder)
@@ -129,7 +313,7 @@ def model_of(
     try:
         state = {name: weights[name.removeprefix("model.")].to(dtype) for name in _stored_state(model)}
     except RuntimeError as error:
-        raise InputError(f"{folder}: there is no memory for the weights ({error})") from None
+        raise InputError(f"{folder}: not enough memory for the weights ({error})") from None
     model.load_state_dict(state, strict=False, assign=True)
     if isinstance(model, MaskedLM):
         model.decoder.weight = model.model.embeddings.tok_embeddings.weight
@@ -146,13 +330,13 @@ def save_folder(
     replace: bool = False,
     kept: Path | None = None,
 ) -> None:
-    """Write a folder that this package, `transformers` and other readers load unedited.
+    """Write a folder that this package, `transformers` and other libraries load unedited.
 
-    The folder is read back and must compute what the model computes before it is renamed into place. `write_tokenizer`
-    is called with the temporary folder, to add the tokenizer's files.
+    The folder is read back, and its outputs are compared with the model's, before it is renamed into place.
+    `write_tokenizer` is called with the temporary folder, to add the tokenizer's files.
 
-    Raises: InputError if the folder exists and may not be replaced, or the disk is full. CheckFailed if the folder does
-        not compute what the model computes; the weights are then kept, see `storage.new_folder`.
+    Raises: InputError if the folder exists and may not be replaced, or the disk is full. CheckFailed if the outputs
+        differ; the weights are then kept, see `files.new_folder`.
     """
     assert isinstance(model, (MaskedLM, Classifier, Encoder)), "models of other families are saved by save_foreign"
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored_state(model).items()}
@@ -172,7 +356,7 @@ def save_folder(
 
 
 def _without_prefix(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """Return weights by their names in an encoder, whether or not its own name stands before them."""
+    """Return weights by their names in the encoder, with or without the prefix `model.` in the file."""
     bare = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
     if len(bare) < len(weights):
         twice = next(name for name in bare if name in weights and f"model.{name}" in weights)
@@ -183,7 +367,7 @@ def _without_prefix(weights: Mapping[str, Tensor], folder: Path) -> dict[str, Te
 def _build(
     config: ModelConfig, found: Mapping[str, Any], weights: Mapping[str, Tensor], engine: Engine, folder: Path
 ) -> MaskedLM | Classifier | Encoder:
-    """Make the module that a folder's weights are for."""
+    """Build the module for a folder's weights."""
     if all(name in weights for name in _MASKED_LM_HEAD):
         check_head(found, str(folder / "config.json"))
         return MaskedLM(config, engine)
@@ -224,9 +408,9 @@ def _task_of(found: Mapping[str, Any], num_labels: int, folder: Path) -> Classif
 
 
 def _reads_pairs(found: Mapping[str, Any], folder: Path) -> bool:
-    """Say whether a folder says that its scores are of pairs of texts: by our key, or as a CrossEncoder.
+    """Return whether a folder's head scores pairs of texts: by our key in config.json, or as a CrossEncoder.
 
-    Raises: InputError for a key of another type.
+    Raises: InputError if our key has another type.
     """
     if (said := found.get(_PAIRS)) is not None:
         if not isinstance(said, bool):
@@ -247,9 +431,9 @@ def _labels_from_json(found: Mapping[str, Any], num_labels: int, folder: Path) -
         raise InputError(f"{folder / 'config.json'}: id2label has {count}, expected {num_labels} by weights")
     texts = [str(label) for label in labels]
     for label in texts:
-        if not is_one_line(label):  # they are printed as they are
+        if not is_one_line(label):  # labels are printed unescaped
             raise InputError(f"{folder / 'config.json'}: id2label has {label!r}, expected text of one line")
-    if len(set(texts)) < num_labels:  # answers are told apart by them
+    if len(set(texts)) < num_labels:  # outputs are keyed by label
         twice = next(label for label, count in Counter(texts).items() if count > 1)
         raise InputError(f"{folder / 'config.json'}: id2label has {twice!r} twice, expected different labels")
     return texts
@@ -276,12 +460,12 @@ def _architecture(model: Model) -> str:
 
 
 def _stored_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that are written: all but the tied decoder weight."""
+    """Return the tensors to write: all but the tied decoder weight."""
     return {name: tensor for name, tensor in model.state_dict().items() if name != "decoder.weight"}
 
 
 def _verify(written: Path, model: MaskedLM | Classifier | Encoder, folder: Path) -> None:
-    """Compare what was written with the model it was written from, by what both compute on the CPU."""
+    """Compare a written folder with its model, by their weights and by their outputs on the CPU."""
     original = copy.deepcopy(model).cpu().eval()
     encoder = original.encoder
     encoder.engine = PORTABLE
@@ -297,8 +481,8 @@ def _verify(written: Path, model: MaskedLM | Classifier | Encoder, folder: Path)
     same = all(torch.equal(tensor, state[name]) for name, tensor in _stored_state(original).items())
     if not same:
         raise CheckFailed(f"{folder}: the written weights differ from those of the model")
-    # The last bit of a product with one column depends on where in memory its weights begin. Terms of a sum can cancel,
-    # so the bound is a share of the terms, not of the sum.
+    # The last bit of a product with one column depends on the alignment of its weights. Terms of a sum can cancel, so
+    # the bound is relative to the terms, not to the sum.
     size = max(float(ours.abs().max()), _largest_sum_of_terms(original))
     bound = 8 * torch.finfo(next(original.parameters()).dtype).eps * size
     difference = float((ours - theirs).abs().max())
@@ -328,9 +512,10 @@ def _largest_sum_of_terms(model: MaskedLM | Classifier | Encoder) -> float:
 def _check_names_and_shapes(
     expected: Mapping[str, Tensor], found: Mapping[str, Tensor], folder: Path, *, has_head: bool
 ) -> None:
-    """Check that each tensor has its place, and that each place has its tensor.
+    """Check that the file has the expected tensors, and no others.
 
-    Heads may be left out where none is loaded, with a warning. A folder with two heads does not say which one counts.
+    The weights of a head that is not loaded give a warning. A second head is an error: the folder does not say which
+    one to use.
     """
     if adapted := [name for name in sorted(found) if is_of_adapter(name)]:
         raise InputError(
@@ -345,7 +530,7 @@ def _check_names_and_shapes(
             raise InputError(f"{folder}: {name} has shape {shape}, expected {list(tensor.shape)} by config.json")
     others = []
     for name in sorted(set(found) - set(expected)):
-        if name == "decoder.weight" or "rotary_emb" in name:  # the embeddings again; what follows from the thetas
+        if name == "decoder.weight" or "rotary_emb" in name:  # tied to the embeddings; computed from the thetas
             continue
         if not name.startswith(_OTHER_HEADS):
             raise InputError(f"{folder}: the weights have {name}, which no ModernBERT of this config has")
@@ -353,4 +538,4 @@ def _check_names_and_shapes(
             raise InputError(f"{folder}: the weights have {name} of a second head, expected the tensors of one head")
         others.append(name)
     if others:
-        logger.warning("%s: of a head that is not loaded: %s", folder, shown(", ".join(others), 200))
+        logger.warning("%s: weights of a head that is not loaded: %s", folder, shown(", ".join(others), 200))

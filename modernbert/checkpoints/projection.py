@@ -1,7 +1,7 @@
-"""The linear layer behind an encoder, out of a folder: one, several in turn, or that of ColBERT's own library.
+"""The projection of a folder: `Dense` modules of sentence-transformers or PyLate, or the layer of Stanford's ColBERT.
 
-In: a folder. Out: one linear layer without a bias, or none. Linear layers in turn, with or without the way around them,
-are one linear layer; whatever is not linear is refused, and so is a pickle.
+Consecutive linear layers, with or without residual connections, are multiplied into one. Biases, activations and
+pickled weights are refused.
 """
 
 from pathlib import Path
@@ -13,25 +13,26 @@ from modernbert.checkpoints.colbert_format import LINEAR, stanford_settings
 from modernbert.checkpoints.safetensors_files import WEIGHTS, check_tensor, read_safetensors
 from modernbert.checkpoints.sentence_transformers_modules import Module, listed_modules
 from modernbert.errors import InputError
-from modernbert.safe_files import check_keys, is_there, read_json
+from modernbert.safe_files import FolderFiles, check_keys, is_there
 
 __all__ = ["load_projection"]
 
 _PICKLE, _IDENTITY = "pytorch_model.bin", "torch.nn.modules.linear.Identity"
-# Wider than any vector that people compare.
-_MOST_WIDE = 2**16
+_MAX_OUTPUTS = 2**16
 _KEYS = (
     "in_features", "out_features", "bias", "activation_function", "module_input_name", "module_output_name",
     "use_residual",
 )  # fmt: skip
-_BEFORE_MODULES = Module("Dense", "pylate", "1_Dense")
+# PyLate's first versions wrote no modules.json.
+_UNLISTED = Module("Dense", "pylate", "1_Dense")
 
 
-def load_projection(folder: Path, width: int) -> nn.Linear | None:
-    """Read the linear layer behind an encoder of a width, if the folder has one.
+def load_projection(folder: Path | FolderFiles, width: int) -> nn.Linear | None:
+    """Read the linear layer behind an encoder with hidden states of `width`, if the folder has one.
 
-    Raises: InputError naming the file, for one that is not linear, not readable safetensors, or does not fit.
+    Raises: InputError naming the file, if the layer is not linear, not readable, or of another width.
     """
+    folder = FolderFiles.of(folder)
     settings = stanford_settings(folder)
     if settings is not None:
         weight = _weight(folder / WEIGHTS, LINEAR, width)
@@ -42,40 +43,47 @@ def load_projection(folder: Path, width: int) -> nn.Linear | None:
     modules = [each for each in listed if each.kind == "Dense"]
     _check_inputs(folder, listed)
     if not modules and is_there(folder / "1_Dense" / WEIGHTS):
-        modules = [_BEFORE_MODULES]
+        modules = [_UNLISTED]
     weights: list[Tensor] = []
     for module in modules:
-        weights.append(_dense(folder / module.path, module.library, weights[-1].shape[0] if weights else width))
+        weights.append(_dense(folder, module, weights[-1].shape[0] if weights else width))
     if not weights:
         return None
     if len(weights) == 1:
         return _linear(weights[0])
-    # In float64, so that what several layers do in turn is rounded once.
+    # In float64, so the product is rounded once.
     product = torch.linalg.multi_dot([weight.double() for weight in reversed(weights)])
     return _linear(product.to(weights[0].dtype))
 
 
-def _check_inputs(folder: Path, listed: list[Module]) -> None:
-    """Refuse a linear layer that its library would not apply: one of tokens behind their pooling, and the reverse."""
+def _check_inputs(folder: FolderFiles, listed: list[Module]) -> None:
+    """Refuse a layer that its library would not apply: for token vectors behind Pooling, for pooled ones before it."""
     kinds = [each.kind for each in listed]
     pooled_at = kinds.index("Pooling") if "Pooling" in kinds else None
     for number, each in enumerate(listed):
         if each.kind != "Dense":
             continue
-        place = folder / each.path / "config.json"
+        name = _config_name(each)
         usual = "sentence_embedding" if pooled_at is not None and number > pooled_at else "token_embeddings"
-        named = read_json(place, missing_ok=True).get("module_input_name")
-        # Of folders without Pooling, older ones name no input, and mean tokens.
+        named = folder.read_json(name, missing_ok=True).get("module_input_name")
+        # Older folders without Pooling name no input: the layer is for token vectors.
         if (usual if named is None and pooled_at is None else named or "sentence_embedding") != usual:
-            raise InputError(f"{place}: module_input_name is {str(named)[:60]!r}, expected {usual!r} at its place")
+            raise InputError(
+                f"{folder / name}: module_input_name is {str(named)[:60]!r}, expected {usual!r} at its place"
+            )
 
 
-def _dense(place: Path, library: str, width: int) -> Tensor:
+def _config_name(module: Module) -> str:
+    return f"{module.path}/config.json" if module.path else "config.json"
+
+
+def _dense(folder: FolderFiles, module: Module, width: int) -> Tensor:
     """Return the matrix of one `Dense`."""
-    found = read_json(place / "config.json", missing_ok=True)
+    place = folder / module.path
+    found = folder.read_json(_config_name(module), missing_ok=True)
     check_keys(found, _KEYS, str(place / "config.json"))
-    # sentence-transformers has tanh where nothing is said, PyLate nothing.
-    activation = found.get("activation_function", _IDENTITY if library == "pylate" else "torch.nn.Tanh")
+    # The default of sentence-transformers is tanh, that of PyLate none.
+    activation = found.get("activation_function", _IDENTITY if module.library == "pylate" else "torch.nn.Tanh")
     if str(activation).rpartition(".")[2] != "Identity":
         raise InputError(f"{place / 'config.json'}: activation_function is {str(activation)[:80]!r}, expected Identity")
     names = [found.get(f"module_{end}_name") for end in ("input", "output")]
@@ -102,7 +110,7 @@ def _dense(place: Path, library: str, width: int) -> Tensor:
 
 
 def _weight(path: Path, name: str, width: int, alone: bool = False) -> Tensor:
-    """Read one matrix of a file; `alone` if the file has no other."""
+    """Read one matrix of a file; with `alone`, the file must have no other tensor."""
     tensors = read_safetensors(path)
     found = tensors.get(name)
     others = sorted(set(tensors) - {name}) if alone else sorted(set(tensors) & {"linear.bias", "residual.bias"})
@@ -110,7 +118,7 @@ def _weight(path: Path, name: str, width: int, alone: bool = False) -> Tensor:
         raise InputError(f"{path}: has {others[0][:80]!r}, expected {name} without a bias")
     if found is None:
         raise InputError(f"{path}: has no {name}, expected shape [any, {width}]")
-    if found.ndim != 2 or not 1 <= len(found) <= _MOST_WIDE or found.shape[1] != width:
+    if found.ndim != 2 or not 1 <= len(found) <= _MAX_OUTPUTS or found.shape[1] != width:
         raise InputError(f"{path}: {name} is {list(found.shape)}, expected [any, {width}] for this model")
     check_tensor(path, name, found)
     return found

@@ -1,8 +1,7 @@
-"""How a folder's texts become vectors, in the words of the libraries that write such folders.
+"""How the texts of a folder become vectors: the files of sentence-transformers (single and multi-vector) and PyLate.
 
-In: a folder of sentence-transformers (vectors, or its multi-vector models), of PyLate or of ColBERT's own library. Out:
-`EmbeddingConfig`, and back: beside a published folder, the files from which the first two build the same thing. What a
-folder lists and this package has no part for is refused: vectors that are almost those of the model are wrong.
+Reads them as an `EmbeddingConfig` and writes them. Settings that this package does not support are refused, since
+vectors that are almost those of the model are wrong.
 """
 
 import json
@@ -18,7 +17,7 @@ from modernbert.checkpoints.sentence_transformers_modules import listed_modules
 from modernbert.errors import InputError, shown
 from modernbert.files import write_tensors
 from modernbert.model.embedder import EmbeddingConfig
-from modernbert.safe_files import check_keys, is_there, read_json
+from modernbert.safe_files import FolderFiles, check_keys, is_there
 
 __all__ = [
     "Kept",
@@ -32,20 +31,20 @@ __all__ = [
 
 _SETTINGS, _LIMITS = "config_sentence_transformers.json", "sentence_bert_config.json"
 _TOKENIZER = "tokenizer_config.json"
-# Other names for _LIMITS that sentence-transformers reads, in old folders.
+# Names of _LIMITS in old folders, which sentence-transformers reads too.
 _OLDER_LIMITS = tuple(
     f"sentence_{family}_config.json"
     for family in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 _POOLINGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
-# What its modules call vectors of texts, and those of their tokens.
+# The names of pooled vectors and of token vectors in its modules.
 _SENTENCE, _TOKENS = "sentence_embedding", "token_embeddings"
-# Of transformers' classes with a head that has labels.
+# Suffixes of transformers' classes whose head has labels.
 _HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
-# What the tokenizers of transformers say of no limit is a number of thirty digits.
+# Tokenizers of transformers write a number of thirty digits for "no limit".
 _NO_LIMIT = 10**6
-# Keys that are read, or that change no vector, of `config_sentence_transformers.json`: of every kind of model, and of
-# PyLate's; of `sentence_bert_config.json`; of `1_Pooling/config.json`.
+# Known keys, which are read or change no vector: of config_sentence_transformers.json by kind of model, of
+# sentence_bert_config.json and of 1_Pooling/config.json.
 _EVERY_MODEL = (
     "__version__", "requirements", "model_type", "prompts", "default_prompt_name", "similarity_fn_name", "truncate_dim",
 )  # fmt: skip
@@ -69,16 +68,20 @@ _POOLING_KEYS = (
     "pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens",
     "pooling_mode_lasttoken",
 )  # fmt: skip
-# How a model is loaded, not what it computes.
+# Options of loading, which do not change what a model computes.
 _LOADING = ("trust_remote_code", "attn_implementation", "torch_dtype", "dtype", "low_cpu_mem_usage", "device_map")
 
 
 @dataclass(frozen=True)
 class Kept:
-    """Hold what a folder says to sentence-transformers beside its `EmbeddingConfig`, to be written again.
+    """The settings of sentence-transformers that `EmbeddingConfig` does not have; `save` writes them again.
 
-    `normalize` says whether its vectors are scaled to length 1, None where it does not say; `obstacle` why this package
-    does not compare them as that library does, if it does not.
+    Attributes:
+        normalize: Whether vectors are scaled to length 1; None if the folder does not say.
+        similarity: The name of the similarity function, if the folder has one.
+        prompts: The prompts of the folder by name.
+        default_prompt: The name of the prompt that `embed` puts before each text.
+        obstacle: Why this package cannot compare vectors as that library does, or None if it can.
     """
 
     normalize: bool | None = None
@@ -89,29 +92,28 @@ class Kept:
 
     @property
     def prompt(self) -> str:
-        """The default prompt: what is put before a text that is embedded as neither a query nor a document."""
+        """The text of the default prompt."""
         return "" if self.default_prompt is None else str(self.prompts.get(self.default_prompt) or "")
 
 
 def write_vectors(
     folder: Path, vectors: EmbeddingConfig, projection: nn.Linear | None, longest: int, kept: Kept | None = None
 ) -> None:
-    """Write what sentence-transformers reads beside a model, in PyLate's layout where tokens have vectors.
+    """Write the files that sentence-transformers reads beside a model, or PyLate for vectors of tokens.
 
-    For `new_folder`.
+    Call it inside `new_folder`.
 
-    Raises: OSError with the system's number if the disk is full or not writable; InputError for late interaction that
-    this layout cannot say.
+    Raises: OSError if the disk is full or not writable. InputError if PyLate's format cannot express the model.
     """
     late, kept = vectors.pooling == "tokens", kept or Kept()
     if late and kept.obstacle is not None:
-        raise InputError(f"{kept.obstacle}: PyLate's layout has no word for it")
+        raise InputError(f"{kept.obstacle}: cannot be saved in PyLate's format")
     modules: list[tuple[str, str]] = [("", "sentence_transformers.models.Transformer")]
     settings: dict[str, Any] = {
         "prompts": {**kept.prompts, "query": vectors.query_prompt, "document": vectors.document_prompt},
         "default_prompt_name": kept.default_prompt,
         "similarity_fn_name": kept.similarity or "cosine",
-        # Which sentence-transformers has no word for, and passes over.
+        # sentence-transformers ignores this key.
         "query_length": vectors.query_length,
     }
     if vectors.truncate_dim is not None:
@@ -152,14 +154,15 @@ def _write_module(place: Path, settings: dict[str, Any]) -> None:
     (place / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def load_vectors(folder: Path) -> EmbeddingConfig:
-    """Read how a folder's texts become vectors; the defaults where it does not say.
+def load_vectors(folder: Path | FolderFiles) -> EmbeddingConfig:
+    """Read how the texts of a folder become vectors, with the defaults of its library.
 
-    Raises: InputError naming the file, for one that is not readable, or asks for what this package has not.
+    Raises: InputError naming the file, if it is not readable or has an unsupported setting.
     """
+    folder = FolderFiles.of(folder)
     if (stanford := stanford_settings(folder)) is not None:
         return vectors_of_stanford(stanford, folder)
-    found, limits = read_json(folder / _SETTINGS, missing_ok=True), read_json(folder / _LIMITS, missing_ok=True)
+    found, limits = folder.read_json(_SETTINGS, missing_ok=True), folder.read_json(_LIMITS, missing_ok=True)
     kind = _kind_of(found, folder)
     _check_transformer(limits, folder / _LIMITS)
     if kind == "ColBERT":
@@ -167,7 +170,7 @@ def load_vectors(folder: Path) -> EmbeddingConfig:
     if found.get("model_type") == "MultiVectorEncoder":
         return _of_multi_vector(found, folder)
     query, document = _prompts(found, folder)
-    # The library cuts queries where it cuts documents, unless it is told otherwise; older ones cannot be.
+    # Without a length of their own, queries have the limit of documents.
     length = _longest(folder)
     asked = _whole("query_length", limits, folder / _LIMITS) or length
     if "query_length" in found:
@@ -179,12 +182,13 @@ def load_vectors(folder: Path) -> EmbeddingConfig:
     )  # fmt: skip
 
 
-def load_kept(folder: Path) -> Kept:
-    """Read what a folder of sentence-transformers says beside its `EmbeddingConfig`; nothing of one of another layout.
+def load_kept(folder: Path | FolderFiles) -> Kept:
+    """Read the other settings of a folder of sentence-transformers; the defaults for a folder of another format.
 
-    Raises: InputError naming the file, for one that is not readable.
+    Raises: InputError naming the file, if it is not readable.
     """
-    found = read_json(folder / _SETTINGS, missing_ok=True)
+    folder = FolderFiles.of(folder)
+    found = folder.read_json(_SETTINGS, missing_ok=True)
     late, place = found.get("model_type") == "MultiVectorEncoder", folder / _SETTINGS
     others = _kind_of(found, folder) == "ColBERT" or stanford_settings(folder) is not None
     if others or not (folder / "modules.json").exists():
@@ -199,13 +203,14 @@ def load_kept(folder: Path) -> Kept:
     return Kept(normalize, similarity, found.get("prompts") or {}, _default_prompt(found, place), obstacle)
 
 
-def check_no_default_prompt(folder: Path) -> None:
-    """Check that sentence-transformers puts nothing before the pairs that a folder's head scores.
+def check_no_default_prompt(folder: Path | FolderFiles) -> None:
+    """Check that sentence-transformers puts no prompt before the texts that a fine-tuned head scores.
 
     Raises: InputError for a default prompt.
     """
+    folder = FolderFiles.of(folder)
     place = folder / _SETTINGS
-    found = read_json(place, missing_ok=True)
+    found = folder.read_json(_SETTINGS, missing_ok=True)
     name = _default_prompt(found, place)
     if name is not None and (found.get("prompts") or {}).get(name):
         raise InputError(
@@ -214,33 +219,35 @@ def check_no_default_prompt(folder: Path) -> None:
         )
 
 
-def unused_head_of(folder: Path) -> str | None:
-    """Say which head with labels a folder's config.json names, if it does not say how its texts become vectors.
+def unused_head_of(folder: Path | FolderFiles) -> str | None:
+    """Return the head with labels that config.json names, if no file says how texts become vectors.
 
-    Raises: InputError naming the file, for one that is not readable.
+    Raises: InputError naming the file, if it is not readable.
     """
+    folder = FolderFiles.of(folder)
     if stanford_settings(folder) is not None or any(each.kind != "Transformer" for each in listed_modules(folder)):
         return None
     place = folder / "config.json"
-    named = read_json(place).get("architectures")
+    named = folder.read_json("config.json").get("architectures")
     heads = [each for each in named if str(each).endswith(_HEADS)] if isinstance(named, list) else []
     return f"{place}: architectures names {str(heads[0])[:80]}" if heads else None
 
 
-def max_length_of(folder: Path) -> int | None:
-    """Return the most tokens of a text according to a folder's files, or None if they set no limit.
+def max_length_of(folder: Path | FolderFiles) -> int | None:
+    """Return the most tokens of a text that a folder allows, or None if it sets no limit.
 
-    `max_seq_length` in sentence_bert_config.json counts, else `model_max_length` in tokenizer_config.json.
+    The limit is `max_seq_length` in sentence_bert_config.json, else `model_max_length` in tokenizer_config.json.
 
-    Raises: InputError naming the file, for a limit that is not a number of tokens, or a file of an old name.
+    Raises: InputError naming the file, if the limit is not a number of tokens, or the file has an old name.
 
     Source: `Transformer` of sentence-transformers 6, `PreTrainedTokenizerBase` of transformers 5.
     """
+    folder = FolderFiles.of(folder)
     place = folder / _LIMITS
     for older in () if is_there(place) else _OLDER_LIMITS:
         if is_there(folder / older):
             raise InputError(f"{folder / older}: has settings under an old name, expected {_LIMITS}; rename the file")
-    limits = read_json(place, missing_ok=True)
+    limits = folder.read_json(_LIMITS, missing_ok=True)
     for key in ("processor_kwargs", "tokenizer_args"):
         # What is passed to the tokenizer overrides max_seq_length.
         given = limits.get(key)
@@ -249,14 +256,14 @@ def max_length_of(folder: Path) -> int | None:
     if limits.get("max_seq_length") is not None:
         return _limit("max_seq_length", limits, place)
     place = folder / _TOKENIZER
-    found = read_json(place, missing_ok=True)
-    # Folders of older transformers name it max_len.
+    found = folder.read_json(_TOKENIZER, missing_ok=True)
+    # The name in older versions of transformers is max_len.
     key = "model_max_length" if found.get("model_max_length") is not None else "max_len"
     return _limit(key, found, place)
 
 
-def _kind_of(found: Mapping[str, Any], folder: Path) -> str | None:
-    """Return the kind of model that a folder's settings describe; early versions of PyLate did not name theirs."""
+def _kind_of(found: Mapping[str, Any], folder: FolderFiles) -> str | None:
+    """Return the `model_type` of the settings; early versions of PyLate did not write it."""
     kind = found.get("model_type")
     if kind is None and ("query_prefix" in found or "document_prefix" in found):
         kind = "ColBERT"
@@ -268,7 +275,7 @@ def _kind_of(found: Mapping[str, Any], folder: Path) -> str | None:
 
 
 def _check_transformer(limits: Mapping[str, Any], place: Path) -> None:
-    """Refuse what `sentence_bert_config.json` says of the encoder, if it makes other vectors of a text.
+    """Refuse settings of the encoder in sentence_bert_config.json that would change its vectors.
 
     Raises: InputError naming the file and the key.
     """
@@ -286,25 +293,23 @@ def _check_transformer(limits: Mapping[str, Any], place: Path) -> None:
         if found not in (None, expected):
             raise InputError(f"{place}: {key} is {shown(repr(found), 60)}, expected {expected!r}")
     for key in ("model_args", "model_kwargs", "config_args", "config_kwargs", "tokenizer_args", "processor_kwargs"):
-        told = limits.get(key) or {}
-        if not isinstance(told, Mapping):
-            raise InputError(f"{place}: {key} is {shown(repr(told), 60)}, expected an object")
+        given = limits.get(key) or {}
+        if not isinstance(given, Mapping):
+            raise InputError(f"{place}: {key} is {shown(repr(given), 60)}, expected an object")
         limit = ("model_max_length",) if key in ("tokenizer_args", "processor_kwargs") else ()
-        check_keys(told, (*_LOADING, *limit), f"{place}: {key}")
+        check_keys(given, (*_LOADING, *limit), f"{place}: {key}")
     if limits.get("processing_kwargs"):
-        told = shown(repr(limits["processing_kwargs"]), 60)
-        raise InputError(
-            f"{place}: processing_kwargs is {told}, expected none: texts are encoded as the tokenizer says"
-        )
+        given = shown(repr(limits["processing_kwargs"]), 60)
+        raise InputError(f"{place}: processing_kwargs is {given}, expected none: only tokenizer.json encodes texts")
 
 
-def _normalizes(folder: Path, name: str) -> bool:
-    """Say whether a folder lists a module that scales vectors of this name to length 1."""
+def _normalizes(folder: FolderFiles, name: str) -> bool:
+    """Return whether a Normalize module scales vectors of this name to length 1."""
     names = []
     for each in listed_modules(folder):
         if each.kind == "Normalize":
             place = folder / each.path / "config.json"
-            found = read_json(place, missing_ok=True)
+            found = folder.read_json(f"{each.path}/config.json", missing_ok=True)
             check_keys(found, ("module_input_name", "module_output_name"), str(place))
             names.append(found.get("module_input_name") or _SENTENCE)
             if found.get("module_output_name") not in (None, names[-1]):
@@ -313,21 +318,21 @@ def _normalizes(folder: Path, name: str) -> bool:
     return name in names
 
 
-def _of_pylate(found: dict[str, Any], folder: Path) -> EmbeddingConfig:
+def _of_pylate(found: dict[str, Any], folder: FolderFiles) -> EmbeddingConfig:
     expand = bool(found.get("do_query_expansion", True))
     if expand and not found.get("attend_to_expansion_tokens", False):
         raise InputError(
             f"{folder / _SETTINGS}: attend_to_expansion_tokens is false, expected true, or do_query_expansion "
-            "false: without padding a text sees all its tokens"
+            "false: this package has no attention mask within a text"
         )
-    # PyLate puts prefixes in tokens; sentence-transformers puts these prompts behind them, PyLate only if asked.
+    # PyLate inserts prefixes as tokens. sentence-transformers puts these prompts behind them, PyLate only if asked.
     for name, prompt in zip(("query", "document"), _prompts(found, folder), strict=True):
         if prompt not in ("", found.get(f"{name}_prefix")):
-            told = shown(repr(prompt), 60)
-            raise InputError(f"{folder / _SETTINGS}: prompts.{name} is {told}, expected none beside {name}_prefix")
+            given = shown(repr(prompt), 60)
+            raise InputError(f"{folder / _SETTINGS}: prompts.{name} is {given}, expected none beside {name}_prefix")
     if found.get("default_prompt_name") is not None:
-        told = shown(repr(found["default_prompt_name"]), 60)
-        raise InputError(f"{folder / _SETTINGS}: default_prompt_name is {told}, expected null beside query_prefix")
+        given = shown(repr(found["default_prompt_name"]), 60)
+        raise InputError(f"{folder / _SETTINGS}: default_prompt_name is {given}, expected null beside query_prefix")
     return EmbeddingConfig(
         pooling="tokens", query_prompt=_text("query_prefix", found, folder / _SETTINGS),
         document_prompt=_text("document_prefix", found, folder / _SETTINGS),
@@ -337,29 +342,31 @@ def _of_pylate(found: dict[str, Any], folder: Path) -> EmbeddingConfig:
     )  # fmt: skip
 
 
-def _of_multi_vector(found: dict[str, Any], folder: Path) -> EmbeddingConfig:
-    """Read sentence-transformers' own form of late interaction: each module says its part."""
-    limits = read_json(folder / _LIMITS, missing_ok=True)
+def _of_multi_vector(found: dict[str, Any], folder: FolderFiles) -> EmbeddingConfig:
+    """Read a multi-vector model of sentence-transformers, whose modules have its settings."""
+    limits = folder.read_json(_LIMITS, missing_ok=True)
     length = _whole("query_length", limits, folder / _LIMITS) or _longest(folder)
     expansion = limits.get("query_expansion")
     if expansion is not None:
         if not isinstance(expansion, dict) or expansion.get("strategy") != "fixed" or expansion.get("token"):
-            raise InputError(f"{folder / _LIMITS}: query_expansion is not that of [MASK] to a fixed length")
+            raise InputError(
+                f"{folder / _LIMITS}: query_expansion is not supported, expected [MASK] up to a fixed length"
+            )
         check_keys(expansion, ("strategy", "token", "attend", "length"), f"{folder / _LIMITS}: query_expansion")
         if not expansion.get("attend", False):
             raise InputError(
-                f"{folder / _LIMITS}: query_expansion.attend is false, expected true: without padding a text sees all "
-                "its tokens"
+                f"{folder / _LIMITS}: query_expansion.attend is false, expected true: this package has no attention "
+                "mask within a text"
             )
         length = _whole("length", expansion, folder / _LIMITS)
     skip: list[str] = []
     for module in listed_modules(folder):
         if module.kind == "MultiVectorMask":
             place = folder / module.path / "config.json"
-            mask = read_json(place, missing_ok=True)
+            mask = folder.read_json(f"{module.path}/config.json", missing_ok=True)
             check_keys(mask, ("skiplist_words", "skiplist_tasks", "keep_only_token_ids"), str(place))
             if mask.get("keep_only_token_ids") or mask.get("skiplist_tasks", ["document"]) != ["document"]:
-                raise InputError(f"{place}: leaves out tokens of other texts than documents, or keeps some alone")
+                raise InputError(f"{place}: skips tokens in texts other than documents, or keeps only some tokens")
             skip = _words(mask, place)
     query, document = _prompts(found, folder)
     return EmbeddingConfig(
@@ -369,46 +376,46 @@ def _of_multi_vector(found: dict[str, Any], folder: Path) -> EmbeddingConfig:
     )  # fmt: skip
 
 
-def _pooling(folder: Path) -> str:
-    """Return how a folder of sentence-transformers makes one vector of a text; mean where it does not say."""
+def _pooling(folder: FolderFiles) -> str:
+    """Return the pooling of a folder of sentence-transformers; mean if it does not say."""
     if not (folder / "modules.json").exists():
         return "mean"
-    places = [folder / each.path for each in listed_modules(folder) if each.kind == "Pooling"]
-    if not places:
+    names = [f"{each.path}/config.json" for each in listed_modules(folder) if each.kind == "Pooling"]
+    if not names:
         return "mean"
-    if len(places) > 1:
-        raise InputError(f"{folder / 'modules.json'}: lists {len(places)} of Pooling, expected one")
-    (place,) = places
-    found = read_json(place / "config.json", missing_ok=True)
+    if len(names) > 1:
+        raise InputError(f"{folder / 'modules.json'}: lists {len(names)} of Pooling, expected one")
+    place = folder / names[0]
+    found = folder.read_json(names[0], missing_ok=True)
     mode = found.get("pooling_mode")
     modes = [mode] if isinstance(mode, str) else [name for name, key in _POOLINGS.items() if found.get(key)]
     others = [key for key in found if key.startswith("pooling_mode_") and key not in _POOLINGS.values() and found[key]]
     if isinstance(mode, list) or others or len(modes) > 1 or not set(modes) <= set(_POOLINGS):
-        raise InputError(f"{place / 'config.json'}: pools by {str(mode or others or modes)[:60]}, expected mean or cls")
-    check_keys(found, _POOLING_KEYS, str(place / "config.json"))
+        raise InputError(f"{place}: pools by {str(mode or others or modes)[:60]}, expected mean or cls")
+    check_keys(found, _POOLING_KEYS, str(place))
     if not found.get("include_prompt", True):
-        raise InputError(f"{place / 'config.json'}: include_prompt is false, expected true")
+        raise InputError(f"{place}: include_prompt is false, expected true")
     return modes[0] if modes else "mean"
 
 
-def _prompts(found: dict[str, Any], folder: Path) -> tuple[str, str]:
-    """Return what is put before queries and before documents."""
+def _prompts(found: dict[str, Any], folder: FolderFiles) -> tuple[str, str]:
+    """Return the prompts of queries and of documents."""
     prompts = found.get("prompts") or {}
     if not isinstance(prompts, dict):
         raise InputError(f"{folder / _SETTINGS}: prompts is {type(prompts).__name__}, expected names and texts")
     for name in prompts:
         _text(name, prompts, folder / _SETTINGS)
-    # The library asks for the first of these that there is, be it empty.
+    # The library takes the first of these that exists, even if it is empty.
     name = next((name for name in ("document", "passage", "corpus") if prompts.get(name) is not None), "document")
     return prompts.get("query") or "", prompts.get(name) or ""
 
 
 def _default_prompt(found: dict[str, Any], place: Path) -> str | None:
-    """Return the name of the prompt that a folder puts before texts by default, or None."""
+    """Return the name of the default prompt, or None."""
     name, prompts = found.get("default_prompt_name"), found.get("prompts") or {}
     if name is None:
         return None
-    # The library adds these two, empty, where a folder does not have them.
+    # The library adds these two, empty, if they are missing.
     known = [*prompts, *(each for each in ("query", "document") if each not in prompts)]
     if not isinstance(name, str) or name not in known:
         raise InputError(
@@ -418,16 +425,16 @@ def _default_prompt(found: dict[str, Any], place: Path) -> str | None:
     return name
 
 
-def _longest(folder: Path) -> int | None:
-    """Return at how many tokens queries and documents are cut where a folder has no other length for them."""
+def _longest(folder: FolderFiles) -> int | None:
+    """Return the length limit of queries and documents without one of their own."""
     has_limits = (folder / "modules.json").exists() or (folder / _LIMITS).exists()
     return max_length_of(folder) if has_limits else None
 
 
 def _limit(key: str, found: dict[str, Any], place: Path) -> int | None:
-    """Return a number of tokens; None for none, or for one so large that transformers means no limit by it."""
+    """Return a number of tokens; None for no limit, which transformers writes as a huge number."""
     value = found.get(key)
-    # A float where it was written as 1e30.
+    # 1e30 is parsed as a float.
     if value is None or (type(value) in (int, float) and value >= _NO_LIMIT):
         return None
     if type(value) is not int or value < 1:
@@ -435,22 +442,22 @@ def _limit(key: str, found: dict[str, Any], place: Path) -> int | None:
     return value
 
 
-def _whole(key: str, said: dict[str, Any], place: Path, what: str = "tokens") -> int | None:
-    value = said.get(key)
+def _whole(key: str, found: dict[str, Any], place: Path, what: str = "tokens") -> int | None:
+    value = found.get(key)
     if value is not None and (type(value) is not int or value < 1):
         raise InputError(f"{place}: {key} is {value!r}, expected a number of {what}")
     return value
 
 
-def _text(key: str, said: dict[str, Any], place: Path) -> str:
-    value = said.get(key)
+def _text(key: str, found: dict[str, Any], place: Path) -> str:
+    value = found.get(key)
     if value is not None and not isinstance(value, str):
-        raise InputError(f"{place}: {key} is {str(value)[:60]}, expected a text")
+        raise InputError(f"{place}: {key} is {str(value)[:60]}, expected a string")
     return value or ""
 
 
-def _words(said: dict[str, Any], place: Path) -> list[str]:
-    words = said.get("skiplist_words") or []
+def _words(found: dict[str, Any], place: Path) -> list[str]:
+    words = found.get("skiplist_words") or []
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
         raise InputError(f"{place}: skiplist_words is {str(words)[:60]!r}, expected a list of tokens")
     return list(words)

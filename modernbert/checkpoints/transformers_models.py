@@ -1,10 +1,8 @@
-"""Encoders of other families behind the ragged calls of this package, through `transformers`.
+"""Encoders of other families (BERT, RoBERTa, DeBERTa-v3, NomicBERT, ...), computed by `transformers`.
 
-In: a folder of BERT, RoBERTa, DeBERTa-v3, NomicBERT or another encoder. Out: modules that take batches laid end to end.
-Padding lives here and nowhere else: rows are padded for the model, and what it says of padding is dropped. Nothing in a
-folder is executed, and `transformers` never sees the folder: it is given the sizes of the config that its own class for
-the family declares, and tensors that this package has read. So it meets neither code that a model brings along, nor a
-kernel, quantizer, adapter or other file that a config names.
+Batches are padded for the model and its outputs unpadded. Nothing in a folder is executed, and `transformers` never
+reads the folder: it gets the sizes in config.json that its own config class declares, and tensors that this package has
+read. So it never loads code, kernels, quantizers, adapters or other files that a config names.
 """
 
 import dataclasses
@@ -25,7 +23,7 @@ from modernbert.errors import CheckFailed, InputError, shown
 from modernbert.extras import missing
 from modernbert.files import new_folder, unwrap_errors
 from modernbert.model.interface import MODERNBERT, HeadSpec, Model
-from modernbert.safe_files import is_there, read_bytes, read_json
+from modernbert.safe_files import FolderFiles, is_there, read_bytes, read_json
 from modernbert.tasks.task import classifier_task
 
 __all__ = [
@@ -42,12 +40,12 @@ __all__ = [
 
 OURS = MODERNBERT
 _OLD_PLACE = "0_Transformer"
-# Encoders of text whose classes take tokens and no more.
+# Text encoders whose classes need no input but tokens.
 _FAMILIES = frozenset(
     "albert bert camembert data2vec-text deberta deberta-v2 distilbert electra ernie eurobert gte jina_embeddings_v3 "
     "megatron-bert mobilebert mpnet nomic_bert rembert roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl".split()
 )
-# Fields of transformers' configs that say nothing of a model's shape, and those that some classes read undeclared.
+# Fields of transformers' configs that do not affect the shape, and fields that some classes read without declaring.
 _NOT_OF_SHAPE = frozenset(
     "architectures dtype id2label is_encoder_decoder label2id model_type output_hidden_states problem_type return_dict "
     "transformers_version".split()
@@ -56,26 +54,26 @@ _UNDECLARED = frozenset(
     "attention_head_size cls_dropout conv_act conv_groups conv_kernel_size embedding_size head_dim norm_rel_ebd "
     "pooler_hidden_size position_buckets rope_scaling rope_theta share_att_key talking_head".split()
 )
-# Tensors of an encoder's layers, by name; heads have none such.
+# Names of tensors in an encoder's layers; heads have no such names.
 _OF_LAYERS = re.compile(r"(^|\.)(layers?|albert_layer_groups|h|blocks?)\.\d+\.")
-# Those that follow from the config; older libraries stored them.
-_PASSED_OVER = re.compile(r"position_ids|rotary_emb|inv_freq|masked_bias|attn\.bias$")
-# Loops are made of these.
+# Buffers computed from the config, which older versions stored.
+_IGNORED = re.compile(r"position_ids|rotary_emb|inv_freq|masked_bias|attn\.bias$")
+# Fields that set the length of loops in transformers, so a large value could run forever.
 _COUNTED = re.compile("layer|group|network|heads")
-_MOST, _MOST_COUNTED, _MOST_PLACES = 2**24, 2**7, 2**20
+_MAX_VALUE, _MAX_COUNT, _MAX_POSITIONS = 2**24, 2**7, 2**20
 _VOCABULARY = 2**18
-_MOST_TOKENIZER_BYTES = 2**27
-# Rows are as long as the next multiple of this: libraries prepare products for each shape they meet, so few should be.
+_MAX_TOKENIZER_BYTES = 2**27
+# Rows are padded to a multiple of this, since libraries prepare a GEMM for each new shape.
 _STEP = 8
 
 
-# Places of a grid, padding included: short documents are not padded to long ones of the same batch.
-_PLACES = 8_192
+# Tokens of a padded batch, padding included.
+_GRID_TOKENS = 8_192
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """Some documents of a batch as rows of one length: `numbers` says which."""
+    """Documents of similar length, padded to rows; `numbers` are their positions in the batch."""
 
     numbers: Sequence[int]
     ids: Int64[Tensor, "N S"]
@@ -83,30 +81,32 @@ class _Grid:
     real: Bool[Tensor, "N S"]
 
 
-def family_of(folder: Path) -> str:
-    """Return the `model_type` of a folder's config; `OURS` is this package's own.
+def family_of(folder: Path | FolderFiles) -> str:
+    """Return the `model_type` of config.json; `OURS` is the family that this package computes itself.
 
-    Raises: InputError if there is no config, its family is not known here, or the folder has an adapter.
+    Raises: InputError if there is no config.json, its family is not supported, or the folder has an adapter.
     """
-    refuse_adapters(folder)
+    folder = FolderFiles.of(folder)
+    refuse_adapters(folder.path)
     if not is_there(folder / "config.json") and is_there(folder / _OLD_PLACE / "config.json"):
         raise InputError(
-            f"{folder}: has its model in {_OLD_PLACE}, as old folders of sentence-transformers have, expected these "
-            'files beside modules.json, which names their path, then ""'
+            f"{folder}: has its model in {_OLD_PLACE}, as old versions of sentence-transformers wrote it, expected "
+            'these files beside modules.json, with the path ""'
         )
-    family = read_json(folder / "config.json").get("model_type", OURS)
+    family = folder.read_json("config.json").get("model_type", OURS)
     if not isinstance(family, str) or family not in (OURS, *_FAMILIES):
         known = ", ".join((OURS, *sorted(_FAMILIES)))
         raise InputError(f"{folder / 'config.json'}: model_type: found {family!r}, expected one of {known}")
     return family
 
 
-def longest_of(folder: Path) -> int:
-    """Return the most tokens a foreign model takes; RoBERTa's family counts places from behind that of padding.
+def longest_of(folder: Path | FolderFiles) -> int:
+    """Return the number of positions of a model of another family; RoBERTa's positions start behind the padding id.
 
-    Raises: InputError naming the key whose value cannot be.
+    Raises: InputError naming a key with an impossible value.
     """
-    found = read_json(folder / "config.json")
+    folder = FolderFiles.of(folder)
+    found = folder.read_json("config.json")
     named = "max_position_embeddings" if found.get("max_position_embeddings") is not None else "n_positions"
     places = _whole(folder, found, named, 512)
     behind = found.get("model_type") in ("roberta", "xlm-roberta", "camembert")
@@ -116,12 +116,13 @@ def longest_of(folder: Path) -> int:
     return places - offset
 
 
-def vocabulary_of(folder: Path) -> int:
-    """Return the entries of a foreign model's vocabulary.
+def vocabulary_of(folder: Path | FolderFiles) -> int:
+    """Return the size of the vocabulary of a model of another family.
 
-    Raises: InputError for a number that cannot be.
+    Raises: InputError for an impossible number.
     """
-    return _whole(folder, read_json(folder / "config.json"), "vocab_size", _VOCABULARY, most=_MOST)
+    folder = FolderFiles.of(folder)
+    return _whole(folder, folder.read_json("config.json"), "vocab_size", _VOCABULARY, most=_MAX_VALUE)
 
 
 class ForeignModel(Model):
@@ -214,25 +215,27 @@ class ForeignClassifier(ForeignModel):
         return rows if batch.label_positions is None else rows.index_select(0, batch.label_positions)
 
 
-def load_foreign_encoder(folder: Path, pad_id: int, sep_id: int, dtype: torch.dtype) -> ForeignEncoder:
-    """Load a bare encoder.
+def load_foreign_encoder(folder: Path | FolderFiles, pad_id: int, sep_id: int, dtype: torch.dtype) -> ForeignEncoder:
+    """Load an encoder without a head.
 
-    Raises: InputError if transformers is not installed, or does not load the folder.
+    Raises: InputError if transformers is not installed or does not load the folder.
     """
+    folder = FolderFiles.of(folder)
     inner = _load(folder, "AutoModel", dtype, {})
     return ForeignEncoder(inner.eval(), pad_id, sep_id, longest_of(folder))
 
 
 def load_foreign_classifier(
-    folder: Path, task: str, labels: Sequence[str], seed: int, pad_id: int, sep_id: int
+    folder: Path | FolderFiles, task: str, labels: Sequence[str], seed: int, pad_id: int, sep_id: int
 ) -> ForeignClassifier:
-    """Load an encoder with its family's head in float32; what the folder lacks of the head is drawn from the seed.
+    """Load an encoder with the head of its family, in float32; missing weights of the head are drawn from the seed.
 
-    Raises: InputError if transformers is not installed, or does not load the folder.
+    Raises: InputError if transformers is not installed or does not load the folder.
     """
+    folder = FolderFiles.of(folder)
     known = classifier_task(task)
     if not known.other_families:
-        raise InputError(f"task: found {task!r}, which is for models of this package alone")
+        raise InputError(f"task: found {task!r}, which only ModernBERT models support")
     named = dict(enumerate(labels))
     head = {
         "id2label": named, "label2id": {label: n for n, label in named.items()}, "num_labels": len(labels),
@@ -249,10 +252,10 @@ def save_foreign(
     tokenizer_of: Path,
     write_beside: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a folder that transformers loads, with the tokenizer's files of the folder it came from.
+    """Write a folder that transformers loads, with the tokenizer files of the folder `tokenizer_of`.
 
-    Raises: InputError if the disk is full. CheckFailed if the tokenizer's files are gone; the weights are then kept,
-        see `storage.new_folder`.
+    Raises: InputError if the disk is full. CheckFailed if the tokenizer files are gone; the weights are then kept, see
+        `files.new_folder`.
     """
     assert isinstance(model, ForeignModel), "models of this package are saved by save_folder"
     with new_folder(folder, replace=True) as partial:
@@ -261,20 +264,20 @@ def save_foreign(
         try:
             _copy_tokenizer(tokenizer_of, partial)
         except InputError as error:
-            raise CheckFailed(f"{error}; the model lacks its tokenizer") from error
+            raise CheckFailed(f"{error}; the model was written without its tokenizer") from error
         if write_beside is not None:
             write_beside(partial)
 
 
 def _grids(tokens: Tensor, layout: SequenceLengths, pad_id: int, longest: int) -> list[_Grid]:
-    """Return documents of like length together, the longest first."""
+    """Pad documents of similar length together, the longest first."""
     order = sorted(range(layout.num_docs), key=lambda number: -layout.lengths[number])
     documents = tokens.split(list(layout.lengths))
     grids = []
     while order:
         size = layout.lengths[order[0]]
         size = max(size, min(-(-size // _STEP) * _STEP, longest))
-        most = max(1, _PLACES // size)
+        most = max(1, _GRID_TOKENS // size)
         numbers, order = order[:most], order[most:]
         lengths = torch.tensor([layout.lengths[number] for number in numbers], device=tokens.device)
         real = torch.arange(size, device=tokens.device) < lengths[:, None]
@@ -285,18 +288,18 @@ def _grids(tokens: Tensor, layout: SequenceLengths, pad_id: int, longest: int) -
 
 
 def _in_order(rows: Sequence[Tensor], grids: Sequence[_Grid], sizes: Sequence[int]) -> Tensor:
-    """Put rows of the documents of grids, so many of each, into the order of the documents."""
+    """Return the rows of all grids in the order of the documents; a document has `sizes` rows."""
     numbers = [number for grid in grids for number in grid.numbers]
     parts = torch.cat(list(rows)).split([sizes[number] for number in numbers])
     return torch.cat([part for _, part in sorted(zip(numbers, parts, strict=True), key=lambda pair: pair[0])])
 
 
 def _inputs(inner: nn.Module, grid: _Grid, sep_id: int) -> dict[str, Tensor]:
-    """Return what a model of transformers takes; the second text of a pair has another type, where there are types."""
+    """Return the inputs of a model of transformers; the second text of a pair has token type 1, if there are types."""
     inputs = {"input_ids": grid.ids, "attention_mask": grid.mask}
     if int(getattr(inner.config, "type_vocab_size", 0) or 0) > 1:
         ends = (grid.ids == sep_id).long()
-        # A token is of the second text if a separator stands before it.
+        # Tokens behind the first separator belong to the second text.
         inputs["token_type_ids"] = ((ends.cumsum(1) - ends) > 0).long() * grid.mask
     return inputs
 
@@ -306,19 +309,19 @@ def _transformers() -> Any:
         import transformers
     except ImportError:
         raise missing("models of other families", "transformers") from None
-    # What it says of each load is not for whoever uses this package.
+    # Its messages about each load are not for users of this package.
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers
 
 
-def _load(folder: Path, kind: str, dtype: torch.dtype, head: Mapping[str, Any]) -> nn.Module:
-    """Build a model of `kind` with the weights of a folder, all of its encoder and what there is of a head."""
+def _load(folder: FolderFiles, kind: str, dtype: torch.dtype, head: Mapping[str, Any]) -> nn.Module:
+    """Build a model of a class of transformers with the weights of a folder; weights of the head may be missing."""
     transformers = _transformers()
-    weights = read_weights(folder)
+    weights = read_weights(folder.path)
     for name, tensor in weights.items():
         if "position_ids" not in name:  # older libraries stored these numbers
-            check_tensor(folder, name, tensor)
+            check_tensor(folder.path, name, tensor)
     try:
         config = _config(transformers, folder, len(weights), head)
         with torch.device("meta"):
@@ -326,32 +329,34 @@ def _load(folder: Path, kind: str, dtype: torch.dtype, head: Mapping[str, Any]) 
         num_planned, num_stored = (
             sum(each.numel() for each in some) for some in (planned.parameters(), weights.values())
         )
-        if num_planned > 2 * num_stored + _MOST:
+        if num_planned > 2 * num_stored + _MAX_VALUE:
             raise InputError(
                 f"{folder}: config.json describes {num_planned:,} numbers, the weights have {num_stored:,}"
             )
-        inner, told = type(planned).from_pretrained(
+        inner, report = type(planned).from_pretrained(
             None, config=config, state_dict=weights, dtype=dtype, output_loading_info=True,
             ignore_mismatched_sizes=True,
         )  # fmt: skip
     except InputError:
         raise
-    except Exception as error:  # the library raises a dozen types; each is one reason for one line
-        raise InputError(f"{folder}: transformers does not load it ({' '.join(str(error).split())[:200]})") from None
-    for name in sorted(told["unexpected_keys"]):
-        if is_of_adapter(name) or (_OF_LAYERS.search(name) and not _PASSED_OVER.search(name)):
-            raise InputError(f"{folder}: the weights have {name}, which the {family_of(folder)} of config.json has not")
+    except Exception as error:  # the library raises a dozen types
+        raise InputError(f"{folder}: transformers cannot load it ({' '.join(str(error).split())[:200]})") from None
+    for name in sorted(report["unexpected_keys"]):
+        if is_of_adapter(name) or (_OF_LAYERS.search(name) and not _IGNORED.search(name)):
+            raise InputError(
+                f"{folder}: the weights have {name}, which config.json's {family_of(folder)} does not have"
+            )
     of_body = f"{inner.base_model_prefix}." if head else ""
-    lacks = [*told["missing_keys"], *(each[0] for each in told["mismatched_keys"])]
+    lacks = [*report["missing_keys"], *(each[0] for each in report["mismatched_keys"])]
     lacks = sorted(name for name in lacks if name.startswith(of_body) and "pooler." not in name)
     if lacks:
         raise InputError(f"{folder}: the weights have no {lacks[0]} of the shape that config.json describes")
     return inner
 
 
-def _config(transformers: Any, folder: Path, num_tensors: int, head: Mapping[str, Any]) -> Any:
-    """Return the config of a family's class, with what a folder says of the model's shape and nothing else."""
-    found = read_json(folder / "config.json")
+def _config(transformers: Any, folder: FolderFiles, num_tensors: int, head: Mapping[str, Any]) -> Any:
+    """Return the config of the family's class, with only those fields of config.json that set the model's shape."""
+    found = folder.read_json("config.json")
     family = family_of(folder)
     kind = type(transformers.AutoConfig.for_model(family))
     known = {each.name for each in dataclasses.fields(kind)} | set(kind.attribute_map) | _UNDECLARED
@@ -361,24 +366,24 @@ def _config(transformers: Any, folder: Path, num_tensors: int, head: Mapping[str
             named = shown(repr(found[key]), 80)
             raise InputError(f"{folder / 'config.json'}: {key}: found {named}, expected {expected or 'no such key'}")
     for key, value in kept.items():
-        most = max(_MOST_COUNTED, num_tensors) if _COUNTED.search(key) else _MOST
-        if type(value) is int and abs(value) > (_MOST_PLACES if "position" in key else most):
+        most = max(_MAX_COUNT, num_tensors) if _COUNTED.search(key) else _MAX_VALUE
+        if type(value) is int and abs(value) > (_MAX_POSITIONS if "position" in key else most):
             raise InputError(f"{folder / 'config.json'}: {key}: found {value}, which no such model has")
     return transformers.AutoConfig.for_model(family, **kept, **head)
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy what a tokenizer is read from; where it is a link, what it leads to must be what its name says."""
-    (target / "tokenizer.json").write_bytes(read_bytes(source / "tokenizer.json", _MOST_TOKENIZER_BYTES))
+    """Copy the files of a tokenizer: JSON objects only, even if a file is a link."""
+    (target / "tokenizer.json").write_bytes(read_bytes(source / "tokenizer.json", _MAX_TOKENIZER_BYTES))
     for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
         if is_there(source / name):
-            # Code that a folder names is not named on.
+            # `auto_map` names code.
             found = {key: value for key, value in read_json(source / name).items() if key != "auto_map"}
             (target / name).write_text(json.dumps(found, indent=2) + "\n")
 
 
 def _whole(
-    folder: Path, found: Mapping[str, Any], key: str, usual: int, *, least: int = 1, most: int = _MOST_PLACES
+    folder: FolderFiles, found: Mapping[str, Any], key: str, usual: int, *, least: int = 1, most: int = _MAX_POSITIONS
 ) -> int:
     value = usual if found.get(key) is None else found[key]
     if type(value) is not int or not least <= value <= most:

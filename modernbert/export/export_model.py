@@ -1,4 +1,4 @@
-"""`modernbert export`: a model folder -> a folder for ONNX Runtime and what is built on it."""
+"""`modernbert export`: export a model folder to ONNX."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ __all__ = ["ExportConfig", "run"]
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """What to export, and where to; in `int8` besides, if asked. `texts` are tried besides made-up ones."""
+    """Settings of an export; `texts` are compared besides random documents."""
 
     model: str
     out: Path
@@ -22,16 +22,17 @@ class ExportConfig:
 
 
 def run(config: ExportConfig) -> Report:
-    """Write the folder, and print how near its graphs are to the model.
+    """Write the folder and print how much its graphs agree with the model.
 
-    Raises: InputError for a model that is not exported, an `out` that exists, or a graph that is not near enough.
+    Raises: InputError for a model that cannot be exported, or an `out` that exists. CheckFailed if a graph differs too
+        much.
     """
     require("export", "onnx", "onnxruntime")
     report = export_folder(find_folder(config.model), config.out, int8=config.int8, texts=config.texts)
     for name, size in report.sizes.items():
         print(f"{config.out / name}: {size / 1e6:,.1f} MB")
     if report.num_cut:
-        print(f"{report.num_cut} texts were longer than the model was trained for, and cut")
+        print(f"{report.num_cut} texts were longer than the model's limit, and cut")
     for name, found in report.agreements.items():
         print(
             f"{name}: {report.num_documents} documents, largest difference {found.difference:.1e} of the largest value,"

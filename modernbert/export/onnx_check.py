@@ -1,7 +1,6 @@
-"""What a written file computes in ONNX Runtime, beside the model it was written from.
+"""Comparison of an ONNX graph in ONNX Runtime with its model, output by output.
 
-In: a file, a model, documents. Out: how far apart the two are, for each output. Documents are padded for the file, with
-a row of nothing but padding beneath, and laid end to end for the model.
+Documents are padded for the graph, with an extra row of padding only, and unpadded for the model.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,16 +22,17 @@ __all__ = ["Agreement", "compare", "made_up", "open_file", "short_texts", "vecto
 
 Documents = Sequence[np.ndarray]
 
-# One row of a few tokens; rows that end about the edge of a window, of very different lengths, and far beyond a window.
+# Lengths of documents by batch: a few tokens, around the edges of a window, of very different lengths, beyond a window.
 _SHAPES = ((1,), (2,), (3,), (4,), (5,), (63, 64, 65, 66), (1, 128, 129, 193), (3, 700), (40, 131, 300), (2_100,))
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Say how alike an output is, over all documents.
+    """How much an output of two models agrees, over all documents.
 
-    `difference` is the largest, as a share of the largest value; `cosine` the least of a document, all its numbers as
-    one vector.
+    Attributes:
+        difference: The largest absolute difference, divided by the largest value.
+        cosine: The lowest cosine similarity of a document's values.
     """
 
     difference: float
@@ -40,21 +40,21 @@ class Agreement:
 
 
 def made_up(tokenizer: Tokenizer, longest: int) -> list[list[np.ndarray]]:
-    """Return batches of documents of many shapes, within what a model was trained for."""
+    """Return batches of random documents of many lengths, up to `longest`."""
     return [
         _drawn(tokenizer, [min(length, longest) for length in lengths], seed) for seed, lengths in enumerate(_SHAPES)
     ]
 
 
 def short_texts(tokenizer: Tokenizer, longest: int) -> list[list[np.ndarray]]:
-    """Return batches of documents about as long as short texts are: log-normal, a median of 40 tokens."""
+    """Return batches of random documents as long as short texts: log-normal with a median of 40 tokens."""
     lengths = np.random.default_rng(0).lognormal(np.log(40), 0.9, 32)
     whole = np.clip(lengths, 4, min(512, longest)).astype(int).tolist()
     return [_drawn(tokenizer, whole[start : start + 8], start) for start in range(0, len(whole), 8)]
 
 
 def _drawn(tokenizer: Tokenizer, lengths: Sequence[int], seed: int) -> list[np.ndarray]:
-    """Draw ids as often as words come, for ids are about in the order of how often they come; special tokens around."""
+    """Draw ids with Zipf's frequencies, since ids are roughly in the order of frequency, between special tokens."""
     random = np.random.default_rng(seed)
     ids = tokenizer.ordinary_ids
     shares = 1 / np.arange(1, len(ids) + 1)
@@ -65,7 +65,7 @@ def _drawn(tokenizer: Tokenizer, lengths: Sequence[int], seed: int) -> list[np.n
 
 
 def open_file(path: Path, also: Output | None = None) -> Any:
-    """Open a file in ONNX Runtime, on the CPU; `also` is an output that the file has, but does not give."""
+    """Open a file in ONNX Runtime on the CPU; `also` is an inner value of the graph to return as an output."""
     runtime = needed("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -81,7 +81,7 @@ def open_file(path: Path, also: Output | None = None) -> Any:
 
 
 def vectors_in(model: Model) -> tuple[Model, Output]:
-    """Return what shows best how near a model of lesser precision is: the vectors it makes, else its hidden states."""
+    """Return the model and the output to judge int8 by: the vectors of an `Embedder`, else the hidden states."""
     judged = model if isinstance(model, Embedder) else model.encoder
     return judged, outputs_of(judged)[-1]
 
@@ -89,7 +89,7 @@ def vectors_in(model: Model) -> tuple[Model, Output]:
 def compare(
     session: Any, model: Model, outputs: Sequence[Output], batches: Iterable[Documents], pad_id: int
 ) -> dict[str, Agreement]:
-    """Return how alike file and model are in some outputs; what is not finite is nowhere near."""
+    """Return how much file and model agree in some outputs; values that are not finite do not agree at all."""
     rows: dict[str, list[tuple[float, float, float]]] = {output.name: [] for output in outputs}
     for documents in batches:
         theirs, ours = _of_file(session, outputs, documents, pad_id), _of_model(model, documents)
@@ -113,9 +113,9 @@ def _apart(found: np.ndarray, expected: np.ndarray) -> tuple[float, float, float
 
 
 def _of_file(session: Any, outputs: Sequence[Output], documents: Documents, pad_id: int) -> dict[str, list[np.ndarray]]:
-    """Run the file; return each output of each document, without its padding."""
+    """Run the file; return each output of each document, unpadded."""
     lengths = [len(document) for document in documents]
-    # A row of nothing but padding beneath several documents; a document alone is alone.
+    # Several documents get an extra row of padding only.
     ids = np.full((len(documents) + (len(documents) > 1), max(lengths)), pad_id, dtype=np.int64)
     mask = np.zeros_like(ids)
     for row, document in enumerate(documents):
@@ -123,7 +123,7 @@ def _of_file(session: Any, outputs: Sequence[Output], documents: Documents, pad_
     found = session.run([output.name for output in outputs], {"input_ids": ids, "attention_mask": mask})
     parts = {}
     for output, values in zip(outputs, found, strict=True):
-        if not np.isfinite(values).all():  # of padding too
+        if not np.isfinite(values).all():  # padding, too, must be finite
             values = np.full_like(values, np.nan)
         cut = lengths if output.of_tokens else [None] * len(lengths)
         parts[output.name] = [row[:length] for row, length in zip(values, cut, strict=False)]
@@ -132,7 +132,7 @@ def _of_file(session: Any, outputs: Sequence[Output], documents: Documents, pad_
 
 @torch.inference_mode()
 def _of_model(model: Model, documents: Documents) -> dict[str, list[np.ndarray]]:
-    """Compute the same outputs ourselves."""
+    """Compute the same outputs with the model."""
     batch = Batch.from_documents(documents)
     lengths = list(batch.layout.lengths)
     made = _values(model, batch)

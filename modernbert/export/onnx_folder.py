@@ -1,8 +1,7 @@
-"""A model folder -> one for other runtimes: graphs of ONNX, the tokenizer, and what was verified of them.
+"""Export of a model folder to ONNX: `onnx/model.onnx`, in int8 `onnx/model_quantized.onnx`, and the tokenizer.
 
-In: a published folder of a ModernBERT. Out: a folder laid out as models are on the hub: `onnx/model.onnx`, in int8
-beside it `onnx/model_quantized.onnx`, and in `export.json` how they were made and how near the model they are. What is
-not near enough is not written.
+The layout is that of the hub. Each graph is compared with the model in ONNX Runtime; `export.json` has the differences,
+and a graph that differs too much is not written.
 """
 
 import json
@@ -15,36 +14,38 @@ from typing import Any
 import numpy as np
 import torch
 
-from modernbert.checkpoints.folder import digest_of, load_model
-from modernbert.checkpoints.projection import load_projection
-from modernbert.checkpoints.sentence_transformers_format import load_kept, load_vectors, max_length_of, write_vectors
-from modernbert.checkpoints.transformers_models import OURS, family_of
+from modernbert.checkpoints.folder import ModelFolder
+from modernbert.checkpoints.sentence_transformers_format import write_vectors
 from modernbert.errors import CheckFailed, InputError
 from modernbert.export.onnx_check import Agreement, compare, made_up, open_file, short_texts, vectors_in
 from modernbert.export.onnx_graph import build, outputs_of
 from modernbert.export.onnx_nodes import OPSET, needed, write_model
 from modernbert.files import new_folder
 from modernbert.model.embedder import Embedder
-from modernbert.model.interface import Model
-from modernbert.safe_files import read_json
+from modernbert.model.interface import MODERNBERT, Model
 from modernbert.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Report", "export_folder"]
 
 _FLOAT32, _INT8 = "onnx/model.onnx", "onnx/model_quantized.onnx"
-_DIFFERENCE, _COSINE, _INT8_COSINE = 1e-4, 0.9999, 0.99
-# Places of a batch, padding included: logits of each are as wide as the vocabulary.
-_PLACES = 2_048
-_BESIDE = ("config.json", "config_sentence_transformers.json", "modules.json", "sentence_bert_config.json")
-# Small, and what is last decides: never in int8.
+_MAX_DIFFERENCE, _MIN_COSINE, _MIN_INT8_COSINE = 1e-4, 0.9999, 0.99
+# Tokens of a batch, padding included; each has as many logits as the vocabulary has entries.
+_BATCH_TOKENS = 2_048
+# Heads are small and sensitive: never in int8.
 _HEADS = ("head.*", "classifier", "projection")
 
 
 @dataclass(frozen=True)
 class Report:
-    """Say what was written: sizes of files in bytes, and by output how near they are to the model.
+    """The result of an export.
 
-    `num_cut` of the documents were too long for the model; `kept` is what stayed in float32 beside int8.
+    Attributes:
+        sizes: Size of each file in bytes.
+        num_documents: Number of documents that were compared.
+        num_cut: Number of texts that were longer than the model's limit, and cut.
+        agreements: By output, how much the float32 graph and the model agree.
+        int8_agreement: The same for the int8 graph.
+        kept: Patterns of the weights that stay in float32 in the int8 graph.
     """
 
     sizes: dict[str, int]
@@ -57,26 +58,26 @@ class Report:
 
 @dataclass(frozen=True)
 class _Source:
-    """A model that is to be exported, and the texts it is tried on besides made-up ones."""
+    """The model to export, and the texts to compare besides random documents."""
 
-    folder: Path
+    folder: ModelFolder
     model: Model
     tokenizer: Tokenizer
     texts: Sequence[Sequence[np.ndarray]]
     num_cut: int
 
-    @property
-    def longest(self) -> int:
-        return _longest(self.folder, self.model)
-
 
 def export_folder(folder: Path, out: Path, *, int8: bool = False, texts: Sequence[str] = ()) -> Report:
-    """Write graphs of a folder's model into a new folder, each compared with the model in ONNX Runtime.
+    """Write the graphs of a folder's model to a new folder, each compared with the model in ONNX Runtime.
 
-    `texts` are compared too, beside documents of made-up ids, and cut where they are too long for the model.
+    Args:
+        folder: The model folder, a ModernBERT.
+        out: The new folder.
+        int8: Whether to write an int8 graph, too.
+        texts: Texts to compare besides random documents; texts over the length limit are cut.
 
-    Raises: InputError if a library is missing, the model is none of ours or has an unknown head, `out` exists, the disk
-    is full, or a graph is too far from the model.
+    Raises: InputError if a library is missing, the model is of another family or has an unknown head, `out` exists, or
+        the disk is full. CheckFailed if a graph differs too much from the model.
     """
     for library in ("onnx", "onnxruntime"):
         needed(library)
@@ -89,76 +90,68 @@ def export_folder(folder: Path, out: Path, *, int8: bool = False, texts: Sequenc
     return report
 
 
-def _open(folder: Path, texts: Sequence[str]) -> _Source:
-    family = family_of(folder)
-    if family != OURS:
+def _open(path: Path, texts: Sequence[str]) -> _Source:
+    folder = ModelFolder(path)
+    if not folder.is_modernbert:
         raise InputError(
-            f"{folder}: is a {family}, expected a {OURS}; other families are exported by their own library"
+            f"{path}: is a {folder.family}, expected a {MODERNBERT}; export other families with their own library"
         )
-    tokenizer = Tokenizer.load(folder)
-    model = _as_used(folder)
-    longest = _longest(folder, model)
+    tokenizer, longest = folder.tokenizer, folder.max_length
     whole = tokenizer.encode(texts)
     num_cut = sum(len(ids) > longest for ids in whole)
-    return _Source(folder, model, tokenizer, _alike([tokenizer.cut(ids, longest) for ids in whole]), num_cut)
+    batches = _batches_of_similar_length([tokenizer.cut(ids, longest) for ids in whole])
+    return _Source(folder, _load(folder), tokenizer, batches, num_cut)
 
 
-def _longest(folder: Path, model: Model) -> int:
-    """Return the most tokens of a text: those of the model's positions, or fewer where the folder says so."""
-    return min(max_length_of(folder) or model.max_length, model.max_length)
-
-
-def _alike(documents: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
-    """Return documents of like length together, so that padding does not cost more than they do."""
+def _batches_of_similar_length(documents: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
     left = sorted(documents, key=len, reverse=True)
     batches = []
     while left:
-        most = max(1, _PLACES // len(left[0]))
+        most = max(1, _BATCH_TOKENS // len(left[0]))
         batches.append(left[:most])
         left = left[most:]
     return batches
 
 
-def _as_used(folder: Path) -> Model:
-    """Load the model of a folder in float32, with its head, or with what makes its vectors.
+def _load(folder: ModelFolder) -> Model:
+    """Load the model of a folder in float32, with its head, or as an `Embedder` if the folder says how to embed.
 
-    Raises: InputError for a head that is not known.
+    Raises: InputError for an unknown head.
     """
-    model = load_model(folder, dtype=torch.float32)
+    model = folder.load_model(dtype=torch.float32)
     if model.is_classifier:
         return model
-    if (folder / "modules.json").exists():
-        vectors, obstacle = load_vectors(folder), load_kept(folder).obstacle
-        if obstacle is not None:
-            raise InputError(f"{obstacle}: vectors are written with length 1")
-        projection = load_projection(folder, model.hidden_size)
-        return Embedder(model.encoder, vectors.pooling, projection and projection.float()).eval()
-    named = read_json(folder / "config.json").get("architectures") or ["ModernBertModel"]
+    if (folder.path / "modules.json").exists():
+        if folder.kept.obstacle is not None:
+            raise InputError(f"{folder.kept.obstacle}: the graph scales vectors to length 1")
+        projection = folder.load_projection(model.hidden_size)
+        return Embedder(model.encoder, folder.embedding_config.pooling, projection and projection.float()).eval()
+    named = folder.files.read_json("config.json").get("architectures") or ["ModernBertModel"]
     if model.task is None and "ModernBertModel" not in named:
-        raise InputError(f"{folder}: config.json names {named[0]}, whose head is not in the weights or not known")
+        raise InputError(f"{folder.path}: config.json names {named[0]}, whose head is not in the weights or not known")
     return model
 
 
 def _copy_beside(source: _Source, partial: Path) -> None:
-    """Write the tokenizer and the files that say how texts become vectors."""
-    source.tokenizer.save_folder(partial, source.longest)
-    (partial / "config.json").write_bytes((source.folder / "config.json").read_bytes())
+    """Write the tokenizer, config.json, and the files of sentence-transformers."""
+    source.tokenizer.save_folder(partial, source.folder.max_length)
+    (partial / "config.json").write_bytes((source.folder.path / "config.json").read_bytes())
     if isinstance(source.model, Embedder):
-        # The graph itself scales vectors to length 1.
-        kept = replace(load_kept(source.folder), normalize=None)
-        write_vectors(partial, load_vectors(source.folder), source.model.projection, source.longest, kept)
+        # The graph scales vectors to length 1.
+        kept = replace(source.folder.kept, normalize=None)
+        write_vectors(partial, source.folder.embedding_config, source.model.projection, source.folder.max_length, kept)
 
 
 def _write_graphs(source: _Source, partial: Path, out: Path, int8: bool) -> Report:
     model, pad_id = source.model, source.tokenizer.pad_id
-    batches = [*made_up(source.tokenizer, source.longest), *source.texts]
+    batches = [*made_up(source.tokenizer, source.folder.max_length), *source.texts]
     write_model(build(model), partial / _FLOAT32)
     agreements = compare(open_file(partial / _FLOAT32), model, outputs_of(model), batches, pad_id)
     for name, found in agreements.items():
-        if not (found.difference <= _DIFFERENCE and found.cosine >= _COSINE):
+        if not (found.difference <= _MAX_DIFFERENCE and found.cosine >= _MIN_COSINE):
             raise CheckFailed(
                 f"{out}: {name} of the graph differs from the model's by {found.difference:.1e} of its largest value, "
-                f"expected at most {_DIFFERENCE:.0e}"
+                f"expected at most {_MAX_DIFFERENCE:.0e}"
             )
     agreement, kept = _write_int8(source, partial, out) if int8 else (None, ())
     sizes = {str(path.relative_to(partial)): path.stat().st_size for path in sorted((partial / "onnx").iterdir())}
@@ -166,48 +159,48 @@ def _write_graphs(source: _Source, partial: Path, out: Path, int8: bool) -> Repo
 
 
 def _write_int8(source: _Source, partial: Path, out: Path) -> tuple[Agreement, Sequence[str]]:
-    """Write the graph in int8 with as little as is needed left in float32; return how near it is.
+    """Write the int8 graph with as few weights in float32 as needed; return how much it agrees with the model.
 
-    Raises: InputError if it is never near enough.
+    Raises: CheckFailed if it always differs too much.
     """
-    judged, output = vectors_in(source.model)
+    compared, output = vectors_in(source.model)
     also = None if output in outputs_of(source.model) else output
-    batches = [*short_texts(source.tokenizer, source.longest), *source.texts]
+    batches = [*short_texts(source.tokenizer, source.folder.max_length), *source.texts]
     best = -1.0
     for kept in _choices(source.model.num_layers):
         write_model(build(source.model, [*_HEADS, *kept]), partial / _INT8)
         session = open_file(partial / _INT8, also)
-        found = compare(session, judged, [output], batches, source.tokenizer.pad_id)[output.name]
-        if found.cosine >= _INT8_COSINE:
+        found = compare(session, compared, [output], batches, source.tokenizer.pad_id)[output.name]
+        if found.cosine >= _MIN_INT8_COSINE:
             return found, kept
         best = max(best, found.cosine)
     raise CheckFailed(
-        f"{out}: int8 keeps a cosine of {best:.4f} to float32, expected at least {_INT8_COSINE}; export without --int8 "
-        "writes float32 alone"
+        f"{out}: int8 keeps a cosine of {best:.4f} to float32, expected at least {_MIN_INT8_COSINE}; export without "
+        "--int8 to write float32 only"
     )
 
 
 def _choices(num_layers: int) -> list[tuple[str, ...]]:
-    """Say what may be left in float32, the least first.
+    """Return patterns of weights to leave in float32, the fewest first.
 
-    The way back from the feed-forward network is the most sensitive: what comes in is a product of two, with the
-    largest outliers. Then the layers that read embeddings and write what is used.
+    `mlp.Wo` is the most sensitive: its input is a product of two activations, with the largest outliers. Then
+    come the embeddings, the first and the last layer.
     """
     ends = ("embeddings.*", "layers.0.*", f"layers.{num_layers - 1}.*")
     return [(), ("*.mlp.Wo",), ("*.mlp.Wo", *ends), ("*.mlp.*", *ends)]
 
 
 def _described(source: _Source, report: Report) -> dict[str, Any]:
-    """Return what `export.json` says."""
+    """Return the content of `export.json`."""
     verified = {name: asdict(found) for name, found in report.agreements.items()}
     described: dict[str, Any] = {
         "made_by": f"modernbert {version('modernbert')}",
-        "weights_sha256": digest_of(source.folder, ["*.safetensors"]),
+        "weights_sha256": source.folder.weights_digest,
         "opset": OPSET,
         "inputs": {name: ["rows", "columns"] for name in ("input_ids", "attention_mask")},
         "outputs": {output.name: output.shape for output in outputs_of(source.model)},
         "padding": "right",
-        "longest": source.longest,
+        "longest": source.folder.max_length,
         "files": report.sizes,
         "verified": {"documents": report.num_documents, "float32": verified},
     }

@@ -5,6 +5,7 @@ import os
 import pickle
 import resource
 import signal
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from transformers import (
     ModernBertModel,
 )
 
-from modernbert import ModernBert
+from modernbert import ModernBert, safe_files
 from modernbert.batch import Batch
-from modernbert.checkpoints.folder import digest_of, load_config, load_model, save_folder
+from modernbert.checkpoints.folder import ModelFolder, digest_of, load_config, load_model, save_folder
 from modernbert.checkpoints.hf_config import config_from_json, config_to_json
 from modernbert.errors import InputError
 from modernbert.hub_download import find_folder
 from modernbert.model.config import PRESETS, ModelConfig
+from modernbert.model.embedder import EmbeddingConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import MaskedLM
 from modernbert.tasks.task import start_classifier
@@ -134,7 +136,7 @@ def test_heads_that_are_not_loaded_are_named(tmp_path: Path, caplog: pytest.LogC
     _save_for_an_unknown_task(tmp_path)
     with caplog.at_level("WARNING", logger="modernbert"):
         load_model(tmp_path)
-    assert "of a head that is not loaded: classifier.bias, classifier.weight" in caplog.text
+    assert "weights of a head that is not loaded: classifier.bias, classifier.weight" in caplog.text
     said = "names no task of ours (architectures ['ModernBertForSequenceClassification'], problem_type ordinal_regres"
     assert said in caplog.text
     config = json.loads((tmp_path / "config.json").read_text())
@@ -371,3 +373,32 @@ def test_golden_config_of_the_published_base(data_folder: Path) -> None:
     read = config_from_json(words, "config.json")
     # Nothing in that file tells of the output dropout it was trained with.
     assert read == ModelConfig(attention_output_dropout=0.0)
+
+
+def test_an_opened_folder_reads_each_file_once(
+    small_bert: ModernBert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = EmbeddingConfig(pooling="cls", query_prompt="query: ", truncate_dim=8)
+    projection = torch.nn.Linear(small_bert.width, 16, bias=False)
+    ModelFolder.save(
+        tmp_path / "m", small_bert.model, small_bert.tokenizer, 300, vectors=vectors, projection=projection
+    )
+    reads: Counter[str] = Counter()
+    read = safe_files._parsed
+
+    def counted(path: Path) -> Any:
+        reads[path.relative_to(tmp_path / "m").as_posix()] += 1
+        return read(path)
+
+    monkeypatch.setattr(safe_files, "_parsed", counted)
+    folder = ModelFolder.open(tmp_path / "m")
+    assert folder.is_modernbert and folder.config == small_bert.config
+    assert (folder.max_length, folder.num_positions) == (300, small_bert.config.max_position_embeddings)
+    assert folder.embedding_config.pooling == "cls" and folder.embedding_config.query_prompt == "query: "
+    assert folder.kept.normalize and folder.unused_head is None
+    found = folder.load_projection(folder.config.hidden_size)
+    assert found is not None and found.weight.equal(projection.weight)
+    assert folder.load_model(dtype=torch.float32).task == "fill-mask"
+    folder.check_no_default_prompt()
+    assert set(reads) >= {"config.json", "modules.json", "config_sentence_transformers.json"}
+    assert set(reads.values()) == {1}

@@ -182,7 +182,7 @@ def test_mteb_gets_the_vectors_of_the_default_prompt(write: Write) -> None:
     [
         ({"default_prompt_name": "other"}, "default_prompt_name is 'other', expected one of prompts: .*clustering"),
         ({"default_prompt_name": 3}, "default_prompt_name is '3', expected one of prompts"),
-        ({"prompts": {"clustering": 3}}, "clustering is 3, expected a text"),
+        ({"prompts": {"clustering": 3}}, "clustering is 3, expected a string"),
         ({"prompts": ["a"]}, "prompts is list, expected names and texts"),
     ],
 )

@@ -276,7 +276,7 @@ def test_a_full_disk_leaves_nothing_and_a_graph_that_is_not_near_lies_aside(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    monkeypatch.setattr("modernbert.export.onnx_folder._DIFFERENCE", -1.0)  # no graph is as near as that
+    monkeypatch.setattr("modernbert.export.onnx_folder._MAX_DIFFERENCE", -1.0)  # no graph is as near as that
     with pytest.raises(
         InputError, match=r"last_hidden_state of the graph differs .*; it is kept as .*out\.unverified$"
     ):

@@ -214,7 +214,7 @@ def _sentence_transformers() -> Iterator[Case]:
         yield case(f"module {kind!r} in {path!r}", module(kind, path), f"modules.json: lists {str(kind)!r}")
     for kind, path in (("Transformer", "../../other"), ("Pooling", "/etc")):
         outside = module(f"sentence_transformers.models.{kind}", path)
-        yield case(f"module {kind} in {path}", outside, f"modules.json: {path!r} lies outside the folder")
+        yield case(f"module {kind} in {path}", outside, f"modules.json: {path!r} is outside the folder")
     absent = module("sentence_transformers.models.Dense", "2_Dense")
     yield case(
         "a linear layer that is not there", absent, "2_Dense/config.json: activation_function is 'torch.nn.Tanh'"

@@ -311,7 +311,7 @@ def test_a_model_of_the_hub_is_found_in_its_cache_and_its_commit_is_said(
     assert capsys.readouterr().err == ""
     bert = ModernBert.load("owner/name", revision=commit, offline=True, device="cpu", dtype="float32")
     np.testing.assert_allclose(bert.embed("a"), small_bert.embed("a"), atol=1e-5)
-    with pytest.raises(InputError, match="owner/other: neither a local folder nor a model that the hub gives"):
+    with pytest.raises(InputError, match="owner/other: neither a local folder nor an available model on the hub"):
         find_folder("owner/other", offline=True)
     with pytest.raises(InputError, match="revision: found 'v1', but .* is a folder"):
         find_folder(kept / "snapshots" / commit, "v1")

@@ -493,7 +493,7 @@ def test_rows_that_ask_nothing_are_named(row: dict[str, Any], said: str) -> None
         ({"task": "late", "stanford": True}, "vectors.expand_queries: found false"),
         (
             {"task": "late", "stanford": True, "vectors": EmbeddingConfig(expand_queries=True, query_prompt="[Q]")},
-            r"vectors.query_prompt: found '\[Q\]', but ColBERT's library takes one token",
+            r"vectors.query_prompt: found '\[Q\]', expected one token and a space",
         ),
         ({"vectors": EmbeddingConfig(pooling="max")}, "vectors.pooling: found 'max'"),
         ({"train": ["nowhere"]}, "nowhere: no such file"),
