@@ -1,129 +1,156 @@
-"""Configs: the defaults in a dataclass, below a YAML file, below `key.sub=value` words of the command line.
+"""Configs: the defaults of a dataclass, a YAML file over them, and given values over both, checked as a whole."""
 
-In: a dataclass type, a path, a list of words. Out: an instance of the dataclass with every field checked. This is the
-only file that knows the config library.
-"""
-
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import is_dataclass
+import dataclasses
+import difflib
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from types import NoneType
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, ParamSpec, TypeVar, cast, get_args, get_origin
 
 import yaml
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from modernbert.errors import InputError
+from modernbert.options import MISSING, default_of, hints_of, kind_of, options_of, plain_kind
 
-__all__ = ["MISSING", "load", "shipped_configs", "to_yaml", "value_of"]
+__all__ = [
+    "MISSING",
+    "load",
+    "nested",
+    "read_yaml",
+    "resolve",
+    "shipped_configs",
+    "takes_options",
+    "to_yaml",
+    "value_of",
+]
 
+Parameters = ParamSpec("Parameters")
 Schema = TypeVar("Schema")
+Result = TypeVar("Result")
 
-# How YAML spells nothing.
-_NOTHING = ("", "~", "null", "Null", "NULL")
+_EXAMPLES = {
+    "input": "corpus/",
+    "model": "answerdotai/ModernBERT-base",
+    "init_from": "answerdotai/ModernBERT-base",
+    "output": "runs/mine",
+    "task": "classify",
+    "tokenizer": "answerdotai/ModernBERT-base",
+    "train": "train.tsv",
+}
+
+
+def resolve(
+    schema: type[Schema],
+    given: Mapping[str, Any],
+    path: Path | str | None = None,
+    name_of: Callable[[str], str] | None = None,
+) -> Schema:
+    """Make a dataclass of its defaults, the YAML file at `path`, and nested `given` values.
+
+    A `path` without a file may be the name of a shipped config, such as `pretrain/base`. A single value becomes a list
+    of one where a list is expected. `name_of` writes the path of a field as an option of the command line.
+
+    Raises: InputError naming the file or option, for an unknown name (with the nearest known one), a value of another
+    type or out of bounds, a required option without a value, or a file that is absent or is not YAML.
+    """
+    _refuse_unknown(schema)
+    of_file = read_yaml(path) if path is not None else {}
+    merged = _merged(of_file, given)
+    try:
+        made = TypeAdapter(schema).validate_python(_prepared(schema, merged))
+        if (key := _first_missing(schema, merged)) is not None:
+            raise InputError(_missing_message(key, merged, name_of))
+    except ValidationError as error:
+        # An unknown name explains a missing value.
+        ranks = {"unexpected_keyword_argument": 0, "missing": 2}
+        first = min(error.errors(include_url=False), key=lambda each: ranks.get(each["type"], 1))
+        key = ".".join(str(each) for each in first["loc"] if isinstance(each, str))
+        origin = path if _has(of_file, key) and not _has(given, key) else None
+        if first["type"] == "missing":
+            raise InputError(_missing_message(key, merged, name_of)) from None
+        raise InputError(
+            _message(schema, key, first, f"{origin}: {key}" if origin else (name_of or str)(key))
+        ) from None
+    return made
+
+
+def takes_options(
+    schema: Callable[Parameters, Schema],
+) -> Callable[[Callable[[Schema], Result]], Callable[Parameters, Result]]:
+    """Turn a function of a dataclass into a function of its fields, checked as the values of a config file are."""
+
+    def decorate(run: Callable[[Schema], Result]) -> Callable[Parameters, Result]:
+        kind = cast(type, schema)
+        signature = inspect.signature(kind)
+
+        @functools.wraps(run)
+        def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+            return run(resolve(kind, signature.bind_partial(*args, **kwargs).arguments))
+
+        arguments = [f"    {each.key}: {each.help}" for each in options_of(kind)]
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        call.__doc__ = "\n".join([inspect.getdoc(kind) or "", "", "Args:", *arguments])
+        return call
+
+    return decorate
 
 
 def load(schema: type[Schema], path: Path | str | None = None, overrides: Sequence[str] = ()) -> Schema:
     """Merge the defaults of `schema`, the YAML file at `path`, and `key.sub=value` overrides.
 
-    A `path` without a file may be the name of a shipped config, such as `pretrain/demo`.
-
-    Raises: InputError naming the file or word at fault, for an unknown key (with the nearest known one), a value of the
-    wrong type, a file that is absent or is not YAML.
+    Text is taken as it is; other values are YAML. Raises: InputError, see `resolve`.
     """
-    merged = OmegaConf.structured(schema)
-    if path is not None:
-        merged = _merge(merged, _read(Path(path)), str(path))
-        _check(schema, OmegaConf.to_container(merged), "", str(path))
+    given: dict[str, Any] = {}
     for word in overrides:
-        try:
-            word.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{word.encode(errors='replace').decode()}: is not UTF-8 text") from None
-        if "=" not in word:
+        key, equals, text = word.partition("=")
+        if not equals:
             raise InputError(f"{word}: expected key=value, for example seed=7")
-        with _explained(word):
-            update = _read_word(schema, word)
-        merged = _merge(merged, update, word)
-        _check(schema, OmegaConf.to_container(merged), "", word)
-    with _explained(str(path or schema.__name__)):
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            place = f"{path or schema.__name__}: {missing[0]}"
-            raise InputError(
-                f"{place} has no value, expected one in the file or as {missing[0]}=...{_siblings(merged, missing[0])}"
-            )
-        return cast(Schema, OmegaConf.to_object(merged))
+        kind = plain_kind(kind_of(schema, key))
+        try:
+            value = text if kind in (str, Path) and text != "null" else yaml.load(text, _Loader)
+        except yaml.YAMLError as error:
+            raise InputError(f"{word}: {_first_line(error)}") from None
+        given = _merged(given, nested({key: value}))
+    return resolve(schema, given, path)
 
 
-def value_of(key: str, path: Path | str | None, overrides: Sequence[str]) -> Any:
-    """Return what a file and words say of one key, as plain data and whatever the schema; None if they do not.
+def value_of(key: str, path: Path | str | None, overrides: Sequence[str] = ()) -> Any:
+    """Return what a YAML file and `key=value` words say of a key, whatever their other keys are; None for nothing.
 
     Raises: InputError for a file that is absent or is not YAML.
     """
-    words = [word for word in overrides if word.partition("=")[0] == key and "=" in word]
-    if words:
-        with _explained(words[-1]):
-            return OmegaConf.select(OmegaConf.from_dotlist(words[-1:]), key)
-    if path is None:
-        return None
-    with _explained(str(path)):
-        found = OmegaConf.select(_read(Path(path)), key)
-        return OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else found
+    words = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == key]
+    found: Any = words[-1] if words else read_yaml(path) if path is not None else None
+    for name in () if words else key.split("."):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found
+
+
+def nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tree of dictionaries for paths of fields.
+
+    >>> nested({"guard.window": 8, "guard.patience": 2})
+    {'guard': {'window': 8, 'patience': 2}}
+    """
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *groups, name = key.split(".")
+        inner = tree
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[name] = value
+    return tree
 
 
 def to_yaml(config: Any) -> str:
-    """Write a config as YAML, every field in sight."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def _read_word(schema: type, word: str) -> Any:
-    """Read `key.sub=value` as YAML, but text as it was typed: YAML makes a number of 2024_11_27, and true of on.
-
-    Text in quotes is YAML all the same, and so is nothing.
-    """
-    key, _, typed = word.partition("=")
-    kind: Any = schema
-    for name in key.split("."):
-        kind = _kind_of(kind, name)
-    if kind is str and typed not in _NOTHING and typed[0] not in "'\"":
-        return _entry(key, typed)
-    update = OmegaConf.from_dotlist([word])
-    read = OmegaConf.select(update, key, throw_on_resolution_failure=False)
-    if kind in (list[str], dict[str, str]) and OmegaConf.is_config(read):
-        return _entry(key, yaml.load(typed, Loader=yaml.BaseLoader))  # which takes all for text
-    return update
-
-
-def _entry(key: str, value: Any) -> Any:
-    update = OmegaConf.create()
-    OmegaConf.update(update, key, value)
-    return update
-
-
-def _kind_of(kind: Any, name: str) -> Any:
-    """Return the type of an entry of a dataclass, a mapping or a list, that of `X | None` being X; Any if unknown."""
-    if is_dataclass(kind):
-        kind = get_type_hints(kind).get(name, Any)
-    else:
-        kind = get_args(kind)[-1] if get_origin(kind) in (dict, list) else Any
-    kinds = [each for each in get_args(kind) if each is not NoneType]
-    return kinds[0] if NoneType in get_args(kind) and len(kinds) == 1 else kind
-
-
-def _check(kind: Any, found: Any, key: str, origin: str) -> None:
-    """Refuse a list or a group where the schema has one value: in a list or a mapping the config library takes both."""
-    if not isinstance(found, dict | list):
-        return
-    if kind in (str, int, float, bool):
-        raise InputError(f"{origin}: found {found} as {key}, expected one value")
-    for name, value in found.items() if isinstance(found, dict) else enumerate(found):
-        _check(_kind_of(kind, str(name)), value, f"{key}.{name}" if key else str(name), origin)
+    """Write a config as YAML, with all its fields."""
+    return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True, width=120)
 
 
 def shipped_configs() -> dict[str, Traversable]:
@@ -136,58 +163,137 @@ def shipped_configs() -> dict[str, Traversable]:
     return dict(sorted(found.items()))
 
 
-def _read(path: Path) -> Any:
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """Read a YAML file, or a shipped config by its name, with `${...}` replaced.
+
+    Raises: InputError for a file that is absent or is not YAML.
+    """
+    from omegaconf import OmegaConf  # most commands read no config file
+    from omegaconf.errors import OmegaConfBaseException
+
+    path = Path(path)
     try:
-        # A file of that name comes first.
         shipped = {} if path.is_file() else shipped_configs()
-        if (named := shipped.get(path.as_posix().removesuffix(".yaml"))) is not None:
-            loaded = OmegaConf.create(named.read_text(encoding="utf-8"))
-        else:
-            loaded = OmegaConf.load(path)
+        named = shipped.get(path.as_posix().removesuffix(".yaml"))
+        loaded = OmegaConf.create(named.read_text(encoding="utf-8")) if named is not None else OmegaConf.load(path)
+        found = OmegaConf.to_container(loaded, resolve=True)
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file; the shipped configs are {', '.join(shipped)}") from None
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: is not YAML ({_first_line(error)})") from None
+    except OmegaConfBaseException as error:
+        place = f"{path}: {error.full_key}" if error.full_key else str(path)
+        raise InputError(f"{place}: {_first_line(error)}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if not OmegaConf.is_dict(loaded):
+    if not isinstance(found, dict):
         raise InputError(f"{path}: found a list or a single value, expected `key: value` lines")
-    return loaded
+    return cast(dict[str, Any], found)
 
 
-def _merge(onto: Any, update: Any, origin: str) -> Any:
-    with _explained(origin):
-        return OmegaConf.merge(onto, update)
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML 1.2 floats: 1e-3 is a number."""
 
 
-@contextmanager
-def _explained(origin: str) -> Iterator[None]:
-    """Turn what the config library raises into one line that begins with the file or word at fault."""
-    try:
-        yield
-    except (OmegaConfBaseException, YAMLError, TypeError) as error:
-        key = getattr(error, "full_key", None)
-        place = f"{origin}: {key}" if key and str(key) not in origin else origin
-        reason = _first_line(error)
-        if "is not a ListConfig" in reason:
-            found = origin.partition("=")[2]
-            reason = "found one value, expected a list, such as [a, b]"
-            if found:
-                place, reason = str(key), f"found {found!r}, expected a list, such as {key}='[{found}]'"
-        if "Cannot assign" in reason:
-            reason = "found one value, expected key: value pairs"
-        if "is not a subclass of" in reason:
-            reason = f"found {reason.partition('value: ')[2]}, expected key: value pairs"
-        if "incompatible container types" in reason:
-            reason = "found a list where key: value is expected, or key: value where a list is"
-        raise InputError(f"{place}: {reason}") from None
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d[\d_]*(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
-def _siblings(merged: Any, key: str) -> str:
-    """Name the entries beside the one that lacks a value: a mistyped name is a new, empty entry."""
-    group = ".".join(key.split(".")[:-2])
-    entries: Any = OmegaConf.select(merged, group) if group else None
-    return f" ({group}: {', '.join(map(str, entries))})" if OmegaConf.is_dict(entries) else ""
+def _refuse_unknown(kind: Any) -> None:
+    """Let the validation of a dataclass, and of the dataclasses in it, refuse unknown names."""
+    kind = plain_kind(kind)
+    if get_origin(kind) is dict:
+        _refuse_unknown(get_args(kind)[1])
+    elif is_dataclass(kind) and "__pydantic_config__" not in vars(kind):
+        kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[union-attr]
+        for each in hints_of(cast(type, kind)).values():
+            _refuse_unknown(each)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _prepared(kind: Any, value: Any) -> Any:
+    """Leave out values that are `MISSING`, and make a list of a single value where the type is one."""
+    kind = plain_kind(kind)
+    if isinstance(value, Mapping):
+        items = {key: each for key, each in value.items() if not (isinstance(each, str) and each == MISSING)}
+        if is_dataclass(kind):
+            hints = hints_of(cast(type, kind))
+            return {key: _prepared(hints.get(key, Any), each) for key, each in items.items()}
+        inner = get_args(kind)[1] if get_origin(kind) is dict else Any
+        return {key: _prepared(inner, each) for key, each in items.items()}
+    if get_origin(kind) in (list, Sequence) and isinstance(value, str | Path | int | float):
+        return [value]
+    return value
+
+
+def _first_missing(kind: Any, values: Any, key: str = "") -> str | None:
+    """Return the path of the first field without a value, whose default is `MISSING`."""
+    kind, inner = plain_kind(kind), None
+    if isinstance(values, Mapping) and get_origin(kind) is dict:
+        inner = {name: get_args(kind)[1] for name in values}
+    elif isinstance(values, Mapping) and is_dataclass(kind):
+        inner = hints_of(cast(type, kind))
+        for each in dataclasses.fields(kind):
+            found = values.get(each.name, default_of(each)) if each.init else None
+            if isinstance(found, str) and found == MISSING:
+                return f"{key}{each.name}"
+    for name, hint in (inner or {}).items():
+        if (found := _first_missing(hint, values.get(name), f"{key}{name}.")) is not None:
+            return found
+    return None
+
+
+def _missing_message(key: str, values: Any, name_of: Callable[[str], str] | None) -> str:
+    option, example = (name_of or str)(key), _EXAMPLES.get(key.rpartition(".")[2])
+    if option.isupper():
+        return f"Missing argument {option}{f' (for example {example})' if example else ''}."
+    if name_of and example:
+        return f"Missing required option {option} (for example {option} {example})."
+    # A mistyped name in a mapping is a new entry.
+    group = key.rpartition(".")[0].rpartition(".")[0]
+    entries = f" ({group}: {', '.join(_at(values, group))})" if group else ""
+    return f"Missing required option {option}{entries}."
+
+
+def _message(schema: type, key: str, error: Any, place: str) -> str:
+    parent, _, name = key.rpartition(".")
+    if error["type"] == "unexpected_keyword_argument":
+        known = hints_of(cast(type, plain_kind(kind_of(schema, parent)))) if parent else hints_of(schema)
+        near = difflib.get_close_matches(name, known, n=1)
+        return f"{place}: unknown option.{f' Did you mean {near[0]}?' if near else ''}"
+    expected = error["msg"].split(", unable to ")[0].removeprefix("Input should be ")
+    expected = expected.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+    if error["type"] in ("dataclass_type", "dict_type"):
+        expected = "key: value pairs"
+    return f"{place}: found {error['input']!r}, expected {expected}."
+
+
+def _at(values: Any, key: str) -> Any:
+    for name in key.split(".") if key else ():
+        values = values.get(name, {}) if isinstance(values, Mapping) else {}
+    return values
+
+
+def _has(values: Any, key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    return name in _at(values, parent)
+
+
+def _plain(value: Any) -> Any:
+    """Return data that YAML writes."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def _first_line(error: Exception) -> str:

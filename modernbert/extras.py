@@ -26,7 +26,6 @@ EXTRAS = {
     "orjson": ("orjson", "serve"),
     "prometheus_client": ("prometheus-client", "serve"),
     "pyarrow": ("pyarrow", "data"),
-    "pydantic": ("pydantic", "serve"),
     "ray": ("ray", "ray"),
     "s3fs": ("s3fs", "s3"),
     "scipy": ("scipy", "eval"),

@@ -1,11 +1,8 @@
-"""The command line without its wait for imports: a process that has them forks for every command.
-
-In: words, and what is to be read from standard input. Out: what `subprocess.run` would return. A command has a process,
-signals and files of its own all the same; only one that starts processes itself has to be begun anew.
-"""
+"""Run commands: in a process that is forked from one that has imported torch, or in this process."""
 
 import atexit
 import functools
+import io
 import json
 import os
 import select
@@ -14,7 +11,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
+
+from modernbert.cli import main as cli
 
 _MOST_SECONDS = 200
 _SERVER = """
@@ -65,6 +66,26 @@ def modernbert(
             raise TimeoutError(f"{words}: not done after {_MOST_SECONDS} seconds")
         status = int(server.stdout.readline())
         return subprocess.CompletedProcess(words, status, streams[1].read_text(), streams[2].read_text())
+
+
+def run_here(*words: str, given: bytes = b"") -> subprocess.CompletedProcess[str]:
+    """Run a command in this process, and return what `modernbert` returns."""
+    status: object = 0
+    streams = [
+        io.TextIOWrapper(io.BytesIO(each), encoding="utf-8", errors="surrogateescape") for each in (given, b"", b"")
+    ]
+    with mock.patch("sys.stdin", streams[0]), redirect_stdout(streams[1]), redirect_stderr(streams[2]):
+        try:
+            with cli.exit_status():
+                cli.run(words)
+        except SystemExit as end:
+            status = end.code or 0
+    assert isinstance(status, int)
+    texts = []
+    for stream in streams[1:]:
+        stream.seek(0)
+        texts.append(stream.read())
+    return subprocess.CompletedProcess(words, status, *texts)
 
 
 @functools.cache

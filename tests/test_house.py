@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from beartype.roar import BeartypeCallHintViolation
+from commands import run_here
 from jaxtyping import TypeCheckError
-from typer.testing import CliRunner
 
 from modernbert import ModernBert
-from modernbert.cli.main import app
 from modernbert.config_files import load
 from modernbert.errors import InputError
 from modernbert.evaluation.ranking_metrics import rank_ids, ranks_of
@@ -50,9 +49,9 @@ def test_the_commands_of_the_readme_are_commands() -> None:
         if words[:1] == ["modernbert"]:
             verb = tuple(words[1 : 3 if words[1] in ("bench", "evaluate") else 2])
             if verb not in shown:
-                done = CliRunner().invoke(app, [*verb, "--help"])
-                assert done.exit_code == 0, line
-                shown[verb] = done.output
+                done = run_here(*verb, "--help")
+                assert done.returncode == 0, line
+                shown[verb] = done.stdout
             for option in (word for word in words if word.startswith("--")):
                 assert option in shown[verb], line
 
@@ -142,14 +141,14 @@ def test_large_is_the_run_of_the_paper() -> None:
 
 def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("phases:\n  stable:\n    tokns: 3\n")
-    with pytest.raises(InputError, match=r"c.yaml: phases.stable.tokns: .*'tokens'"):
+    with pytest.raises(InputError, match=r"c.yaml: phases.stable.tokns: unknown option. Did you mean tokens"):
         load(PretrainConfig, tmp_path / "c.yaml")
-    with pytest.raises(InputError, match=r"seeed=3.*'seed'"):
+    with pytest.raises(InputError, match="seeed: unknown option. Did you mean seed"):
         load(PretrainConfig, None, ["seeed=3"])
     (tmp_path / "c.yaml").write_text("seed: [1\n")
     with pytest.raises(InputError, match="c.yaml: is not YAML"):
         load(PretrainConfig, tmp_path / "c.yaml")
-    with pytest.raises(InputError, match="seed=x: .*Integer"):
+    with pytest.raises(InputError, match="seed: found 'x', expected a valid integer"):
         load(PretrainConfig, None, ["seed=x"])
 
 
@@ -208,7 +207,7 @@ def test_every_library_that_is_imported_is_declared() -> None:
     imported = set().union(*(_imports(ast.parse(path.read_text())) for path in (ROOT / "modernbert").rglob("*.py")))
     ours = {"modernbert", "optimi", "triton", "flash_attn", "flash_attn_interface", "mpi4py"}
     unknown = imported - set(sys.stdlib_module_names) - set(EXTRAS) - ours
-    names = {"yaml": "pyyaml", "huggingface_hub": "huggingface_hub"}
+    names = {"yaml": "pyyaml", "annotated_types": "annotated-types", "huggingface_hub": "huggingface_hub"}
     assert {names.get(name, name) for name in unknown} <= core, unknown
 
 

@@ -1,37 +1,13 @@
 """`modernbert classify`: print the labels of texts, or of pairs of texts."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
 from modernbert.errors import InputError
 from modernbert.inference.modernbert import ModernBert
 from modernbert.inference.text_inputs import answers_of, gather_rows, visible
+from modernbert.inference.text_options import ClassifyConfig
 
 __all__ = ["ClassifyConfig", "run"]
-
-
-@dataclass(frozen=True)
-class ClassifyConfig:
-    """What to load and what to label; `top_k` labels a text are shown, all if None.
-
-    The input is `texts`, or the rows of `file` with `text_field` and for pairs `pair_field`, or lines of standard
-    input. `on_error` says what to do with rows that have no text or that the model refuses: fail or skip.
-    """
-
-    model: str
-    texts: Sequence[str] = ()
-    file: Path | None = None
-    text_field: str = "text"
-    pair_field: str | None = None
-    on_error: str = "fail"
-    top_k: int | None = 1
-    json_lines: bool = False
-    overflow: str = "error"
-    device: str = "auto"
-    dtype: str = "auto"
-    engine: str = "auto"
 
 
 def run(config: ClassifyConfig) -> None:
@@ -40,12 +16,12 @@ def run(config: ClassifyConfig) -> None:
     Raises: InputError for a model without labels, single texts for a model of pairs, or a row that cannot be used.
     """
     rows = gather_rows(
-        config.texts, config.file, text_field=config.text_field, pair_field=config.pair_field, on_error=config.on_error
+        config.texts, config.input, text_field=config.text_field, pair_field=config.pair_field, on_error=config.on_error
     )
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
     if bert.reads_pairs and config.pair_field is None:
         raise InputError(
-            f"{config.model}: was trained on pairs of texts, found single texts; pass --file FILE --pair-field FIELD"
+            f"{config.model}: was trained on pairs of texts, found single texts; pass --input FILE --pair-field FIELD"
         )
 
     def work(items: list[str] | list[tuple[str, str]]) -> list[dict[str, float]]:
@@ -53,7 +29,7 @@ def run(config: ClassifyConfig) -> None:
 
     for number, row, labels in answers_of(rows, work, config.on_error):
         texts = [each for each in (row.text, row.pair) if each is not None]
-        if config.json_lines:
+        if config.json:
             named = dict(zip(("text", "pair"), texts, strict=False))
             print(json.dumps({"index": number, **named, "labels": labels}, ensure_ascii=False))
         else:

@@ -9,8 +9,8 @@ file appears whole or not at all.
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,12 @@ from modernbert.files import check_target, only_process, remove_leftovers, try_d
 from modernbert.inference.modernbert import ModernBert, load_in_process
 from modernbert.inference.text_inputs import (
     check_files,
-    check_on_error,
     keep_input,
     stream_input,
     stream_rows,
     without_errors,
 )
+from modernbert.inference.text_options import EmbedConfig
 from modernbert.inference.text_parts import (
     PART_CHARACTERS,
     ChunkFolder,
@@ -54,40 +54,8 @@ __all__ = ["EmbedConfig", "run"]
 _INPUT = 0
 # Fields that do not change the vectors of a text. A part is known by the digest of its texts, not by its files.
 _FREE = (
-    "texts", "files", "text_field", "out", "on_error", "devices", "engine", "model", "executor", "processes"
+    "texts", "input", "text_field", "output", "on_error", "device", "engine", "model", "executor", "processes"
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class EmbedConfig:
-    """What to load, what to embed, and where to write; without `out`, JSON lines on standard output.
-
-    `texts` are words of the command line, `files` are read as they are embedded; without either, lines of standard
-    input. There are so many `processes` in all, on the `devices` in turn, one on each by default. The `executor` ray
-    gives them to the machines of a cluster, each with what `ray_map` finds for it.
-
-    `on_error` says what to do with rows that have no text or that the model refuses: `fail`; `skip` them, where the
-    output names its rows (JSON lines are then objects with the row's number and place); or write a `null` vector, which
-    is NaN in a .npy file.
-    """
-
-    model: str
-    texts: Sequence[str] = ()
-    files: Sequence[Path] = ()
-    text_field: str = "text"
-    out: Path | None = None
-    pooling: str | None = None
-    normalize: bool = True
-    prompt: str | None = None
-    truncate_dim: int | None = None
-    overflow: str = "error"
-    precision: str = "float32"
-    devices: Sequence[str] = ("auto",)
-    dtype: str = "auto"
-    engine: str = "auto"
-    executor: str = "local"
-    processes: int | None = None
-    on_error: str = "fail"
 
 
 def run(config: EmbedConfig) -> None:
@@ -99,21 +67,21 @@ def run(config: EmbedConfig) -> None:
     _check(config)
     skips = Skips()
     named = config.on_error == "skip"
-    if config.out is None:
+    if config.output is None:
         for block in _blocks(_embedded_in_order(config), config.on_error, skips):
             for line in block_lines(block, named):
                 print(line)
         skips.show()
         return
-    write = check_writer(config.out)
-    if config.out.suffix != ".lance":
-        check_target(config.out)
+    write = check_writer(config.output)
+    if config.output.suffix != ".lance":
+        check_target(config.output)
     if config.texts:
         blocks = list(_blocks(_embedded_in_order(config), config.on_error, skips))
-        write(config.out, iter(blocks), named)
+        write(config.output, iter(blocks), named)
         skips.show()
     else:
-        _write_read(_anywhere(config) if config.executor == "ray" else config, config.out, write)
+        _write_read(_anywhere(config) if config.executor == "ray" else config, config.output, write)
 
 
 def _write_read(config: EmbedConfig, out: Path, write: Write) -> None:
@@ -124,7 +92,7 @@ def _write_read(config: EmbedConfig, out: Path, write: Write) -> None:
     skips = Skips()
     with only_process(folder):
         try:
-            kept = _kept_input(folder) if not config.files else None
+            kept = _kept_input(folder) if not config.input else None
             done = ChunkFolder(folder, about)
             before, met = done.done, set[str]()
             left = partial(_parts, config, kept, before, PART_CHARACTERS)
@@ -209,32 +177,27 @@ def _kept_input(folder: Path) -> Path:
 
 
 def _check(config: EmbedConfig) -> None:
-    check_on_error(config.on_error, ("fail", "skip", "null"))
-    check_files(config.files)
-    if config.out is not None and config.out.suffix == ".npy" and config.on_error == "skip":
+    check_files(config.input)
+    if config.output is not None and config.output.suffix == ".npy" and config.on_error == "skip":
         raise InputError(
-            f"{config.out}: cannot say which rows were skipped; expected .jsonl, .parquet or .lance with --on-error "
+            f"{config.output}: cannot say which rows were skipped; expected .jsonl, .parquet or .lance with --on-error "
             "skip, or --on-error null, which writes NaN"
         )
-    if config.out is not None and config.out.suffix == ".npy" and config.on_error == "null":
+    if config.output is not None and config.output.suffix == ".npy" and config.on_error == "null":
         if config.precision not in ("float32", "float16"):
             raise InputError(f"precision: found {config.precision!r}, which has no NaN for --on-error null")
-    if config.out is not None and any(_is_same(file, config.out) for file in config.files or (_INPUT,)):
-        raise InputError(f"{config.out}: is read as texts, expected another name for their vectors")
-    if config.executor not in ("local", "ray"):
-        raise InputError(f"executor: found {config.executor!r}, expected local or ray")
-    if config.processes is not None and config.processes < 1:
-        raise InputError(f"processes: found {config.processes}, expected at least 1")
+    if config.output is not None and any(_is_same(file, config.output) for file in config.input or (_INPUT,)):
+        raise InputError(f"{config.output}: is read as texts, expected another name for their vectors")
     if config.executor == "local":
-        for device in config.devices:
+        for device in config.device:
             choose_device(device)
-    elif config.out is None or config.texts:
-        raise InputError("executor: ray embeds files or standard input, into a file (--out)")
-    elif len(config.devices) > 1:
-        raise InputError(f"device: found {len(config.devices)}, expected one; --processes says how many there are")
+    elif config.output is None or config.texts:
+        raise InputError("executor: ray embeds files or standard input, into a file (--output)")
+    elif len(config.device) > 1:
+        raise InputError(f"device: found {len(config.device)}, expected one; --processes says how many there are")
     if config.executor == "ray":
         require("executor", "ray")
-    require_readers(config.files)
+    require_readers(config.input)
 
 
 def _is_same(file: Path | int, other: Path) -> bool:
@@ -247,8 +210,8 @@ def _is_same(file: Path | int, other: Path) -> bool:
 def _anywhere(config: EmbedConfig) -> EmbedConfig:
     """Return the config with names that mean the same in any folder."""
     model = Path(config.model)
-    files = [path.absolute() for path in config.files]
-    return replace(config, files=files, model=str(model.absolute()) if model.is_dir() else config.model)
+    files = [path.absolute() for path in config.input]
+    return replace(config, input=files, model=str(model.absolute()) if model.is_dir() else config.model)
 
 
 def _about(config: EmbedConfig) -> dict[str, Any]:
@@ -256,7 +219,7 @@ def _about(config: EmbedConfig) -> dict[str, Any]:
 
     Raises: InputError naming a file that is not there, or cannot be read twice.
     """
-    for path in config.files:
+    for path in config.input:
         if not path.is_file():
             kind = "a folder" if path.is_dir() else "nothing that can be read twice"
             raise InputError(f"{path}: is {kind}, expected a file, or texts on standard input")
@@ -269,7 +232,7 @@ def _read(config: EmbedConfig, kept: Path | None) -> Iterator[TextRow]:
     if config.texts:
         rows: Iterator[TextRow] = (TextRow(f"text {number}", text) for number, text in enumerate(config.texts))
     else:
-        rows = stream_rows(config.files, config.text_field) if config.files else stream_input(kept)
+        rows = stream_rows(config.input, config.text_field) if config.input else stream_input(kept)
     for row in rows:
         if row.error is not None and (config.on_error == "fail" or (row.is_rest and config.on_error == "null")):
             raise row.error
@@ -287,13 +250,13 @@ def _parts(config: EmbedConfig, kept: Path | None, done: Container[str], charact
         if part.digest not in done:
             yield part
     if is_empty:
-        raise InputError(f"{', '.join(map(str, config.files)) or 'standard input'}: found no text, expected one")
+        raise InputError(f"{', '.join(map(str, config.input)) or 'standard input'}: found no text, expected one")
 
 
 def _embedded(config: EmbedConfig, left: Iterator[TextChunk]) -> Iterator[tuple[str, ChunkVectors]]:
     """Yield the vectors of parts, in order."""
-    number = config.processes or len(config.devices)
-    devices = [config.devices[n % len(config.devices)] for n in range(number)]
+    number = config.processes or len(config.device)
+    devices = [config.device[n % len(config.device)] for n in range(number)]
     if number == 1:
         bert = _load(config, devices[0])
         yield from _shown(config, (_embed(bert, part, config) for part in left))
@@ -309,13 +272,13 @@ def _on_cluster(
     """Yield the vectors of parts, in the order in which they are done."""
     begin = partial(_load_there, config, files)
     work = partial(_embed, config=config)
-    return _shown(config, ray_map(left, begin, work, device=config.devices[0], processes=config.processes))
+    return _shown(config, ray_map(left, begin, work, device=config.device[0], processes=config.processes))
 
 
 def _shown(config: EmbedConfig, found: Iterator[tuple[str, ChunkVectors]]) -> Iterator[tuple[str, ChunkVectors]]:
     """Hand vectors on, and show how many there are: not between them, where they are shown themselves."""
     num_texts = 0
-    with show_texts(None, not config.texts and (config.out is not None or not sys.stdout.isatty())) as show:
+    with show_texts(None, not config.texts and (config.output is not None or not sys.stdout.isatty())) as show:
         for digest, vectors in found:
             yield digest, vectors
             num_texts += len(vectors.values) + len(vectors.lost)

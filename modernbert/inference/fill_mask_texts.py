@@ -1,36 +1,16 @@
 """`modernbert fill-mask`: print what the model would put in place of each mask."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 from rich.console import Console
 from rich.markup import escape
 
 from modernbert.inference.modernbert import Guess, ModernBert
 from modernbert.inference.text_inputs import answers_of, gather_rows, visible
+from modernbert.inference.text_options import FillMaskConfig
 
 __all__ = ["FillMaskConfig", "run"]
-
-
-@dataclass(frozen=True)
-class FillMaskConfig:
-    """What to load and what to fill: `texts`, the rows of `file`, or lines of standard input.
-
-    `on_error` says what to do with rows that have no text or that the model refuses: fail or skip.
-    """
-
-    model: str
-    texts: Sequence[str] = ()
-    file: Path | None = None
-    text_field: str = "text"
-    on_error: str = "fail"
-    top_k: int = 5
-    json_lines: bool = False
-    device: str = "auto"
-    dtype: str = "auto"
-    engine: str = "auto"
 
 
 def run(config: FillMaskConfig) -> None:
@@ -38,7 +18,7 @@ def run(config: FillMaskConfig) -> None:
 
     Raises: InputError for a row that cannot be used, as a text without a mask, or a folder without the head.
     """
-    rows = gather_rows(config.texts, config.file, text_field=config.text_field, on_error=config.on_error)
+    rows = gather_rows(config.texts, config.input, text_field=config.text_field, on_error=config.on_error)
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
 
     def work(texts: list[str]) -> list[list[list[Guess]]]:
@@ -46,7 +26,7 @@ def run(config: FillMaskConfig) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     for number, row, masks in answers_of(rows, work, config.on_error):
-        if config.json_lines:
+        if config.json:
             told = [[asdict(guess) for guess in guesses] for guesses in masks]
             print(json.dumps({"index": number, "text": row.text, "masks": told}))
             continue

@@ -1,34 +1,14 @@
 """`modernbert tag`: print the spans a tagger finds in texts."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 from modernbert.inference.modernbert import ModernBert
 from modernbert.inference.outputs import Span
 from modernbert.inference.text_inputs import answers_of, gather_rows, visible
+from modernbert.inference.text_options import TagConfig
 
 __all__ = ["TagConfig", "run"]
-
-
-@dataclass(frozen=True)
-class TagConfig:
-    """What to load and what to tag: `texts`, the rows of `file`, or lines of standard input.
-
-    `on_error` says what to do with rows that have no text or that the model refuses: fail or skip.
-    """
-
-    model: str
-    texts: Sequence[str] = ()
-    file: Path | None = None
-    text_field: str = "text"
-    on_error: str = "fail"
-    json_lines: bool = False
-    overflow: str = "error"
-    device: str = "auto"
-    dtype: str = "auto"
-    engine: str = "auto"
 
 
 def run(config: TagConfig) -> None:
@@ -38,14 +18,14 @@ def run(config: TagConfig) -> None:
 
     Raises: InputError for a model without tags, or a row that cannot be used.
     """
-    rows = gather_rows(config.texts, config.file, text_field=config.text_field, on_error=config.on_error)
+    rows = gather_rows(config.texts, config.input, text_field=config.text_field, on_error=config.on_error)
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
 
     def work(texts: list[str]) -> list[list[Span]]:
         return bert.tag(texts, overflow=config.overflow)  # type: ignore[return-value]
 
     for number, row, spans in answers_of(rows, work, config.on_error):
-        if config.json_lines:
+        if config.json:
             told = {"index": number, "text": row.text, "spans": [asdict(span) for span in spans]}
             print(json.dumps(told, ensure_ascii=False))
             continue

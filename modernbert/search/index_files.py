@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
@@ -14,26 +13,9 @@ from modernbert.files import only_process
 from modernbert.inference.modernbert import ModernBert
 from modernbert.progress import show_texts
 from modernbert.search.passage_index import PassageIndex
+from modernbert.search.search_options import IndexConfig
 
 __all__ = ["IndexConfig", "run"]
-
-
-@dataclass(frozen=True)
-class IndexConfig:
-    """What to load, which files to index, where to, and how long a passage may be, see `PassageIndex.begin`.
-
-    `on_error` says what to do with unreadable files and rows: fail, or skip and list them.
-    """
-
-    model: str
-    sources: Sequence[str]
-    out: Path
-    passage_tokens: int | None = None
-    text_field: str = "text"
-    device: str = "auto"
-    dtype: str = "auto"
-    engine: str = "auto"
-    on_error: str = "fail"
 
 
 def run(config: IndexConfig) -> None:
@@ -44,9 +26,9 @@ def run(config: IndexConfig) -> None:
     require("index", "lancedb", "pyarrow", extra="index")
     tally = Tally()
     # What is gone must go, even if nothing is left; a new index of nothing is a mistake.
-    begun = PassageIndex.is_in(config.out)
+    begun = PassageIndex.is_in(config.output)
     found = find_files(
-        config.sources, tally, text_field=config.text_field, on_error=config.on_error, empty_ok=begun
+        config.input, tally, text_field=config.text_field, on_error=config.on_error, empty_ok=begun
     )  # fmt: skip
     files = _once(found)
     documents = read_documents(files, tally, text_field=config.text_field, on_error=config.on_error, empty_ok=begun)
@@ -54,8 +36,8 @@ def run(config: IndexConfig) -> None:
     first = list(islice(documents, 1))
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
     model = str(Path(config.model).absolute()) if Path(config.model).is_dir() else config.model
-    catalog = PassageIndex.begin(config.out, bert, model, digest_of(config.model), config.passage_tokens)
-    with only_process(config.out), show_texts(None, True) as show:
+    catalog = PassageIndex.begin(config.output, bert, model, digest_of(config.model), config.passage_tokens)
+    with only_process(config.output), show_texts(None, True) as show:
 
         def watched() -> Iterator[Document]:
             for document in chain(first, documents):
@@ -68,8 +50,8 @@ def run(config: IndexConfig) -> None:
     cut = f"; {update.cut:,} passages were too long for the model, and cut" if update.cut else ""
     passed = f", {tally.passed_over:,} files of unknown kinds passed over" if tally.passed_over else ""
     print(
-        f"{config.out}: {update.passages:,} passages; documents: {update.added:,} new or changed, {update.kept:,} as "
-        f"before, {update.removed:,} gone{passed}{cut}{skipped}"
+        f"{config.output}: {update.passages:,} passages; documents: {update.added:,} new or changed, {update.kept:,} "
+        f"as before, {update.removed:,} gone{passed}{cut}{skipped}"
     )
     tally.skips.show()
 

@@ -1,7 +1,7 @@
 """`modernbert search`: the passages of indexed files that answer a query."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -13,28 +13,11 @@ from modernbert.hub_download import find_folder
 from modernbert.inference.modernbert import ModernBert
 from modernbert.inference.text_inputs import visible
 from modernbert.search.passage_index import PassageIndex
+from modernbert.search.search_options import SearchConfig
 
 __all__ = ["SearchConfig", "run"]
 
 _LINES_SHOWN = 8
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """Which index, what is asked, how it is ranked, and by whom again.
-
-    The index knows its model; `model` says where that lies now.
-    """
-
-    index: Path
-    query: str
-    top_k: int = 5
-    how: str = "hybrid"
-    rerank: str | None = None
-    json_lines: bool = False
-    device: str = "auto"
-    dtype: str = "auto"
-    model: str | None = None
 
 
 def run(config: SearchConfig) -> None:
@@ -52,7 +35,7 @@ def run(config: SearchConfig) -> None:
         judge = ModernBert.load(config.rerank, device=config.device, dtype=config.dtype)
     console = Console(highlight=False, soft_wrap=True)
     for number, hit in enumerate(catalog.search(bert, config.query, config.top_k, config.how, judge), 1):
-        if config.json_lines:
+        if config.json:
             print(json.dumps(asdict(hit), ensure_ascii=False))
             continue
         lines = visible(hit.text).split("\n")

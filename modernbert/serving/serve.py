@@ -2,13 +2,14 @@
 
 import asyncio
 import gc
+import os
 import socket
 import sys
-from dataclasses import dataclass
 
 from modernbert.errors import InputError
 from modernbert.extras import require
 from modernbert.inference.modernbert import ModernBert
+from modernbert.serving.serve_options import ServeConfig
 
 __all__ = ["ServeConfig", "run"]
 
@@ -18,47 +19,31 @@ _CLOSING_S = 0.3
 _SWITCH_S = 0.0002
 
 
-@dataclass(frozen=True)
-class ServeConfig:
-    """What to load, where to listen, and what to take; see `Limits` and `Scheduler`."""
-
-    model: str
-    host: str = "127.0.0.1"
-    port: int = 8080
-    api_key: str | None = None
-    budget_tokens: int = 4_096
-    queue_tokens: int = 1_000_000
-    max_requests: int = 512
-    max_bytes: int = 8_000_000
-    timeout_s: float = 120.0
-    wait_s: float = 10.0
-    batch_s: float = 0.5
-    device: str = "auto"
-    dtype: str = "auto"
-    engine: str = "auto"
-
-
 def run(config: ServeConfig) -> None:
     """Serve until SIGTERM or an interrupt, which let what was taken be answered first.
 
     Raises: InputError for a model that cannot be loaded, an address that is taken, or a library that is absent.
     """
-    require("serve", "fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "orjson")
+    require("serve", "fastapi", "starlette", "uvicorn", "prometheus_client", "orjson")
     import uvicorn
 
     from modernbert.serving.app import ServeSettings, make_app
     from modernbert.serving.request_guard import Limits
     from modernbert.serving.scheduler import Scheduler
 
-    if config.api_key == "":
+    # An empty variable is an error: a secret that was not set would open the server.
+    api_key = os.environ.get("MODERNBERT_API_KEY") if config.api_key is None else config.api_key
+    if api_key == "":
         raise InputError("api_key: is empty, expected a key, or none to let everybody in")
     if not config.host:
         raise InputError("host: is empty, expected an address; 0.0.0.0 is everywhere")
     sys.setswitchinterval(_SWITCH_S)
     listener = _listen(config.host, config.port)
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
-    engine = Scheduler(bert, config.budget_tokens, config.queue_tokens, wait_s=config.wait_s, batch_s=config.batch_s)
-    limits = Limits(config.max_requests, config.max_bytes, config.timeout_s, config.api_key)
+    engine = Scheduler(
+        bert, config.batch_tokens, config.queue_tokens, wait_s=config.max_wait, batch_s=config.batch_seconds
+    )
+    limits = Limits(config.max_requests, config.max_bytes, config.timeout, api_key)
     app = make_app(bert, engine, ServeSettings(config.model, limits))
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -80,7 +65,7 @@ def run(config: ServeConfig) -> None:
             await super().shutdown(sockets)
 
     settings = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=round(config.timeout_s)
+        app, log_level="warning", access_log=False, timeout_graceful_shutdown=round(config.timeout)
     )
     try:
         Server(settings).run([listener])

@@ -125,7 +125,8 @@ def test_queries_and_documents_without_prompts_do_not_have_the_default_one(write
     for text in TEXTS:
         (tmp_path / f"{len(text)}.txt").write_text(text)
     words = ("--device", "cpu", "--dtype", "float32")
-    done = modernbert("index", str(folder), *map(str, tmp_path.glob("*.txt")), "--out", str(tmp_path / "i"), *words)
+    sources = [word for path in tmp_path.glob("*.txt") for word in ("--input", str(path))]
+    done = modernbert("index", str(folder), *sources, "--output", str(tmp_path / "i"), *words)
     assert done.returncode == 0, done.stderr
     hits = PassageIndex.open(tmp_path / "i").search(bert, TEXTS[0], 3, "vectors")
     close(sorted(hit.score for hit in hits), np.sort(documents @ queries[0]))

@@ -12,8 +12,8 @@ from modernbert.extras import EXTRAS
 
 TUNE = ["finetune", "model=no/model", "output=out", "train=[train.tsv]"]
 SCORED = [*TUNE, "dev=[dev.tsv]"]
-PACKED = ("pyarrow", "data", ["--file", "some.parquet"]), ("zstandard", "data", ["--file", "some.jsonl.zst"])
-USES = {"fill-mask": [], "classify": [], "tag": [], "embed": ["--out", "out.npy"], "rerank": ["query"]}
+PACKED = ("pyarrow", "data", ["--input", "some.parquet"]), ("zstandard", "data", ["--input", "some.jsonl.zst"])
+USES = {"fill-mask": [], "classify": [], "tag": [], "embed": ["--output", "out.npy"], "rerank": ["query"]}
 
 NEEDS = [
     ("sklearn", "eval", [*SCORED, "task=classify"]),
@@ -31,12 +31,12 @@ NEEDS = [
     ("mteb", "mteb", ["evaluate", "retrieval", "no/model", "folder", "mteb:beir"]),
     ("lancedb", "index", ["evaluate", "retrieval", "no/model", "folder", "--index", "out"]),
     ("pyarrow", "index", ["evaluate", "retrieval", "no/model", "folder", "--index", "out"]),
-    ("lancedb", "index", ["index", "no/model", "texts", "--out", "out"]),
-    ("pyarrow", "index", ["index", "no/model", "texts", "--out", "out"]),
-    ("zstandard", "data", ["index", "no/model", "packed", "--out", "out"]),
+    ("lancedb", "index", ["index", "no/model", "--input", "texts", "--output", "out"]),
+    ("pyarrow", "index", ["index", "no/model", "--input", "texts", "--output", "out"]),
+    ("zstandard", "data", ["index", "no/model", "--input", "packed", "--output", "out"]),
     ("lancedb", "index", ["search", "texts", "query"]),
-    ("onnx", "export", ["export", "no/model", "--out", "out"]),
-    ("onnxruntime", "export", ["export", "no/model", "--out", "out"]),
+    ("onnx", "export", ["export", "no/model", "--output", "out"]),
+    ("onnxruntime", "export", ["export", "no/model", "--output", "out"]),
     *((name, "serve", ["serve", "no/model", "--port", "0"])
       for name in ("fastapi", "starlette", "uvicorn", "prometheus_client", "orjson")),
     ("jinja2", "report", ["report", "texts"]),
@@ -45,13 +45,13 @@ NEEDS = [
     *((name, "watch", ["pretrain", "output=out", "tokenizer=no/model", "data.sources.a=none", f"trackers=[{name}]",
                        "phases.one.tokens=100000", "phases.one.lr=1"]) for name in ("wandb", "trackio", "tensorboard")),
     ("ray", "ray", ["prepare", "sources=[texts]", "tokenizer=no/model", "out=out", "--executor", "ray"]),
-    ("ray", "ray", ["embed", "no/model", "--file", "texts/some.txt", "--out", "out.npy", "--executor", "ray"]),
+    ("ray", "ray", ["embed", "no/model", "--input", "texts/some.txt", "--output", "out.npy", "--executor", "ray"]),
     ("pyarrow", "data", ["prepare", "sources=[packed]", "tokenizer=no/model", "out=out"]),
     ("zstandard", "data", ["prepare", "sources=[packed]", "tokenizer=no/model", "out=out", "on_error=skip"]),
     ("zstandard", "data", ["tokenizer", "sources=[packed]", "out=out"]),
-    ("pyarrow", "data", ["embed", "no/model", "a text", "--out", "out.parquet"]),
-    ("pyarrow", "index", ["embed", "no/model", "a text", "--out", "out.lance"]),
-    ("lancedb", "index", ["embed", "no/model", "a text", "--out", "out.lance"]),
+    ("pyarrow", "data", ["embed", "no/model", "a text", "--output", "out.parquet"]),
+    ("pyarrow", "index", ["embed", "no/model", "a text", "--output", "out.lance"]),
+    ("lancedb", "index", ["embed", "no/model", "a text", "--output", "out.lance"]),
     *((library, extra, [verb, "no/model", *more, *file]) for verb, more in USES.items()
       for library, extra, file in PACKED),
     ("pyarrow", "data", [*TUNE[:1], "model=foreign", *TUNE[2:], "task=classify", "dev=[packed/some.parquet]"]),
@@ -59,9 +59,9 @@ NEEDS = [
     ("transformers", "eval", [*TUNE[:1], "model=foreign", *TUNE[2:], "task=classify"]),
     ("transformers", "eval", [*TUNE[:1], "model=foreign", *TUNE[2:], "task=embed"]),
     *(("transformers", "eval", [verb, "foreign", *words]) for verb, words in (
-        ("embed", ["a"]), ("embed", ["--file", "texts/some.txt", "--out", "out.npy"]), ("classify", ["a"]),
+        ("embed", ["a"]), ("embed", ["--input", "texts/some.txt", "--output", "out.npy"]), ("classify", ["a"]),
         ("tag", ["a"]), ("rerank", ["query", "a"]), ("fill-mask", ["a"]), ("serve", ["--port", "0"]),
-        ("index", ["texts", "--out", "out"]), ("evaluate", []))[:-1]),
+        ("index", ["--input", "texts", "--output", "out"]), ("evaluate", []))[:-1]),
 ]  # fmt: skip
 
 
@@ -100,4 +100,4 @@ def test_every_library_of_an_extra_is_asked_for() -> None:
     asked = {library for library, _, _ in NEEDS}
     # Benchmarks leave out a library that is missing, and say so; sentence-transformers loads our module, not we it; the
     # command line itself needs pydantic.
-    assert set(EXTRAS) - asked == {"accelerate", "openvino", "sentence_transformers", "pydantic"}
+    assert set(EXTRAS) - asked == {"accelerate", "openvino", "sentence_transformers"}

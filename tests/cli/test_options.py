@@ -15,15 +15,13 @@ import httpx
 import numpy as np
 import pytest
 import yaml
-from commands import modernbert
-from typer.testing import CliRunner
+from commands import modernbert, run_here
 
 from benchmarks.paper import PaperConfig
 from benchmarks.paper import run as run_paper
 from cli.conftest import succeed
 from modernbert import ModernBert
 from modernbert.checkpoints.folder import save_folder
-from modernbert.cli.main import app
 from modernbert.model.heads import MaskedLM
 from modernbert.tasks.task import start_classifier
 
@@ -89,40 +87,40 @@ def test_print_shows_the_whole_config_and_does_nothing(
 
 REFUSED = [
     (["fill-mask", "{bert}", "a [MASK]", "--device", "nowhere"], "device: found 'nowhere'"),
-    (["fill-mask", "{bert}", "a [MASK]", "--dtype", "int4"], "dtype: found 'int4'"),
-    (["fill-mask", "{bert}", "a [MASK]", "--engine", "none"], "engine: found 'none'"),
+    (["fill-mask", "{bert}", "a [MASK]", "--dtype", "int4"], "--dtype: found 'int4'"),
+    (["fill-mask", "{bert}", "a [MASK]", "--engine", "none"], "--engine: found 'none'"),
     (["embed", "{bert}", "a", "--device", "nowhere"], "device: found 'nowhere'"),
-    (["embed", "{bert}", "a", "--dtype", "int4"], "dtype: found 'int4'"),
-    (["embed", "{bert}", "a", "--engine", "none"], "engine: found 'none'"),
+    (["embed", "{bert}", "a", "--dtype", "int4"], "--dtype: found 'int4'"),
+    (["embed", "{bert}", "a", "--engine", "none"], "--engine: found 'none'"),
     (["classify", "{bert}", "a", "--device", "nowhere"], "device: found 'nowhere'"),
-    (["classify", "{bert}", "a", "--dtype", "int4"], "dtype: found 'int4'"),
-    (["classify", "{bert}", "a", "--engine", "none"], "engine: found 'none'"),
+    (["classify", "{bert}", "a", "--dtype", "int4"], "--dtype: found 'int4'"),
+    (["classify", "{bert}", "a", "--engine", "none"], "--engine: found 'none'"),
     (["tag", "{bert}", "a", "--device", "nowhere"], "device: found 'nowhere'"),
-    (["tag", "{bert}", "a", "--dtype", "int4"], "dtype: found 'int4'"),
-    (["tag", "{bert}", "a", "--engine", "none"], "engine: found 'none'"),
+    (["tag", "{bert}", "a", "--dtype", "int4"], "--dtype: found 'int4'"),
+    (["tag", "{bert}", "a", "--engine", "none"], "--engine: found 'none'"),
     (["rerank", "{bert}", "a", "b", "--device", "nowhere"], "device: found 'nowhere'"),
-    (["rerank", "{bert}", "a", "b", "--dtype", "int4"], "dtype: found 'int4'"),
-    (["rerank", "{bert}", "a", "b", "--engine", "none"], "engine: found 'none'"),
-    (["index", "{bert}", "{texts}", "--out", "out", "--device", "nowhere"], "device: found 'nowhere'"),
-    (["index", "{bert}", "{texts}", "--out", "out", "--dtype", "int4"], "dtype: found 'int4'"),
-    (["index", "{bert}", "{texts}", "--out", "out", "--engine", "none"], "engine: found 'none'"),
+    (["rerank", "{bert}", "a", "b", "--dtype", "int4"], "--dtype: found 'int4'"),
+    (["rerank", "{bert}", "a", "b", "--engine", "none"], "--engine: found 'none'"),
+    (["index", "{bert}", "--input", "{texts}", "--output", "out", "--device", "nowhere"], "device: found 'nowhere'"),
+    (["index", "{bert}", "--input", "{texts}", "--output", "out", "--dtype", "int4"], "--dtype: found 'int4'"),
+    (["index", "{bert}", "--input", "{texts}", "--output", "out", "--engine", "none"], "--engine: found 'none'"),
     (["serve", "{bert}", "--port", "0", "--device", "nowhere"], "device: found 'nowhere'"),
-    (["serve", "{bert}", "--port", "0", "--dtype", "int4"], "dtype: found 'int4'"),
-    (["serve", "{bert}", "--port", "0", "--engine", "none"], "engine: found 'none'"),
-    (["fill-mask", "{bert}", "--file", "{rows}", "--text-field", "other"], "no field 'other', found 'body'"),
-    (["fill-mask", "{bert}", "--file", "{texts}/some.txt", "--on-error", "pass"], "on_error: found 'pass'"),
-    (["embed", "{bert}", "--file", "{rows}", "--text-field", "other"], "no field 'other', found 'body'"),
-    (["embed", "{bert}", "--file", "{texts}/some.txt", "--on-error", "pass"], "on_error: found 'pass'"),
-    (["classify", "{bert}", "--file", "{rows}", "--text-field", "other"], "no field 'other', found 'body'"),
-    (["classify", "{bert}", "--file", "{texts}/some.txt", "--on-error", "pass"], "on_error: found 'pass'"),
-    (["tag", "{bert}", "--file", "{rows}", "--text-field", "other"], "no field 'other', found 'body'"),
-    (["tag", "{bert}", "--file", "{texts}/some.txt", "--on-error", "pass"], "on_error: found 'pass'"),
-    (["rerank", "{bert}", "what", "--file", "{rows}", "--text-field", "other"], "no field 'other', found 'body'"),
-    (["rerank", "{bert}", "what", "--file", "{texts}/some.txt", "--on-error", "pass"], "on_error: found 'pass'"),
-    (["embed", "{bert}", "a", "--processes", "0"], "processes: found 0"),
-    (["embed", "{bert}", "a", "--executor", "spark"], "executor: found 'spark'"),
-    (["embed", "{bert}", "a", "--overflow", "fold"], "overflow: found 'fold'"),
-    (["classify", "{classifier}", "a", "--overflow", "fold"], "overflow: found 'fold'"),
+    (["serve", "{bert}", "--port", "0", "--dtype", "int4"], "--dtype: found 'int4'"),
+    (["serve", "{bert}", "--port", "0", "--engine", "none"], "--engine: found 'none'"),
+    (["fill-mask", "{bert}", "--input", "{rows}", "--text-field", "other"], "no field 'other', found 'body'"),
+    (["fill-mask", "{bert}", "--input", "{texts}/some.txt", "--on-error", "pass"], "--on-error: found 'pass'"),
+    (["embed", "{bert}", "--input", "{rows}", "--text-field", "other"], "no field 'other', found 'body'"),
+    (["embed", "{bert}", "--input", "{texts}/some.txt", "--on-error", "pass"], "--on-error: found 'pass'"),
+    (["classify", "{bert}", "--input", "{rows}", "--text-field", "other"], "no field 'other', found 'body'"),
+    (["classify", "{bert}", "--input", "{texts}/some.txt", "--on-error", "pass"], "--on-error: found 'pass'"),
+    (["tag", "{bert}", "--input", "{rows}", "--text-field", "other"], "no field 'other', found 'body'"),
+    (["tag", "{bert}", "--input", "{texts}/some.txt", "--on-error", "pass"], "--on-error: found 'pass'"),
+    (["rerank", "{bert}", "what", "--input", "{rows}", "--text-field", "other"], "no field 'other', found 'body'"),
+    (["rerank", "{bert}", "what", "--input", "{texts}/some.txt", "--on-error", "pass"], "--on-error: found 'pass'"),
+    (["embed", "{bert}", "a", "--processes", "0"], "--processes: found '0'"),
+    (["embed", "{bert}", "a", "--executor", "spark"], "--executor: found 'spark'"),
+    (["embed", "{bert}", "a", "--overflow", "fold"], "--overflow: found 'fold'"),
+    (["classify", "{classifier}", "a", "--overflow", "fold"], "--overflow: found 'fold'"),
     (["serve", "{bert}", "--port", "0", "--host", ""], "host: is empty"),
     (["prepare", "sources=[{texts}]", "tokenizer={bert}", "out=out", "--executor", "spark"], "executor: found 'spark'"),
     (["evaluate", "retrieval", "{bert}", "{collection}", "--device", "nowhere"], "device: found 'nowhere'"),
@@ -131,7 +129,8 @@ REFUSED = [
     (["evaluate", "retrieval", "{bert}", "{collection}", "--index", "{texts}/some.txt"], "some.txt"),
     (["evaluate", "glue", "{bert}", "{texts}", "--out", "out", "--grid", "all"], "grid: found 'all'"),
     (["search", "{texts}", "a", "--top-k", "0"], "--top-k"),
-    (["search", "{texts}", "a", "--how", "foo"], "is no index"),
+    (["search", "{texts}", "a", "--how", "foo"], "--how: found 'foo'"),
+    (["search", "{texts}", "a"], "is no index"),
     (["plan", "--count", "0"], "count: found 0"),
     (["plan", "--length", "2"], "length: found 2"),
 ]  # fmt: skip
@@ -158,8 +157,8 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_field(
         served = modernbert(*words)
         status, stderr = served.returncode, served.stderr
     else:  # in this process, for there are many
-        done = CliRunner().invoke(app, words)
-        status, stderr = done.exit_code, done.stderr
+        done = run_here(*words)
+        status, stderr = done.returncode, done.stderr
     assert status == 2 and said in stderr, stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -171,7 +170,7 @@ def test_options_of_embed(bert: Path, lines: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(lines.read_text().replace('"text"', '"body"'))
     out = tmp_path / "v.npy"
     succeed(
-        "embed", bert, "--file", tmp_path / "rows.jsonl", "--text-field", "body", "--out", out, "--pooling", "cls",
+        "embed", bert, "--input", tmp_path / "rows.jsonl", "--text-field", "body", "--output", out, "--pooling", "cls",
         "--no-normalize", "--prompt", "query: ", "--truncate-dim", 8, "--overflow", "truncate", "--precision",
         "float16", "--processes", 1, *CPU,
     )  # fmt: skip
@@ -193,39 +192,39 @@ def test_options_of_embed(bert: Path, lines: Path, tmp_path: Path) -> None:
 
 def test_options_of_fill_mask(bert: Path, tmp_path: Path) -> None:
     (tmp_path / "masks.txt").write_text("The [MASK] of country 3\nA [MASK] of [MASK]\n")
-    printed = json_lines(succeed("fill-mask", bert, "--file", tmp_path / "masks.txt", "--top-k", 2, "--json", *CPU))
+    printed = json_lines(succeed("fill-mask", bert, "--input", tmp_path / "masks.txt", "--top-k", 2, "--json", *CPU))
     assert [[len(guesses) for guesses in row["masks"]] for row in printed] == [[2], [2, 2]]
 
 
 def test_options_of_classify(classifier_run: Path, lines: Path) -> None:
     model = classifier_run / "model"
-    printed = succeed("classify", model, "--file", lines, "--json", "--overflow", "truncate", *CPU)
+    printed = succeed("classify", model, "--input", lines, "--json", "--overflow", "truncate", *CPU)
     expected = load(model).classify([*TEXTS, TOO_LONG], overflow="truncate")
     assert [row["labels"] for row in json_lines(printed)] == [pytest.approx(each, abs=1e-5) for each in expected]
     shown = succeed("classify", model, TEXTS[0], "--top-k", 2, *CPU)
     assert "yes" in shown and "no" in shown and not shown.startswith("{")
     assert ("yes" in (one := succeed("classify", model, TEXTS[0], *CPU))) is not ("no" in one)
     # Without --overflow the last text is refused.
-    assert modernbert("classify", str(model), "--file", str(lines), *CPU).returncode == 2
+    assert modernbert("classify", str(model), "--input", str(lines), *CPU).returncode == 2
 
 
 def test_options_of_tag(heads: dict[str, Path], lines: Path) -> None:
-    printed = json_lines(succeed("tag", heads["tag"], "--file", lines, "--json", "--overflow", "truncate", *CPU))
+    printed = json_lines(succeed("tag", heads["tag"], "--input", lines, "--json", "--overflow", "truncate", *CPU))
     expected = load(heads["tag"]).tag([*TEXTS, TOO_LONG], overflow="truncate")
     assert [len(row["spans"]) for row in printed] == [len(row) for row in expected]
-    assert modernbert("tag", str(heads["tag"]), "--file", str(lines), *CPU).returncode == 2
+    assert modernbert("tag", str(heads["tag"]), "--input", str(lines), *CPU).returncode == 2
 
 
 def test_options_of_rerank(heads: dict[str, Path], lines: Path) -> None:
     printed = json_lines(
         succeed(
-            "rerank", heads["rerank"], "what", "--file", lines, "--top-k", 2, "--json", "--overflow", "truncate", *CPU
+            "rerank", heads["rerank"], "what", "--input", lines, "--top-k", 2, "--json", "--overflow", "truncate", *CPU
         )
     )
     expected = load(heads["rerank"]).rerank("what", [*TEXTS, TOO_LONG], overflow="truncate")
     assert [row["score"] for row in printed] == pytest.approx([each.score for each in expected[:2]], abs=1e-5)
     assert len(printed) == 2
-    assert modernbert("rerank", str(heads["rerank"]), "what", "--file", str(lines), *CPU).returncode == 2
+    assert modernbert("rerank", str(heads["rerank"]), "what", "--input", str(lines), *CPU).returncode == 2
 
 
 # Indexing and searching.
@@ -244,11 +243,13 @@ def test_options_of_index_and_search(bert: Path, heads: dict[str, Path], notes: 
     pytest.importorskip("lancedb")
     model = shutil.copytree(bert, tmp_path / "model")
     out, fine = tmp_path / "index", tmp_path / "fine"
-    refused = modernbert("index", str(model), str(notes), "--out", str(out), "--text-field", "body", *CPU)
+    refused = modernbert("index", str(model), "--input", str(notes), "--output", str(out), "--text-field", "body", *CPU)
     assert refused.returncode == 2 and "a.jsonl:7" in refused.stderr
-    said = succeed("index", model, notes, "--out", out, "--text-field", "body", "--on-error", "skip", *CPU)
+    said = succeed(
+        "index", model, "--input", notes, "--output", out, "--text-field", "body", "--on-error", "skip", *CPU
+    )
     assert "1 broken skipped" in said and "6 new or changed" in said
-    more = succeed("index", model, notes, "--out", fine, "--text-field", "body", "--on-error", "skip",
+    more = succeed("index", model, "--input", notes, "--output", fine, "--text-field", "body", "--on-error", "skip",
                    "--passage-tokens", 16, *CPU)  # fmt: skip
     passages = [int(re.search(r": (\d+) passages", line)[1]) for line in (said, more)]  # type: ignore[index]
     assert passages[0] == 6 and passages[1] > 12
@@ -264,13 +265,13 @@ def test_options_of_index_and_search(bert: Path, heads: dict[str, Path], notes: 
     assert len(again) == 3 and [hit["score"] for hit in again][:2] != [first["score"], rest[0]["score"]]
     asked = ["search", str(out), "a", "--model", str(tmp_path / "moved")]
     for wrong, said in (
-        (["--how", "foo"], "how: found 'foo'"),
+        (["--how", "foo"], "--how: found 'foo'"),
         (["--rerank", "none"], "none"),
         (["--device", "nowhere"], "device: found 'nowhere'"),
-        (["--dtype", "int4"], "dtype: found 'int4'"),
+        (["--dtype", "int4"], "--dtype: found 'int4'"),
     ):  # in this process, which imports lancedb once
-        done = CliRunner().invoke(app, [*asked, *wrong])
-        assert done.exit_code == 2 and said in done.stderr, done.stderr
+        done = run_here(*asked, *wrong)
+        assert done.returncode == 2 and said in done.stderr, done.stderr
 
 
 # Scoring.
@@ -353,8 +354,8 @@ def test_options_of_plan(tmp_path: Path) -> None:
 def test_options_of_export(bert: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     (tmp_path / "texts.txt").write_text("a city\nrivers of a land\n")
-    assert "int8" not in succeed("export", bert, "--out", tmp_path / "plain")
-    said = succeed("export", bert, "--out", tmp_path / "both", "--int8", "--texts", tmp_path / "texts.txt")
+    assert "int8" not in succeed("export", bert, "--output", tmp_path / "plain")
+    said = succeed("export", bert, "--output", tmp_path / "both", "--int8", "--input", tmp_path / "texts.txt")
     assert "int8: least cosine" in said
     counted = [
         json.loads((tmp_path / name / "export.json").read_text())["verified"]["documents"] for name in ("plain", "both")
@@ -369,8 +370,8 @@ def test_options_of_export(bert: Path, tmp_path: Path) -> None:
 def server(bert: Path) -> Iterator[tuple[str, httpx.Client]]:
     command = [
         "-m", "modernbert", "serve", str(bert), "--host", "localhost", "--port", "0", "--api-key", "secret",
-        "--budget-tokens", "64", "--queue-tokens", "300", "--max-requests", "7", "--max-bytes", "2000", "--timeout",
-        "2", "--wait", "50", "--batch-seconds", "0.25", "--device", "cpu", "--dtype", "float32", "--engine", "torch",
+        "--batch-tokens", "64", "--queue-tokens", "300", "--max-requests", "7", "--max-bytes", "2000", "--timeout",
+        "2", "--max-wait", "50", "--batch-seconds", "0.25", *CPU,
     ]  # fmt: skip
     process = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None

@@ -314,7 +314,7 @@ def test_what_cannot_be_exported_is_named(make: Make, tmp_path: Path, monkeypatc
 
 def test_the_verb_writes_a_folder_and_says_what_it_measured(make: Make, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("one\ntwo\n")
-    words = ["--out", str(tmp_path / "out"), "--int8", "--texts", str(tmp_path / "texts.txt")]
+    words = ["--output", str(tmp_path / "out"), "--int8", "--input", str(tmp_path / "texts.txt")]
     done = modernbert("export", str(make("classify")), *words)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -36,7 +36,7 @@ def words(folder: Path, tmp_path: Path) -> list[str]:
     file = tmp_path / "t.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
     out = str(tmp_path / "v.npy")
-    return ["embed", str(folder), "--file", str(file), "--out", out, "--device", "cpu", "--dtype", "float32"]
+    return ["embed", str(folder), "--input", str(file), "--output", out, "--device", "cpu", "--dtype", "float32"]
 
 
 def started(*words: str) -> subprocess.Popen[str]:
@@ -124,7 +124,7 @@ def test_what_is_wrong_is_one_line_from_there_too(words: list[str], tmp_path: Pa
 
 def test_a_cluster_is_asked_for_what_it_can_do(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "t.txt").write_text("a\n")
-    config = EmbedConfig(str(folder), files=[tmp_path / "t.txt"], out=tmp_path / "v.npy", executor="ray")
+    config = EmbedConfig(str(folder), input=[tmp_path / "t.txt"], output=tmp_path / "v.npy", executor="ray")
     for changes, said in (
         ({"executor": "spark"}, "executor: found 'spark', expected local or ray"),
         ({"out": None}, "executor: ray embeds files or standard input, into a file"),
@@ -141,7 +141,7 @@ def test_a_cluster_is_asked_for_what_it_can_do(folder: Path, tmp_path: Path, mon
 
 def test_what_is_sent_to_a_machine_is_whole_and_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("".join(f"{text}\n" for text in TEXTS[:250]))
-    config = EmbedConfig(str(folder), files=[tmp_path / "t.txt"], dtype="float32", devices=["cpu"])
+    config = EmbedConfig(str(folder), input=[tmp_path / "t.txt"], dtype="float32", device=["cpu"])
     whole = list(chunks_of((TextRow(f"t:{n}", text) for n, text in enumerate(TEXTS[:250])), PART_TEXTS * 500))
     read = partial(embed._parts, config, None, {whole[1].digest}, PART_TEXTS * 500)
     sent = pickle.loads(pickle.dumps((read, partial(embed._load_there, config, "0" * 64), embed._embed)))

@@ -20,6 +20,7 @@ import zstandard
 from commands import modernbert
 
 from modernbert import InputError, ModernBert
+from modernbert.config_files import resolve
 from modernbert.inference import embed_files as embed
 from modernbert.inference.embed_files import EmbedConfig, run
 from modernbert.inference.text_inputs import stream_texts
@@ -41,7 +42,7 @@ def config(folder: Path, tmp_path: Path) -> EmbedConfig:
     with gzip.open(tmp_path / "texts.jsonl.gz", "wt") as file:
         file.writelines(json.dumps({"body": text}) + "\n" for text in TEXTS)
     return EmbedConfig(
-        str(folder), files=[tmp_path / "texts.jsonl.gz"], text_field="body", out=tmp_path / "v.npy", devices=("cpu",),
+        str(folder), input=[tmp_path / "texts.jsonl.gz"], text_field="body", output=tmp_path / "v.npy", device=("cpu",),
         dtype="float32", engine="torch",
     )  # fmt: skip
 
@@ -60,7 +61,7 @@ def test_every_kind_of_file_holds_the_same(
 
     monkeypatch.setattr(embed, "PART_CHARACTERS", part_texts * 500)
     for name in ("v.npy", "v.jsonl", "v.parquet", "v.lance"):
-        run(replace(config, out=tmp_path / name))
+        run(replace(config, output=tmp_path / name))
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-6)
     lines = [json.loads(line) for line in (tmp_path / "v.jsonl").read_text().splitlines()]
     np.testing.assert_allclose(lines, expected, atol=1e-6)
@@ -84,7 +85,7 @@ def test_fewer_bytes_are_written_as_they_are(
     found, whole = np.load(tmp_path / "v.npy"), bert.embed(TEXTS, precision=precision)
     assert found.dtype == whole.dtype and found.shape == (len(TEXTS), width)
     assert (found == whole).mean() > 0.99
-    run(replace(config, precision=precision, out=tmp_path / "v.jsonl"))
+    run(replace(config, precision=precision, output=tmp_path / "v.jsonl"))
     first = (tmp_path / "v.jsonl").read_text().splitlines()[0]
     assert json.loads(first) == pytest.approx(found[0].tolist(), abs=1e-3) and ("." in first) == (
         precision == "float16"
@@ -95,7 +96,7 @@ def test_several_processes_give_the_same_rows(
     config: EmbedConfig, expected: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(embed, "PART_CHARACTERS", 11 * 500)
-    run(replace(config, devices=("cpu", "cpu")))
+    run(replace(config, device=("cpu", "cpu")))
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-5)
 
 
@@ -126,7 +127,7 @@ def test_a_stop_loses_nothing_and_nothing_is_made_twice(
 
 def test_a_killed_command_goes_on(config: EmbedConfig, tmp_path: Path) -> None:
     (tmp_path / "many.txt").write_text("".join(f"line {n}\n" for n in range(12_000)))
-    words = ["embed", config.model, "--file", str(tmp_path / "many.txt"), "--out", str(tmp_path / "m.npy"),
+    words = ["embed", config.model, "--input", str(tmp_path / "many.txt"), "--output", str(tmp_path / "m.npy"),
              "--device", "cpu", "--dtype", "float32"]  # fmt: skip
     running = subprocess.Popen([sys.executable, "-m", "modernbert", *words], stderr=subprocess.DEVNULL)
     while not list((tmp_path / "m.npy.parts").glob("*.npy")):
@@ -160,13 +161,13 @@ def test_what_cannot_be_embedded_is_named_by_its_line(
 ) -> None:
     (tmp_path / "t.jsonl").write_bytes(content)
     with pytest.raises(InputError, match=said):
-        run(replace(config, files=[tmp_path / "t.jsonl"], **changes))
+        run(replace(config, input=[tmp_path / "t.jsonl"], **changes))
     assert not (tmp_path / "v.npy").exists()
 
 
 def test_a_file_that_is_not_there_is_one_line(config: EmbedConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="absent.jsonl: cannot be read"):
-        run(replace(config, files=[tmp_path / "absent.jsonl"]))
+        run(replace(config, input=[tmp_path / "absent.jsonl"]))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.jsonl.gz"]
 
 
@@ -175,18 +176,18 @@ def test_names_that_are_no_text_are_written_or_one_line(name: bytes, config: Emb
     out, texts = (Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + each)) for each in (name, b"t\xe9.jsonl"))
     texts.write_text('{"body": "a"}\n')
     if name.endswith(b".npy"):
-        run(replace(config, files=[texts], out=out))
+        run(replace(config, input=[texts], output=out))
         assert np.load(out).shape == (1, 64)
         return
     with pytest.raises(InputError, match="is a name that (pyarrow|lancedb) cannot write, expected UTF-8 text"):
-        run(replace(config, files=[texts], out=out))
+        run(replace(config, input=[texts], output=out))
     assert sorted(tmp_path.iterdir()) == sorted([texts, tmp_path / "texts.jsonl.gz"])
 
 
 def test_a_table_that_is_there_is_not_written_over(config: EmbedConfig, tmp_path: Path) -> None:
-    run(replace(config, out=tmp_path / "v.lance"))
+    run(replace(config, output=tmp_path / "v.lance"))
     with pytest.raises(InputError, match="v.lance: exists already"):
-        run(replace(config, out=tmp_path / "v.lance"))
+        run(replace(config, output=tmp_path / "v.lance"))
 
 
 def test_texts_are_never_replaced_by_their_vectors(config: EmbedConfig, folder: Path, tmp_path: Path) -> None:
@@ -197,12 +198,12 @@ def test_texts_are_never_replaced_by_their_vectors(config: EmbedConfig, folder: 
     for out in (texts, tmp_path / "soft.jsonl", tmp_path / "hard.jsonl", tmp_path / "x" / ".." / "t.jsonl"):
         (tmp_path / "x").mkdir(exist_ok=True)
         with pytest.raises(InputError, match=f"{out}: is read as texts, expected another name for their vectors"):
-            run(replace(config, files=[*config.files, texts], out=out))
-    done = modernbert("embed", str(folder), "--device", "cpu", "--out", str(texts), given=texts)
+            run(replace(config, input=[*config.input, texts], output=out))
+    done = modernbert("embed", str(folder), "--device", "cpu", "--output", str(texts), given=texts)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "is read as texts" in done.stderr
     assert texts.read_text() == '{"body": "a"}\n'
-    run(replace(config, files=[texts], out=tmp_path / "x.jsonl"))
-    run(replace(config, files=[texts], out=tmp_path / "x.jsonl"))
+    run(replace(config, input=[texts], output=tmp_path / "x.jsonl"))
+    run(replace(config, input=[texts], output=tmp_path / "x.jsonl"))
 
 
 LINES = b"\xef\xbb\xbffirst\r\n\r\nthi\x00rd\nlast"
@@ -283,7 +284,7 @@ def test_standard_input_is_read_like_a_file(
 
     monkeypatch.setattr(embed, "PART_CHARACTERS", 10 * 500)
     content = "".join(f"{text}\n" for text in TEXTS).encode()
-    config = replace(config, files=(), out=tmp_path / "p.parquet")
+    config = replace(config, input=(), output=tmp_path / "p.parquet")
     real, made = embed._embed, []
 
     def stopped(bert: ModernBert, part: Any, config: EmbedConfig) -> Any:
@@ -304,7 +305,7 @@ def test_standard_input_is_read_like_a_file(
     np.testing.assert_allclose(np.array(table["vector"].to_pylist()), expected, atol=1e-6)
     capsys.readouterr()
     piped(monkeypatch, content)
-    run(replace(config, out=None))
+    run(replace(config, output=None))
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     np.testing.assert_allclose(lines, expected, atol=1e-6)
 
@@ -319,7 +320,7 @@ def test_what_cannot_be_read_from_a_pipe_leaves_nothing(
     for out in (tmp_path / "v.npy", None):
         piped(monkeypatch, content)
         with pytest.raises(InputError, match=said):
-            run(replace(config, files=(), out=out))
+            run(replace(config, input=(), output=out))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["texts.jsonl.gz"]
 
 
@@ -327,7 +328,7 @@ def test_what_cannot_be_read_twice_is_refused(config: EmbedConfig, tmp_path: Pat
     os.mkfifo(tmp_path / "pipe")
     for path, said in ((tmp_path / "pipe", "is nothing that can be read twice"), (tmp_path, "is a folder")):
         with pytest.raises(InputError, match=f"{path}: {said}, expected a file, or texts on standard input"):
-            run(replace(config, files=[path]))
+            run(replace(config, input=[path]))
 
 
 def test_a_file_that_changes_while_it_is_read_is_told(
@@ -358,12 +359,12 @@ def test_a_disk_that_is_full_at_the_end_keeps_the_parts(
     resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, limits[1]))
     try:
         with pytest.raises(InputError, match=f"{name}: cannot be written|{name}: no space left"):
-            run(replace(config, out=tmp_path / name))
+            run(replace(config, output=tmp_path / name))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not (tmp_path / name).exists()
     assert len(list((tmp_path / f"{name}.parts").glob("*.npy"))) == len(parts) > 1
-    run(replace(config, out=tmp_path / name))
+    run(replace(config, output=tmp_path / name))
     assert (tmp_path / name).exists() and not (tmp_path / f"{name}.parts").exists()
 
 
@@ -386,7 +387,7 @@ def test_a_row_that_is_mended_after_a_stop_voids_no_finished_part(
 ) -> None:
     monkeypatch.setattr(embed, "PART_CHARACTERS", 20 * 500)
     file = tmp_path / "t.jsonl"
-    config = replace(config, files=[file])
+    config = replace(config, input=[file])
     file.write_text(rows_of([*MANY[:150], wrong, *MANY[150:]]))
     with pytest.raises(InputError, match=f"{file}:151: "):
         run(config)
@@ -397,11 +398,11 @@ def test_a_row_that_is_mended_after_a_stop_voids_no_finished_part(
     moved = tmp_path / "moved.jsonl"
     moved.write_text(rows_of(["one more", *MANY]))
     file.unlink()
-    run(replace(config, files=[moved]))
+    run(replace(config, input=[moved]))
     before, of_all = reused(capsys.readouterr().err)
     assert begun - 2 <= before < of_all
     found = np.load(tmp_path / "v.npy")
-    run(replace(config, files=[moved], out=tmp_path / "fresh.npy"))
+    run(replace(config, input=[moved], output=tmp_path / "fresh.npy"))
     assert not reused(capsys.readouterr().err)[0]
     np.testing.assert_array_equal(found, np.load(tmp_path / "fresh.npy"))
     assert sorted(path.name for path in tmp_path.glob("*.parts")) == []
@@ -421,7 +422,7 @@ def test_a_change_of_rows_embeds_the_parts_around_it_alone(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(embed, "PART_CHARACTERS", 20 * 500)
     file = tmp_path / "t.jsonl"
-    config = replace(config, files=[file])
+    config = replace(config, input=[file])
     # The last row is bad: all parts before its own are finished.
     file.write_text(rows_of([*MANY, None]))
     with pytest.raises(InputError):
@@ -440,7 +441,7 @@ def test_parts_are_of_one_model_and_its_settings_and_not_of_an_earlier_version(
 ) -> None:
     file = tmp_path / "t.jsonl"
     file.write_text(rows_of([*MANY, None]))
-    config = replace(config, files=[file], on_error="skip", out=tmp_path / "v.parquet")
+    config = replace(config, input=[file], on_error="skip", output=tmp_path / "v.parquet")
     parts = tmp_path / "v.parquet.parts"
     parts.mkdir()
     np.save(parts / "00000003.npy", np.zeros((2, 64), np.float32))
@@ -463,9 +464,9 @@ def test_skipped_rows_are_listed_and_every_output_keeps_the_numbers_of_the_other
     file.write_text(rows_of(BAD_ROWS))
     bert = ModernBert.load(config.model, device="cpu", dtype="float32", engine="torch")
     expected = bert.embed([BAD_ROWS[number] for number in GOOD])
-    config = replace(config, files=[file], on_error="skip")
+    config = replace(config, input=[file], on_error="skip")
     for name in ("v.jsonl", "v.parquet", "v.lance"):
-        run(replace(config, out=tmp_path / name))
+        run(replace(config, output=tmp_path / name))
         said = capsys.readouterr().err
         assert [line.split(": ")[0] for line in said.splitlines() if line.startswith("skipped ")] == [
             *(f"skipped {file}:{number}" for number in (11, 22, 23, 44)),
@@ -495,9 +496,9 @@ def test_a_null_vector_stands_for_each_row_that_has_none(
     monkeypatch.setattr(embed, "PART_CHARACTERS", 40 * 500)
     file = tmp_path / "t.jsonl"
     file.write_text(rows_of(BAD_ROWS))
-    config = replace(config, files=[file], on_error="null")
+    config = replace(config, input=[file], on_error="null")
     for name in ("v.npy", "v.jsonl", "v.parquet", "v.lance"):
-        run(replace(config, out=tmp_path / name))
+        run(replace(config, output=tmp_path / name))
         assert capsys.readouterr().err.count("skipped ") == 5
     array = np.load(tmp_path / "v.npy")
     assert array.shape == (len(BAD_ROWS), 64)
@@ -512,10 +513,10 @@ def test_a_null_vector_stands_for_each_row_that_has_none(
     assert rows.search(array[0]).limit(1).to_list()[0]["number"] == 0
     with pytest.raises(InputError, match="precision: found 'int8', which has no NaN"):
         run(replace(config, precision="int8"))
-    run(replace(config, precision="int8", out=tmp_path / "i.jsonl"))
+    run(replace(config, precision="int8", output=tmp_path / "i.jsonl"))
     assert (tmp_path / "i.jsonl").read_text().splitlines().count("null") == 4
     with pytest.raises(InputError, match="on_error: found 'pass', expected 'fail', 'skip' or 'null'"):
-        run(replace(config, on_error="pass"))
+        resolve(EmbedConfig, vars(config) | {"on_error": "pass"})
 
 
 def test_a_stopped_command_goes_on_with_another_answer_to_bad_rows(
@@ -524,7 +525,7 @@ def test_a_stopped_command_goes_on_with_another_answer_to_bad_rows(
     monkeypatch.setattr(embed, "PART_CHARACTERS", 40 * 500)
     file = tmp_path / "t.jsonl"
     file.write_text(rows_of([*MANY[:100], "word " * 3_000, *MANY[100:]]))
-    config = replace(config, files=[file], out=tmp_path / "v.jsonl")
+    config = replace(config, input=[file], output=tmp_path / "v.jsonl")
     with pytest.raises(InputError, match=f"{file}:101: has 15,002 tokens"):
         run(config)
     capsys.readouterr()
@@ -554,7 +555,7 @@ def test_what_is_left_of_a_damaged_file_is_skipped_and_has_no_null_vectors(
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "z.jsonl").write_text(rows_of(["last"]))
     files = [tmp_path / "cut.jsonl.gz", tmp_path / "z.jsonl"]
-    config = replace(config, files=files, out=tmp_path / "v.jsonl")
+    config = replace(config, input=files, output=tmp_path / "v.jsonl")
     for on_error in ("fail", "null"):
         with pytest.raises(InputError, match="cut.jsonl.gz: ends too early"):
             run(replace(config, on_error=on_error))
@@ -576,6 +577,6 @@ def test_many_rows_that_are_refused_cost_no_more_than_their_share(
         return real(bert, texts, **options)
 
     monkeypatch.setattr(ModernBert, "embed", counted)
-    run(replace(config, files=[tmp_path / "t.jsonl"], out=tmp_path / "v.jsonl", on_error="skip"))
+    run(replace(config, input=[tmp_path / "t.jsonl"], output=tmp_path / "v.jsonl", on_error="skip"))
     assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 100
     assert sum(asked) == len(texts)

@@ -145,7 +145,9 @@ def test_bfloat16_stays_near_float32(bert: ModernBert, folder: Path) -> None:
 def test_command_line_embeds_and_fills(bert: ModernBert, folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "texts.jsonl"
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    done = modernbert("embed", str(folder), "--file", str(file), "--dtype", "float32", "--out", str(tmp_path / "v.npy"))
+    done = modernbert(
+        "embed", str(folder), "--input", str(file), "--dtype", "float32", "--output", str(tmp_path / "v.npy")
+    )
     assert done.returncode == 0, done.stderr
     best = choose_engine("auto", torch.device("cpu"), torch.float32, bert.config)
     assert f"engine {best.name}" in done.stderr
@@ -161,7 +163,9 @@ def test_a_line_ends_at_a_line_feed_and_nowhere_else(bert: ModernBert, folder: P
     with gzip.open(tmp_path / "t.jsonl.gz", "wt") as file:
         file.writelines(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
     for name in ("t.txt", "t.jsonl.gz"):
-        done = modernbert("embed", str(folder), "--file", str(tmp_path / name), "--device", "cpu", "--dtype", "float32")
+        done = modernbert(
+            "embed", str(folder), "--input", str(tmp_path / name), "--device", "cpu", "--dtype", "float32"
+        )
         assert done.returncode == 0, done.stderr
         found = np.array([json.loads(line) for line in done.stdout.splitlines()])
         np.testing.assert_allclose(found, bert.embed(texts), atol=1e-5)
@@ -278,13 +282,13 @@ def test_a_reader_that_leaves_and_a_request_to_end(folder: Path) -> None:
         (["embed", "x" * 5_000, "a"], "x ... (5,000 characters): no such folder"),
         (["embed", "{folder}", "a", "--dtype", "foo"], "dtype: found 'foo'"),
         (
-            ["embed", "{folder}", "a", "--out", "v.txt"],
+            ["embed", "{folder}", "a", "--output", "v.txt"],
             "v.txt: expected a name that ends in .npy, .jsonl, .parquet or .lance",
         ),
-        (["embed", "{folder}", "--file", "/absent.txt"], "/absent.txt: cannot be read"),
+        (["embed", "{folder}", "--input", "/absent.txt"], "/absent.txt: cannot be read"),
         (["fill-mask", "{folder}", "no mask here"], "has no [MASK]"),
         (["embed", "{folder}", "a", "--device", "cuda:7"], "device: found 'cuda:7'"),
-        (["embed", "{folder}", "a", "--engine", "flash"], "flash needs a CUDA device"),
+        (["embed", "{folder}", "a", "--engine", "varlen"], "varlen needs a CUDA device"),
         (["pretrain", "/absent.yaml"], "/absent.yaml: no such config file"),
     ],
 )

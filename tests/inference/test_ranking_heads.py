@@ -156,12 +156,10 @@ def test_commands_that_compare_refuse_a_model_with_labels(
         ("evaluate", "retrieval", str(folder), str(collection), "--out", str(tmp_path / "scores.json")),
     ]
     if pytest.importorskip("lancedb"):
-        assert (
-            modernbert("index", str(plain), str(tmp_path / "a.txt"), "--out", str(tmp_path / "i"), *words).returncode
-            == 0
-        )
+        made = ["index", str(plain), "--input", str(tmp_path / "a.txt"), "--output", str(tmp_path / "i")]
+        assert modernbert(*made, *words).returncode == 0
         commands += [
-            ("index", str(folder), str(tmp_path / "a.txt"), "--out", str(tmp_path / "new")),
+            ("index", str(folder), "--input", str(tmp_path / "a.txt"), "--output", str(tmp_path / "new")),
             ("evaluate", "retrieval", str(folder), str(collection), "--index", str(tmp_path / "vectors")),
             ("search", str(tmp_path / "i"), "land", "--rerank", str(folder)),
         ]

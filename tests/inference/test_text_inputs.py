@@ -12,13 +12,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from click.testing import Result
+from commands import run_here as modernbert
 from sentence_transformers import CrossEncoder
-from typer.testing import CliRunner
 
 from modernbert import InputError, ModernBert
 from modernbert.checkpoints.folder import load_model, save_folder
-from modernbert.cli.main import app
 from modernbert.data.collections import read_collection
 from modernbert.data.corpus import Tally, read_documents
 from modernbert.data.labeled_rows import read_rows
@@ -52,13 +50,13 @@ def bert(folders: dict[str, str]) -> ModernBert:
 def command(verb: str, folders: dict[str, str], file: Path, out: Path) -> list[str]:
     """Return the words of a command that reads a file."""
     readers = {
-        "embed": ["embed", folders["mask"], "--file", str(file), *CPU],
-        "fill-mask": ["fill-mask", folders["mask"], "--file", str(file), "--json", *CPU],
-        "classify": ["classify", folders["classify"], "--file", str(file), "--json", *CPU],
-        "tag": ["tag", folders["tag"], "--file", str(file), "--json", *CPU],
-        "rerank": ["rerank", folders["rerank"], "what", "--file", str(file), "--json", *CPU],
-        "export": ["export", folders["mask"], "--out", str(out), "--texts", str(file)],
-        "index": ["index", folders["mask"], str(file), "--out", str(out), *CPU],
+        "embed": ["embed", folders["mask"], "--input", str(file), *CPU],
+        "fill-mask": ["fill-mask", folders["mask"], "--input", str(file), "--json", *CPU],
+        "classify": ["classify", folders["classify"], "--input", str(file), "--json", *CPU],
+        "tag": ["tag", folders["tag"], "--input", str(file), "--json", *CPU],
+        "rerank": ["rerank", folders["rerank"], "what", "--input", str(file), "--json", *CPU],
+        "export": ["export", folders["mask"], "--output", str(out), "--input", str(file)],
+        "index": ["index", folders["mask"], "--input", str(file), "--output", str(out), *CPU],
         "prepare": ["prepare", f"sources=[{file}]", f"tokenizer={folders['mask']}", f"out={out}", "processes=1"],
         "tokenizer": ["tokenizer", f"sources=[{file}]", f"out={out}"],
         "finetune": [
@@ -73,15 +71,10 @@ def command(verb: str, folders: dict[str, str], file: Path, out: Path) -> list[s
 VERBS = ["embed", "fill-mask", "classify", "tag", "rerank", "export", "index", "prepare", "tokenizer", "finetune"]
 
 
-def modernbert(*words: str, given: bytes = b"") -> Result:
-    """Run a command in this process."""
-    return CliRunner().invoke(app, words, input=given)
-
-
 def refused(*words: str, given: bytes = b"") -> str:
     """Return the one line with which a command ends that refuses its input."""
     done = modernbert(*words, given=given)
-    assert (done.exit_code, done.stdout) == (2, ""), done.stderr
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("modernbert: ")]
     assert len(lines) == 1 and "Traceback" not in done.stderr
     return lines[0]
@@ -146,7 +139,7 @@ def test_a_json_array_is_read_by_every_command(folders: dict[str, str], tmp_path
         verb: modernbert(*command(verb, folders, path, tmp_path / verb))
         for verb in ("embed", "classify", "tag", "rerank")
     }
-    assert not [each.stderr for each in done.values() if each.exit_code]
+    assert not [each.stderr for each in done.values() if each.returncode]
     vectors = [json.loads(line) for line in done["embed"].stdout.splitlines()]
     np.testing.assert_allclose(vectors, bert.embed(TEXTS), atol=1e-5)
     for verb in ("classify", "tag", "rerank"):
@@ -159,7 +152,7 @@ def test_a_json_array_is_read_by_every_command(folders: dict[str, str], tmp_path
         for name in ("r.json", "r.csv", "r.tsv"):
             path = written(tmp_path, name)
             found_by = modernbert(*command(verb, folders, path, tmp_path / f"{verb} {name}"))
-            assert found_by.exit_code == 0 and expected in found_by.stdout, found_by.stderr
+            assert found_by.returncode == 0 and expected in found_by.stdout, found_by.stderr
 
 
 def test_a_file_without_a_suffix_and_source_code_are_lines(tmp_path: Path) -> None:
@@ -298,7 +291,7 @@ def test_rows_that_cannot_be_used_stop_a_command_or_are_skipped_and_listed(
     words = command(verb, folders, bad, tmp_path)
     assert f"{bad}:2: field 'text' is null" in refused(*words)
     done = modernbert(*words, "--on-error", "skip")
-    assert done.exit_code == 0, done.stderr
+    assert done.returncode == 0, done.stderr
     for line in SKIPPED.values():
         if verb == "rerank" and "tokens" in line:
             line = line.partition("15,002")[0]  # a pair has those of the query, too
@@ -312,7 +305,7 @@ def test_rows_that_cannot_be_used_stop_a_command_or_are_skipped_and_listed(
     assert f"{bad}:2: has 15,0" in refused(*words), "in the words of the file, not of a list"
     bad.write_text('{"text": null}\n')
     assert "all 1 rows were skipped" in refused(*words, "--on-error", "skip")
-    assert "on_error: found 'pass', expected 'fail'" in refused(*words, "--on-error", "pass")
+    assert "--on-error: found 'pass', expected 'fail'" in refused(*words, "--on-error", "pass")
 
 
 def test_a_field_of_another_name_is_read_by_every_command(folders: dict[str, str], tmp_path: Path) -> None:
@@ -331,7 +324,7 @@ def test_corpora_fail_or_skip_in_the_same_words(folders: dict[str, str], bad: Pa
         words = command(verb, folders, bad, tmp_path / verb)
         assert f"{bad}:2: field 'text' is null" in refused(*words)
         done = modernbert(*words, *option)
-        assert done.exit_code == 0, done.stderr
+        assert done.returncode == 0, done.stderr
         listed = [line for line in done.stderr.splitlines() if line.startswith("skipped ")]
         assert listed == [*(f"skipped {SKIPPED[number].format(file=bad)}" for number in (1, 3, 5)), "skipped 3 in all"]
     many = tmp_path / "many.jsonl"
@@ -442,10 +435,10 @@ def test_a_model_of_pairs_scores_no_single_text(pairs: Path, folders: dict[str, 
             pandas.DataFrame(rows).to_csv(file, index=False)
         else:
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        words = ["classify", str(pairs), "--file", str(file), *CPU]
-        assert "was trained on pairs of texts, found single texts; pass --file FILE --pair-field" in refused(*words)
+        words = ["classify", str(pairs), "--input", str(file), *CPU]
+        assert "was trained on pairs of texts, found single texts; pass --input FILE --pair-field" in refused(*words)
         done = modernbert(*words, "--pair-field", "pair", "--json")
-        assert done.exit_code == 0, done.stderr
+        assert done.returncode == 0, done.stderr
         for line, row, labels in zip(done.stdout.splitlines(), rows, both, strict=True):
             found = json.loads(line)
             assert (found["text"], found["pair"]) == (row["text"], row["pair"])
@@ -453,9 +446,9 @@ def test_a_model_of_pairs_scores_no_single_text(pairs: Path, folders: dict[str, 
     assert "was trained on pairs of texts" in refused("classify", str(pairs), "a", "b", *CPU)
     (tmp_path / "l.txt").write_text("a\n")
     for words, said in (
-        (["--file", str(tmp_path / "l.txt")], "l.txt: has lines without fields, expected .jsonl"),
+        (["--input", str(tmp_path / "l.txt")], "l.txt: has lines without fields, expected .jsonl"),
         ([], "--pair-field: found no --file"),
-        (["--file", str(tmp_path / "r.csv"), "--text-field", "x"], "r.csv: no column 'x', found 'text', 'pair'"),
+        (["--input", str(tmp_path / "r.csv"), "--text-field", "x"], "r.csv: no column 'x', found 'text', 'pair'"),
     ):
         assert said in refused("classify", str(pairs), *words, "--pair-field", "pair", *CPU, given=b"a\n")
 
@@ -463,7 +456,7 @@ def test_a_model_of_pairs_scores_no_single_text(pairs: Path, folders: dict[str, 
 def test_pairs_with_a_missing_text_are_skipped(pairs: Path, tmp_path: Path) -> None:
     table = pyarrow.table({"text": ["a", "b", None], "pair": ["c", None, "d"]})
     pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
-    words = ["classify", str(pairs), "--file", str(tmp_path / "p.parquet"), "--pair-field", "pair", "--json", *CPU]
+    words = ["classify", str(pairs), "--input", str(tmp_path / "p.parquet"), "--pair-field", "pair", "--json", *CPU]
     assert "p.parquet:2: column 'pair' is null" in refused(*words)
     done = modernbert(*words, "--on-error", "skip")
     assert json.loads(done.stdout)["index"] == 0

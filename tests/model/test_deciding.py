@@ -225,7 +225,7 @@ def test_an_adapter_beside_a_model_is_refused_in_every_command(whole: Path, tmp_
         ["finetune", f"model={folder}", "task=classify", f"train=[{data}]", f"out={tmp_path / 'out'}"],
         ["pretrain", f"init_from={folder}", "sources.a=x", f"out={tmp_path / 'out'}", "phases.a.tokens=16384",
          "phases.a.lr=1e-3"],
-        ["export", str(folder), "--out", str(tmp_path / "out")],
+        ["export", str(folder), "--output", str(tmp_path / "out")],
     ):  # fmt: skip
         done = modernbert(*words)
         assert (done.returncode, said in done.stderr, done.stderr.count("\n")) == (2, True, 1), done.stderr

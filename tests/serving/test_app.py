@@ -484,7 +484,7 @@ def test_the_hubs_client_gets_labels_and_spans(
 
 def test_a_request_to_end_loses_nothing_that_was_taken(folder: Path) -> None:
     # However busy the machine is that runs this: what is taken is answered.
-    with Served(folder, "--wait", "1000") as server, concurrent.futures.ThreadPoolExecutor(6) as pool:
+    with Served(folder, "--max-wait", "1000") as server, concurrent.futures.ThreadPoolExecutor(6) as pool:
         body = {"inputs": ["word " * 50] * 60}
         asked = [pool.submit(httpx.post, f"{server.url}/embed", json=body, timeout=60) for _ in range(6)]
         while "modernbert_queue_tokens 0.0" in httpx.get(f"{server.url}/metrics").text:

@@ -1,0 +1,226 @@
+"""Command-line parsers generated from option classes, with help texts, shell completion and one-line errors."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+from click.shell_completion import CompletionItem
+
+from modernbert.cli.verbs import GROUPS, SECTIONS, VERBS, Verb
+from modernbert.errors import InputError
+from modernbert.options import MISSING, Option, kind_of, options_of, plain_kind
+
+__all__ = ["VerbGroup", "option_name"]
+
+_SHORT = {"input": "-i", "output": "-o"}
+_METAVARS = {str: "TEXT", Path: "PATH", int: "INT", float: "NUMBER"}
+
+
+def option_name(key: str) -> str:
+    """Return how an option is written on the command line.
+
+    >>> option_name("guard.loss_rise")
+    '--guard.loss-rise'
+    """
+    return f"--{key.replace('_', '-')}"
+
+
+class VerbGroup(click.Group):
+    """Commands of one or two words, each imported when it is called."""
+
+    def __init__(self, name: str, prefix: str = "", **settings: Any) -> None:
+        super().__init__(name, no_args_is_help=True, **settings)
+        self.prefix = prefix
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
+        words = [verb.removeprefix(self.prefix).split()[0] for verb in VERBS if verb.startswith(self.prefix)]
+        return [*dict.fromkeys(words), *self.commands]
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Return a command, made of the class of its options."""
+        if not self.prefix and name in GROUPS:
+            return VerbGroup(name, prefix=f"{name} ", help=GROUPS[name])
+        verb = VERBS.get(f"{self.prefix}{name}")
+        return VerbCommand(name, verb) if verb else self.commands.get(name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands under its headings, without an import of one."""
+        own = [(each.name or "", each.get_short_help_str(100)) for each in self.commands.values()]
+        for heading in SECTIONS:
+            chosen = {name: verb for name, verb in VERBS.items() if verb.section == heading}
+            rows = [(name, verb.summary) for name, verb in chosen.items() if name.startswith(self.prefix)]
+            rows += own if heading == SECTIONS[-1] else []
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
+
+
+class VerbCommand(click.Command):
+    """A command whose parameters are the fields of its option class."""
+
+    def __init__(self, name: str, verb: Verb) -> None:
+        self.verb, self.schema = verb, verb.load_options()
+        self.options = list(options_of(self.schema))
+        parameters = [_parameter(each) for each in self.options if "NAME" not in each.key.split(".")]
+        extra = [
+            click.Option(["--config"], metavar="FILE", help="YAML file with options, or the name of a shipped config."),
+            click.Option(
+                ["--print", "print_config"], is_flag=True, help="Print all options with their values, and stop."
+            ),
+        ]
+        text = (self.schema.__doc__ or "").replace("`", "")
+        super().__init__(name, callback=self._run, params=[*parameters, *extra], help=text)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take the options that belong to mappings, such as `--phases.adapt.tokens 5`, then parse the others."""
+        rest: list[str] = []
+        ctx.meta["given"] = given = {}
+        words = iter(args)
+        for word in words:
+            name, equals, text = word.partition("=")
+            if word == "--":
+                rest += [word, *words]
+            elif (key := self._key_in_mapping(name)) is None:
+                rest.append(word)
+            else:
+                value = text if equals else next(words, None)
+                if value is None:
+                    raise click.UsageError(f"Option {name} needs a value.")
+                given[key] = _value(kind_of(self.schema, key), value, name)
+        return super().parse_args(ctx, rest)
+
+    def _key_in_mapping(self, name: str) -> str | None:
+        """Return the path of the field for an option such as `--phases.adapt.max-len`; None for other options."""
+        given = name.removeprefix("--").split(".")
+        for option in self.options if name.startswith("--") else ():
+            parts = option.key.split(".")
+            if "NAME" not in parts:
+                continue
+            if option.kind is Any or len(given) == len(parts):
+                key = [
+                    each if part == "NAME" else each.replace("-", "_") for part, each in zip(parts, given, strict=False)
+                ]
+                if all(part in ("NAME", each) for part, each in zip(parts, key, strict=False)) and len(key) == len(
+                    parts
+                ):
+                    return ".".join(key)
+        return None
+
+    def _run(self, config: str | None, print_config: bool, **values: Any) -> None:
+        from modernbert.config_files import nested, resolve, to_yaml
+
+        given = click.get_current_context().meta["given"]
+        for option in self.options:
+            value = values.get(_identifier(option.key))
+            if value is not None and value != ():
+                given[option.key] = list(value) if isinstance(value, tuple) else value
+        names = {option.key: option.key.upper() for option in self.options if option.positional}
+        resolved: Any = resolve(self.schema, nested(given), config, lambda key: names.get(key) or option_name(key))
+        if print_config:
+            click.echo(to_yaml(resolved), nl=False)
+        else:
+            self.verb.load_function()(resolved)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write arguments, then options by section, each with its default."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for option in self.options:
+            heading = "Arguments" if option.positional else option.section or "Options"
+            sections.setdefault(heading, []).append(_help_row(option))
+        general = [each for each in self.get_params(ctx) if each.name in ("config", "print_config", "help")]
+        sections["General"] = [row for each in general if (row := each.get_help_record(ctx))]
+        for heading, rows in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(rows)
+
+
+class _Type(click.ParamType[Any]):
+    """Text that is checked later, with the config as a whole; a shell completes its choices, or files."""
+
+    name = "value"
+
+    def __init__(self, option: Option) -> None:
+        self.kind, self.option = _item_kind(option.kind), option_name(option.key)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value of text, or a value as it is."""
+        return _value(self.kind, value, self.option) if isinstance(value, str) else value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return the choices that begin with a text, or ask the shell for files."""
+        if get_origin(self.kind) is Literal:
+            return [CompletionItem(each) for each in get_args(self.kind) if each.startswith(incomplete)]
+        return [CompletionItem(incomplete, type="file")]
+
+
+def _parameter(option: Option) -> click.Parameter:
+    several = get_origin(plain_kind(option.kind)) in (list, Sequence)
+    name = _identifier(option.key)
+    if option.positional:
+        return click.Argument(
+            [name], type=_Type(option), nargs=-1 if several else 1, required=False, metavar=_metavar(option)
+        )
+    flag = option_name(option.key)
+    if plain_kind(option.kind) is bool:
+        return click.Option([f"{flag}/--no-{flag.removeprefix('--')}", name], default=None)
+    spellings = [flag, name, *([_SHORT[option.key]] if option.key in _SHORT else [])]
+    return click.Option(spellings, type=_Type(option), multiple=several)
+
+
+def _value(kind: Any, text: str, option: str) -> Any:
+    """Return the value of one word: None for null where that is allowed, a number where any value is."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{option}: {text.encode(errors='replace').decode()} is not UTF-8 text.") from None
+    if text == "null" and kind is not str:
+        return None
+    if plain_kind(kind) is not Any:
+        return text
+    for convert in ({"true": True, "false": False}.__getitem__, int, float):
+        try:
+            return convert(text)
+        except (KeyError, ValueError):
+            continue
+    return text
+
+
+def _identifier(key: str) -> str:
+    return f"_{key.replace('.', '__')}"
+
+
+def _item_kind(kind: Any) -> Any:
+    """Return the type of one value of an option."""
+    plain = plain_kind(kind)
+    if get_origin(plain) in (list, Sequence):
+        return get_args(plain)[0]
+    return plain if plain is not str or kind is str else kind
+
+
+def _metavar(option: Option) -> str:
+    if option.positional:
+        several = get_origin(plain_kind(option.kind)) in (list, Sequence)
+        name = f"{option.key.upper()}{'...' if several else ''}"
+        return name if option.default is MISSING else f"[{name}]"
+    kind = plain_kind(_item_kind(option.kind))
+    return "|".join(map(str, get_args(kind))) if get_origin(kind) is Literal else _METAVARS.get(kind, "VALUE")
+
+
+def _help_row(option: Option) -> tuple[str, str]:
+    default = option.default
+    if default is MISSING:
+        shown = "[required]"
+    elif default is None or default == () or default == [] or default == {}:
+        shown = ""
+    else:
+        items = default if isinstance(default, list | tuple) else [default]
+        shown = f"[default: {', '.join(str(each).lower() if isinstance(each, bool) else str(each) for each in items)}]"
+    text = " ".join(filter(None, (option.help.replace("`", ""), shown)))
+    if option.positional:
+        return _metavar(option), text
+    name = option_name(option.key)
+    if plain_kind(option.kind) is bool:
+        return f"{name} / --no-{name.removeprefix('--')}", text
+    return f"{_SHORT[option.key] + ', ' if option.key in _SHORT else ''}{name} {_metavar(option)}", text

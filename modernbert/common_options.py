@@ -1,0 +1,44 @@
+"""Options that several commands share, each with one name, one type and one help text."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["Compute", "Dtype", "Engine", "Executor", "OnError", "OneDevice", "Overflow", "TextFile"]
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+Engine = Literal["auto", "cuda", "flash", "cpu", "torch", "reference"]
+Executor = Literal["local", "ray"]
+OnError = Literal["fail", "skip"]
+Overflow = Literal["error", "truncate", "split-mean"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneDevice:
+    """Computation."""
+
+    device: str = "auto"
+    """Device: auto, cpu, cuda or cuda:N."""
+    dtype: Dtype = "auto"
+    """Data type of the computation; auto: bfloat16 where the device is fast at it, else float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute(OneDevice):
+    """Computation."""
+
+    engine: Engine = "auto"
+    """Implementation of the encoder; auto: the fastest that supports the device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFile:
+    """Input."""
+
+    input: Path | None = None
+    """File with one text per line, or with rows: .jsonl, .json, .parquet, .csv, .tsv. Without texts and --input, lines
+    of standard input are read."""
+    text_field: str = "text"
+    """Column that holds the text."""
+    on_error: OnError = "fail"
+    """What to do with rows that have no text or that the model cannot process."""

@@ -1,0 +1,122 @@
+"""Each option of each command has a help text, and sets exactly the argument of its name."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+import pytest
+from annotated_types import Ge, Gt, Le, Lt
+from commands import run_here
+
+from modernbert.cli.parser import option_name
+from modernbert.cli.verbs import VERBS, Verb
+from modernbert.options import MISSING, Option, options_of, plain_kind
+
+OPTIONS = [(verb, option) for verb in VERBS for option in options_of(VERBS[verb].load_options())]
+IDS = [f"{verb} {option.key}" for verb, option in OPTIONS]
+
+
+@pytest.mark.parametrize(("verb", "option"), OPTIONS, ids=IDS)
+def test_every_option_has_a_help_text_that_says_its_default(verb: str, option: Option) -> None:
+    assert option.help.endswith("."), "a sentence"
+    if option.default is None:
+        assert any(word in option.help for word in ("by default", "Without", ", if", ", for")), "what None means"
+
+
+@pytest.mark.parametrize(("verb", "option"), OPTIONS, ids=IDS)
+def test_every_option_sets_the_argument_of_its_name(verb: str, option: Option, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[Any] = []
+    monkeypatch.setattr(Verb, "load_function", lambda self: received.append)
+    plain, changed = words_of(verb), words_of(verb, option)
+    for words in (plain, changed):
+        done = run_here(*words)
+        assert done.returncode == 0, done.stderr
+    before, after = ({**flat(asdict(config))} for config in received)
+    key = option.key.replace("NAME", "one")
+    assert {name for name in before | after if before.get(name) != after.get(name)} == {key}
+    assert after[key] == other_value(option)
+
+
+def words_of(verb: str, changed: Option | None = None) -> list[str]:
+    """Return a command line with all required options, and another value for one option."""
+    words, named = verb.split(), list[str]()
+    for option in options_of(VERBS[verb].load_options()):
+        if changed is not None and option.key == changed.key:
+            value = other_value(option)
+        elif option.default is MISSING and "NAME" not in option.key:
+            value = first_value(option)
+        elif option.default is MISSING and changed is not None and siblings(option, changed):
+            value = first_value(option)
+        else:
+            continue
+        texts = [str(each) for each in (value if isinstance(value, list | tuple) else [value])]
+        name = option_name(option.key.replace("NAME", "one"))
+        if option.positional:
+            words += texts
+        elif isinstance(value, bool):
+            named.append(name if value else f"--no-{name.removeprefix('--')}")
+        else:
+            named += [word for text in texts for word in (name, text)]
+    return words + named
+
+
+def siblings(option: Option, changed: Option) -> bool:
+    """Return whether two options belong to one entry of a mapping."""
+    return option.key.rpartition(".")[0] == changed.key.rpartition(".")[0]
+
+
+def first_value(option: Option) -> Any:
+    return _values(option)[0]
+
+
+def other_value(option: Option) -> Any:
+    """Return a valid value that is not the default."""
+    usual = first_value(option) if option.default is MISSING else option.default
+    return next(value for value in _values(option) if value != usual)
+
+
+def _values(option: Option) -> list[Any]:
+    kind = plain_kind(option.kind)
+    if get_origin(kind) in (list, Sequence):
+        default = option.default[0] if isinstance(option.default, list | tuple) and option.default else None
+        inner = _scalars(get_args(kind)[0], default)
+        return [inner[:1], inner[-2:]]
+    return _scalars(option.kind, option.default)
+
+
+def _scalars(kind: Any, default: Any) -> list[Any]:
+    plain = plain_kind(kind)
+    if get_origin(plain) is Literal:
+        return list(get_args(plain))
+    if plain is bool:
+        return [False, True]
+    if plain in (int, float):
+        least, most = _bounds(kind)
+        start = default if isinstance(default, int | float) and default is not MISSING else max(least, 0)
+        numbers = [plain(start), plain(start + 1), plain(start + 2), plain(start / 2), plain(start / 4)]
+        return [number for number in numbers if least <= number <= most]
+    if plain is Path:
+        return [Path("one"), Path("two"), Path("three")]
+    return ["one", "two", "three"]
+
+
+def _bounds(kind: Any) -> tuple[float, float]:
+    least, most = -math.inf, math.inf
+    for each in (kind, *get_args(kind)):
+        for limit in get_args(each)[1:] if get_origin(each) is Annotated else ():
+            least = limit.ge if isinstance(limit, Ge) else limit.gt + 1e-9 if isinstance(limit, Gt) else least
+            most = limit.le if isinstance(limit, Le) else limit.lt - 1e-9 if isinstance(limit, Lt) else most
+    return least, most
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the leaves of a tree of dictionaries by their paths."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict) and value:
+            leaves |= flat(value, f"{prefix}{name}.")
+        else:
+            leaves[f"{prefix}{name}"] = value
+    return leaves
