@@ -386,14 +386,14 @@ function openClassify(info) {
   const { id2label, task } = info.model_type.classifier;
   const names = Object.values(id2label);
   const isTagger = task === "tag";
+  const isScore = info.scores === "score";
   const [text, second] = [byId("classify-text"), byId("classify-pair")];
   text.value = isTagger ? SPANS_EXAMPLE : LABELS_EXAMPLE;
   byId("classify-second").hidden = isTagger;
   byId("classify-about").textContent = {
     tag: "It marks spans of the text and names each.",
     multilabel: `It gives each of ${names.length} labels a probability of its own.`,
-    regress: "It gives the text a score.",
-  }[task] ?? `It says how likely each of ${plural(names.length, "label")} is; together they make 100 %.`;
+  }[task] ?? (isScore ? "It gives the text a score." : `It says how likely each of ${plural(names.length, "label")} is; together they make 100 %.`);
 
   function tagged(spans) {
     const characters = Array.from(text.value);
@@ -411,7 +411,7 @@ function openClassify(info) {
 
   function labelled(rows) {
     // A score has no bounds that a bar could be drawn between.
-    if (task === "regress") return make("p", { className: "sentence" }, rows[0].score.toFixed(3));
+    if (isScore) return make("p", { className: "sentence" }, rows[0].score.toFixed(3));
     const items = rows.slice(0, NUM_LABELS).map(({ label, score }) => {
       const number = make("span", { className: "number" }, percent(score));
       return make("li", { className: "score" }, make("span", { dir: "auto", title: label }, label), bar(score), number);
@@ -425,7 +425,7 @@ function openClassify(info) {
     panel.result.replaceChildren(isTagger ? tagged(found) : labelled(found));
     if (isTagger) return found.length ? `${plural(found.length, "span")} found.` : "No span found.";
     const shown = found.length > NUM_LABELS ? ` The first ${NUM_LABELS} of ${found.length} labels.` : "";
-    return task === "regress" ? "One score." : `Most likely ${found[0].label}, ${percent(found[0].score)}.${shown}`;
+    return isScore ? "One score." : `Most likely ${found[0].label}, ${percent(found[0].score)}.${shown}`;
   });
   return panel;
 }
@@ -652,7 +652,8 @@ function purposeOf({ answers, scores, model_type: kind }) {
   if (kind.reranker) return "ranking passages";
   if (kind.classifier) {
     const labels = plural(Object.keys(kind.classifier.id2label).length, "label");
-    const known = { tag: "marking spans", multilabel: `${labels}, any number of them`, regress: "giving a text a score" };
+    if (scores === "score") return "giving a text a score";
+    const known = { tag: "marking spans", multilabel: `${labels}, any number of them` };
     return known[kind.classifier.task] ?? `one of ${labels}`;
   }
   const vectors = scores === "MaxSim" ? "a vector of each token" : "vectors of texts";
