@@ -5,6 +5,7 @@ only while the encoder computes what its weights say (no hooks, adapters or repl
 weight or module changes.
 """
 
+import operator
 import threading
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -23,6 +24,7 @@ __all__ = ["InferencePlan", "PlanCache", "is_plain", "is_plain_norm"]
 
 _TORCH_TYPES = (nn.Dropout, nn.Embedding, nn.Identity, nn.LayerNorm, nn.Linear, nn.ModuleList)
 _OUR_TYPES = "modernbert.model.encoder"
+_get_version = operator.attrgetter("_version")
 
 
 @runtime_checkable
@@ -85,16 +87,23 @@ class _Snapshot:
 
     def __init__(self, encoder: "Encoder") -> None:
         modules = list(encoder.modules())
+        # Parallel lists, so that `is_current` compares them without Python loops.
         self._settings = encoder.engine, encoder.config
-        self._children = [(each._modules, name, child) for each in modules for name, child in each.named_children()]
-        self._hooks = [(each.__dict__, each._forward_hooks, each._forward_pre_hooks) for each in modules]
-        self._weights = [
-            (each._parameters, name, weight, _version(weight), weight.data_ptr())
-            for each in modules
-            for name, weight in each.named_parameters(recurse=False)
-        ]
-        dtypes = {(weight.dtype, weight.device) for _, _, weight, *_ in self._weights}
-        self.is_plain = len(dtypes) == 1 and all(map(is_plain, modules))
+        self._tables: list[dict[str, Any]] = []
+        self._names: list[str] = []
+        self._values: list[Any] = []
+        for module in modules:
+            for table in (module._modules, module._parameters):
+                self._tables += [table] * len(table)
+                self._names += table.keys()
+                self._values += table.values()
+        self._weights = [each for each in self._values if isinstance(each, Tensor)]
+        self._hooks = [hooks for each in modules for hooks in (each._forward_hooks, each._forward_pre_hooks)]
+        self._attributes = [each.__dict__ for each in modules]
+        self._numbers = self._count()
+        self._is_versioned = not any(map(torch.is_inference, self._weights))
+        self._versions = self._read_versions()
+        self.is_plain = len({(each.dtype, each.device) for each in self._weights}) == 1 and all(map(is_plain, modules))
 
     def is_current(self, encoder: "Encoder") -> bool:
         """Return whether the encoder was plain, and has the same engine, config, modules and weights, and no hooks."""
@@ -104,13 +113,23 @@ class _Snapshot:
             and encoder.engine is engine
             and encoder.config is config
             and not _has_global_hooks()
-            and not any(after or before or "forward" in own for own, after, before in self._hooks)
-            and all(children.get(name) is child for children, name, child in self._children)
-            and all(
-                weights.get(name) is weight and weight.data_ptr() == address and _version(weight) == version
-                for weights, name, weight, version, address in self._weights
-            )
+            and not any(self._hooks)
+            and self._count() == self._numbers
+            and all(map(operator.is_, map(dict.get, self._tables, self._names), self._values))
+            and self._read_versions() == self._versions
         )
+
+    def _count(self) -> int:
+        """Return the number of attributes of all modules: a `forward` set on a module is one more."""
+        return sum(map(len, self._attributes))
+
+    def _read_versions(self) -> list[int]:
+        """Return the address of each weight, and the number of changes in place, which inference tensors do not count.
+
+        Assigning `weight.data` changes the address only.
+        """
+        versions = list(map(Tensor.data_ptr, self._weights))
+        return versions + list(map(_get_version, self._weights)) if self._is_versioned else versions
 
 
 def is_plain(module: nn.Module) -> bool:
@@ -129,7 +148,3 @@ def is_plain_norm(norm: nn.LayerNorm) -> bool:
 
 def _has_global_hooks() -> bool:
     return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
-
-
-def _version(weight: Tensor) -> int:
-    return 0 if weight.is_inference() else weight._version  # inference tensors do not count versions
