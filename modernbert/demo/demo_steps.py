@@ -1,133 +1,116 @@
-"""`modernbert demo`: from text found on this machine to a model that people can use, and a page that shows it.
+"""`modernbert demo`: pretrain and fine-tune a small model on text found on this machine, and write a page about it.
 
-In: nothing but an installed Python. Out: a folder with `tokenizer.json`, `log.jsonl`, `model/` and `report.html`. Each
-step leaves its outcome under a name that appears only when it is whole; killed at any moment and started again, the
-demo finds the outcomes that are there and goes on with the next.
+Each step writes its result atomically. A demo that was killed continues with the first step that has no result.
 """
 
 import json
-import sys
+import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from modernbert import config_files as configs
-from modernbert.checkpoints.folder import load_model
-from modernbert.data.corpus import Document, Tally
-from modernbert.data.shards import fill_folder
+from modernbert.data.prepare import PrepareConfig
+from modernbert.data.prepare import run as prepare
 from modernbert.demo.collect import Record, collect, read_records
-from modernbert.demo.function_search import Tuning, rank_by_bm25, rank_by_vectors, tune
+from modernbert.demo.function_search import rank_by_bm25, rank_by_vectors
 from modernbert.demo.masks import hide_words
-from modernbert.demo.pairs import Pair, pairs
+from modernbert.demo.pairs import pairs
 from modernbert.demo.summary import print_summary, write_summary
-from modernbert.engines.registry import PORTABLE
 from modernbert.errors import InputError
 from modernbert.extras import require
 from modernbert.files import new_folder, write_file
 from modernbert.inference.modernbert import ModernBert
-from modernbert.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from modernbert.model.embedder import EmbeddingConfig
+from modernbert.tokenizer.tokenizer import train_tokenizer
 from modernbert.training.pretraining import PretrainConfig, pretrain
+from modernbert.training.retriever_finetuning import RetrieverConfig, finetune_retriever
 from modernbert.training.run_folder import begin_run_folder
 
 __all__ = ["run"]
 
 SEED = 17
+KINDS = ("code", "prose", "heldout")
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything."""
+    """The amount of text, training and evaluation."""
 
     folder: str
     config: str
     budget_mb: float
     vocab_size: int
-    tuning: Tuning
+    finetuning_steps: int
+    pairs_per_step: int
     num_lines: int
 
 
-FULL = Scale("runs/demo", "demo.yaml", budget_mb=24.0, vocab_size=4_096, tuning=Tuning(num_steps=100), num_lines=300)
-QUICK = Scale(
-    "runs/demo-quick",
-    "demo-quick.yaml",
-    budget_mb=3.0,
-    vocab_size=2_048,
-    tuning=Tuning(num_steps=8, pairs_per_step=32),
-    num_lines=60,
-)
+FULL = Scale("runs/demo", "pretrain/demo", 24.0, 4_096, finetuning_steps=100, pairs_per_step=64, num_lines=300)
+QUICK = Scale("runs/demo-quick", "pretrain/demo-quick", 3.0, 2_048, finetuning_steps=8, pairs_per_step=32, num_lines=60)
 
 
 def run(out: Path | None = None, *, quick: bool = False) -> Path:
-    """Train, measure and show a small ModernBERT; return the page.
+    """Train, evaluate and show a small ModernBERT; return the path of the page.
 
     Raises: InputError if `out` holds something else, the disk is full, or a library of the extra `demo` is missing.
     """
     scale = QUICK if quick else FULL
     out = out or Path(scale.folder)
-    _require_libraries()
+    require("demo", "bm25s", "jinja2", "matplotlib", extra="demo")
     config = _pretrain_config(out, scale)
     begin_run_folder(out, config)
     clock = _Clock(out / "seconds.json")
-    corpus = out / "corpus"
-    clock.step("collect text", corpus.exists(), lambda: _collect(corpus, scale))
-    clock.step("train the tokenizer", (out / "tokenizer.json").exists(), lambda: _tokenizer(out, scale))
-    clock.step("tokenise", (out / "shards").exists(), lambda: _prepare(out))
-    clock.step("pretrain in three phases", (out / "model").exists(), lambda: pretrain(config))
-    clock.step("fill masks", (out / "masks.json").exists(), lambda: _fill_masks(out, scale))
-    clock.step("search before tuning", (out / "before.json").exists(), lambda: _search(out, "before", out / "model"))
-    tuned = out / "retrieval" / "model"
-    clock.step("tune for retrieval", tuned.exists(), lambda: _tune(out, tuned, scale))
-    clock.step("search after tuning", (out / "after.json").exists(), lambda: _search(out, "after", tuned))
+    finetuned = out / "retrieval"
+    clock.step("collect text", out / "corpus", lambda: _collect(out / "corpus", scale))
+    clock.step("train the tokenizer", out / "tokenizer.json", lambda: _train_tokenizer(out, scale))
+    clock.step("tokenize", out / "shards" / KINDS[-1], lambda: _prepare(out))
+    clock.step("pretrain in three phases", out / "model", lambda: pretrain(config))
+    clock.step("fill masks", out / "masks.json", lambda: _fill_masks(out, scale))
+    clock.step("search before fine-tuning", out / "before.json", lambda: _search(out, "before", out / "model"))
+    clock.step("fine-tune for retrieval", finetuned / "scores.json", lambda: _finetune(out, finetuned, scale))
+    clock.step("search after fine-tuning", out / "after.json", lambda: _search(out, "after", finetuned / "model"))
     page = write_summary(out, config, clock.seconds)
     print_summary(out)
     return page
 
 
 class _Clock:
-    """Runs steps that are not done yet, says so, and keeps how long each took."""
+    """Runs the steps that have no result yet, and keeps how long each took."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._console = Console(stderr=True, highlight=False)
         self.seconds: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
 
-    def step(self, name: str, is_done: bool, work: Callable[[], Any]) -> None:
-        if is_done:
+    def step(self, name: str, result: Path, work: Callable[[], Any]) -> None:
+        if result.exists():
             self._console.print(f"[dim]{name}: done before[/dim]")
             return
         self._console.print(f"[bold]{name}[/bold]")
         begun = time.monotonic()
         work()
-        # What a killed attempt took is part of the price.
         self.seconds[name] = round(time.monotonic() - begun, 1)
         write_file(self._path, json.dumps(self.seconds, indent=2) + "\n")
 
 
-def _require_libraries() -> None:
-    """Miss a library in the first second rather than in the ninth minute."""
-    require("demo", "bm25s", "jinja2", "matplotlib", extra="demo")
-
-
 def _pretrain_config(out: Path, scale: Scale) -> PretrainConfig:
-    with resources.as_file(resources.files("modernbert") / "configs" / "pretrain" / scale.config) as path:
-        return configs.load(
-            PretrainConfig,
-            path,
-            [
-                f"output={out}",
-                f"tokenizer={out / 'tokenizer.json'}",
-                f"data.sources.code={out / 'shards' / 'code'}",
-                f"data.sources.prose={out / 'shards' / 'prose'}",
-                f"data.heldout.packages={out / 'shards' / 'heldout'}",
-                f"seed={SEED}",
-            ],
-        )
+    return configs.load(
+        PretrainConfig,
+        scale.config,
+        [
+            f"output={out}",
+            f"tokenizer={out / 'tokenizer.json'}",
+            f"data.sources.code={out / 'shards' / 'code' / 'train'}",
+            f"data.sources.prose={out / 'shards' / 'prose' / 'train'}",
+            f"data.heldout.packages={out / 'shards' / 'heldout' / 'train'}",
+            f"seed={SEED}",
+        ],
+    )
 
 
 def _collect(folder: Path, scale: Scale) -> None:
@@ -136,68 +119,64 @@ def _collect(folder: Path, scale: Scale) -> None:
         facts = {key: value for key, value in asdict(collected).items() if not isinstance(value, Path)}
         write_file(partial / "collected.json", json.dumps(facts, indent=2) + "\n")
     megabytes = sum(collected.num_bytes.values()) / 1e6
-    print(
-        f"{megabytes:.1f} MB from {collected.num_packages} packages, {len(collected.heldout_packages)} of them held out"
-    )
+    print(f"{megabytes:.1f} MB from {collected.num_packages} packages; {len(collected.heldout_packages)} are held out")
 
 
-def _tokenizer(out: Path, scale: Scale) -> None:
-    texts = (record.text for name in ("code", "prose") for record in read_records(out / "corpus" / f"{name}.jsonl"))
+def _train_tokenizer(out: Path, scale: Scale) -> None:
+    texts = (record.text for name in ("code", "prose") for record in _records(out, name))
     train_tokenizer(texts, scale.vocab_size).save(out / "tokenizer.json")
 
 
 def _prepare(out: Path) -> None:
-    with new_folder(out / "shards") as partial:
-        for name in ("code", "prose", "heldout"):
-            records = read_records(out / "corpus" / f"{name}.jsonl")
-            documents = (Document(record.text, record.origin) for record in records)
-            # In this process: at this size, starting others takes longer than the work, and encoding uses all cores.
-            (partial / name).mkdir()
-            fill_folder(documents, out / "tokenizer.json", partial / name, tally=Tally())
+    for name in KINDS:
+        source, folder = str(out / "corpus" / f"{name}.jsonl"), str(out / "shards" / name)
+        # One process: at this size, starting more takes longer than the work.
+        prepare(PrepareConfig([source], str(out / "tokenizer.json"), folder, processes=1))
 
 
 def _fill_masks(out: Path, scale: Scale) -> None:
-    bert = _load(out / "model")
-    lines = hide_words(_heldout(out), bert.tokenizer, number=scale.num_lines, seed=SEED)
+    bert = ModernBert.load(out / "model", dtype="float32")
+    lines = hide_words(_records(out, "heldout"), bert.tokenizer, number=scale.num_lines, seed=SEED)
     mask = bert.tokenizer.text_of(bert.tokenizer.mask_id)
     filled: list[Any] = bert.fill_mask([line.masked(mask) for line in lines], top_k=5)
     found = []
     for line, masks in zip(lines, filled, strict=True):
-        # A line of a corpus on language models may hold a mask of its own; ours is the first after what stands before.
+        # A line about language models may contain masks of its own before ours.
         guesses = masks[line.before.count(mask)]
         found.append({**asdict(line), "guesses": [[guess.text, guess.probability] for guess in guesses]})
     write_file(out / "masks.json", json.dumps(found, indent=1) + "\n")
 
 
 def _search(out: Path, name: str, folder: Path) -> None:
-    questions = pairs(_heldout(out))
-    if not questions:
+    heldout = pairs(_records(out, "heldout"))
+    if not heldout:
         raise InputError(f"{out / 'corpus' / 'heldout.jsonl'}: has no function with a docstring, expected some")
-    ranking = rank_by_vectors(_load(folder), questions)
-    lexical = rank_by_bm25(questions)
-    outcome = {"pairs": [asdict(pair) for pair in questions], "model": asdict(ranking), "bm25": asdict(lexical)}
-    write_file(out / f"{name}.json", json.dumps(outcome) + "\n")
+    ranking = rank_by_vectors(ModernBert.load(folder, dtype="float32"), heldout)
+    results = {"pairs": heldout, "model": ranking, "bm25": rank_by_bm25(heldout)}
+    write_file(out / f"{name}.json", json.dumps(results, default=asdict) + "\n")
 
 
-def _tune(out: Path, folder: Path, scale: Scale) -> None:
-    # As it trains, not as it is fitted for inference.
-    tokenizer, model = Tokenizer.load(out / "model"), load_model(out / "model", dtype=torch.float32).to(_device())
-    encoder = model.encoder
-    examples: list[Pair] = pairs(read_records(out / "corpus" / "code.jsonl"))
-    losses = tune(encoder, tokenizer, examples, scale.tuning, checkpoints=out / "retrieval" / "checkpoints", seed=SEED)
-    for step, loss in enumerate(losses, 1):
-        if step % 10 == 0:
-            print(f"{step} steps, loss {loss:.3f}", file=sys.stderr, flush=True)
-    ModernBert(tokenizer, encoder).save(folder)
+def _finetune(out: Path, folder: Path, scale: Scale) -> None:
+    """Fine-tune on docstrings and their functions; the other functions of a step are the negatives."""
+    rows = [{"query": pair.query, "positive": pair.passage} for pair in pairs(_records(out, "code"))]
+    random.Random(SEED).shuffle(rows)
+    wanted = scale.finetuning_steps * scale.pairs_per_step
+    write_file(folder.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in rows[:wanted]))
+    finetune_retriever(
+        RetrieverConfig(
+            model=str(out / "model"),
+            task="embed",
+            train=[str(folder.with_suffix(".jsonl"))],
+            output=str(folder),
+            vectors=EmbeddingConfig(query_length=96, document_length=96),
+            epochs=max(1, round(wanted / len(rows))),
+            batch=scale.pairs_per_step,
+            lr=2e-3,
+            warmup=0.1,
+            seed=SEED,
+        )
+    )
 
 
-def _heldout(out: Path) -> list[Record]:
-    return list(read_records(out / "corpus" / "heldout.jsonl"))
-
-
-def _load(folder: Path) -> ModernBert:
-    return ModernBert.load(folder, device=_device(), dtype="float32", engine=PORTABLE.name)
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+def _records(out: Path, name: str) -> list[Record]:
+    return list(read_records(out / "corpus" / f"{name}.jsonl"))

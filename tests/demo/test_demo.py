@@ -44,7 +44,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     second = start(out)
     printed, errors = second.communicate(timeout=400)
     assert second.returncode == 0, errors
-    assert "tokenise: done before" in errors and "going on after step" in printed
+    assert "tokenize: done before" in errors and "going on after step" in printed
     assert (out / "tokenizer.json").read_bytes() == tokenizer
     return out, printed
 
