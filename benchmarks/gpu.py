@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.length_sets import SETS, documents_of
 from benchmarks.peers import Loaded, check_takes, load
 from benchmarks.process import reason_of, rows_of_new_process
 from benchmarks.throughput_row import Work, largest_batch, measure_loaded
@@ -37,6 +36,7 @@ from modernbert.inference.loading import permit_plans
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.initialization import initialize
+from modernbert.planning.length_sets import LENGTH_SETS, set_documents
 from modernbert.planning.step_timing import random_batch, time_steps
 from modernbert.training.flops import peak_flops, step_flops
 
@@ -198,9 +198,9 @@ def _inference(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
     lengths, calls = ((16,), 3) if small else ((16, 128, 512), 100)
     for model in _MODELS[:1] if small else _MODELS:
         works = {}
-        for name, of_set in SETS.items():
+        for name, of_set in LENGTH_SETS.items():
             if not small or name == "short-variable":
-                documents, runs = documents_of(name, number[name.split("-")[0]]), 1 if small else _RUNS
+                documents, runs = set_documents(name, number[name.split("-")[0]]), 1 if small else _RUNS
                 works[name] = Work(model, documents, of_set.batch, runs, str(device), "bfloat16", find_largest=False)
         try:
             yield from ({"infer": model, **row} for row in rows_of_new_process(_measure_model, (works, lengths, calls)))

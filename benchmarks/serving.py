@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.command import option, run_command
-from benchmarks.length_sets import real_lengths
 from benchmarks.process import in_new_process
 from benchmarks.ratios import ratios_to_the_best
+from benchmarks.real_lengths import real_lengths
 from benchmarks.results import Results, asked
 from benchmarks.rounds import check_choices
 from benchmarks.serving_engines import ENGINES, Engine, embed_all, load_engine, load_reference, make_folder

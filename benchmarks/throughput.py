@@ -15,14 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.command import option, run_command
-from benchmarks.length_sets import SETS, documents_of, real_documents
 from benchmarks.peers import MODELS
+from benchmarks.real_lengths import real_documents
 from benchmarks.results import Results, asked
 from benchmarks.rounds import MOST, check_choices
 from benchmarks.throughput_row import Row, Work, measure
 from modernbert.console import describe_machine, open_console
 from modernbert.devices import choose_device, choose_precision
 from modernbert.errors import InputError
+from modernbert.planning.length_sets import LENGTH_SETS, set_documents
 
 __all__ = ["ThroughputConfig", "run"]
 
@@ -96,14 +97,14 @@ def _choices(config: ThroughputConfig, device: torch.device) -> tuple[list[str],
     numbers = {"documents": config.documents, "batch": config.batch, "runs": config.runs, "rounds": config.rounds}
     given = {key: number for key, number in numbers.items() if number is not None}
     check_choices(config.models, list(MODELS), "models", **given)
-    check_choices(config.sets, [*SETS, _REAL], "sets")
+    check_choices(config.sets, [*LENGTH_SETS, _REAL], "sets")
     if (bool(config.texts) != bool(config.tokenizer)) or (_REAL in config.sets and not config.texts):
         raise InputError("sets: real needs texts and a tokenizer; one of them is missing")
     bases = [name for name in MODELS if "large" not in name]
     models = list(dict.fromkeys(config.models)) or (list(MODELS) if device.type == "cuda" else bases)
-    sets = list(dict.fromkeys(config.sets)) or [*SETS, *([_REAL] if config.texts else [])]
+    sets = list(dict.fromkeys(config.sets)) or [*LENGTH_SETS, *([_REAL] if config.texts else [])]
     for name in sets:
-        most = MOST // (SETS[name].mean if name in SETS else 1)
+        most = MOST // (LENGTH_SETS[name].mean if name in LENGTH_SETS else 1)
         if config.documents is not None and config.documents > most:
             raise InputError(f"documents: found {config.documents:,}, expected at most {most:,} of {name}")
     named = list(dict.fromkeys(config.dtypes)) or [str(choose_precision("auto", device)).removeprefix("torch.")]
@@ -120,11 +121,11 @@ def _documents(config: ThroughputConfig, name: str, device: torch.device) -> lis
     number = config.documents or (_DOCUMENTS if device.type == "cuda" else _CPU_DOCUMENTS[_kind(name)])
     if name == _REAL:
         return real_documents(list(config.texts), str(config.tokenizer), number, longest=8192)
-    return documents_of(name, number)
+    return set_documents(name, number)
 
 
 def _batch(config: ThroughputConfig, name: str, device: torch.device) -> int:
-    paper = SETS[name].batch if name in SETS else 128
+    paper = LENGTH_SETS[name].batch if name in LENGTH_SETS else 128
     return config.batch or (paper if device.type == "cuda" else _CPU_BATCH[_kind(name)])
 
 

@@ -16,7 +16,6 @@ from benchmarks import training_systems as training
 from benchmarks.finetuning_steps import FinetuningConfig
 from benchmarks.finetuning_systems import lengths_of
 from benchmarks.gte import Gte, GteShape
-from benchmarks.length_sets import SETS, documents_of
 from benchmarks.peers import MODELS, load
 from benchmarks.process import in_new_process
 from benchmarks.throughput import ThroughputConfig
@@ -27,6 +26,7 @@ from modernbert.batch import Batch
 from modernbert.engines.registry import PORTABLE
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
+from modernbert.planning.length_sets import LENGTH_SETS, set_documents
 
 transformers = pytest.importorskip("transformers")
 CPU = torch.device("cpu")
@@ -45,15 +45,15 @@ def bench(name: str, *words: str) -> subprocess.CompletedProcess[str]:
 )  # fmt: skip
 def test_sets_are_those_of_the_paper(name: str, tokens: int, shortest: int, longest: int) -> None:
     """Appendix F: 8,192 documents; fewer are their beginning."""
-    lengths = SETS[name].lengths(8_192)
+    lengths = LENGTH_SETS[name].lengths(8_192)
     assert (sum(lengths), min(lengths), max(lengths)) == (tokens, shortest, longest)
-    assert SETS[name].lengths(20) == lengths[:20] and len(SETS[name].lengths(9_000)) == 9_000
+    assert LENGTH_SETS[name].lengths(20) == lengths[:20] and len(LENGTH_SETS[name].lengths(9_000)) == 9_000
 
 
 def test_documents_of_a_set_are_the_same_each_time() -> None:
-    assert [len(ids) for ids in documents_of("short-variable", 5)] == SETS["short-variable"].lengths(5)
-    assert all(100 <= ids.min() and ids.max() < 16_000 for ids in documents_of("long-fixed", 2))
-    assert np.array_equal(documents_of("short-fixed", 2)[1], documents_of("short-fixed", 2)[1])
+    assert [len(ids) for ids in set_documents("short-variable", 5)] == LENGTH_SETS["short-variable"].lengths(5)
+    assert all(100 <= ids.min() and ids.max() < 16_000 for ids in set_documents("long-fixed", 2))
+    assert np.array_equal(set_documents("short-fixed", 2)[1], set_documents("short-fixed", 2)[1])
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_gte_without_padding_equals_the_published_code() -> None:
 
 def test_padded_and_ragged_models_compute_every_document(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the bench calls is the model: a document in a batch has the hidden states it has alone."""
-    documents = [document[:length] for document, length in zip(documents_of("short-fixed", 2), (40, 70), strict=True)]
+    documents = [document[:length] for document, length in zip(set_documents("short-fixed", 2), (40, 70), strict=True)]
     for name in ("modernbert-base", "bert-base"):
         loaded = load(name, CPU, torch.float32)
         with torch.inference_mode():
