@@ -1,1 +1,1 @@
-"""The demo: real text found beside the interpreter, and what a small model learns from it."""
+"""The demo: pretrain and fine-tune a small model on text found on this machine."""

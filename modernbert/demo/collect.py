@@ -1,11 +1,8 @@
-"""Collect text that is on every machine with Python: the standard library and the installed packages.
+"""Collect text from the standard library and the installed packages of the running interpreter.
 
-In: the library folders of the running interpreter. Out: `code.jsonl` (Python files as they are), `prose.jsonl`
-(docstrings, comments, descriptions, documents) and `heldout.jsonl` (both kinds, from packages that neither of the
-others has seen). Which files are taken, and why the held-out ones are unseen, is decided here and nowhere else.
-
-The package that has given the fewest bytes so far gives its next file, until the budget is full: small packages
-are read whole and large ones to a common level, so none dominates.
+Writes `code.jsonl` (Python files), `prose.jsonl` (docstrings, comments, descriptions, documents) and `heldout.jsonl`
+(both, from packages that are in neither of the others). Until the budget is full, the next file is taken from the
+package with the fewest bytes so far, so that no package dominates.
 """
 
 import hashlib
@@ -36,19 +33,19 @@ from modernbert.files import write_file
 __all__ = ["Collected", "Record", "collect", "is_heldout", "library_roots", "read_records"]
 
 HELDOUT_SHARE = 10  # one package in ten
-MIN_CHARS = 200  # shorter documents say too little
+MIN_CHARS = 200
 MAX_BYTES = 400_000  # longer files are tables
 MAX_LINE = 1_000  # longer lines are data or minified
 SKIPPED_FOLDERS = {"__pycache__", "site-packages", "dist-packages", "node_modules", "lib-dynload"}
 GENERATED = re.compile(
     r"generated (by|from|automatically)|(auto|automatically)[ -]?generated|do not edit", re.IGNORECASE
 )
-LICENCE_NAMES = ("license", "licence", "copying", "notice", "authors")
+LICENSE_NAMES = ("license", "licence", "copying", "notice", "authors")
 
 
 @dataclass(frozen=True)
 class Record:
-    """Hold one document, the path it has inside its library folder, and the top-level package it belongs to."""
+    """A document, its path in the library folder, and its top-level package."""
 
     text: str
     origin: str
@@ -57,7 +54,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Collected:
-    """Say what was collected: the three files, and counts of what is in them and what was passed over."""
+    """The three files, the sizes of their contents, and the number of files skipped for each reason."""
 
     code: Path
     prose: Path
@@ -83,8 +80,8 @@ class _Taken:
 
 
 @dataclass
-class _Harvest:
-    """What has been taken so far. Hashes are kept to tell copies: of texts, of paragraphs, of functions."""
+class _Corpus:
+    """The records so far, with hashes of texts, paragraphs and functions to detect copies."""
 
     code: list[_Taken] = field(default_factory=list)
     prose: list[_Taken] = field(default_factory=list)
@@ -103,12 +100,18 @@ def collect(
 ) -> Collected:
     """Write `code.jsonl`, `prose.jsonl` and `heldout.jsonl` into `out`, about `budget_mb` million bytes in all.
 
-    The same files, budget and seed give the same bytes. `progress` is told the bytes taken so far. Links are not
-    followed, and nothing outside `roots` (by default the interpreter's library folders) is read.
+    The same files, budget and seed give the same bytes. Links are not followed.
+
+    Args:
+        out: Folder for the three files.
+        budget_mb: Size of all text, in millions of bytes.
+        seed: Seed of the order of the files.
+        roots: Folders to read; default: the library folders of the interpreter.
+        progress: Called with the number of bytes so far.
 
     Raises: InputError if no text is found, or the folder cannot be written.
     """
-    harvest = _Harvest()
+    corpus = _Corpus()
     roots = library_roots() if roots is None else roots
     packages = _packages(roots, seed)
     budget = int(budget_mb * 1_000_000)
@@ -119,18 +122,18 @@ def collect(
         taken, tie, package = heapq.heappop(queue)
         if not packages[package]:
             continue
-        gain = _take(packages[package].pop(), harvest)
+        gain = _take(packages[package].pop(), corpus)
         total += gain
         if gain and progress is not None:
             progress(total)
         heapq.heappush(queue, (taken + gain, tie, package))
-    if not harvest.code:
+    if not corpus.code:
         raise InputError(f"no Python source found under {', '.join(map(str, roots))}")
-    return _write(out, harvest)
+    return _write(out, corpus)
 
 
 def read_records(path: Path) -> Iterator[Record]:
-    """Read back a file that `collect` wrote.
+    """Read a file that `collect` wrote.
 
     Raises: InputError if the file is absent or a line is not a record.
     """
@@ -153,12 +156,12 @@ def library_roots() -> list[Path]:
 
 
 def is_heldout(package: str) -> bool:
-    """Say whether a package is held out; `_json` goes where `json` goes."""
+    """Return whether a package is held out; `_json` and `json` are together."""
     return int(_sha(package.lstrip("_").lower())[:8], 16) % HELDOUT_SHARE == 0
 
 
 def _packages(roots: Sequence[Path], seed: int) -> dict[str, list[_Source]]:
-    """Files of each top-level package in the order to be popped: documents first, then modules, tests last."""
+    """Return the files of each top-level package, the first one last: documents, then modules, then tests."""
 
     def order(source: _Source) -> tuple[bool, bool, str]:
         tests = any(part in ("test", "tests", "testing", "idle_test") for part in source.origin.split("/")[1:])
@@ -186,7 +189,7 @@ def _files(folder: Path) -> Iterator[Path]:
         if entry.is_dir():
             if entry.name not in SKIPPED_FOLDERS and not entry.name.startswith("."):
                 yield from _files(Path(entry.path))
-        elif entry.name == "METADATA" or entry.name.lower().startswith(LICENCE_NAMES):
+        elif entry.name == "METADATA" or entry.name.lower().startswith(LICENSE_NAMES):
             yield Path(entry.path)
         elif entry.name.endswith((".py", ".rst", ".md", ".txt")):
             yield Path(entry.path)
@@ -205,72 +208,72 @@ def _package(root: Path, origin: str) -> str:
     return (public or lines or [top.split("-")[0].lower()])[0]
 
 
-def _take(source: _Source, harvest: _Harvest) -> int:
-    """Take what one file has to give; return the bytes taken, 0 if the file was passed over."""
+def _take(source: _Source, corpus: _Corpus) -> int:
+    """Add the text of a file; return its bytes, 0 if the file is skipped."""
     try:
         if source.path.stat().st_size > MAX_BYTES and not source.origin.startswith("pydoc_data/"):
-            return _skip(harvest, "too large")
+            return _skip(corpus, "too large")
         text = source.path.read_bytes().decode("utf-8")
     except OSError:
-        return _skip(harvest, "unreadable")
+        return _skip(corpus, "unreadable")
     except UnicodeDecodeError:
-        return _skip(harvest, "not UTF-8")
+        return _skip(corpus, "not UTF-8")
     text = text.replace("\r\n", "\n")
     if source.origin.endswith(".py"):
-        return _take_module(source, text, harvest)
+        return _take_module(source, text, corpus)
     if source.path.name == "METADATA":
         text = describe(text)
     elif max(map(len, text.split("\n"))) > MAX_LINE and not source.origin.endswith(".md"):
-        return _skip(harvest, "data-like")
-    return _take_prose(source.origin, source.package, paragraphs(text), harvest)
+        return _skip(corpus, "data-like")
+    return _take_prose(source.origin, source.package, paragraphs(text), corpus)
 
 
-def _take_module(source: _Source, text: str, harvest: _Harvest) -> int:
+def _take_module(source: _Source, text: str, corpus: _Corpus) -> int:
     tree = parse(text)
     if tree is None:
-        return _skip(harvest, "does not parse")
+        return _skip(corpus, "does not parse")
     if source.origin == "pydoc_data/topics.py":
         found = topics(tree)
         return sum(
-            _take_prose(f"{source.origin}#{name}", source.package, paragraphs(topic), harvest) for name, topic in found
+            _take_prose(f"{source.origin}#{name}", source.package, paragraphs(topic), corpus) for name, topic in found
         )
     defined = definitions(tree)
-    reason = _objection(text, defined)
-    if reason is None and _sha(text) in harvest.texts:
+    reason = _reason_to_skip(text, defined)
+    if reason is None and _sha(text) in corpus.texts:
         reason = "duplicate"
     if reason is not None:
-        return _skip(harvest, reason)
+        return _skip(corpus, reason)
     copies = frozenset(_sha(function) for function in functions(defined, text))
-    harvest.texts.add(_sha(text))
-    harvest.code.append(_Taken(Record(text, source.origin, source.package), copies))
+    corpus.texts.add(_sha(text))
+    corpus.code.append(_Taken(Record(text, source.origin, source.package), copies))
     gain = len(text.encode())
     return gain + _take_prose(
-        f"{source.origin}#prose", source.package, prose_of_module([tree, *defined], text), harvest, copies
+        f"{source.origin}#prose", source.package, prose_of_module([tree, *defined], text), corpus, copies
     )
 
 
 def _take_prose(
-    origin: str, package: str, found: Iterable[str], harvest: _Harvest, copies: frozenset[str] = frozenset()
+    origin: str, package: str, found: Iterable[str], corpus: _Corpus, copies: frozenset[str] = frozenset()
 ) -> int:
-    """Keep the paragraphs that were not seen before: licences and copied docstrings appear once."""
+    """Add the paragraphs that are new: licenses and copied docstrings appear once."""
     kept = []
     for paragraph in dict.fromkeys(found):
         digest = _sha(" ".join(paragraph.split()))
         long = len(paragraph) > 80
-        if long and digest in harvest.paragraphs:
+        if long and digest in corpus.paragraphs:
             continue
         if long:
-            harvest.paragraphs.add(digest)
+            corpus.paragraphs.add(digest)
         kept.append(paragraph)
-    # An escape in a docstring can spell half a surrogate pair, which no UTF-8 file can hold.
+    # An escape in a docstring can be an unpaired surrogate, which UTF-8 cannot encode.
     text = "\n\n".join(kept).encode("utf-8", "replace").decode()
     if len(text) < MIN_CHARS or not reads_like_english(text):
-        return _skip(harvest, "not prose")
-    harvest.prose.append(_Taken(Record(text, origin, package), copies))
+        return _skip(corpus, "not prose")
+    corpus.prose.append(_Taken(Record(text, origin, package), copies))
     return len(text.encode())
 
 
-def _objection(text: str, defined: list[Definition]) -> str | None:
+def _reason_to_skip(text: str, defined: list[Definition]) -> str | None:
     if len(text) < MIN_CHARS:
         return "too short"
     if GENERATED.search(text[:1_500]):
@@ -281,17 +284,17 @@ def _objection(text: str, defined: list[Definition]) -> str | None:
     return None if defined else "no definitions"
 
 
-def _write(out: Path, harvest: _Harvest) -> Collected:
-    """Share the records out; a held-out file that has a function in common with training is dropped."""
+def _write(out: Path, corpus: _Corpus) -> Collected:
+    """Write the three files; a held-out file that shares a function with the training text is dropped."""
     trained: set[str] = set()
-    trained.update(*(taken.functions for taken in harvest.code if not is_heldout(taken.record.package)))
+    trained.update(*(taken.functions for taken in corpus.code if not is_heldout(taken.record.package)))
     kept: dict[str, list[Record]] = {"code": [], "prose": [], "heldout": []}
-    for name, every in (("code", harvest.code), ("prose", harvest.prose)):
+    for name, every in (("code", corpus.code), ("prose", corpus.prose)):
         for taken in every:
             if not is_heldout(taken.record.package):
                 kept[name].append(taken.record)
             elif taken.functions & trained:
-                harvest.skipped["held-out copy of training text"] += 1
+                corpus.skipped["held-out copy of training text"] += 1
             else:
                 kept["heldout"].append(taken.record)
     for name, records in kept.items():
@@ -305,12 +308,12 @@ def _write(out: Path, harvest: _Harvest) -> Collected:
         num_documents={name: len(records) for name, records in kept.items()},
         num_packages=len(packages),
         heldout_packages=sorted(filter(is_heldout, packages)),
-        skipped=dict(sorted(harvest.skipped.items())),
+        skipped=dict(sorted(corpus.skipped.items())),
     )
 
 
-def _skip(harvest: _Harvest, reason: str) -> int:
-    harvest.skipped[reason] += 1
+def _skip(corpus: _Corpus, reason: str) -> int:
+    corpus.skipped[reason] += 1
     return 0
 
 

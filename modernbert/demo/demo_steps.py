@@ -18,7 +18,7 @@ from modernbert.data.prepare import PrepareConfig
 from modernbert.data.prepare import run as prepare
 from modernbert.demo.collect import Record, collect, read_records
 from modernbert.demo.function_search import rank_by_bm25, rank_by_vectors
-from modernbert.demo.masks import hide_words
+from modernbert.demo.masks import mask_words
 from modernbert.demo.pairs import pairs
 from modernbert.demo.summary import print_summary, write_summary
 from modernbert.errors import InputError
@@ -136,7 +136,7 @@ def _prepare(out: Path) -> None:
 
 def _fill_masks(out: Path, scale: Scale) -> None:
     bert = ModernBert.load(out / "model", dtype="float32")
-    lines = hide_words(_records(out, "heldout"), bert.tokenizer, number=scale.num_lines, seed=SEED)
+    lines = mask_words(_records(out, "heldout"), bert.tokenizer, number=scale.num_lines, seed=SEED)
     mask = bert.tokenizer.text_of(bert.tokenizer.mask_id)
     filled: list[Any] = bert.fill_mask([line.masked(mask) for line in lines], top_k=5)
     found = []

@@ -1,8 +1,4 @@
-"""Find the English and the functions in a Python file or a package description.
-
-In: text, or its syntax tree. Out: paragraphs, functions. A file of its own because `collect` decides what to take and
-`pairs` what to ask, and both need to read Python the same way.
-"""
+"""Find the English text and the functions in a Python file or a package description."""
 
 import ast
 import inspect
@@ -31,7 +27,7 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def parse(text: str) -> ast.Module | None:
-    """Parse Python source; None if this interpreter cannot, whatever the reason."""
+    """Parse Python source; return None if this interpreter cannot."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -41,7 +37,7 @@ def parse(text: str) -> ast.Module | None:
 
 
 def definitions(tree: ast.Module) -> list[Definition]:
-    """Return every class and function. Only statements are visited, which is ten times faster than `ast.walk`."""
+    """Return every class and function; visiting only statements is ten times faster than `ast.walk`."""
     found: list[Definition] = []
     blocks: list[list[ast.stmt]] = [tree.body]
     while blocks:

@@ -1,8 +1,4 @@
-"""Hide words of held-out lines, to see what the model puts in their place.
-
-In: held-out records. Out: lines with one whole word hidden. Which lines and which words follows from a seed alone, so
-nobody picked the ones that come out well.
-"""
+"""Mask one word in random lines of held-out text; a seed determines the lines and the words."""
 
 import random
 import re
@@ -12,15 +8,15 @@ from dataclasses import dataclass
 from modernbert.demo.collect import Record
 from modernbert.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["HiddenWord", "hide_words"]
+__all__ = ["MaskedWord", "mask_words"]
 
 _WORD = re.compile(r"(?<= )[A-Za-z]{3,12}\b")
 _WORDS_IN_LINE = (6, 20)
 
 
 @dataclass(frozen=True)
-class HiddenWord:
-    """A line around a word that was hidden."""
+class MaskedWord:
+    """A line with one word to be masked."""
 
     before: str
     word: str
@@ -28,12 +24,12 @@ class HiddenWord:
     origin: str
 
     def masked(self, mask: str) -> str:
-        """Return the line with the mask in place of the word and of the blank before it."""
+        """Return the line with the mask instead of the word and the space before it."""
         return f"{self.before.removesuffix(' ')}{mask}{self.after}"
 
 
-def hide_words(records: Iterable[Record], tokenizer: Tokenizer, *, number: int, seed: int) -> list[HiddenWord]:
-    """Hide one word in each of `number` lines; only words that are one token, so that one mask can stand for them."""
+def mask_words(records: Iterable[Record], tokenizer: Tokenizer, *, number: int, seed: int) -> list[MaskedWord]:
+    """Return up to `number` lines with a word that is a single token, so that one mask replaces it."""
     rng = random.Random(seed)
     candidates = [
         (record.origin, line.strip())
@@ -42,15 +38,15 @@ def hide_words(records: Iterable[Record], tokenizer: Tokenizer, *, number: int, 
         if _WORDS_IN_LINE[0] <= len(line.split()) <= _WORDS_IN_LINE[1]
     ]
     rng.shuffle(candidates)
-    hidden: list[HiddenWord] = []
+    found: list[MaskedWord] = []
     seen: set[str] = set()
     for origin, line in candidates:
         words = list(_WORD.finditer(line))
-        if len(hidden) == number or not words or line in seen:
+        if len(found) == number or not words or line in seen:
             continue
         word = rng.choice(words)
         (ids,) = tokenizer.encode([f" {word[0]}"], special=False)
         if len(ids) == 1:
             seen.add(line)
-            hidden.append(HiddenWord(line[: word.start()], word[0], line[word.end() :], origin))
-    return hidden
+            found.append(MaskedWord(line[: word.start()], word[0], line[word.end() :], origin))
+    return found

@@ -1,7 +1,6 @@
-"""Make pairs for retrieval: the first paragraph of a docstring asks for the function it was taken from.
+"""Make pairs of a query and a passage, as in CodeSearchNet: the first paragraph of a docstring, and its function.
 
-In: records of Python files. Out: pairs of a query and a passage, as in CodeSearchNet: the passage is the function's
-source, its name kept, its docstring removed.
+The passage is the source of the function without the docstring.
 """
 
 import ast
@@ -26,7 +25,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Pair:
-    """Hold a question in English and the function that answers it."""
+    """A query in English and the function that it describes."""
 
     query: str
     passage: str
@@ -35,10 +34,10 @@ class Pair:
 
 
 def pairs(records: Iterable[Record], *, cap_per_package: int = 200) -> list[Pair]:
-    """Make docstring-to-function pairs of the Python files among `records`, at most `cap_per_package` of a package.
+    """Return the pairs of the Python files among `records`, at most `cap_per_package` of a package.
 
-    No query and no passage occurs twice. Left out: tests, special methods, functions with fewer than 3 lines
-    besides the docstring, docstrings whose first paragraph is not 3 to 60 words of plain English.
+    No query and no passage occurs twice. Left out are tests, special methods, functions with fewer than 3 lines
+    without the docstring, and docstrings whose first paragraph is not 3 to 60 words of plain English.
     """
     by_package: defaultdict[str, list[Pair]] = defaultdict(list)
     queries: set[str] = set()
@@ -68,7 +67,7 @@ def _pairs_of(record: Record) -> Iterator[Pair]:
 
 
 def _query(docstring: str) -> str | None:
-    """Return the first paragraph on one line, without markup; None if it is not a question worth asking."""
+    """Return the first paragraph on one line, without markup; None if it is not plain English."""
     first = re.split(r"\n\s*\n", inspect.cleandoc(docstring))[0]
     query = " ".join(ROLE.sub(r"\1", first).replace("`", "").split())
     words = query.split()
@@ -81,7 +80,7 @@ def _query(docstring: str) -> str | None:
 
 
 def _passage(node: Function, lines: list[str]) -> str | None:
-    """Return the source from `def` on, without the docstring; None if little is left, or they share a line."""
+    """Return the source from `def` on, without the docstring; None if little is left, or they are on one line."""
     docstring, *body = node.body
     if not body or docstring.end_lineno is None or node.end_lineno is None:
         return None
@@ -97,7 +96,7 @@ def _passage(node: Function, lines: list[str]) -> str | None:
 
 
 def _spread(found: list[Pair], cap: int) -> list[Pair]:
-    """Keep `cap` pairs drawn by the hash of the passage, in their order: a package gives from all its files."""
+    """Return `cap` pairs chosen by the hash of the passage, in their order, so that all files contribute."""
     chosen = set(sorted(range(len(found)), key=lambda number: _sha(found[number].passage))[:cap])
     return [pair for number, pair in enumerate(found) if number in chosen]
 

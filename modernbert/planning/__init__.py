@@ -1,1 +1,1 @@
-"""What a training run costs: a cost model, device specifications, a forecast, and a search for model shapes."""
+"""Cost model, device specifications, forecast of a run, model shapes, and `modernbert bench`."""

@@ -1,4 +1,4 @@
-"""`modernbert plan`: what a run will cost, before it is begun, and which shapes a GPU likes."""
+"""`modernbert plan`: forecast the memory, speed and time of a pretraining run, and search for model shapes."""
 
 import json
 import statistics
@@ -38,32 +38,35 @@ from modernbert.training.pretraining_config import PretrainConfig, schedule_of
 
 __all__ = ["PlanConfig", "run"]
 
-# Fields of a run that a plan does without.
+# Required fields of a pretraining config that a plan does not use.
 _NOT_NEEDED = ("output=.", "tokenizer=.", "init_from=.")
-# Documents of the measurement that a forecast for the machine at hand is held against.
+# Documents of the training steps that are timed on this CPU.
 _MEASURED_LENGTHS = (1024, 512, 256, 128, 64, 64)
 
 
 @dataclass(frozen=True)
 class PlanConfig:
-    """A run's config with words that change it, the devices to plan for, and how many of each.
-
-    `length` is the number of tokens of every document, by default the most that a phase takes. `shapes` looks for
-    shapes that fill GPUs besides.
-    """
+    """Forecast the memory, speed and time of a pretraining run."""
 
     config: str | None = None
+    """Pretraining config: a file, or the name of a shipped one; default: a billion tokens at 1,024 and at 8,192."""
     overrides: Sequence[str] = ()
+    """Changes to the config: `key=value`."""
     devices: Sequence[str] = ("h100",)
+    """Devices: cpu (this one) or names of GPUs."""
     num_devices: int = 8
+    """Number of GPUs."""
     length: int | None = None
+    """Tokens of each document; default: the maximum length of each phase."""
     shapes: bool = False
+    """Also search for model shapes with the best tile utilization."""
     as_json: bool = False
+    """Print JSON; tables go to standard error."""
 
 
 @dataclass
 class _Plan:
-    """All that is said, as it is written to JSON."""
+    """The content of the JSON output."""
 
     parameters: int
     devices: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -71,9 +74,9 @@ class _Plan:
 
 
 def run(config: PlanConfig) -> None:
-    """Print forecasts for each device; where one is unknown the others are still planned.
+    """Print a forecast for each device; an unknown device is reported after the others.
 
-    Raises: InputError for a config that could not be run, at the end for a device that is unknown.
+    Raises: InputError for a config that cannot be run, or an unknown device.
     """
     if config.num_devices < 1:
         raise InputError(f"count: found {config.num_devices}, expected at least 1")
@@ -83,7 +86,7 @@ def run(config: PlanConfig) -> None:
     longest = max(phase.max_len for phase in pretrain.phases.values())
     if config.length is not None and config.length > longest:
         raise InputError(
-            f"length: found {config.length:,}, but no phase takes documents of more than {longest:,} tokens"
+            f"length: found {config.length:,}, expected at most {longest:,}, the maximum length of all phases"
         )
     plan = _Plan(num_parameters(model))
     console = open_console(stderr=config.as_json)
@@ -118,13 +121,13 @@ def _load(config: PlanConfig) -> tuple[PretrainConfig, ModelConfig]:
             return pretrain, load_config(folder)
     if "preset" not in fields and config.config is not None and not fields.keys() & {"hidden_size"}:
         raise InputError(
-            f"model.preset: {config.config} names none, expected one, such as model.preset=large, or init_from"
+            f"model.preset: missing in {config.config}, expected one (for example model.preset=large), or init_from"
         )
     return pretrain, ModelConfig.preset(str(fields.pop("preset", "base")), **fields)
 
 
 def _phase_words(config: PlanConfig) -> list[str]:
-    """Without a config, plan a billion tokens at 1,024 and at 8,192."""
+    """Return the phases of a plan without a config."""
     if config.config is not None or any(word.startswith("phases.") for word in config.overrides):
         return []
     common = "tokens: 1000000000, lr: 1e-3, micro_batch_tokens: 98304, max_micro_batches: 48"
@@ -136,47 +139,49 @@ def _plan_device(
 ) -> dict[str, Any]:
     if name == "cpu":
         dtype = choose_precision(pretrain.dtype, choose_device("cpu"))
-        machine, num_devices = _this_machine(pretrain, dtype), 1
+        device, num_devices = _this_cpu(pretrain, dtype), 1
     else:
         dtype = torch.float32 if pretrain.dtype == "float32" else torch.bfloat16
-        machine, num_devices = gpu_spec(name, dtype), config.num_devices
+        device, num_devices = gpu_spec(name, dtype), config.num_devices
     setup = TrainingSetup(pretrain.recompute, num_devices if pretrain.distributed.sharding == "full" else 1, dtype)
     forecasts = {
-        phase_name: forecast_phase(model, phase, schedule_of(phase), machine, num_devices, config.length, setup)
+        phase_name: forecast_phase(model, phase, schedule_of(phase), device, num_devices, config.length, setup)
         for phase_name, phase in pretrain.phases.items()
     }
-    is_the_papers = machine == gpu_spec("h100") and num_devices == 8 and config.length is None
+    is_the_papers = device == gpu_spec("h100") and num_devices == 8 and config.length is None
     published = _published_hours(model, pretrain) if is_the_papers else None
-    console.print(_table(f"{num_devices} x {machine.name}", forecasts, published))
+    console.print(_table(f"{num_devices} x {device.name}", forecasts, published))
     if num_devices > 1:
-        console.print("what devices exchange is not counted" + _HYBRID * (pretrain.distributed.sharding == "hybrid"))
-    if not machine.supports_dtype:
         console.print(
-            f"{machine.name} multiplies no bfloat16: this is what it can do in float16, not what `pretrain` does"
+            "without the time of communication between devices" + _HYBRID * (pretrain.distributed.sharding == "hybrid")
+        )
+    if not device.supports_dtype:
+        console.print(
+            f"{device.name} does not support bfloat16: the forecast is for float16, which `pretrain` does not use"
         )
     for phase_name, forecast in forecasts.items():
         shared = pretrain.phases[phase_name].max_micro_batches
         if (idle := -shared % num_devices) > 0:
             console.print(
-                f"phases.{phase_name}.max_micro_batches: {shared:,} do not divide by {num_devices:,}; at the end of a "
-                f"step {idle:,} of {num_devices:,} devices have no work"
+                f"phases.{phase_name}.max_micro_batches: {shared:,} is not a multiple of {num_devices:,}; at the end "
+                f"of each step {idle:,} of {num_devices:,} devices are idle"
             )
         if not forecast.fits:
             console.print(
-                f"phases.{phase_name}.micro_batch_tokens: {forecast.micro_batch:,} do not fit into {machine.name}, "
-                f"expected at most {forecast.largest_micro_batch:,}"
+                f"phases.{phase_name}.micro_batch_tokens: {forecast.micro_batch:,} tokens do not fit into the memory "
+                f"of {device.name}, expected at most {forecast.largest_micro_batch:,}"
             )
-    said: dict[str, Any] = {"machine": asdict(machine), "count": num_devices}
-    said["phases"] = {phase_name: asdict(forecast) for phase_name, forecast in forecasts.items()}
+    result: dict[str, Any] = {"device": asdict(device), "count": num_devices}
+    result["phases"] = {phase_name: asdict(forecast) for phase_name, forecast in forecasts.items()}
     if name == "cpu":
-        said["measured"] = _measure(console, pretrain, dtype, model, machine)
-    return said
+        result["measured"] = _measure(console, pretrain, dtype, model, device)
+    return result
 
 
 def _table(title: str, forecasts: dict[str, PhaseForecast], published: Sequence[float] | None) -> Table:
     table = Table(title=title, title_justify="left")
-    columns = ["phase", "tokens a document", "GFLOP a token, forward", "training", "MB moved a token, forward",
-               "KB held a token", "most tokens a micro-batch", "tokens/s", "hours", "device-hours"]  # fmt: skip
+    columns = ["phase", "tokens/document", "GFLOP/token, forward", "training", "MB moved/token, forward",
+               "KB kept/token", "max tokens/micro-batch", "tokens/s", "hours", "device-hours"]  # fmt: skip
     for column in columns + (["published hours"] if published else []):
         table.add_column(column, justify="left" if column == "phase" else "right")
     for number, (name, each) in enumerate(forecasts.items()):
@@ -195,7 +200,7 @@ def _hours(hours: float) -> str:
 
 
 def _published_hours(model: ModelConfig, pretrain: PretrainConfig) -> Sequence[float] | None:
-    """Return the paper's hours, where this is one of its two runs; its large run has its first phase in two here."""
+    """Return the hours of the paper if this is one of its two runs; the first phase of large is divided in two here."""
     for name, hours in PUBLISHED_HOURS.items():
         sizes = [getattr(each, size) for each in (model, ModelConfig.preset(name)) for size in _SIZES]
         if sizes[: len(_SIZES)] != sizes[len(_SIZES) :]:
@@ -207,18 +212,18 @@ def _published_hours(model: ModelConfig, pretrain: PretrainConfig) -> Sequence[f
     return None
 
 
-_HYBRID = ", and weights as if every device held them all"
+_HYBRID = "; memory as if each device held all weights"
 _SIZES = ("num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size")
 
 
 def _shape_of(model: ModelConfig) -> str:
     return (
-        f"{model.num_hidden_layers} layers, width {model.hidden_size:,}, feed-forward {model.intermediate_size:,}, "
-        f"{model.vocab_size:,} entries"
+        f"{model.num_hidden_layers} layers, hidden size {model.hidden_size:,}, intermediate size "
+        f"{model.intermediate_size:,}, vocabulary {model.vocab_size:,}"
     )
 
 
-def _this_machine(pretrain: PretrainConfig, dtype: torch.dtype) -> DeviceSpec:
+def _this_cpu(pretrain: PretrainConfig, dtype: torch.dtype) -> DeviceSpec:
     cpu = choose_device("cpu")
     base = ModelConfig.preset("base")
     layout = SequenceLengths.from_lengths([1024] * 4)
@@ -228,20 +233,20 @@ def _this_machine(pretrain: PretrainConfig, dtype: torch.dtype) -> DeviceSpec:
 
 
 def _measure(
-    console: Console, pretrain: PretrainConfig, dtype: torch.dtype, model: ModelConfig, machine: DeviceSpec
+    console: Console, pretrain: PretrainConfig, dtype: torch.dtype, model: ModelConfig, device: DeviceSpec
 ) -> dict[str, Any]:
-    """Train a few steps here, and hold the forecast against them."""
+    """Time training steps on this CPU, and compare them with the forecast."""
     cpu = choose_device("cpu")
     engine = choose_engine(pretrain.engine, cpu, dtype, model)
     _, *seconds = time_steps(model, _MEASURED_LENGTHS, device=cpu, dtype=dtype, engine=engine, num_steps=3)
     num_tokens = sum(_MEASURED_LENGTHS)
     measured = num_tokens / statistics.median(seconds)
     costs = token_costs(model, _MEASURED_LENGTHS, dtype=dtype)
-    # A step as small as this one pays for the optimizer by itself.
-    optimizer = optimizer_seconds(model, machine) / num_tokens
-    forecast = 1 / (seconds_per_token(costs, machine, training=True) + optimizer)
+    # The optimizer step is divided by the tokens of this small step.
+    optimizer = optimizer_seconds(model, device) / num_tokens
+    forecast = 1 / (seconds_per_token(costs, device, training=True) + optimizer)
     console.print(
-        f"measured here, {num_tokens:,} tokens a step in documents of {min(_MEASURED_LENGTHS)} to "
+        f"measured here, {num_tokens:,} tokens per step in documents of {min(_MEASURED_LENGTHS)} to "
         f"{max(_MEASURED_LENGTHS):,}: {measured:,.0f} tokens/s, forecast {forecast:,.0f} "
         f"({forecast / measured:.2f} times)"
     )

@@ -1,7 +1,4 @@
-"""Training steps of a random model on random tokens: what they cost is what any others of this shape and length cost.
-
-In: a shape, lengths, where to compute. Out: seconds of each step.
-"""
+"""Time training steps of a model with random weights on random tokens."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -34,9 +31,20 @@ def time_steps(
     compiled: bool = False,
     num_micro_batches: int = 1,
 ) -> Iterator[float]:
-    """Yield the seconds of each step on micro-batches of documents of these lengths; the first one warms up.
+    """Yield the seconds of `num_steps` steps, after one that warms up.
 
-    Raises: InputError if compiled layers are asked for and there is no compiler.
+    Args:
+        model: Shape of the model.
+        lengths: Tokens of the documents of a micro-batch.
+        device: Device.
+        dtype: Data type of GEMMs.
+        engine: Engine.
+        num_steps: Number of timed steps.
+        mask_rate: Share of masked tokens.
+        compiled: Whether `torch.compile` compiles the layers.
+        num_micro_batches: Micro-batches per step.
+
+    Raises: InputError if layers cannot be compiled.
     """
     masked_model = MaskedLM(model, engine)
     initialize(masked_model, model, seed=0)
@@ -48,16 +56,16 @@ def time_steps(
     batch = random_batch(model, lengths, mask_rate)
     for step in range(num_steps + 1):
         begun = time.perf_counter()
-        # The step ends by reading its loss, so a device is done with it.
+        # A step ends by reading its loss, which waits for the device.
         train_step(objective, [batch] * num_micro_batches, optimizer, 1e-4, seed=step, device=device, dtype=dtype)
         yield time.perf_counter() - begun
 
 
 def random_batch(model: ModelConfig, lengths: Sequence[int], mask_rate: float, seed: int = 0) -> Batch:
-    """Return documents of these lengths, of ids drawn evenly, with a share of the rows named for a loss."""
+    """Return documents of uniformly random token ids, with a share of the positions as labels."""
     generator = torch.Generator().manual_seed(seed)
     layout = SequenceLengths.from_lengths(lengths)
     tokens = torch.randint(0, model.vocab_size, (layout.num_tokens,), generator=generator)
     chosen = torch.randperm(layout.num_tokens, generator=generator)[: round(mask_rate * layout.num_tokens)]
-    where = chosen.sort().values
-    return Batch(tokens, layout, where, tokens[where])
+    positions = chosen.sort().values
+    return Batch(tokens, layout, positions, tokens[positions])

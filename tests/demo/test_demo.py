@@ -15,7 +15,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from modernbert import ModernBert
 from modernbert.demo.collect import Record
-from modernbert.demo.masks import hide_words
+from modernbert.demo.masks import mask_words
 from modernbert.tokenizer.tokenizer import Tokenizer
 
 
@@ -103,7 +103,7 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(finished: tuple[Path,
 def test_hidden_words_are_whole_single_tokens(finished: tuple[Path, str]) -> None:
     tokenizer = Tokenizer.load(finished[0] / "tokenizer.json")
     text = "\n".join(f"this line number {n} is the same as that of the other file" for n in range(50))
-    hidden = hide_words([Record(text, "a.txt", "a")], tokenizer, number=20, seed=0)
+    hidden = mask_words([Record(text, "a.txt", "a")], tokenizer, number=20, seed=0)
     assert len(hidden) == 20
     for line in hidden:
         assert f"{line.before}{line.word}{line.after}" in text

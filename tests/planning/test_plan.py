@@ -149,7 +149,10 @@ def test_devices_beyond_a_steps_micro_batches_have_nothing_to_do(capsys: pytest.
     eight, many = (forecast_phase(BASE, phase, schedule_of(phase), gpu_spec("h100"), n) for n in (8, 100))
     assert many.hours == eight.hours and many.device_hours == pytest.approx(eight.device_hours * 100 / 8)
     run(PlanConfig(num_devices=50))
-    assert "max_micro_batches: 48 do not divide by 50; at the end of a step 2 of 50 devices" in capsys.readouterr().out
+    assert (
+        "max_micro_batches: 48 is not a multiple of 50; at the end of each step 2 of 50 devices"
+        in capsys.readouterr().out
+    )
 
 
 def test_all_devices_wait_for_those_that_have_one_micro_batch_more() -> None:
@@ -189,8 +192,8 @@ def test_recomputation_and_shards_leave_room_and_the_first_costs_a_pass() -> Non
 def test_what_is_said_follows_the_config(capsys: pytest.CaptureFixture[str]) -> None:
     run(PlanConfig(overrides=["distributed.sharding=hybrid"], devices=("t4",)))
     said = " ".join(capsys.readouterr().out.split())
-    assert "what devices exchange is not counted, and weights as if every device held them all" in said
-    assert "Tesla T4 multiplies no bfloat16" in said
+    assert "without the time of communication between devices; memory as if each device held all weights" in said
+    assert "Tesla T4 does not support bfloat16" in said
 
 
 def test_the_papers_runs_stand_beside_their_published_hours() -> None:
@@ -204,7 +207,7 @@ def test_the_papers_runs_stand_beside_their_published_hours() -> None:
     hours = [phase["hours"] for phase in said["devices"]["h100"]["phases"].values()]
     for forecast, published in zip(hours, (191.1, 36.3, 7.5), strict=True):
         assert 0.26 * published < forecast < published
-    assert "do not fit into RTX 4090" in done.stderr
+    assert "do not fit into the memory of RTX 4090" in done.stderr
 
 
 def test_an_unknown_device_is_a_line_and_the_others_are_planned() -> None:
@@ -222,7 +225,7 @@ def test_an_unknown_device_is_a_line_and_the_others_are_planned() -> None:
         (PlanConfig(str(CONFIGS / "large.yaml")), "model.preset"),
         (PlanConfig(num_devices=0), "count: found 0"),
         (PlanConfig(length=1), "length: found 1"),
-        (PlanConfig(length=9_000), "length: found 9,000, but no phase takes documents of more than 8,192"),
+        (PlanConfig(length=9_000), "length: found 9,000, expected at most 8,192"),
         (PlanConfig(overrides=["phases.stable.tokens=5"]), "phases.stable.lr"),
         (PlanConfig("nowhere.yaml"), "nowhere.yaml: no such config file"),
         (PlanConfig(overrides=["model.preset=huge"]), "huge"),
