@@ -10,8 +10,7 @@ from modernbert import config_files as configs
 __all__ = ["VERBS", "app"]
 
 VERBS = (
-    "demo", "tokenizer", "prepare", "pretrain", "finetune", "sweep", "evaluate", "grow", "average", "convert", "plan",
-    "report",
+    "tokenizer", "prepare", "pretrain", "finetune", "sweep", "evaluate", "grow", "average", "convert", "plan",
 )  # fmt: skip
 
 Schema = TypeVar("Schema")
@@ -42,17 +41,6 @@ Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a text.")]
 Overflow = Annotated[str, typer.Option(help="What of too long texts: error, truncate, split-mean.")]
 Backend = Annotated[str, typer.Option(help="auto, triton, varlen, native, banded, dense.")]
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("runs/demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="The same in one minute, with less of everything.")] = False,
-) -> None:
-    """Train a small ModernBERT on text found on this machine, and show what it learned."""
-    from modernbert.demo.demo_steps import run
-
-    run(out, quick=quick)
 
 
 @app.command()
@@ -247,19 +235,6 @@ def plan(
 
     config, words = _file_and_words(config, overrides)
     run(PlanConfig(config, words, device or ["h100"], count, length, shapes, as_json))
-
-
-@app.command()
-def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, finished or not.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The page; else RUN/report.html, or ./report.html for several.")
-    ] = None,
-) -> None:
-    """Show runs side by side on one HTML page."""
-    from modernbert.reporting.report import ReportConfig, run
-
-    run(ReportConfig(runs, out))
 
 
 def _resolve(

@@ -89,6 +89,24 @@ VERBS = {
         "export.export_options:ExportConfig",
         "export.export_model:run",
     ),
+    "report": Verb(
+        "Tools",
+        "Write an HTML page about runs.",
+        "reporting.report_options:ReportConfig",
+        "reporting.report:run",
+    ),
+    "bench": Verb(
+        "Tools",
+        "Measure the speed, latency and memory of a model.",
+        "planning.bench_options:BenchConfig",
+        "planning.bench_model:bench",
+    ),
+    "demo": Verb(
+        "Tools",
+        "Pretrain and fine-tune a small model on text found on this machine.",
+        "demo.demo_options:DemoConfig",
+        "demo.demo_steps:run",
+    ),
 }
 
 SECTIONS = ("Use", "Train", "Evaluate", "Tools")

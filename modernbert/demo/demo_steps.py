@@ -17,6 +17,7 @@ from modernbert import config_files as configs
 from modernbert.data.prepare import PrepareConfig
 from modernbert.data.prepare import run as prepare
 from modernbert.demo.collect import Record, collect, read_records
+from modernbert.demo.demo_options import DemoConfig
 from modernbert.demo.function_search import rank_by_bm25, rank_by_vectors
 from modernbert.demo.masks import mask_words
 from modernbert.demo.pairs import pairs
@@ -31,7 +32,7 @@ from modernbert.training.pretraining import PretrainConfig, pretrain
 from modernbert.training.retriever_finetuning import RetrieverConfig, finetune_retriever
 from modernbert.training.run_folder import begin_run_folder
 
-__all__ = ["run"]
+__all__ = ["DemoConfig", "run"]
 
 SEED = 17
 KINDS = ("code", "prose", "heldout")
@@ -54,27 +55,27 @@ FULL = Scale("runs/demo", "pretrain/demo", 24.0, 4_096, finetuning_steps=100, pa
 QUICK = Scale("runs/demo-quick", "pretrain/demo-quick", 3.0, 2_048, finetuning_steps=8, pairs_per_step=32, num_lines=60)
 
 
-def run(out: Path | None = None, *, quick: bool = False) -> Path:
+def run(config: DemoConfig) -> Path:
     """Train, evaluate and show a small ModernBERT; return the path of the page.
 
-    Raises: InputError if `out` holds something else, the disk is full, or a library of the extra `demo` is missing.
+    Raises: InputError if the folder holds something else, the disk is full, or a library is missing.
     """
-    scale = QUICK if quick else FULL
-    out = out or Path(scale.folder)
+    scale = QUICK if config.quick else FULL
+    out = config.output or Path(scale.folder)
     require("demo", "bm25s", "jinja2", "matplotlib", extra="demo")
-    config = _pretrain_config(out, scale)
-    begin_run_folder(out, config)
+    pretraining = _pretrain_config(out, scale)
+    begin_run_folder(out, pretraining)
     clock = _Clock(out / "seconds.json")
     finetuned = out / "retrieval"
     clock.step("collect text", out / "corpus", lambda: _collect(out / "corpus", scale))
     clock.step("train the tokenizer", out / "tokenizer.json", lambda: _train_tokenizer(out, scale))
     clock.step("tokenize", out / "shards" / KINDS[-1], lambda: _prepare(out))
-    clock.step("pretrain in three phases", out / "model", lambda: pretrain(config))
+    clock.step("pretrain in three phases", out / "model", lambda: pretrain(pretraining))
     clock.step("fill masks", out / "masks.json", lambda: _fill_masks(out, scale))
     clock.step("search before fine-tuning", out / "before.json", lambda: _search(out, "before", out / "model"))
     clock.step("fine-tune for retrieval", finetuned / "scores.json", lambda: _finetune(out, finetuned, scale))
     clock.step("search after fine-tuning", out / "after.json", lambda: _search(out, "after", finetuned / "model"))
-    page = write_summary(out, config, clock.seconds)
+    page = write_summary(out, pretraining, clock.seconds)
     print_summary(out)
     return page
 

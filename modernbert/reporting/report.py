@@ -1,25 +1,15 @@
 """`modernbert report`: write one HTML page about one or more run folders."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from modernbert.errors import InputError
 from modernbert.extras import require
+from modernbert.reporting.report_options import ReportConfig
 from modernbert.reporting.report_page import write_report
 from modernbert.reporting.run_reader import read_run
 from modernbert.reporting.run_report import build_report
 
 __all__ = ["ReportConfig", "run"]
-
-
-@dataclass
-class ReportConfig:
-    """Show runs side by side on one HTML page."""
-
-    runs: list[Path]
-    """Folders of runs, finished or not."""
-    out: Path | None = None
-    """HTML file; default: RUN/report.html, or ./report.html for several runs."""
 
 
 def run(config: ReportConfig) -> Path:
@@ -30,9 +20,9 @@ def run(config: ReportConfig) -> Path:
     require("report", "jinja2", "matplotlib")
     folders = list({folder.resolve(): folder for folder in config.runs}.values())
     if not folders:
-        raise InputError("report: found no run, expected at least one folder")
+        raise InputError("runs: found none, expected at least one folder of a run")
     runs = [read_run(folder, name) for folder, name in zip(folders, _names(folders), strict=True)]
-    out = config.out or (folders[0] if len(folders) == 1 else Path()) / "report.html"
+    out = config.output or (folders[0] if len(folders) == 1 else Path()) / "report.html"
     write_report(out, build_report(runs))
     print(f"report: {out}")
     return out

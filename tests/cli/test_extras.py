@@ -41,7 +41,7 @@ NEEDS = [
       for name in ("fastapi", "starlette", "uvicorn", "prometheus_client", "orjson")),
     ("jinja2", "report", ["report", "texts"]),
     ("matplotlib", "report", ["report", "texts"]),
-    *((name, "demo", ["demo", "--out", "out"]) for name in ("bm25s", "jinja2", "matplotlib")),
+    *((name, "demo", ["demo", "--output", "out"]) for name in ("bm25s", "jinja2", "matplotlib")),
     *((name, "watch", ["pretrain", "output=out", "tokenizer=no/model", "data.sources.a=none", f"trackers=[{name}]",
                        "phases.one.tokens=100000", "phases.one.lr=1"]) for name in ("wandb", "trackio", "tensorboard")),
     ("ray", "ray", ["prepare", "sources=[texts]", "tokenizer=no/model", "out=out", "--executor", "ray"]),

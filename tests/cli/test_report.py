@@ -46,7 +46,7 @@ class _Page(HTMLParser):
 
 
 def page_of(out: Path, *runs: Path) -> _Page:
-    assert run(ReportConfig(list(runs), out)) == out
+    assert run(ReportConfig(runs, output=out)) == out
     return _Page(out.read_text(encoding="utf-8"))
 
 
@@ -86,7 +86,7 @@ def test_a_pretraining_run_has_the_page_it_had(pretraining_run: Path, tmp_path: 
 def test_runs_of_all_kinds_stand_side_by_side(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     runs = [request.getfixturevalue(name) for name in RUNS]
     out = tmp_path / "page.html"
-    assert succeed("report", *runs, "--out", out) == f"report: {out}\n"
+    assert succeed("report", *runs, "--output", out) == f"report: {out}\n"
     page = _Page(out.read_text(encoding="utf-8"))
     overview = next(row for row in page.rows if "state" in row)
     shown = [dict(zip(overview, row, strict=True)) for row in page.rows if len(row) == len(overview)][1:5]

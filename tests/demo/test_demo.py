@@ -20,7 +20,7 @@ from modernbert.tokenizer.tokenizer import Tokenizer
 
 
 def start(out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "modernbert", "demo", "--quick", "--out", str(out)]
+    command = [sys.executable, "-m", "modernbert", "demo", "--quick", "--output", str(out)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -88,14 +88,14 @@ def test_the_page_stands_alone_and_says_what_was_measured(finished: tuple[Path, 
 def test_started_again_it_only_shows_the_outcome(finished: tuple[Path, str]) -> None:
     out, _ = finished
     before = (out / "log.jsonl").read_bytes()
-    again = modernbert("demo", "--quick", "--out", str(out))
+    again = modernbert("demo", "--quick", "--output", str(out))
     assert again.returncode == 0 and again.stderr.count("done before") == 8
     assert (out / "log.jsonl").read_bytes() == before and "nDCG@10" in again.stdout
 
 
 def test_a_folder_of_another_run_is_refused_and_left_alone(finished: tuple[Path, str]) -> None:
     out, _ = finished
-    done = modernbert("demo", "--out", str(out))
+    done = modernbert("demo", "--output", str(out))
     assert done.returncode == 2
     assert "this run was begun with" in done.stderr.splitlines()[-1]
 

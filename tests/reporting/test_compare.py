@@ -70,7 +70,7 @@ def write(folder: Path, log: list[dict[str, Any]], timing: list[dict[str, Any]] 
 
 def steady(folder: Path, lr: str = "0.001", steps: int = 40) -> Path:
     log = [heldout(0, 6.0), *(step(number, 5 - number / 40) for number in range(1, steps + 1)), heldout(steps, 4.0)]
-    config = f"out: {folder}\nseed: 17\nphases:\n  stable:\n    lr: {lr}\n    weights: {{}}\n"
+    config = f"output: {folder}\nseed: 17\nphases:\n  stable:\n    lr: {lr}\n    weights: {{}}\n"
     start = {"kind": "start", "world_size": 1, "device": "cpu", "dtype": "float32", "engine": "torch"}
     return write(folder, log, [start, *(time(number) for number in range(1, steps + 1))], config)
 
@@ -184,7 +184,7 @@ def test_runs_are_put_side_by_side_with_what_differs(tmp_path: Path) -> None:
     assert report.keys[0].color != report.keys[1].color
     tables = {table.title: table for part in report.sections for table in part.tables}
     assert [row[0] for row in tables["Runs"].rows] == ["low", "high"]
-    # Not `out`, which always differs, nor what is the same.
+    # Not `output`, which always differs, nor what is the same.
     assert tables["Differences"].rows == [["phases.stable.lr", "0.001", "0.003"]]
 
 
@@ -261,7 +261,7 @@ def test_what_is_no_run_is_told_in_one_line(tmp_path: Path) -> None:
     (folder / "log.jsonl").write_text('{"kind": "step"\n{}\n', encoding="utf-8")
     with pytest.raises(InputError, match=r"log\.jsonl:1: expected a JSON object"):
         run(ReportConfig([folder]))
-    with pytest.raises(InputError, match="report: found no run"):
+    with pytest.raises(InputError, match="runs: found none"):
         run(ReportConfig([]))
     damaged = steady(tmp_path / "damaged", steps=2)
     (damaged / "config.yaml").write_text("a: [1\n", encoding="utf-8")
@@ -272,6 +272,6 @@ def test_what_is_no_run_is_told_in_one_line(tmp_path: Path) -> None:
 
 def test_the_same_runs_give_the_same_bytes(tmp_path: Path) -> None:
     folder = steady(tmp_path / "run")
-    first = run(ReportConfig([folder], tmp_path / "1.html")).read_bytes()
+    first = run(ReportConfig([folder], output=tmp_path / "1.html")).read_bytes()
     moved = Path(shutil.copytree(folder, tmp_path / "else" / "run"))
-    assert run(ReportConfig([moved], tmp_path / "2.html")).read_bytes() == first
+    assert run(ReportConfig([moved], output=tmp_path / "2.html")).read_bytes() == first
