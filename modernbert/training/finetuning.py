@@ -41,10 +41,10 @@ from modernbert.extras import require
 from modernbert.files import only_process, write_file
 from modernbert.hub_download import find_folder
 from modernbert.model.encoder import Encoder
-from modernbert.model.heads import Classifier, encoder_of, new_classifier
+from modernbert.model.heads import Classifier, encoder_of
 from modernbert.tasks.examples import Columns, Examples, RowEncoder, batch_of
 from modernbert.tasks.metrics import Metric, scores_of
-from modernbert.tasks.task import ClassifierTask, Predictions, classifier_task
+from modernbert.tasks.task import ClassifierTask, Predictions, classifier_task, start_classifier
 from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.training.finetuning_config import FinetuneOptions
 from modernbert.training.finetuning_loop import (
@@ -74,11 +74,11 @@ class FinetuneConfig(FinetuneOptions):
     max_len: int | None = None
     """Maximum tokens of a text; that of the model, by default."""
     cut: bool = False
-    """Cut longer texts, instead of refusing them."""
+    """Cut longer texts; otherwise they are an error."""
     head_lr: float | None = None
     """Peak learning rate of the new head; `lr`, by default."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: an error on a label weighs the more, the rarer the label is."""
+    """balanced: weigh each class by the inverse of its frequency."""
 
     def check(self) -> None:
         """Check all values that can be checked without opening a file.
@@ -223,7 +223,7 @@ def _start(config: FinetuneConfig, inputs: _Inputs) -> tuple[Classifier | Foreig
         )
         return foreign, parameter_groups(foreign, config.weight_decay)
     loaded = load_model(inputs.folder, dtype=torch.float32, engine=inputs.engine)
-    model = new_classifier(loaded, inputs.task.head_spec, inputs.labels, config.seed)
+    model = start_classifier(loaded, config.task, inputs.labels, config.seed)
     # Saved with the model, so that it never scores single texts.
     model.reads_pairs = model.reads_pairs or config.columns.pair is not None
     encoder = encoder_of(model)
@@ -235,7 +235,7 @@ def _start(config: FinetuneConfig, inputs: _Inputs) -> tuple[Classifier | Foreig
 
 
 def _finetune(out: Path, config: FinetuneConfig, inputs: _Inputs, give_up: GiveUp | None) -> None:
-    """Train from the last checkpoint on, keep the best weights, and write what came out."""
+    """Train from the last checkpoint, keep the best weights, and write the results."""
     model, groups = _start(config, inputs)
     model.to(inputs.device)
     engine = inputs.engine.name if inputs.engine else "transformers"
@@ -249,21 +249,21 @@ def _finetune(out: Path, config: FinetuneConfig, inputs: _Inputs, give_up: GiveU
     )
     examples = inputs.splits["train"].items
     lengths = [len(each.tokens) for each in examples]
-    lessons = ExampleSampler(lengths, config.batch, config.epochs, config.seed, config.budget_tokens)
+    sampler = ExampleSampler(lengths, config.batch, config.epochs, config.seed, config.budget_tokens)
 
     def batches_from(first: int) -> Iterator[Batch]:
-        for step in range(first, lessons.num_steps):
-            for numbers in lessons.micro_batches(step):
+        for step in range(first, sampler.num_steps):
+            for numbers in sampler.micro_batches(step):
                 yield batch_of([examples[number] for number in numbers])
 
     arrays = (
         each for item in examples for each in (item.tokens, item.labels, item.label_positions) if each is not None
     )
-    rows = digest_of_rows(lessons.num_steps, inputs.labels, arrays)
+    rows = digest_of_rows(sampler.num_steps, inputs.labels, arrays)
     tuning = Tuning(
         out=out, rows=rows, model=model, loss=inputs.task.loss(_class_weights(config, inputs)), optimizer=optimizer,
-        plan=LinearPlan(lessons.num_steps, config.lr, config.warmup, lambda step: len(lessons.micro_batches(step))),
-        steps_per_epoch=lessons.steps_per_epoch, num_tokens=config.epochs * sum(lengths), seed=config.seed,
+        plan=LinearPlan(sampler.num_steps, config.lr, config.warmup, lambda step: len(sampler.micro_batches(step))),
+        steps_per_epoch=sampler.steps_per_epoch, num_tokens=config.epochs * sum(lengths), seed=config.seed,
         device=inputs.device, dtype=inputs.dtype, metric=inputs.metric,
         score=(lambda: _scores(config, inputs, model, "dev")[0]) if "dev" in inputs.splits else None,
         scorings_per_epoch=config.scorings_per_epoch, patience=config.patience, save_every_s=config.checkpoint.every_s,
@@ -305,7 +305,7 @@ def _write(
         save_foreign(out / "model", model, inputs.folder)
     else:
         most = encoder_of(model).config.max_position_embeddings
-        # A limit of the folder it came from still holds, unless it was trained on longer texts.
+        # The limit of the start folder stays, unless the model was trained on longer texts.
         longest = min(max(max_length_of(inputs.folder) or most, config.max_len or 0), most)
         save_folder(out / "model", model, lambda partial: inputs.tokenizer.save_folder(partial, longest), replace=True)
     model.to(inputs.device)
