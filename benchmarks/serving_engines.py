@@ -5,6 +5,7 @@ engines share (the order of documents, how many go at a time) is chosen for each
 """
 
 import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers import Absent, Documents, pad
-from modernbert.batch import Batch
 from modernbert.checkpoints.folder import load_config, load_model, save_folder
 from modernbert.devices import choose_device, choose_precision
 from modernbert.engines.registry import REFERENCE, choose_engine
@@ -23,11 +23,12 @@ from modernbert.errors import InputError
 from modernbert.export.onnx_graph import build
 from modernbert.export.onnx_nodes import write_model
 from modernbert.inference.loading import load_model_for_inference
+from modernbert.inference.outputs import PooledVectors, compute
 from modernbert.model.config import ModelConfig
 from modernbert.model.embedder import Embedder
 from modernbert.model.encoder import Encoder
-from modernbert.model.heads import pool
 from modernbert.model.initialization import initialize
+from modernbert.tokenizer.input_templates import EncodedText
 
 __all__ = ["ENGINES", "Engine", "embed_all", "load_engine", "load_reference", "make_folder"]
 
@@ -97,13 +98,12 @@ def _ours(dtype_name: str, engine_name: str = "auto") -> Callable[[Path, Path], 
         cpu = choose_device("cpu")
         dtype = choose_precision(dtype_name, cpu)
         engine = choose_engine(engine_name, cpu, dtype, load_config(folder))
-        encoder = load_model_for_inference(folder, cpu, dtype, engine).encoder
+        model = load_model_for_inference(folder, cpu, dtype, engine)
+        output = PooledVectors("mean", normalize=False)
 
-        @torch.inference_mode()
         def embed(documents: Documents) -> np.ndarray:
-            batch = Batch.from_documents(documents)
-            hidden = encoder(batch.tokens, batch.layout)
-            return pool(hidden.float(), batch.layout, "mean").numpy()  # type: ignore[no-any-return]
+            texts = [EncodedText(np.asarray(ids)) for ids in documents]
+            return np.concatenate([vectors for _, vectors in compute(model, texts, output, sys.maxsize)])
 
         return Engine(f"ragged, {engine.name}, {str(dtype)[6:]}", dtype, embed, is_padded=False)
 

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from modernbert.batch import Batch, SequenceLengths
     from modernbert.errors import InputError
     from modernbert.inference.modernbert import Guess, ModernBert, Ranked
-    from modernbert.inference.outputs import Span
     from modernbert.model.config import ModelConfig
+    from modernbert.tasks.tagging import Span
     from modernbert.tokenizer.tokenizer import Tokenizer
 
 __all__ = [
@@ -36,7 +36,7 @@ _HOMES = {
     "ModelConfig": "modernbert.model.config",
     "ModernBert": "modernbert.inference.modernbert",
     "Ranked": "modernbert.inference.modernbert",
-    "Span": "modernbert.inference.outputs",
+    "Span": "modernbert.tasks.tagging",
     "Tokenizer": "modernbert.tokenizer.tokenizer",
 }
 

@@ -32,6 +32,7 @@ EXTRAS = {
     "sentence_transformers": ("sentence-transformers", "sentence-transformers"),
     "sklearn": ("scikit-learn", "eval"),
     "starlette": ("starlette", "serve"),
+    "swagger_ui_bundle": ("swagger-ui-bundle", "serve"),
     "tensorboard": ("tensorboard", "watch"),
     "trackio": ("trackio", "watch"),
     "transformers": ("transformers", "eval"),

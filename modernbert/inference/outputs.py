@@ -1,188 +1,184 @@
-"""What tuned heads say of texts: labels, spans, and how well a passage answers.
+"""Outputs of a model, made from its hidden states: vectors of texts and tokens, guesses for masks, scores of labels.
 
-In: a classifier and documents. Out: plain Python: names and numbers. A file of its own because vectors need none of it.
+The library, the HTTP server, the sentence-transformers module, mteb and the benchmarks all make their outputs here.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor, nn
 
-from modernbert.batch import Batch, batch_by_size
-from modernbert.data.words import share_tokens, split_words
+from modernbert.batch import Batch, SequenceLengths, batch_by_size
 from modernbert.devices import autocast
 from modernbert.errors import InputError
-from modernbert.inference.overflow import CUT_ALONE, apply_overflow
-from modernbert.model.heads import Classifier, MaskedLM
-from modernbert.tasks.tagging import Span, spans_of_best, spans_of_scores
-from modernbert.tasks.task import find_task
-from modernbert.tokenizer.input_templates import EncodedText, encode_with_template
-from modernbert.tokenizer.tokenizer import Tokenizer
+from modernbert.model.embedder import finish_vectors
+from modernbert.model.heads import MaskedLM, pool
+from modernbert.model.interface import Model
+from modernbert.tokenizer.input_templates import EncodedText
 
-__all__ = [
-    "Span",
-    "Text",
-    "classify",
-    "finite",
-    "likeliest",
-    "named",
-    "pair_scores",
-    "rank_scores",
-    "spans_of_best",
-    "spans_of_scores",
-    "tag",
-    "tag_documents",
-]
+__all__ = ["LabelScores", "MaskGuesses", "Output", "PooledVectors", "TokenVectors", "compute", "is_finite"]
 
-Text = str | tuple[str, str]
-
-_TEXTS_AT_A_TIME = 4_096
-# Logits computed at a time, 16 MiB in float32: rows are as wide as the vocabulary.
-_LOGITS_AT_A_TIME = 2**22
+# Logits computed at a time, 16 MiB in float32: a row is as wide as the vocabulary, or has a number for every label.
+_MAX_LOGITS = 2**22
 
 
-def classify(
-    model: Classifier, tokenizer: Tokenizer, texts: Sequence[Text], longest: int, overflow: str, budget_tokens: int
-) -> list[dict[str, float]]:
-    """Return each text's labels and their probabilities, the likeliest first; of one score, that.
+Output = Callable[[Tensor, Sequence[EncodedText]], Sequence[Any] | np.ndarray]
+"""(hidden states of some texts [T, D], the texts) -> the output of each. Equal outputs are made in one call."""
 
-    Raises: InputError for a model with another head, or a text that is too long.
+
+@dataclass(frozen=True)
+class PooledVectors:
+    """One vector for each text, float32 [N, E]: pooled, projected, truncated, normalized.
+
+    Args:
+        pooling: `mean` of the tokens, or the first token (`cls`).
+        projection: The linear layer after pooling, if the model has one.
+        truncate_dim: Keep the first components only.
+        normalize: Scale to length 1.
     """
-    if find_task(model.task).answers not in ("labels", "ranking"):
-        raise InputError(f"this model has a head for {model.task}, expected one for classify, multilabel or regress")
-    if not texts:
-        return []
-    return named(model, _scores(model, tokenizer, texts, longest, overflow, budget_tokens))
+
+    pooling: str
+    projection: nn.Linear | None = None
+    truncate_dim: int | None = None
+    normalize: bool = True
+
+    def __call__(self, hidden: Float[Tensor, "T D"], texts: Sequence[EncodedText]) -> Float32[np.ndarray, "N E"]:
+        """Return the vectors of texts."""
+        return self.of_batch(hidden, _lengths_of(texts, hidden.device)).cpu().numpy()
+
+    def of_batch(self, hidden: Float[Tensor, "T D"], layout: SequenceLengths) -> Float32[Tensor, "N E"]:
+        """Return the vectors of a batch's documents, on its device."""
+        rows = pool(hidden.float(), layout, self.pooling)
+        return finish_vectors(rows, self.projection, self.truncate_dim, self.normalize)
 
 
-def finite(values: torch.Tensor) -> torch.Tensor:
-    """Return what a model computed, if it is numbers.
+@dataclass(frozen=True)
+class TokenVectors:
+    """One vector for each token, float32 [its tokens, E] a text: projected, truncated, normalized.
 
-    Raises: InputError if it is not: there is no answer in it.
+    A text with `label_positions` has vectors of these tokens only. The arguments are those of `PooledVectors`.
     """
-    if not values.isfinite().all():
-        raise InputError("the model computes values that are not finite; its weights or its config must be wrong")
-    return values
+
+    projection: nn.Linear | None = None
+    truncate_dim: int | None = None
+    normalize: bool = False
+
+    def __call__(self, hidden: Float[Tensor, "T D"], texts: Sequence[EncodedText]) -> list[np.ndarray]:
+        """Return the vectors of each text's tokens."""
+        rows = finish_vectors(_rows_of(hidden, texts), self.projection, self.truncate_dim, self.normalize)
+        return _split(rows.cpu().numpy(), texts)
 
 
-def likeliest(model: MaskedLM, rows: torch.Tensor, top_k: int, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the `top_k` likeliest tokens at hidden states [M, D] and their probabilities, [M, top_k] each.
+@dataclass(frozen=True)
+class MaskGuesses:
+    """The likeliest tokens at each mask of a text and their probabilities, each [its masks, top_k].
 
-    Rows go through the decoder a few at a time, so memory does not grow with their number. Entries of the model's
-    vocabulary from `vocab_size` on stand for no text. Logits that are not finite give probabilities that are not.
+    Rows are decoded a few at a time, so that memory does not grow with the number of masks. Entries of the model's
+    vocabulary from `vocab_size` on are padding and are never guessed.
     """
-    # Allocated first: small results between the logits of one step and the next would keep memory from being reused.
-    tokens = np.empty((len(rows), top_k), np.int64)
-    shares = np.empty((len(rows), top_k), np.float32)
-    step = max(1, _LOGITS_AT_A_TIME // model.decoder.out_features)
-    for start in range(0, len(rows), step):
+
+    model: MaskedLM
+    mask_id: int
+    vocab_size: int
+    top_k: int
+
+    def __call__(
+        self, hidden: Float[Tensor, "T D"], texts: Sequence[EncodedText]
+    ) -> list[tuple[Int64[np.ndarray, "_ k"], Float32[np.ndarray, "_ k"]]]:
+        """Return the guesses for each text's masks."""
+        masks = [EncodedText(each.tokens, np.flatnonzero(each.tokens == self.mask_id)) for each in texts]
+        rows = _rows_of(hidden, masks)
+        # Allocated before the logits: arrays between those of two steps would keep their memory from being reused.
+        tokens = np.empty((len(rows), self.top_k), np.int64)
+        probabilities = np.empty((len(rows), self.top_k), np.float32)
+        for part, some in _parts(rows, self.model.vocab_size):
+            logits = self.model.decode(some).float()[:, : self.vocab_size]
+            best = logits.softmax(dim=-1).topk(self.top_k, dim=-1)
+            tokens[part], probabilities[part] = best.indices.cpu(), best.values.cpu()
+            del logits, best
+        return list(zip(_split(tokens, masks), _split(probabilities, masks), strict=True))
+
+
+@dataclass(frozen=True)
+class LabelScores:
+    """The logits of each text, float32 [labels]; of a tagger, each token's likeliest label and its probability.
+
+    A text with `label_positions` has labels of these tokens only. Not all logits of the tokens are kept, since there is
+    one for every label.
+    """
+
+    model: Model
+
+    def __call__(self, hidden: Float[Tensor, "T D"], texts: Sequence[EncodedText]) -> Sequence[Any] | np.ndarray:
+        """Return the scores of each text."""
+        if not self.model.scores_tokens:
+            return self.model.head_logits(hidden, _lengths_of(texts, hidden.device)).float().cpu().numpy()
+        rows = _rows_of(hidden, texts)
+        labels = np.empty(len(rows), np.int64)
+        probabilities = np.empty(len(rows), np.float32)
+        for part, some in _parts(rows, self.model.num_labels):
+            with autocast(some.device, self.model.dtype):
+                logits = self.model.head_logits(some)
+            best = logits.float().softmax(dim=1).max(dim=1)
+            labels[part], probabilities[part] = best.indices.cpu(), best.values.cpu()
+        return list(zip(_split(labels, texts), _split(probabilities, texts), strict=True))
+
+
+def compute(
+    model: Model, texts: Iterable[EncodedText], output: Output, budget_tokens: int
+) -> Iterator[tuple[list[EncodedText], Sequence[Any] | np.ndarray]]:
+    """Yield batches of at most `budget_tokens` tokens (a longer text is a batch of its own) and their outputs.
+
+    Raises: InputError if the model computes NaN or infinity.
+    """
+    model.eval()  # the caller may have called train()
+    for group in batch_by_size(texts, budget_tokens, lambda each: len(each.tokens)):
         with torch.inference_mode():
-            logits = model.decode(rows[start : start + step]).float()[:, :vocab_size]
-            best = logits.softmax(dim=-1).topk(top_k, dim=-1)
-        tokens[start : start + step], shares[start : start + step] = best.indices.cpu(), best.values.cpu()
-        del logits, best
-    return tokens, shares
+            batch = Batch.from_documents([each.tokens for each in group]).to(model.device)
+            answers = output(model.encode(batch), group)
+        if not is_finite(answers):
+            raise InputError("The model computes values that are not finite. Its weights or its config must be wrong.")
+        yield group, answers
 
 
-def named(model: Classifier, scores: torch.Tensor, *, raw: bool = False) -> list[dict[str, float]]:
-    """Return the scores of texts [N, labels] by label, the highest first: as probabilities, unless `raw`."""
-    return find_task(model.task).label_scores(model.labels, scores, raw=raw)
+def is_finite(answers: Any) -> bool:
+    """Whether outputs hold neither NaN nor infinity.
 
-
-def pair_scores(
-    model: Classifier, tokenizer: Tokenizer, pairs: Sequence[Text], longest: int, overflow: str, budget_tokens: int
-) -> np.ndarray:
-    """Return how well the second text of each pair answers the first, float32 [N].
-
-    Raises: InputError for a pair that is too long.
+    >>> is_finite([np.ones(2), (np.array([1]), np.array([np.nan]))])
+    False
     """
-    return rank_scores(model, _scores(model, tokenizer, pairs, longest, overflow, budget_tokens)[:, 0]).numpy()
+    if isinstance(answers, (list, tuple)):
+        return all(map(is_finite, answers))
+    return not isinstance(answers, np.ndarray) or bool(np.isfinite(answers).all())
 
 
-def rank_scores(model: Classifier, logits: torch.Tensor) -> torch.Tensor:
-    """Return by which numbers pairs are ranked: 0 to 1, or a regression's own."""
-    return find_task(model.task).activate(logits)
+def _lengths_of(texts: Sequence[EncodedText], device: torch.device) -> SequenceLengths:
+    return SequenceLengths.from_lengths([len(each.tokens) for each in texts]).to(device)
 
 
-def tag(
-    model: Classifier, tokenizer: Tokenizer, texts: Sequence[str], longest: int, overflow: str, budget_tokens: int
-) -> list[list[Span]]:
-    """Return the spans a tagger finds in each text.
-
-    A text that is too long is an error, or is read to where it is cut (`truncate`).
-
-    Raises: InputError for a model with another head, or a text that is too long.
-    """
-    if find_task(model.task).answers != "spans":
-        raise InputError(f"this model has a head for {model.task}, expected one for tag")
-    if overflow == "split-mean":
-        raise InputError("overflow: found split-mean, expected error or truncate: tags have no mean")
-    documents = tag_documents(tokenizer, texts, longest, overflow)
-    found: list[list[Span]] = []
-    places = iter(zip(texts, documents, strict=True))
-    for group in batch_by_size((laid for _, laid in documents), budget_tokens, lambda each: len(each.tokens)):
-        rows = _forward(model, encode_with_template(group)).numpy()
-        for part in np.split(rows, np.cumsum([each.num_rows for each in group])[:-1]):
-            text, (words, _) = next(places)
-            found.append(spans_of_scores(model.labels, text, words, part))
-    return found
+def _rows_of(hidden: Float[Tensor, "T D"], texts: Sequence[EncodedText]) -> Float[Tensor, "M D"]:
+    """Return the hidden states of the tokens at `label_positions`, or of all tokens of a text without them."""
+    if all(each.label_positions is None for each in texts):
+        return hidden
+    starts = np.cumsum([0, *(len(each.tokens) for each in texts[:-1])])
+    positions = [
+        start + (np.arange(len(each.tokens)) if each.label_positions is None else each.label_positions)
+        for start, each in zip(starts, texts, strict=True)
+    ]
+    return hidden.index_select(0, torch.from_numpy(np.concatenate(positions)).to(hidden.device))
 
 
-def tag_documents(
-    tokenizer: Tokenizer, texts: Sequence[str], longest: int, overflow: str
-) -> list[tuple[list[tuple[int, int]], EncodedText]]:
-    """Return of each text where its words are, and its ids with the first token of each word that is not cut off.
-
-    Words are those of `split_words`; letters of scripts without blanks that share a token are one word.
-
-    Raises: InputError for a text that is too long, unless it is to be cut.
-    """
-    words = [split_words(text) for text in texts]
-    encoded = tokenizer.encode_words(texts, [[start for start, _ in ranges] for ranges in words])
-    kept = (ids for _, ids in apply_overflow((ids for ids, _ in encoded), tokenizer, longest, overflow, CUT_ALONE))
-    found = []
-    room = longest - tokenizer.num_special[1]
-    for text, ranges, ids, (whole, places) in zip(texts, words, kept, encoded, strict=True):
-        ranges, where, _ = share_tokens(text, ranges, places)
-        found.append((ranges, EncodedText(ids, where if len(ids) == len(whole) else where[where < room])))
-    return found
+def _split(rows: np.ndarray, texts: Sequence[EncodedText]) -> list[np.ndarray]:
+    """Split rows into those of each text."""
+    return np.split(rows, np.cumsum([each.num_rows for each in texts])[:-1])
 
 
-def _scores(
-    model: Classifier, tokenizer: Tokenizer, texts: Sequence[Text], longest: int, overflow: str, budget_tokens: int
-) -> torch.Tensor:
-    """Return the scores of every text; of one in parts, the mean over them."""
-    numbers: list[int] = []
-    found: list[torch.Tensor] = []
-    documents = _encode(tokenizer, texts, longest, overflow)
-    for group in batch_by_size(documents, budget_tokens, lambda each: len(each[1])):
-        numbers += [number for number, _ in group]
-        found.append(_forward(model, Batch.from_documents([ids for _, ids in group])))
-    scores, owners = torch.cat(found), torch.tensor(numbers)
-    sums = torch.zeros(len(texts), scores.shape[1]).index_add_(0, owners, scores)
-    return sums / torch.bincount(owners, minlength=len(texts))[:, None]
-
-
-def _encode(
-    tokenizer: Tokenizer, texts: Sequence[Text], longest: int, overflow: str
-) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the ids of texts and pairs; a pair that is to be cut loses tokens of its longer text."""
-    stream = iter(texts)
-
-    def whole() -> Iterator[np.ndarray]:
-        while some := list(islice(stream, _TEXTS_AT_A_TIME)):
-            single = [each for each in some if isinstance(each, str)]
-            pairs = [each for each in some if not isinstance(each, str)]
-            if single and pairs:
-                raise InputError("texts: found texts and pairs of texts, expected one or the other")
-            yield from tokenizer.encode(single)
-            yield from tokenizer.encode_pairs(pairs, longest if overflow == "truncate" else None)
-
-    return apply_overflow(whole(), tokenizer, longest, overflow)
-
-
-def _forward(model: Classifier, batch: Batch) -> torch.Tensor:
-    weight = model.classifier.weight
-    with torch.inference_mode(), autocast(weight.device, weight.dtype):
-        return finite(model(batch.to(weight.device)).float().cpu())
+def _parts(rows: Float[Tensor, "M D"], width: int) -> Iterator[tuple[slice, Float[Tensor, "m D"]]]:
+    """Yield a few rows at a time, so that their outputs of a width stay within `_MAX_LOGITS` numbers."""
+    step = max(1, _MAX_LOGITS // width)
+    for start in range(0, len(rows), step):
+        yield slice(start, start + step), rows[start : start + step]

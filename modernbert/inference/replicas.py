@@ -1,74 +1,103 @@
-"""Many texts shared out to processes that each hold the model, on a device of their own.
+"""A model that shares the texts of each call out to worker processes, each with a replica of it."""
 
-In: what to do with texts, and the texts. Out: what came of them, in their order. A file of its own because every method
-that takes many texts shares them out in the same way.
-"""
-
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Generic, TypeVar
+from itertools import chain
+from typing import Any, TypeVar
+
+import numpy as np
 
 from modernbert.batch import batch_by_size
 from modernbert.errors import InputError
+from modernbert.inference.modernbert import ModernBert
+from modernbert.inference.predictor import TextVectors
 from modernbert.inference.text_parts import PART_CHARACTERS, relocate_error
 from modernbert.progress import show_texts
 from modernbert.workers import WorkerPool
 
-__all__ = ["ReplicaPool"]
+__all__ = ["ReplicaPool", "replicas"]
 
-Model = TypeVar("Model")
-Text = TypeVar("Text", bound=str | tuple[str, str])
 Result = TypeVar("Result")
 
-# A part is not cut smaller: some batches of a few thousand tokens each keep a device at work.
+# Chunks are not made smaller: a device needs a few batches of some thousand tokens each to stay busy.
 _FEWEST_CHARACTERS = 50_000
-# So many parts for each process where there are few texts, so that all end at about the same time.
-_PARTS = 4
+# Chunks for each process if there are few texts, so that all processes end at about the same time.
+_CHUNKS_PER_PROCESS = 4
 
 
-class ReplicaPool(Generic[Model]):
-    """Processes with a model each, to which texts are shared out."""
+class ReplicaPool(ModernBert):
+    """A `ModernBert` whose methods compute in the workers of a pool."""
 
-    def __init__(self, processes: WorkerPool[Model], number: int) -> None:
-        self._processes, self._number = processes, number
-        self._has_ended = False
+    def __init__(self, bert: ModernBert, workers: WorkerPool[ModernBert], num_workers: int) -> None:
+        super().__init__(
+            bert.tokenizer, bert.model, bert.budget_tokens, bert.vectors, bert.projection, bert.longest, bert.origin
+        )
+        self._workers, self._num_workers = workers, num_workers
+        self._is_open = True
 
-    def end(self) -> None:
-        """Take no more texts: the processes are about to end."""
-        self._has_ended = True
+    def close(self) -> None:
+        """Take no more texts: the workers are about to end."""
+        self._is_open = False
 
-    def run(
-        self, work: Callable[[Model, list[Text]], Result], texts: Sequence[Text], *, progress: bool = False
-    ) -> list[Result]:
-        """Return what the work makes of each part of the texts, in order; of none, what it makes of an empty part.
+    def __getstate__(self) -> dict[str, Any]:
+        raise InputError("a model on several devices cannot be pickled; pickle the model itself")
 
-        Raises: InputError naming a text by its number among all, or if a process dies, or all have ended.
+    def _map(
+        self, work: Callable[..., Result], texts: Sequence[Any], progress: bool = False, /, **settings: Any
+    ) -> Result:
+        """Return what the work makes of all texts, chunk by chunk.
+
+        Raises: InputError naming a text by its number among all, or if a worker dies, or the pool is closed.
         """
-        if self._has_ended:
+        if not self._is_open:
             raise InputError(
-                "devices: the processes ended with their `with` block; ask the model itself, or go on anew"
+                "devices: the processes ended with their `with` block; use the model itself, or open a new block"
             )
         named = [(f"text {number}", text) for number, text in enumerate(texts)]
-        share = sum(_size(each) for each in named) // (_PARTS * self._number)
-        characters = min(max(share, _FEWEST_CHARACTERS), PART_CHARACTERS)
-        parts = list(batch_by_size(named, characters, _size)) or [[]]
-        found = []
+        share = sum(map(_size, named)) // (_CHUNKS_PER_PROCESS * self._num_workers)
+        chunks = list(batch_by_size(named, min(max(share, _FEWEST_CHARACTERS), PART_CHARACTERS), _size)) or [[]]
+        results: list[Any] = []
         with show_texts(len(texts), progress) as show:
             done = 0
-            for part, result in zip(parts, self._processes.map(partial(_do, work), parts), strict=True):
-                found.append(result)
-                done += len(part)
+            found = self._workers.map(partial(_run_chunk, work, settings), chunks)
+            for chunk, result in zip(chunks, found, strict=True):
+                results.append(result)
+                done += len(chunk)
                 show(done, 0)
-        return found
+        return _join(results)
 
 
-def _size(each: tuple[str, str | tuple[str, str]]) -> int:
-    text = each[1]
+@contextmanager
+def replicas(bert: ModernBert, devices: Sequence[str], begin: Callable[[str], ModernBert]) -> Iterator[ReplicaPool]:
+    """Yield a pool of workers, one for each device, that load the model with `begin`."""
+    with WorkerPool(devices, begin) as workers:
+        pool = ReplicaPool(bert, workers, len(devices))
+        try:
+            yield pool
+        finally:
+            pool.close()
+
+
+def _size(named: tuple[str, str | tuple[str, str]]) -> int:
+    text = named[1]
     return len(text) if isinstance(text, str) else sum(map(len, text))
 
 
-def _do(work: Callable[[Model, list[Text]], Result], model: Model, part: list[tuple[str, Text]]) -> Result:
+def _run_chunk(
+    work: Callable[..., Result], settings: dict[str, Any], bert: ModernBert, chunk: list[tuple[str, Any]]
+) -> Result:
     try:
-        return work(model, [text for _, text in part])
+        return work(bert, [text for _, text in chunk], lambda done, tokens: None, **settings)
     except InputError as error:
-        raise relocate_error(error, part) from None
+        raise relocate_error(error, chunk) from None
+
+
+def _join(results: list[Any]) -> Any:
+    """Return the results of all chunks as one."""
+    if isinstance(results[0], TextVectors):
+        vectors: Iterable[Any] = [each.vectors for each in results]
+        return TextVectors(_join(list(vectors)), sum(each.num_cut for each in results))
+    if isinstance(results[0], np.ndarray):
+        return np.concatenate(results)
+    return list(chain.from_iterable(results))

@@ -1,21 +1,18 @@
-"""Our engine inside sentence-transformers: a module of that library that lays texts end to end.
+"""A sentence-transformers module that computes with this package: texts end to end, no padding.
 
-In: a model folder, or a name on the hub. Out: a `SentenceTransformer` that makes the vectors of `ModernBert`, with
-everything that library has around it: prompts, `encode_query` and `encode_document`, similarities, precision, several
-processes. Rows are padded nowhere; token embeddings are handed out as one tensor a text.
+`sentence_transformer` loads a model folder as a `SentenceTransformer` that has all of that library's features: prompts,
+`encode_query` and `encode_document`, similarities, precisions, several processes.
 """
 
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import InputModule
 from torch import Tensor, nn
@@ -24,12 +21,12 @@ from modernbert.batch import Batch, batch_by_size
 from modernbert.checkpoints.folder import save_folder
 from modernbert.checkpoints.sentence_transformers_format import Kept, load_kept, write_vectors
 from modernbert.checkpoints.sentence_transformers_modules import OURS_LISTED
-from modernbert.checkpoints.transformers_models import ForeignEncoder
 from modernbert.errors import InputError
 from modernbert.files import UNVERIFIED, translate_errors
 from modernbert.hub_download import find_folder
 from modernbert.inference.modernbert import ModernBert
-from modernbert.model.heads import pool
+from modernbert.inference.outputs import PooledVectors
+from modernbert.model.interface import MODERNBERT
 from modernbert.safe_files import read_json
 
 __all__ = ["UnpaddedEncoder", "sentence_transformer"]
@@ -41,11 +38,11 @@ _MODULES = "modules.json"
 def sentence_transformer(
     name: str | Path, *, device: str = "auto", dtype: str = "auto", engine: str = "auto"
 ) -> SentenceTransformer:
-    """Load a model folder, or a model of the hub by name, as a `SentenceTransformer` on this package's engine.
+    """Load a model folder, or a model of the Hub by name, as a `SentenceTransformer` that computes with this package.
 
-    Vectors are those that sentence-transformers makes of the folder, lengths and prompts included.
+    Vectors are those that sentence-transformers makes with the folder, including its length limit and prompts.
 
-    Raises: InputError if the folder lacks a file or holds a wrong one, or makes a vector of each token.
+    Raises: InputError if the folder is incomplete or invalid, or makes a vector of each token.
     """
     folder = find_folder(name)
     module = UnpaddedEncoder.of_folder(folder, device=device, dtype=dtype, engine=engine)
@@ -61,21 +58,21 @@ def sentence_transformer(
 
 
 class UnpaddedEncoder(InputModule):
-    """Encoder, pooling, linear layer and normalisation in one module, for use and not for training.
+    """Encoder, pooling, projection and normalization in one module, for inference only.
 
-    As that library does, it cuts texts at `max_seq_length` tokens. A model that is saved with it is loaded with
-    `sentence_transformer(path)`, or with `SentenceTransformer(path, trust_remote_code=True)`: that library asks for the
-    flag before it imports a class of any other package.
+    Texts are cut at `max_seq_length` tokens, as there. Load a saved model with `sentence_transformer(path)`, or
+    with `SentenceTransformer(path, trust_remote_code=True)`: that library needs the flag to import a class of any other
+    package.
     """
 
     config_file_name = _LIMITS
 
     def __init__(self, bert: ModernBert, normalize: bool = True) -> None:
-        """Take a model; `normalize` scales vectors to length 1."""
+        """Wrap a model; `normalize` scales vectors to length 1."""
         super().__init__()
         if bert.is_late:
             raise InputError("the model has a vector for each token, expected one a text; see MultiVectorEncoder")
-        if isinstance(bert.encoder, ForeignEncoder):
+        if bert.model.family != MODERNBERT:
             raise InputError("a model of another family is loaded by sentence-transformers itself")
         self.tokenizer = bert.tokenizer  # type: ignore[assignment]
         self.encoder: nn.Module = bert.encoder
@@ -87,15 +84,15 @@ class UnpaddedEncoder(InputModule):
     def of_folder(
         cls, folder: Path, *, device: str = "auto", dtype: str = "auto", engine: str = "auto"
     ) -> "UnpaddedEncoder":
-        """Load what sentence-transformers would make of a folder.
+        """Load a folder with the normalization that its modules name.
 
-        Raises: InputError if the folder lacks a file or holds a wrong one.
+        Raises: InputError if the folder is incomplete or invalid.
         """
         bert = ModernBert.load(folder, device=device, dtype=dtype, engine=engine)
         return cls(bert, normalize=bool(load_kept(folder).normalize))
 
     @classmethod
-    def load(  # type: ignore[override]  # of what it is given, only where the folder lies is of use
+    def load(  # type: ignore[override]
         cls,
         model_name_or_path: str,
         subfolder: str = "",
@@ -111,21 +108,21 @@ class UnpaddedEncoder(InputModule):
     ) -> "UnpaddedEncoder":
         """Load the module that a folder's `modules.json` names; `model_kwargs` may have a `dtype`.
 
-        Raises: InputError for an argument that is of no use here, or a folder that is damaged.
+        Raises: InputError for an argument that is not supported, or an invalid folder.
         """
         given = {**(model_kwargs or {}), **(processor_kwargs or {}), **(config_kwargs or {})}
         dtype = given.pop("dtype", given.pop("torch_dtype", "auto"))
         given.pop("code_revision", None)
         if given or backend != "torch" or cache_folder:
             found = next(iter(given), "cache_folder" if cache_folder else f"backend={backend}")
-            raise InputError(f"{found}: is of no use to this package's engine, expected dtype alone in model_kwargs")
+            raise InputError(f"{found}: is not supported, expected only dtype in model_kwargs")
         secret = token if isinstance(token, str) else None
         folder = find_folder(model_name_or_path, revision, token=secret, offline=local_files_only)
         return cls.of_folder(folder / subfolder, dtype=str(dtype).removeprefix("torch."))
 
     @property
     def device(self) -> torch.device:
-        """Where the module computes."""
+        """The device of the weights."""
         return self._embedding.device
 
     @property
@@ -139,11 +136,11 @@ class UnpaddedEncoder(InputModule):
     def preprocess(  # type: ignore[override]
         self, inputs: Sequence[Any], prompt: str | None = None, task: str | None = None
     ) -> dict[str, Tensor]:
-        """Return the ids of texts end to end [1, T], and where each begins [N + 1]; `task` changes nothing here.
+        """Return the ids of texts end to end [1, T] and their offsets [N + 1]; `task` is ignored.
 
         Raises: InputError for what is not text.
         """
-        # Without a number: the library has sorted them by length.
+        # No number in the error: the library has sorted the texts by length.
         wrong = [type(text).__name__ for text in inputs if not isinstance(text, str)]
         if wrong:
             raise InputError(f"inputs: found {wrong[0]}, expected str")
@@ -154,33 +151,29 @@ class UnpaddedEncoder(InputModule):
         return {"input_ids": batch.tokens[None], "cu_seq_lens_q": batch.layout.cu_seqlens}
 
     def forward(self, features: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        """Add `sentence_embedding` [N, D]; and of each text its `token_embeddings` [T_i, D] and `attention_mask`.
+        """Add `sentence_embedding` [N, D], and for each text its `token_embeddings` [T_i, D] and `attention_mask`.
 
         Raises: InputError while training.
         """
         if self.training and torch.is_grad_enabled():
-            raise InputError("this module is for use, not for training; modernbert finetune trains")
+            raise InputError("this module is for inference, not for training; modernbert finetune trains")
+        output = PooledVectors(self.vectors.pooling, self.projection, normalize=self.normalize)
         lengths = features["cu_seq_lens_q"].diff().tolist()
-        documents = features["input_ids"][0].cpu().split(lengths)
+        documents = [each.numpy() for each in features["input_ids"][0].cpu().split(lengths)]
+        encoder: Any = self.encoder
         vectors, tokens = [], []
-        for hidden, batch in self._hidden_states([each.numpy() for each in documents]):
-            rows = pool(hidden.float(), batch.layout, self.vectors.pooling)
-            if self.projection is not None:
-                rows = self.projection(rows.to(self.projection.weight.dtype)).float()
-            vectors.append(F.normalize(rows, dim=-1) if self.normalize else rows)
+        for group in batch_by_size(documents, self.budget_tokens, len):
+            batch = Batch.from_documents(group).to(self.device)
+            hidden = encoder.encode(batch)
+            vectors.append(output.of_batch(hidden, batch.layout))
             tokens += hidden.split(list(batch.layout.lengths))
         features["sentence_embedding"] = torch.cat(vectors)
         features["token_embeddings"] = tokens
         features["attention_mask"] = [torch.ones(length, dtype=torch.int64) for length in lengths]
         return features
 
-    def _hidden_states(self, documents: Sequence[np.ndarray]) -> Iterator[tuple[Tensor, Batch]]:
-        for group in batch_by_size(documents, self.budget_tokens, len):
-            batch = Batch.from_documents(group).to(self.device)
-            yield self.encoder(batch.tokens, batch.layout), batch
-
     def save(self, output_path: str, *, safe_serialization: bool = True) -> None:  # type: ignore[override]
-        """Write what a published folder has, beside the list that the library writes.
+        """Write the files of a model folder beside those that the library writes.
 
         Raises: InputError if the disk is full or not writable.
         """
@@ -211,7 +204,7 @@ class UnpaddedEncoder(InputModule):
             length = min(self.vectors.query_length or self.max_seq_length, self.max_seq_length)
             limits = read_json(written / _LIMITS) | {"query_length": length}
             (written / _LIMITS).write_text(json.dumps(limits, indent=2) + "\n")
-            # The library writes its own, with the prompts that it has, and without a length of queries.
+            # The library writes its own file, with its current prompts, and has no length of queries.
             (written / _SETTINGS).unlink()
             for path in written.iterdir():
                 if (target / path.name).is_dir():

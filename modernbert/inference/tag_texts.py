@@ -4,9 +4,9 @@ import json
 from dataclasses import asdict
 
 from modernbert.inference.modernbert import ModernBert
-from modernbert.inference.outputs import Span
 from modernbert.inference.text_inputs import answers_of, gather_rows, visible
 from modernbert.inference.text_options import TagConfig
+from modernbert.tasks.tagging import Span
 
 __all__ = ["TagConfig", "run"]
 

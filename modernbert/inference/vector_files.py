@@ -72,24 +72,22 @@ def block_lines(block: Block, named: bool) -> Iterator[str]:
 
 
 def _write_npy(out: Path, blocks: Iterator[Block], named: bool) -> None:
-    # The header tells the number of rows, which is known behind the last: it is written anew there, in the same length.
+    # The number of rows is known after the last block. NumPy pads the header for it, so that any number fits.
     with new_file(out) as partial, partial.open("w+b") as file:
-        shape, dtype = (0, 0), np.dtype(np.float32)
-        _write_header(file, shape, dtype)
+        header: dict[str, Any] = {}
+        num_rows = 0
         for block in blocks:
             vectors = block.vectors
             if block.is_null.any():
                 vectors = np.where(block.is_null[:, None], np.array(np.nan, vectors.dtype), vectors)
-            shape, dtype = (shape[0] + len(vectors), vectors.shape[1]), vectors.dtype
-            file.write(np.ascontiguousarray(vectors).tobytes())
+            vectors = np.ascontiguousarray(vectors)
+            if not header:
+                header = np.lib.format.header_data_from_array_1_0(vectors)
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(vectors.tobytes())
+            num_rows += len(vectors)
         file.seek(0)
-        _write_header(file, shape, dtype)
-
-
-def _write_header(file: Any, shape: tuple[int, int], dtype: np.dtype[Any]) -> None:
-    header = repr({"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
-    room = 256 - 10
-    file.write(b"\x93NUMPY\x01\x00" + room.to_bytes(2, "little") + header.ljust(room - 1).encode() + b"\n")
+        np.lib.format.write_array_header_1_0(file, header | {"shape": (num_rows, header["shape"][1])})
 
 
 def _write_jsonl(out: Path, blocks: Iterator[Block], named: bool) -> None:

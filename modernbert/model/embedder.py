@@ -14,7 +14,7 @@ from modernbert.batch import Batch
 from modernbert.model.heads import pool
 from modernbert.model.interface import Model
 
-__all__ = ["Embedder", "EmbeddingConfig", "max_sims"]
+__all__ = ["Embedder", "EmbeddingConfig", "finish_vectors", "max_sims"]
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,28 @@ class Embedder(Model):
             hidden = pool(hidden.float(), batch.layout, self.pooling)
         elif batch.label_positions is not None:
             hidden = hidden.index_select(0, batch.label_positions)
-        projected = hidden if self.projection is None else self.projection(hidden.to(self._dtype(hidden)))
-        return F.normalize(projected.float(), dim=-1)
+        return finish_vectors(hidden, self.projection)
 
-    def _dtype(self, hidden: Tensor) -> torch.dtype:
-        assert self.projection is not None
-        autocast = torch.is_autocast_enabled(hidden.device.type)
-        return hidden.dtype if autocast else self.projection.weight.dtype
+
+def finish_vectors(
+    rows: Float[Tensor, "N D"],
+    projection: nn.Linear | None = None,
+    truncate_dim: int | None = None,
+    normalize: bool = True,
+) -> Float[Tensor, "N E"]:
+    """Project, truncate and normalize rows, which are pooled texts or tokens; return float32.
+
+    Args:
+        rows: Hidden states, or means of them.
+        projection: A linear layer to apply, in the dtype of its weights.
+        truncate_dim: Keep the first components only.
+        normalize: Scale to length 1.
+    """
+    if projection is not None:
+        autocast = torch.is_autocast_enabled(rows.device.type)
+        rows = projection(rows if autocast else rows.to(projection.weight.dtype))
+    rows = rows.float()[:, :truncate_dim]
+    return F.normalize(rows, dim=-1) if normalize else rows
 
 
 def max_sims(

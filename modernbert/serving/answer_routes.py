@@ -1,7 +1,4 @@
-"""The routes that give answers: ranks, labels, spans and filled masks.
-
-In: texts over HTTP. Out: what text-embeddings-inference, Cohere and the hub's clients expect of each.
-"""
+"""The routes that return ranks, labels, spans and filled masks, with the fields of the common inference servers."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -13,22 +10,24 @@ import torch
 from fastapi import FastAPI, Request
 
 from modernbert.errors import InputError
-from modernbert.inference.outputs import named, spans_of_best, tag_documents
-from modernbert.model.heads import Classifier, MaskedLM
-from modernbert.serving import schemas, work
-from modernbert.serving.service import Service, json_response, listed
-from modernbert.tasks.task import find_task
+from modernbert.inference.outputs import LabelScores, MaskGuesses
+from modernbert.inference.overflow import encode_words
+from modernbert.model.heads import MaskedLM
+from modernbert.serving import schemas
+from modernbert.serving.service import Service, json_response
+from modernbert.tasks.tagging import spans_of_best
+from modernbert.tokenizer.input_templates import EncodedText
 from modernbert.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["add_answers"]
 
-_MOST_GUESSES = 2**17
-# Each of these scores is returned with its label.
-_MOST_SCORES = 2**20
+_MAX_GUESSES = 2**17
+# Each score is returned with its label.
+_MAX_SCORES = 2**20
 
 
 def add_answers(app: FastAPI, service: Service) -> None:
-    """Add what a model answers, whatever it was tuned for; what it was not tuned for is refused."""
+    """Add the routes; each refuses a model whose head is for something else."""
     bert = service.bert
 
     @app.post("/rerank")
@@ -48,7 +47,7 @@ def add_answers(app: FastAPI, service: Service) -> None:
 
     @app.post("/predict")
     async def predict(http: Request, body: schemas.PredictIn) -> Any:
-        model = service.classifier()
+        model, _ = service.head()
         batched = not isinstance(body.inputs, str) and bool(body.inputs) and isinstance(body.inputs[0], list)
         if body.inputs == []:
             return []
@@ -58,12 +57,12 @@ def add_answers(app: FastAPI, service: Service) -> None:
             raise InputError("inputs: expected texts, or pairs of texts, one kind of them")
         if model.reads_pairs and len(texts[0]) == 1:
             raise InputError("inputs: found single texts, expected pairs: this model was trained on pairs of texts")
-        found = await _predicted(http, service, model, texts, bool(body.truncate), body.raw_scores)
+        found = await _predicted(http, service, texts, bool(body.truncate), body.raw_scores)
         return await json_response(lambda: _each_written(found, batched), len(texts) * len(model.labels))
 
-    # Clients of the hub ask at the root, for what the model is for.
-    if isinstance(bert.model, Classifier):
-        answer: Any = rerank if find_task(bert.model.task).answers == "ranking" else predict
+    # Clients of the Hub ask at the root for what the model is for.
+    if bert.model.is_classifier:
+        answer: Any = rerank if bert.answers == "ranking" else predict
         app.add_api_route("/", answer, methods=["POST"], include_in_schema=False)
 
     @app.post("/fill-mask")
@@ -71,34 +70,32 @@ def add_answers(app: FastAPI, service: Service) -> None:
         model = bert.model
         if not isinstance(model, MaskedLM):
             raise InputError("this model has no masked-LM head")
-        texts = listed(body.inputs)
+        texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         top_k = (body.parameters and body.parameters.top_k) or body.top_k
 
-        def make() -> list[np.ndarray]:
-            documents = work.documents_of(bert, texts, False, "a text to fill is not cut")
-            for number, ids in enumerate(documents):
-                if bert.tokenizer.mask_id not in ids:
-                    mask = bert.tokenizer.text_of(bert.tokenizer.mask_id)
-                    raise InputError(f"text {number}: has no {mask}, expected at least one")
-            guesses = top_k * sum(int((ids == bert.tokenizer.mask_id).sum()) for ids in documents)
-            if guesses > _MOST_GUESSES:
-                raise InputError(f"found {guesses:,} guesses to make, expected at most {_MOST_GUESSES:,} at once")
-            return documents
+        def encode() -> list[EncodedText]:
+            encoded = [EncodedText(ids) for _, ids in bert.encode_masked(texts)]
+            guesses = top_k * sum(int((each.tokens == bert.tokenizer.mask_id).sum()) for each in encoded)
+            if guesses > _MAX_GUESSES:
+                raise InputError(f"found {guesses:,} guesses to make, expected at most {_MAX_GUESSES:,} at once")
+            return encoded
 
-        found = await service.compute(http, make, work.decoded(bert, model, min(top_k, bert.tokenizer.vocab_size)))
+        vocab_size = bert.tokenizer.vocab_size
+        output = MaskGuesses(model, bert.tokenizer.mask_id, vocab_size, min(top_k, vocab_size))
+        found = await service.compute(http, encode, output)
         answers = (_guesses(bert.tokenizer, *of_text) for of_text in found)
         batched = not isinstance(body.inputs, str)
         return await json_response(lambda: _each_written(answers, batched), sum(of[0].size for of in found))
 
 
 def _each_written(answers: Iterable[Any], batched: bool) -> Any:
-    """Return the answers of texts as JSON, or that of a single one; no more than one is held as Python objects."""
+    """Return the answers as JSON, or that of a single text; only one at a time is held as Python objects."""
     found = [orjson.Fragment(orjson.dumps(answer)) for answer in answers]
     return found if batched else found[0]
 
 
 def _guesses(tokenizer: Tokenizer, tokens: np.ndarray, shares: np.ndarray) -> list[Any]:
-    """Return what stands behind each mask of a text [masks, k]; of one, without a list around it, as the hub does."""
+    """Return the guesses for each mask of a text [masks, k]; for one mask without a list around it, as the Hub does."""
     found = [
         [
             {"token": token, "token_str": tokenizer.text_of(token), "score": share}
@@ -110,44 +107,47 @@ def _guesses(tokenizer: Tokenizer, tokens: np.ndarray, shares: np.ndarray) -> li
 
 
 async def _predicted(
-    http: Request, service: Service, model: Classifier, texts: list[list[str]], truncate: bool, raw: bool
+    http: Request, service: Service, texts: list[list[str]], truncate: bool, raw: bool
 ) -> Iterator[list[dict[str, Any]]]:
-    """Yield of each text its labels and their probabilities, or the spans a tagger finds."""
-    bert = service.bert
-    singles = [text[0] for text in texts]
-    if model.task == "tag":
+    """Yield the labels of each text and their probabilities, or the spans that a tagger finds."""
+    model, task = service.head()
+    if task.answers == "spans":
         if len(texts[0]) == 2:
             raise InputError("inputs: found pairs, expected single texts: this model is a tagger")
-        found: list[Any] = []
+        return await _tagged(http, service, [text[0] for text in texts], truncate)
 
-        def tagged() -> list[np.ndarray]:
-            how = "truncate" if truncate else "error"
-            found.extend(tag_documents(bert.tokenizer, singles, bert.longest, how))
-            return [laid.tokens for _, laid in found]
-
-        rows = await service.compute(http, tagged, work.scored(model))
-        spans = [
-            spans_of_best(model.labels, text, words, best[laid.label_positions], shares[laid.label_positions])
-            for text, (words, laid), (best, shares) in zip(singles, found, rows, strict=True)
-        ]
-        # The last two are what clients of the hub call a label and a text.
-        return (
-            [asdict(span) | {"entity_group": span.label, "word": span.text} for span in of_text] for of_text in spans
-        )
-
-    def documents() -> list[np.ndarray]:
+    def encode() -> list[EncodedText]:
         if len(texts[0]) == 1:
-            return work.documents_of(bert, list(singles), truncate)
-        return work.pairs_of(bert, [(text[0], text[1]) for text in texts], truncate)
+            return service.encode([text[0] for text in texts], "", truncate)
+        return service.encode_pairs([(text[0], text[1]) for text in texts], truncate)
 
-    num_scores = len(texts) * len(model.labels)
-    if num_scores > _MOST_SCORES:
+    if len(texts) * model.num_labels > _MAX_SCORES:
         raise InputError(
-            f"found {len(texts):,} texts with scores of {len(model.labels):,} labels each, expected at most "
-            f"{_MOST_SCORES:,} scores at once"
+            f"found {len(texts):,} texts with scores of {model.num_labels:,} labels each, expected at most "
+            f"{_MAX_SCORES:,} scores at once"
         )
-    scores = torch.from_numpy(np.stack(await service.compute(http, documents, work.scored(model))))
+    logits = torch.from_numpy(np.stack(await service.compute(http, encode, LabelScores(model))))
     return (
-        [{"label": label, "score": score} for label, score in named(model, row[None], raw=raw)[0].items()]
-        for row in scores
+        [{"label": label, "score": score} for label, score in each.items()]
+        for row in logits
+        for each in task.label_scores(model.labels, row[None], raw=raw)
     )
+
+
+async def _tagged(http: Request, service: Service, texts: list[str], truncate: bool) -> Iterator[list[dict[str, Any]]]:
+    """Yield the spans of each text."""
+    bert = service.bert
+    words: list[list[tuple[int, int]]] = []
+
+    def encode() -> list[EncodedText]:
+        found = encode_words(bert.tokenizer, texts, bert.longest, "truncate" if truncate else "error")
+        words.extend(ranges for ranges, _ in found)
+        return [encoded for _, encoded in found]
+
+    tags = await service.compute(http, encode, LabelScores(bert.model))
+    spans = [
+        spans_of_best(bert.model.labels, text, ranges, *best)
+        for text, ranges, best in zip(texts, words, tags, strict=True)
+    ]
+    # The last two keys are what clients of the Hub call a label and a text.
+    return ([asdict(span) | {"entity_group": span.label, "word": span.text} for span in of_text] for of_text in spans)

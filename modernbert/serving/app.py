@@ -20,7 +20,6 @@ from starlette.routing import Route
 
 from modernbert.errors import InputError
 from modernbert.inference.modernbert import ModernBert
-from modernbert.model.heads import Classifier
 from modernbert.serving import schemas
 from modernbert.serving.answer_routes import add_answers
 from modernbert.serving.api_page import add_docs
@@ -29,7 +28,6 @@ from modernbert.serving.request_guard import Guard, Meters, refusal_of
 from modernbert.serving.scheduler import Busy, Gone, Scheduler
 from modernbert.serving.service import ServeSettings, Service
 from modernbert.serving.vector_routes import add_vectors
-from modernbert.tasks.task import find_task
 
 __all__ = ["ServeSettings", "make_app"]
 
@@ -179,15 +177,14 @@ def _add_state(app: FastAPI, service: Service, meters: Meters) -> None:
     @app.get("/info")
     async def info() -> dict[str, Any]:
         """Say which model is served, and what is taken of a request."""
-        task = bert.model.task if isinstance(bert.model, Classifier) else None
         kind: dict[str, Any] = {"embedding": {"pooling": bert.vectors.pooling}}
-        if task is not None and find_task(task).answers == "ranking":
+        if bert.answers == "ranking":
             kind = {"reranker": {}}
-        elif isinstance(bert.model, Classifier):
-            names = bert.model.labels
-            kind = {"classifier": {"id2label": {str(n): name for n, name in enumerate(names)}, "task": task}}
+        elif bert.model.is_classifier:
+            names = {str(number): name for number, name in enumerate(bert.model.labels)}
+            kind = {"classifier": {"id2label": names, "task": bert.model.task}}
         return {
-            "model_id": service.settings.model_id, "model_dtype": str(next(bert.model.parameters()).dtype)[6:],
+            "model_id": service.settings.model_id, "model_dtype": str(bert.model.dtype)[6:],
             "model_type": kind, "max_input_length": bert.longest, "max_batch_tokens": service.engine.budget_tokens,
             "max_concurrent_requests": limits.most_requests, "auto_truncate": False, "version": version("modernbert"),
             **facts_of(bert),

@@ -1,20 +1,15 @@
-"""The page at `/`: a person asks what programs ask, by the same routes.
-
-In: a browser. Out: three files as they lie beside this one, without a build step, and in `/info` what they need to know
-of the model. A file of its own because nothing here computes.
-"""
+"""The playground page at `/`, three static files without a build step, and the facts about the model that it shows."""
 
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Response
 
-from modernbert.checkpoints.transformers_models import ForeignEncoder
 from modernbert.inference.modernbert import ModernBert
-from modernbert.model.heads import Classifier, MaskedLM
+from modernbert.model.interface import FILL_MASK, MODERNBERT
 from modernbert.tasks.task import find_task
 
-__all__ = ["HEADERS", "add_page", "facts_of"]
+__all__ = ["HEADERS", "add_file", "add_page", "facts_of"]
 
 _FILES = {
     "/": ("page.html", "text/html; charset=utf-8"),
@@ -22,7 +17,7 @@ _FILES = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
 
-# What the page may do: ask this server, and run what this server sent. It never writes HTML, and may not.
+# The page may load and ask this server only, and may not write HTML.
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
@@ -35,12 +30,14 @@ HEADERS = {
 
 
 def add_page(app: FastAPI) -> None:
-    """Add the page and its two files; they are read once."""
+    """Add the page and its two files, which are read once."""
     for path, (name, kind) in _FILES.items():
-        _add_file(app, path, (Path(__file__).parent / name).read_bytes(), kind)
+        add_file(app, path, (Path(__file__).parent / name).read_bytes(), kind)
 
 
-def _add_file(app: FastAPI, path: str, content: bytes, kind: str) -> None:
+def add_file(app: FastAPI, path: str, content: bytes, kind: str) -> None:
+    """Serve a file of the page at a path."""
+
     async def file() -> Response:
         return Response(content, media_type=kind, headers=HEADERS)
 
@@ -48,26 +45,25 @@ def _add_file(app: FastAPI, path: str, content: bytes, kind: str) -> None:
 
 
 def facts_of(bert: ModernBert) -> dict[str, Any]:
-    """Return what a model is made to answer, how its scores read, its mask, and how far its layers see.
+    """Return the routes that suit a model, the kind of its scores, its mask token, and the reach of its attention.
 
-    `window` counts the tokens beside a token that a local layer sees, half of them on each side.
+    `window` counts the neighbors that a token sees in a local layer, half of them on each side.
     """
     model, tokenizer = bert.model, bert.tokenizer
-    if isinstance(model, Classifier):
-        task = find_task(model.task)
-        answers = {"ranking": ["rerank"], "none": []}.get(task.answers, ["predict"])
-        if model.is_ranker and task.answers != "ranking":
-            answers = [*answers, "rerank"]
-    else:
-        answers = [*(["fill-mask"] if isinstance(model, MaskedLM) else []), "rerank", "similarity"]
     scores = "MaxSim" if bert.is_late else "cosine"
-    if isinstance(model, Classifier) and model.is_ranker:
-        scores = "probability" if find_task(model.task).gives_probabilities else "score"
+    if model.task is None or not model.is_classifier:
+        answers = [*(["fill-mask"] if model.task == FILL_MASK else []), "rerank", "similarity"]
+    else:
+        task = find_task(model.task)
+        answers = ["predict"] if task.answers in ("labels", "spans") else []
+        if model.is_ranker:
+            answers.append("rerank")
+            scores = "probability" if task.gives_probabilities else "score"
     mask = tokenizer.text_of(tokenizer.mask_id)
-    # A mask that takes the blank before it in stands for a word with its blank.
+    # A mask token that includes the blank before it stands for a word with its blank.
     takes_blank = any(place is not None and place[0] == 1 for _, place in tokenizer.located(f"a {mask}"))
     attention = None
-    if not isinstance(bert.encoder, ForeignEncoder):
+    if model.family == MODERNBERT:
         config = bert.encoder.config
         attention = {
             "layers": config.num_hidden_layers, "global_every": config.global_attn_every_n_layers,

@@ -12,7 +12,7 @@ import heapq
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -26,11 +26,10 @@ from torch import Tensor
 from modernbert.batch import Batch
 from modernbert.errors import InputError
 from modernbert.inference.modernbert import ModernBert
+from modernbert.inference.outputs import Output, is_finite
+from modernbert.tokenizer.input_templates import EncodedText
 
-__all__ = ["Busy", "Scheduler", "Finish", "Gone", "Request"]
-
-Finish = Callable[[Tensor, Sequence[np.ndarray]], Sequence[Any]]
-"""(hidden states of some texts of a request [t, D], their ids) -> an answer for each"""
+__all__ = ["Busy", "Gone", "Request", "Scheduler"]
 
 # How much of the batches so far counts in the speed by which waiting is foretold.
 _KEPT = 0.8
@@ -54,8 +53,8 @@ class Gone(Exception):
 class Request:
     """Hold what one client asked for at once; `future` gives an answer for each document, in order."""
 
-    documents: Sequence[np.ndarray]
-    finish: Finish
+    texts: Sequence[EncodedText]
+    output: Output
     future: "Future[list[Any]]" = field(default_factory=Future)
     queued_s: float = 0.0
     """How long it waited for its first batch."""
@@ -69,7 +68,7 @@ class Request:
     _turn: float = 0.0
 
     def __post_init__(self) -> None:
-        self.num_tokens = sum(map(len, self.documents))
+        self.num_tokens = sum(len(each.tokens) for each in self.texts)
 
     def cancel(self) -> None:
         """Say that nobody waits for the answer any more: what is left of it is not computed."""
@@ -129,18 +128,19 @@ class Scheduler:
         with self._changed:
             self._check_room(num_tokens)
 
-    def submit(self, documents: Sequence[np.ndarray], finish: Finish) -> Request:
+    def submit(self, texts: Sequence[EncodedText], output: Output) -> Request:
         """Put a request into the queue.
 
         Raises: Busy if too much is waiting; Gone if the engine is closing; InputError for ids of no token.
         """
-        request = Request(documents, finish)
-        for number, ids in enumerate(documents):
+        request = Request(texts, output)
+        for number, text in enumerate(texts):
+            ids = text.tokens
             if not len(ids) or ids.min() < 0 or ids.max() >= self.bert.tokenizer.vocab_size:
                 raise InputError(
                     f"text {number}: has ids outside of 0 to {self.bert.tokenizer.vocab_size - 1}, or none"
                 )
-        if not documents:
+        if not texts:
             request.future.set_result([])
             return request
         with self._changed:
@@ -180,7 +180,7 @@ class Scheduler:
         for turn, _, other in self._waiting:
             if turn < end and not other.future.done():
                 # In fair turns another gets as far as this one does, but at least the text that it waits with.
-                text = len(other.documents[other._next])
+                text = len(other.texts[other._next].tokens)
                 ahead += max(text, min(other.num_tokens - other._done_tokens, round(end - turn)))
         return ahead
 
@@ -213,9 +213,9 @@ class Scheduler:
             if batch:
                 self._compute(batch)
 
-    def _take(self) -> list[tuple[Request, list[np.ndarray]]]:
+    def _take(self) -> list[tuple[Request, list[EncodedText]]]:
         """Fill a batch: one document after another, from whoever had least so far; the gone are dropped."""
-        taken: dict[int, tuple[Request, list[np.ndarray]]] = {}
+        taken: dict[int, tuple[Request, list[EncodedText]]] = {}
         num_tokens = 0
         soon = round(self.tokens_per_s * self.batch_s) or self.budget_tokens
         budget = min(self.budget_tokens, max(_LEAST_BATCH, soon))
@@ -225,45 +225,45 @@ class Scheduler:
                 heapq.heappop(self._waiting)
                 self.queued_tokens -= request.num_tokens - request._done_tokens
                 continue
-            document = request.documents[request._next]
-            if num_tokens and num_tokens + len(document) > budget:
+            text = request.texts[request._next]
+            if num_tokens and num_tokens + len(text.tokens) > budget:
                 break
             heapq.heappop(self._waiting)
             if request._next == 0:
                 request.queued_s = time.monotonic() - request._arrived
-            num_tokens += len(document)
+            num_tokens += len(text.tokens)
             self._turn = turn
-            request._turn = turn + len(document)
+            request._turn = turn + len(text.tokens)
             request._next += 1
-            request._done_tokens += len(document)
-            taken.setdefault(id(request), (request, []))[1].append(document)
-            if request._next < len(request.documents):
+            request._done_tokens += len(text.tokens)
+            taken.setdefault(id(request), (request, []))[1].append(text)
+            if request._next < len(request.texts):
                 self._push(request)
         self.queued_tokens -= num_tokens
         self.last_batch_tokens = num_tokens
         self._until = time.monotonic() + (num_tokens / self.tokens_per_s if self.tokens_per_s else 0.0)
         return list(taken.values())
 
-    def _answer(self, group: Sequence[tuple[Request, list[np.ndarray]]], finish: Finish, hidden: Tensor) -> None:
-        """Make of hidden states [t, D] what all of a group want made of theirs."""
+    def _answer(self, group: Sequence[tuple[Request, list[EncodedText]]], output: Output, hidden: Tensor) -> None:
+        """Make the same output of the hidden states [T, D] of several requests."""
         try:
-            answers = iter(_finished(finish, hidden, [each for _, documents in group for each in documents]))
-            for request, documents in group:
-                request._answers.extend(islice(answers, len(documents)))
+            answers = iter(_answers_of(output, hidden, [each for _, texts in group for each in texts]))
+            for request, texts in group:
+                request._answers.extend(islice(answers, len(texts)))
         except Exception as error:
             if len(group) == 1:
                 return _fail(group[0][0], error)
-            parts = hidden.split([sum(map(len, documents)) for _, documents in group])
+            parts = hidden.split([sum(len(each.tokens) for each in texts) for _, texts in group])
             for alone, part in zip(group, parts, strict=True):
-                self._answer([alone], finish, part)
+                self._answer([alone], output, part)
 
-    def _compute(self, batch: Sequence[tuple[Request, list[np.ndarray]]]) -> None:
+    def _compute(self, batch: Sequence[tuple[Request, list[EncodedText]]]) -> None:
         """Run the encoder once over what all ask for, then give each what it is to make of it."""
         begun = time.monotonic()
         try:
-            laid = Batch.from_documents([each for _, documents in batch for each in documents]).to(self.bert.device)
+            documents = Batch.from_documents([each.tokens for _, texts in batch for each in texts])
             with torch.inference_mode():
-                hidden = self.bert.encoder(laid.tokens, laid.layout)
+                hidden = self.bert.model.encode(documents.to(self.bert.device))
         except Exception as error:  # whatever went wrong with a batch, the thread lives on and its clients are told
             if len(batch) == 1:
                 return _fail(batch[0][0], error)
@@ -272,41 +272,36 @@ class Scheduler:
                 self._compute([alone])
             return
         begin = 0
-        for finish, some in groupby(batch, key=lambda each: each[0].finish):
+        for output, some in groupby(batch, key=lambda each: each[0].output):
             group = list(some)
-            end = begin + sum(len(each) for _, documents in group for each in documents)
-            self._answer(group, finish, hidden[begin:end])
+            end = begin + sum(len(each.tokens) for _, texts in group for each in texts)
+            self._answer(group, output, hidden[begin:end])
             begin = end
         seconds = time.monotonic() - begun
         if not self._is_first:
             tokens_so_far, seconds_so_far = self._computed
-            self._computed = _KEPT * tokens_so_far + laid.layout.num_tokens, _KEPT * seconds_so_far + seconds
+            self._computed = _KEPT * tokens_so_far + documents.num_tokens, _KEPT * seconds_so_far + seconds
         self._is_first = False
         for request, _ in batch:
             request.computed_s += seconds
-            if len(request._answers) == len(request.documents):
+            if len(request._answers) == len(request.texts):
                 # A client may leave at any moment, this one too.
                 with suppress(InvalidStateError):
                     request.future.set_result(request._answers)
 
 
-def _finished(finish: Finish, hidden: Tensor, documents: Sequence[np.ndarray]) -> Sequence[Any]:
-    """Return an answer for each document.
+def _answers_of(output: Output, hidden: Tensor, texts: Sequence[EncodedText]) -> Sequence[Any] | np.ndarray:
+    """Return an answer for each text.
 
-    Raises: ArithmeticError for hidden states or answers that are not finite; whatever `finish` raises.
+    Raises: ArithmeticError for hidden states or answers that are not finite; whatever the output raises.
     """
     if not torch.isfinite(hidden).all():
         raise ArithmeticError("the model's hidden states are not finite")
     with torch.inference_mode():
-        answers = finish(hidden, documents)
-    if not all(_is_finite(answer) for answer in answers):
-        raise ArithmeticError("what is made of the model's hidden states is not finite")
+        answers = output(hidden, texts)
+    if not is_finite(answers):
+        raise ArithmeticError("the answers are not finite")
     return answers
-
-
-def _is_finite(answer: Any) -> bool:
-    arrays = answer if isinstance(answer, tuple) else (answer,)
-    return all(np.isfinite(each).all() for each in arrays if isinstance(each, np.ndarray))
 
 
 def _fail(request: Request, error: Exception) -> None:

@@ -24,7 +24,7 @@ def run(config: ServeConfig) -> None:
 
     Raises: InputError for a model that cannot be loaded, an address that is taken, or a library that is absent.
     """
-    require("serve", "fastapi", "starlette", "uvicorn", "prometheus_client", "orjson")
+    require("serve", "fastapi", "starlette", "uvicorn", "prometheus_client", "orjson", "swagger_ui_bundle")
     import uvicorn
 
     from modernbert.serving.app import ServeSettings, make_app

@@ -1,8 +1,4 @@
-"""The engine and the model behind the routes: a request waits for its answers, or is let go.
-
-In: texts of one HTTP request. Out: vectors, scores, ranks. A file of its own because routes of every kind ask for the
-same few things.
-"""
+"""What the routes share: encoding a request's texts, waiting for the scheduler, ranking, and limits on answers."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -15,28 +11,33 @@ import torch
 from fastapi import Request, Response
 
 from modernbert.errors import InputError, shown
+from modernbert.inference.exact_search import similarities
 from modernbert.inference.modernbert import ModernBert
-from modernbert.inference.outputs import rank_scores
+from modernbert.inference.outputs import LabelScores, Output, PooledVectors
+from modernbert.inference.overflow import apply_overflow, encode_texts
 from modernbert.inference.text_parts import relocate_error
-from modernbert.model.heads import Classifier
-from modernbert.serving import work
+from modernbert.model.interface import Model
 from modernbert.serving.request_guard import Limits
-from modernbert.serving.scheduler import Finish, Gone, Scheduler
+from modernbert.serving.scheduler import Gone, Scheduler
 from modernbert.serving.schemas import KINDS
+from modernbert.tasks.task import Task, find_task
 from modernbert.tokenizer.input_templates import EncodedText, InputTemplate
 
-__all__ = ["ServeSettings", "Service", "json_response", "listed"]
+__all__ = ["ServeSettings", "Service", "Text", "json_response", "listed"]
 
-# So many numbers of float32 are the answer to one text of 8,192 tokens, a vector of 1,024 each; memory shall not depend
-# on what is asked for.
-_MOST_NUMBERS = 2**23
-# Numbers that are written in some milliseconds, in which nobody else is answered.
-_MOST_AT_ONCE = 2**16
+Text = str | list[int]
+"""A text, or its token ids: with [CLS] and [SEP] as they are, else between the two."""
+
+# As many float32 numbers as the vectors of all 8,192 tokens of a text with 1,024 components: bounds an answer's memory.
+_MAX_NUMBERS = 2**23
+# Numbers that are serialized within milliseconds, in which the event loop answers nobody else.
+_MAX_IN_LOOP = 2**16
+_FIX = 'send "truncate": true to cut it'
 
 
 @dataclass(frozen=True)
 class ServeSettings:
-    """What a server is called, and what it takes."""
+    """The name of the served model, and the limits of requests."""
 
     model_id: str
     limits: Limits
@@ -44,22 +45,22 @@ class ServeSettings:
 
 
 class Service:
-    """The engine and the model behind the routes."""
+    """A model and its scheduler, as the routes use them."""
 
     def __init__(self, bert: ModernBert, engine: Scheduler, settings: ServeSettings) -> None:
         self.bert, self.engine, self.settings = bert, engine, settings
         self.is_ready = self.is_closing = False
 
     def warm_up(self) -> None:
-        """Compute a full batch, so that what does not fit fails before there is a client."""
+        """Compute a full batch, so that a lack of memory shows before the first client."""
         length = min(self.engine.budget_tokens, self.bert.longest)
         ids = np.full(length, self.bert.tokenizer.ordinary_ids[0], dtype=np.int64)
-        self.engine.submit([ids], work.Pooled(self.bert, "mean")).future.result()
+        self.engine.submit([EncodedText(ids)], PooledVectors("mean")).future.result()
 
-    async def compute(self, http: Request, make: Callable[[], Sequence[np.ndarray]], finish: Finish) -> list[Any]:
-        """Tokenise, wait for the engine, and return the answers; whoever leaves or waits too long is dropped."""
-        documents = await asyncio.get_running_loop().run_in_executor(None, make)
-        job = self.engine.submit(documents, finish)
+    async def compute(self, http: Request, encode: Callable[[], Sequence[EncodedText]], output: Output) -> list[Any]:
+        """Encode texts off the event loop and return their outputs; drop a client that leaves or waits too long."""
+        texts = await asyncio.get_running_loop().run_in_executor(None, encode)
+        job = self.engine.submit(texts, output)
         http.scope["modernbert.job"] = job
         future = asyncio.wrap_future(job.future)
         leaving = asyncio.ensure_future(_left(http))
@@ -77,23 +78,33 @@ class Service:
                 job.cancel()
 
     def check_size(self, num_vectors: int, dimensions: int | None = None) -> None:
-        """Refuse what would be answered with more numbers than are held at a time.
+        """Check that the vectors of an answer fit its limit.
 
         Raises: InputError.
         """
         width = dimensions or self.bert.vector_width
-        if num_vectors * width > _MOST_NUMBERS:
+        if num_vectors * width > _MAX_NUMBERS:
             raise InputError(
                 f"found {num_vectors:,} vectors of {width:,} numbers to make, expected at most "
-                f"{_MOST_NUMBERS // width:,} at once"
+                f"{_MAX_NUMBERS // width:,} at once"
             )
 
-    def form(self, prompt_name: str | None, input_type: str | None, prompt: str | None = None) -> InputTemplate | str:
-        """Return the input template of a kind of text, or the prompt for texts whose kind the client does not name.
+    def check_dimensions(self, dimensions: int | None, width: int) -> None:
+        """Check that vectors have as many components as are asked for.
 
-        `prompt_name` is a kind or one of the folder's prompts; an empty `prompt` turns the default off.
+        Raises: InputError.
+        """
+        if dimensions is not None and dimensions > width:
+            raise InputError(f"dimensions: found {dimensions}, expected 1 to {width}")
 
-        Raises: InputError for two that differ, or an unknown name.
+    def template(
+        self, prompt_name: str | None, input_type: str | None, prompt: str | None = None
+    ) -> InputTemplate | str:
+        """Return the template of the kind of text that a client names, or without a name the default prompt.
+
+        `prompt_name` is a kind or one of the folder's prompts; an empty `prompt` turns the default prompt off.
+
+        Raises: InputError for two names that differ, or an unknown one.
         """
         if prompt is not None:
             if prompt_name is not None or input_type is not None:
@@ -112,84 +123,107 @@ class Service:
         name = names[0]
         if name not in KINDS:
             return InputTemplate(self.bert.longest, prompts[name])
-        form = self.bert.query_form if name.endswith("query") else self.bert.document_form
-        # A folder may have other prompts of such names beside those of its queries and documents.
+        template = self.bert.query_form if name.endswith("query") else self.bert.document_form
+        # A folder may have prompts of such names beside those of its queries and documents.
         is_other = name not in ("query", "document") and name in prompts
-        return replace(form, prompt=prompts[name]) if is_other else form
+        return replace(template, prompt=prompts[name]) if is_other else template
 
-    def lay(self, texts: Sequence[work.Text], form: InputTemplate | str, truncate: bool) -> list[EncodedText]:
-        """Return token ids of texts, encoded with an input template or after a prompt.
+    def encode(self, texts: Sequence[Text], template: InputTemplate | str, truncate: bool) -> list[EncodedText]:
+        """Return the ids of texts, encoded with a template or after a prompt. All texts are strings, or all are ids.
 
-        Raises: InputError naming the text that is too long.
+        Raises: InputError naming a text that is too long, or ids where a prompt belongs before the text.
         """
-        if isinstance(form, InputTemplate):
-            return work.forms_of(self.bert, form, texts, truncate)
-        return [EncodedText(ids) for ids in work.documents_of(self.bert, texts, truncate, prompt=form)]
+        overflow = "truncate" if truncate else "error"
+        tokenizer = self.bert.tokenizer
+        strings = [each for each in texts if isinstance(each, str)]
+        if isinstance(template, InputTemplate):
+            if len(strings) < len(texts):
+                raise InputError("inputs: found ids, expected texts: ids have no place for a prompt")
+            prompt = template.prompt
+            found = encode_texts(tokenizer, strings, template.longest, overflow, prompt=prompt, fix=_FIX)
+            return [template.lay_ids(tokenizer, ids) for _, ids in found]
+        longest = self.bert.longest
+        if len(strings) == len(texts):
+            found = encode_texts(tokenizer, strings, longest, overflow, prompt=template, fix=_FIX)
+        else:
+            ids = self._complete_ids([each for each in texts if not isinstance(each, str)], template)
+            found = apply_overflow(ids, tokenizer, longest, overflow, _FIX)
+        return [EncodedText(each) for _, each in found]
 
-    def check_dimensions(self, dimensions: int | None, width: int) -> None:
-        """Refuse more numbers of a vector than it has.
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]], truncate: bool) -> list[EncodedText]:
+        """Return the ids of pairs of texts.
 
-        Raises: InputError.
+        Raises: InputError naming a pair that is too long.
         """
-        if dimensions is not None and dimensions > width:
-            raise InputError(f"dimensions: found {dimensions}, expected 1 to {width}")
+        overflow = "truncate" if truncate else "error"
+        found = encode_texts(self.bert.tokenizer, pairs, self.bert.longest, overflow, fix=_FIX)
+        return [EncodedText(ids) for _, ids in found]
 
-    def finish_vectors(self, normalize: bool, dimensions: int | None) -> Finish:
-        """Return what makes vectors as the model was tuned."""
-        bert = self.bert
-        self.check_dimensions(dimensions, bert.width if bert.is_late else bert.vector_width)
-        return work.Pooled(bert, "mean" if bert.is_late else bert.vectors.pooling, normalize, dimensions)
+    def _complete_ids(self, rows: Sequence[list[int]], prompt: str) -> list[np.ndarray]:
+        tokenizer = self.bert.tokenizer
+        bare = next((number for number, ids in enumerate(rows) if not tokenizer.is_complete(ids)), None)
+        if prompt and bare is not None:
+            raise InputError(
+                f"text {bare}: found ids without special tokens, but the prompt {shown(prompt, 80)!r} stands before "
+                'each text of this model. Send the text, ids with prompt and special tokens, or "prompt": "".'
+            )
+        return [np.asarray(ids, dtype=np.int64) if tokenizer.is_complete(ids) else tokenizer.wrap(ids) for ids in rows]
 
-    def classifier(self) -> Classifier:
-        """Return the model if it has labels for texts or their words.
+    def text_vectors(self, normalize: bool, dimensions: int | None) -> PooledVectors:
+        """Return the output of one vector for each text, as the model was fine-tuned to make them.
 
-        Raises: InputError if it has none.
+        Raises: InputError for more dimensions than the vectors have.
         """
-        if not isinstance(self.bert.model, Classifier):
+        self.check_dimensions(dimensions, self.bert.width if self.bert.is_late else self.bert.vector_width)
+        return replace(self.bert.text_vectors(truncate_dim=dimensions), normalize=normalize)
+
+    def head(self) -> tuple[Model, Task]:
+        """Return the model and the task of its head.
+
+        Raises: InputError if the model has no head with labels, or one whose answers are not served.
+        """
+        model = self.bert.model
+        if model.task is None or not model.is_classifier:
             raise InputError("this model has no head with labels")
-        if self.bert.model.task in ("choose", "extract"):
-            raise InputError(f"this model has a head for {self.bert.model.task}, which is not served")
-        return self.bert.model
+        task = find_task(model.task)
+        if task.answers == "none":
+            raise InputError(f"this model has a head for {model.task}, which is not served")
+        return model, task
 
     async def rank(self, http: Request, query: str, texts: list[str], truncate: bool, raw: bool) -> list[float]:
-        """Return how well each text answers a query: by the score of a head, see `ModernBert.rerank`, or by vectors."""
+        """Return how well each text answers a query: the score of a cross-encoder, or the similarity of vectors."""
         model = self.bert.model
-        if isinstance(model, Classifier) and model.is_ranker:
+        if model.task is not None and model.is_ranker:
             pairs = [(query, text) for text in texts]
-            made = await self.compute(http, lambda: work.pairs_of(self.bert, pairs, truncate), work.scored(model))
-            logits = torch.tensor([float(each[0]) for each in made])
-            return (logits if raw else rank_scores(model, logits)).tolist()
+            found = await self.compute(http, lambda: self.encode_pairs(pairs, truncate), LabelScores(model))
+            logits = torch.tensor([float(each[0]) for each in found])
+            return (logits if raw else find_task(model.task).activate(logits)).tolist()
         return await self.compare(http, query, texts, truncate)
 
     async def compare(self, http: Request, source: str, texts: list[str], truncate: bool) -> list[float]:
-        """Return the cosine of a text with others, or MaxSim of a late-interaction model.
+        """Return the cosine of a text with others, or the MaxSim of a late-interaction model.
 
         Raises: InputError for a model that does not compare vectors.
         """
-        bert, laid = self.bert, list[EncodedText]()
+        bert = self.bert
 
-        def documents() -> list[np.ndarray]:
+        def encode() -> list[EncodedText]:
             try:
-                laid.extend(self.lay([source], bert.query_form, truncate))
+                query = self.encode([source], bert.query_form, truncate)
             except InputError as error:
                 raise relocate_error(error, [("the query", source)]) from None
-            laid.extend(self.lay(texts, bert.document_form, truncate))
+            encoded = [*query, *self.encode(texts, bert.document_form, truncate)]
             if bert.is_late:
-                self.check_size(sum(len(each.tokens) for each in laid))
-            return [each.tokens for each in laid]
+                self.check_size(sum(each.num_rows for each in encoded))
+            return encoded
 
-        finish = work.token_vectors(bert, True) if bert.is_late else self.finish_vectors(True, None)
-        query, *others = await self.compute(http, documents, finish)
-        if not bert.is_late:
-            return [float(query @ other) for other in others]
-        rows = [
-            other if each.label_positions is None else other[each.label_positions]
-            for other, each in zip(others, laid[1:], strict=True)
-        ]
-        return [float((query @ of_text.T).max(axis=1).sum()) for of_text in rows]
+        query, *others = await self.compute(http, encode, bert.compared_vectors())
+        if bert.is_late:
+            return similarities([query], others)[0].tolist()
+        return similarities(query[None], np.stack(others))[0].tolist() if others else []
 
 
-def listed(inputs: Any) -> list[work.Text]:
+def listed(inputs: Any) -> list[Text]:
     """Return one input or several as a list."""
     if isinstance(inputs, str) or (inputs and isinstance(inputs[0], int)):
         return [inputs]
@@ -197,17 +231,17 @@ def listed(inputs: Any) -> list[work.Text]:
 
 
 async def json_response(make: Callable[[], Any], size: int) -> Response:
-    """Write an answer of so many numbers as it is: to check each against a schema takes as long as to compute it."""
+    """Serialize an answer of `size` numbers. A check against a schema would take as long as computing it."""
 
     def written() -> bytes:
         return orjson.dumps(make())
 
-    few = size <= _MOST_AT_ONCE
-    content = written() if few else await asyncio.get_running_loop().run_in_executor(None, written)
+    is_small = size <= _MAX_IN_LOOP
+    content = written() if is_small else await asyncio.get_running_loop().run_in_executor(None, written)
     return Response(content, media_type="application/json")
 
 
 async def _left(http: Request) -> None:
-    """Wait for what comes behind the body: that the client has left."""
+    """Wait for the message after the body, which says that the client has left."""
     while (await http.receive())["type"] != "http.disconnect":
         pass

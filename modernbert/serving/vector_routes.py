@@ -1,7 +1,4 @@
-"""The routes that give vectors: those of text-embeddings-inference and of OpenAI.
-
-In: texts over HTTP. Out: one vector a text, one a token, or how alike texts are.
-"""
+"""The routes that return vectors or similarities, with the fields of text-embeddings-inference and OpenAI."""
 
 import base64
 from collections.abc import Sequence
@@ -11,9 +8,9 @@ import numpy as np
 import orjson
 from fastapi import FastAPI, Request, Response
 
+from modernbert.inference.outputs import TokenVectors
 from modernbert.inference.quantize import quantize
-from modernbert.model.heads import Classifier
-from modernbert.serving import schemas, work
+from modernbert.serving import schemas
 from modernbert.serving.service import Service, json_response, listed
 from modernbert.tokenizer.input_templates import EncodedText
 
@@ -26,32 +23,30 @@ def add_vectors(app: FastAPI, service: Service) -> None:
 
     @app.post("/embed")
     async def embed(http: Request, body: schemas.EmbedIn) -> Response:
-        form, texts = service.form(body.prompt_name, body.input_type, body.prompt), listed(body.inputs)
-        finish = service.finish_vectors(body.normalize, body.dimensions)
+        template, texts = service.template(body.prompt_name, body.input_type, body.prompt), listed(body.inputs)
+        output = service.text_vectors(body.normalize, body.dimensions)
         service.check_size(len(texts), body.dimensions)
-        found = await service.compute(http, lambda: _tokens(service.lay(texts, form, bool(body.truncate))), finish)
+        found = await service.compute(http, lambda: service.encode(texts, template, bool(body.truncate)), output)
         return await json_response(lambda: _written(found, body.precision, body.encoding_format), _size(found))
 
-    if not isinstance(bert.model, Classifier):
+    if not bert.model.is_classifier:
         app.add_api_route("/", embed, methods=["POST"], include_in_schema=False)
 
     @app.post("/embed_all")
     @app.post("/embed_multi")
     async def embed_all(http: Request, body: schemas.EmbedIn) -> Response:
-        form, laid = service.form(body.prompt_name, body.input_type, body.prompt), list[EncodedText]()
+        template = service.template(body.prompt_name, body.input_type, body.prompt)
         service.check_dimensions(body.dimensions, bert.vector_width)
 
-        def make() -> list[np.ndarray]:
-            laid.extend(service.lay(listed(body.inputs), form, bool(body.truncate)))
-            service.check_size(sum(len(each.tokens) for each in laid))
-            return _tokens(laid)
+        def encode() -> list[EncodedText]:
+            encoded = service.encode(listed(body.inputs), template, bool(body.truncate))
+            service.check_size(sum(each.num_rows for each in encoded))
+            return encoded
 
-        finish = work.token_vectors(bert, body.normalize and bert.is_late, body.dimensions)
-        every = await service.compute(http, make, finish)
-        found = [
-            one if each.label_positions is None else one[each.label_positions]
-            for one, each in zip(every, laid, strict=True)
-        ]
+        kept = body.dimensions or (bert.vectors.truncate_dim if bert.is_late else None)
+        found = await service.compute(
+            http, encode, TokenVectors(bert.projection, kept, normalize=body.normalize and bert.is_late)
+        )
 
         def rows() -> list[Any]:
             made = [quantize(vectors, body.precision) for vectors in found]
@@ -64,17 +59,18 @@ def add_vectors(app: FastAPI, service: Service) -> None:
     @app.post("/v1/embeddings")
     @app.post("/embeddings")
     async def openai(http: Request, body: schemas.OpenAIIn) -> Response:
-        form, texts = service.form(None, body.input_type, body.prompt), listed(body.input)
-        documents: list[np.ndarray] = []
-        finish = service.finish_vectors(True, body.dimensions)
+        template, texts = service.template(None, body.input_type, body.prompt), listed(body.input)
+        output = service.text_vectors(True, body.dimensions)
         service.check_size(len(texts), body.dimensions)
+        used = 0
 
-        def make() -> list[np.ndarray]:
-            documents.extend(_tokens(service.lay(texts, form, body.truncate)))
-            return documents
+        def encode() -> list[EncodedText]:
+            nonlocal used
+            encoded = service.encode(texts, template, body.truncate)
+            used = sum(len(each.tokens) for each in encoded)
+            return encoded
 
-        found = await service.compute(http, make, finish)
-        used = sum(map(len, documents))
+        found = await service.compute(http, encode, output)
 
         def answer() -> dict[str, Any]:
             rows = enumerate(_written(found, body.precision, body.encoding_format))
@@ -91,14 +87,10 @@ def add_vectors(app: FastAPI, service: Service) -> None:
         return await service.compare(http, body.inputs.source_sentence, body.inputs.sentences, bool(body.truncate))
 
 
-def _tokens(laid: Sequence[EncodedText]) -> list[np.ndarray]:
-    return [each.tokens for each in laid]
-
-
 def _written(vectors: Sequence[np.ndarray], precision: str, encoding: str) -> list[Any]:
-    """Return vectors as rows of an answer: numbers, or the bytes of them, the lowest first, in base64.
+    """Return vectors as rows of an answer: numbers, or little-endian bytes in base64.
 
-    Raises: InputError for a width that is no multiple of 8, if they are to be signs.
+    Raises: InputError for the precision `binary` if the width is not a multiple of 8.
     """
     if not vectors:
         return []
@@ -115,9 +107,9 @@ def _size(arrays: Sequence[np.ndarray]) -> int:
 
 
 def _dumped(array: np.ndarray) -> orjson.Fragment:
-    """Write one array: of many at once, nobody else would come to compute in between."""
+    """Serialize one array at a time, so that the scheduler's thread can run in between."""
     return orjson.Fragment(orjson.dumps(array, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY))
 
 
 def _plain(array: Any) -> Any:
-    return array.tolist()  # what orjson cannot write as it lies in memory
+    return array.tolist()  # for a dtype that orjson does not know

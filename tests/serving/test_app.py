@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import hashlib
 import json
 import re
 import signal
@@ -158,7 +159,8 @@ def test_late_interaction_is_that_of_the_library(open_app: Open, small_bert: Mod
     ranked = client.post("/rerank", json={"query": TEXTS[0], "texts": texts}).json()
     assert [row["index"] for row in ranked] == [each.index for each in late.rerank(TEXTS[0], texts)]
     long = client.post("/embed_multi", json={"inputs": "word " * 60, "input_type": "document"})
-    assert long.status_code == 422 and "expected at most 40; with truncate it is cut" in long.json()["error"]
+    said = 'expected at most 40; send "truncate": true to cut it'
+    assert long.status_code == 422 and said in long.json()["error"]
     cut = client.post("/embed_multi", json={"inputs": "word " * 60, "input_type": "document", "truncate": True}).json()
     np.testing.assert_allclose(cut[0], late.embed_documents(["word " * 60]).vectors[0], atol=1e-5)
 
@@ -297,7 +299,7 @@ def test_tokens_there_and_back(open_app: Open, small_bert: ModernBert) -> None:
             422,
             "precision: found binary for 12 compon",
         ),
-        ("/embed", {"inputs": "word " * 2_000}, 422, "tokens, expected at most 1,000; with truncate it is cut"),
+        ("/embed", {"inputs": "word " * 2_000}, 422, "expected at most 1,000; send ..truncate..: true to cut it"),
         ("/embed", {"inputs": [[-1]]}, 422, "inputs"),
         ("/embed", {"inputs": 3}, 422, "inputs"),
         ("/embed", {}, 422, "inputs: Field required"),
@@ -316,7 +318,7 @@ def test_tokens_there_and_back(open_app: Open, small_bert: ModernBert) -> None:
         ),
         ("/tokenize", {"inputs": "word " * 200_000}, 422, "inputs: found more than 131,072 tokens"),
         ("/fill-mask", {"inputs": ["[MASK] " * 200] * 9, "top_k": 100}, 422, "found 180,000 guesses to make"),
-        ("/fill-mask", {"inputs": "[MASK] " * 2_000}, 422, "a text to fill is not cut"),
+        ("/fill-mask", {"inputs": "[MASK] " * 2_000}, 422, "a text with masks is not cut"),
         ("/rerank", {"query": "word " * 2_000, "texts": ["a"]}, 422, "the query: has"),
         ("/v1/embeddings", {"input": "a", "model": "\ud800"}, 422, "model"),
         ("/v1/rerank", {"query": "a", "documents": ["a"], "model": "\ud800"}, 422, "model"),
@@ -409,12 +411,17 @@ def test_a_list_that_is_wrong_is_looked_at_no_further() -> None:
         assert found.value.error_count() <= 8
 
 
-def test_the_routes_are_shown_without_help_from_elsewhere(open_app: Open, small_bert: ModernBert) -> None:
+def test_the_api_page_asks_no_other_server(open_app: Open, small_bert: ModernBert) -> None:
     client = open_app(small_bert)
-    shown = client.get("/docs").text
-    for path in client.get("/openapi.json").json()["paths"]:
-        assert f" {path}</code>" in shown
-    assert not re.findall(r'(?:src|href)="(?:https?:)?//', shown) and "$ref" not in shown
+    page = client.get("/docs")
+    assets = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(assets) == 3 and all(client.get(f"/{name}").status_code == 200 for name in assets)
+    assert "url: 'openapi.json'" in page.text and "//" not in " ".join(assets)
+    (script,) = re.findall("<script>(.*?)</script>", page.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'") and f"script-src 'self' 'sha256-{digest}';" in policy
+    assert "unsafe" not in policy
 
 
 def test_too_much_is_refused_with_a_time(open_app: Open, small_bert: ModernBert) -> None:

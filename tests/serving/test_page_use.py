@@ -19,6 +19,18 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 PANELS = ("masks", "search", "compare", "tokens")
 
 
+def test_the_api_page_shows_every_route(page: Page, masked: Served) -> None:
+    page.leave()
+    page.driver.get(f"{masked.url}/docs")
+    page.url = masked.url
+    paths = page.js(
+        "return fetch('openapi.json').then((answer) => answer.json()).then((all) => Object.keys(all.paths))"
+    )
+    page.until(lambda: page.js("return document.querySelectorAll('.opblock').length") >= len(paths))
+    shown = page.js("return [...document.querySelectorAll('.opblock-summary-path')].map((each) => each.dataset.path)")
+    assert len(paths) > 15 and set(paths) == set(shown)
+
+
 def test_one_can_do_without_a_mouse(page: Page, masked: Served) -> None:
     page.open(masked.url, "masks")
     page.press("TAB")

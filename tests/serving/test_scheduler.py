@@ -12,11 +12,20 @@ import torch
 from torch import Tensor
 
 from modernbert import InputError, ModernBert
-from modernbert.serving.scheduler import Busy, Gone, Scheduler
+from modernbert.serving.scheduler import Busy, Gone, Request, Scheduler
+from modernbert.tokenizer.input_templates import EncodedText
 
 
-def means(hidden: Tensor, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
-    return [part.float().mean(dim=0).numpy() for part in hidden.split([len(each) for each in documents])]
+def means(hidden: Tensor, texts: Sequence[EncodedText]) -> list[np.ndarray]:
+    return [part.float().mean(dim=0).numpy() for part in hidden.split(lengths_of(texts))]
+
+
+def lengths_of(texts: Sequence[EncodedText]) -> list[int]:
+    return [len(each.tokens) for each in texts]
+
+
+def submit(engine: Scheduler, documents: Sequence[np.ndarray], output: Any) -> Request:
+    return engine.submit([EncodedText(ids) for ids in documents], output)
 
 
 def texts_of(number: int, seed: int) -> list[str]:
@@ -36,10 +45,10 @@ class Held:
 
     def __init__(self, engine: Scheduler) -> None:
         self.entered, self.go = threading.Event(), threading.Event()
-        self.request = engine.submit([np.array([1, 5, 2])], self.finish)
+        self.request = submit(engine, [np.array([1, 5, 2])], self.finish)
         assert self.entered.wait(10)
 
-    def finish(self, hidden: Tensor, documents: Sequence[np.ndarray]) -> list[Any]:
+    def finish(self, hidden: Tensor, texts: Sequence[EncodedText]) -> list[Any]:
         self.entered.set()
         assert self.go.wait(10)
         return [None]
@@ -47,12 +56,12 @@ class Held:
 
 def test_many_clients_get_what_the_library_gives(engine: Scheduler, small_bert: ModernBert) -> None:
     requests = [texts_of(number, seed) for seed, number in enumerate([1, 40, 3, 1, 17, 2] * 5)]
-    asked = [engine.submit(small_bert.tokenizer.encode(texts), means) for texts in requests]
+    asked = [submit(engine, small_bert.tokenizer.encode(texts), means) for texts in requests]
     for texts, request in zip(requests, asked, strict=True):
         found = np.stack(request.future.result(timeout=30))
         np.testing.assert_allclose(found, small_bert.embed(texts, normalize=False), atol=1e-5)
     assert engine.queued_tokens == 0 and engine.tokens_per_s > 0
-    assert engine.submit([], means).future.result(timeout=1) == []
+    assert submit(engine, [], means).future.result(timeout=1) == []
 
 
 def test_a_little_is_served_before_the_rest_of_much(engine: Scheduler) -> None:
@@ -60,15 +69,15 @@ def test_a_little_is_served_before_the_rest_of_much(engine: Scheduler) -> None:
     order: list[str] = []
 
     def noted(name: str) -> Any:
-        def finish(hidden: Tensor, documents: Sequence[np.ndarray]) -> list[None]:
-            order.extend([name] * len(documents))
-            return [None] * len(documents)
+        def finish(hidden: Tensor, texts: Sequence[EncodedText]) -> list[None]:
+            order.extend([name] * len(texts))
+            return [None] * len(texts)
 
         return finish
 
     held = Held(engine)
-    much = engine.submit([np.full(100, 5)] * 200, noted("much"))
-    little = [engine.submit([np.full(20, 5)], noted("little")) for _ in range(3)]
+    much = submit(engine, [np.full(100, 5)] * 200, noted("much"))
+    little = [submit(engine, [np.full(20, 5)], noted("little")) for _ in range(3)]
     held.go.set()
     for request in (much, *little):
         request.future.result(timeout=30)
@@ -79,10 +88,10 @@ def test_a_little_is_served_before_the_rest_of_much(engine: Scheduler) -> None:
 def test_who_leaves_is_not_computed_for(engine: Scheduler) -> None:
     seen: list[int] = []
     held = Held(engine)
-    left = engine.submit(
-        [np.full(50, 5)] * 40, lambda hidden, documents: seen.extend(map(len, documents)) or [0] * len(documents)
+    left = submit(
+        engine, [np.full(50, 5)] * 40, lambda hidden, texts: seen.extend(lengths_of(texts)) or [0] * len(texts)
     )
-    stays = engine.submit([np.full(50, 5)] * 2, lambda hidden, documents: [len(each) for each in documents])
+    stays = submit(engine, [np.full(50, 5)] * 2, lambda hidden, texts: lengths_of(texts))
     left.cancel()
     held.go.set()
     assert stays.future.result(timeout=10) == [50, 50]
@@ -97,13 +106,13 @@ def test_too_much_is_refused_with_a_time_and_taken_again_later(small_bert: Moder
     engine = Scheduler(small_bert, budget_tokens=100, most_queued_tokens=300)
     held = Held(engine)
     # One request is never refused for its size alone.
-    whole = engine.submit([np.full(100, 5)] * 50, means)
+    whole = submit(engine, [np.full(100, 5)] * 50, means)
     with pytest.raises(Busy, match="try again in") as caught:
-        engine.submit([np.full(3, 5)], means)
+        submit(engine, [np.full(3, 5)], means)
     assert caught.value.retry_after_s >= 1
     held.go.set()
     assert len(whole.future.result(timeout=30)) == 50
-    assert len(engine.submit([np.full(3, 5)], means).future.result(timeout=10)) == 1
+    assert len(submit(engine, [np.full(3, 5)], means).future.result(timeout=10)) == 1
     engine.close(5.0)
 
 
@@ -112,10 +121,10 @@ def test_nobody_is_kept_waiting_longer_than_agreed(small_bert: ModernBert) -> No
     engine = Scheduler(small_bert, budget_tokens=100, wait_s=2.2)
     engine._computed = (100.0, 1.0)
     held = Held(engine)
-    taken = [engine.submit([np.full(50, 5)], means) for _ in range(5)]
+    taken = [submit(engine, [np.full(50, 5)], means) for _ in range(5)]
     with pytest.raises(Busy) as caught:
         for _ in range(3):
-            taken.append(engine.submit([np.full(50, 5)], means))
+            taken.append(submit(engine, [np.full(50, 5)], means))
     assert len(taken) == 5, "two and a half seconds of others are too long"
     assert caught.value.retry_after_s == 1
     # Of one who asks for much, a request of little waits only for as much as it wants itself.
@@ -126,8 +135,8 @@ def test_nobody_is_kept_waiting_longer_than_agreed(small_bert: ModernBert) -> No
     alone = Scheduler(small_bert, budget_tokens=100, wait_s=2.0)
     alone._computed = (100.0, 1.0)
     held = Held(alone)
-    much = alone.submit([np.full(100, 5)] * 50, means)
-    little = alone.submit([np.full(20, 5)], means)
+    much = submit(alone, [np.full(100, 5)] * 50, means)
+    little = submit(alone, [np.full(20, 5)], means)
     held.go.set()
     assert len(little.future.result(timeout=30)) == 1 and len(much.future.result(timeout=30)) == 50
     alone.close(5.0)
@@ -138,9 +147,7 @@ def test_batches_are_as_small_as_a_slow_machine_needs(small_bert: ModernBert) ->
     seen: list[int] = []
     held = Held(engine)
     engine._computed = (10_000.0, 10.0)  # a thousand tokens a second
-    waiting = engine.submit(
-        [np.full(90, 5)] * 30, lambda hidden, documents: seen.append(len(documents)) or [0] * len(documents)
-    )
+    waiting = submit(engine, [np.full(90, 5)] * 30, lambda hidden, texts: seen.append(len(texts)) or [0] * len(texts))
     held.go.set()
     waiting.future.result(timeout=30)
     assert seen[0] == 5, "half a second of them"
@@ -149,7 +156,7 @@ def test_batches_are_as_small_as_a_slow_machine_needs(small_bert: ModernBert) ->
 
 def test_what_is_not_finite_is_no_answer(engine: Scheduler) -> None:
     for bad in (np.array([1.0, np.nan]), (np.array([1]), np.array([np.inf]))):
-        request = engine.submit([np.full(3, 5)], lambda hidden, documents, bad=bad: [bad])
+        request = submit(engine, [np.full(3, 5)], lambda hidden, texts, bad=bad: [bad])
         with pytest.raises(ArithmeticError, match="not finite"):
             request.future.result(timeout=10)
 
@@ -157,14 +164,14 @@ def test_what_is_not_finite_is_no_answer(engine: Scheduler) -> None:
 def test_a_failure_is_told_to_whom_it_concerns_and_the_engine_lives(engine: Scheduler) -> None:
     held = Held(engine)
 
-    def broken(hidden: Tensor, documents: Sequence[np.ndarray]) -> list[Any]:
+    def broken(hidden: Tensor, texts: Sequence[EncodedText]) -> list[Any]:
         raise ValueError("broken")
 
-    bad = engine.submit([np.full(90, 5)] * 9, broken)
-    good = engine.submit([np.full(9, 5)], means)
+    bad = submit(engine, [np.full(90, 5)] * 9, broken)
+    good = submit(engine, [np.full(9, 5)], means)
     for ids in ([1, 10**6, 2], [-1], []):
         with pytest.raises(InputError, match="text 0: has ids outside of 0 to 511, or none"):
-            engine.submit([np.array(ids, dtype=np.int64)], means)
+            submit(engine, [np.array(ids, dtype=np.int64)], means)
     held.go.set()
     with pytest.raises(ValueError, match="broken"):
         bad.future.result(timeout=10)
@@ -177,14 +184,14 @@ def test_a_failure_is_told_to_whom_it_concerns_and_the_engine_lives(engine: Sche
 def test_what_many_want_made_is_made_at_once_and_a_failure_hurts_only_its_own(engine: Scheduler) -> None:
     groups: list[int] = []
 
-    def picky(hidden: Tensor, documents: Sequence[np.ndarray]) -> list[np.ndarray]:
-        groups.append(len(documents))
-        if any(len(ids) == 7 for ids in documents):
+    def picky(hidden: Tensor, texts: Sequence[EncodedText]) -> list[np.ndarray]:
+        groups.append(len(texts))
+        if 7 in lengths_of(texts):
             raise ValueError("seven is not wanted")
-        return means(hidden, documents)
+        return means(hidden, texts)
 
     held = Held(engine)
-    asked = [engine.submit([np.full(length, 5)], picky) for length in (3, 7, 4)]
+    asked = [submit(engine, [np.full(length, 5)], picky) for length in (3, 7, 4)]
     held.go.set()
     with pytest.raises(ValueError, match="seven"):
         asked[1].future.result(timeout=30)
@@ -198,15 +205,15 @@ def test_a_batch_that_fails_is_computed_one_client_after_another(
 ) -> None:
     real = type(small_bert.encoder).forward
 
-    def failing(self: Any, tokens: Tensor, layout: Any) -> Tensor:
+    def failing(self: Any, tokens: Tensor, *others: Any) -> Tensor:
         if 77 in tokens.tolist():
             raise RuntimeError("out of memory")
-        return real(self, tokens, layout)
+        return real(self, tokens, *others)
 
     monkeypatch.setattr(type(small_bert.encoder), "forward", failing)
     held = Held(engine)
-    bad = engine.submit([np.array([1, 77, 2])], means)
-    good = [engine.submit([np.array([1, 5, 2])], means) for _ in range(3)]
+    bad = submit(engine, [np.array([1, 77, 2])], means)
+    good = [submit(engine, [np.array([1, 5, 2])], means) for _ in range(3)]
     held.go.set()
     with pytest.raises(RuntimeError, match="out of memory"):
         bad.future.result(timeout=10)
@@ -217,11 +224,11 @@ def test_a_batch_that_fails_is_computed_one_client_after_another(
 def test_nobody_waits_for_an_engine_that_has_ended(small_bert: ModernBert) -> None:
     engine = Scheduler(small_bert, batch_s=float("nan"))  # no speed makes a number of tokens of it
     engine._computed = (1.0, 1.0)
-    asked = engine.submit([np.array([1, 5, 2])], means)
+    asked = submit(engine, [np.array([1, 5, 2])], means)
     with pytest.raises(Gone):
         asked.future.result(timeout=30)
     with pytest.raises(Gone):
-        engine.submit([np.array([1, 5, 2])], means)
+        submit(engine, [np.array([1, 5, 2])], means)
     engine.close(5.0)
     assert not engine.is_alive
 
@@ -229,18 +236,18 @@ def test_nobody_waits_for_an_engine_that_has_ended(small_bert: ModernBert) -> No
 def test_closing_computes_what_waits_and_takes_no_more(small_bert: ModernBert) -> None:
     engine = Scheduler(small_bert, budget_tokens=100)
     held = Held(engine)
-    waiting = engine.submit([np.full(50, 5)] * 20, means)
+    waiting = submit(engine, [np.full(50, 5)] * 20, means)
     threading.Timer(0.2, held.go.set).start()
     engine.close(20.0)
     assert len(waiting.future.result(timeout=1)) == 20 and not engine.is_alive
     with pytest.raises(Gone, match="the server is closing"):
-        engine.submit([np.full(3, 5)], means)
+        submit(engine, [np.full(3, 5)], means)
 
 
 def test_closing_gives_up_what_takes_too_long(small_bert: ModernBert) -> None:
     engine = Scheduler(small_bert, budget_tokens=100)
     held = Held(engine)
-    waiting = engine.submit([np.full(50, 5)] * 20, means)
+    waiting = submit(engine, [np.full(50, 5)] * 20, means)
     engine.close(0.1)
     with pytest.raises(Gone, match="the server has closed"):
         waiting.future.result(timeout=1)
@@ -249,7 +256,7 @@ def test_closing_gives_up_what_takes_too_long(small_bert: ModernBert) -> None:
 
 def test_a_request_knows_how_long_it_took(engine: Scheduler, small_bert: ModernBert) -> None:
     held = Held(engine)
-    request = engine.submit(small_bert.tokenizer.encode(["a text"]), means)
+    request = submit(engine, small_bert.tokenizer.encode(["a text"]), means)
     time.sleep(0.1)
     held.go.set()
     request.future.result(timeout=10)

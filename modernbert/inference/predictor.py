@@ -1,0 +1,325 @@
+"""What a tokenizer and a model compute for lists of texts; `ModernBert` adds loading, saving and argument checks."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from modernbert.checkpoints.sentence_transformers_format import Kept
+from modernbert.errors import InputError, shown
+from modernbert.inference.outputs import LabelScores, MaskGuesses, Output, PooledVectors, TokenVectors, compute
+from modernbert.inference.overflow import CUT, Text, average_chunks, encode_texts, encode_words
+from modernbert.inference.quantize import quantize
+from modernbert.model.config import ModelConfig
+from modernbert.model.embedder import EmbeddingConfig, finish_vectors
+from modernbert.model.heads import MaskedLM
+from modernbert.model.interface import Model
+from modernbert.tasks.tagging import Span, spans_of_best
+from modernbert.tasks.task import Answers, find_task
+from modernbert.tokenizer.input_templates import EncodedText, InputTemplate
+from modernbert.tokenizer.tokenizer import Tokenizer
+
+__all__ = ["Guess", "Origin", "Predictor", "TextVectors"]
+
+Show = Callable[[int, int], None]
+"""(texts done in all, tokens since the last call), called after each batch."""
+
+# Texts tokenized at a time, so that the ids of millions are never in memory.
+_TEXTS_AT_A_TIME = 4_096
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A token proposed for a mask, and its probability."""
+
+    text: str
+    token: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class TextVectors:
+    """The vectors of texts, float32 [N, E], or with late interaction a list of [tokens, E]; and how many were cut."""
+
+    vectors: np.ndarray | list[np.ndarray]
+    num_cut: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The folder that a model was loaded from, how it was loaded, and the settings that `save` writes again."""
+
+    folder: Path
+    dtype: str
+    engine: str
+    settings: Kept = Kept()
+    unused_head: str | None = None
+    """Why vectors are not compared: `config.json` names a head that was not loaded."""
+
+
+class Predictor:
+    """A tokenizer and a model. Every method batches its texts by `budget_tokens`, without padding."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        model: Model,
+        budget_tokens: int,
+        vectors: EmbeddingConfig,
+        projection: nn.Linear | None,
+        max_length: int | None,
+        origin: Origin | None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.model = model
+        self.budget_tokens = budget_tokens
+        self.vectors = vectors
+        self.projection = projection
+        self.origin = origin
+        self.longest = min(max_length or model.max_length, model.max_length)
+        if tokenizer.vocab_size > model.vocab_size:
+            raise InputError(
+                f"the tokenizer has {tokenizer.vocab_size:,} entries, "
+                f"which does not fit the model's vocabulary of {model.vocab_size:,}"
+            )
+
+    @property
+    def encoder(self) -> Model:
+        """The model without its head."""
+        return self.model.encoder
+
+    @property
+    def config(self) -> ModelConfig:
+        """The shape of the model.
+
+        Raises: InputError for a model of another family.
+        """
+        if self.model.family != "modernbert":
+            raise InputError(f"This model is a {self.model.family} of transformers and has no ModelConfig.")
+        return self.encoder.config
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self.model.device
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states, D."""
+        return self.model.hidden_size
+
+    @property
+    def vector_width(self) -> int:
+        """Width of the vectors that the model was fine-tuned for: after the projection and truncation."""
+        whole = self.width if self.projection is None else self.projection.out_features
+        return min(whole, self.vectors.truncate_dim or whole)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether texts are compared by the vectors of all their tokens (late interaction)."""
+        return self.vectors.pooling == "tokens"
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether the model was trained on pairs of texts, as far as its folder says."""
+        return self.model.reads_pairs
+
+    @property
+    def settings(self) -> Kept:
+        """The settings of the folder beside its `EmbeddingConfig`, which `save` writes again."""
+        return self.origin.settings if self.origin else Kept()
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """The prompts of the folder, by name."""
+        return {name: text or "" for name, text in self.settings.prompts.items()}
+
+    @property
+    def default_prompt(self) -> str:
+        """The prompt that `embed` puts before each text by default: `default_prompt_name` of the folder."""
+        return self.settings.prompt
+
+    @property
+    def query_form(self) -> InputTemplate:
+        """The template that queries are encoded with.
+
+        Raises: InputError if the model does not compare vectors, or compares them by another similarity.
+        """
+        vectors = self.check_compares()
+        # A length of queries overrides the limit of all texts.
+        longest = min(vectors.query_length or self.longest, self.model.max_length)
+        return InputTemplate(longest, vectors.query_prompt, vectors.expand_queries)
+
+    @property
+    def document_form(self) -> InputTemplate:
+        """The template that documents are encoded with.
+
+        Raises: InputError if the model does not compare vectors, or compares them by another similarity.
+        """
+        vectors = self.check_compares()
+        longest = min(vectors.document_length or self.longest, self.model.max_length)
+        skipped = frozenset(token for name in vectors.skip if (token := self.tokenizer.id_of(name)) is not None)
+        return InputTemplate(longest, vectors.document_prompt, skip=skipped)
+
+    def check_compares(self) -> EmbeddingConfig:
+        """Return how texts become the vectors that are compared.
+
+        Raises: InputError if the model does not compare vectors, or compares them by another similarity.
+        """
+        if self.model.is_classifier:
+            labels = ", ".join(self.model.labels)
+            raise InputError(
+                f"This model has a head for {self.model.task} (labels: {shown(labels, 80)}) and does not compare "
+                "vectors. Use a model fine-tuned with task=embed, late or rerank, or one without a head."
+            )
+        if self.origin is not None and self.origin.unused_head is not None:
+            raise InputError(
+                f"{self.origin.unused_head}, a head that was not loaded, so vectors are not compared. Use a model "
+                "fine-tuned with task=embed, late or rerank, or one without a head."
+            )
+        if self.settings.obstacle is not None:
+            raise InputError(f"{self.settings.obstacle}: vectors are compared by their directions here")
+        return self.vectors
+
+    @property
+    def answers(self) -> Answers | None:
+        """What the fine-tuned head answers; None without such a head."""
+        task = self.model.task
+        return find_task(task).answers if task is not None and self.model.is_classifier else None
+
+    def text_vectors(self, pooling: str | None = None, truncate_dim: int | None = None) -> PooledVectors:
+        """Return the output of one vector for each text; defaults are those of the folder.
+
+        The projection and truncation of a late-interaction model are for vectors of tokens, so they are left out.
+        """
+        if self.is_late:
+            return PooledVectors(pooling or "mean", None, truncate_dim)
+        pooling, truncate_dim = pooling or self.vectors.pooling, truncate_dim or self.vectors.truncate_dim
+        return PooledVectors(pooling, self.projection, truncate_dim)
+
+    def compared_vectors(self) -> PooledVectors | TokenVectors:
+        """Return the output of the vectors that queries and documents are compared by."""
+        if self.is_late:
+            return TokenVectors(self.projection, self.vectors.truncate_dim, normalize=True)
+        return self.text_vectors()
+
+    def embed_list(
+        self,
+        texts: Sequence[str],
+        show: Show,
+        *,
+        pooling: str | None,
+        truncate_dim: int | None,
+        normalize: bool,
+        prompt: str,
+        overflow: str,
+        precision: str,
+    ) -> np.ndarray:
+        """Return one vector for each text [N, E]; chunks of a text are averaged before truncation."""
+        output = self.text_vectors(pooling, truncate_dim)
+        whole = PooledVectors(output.pooling, output.projection, normalize=False)
+        width = self.width if output.projection is None else output.projection.out_features
+        numbers: list[int] = []
+        lengths: list[int] = []
+        found = [np.zeros((0, width), np.float32)]
+        documents = encode_texts(self.tokenizer, texts, self.longest, overflow, prompt=prompt)
+        for some, group, vectors in self._numbered(documents, whole, show):
+            numbers += some
+            lengths += [len(each.tokens) for each in group]
+            found.append(np.asarray(vectors))
+        averaged = torch.from_numpy(average_chunks(np.concatenate(found), np.array(numbers), np.array(lengths)))
+        return quantize(finish_vectors(averaged, None, output.truncate_dim, normalize).numpy(), precision)
+
+    def embed_with_template(self, texts: Sequence[str], show: Show, *, template: InputTemplate) -> TextVectors:
+        """Return the vectors that texts are compared by; texts that are too long for the template are cut."""
+        output = self.compared_vectors()
+        num_cut = 0
+
+        def encoded() -> Iterator[EncodedText]:
+            nonlocal num_cut
+            for start in range(0, len(texts), _TEXTS_AT_A_TIME):
+                some, cut = template.lay(self.tokenizer, texts[start : start + _TEXTS_AT_A_TIME], first=start)
+                num_cut += cut
+                yield from some
+
+        found = [vectors for _, vectors in compute(self.model, encoded(), output, self.budget_tokens)]
+        if self.is_late:
+            return TextVectors(list(chain.from_iterable(found)), num_cut)
+        return TextVectors(np.concatenate([np.zeros((0, self.vector_width), np.float32), *found]), num_cut)
+
+    def embed_tokens_list(self, texts: Sequence[str], show: Show, *, prompt: str, overflow: str) -> list[np.ndarray]:
+        """Return the hidden states of each text's tokens, each float32 [its tokens, D]."""
+        documents = encode_texts(self.tokenizer, texts, self.longest, overflow, prompt=prompt, fix=CUT)
+        return [each for _, _, vectors in self._numbered(documents, TokenVectors(), show) for each in vectors]
+
+    def score_list(self, texts: Sequence[Text], show: Show, *, overflow: str) -> np.ndarray:
+        """Return the logits of each text or pair, float32 [N, labels]; a text in chunks has the mean of theirs."""
+        numbers: list[int] = []
+        found = [np.zeros((0, self.model.num_labels), np.float32)]
+        documents = encode_texts(self.tokenizer, texts, self.longest, overflow)
+        for some, _, scores in self._numbered(documents, LabelScores(self.model), show):
+            numbers += some
+            found.append(np.asarray(scores))
+        scores, owners = torch.from_numpy(np.concatenate(found)), torch.tensor(numbers, dtype=torch.int64)
+        sums = torch.zeros(len(texts), scores.shape[1]).index_add_(0, owners, scores)
+        return (sums / torch.bincount(owners, minlength=len(texts))[:, None]).numpy()
+
+    def tag_list(self, texts: Sequence[str], show: Show, *, overflow: str) -> list[list[Span]]:
+        """Return the spans that a tagger finds in each text."""
+        words = encode_words(self.tokenizer, texts, self.longest, overflow)
+        outputs = compute(self.model, (encoded for _, encoded in words), LabelScores(self.model), self.budget_tokens)
+        tags = chain.from_iterable(answers for _, answers in outputs)
+        return [
+            spans_of_best(self.model.labels, text, ranges, *best)
+            for text, (ranges, _), best in zip(texts, words, tags, strict=True)
+        ]
+
+    def fill_list(self, texts: Sequence[str], show: Show, *, top_k: int) -> list[list[list[Guess]]]:
+        """Return the likeliest tokens for each mask of each text."""
+        assert isinstance(self.model, MaskedLM)
+        output = MaskGuesses(self.model, self.tokenizer.mask_id, self.tokenizer.vocab_size, top_k)
+        outputs = self._numbered(self.encode_masked(texts), output, show)
+        guessed = chain.from_iterable(answers for _, _, answers in outputs)
+        return [
+            [self._guesses(*each) for each in zip(tokens.tolist(), probabilities.tolist(), strict=True)]
+            for tokens, probabilities in guessed
+        ]
+
+    def encode_masked(self, texts: Iterable[str]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the number and ids of each text.
+
+        Raises: InputError for a text without a mask, or one that is too long.
+        """
+        mask_id = self.tokenizer.mask_id
+        fix = "a text with masks is not cut"
+        for number, ids in encode_texts(self.tokenizer, texts, self.longest, "error", fix=fix):
+            if mask_id not in ids:
+                raise InputError(f"text {number}: has no {self.tokenizer.text_of(mask_id)}, expected at least one")
+            yield number, ids
+
+    def _guesses(self, tokens: list[int], probabilities: list[float]) -> list[Guess]:
+        return [
+            Guess(self.tokenizer.text_of(token), token, probability)
+            for token, probability in zip(tokens, probabilities, strict=True)
+        ]
+
+    def _numbered(
+        self, documents: Iterable[tuple[int, np.ndarray]], output: Output, show: Show
+    ) -> Iterator[tuple[list[int], list[EncodedText], Any]]:
+        """Yield batches of numbered documents: the numbers of their texts, the documents, and their outputs."""
+        numbers: list[int] = []
+
+        def encoded() -> Iterator[EncodedText]:
+            for number, ids in documents:
+                numbers.append(number)
+                yield EncodedText(ids)
+
+        for group, answers in compute(self.model, encoded(), output, self.budget_tokens):
+            some, numbers[: len(group)] = numbers[: len(group)], []
+            yield some, group, answers
+            show(some[-1] + 1, sum(len(each.tokens) for each in group))
