@@ -1,8 +1,4 @@
-"""Where to compute and in which precision.
-
-In: what the user asked for, `auto` included. Out: a torch device and a dtype for autocast. Training and inference
-choose in the same way, so the choice stands above both.
-"""
+"""Devices and dtypes: the choice of both, and the memory of a process and of a machine."""
 
 import ctypes
 import functools
@@ -41,12 +37,12 @@ _MADV_PAGEOUT = 21
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; `auto` is the first CUDA device where there is one, else the CPU.
+    """Return the device of a name; `auto` is the first CUDA device if there is one, else the CPU.
 
     >>> choose_device("cpu")
     device(type='cpu')
 
-    Raises: InputError if a device asked for by name is not on this machine.
+    Raises: InputError if this machine does not have the device.
     """
     if name == "auto":
         return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -63,12 +59,12 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device, field: str = "precision") -> torch.dtype:
-    """Return the dtype matrix products run in; `auto` is bfloat16 where the hardware multiplies it, else float32.
+    """Return the dtype of GEMMs; `auto` is bfloat16 if the hardware multiplies it, else float32.
 
     >>> choose_precision("float32", torch.device("cpu"))
     torch.float32
 
-    Raises: InputError for any other name; `field` is what the user calls it.
+    Raises: InputError for any other name, which calls the option `field`.
     """
     if name == "auto":
         return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
@@ -99,19 +95,16 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 
 
 def name_of(device: torch.device) -> str:
-    """Return what the driver calls a GPU; else the kind of device."""
+    """Return the name of a GPU, or the type of another device."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most memory this process ever held: a GPU's tensors, else what the system counts for the process.
-
-    Units: bytes; 0 where it cannot be known.
-    """
+    """Return the peak memory of this process in bytes: a GPU's tensors, else resident memory; 0 if it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
-        with open("/proc/self/status") as file:  # unlike the system's own count, it can be started anew
+        with open("/proc/self/status") as file:  # unlike `getrusage`, it can be reset
             lines = dict(line.split(":", 1) for line in file)
         return int(lines["VmHWM"].split()[0]) * 1024
     except (OSError, KeyError):
@@ -125,15 +118,12 @@ def peak_memory(device: torch.device) -> int:
 
 
 def restart_peak(device: torch.device) -> int:
-    """Count the peak anew from here on, and return what is held now; on a CPU, where Linux lets a process do so.
-
-    Units: bytes; the peak so far where it cannot be counted anew.
-    """
+    """Reset the peak memory, and return the present memory in bytes; the peak so far where it cannot be reset."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     if trim := getattr(_libc(), "malloc_trim", None):
-        trim(0)  # what is freed but kept is not held
+        trim(0)  # return freed memory to the system, so that it is not counted
     try:
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")
@@ -143,10 +133,7 @@ def restart_peak(device: torch.device) -> int:
 
 
 def available_memory() -> int:
-    """Return the bytes of this machine's memory that a process may still have, as the system says.
-
-    Units: bytes; 0 where the system does not say.
-    """
+    """Return the available memory of this machine in bytes; 0 if it is unknown."""
     try:
         with open("/proc/meminfo") as file:
             lines = dict(line.split(":") for line in file)
@@ -156,10 +143,10 @@ def available_memory() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep memory it frees, for its own next use, where glibc's malloc is what it allocates with.
+    """Let glibc's malloc keep freed memory, unless environment variables configure malloc.
 
-    Every layer frees and takes the same tens of MiB. Given back to the system each time, their pages come back one
-    fault after another, a tenth of the time of a forward pass. What the environment says about malloc goes before.
+    Every layer allocates and frees the same tens of MiB. Returned to the system each time, they cost page faults: a
+    tenth of the time of a forward pass.
     """
     if sys.platform != "linux" or any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return
@@ -181,15 +168,15 @@ def release_pages(tensors: Iterable[Tensor]) -> None:
 
 @functools.cache
 def release_threads_before_fork() -> None:
-    """From here on, end the OpenMP threads of a thread that forks; they start again at its next parallel region.
+    """End the OpenMP threads of a thread before it forks; they start again at its next parallel region.
 
-    A forked process inherits OpenMP's record of the threads but not the threads, and waits for them forever.
+    Otherwise the forked process inherits OpenMP's record of the threads, but no threads, and waits for them forever.
     Source: `omp_pause_resource_all`, OpenMP 5.0, section 3.2.44.
     """
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     if not hasattr(os, "register_at_fork") or not library.exists():
         return
-    pause = getattr(ctypes.CDLL(str(library)), "omp_pause_resource_all", None)  # found in the OpenMP that torch loads
+    pause = getattr(ctypes.CDLL(str(library)), "omp_pause_resource_all", None)  # the OpenMP that torch loads
     if pause is not None:
         os.register_at_fork(before=functools.partial(pause, _OMP_PAUSE_SOFT))
 

@@ -69,7 +69,7 @@ class OptimizerKernels(Protocol):
 
 
 class Engine:
-    """Compute an encoder on one kind of hardware. Engines have no state; there is one object of each.
+    """Compute an encoder on one kind of hardware. There is one object of each engine, which encoders share.
 
     See CONTRIBUTING.md, "Add an engine".
     """

@@ -1,7 +1,4 @@
-"""Modules of shapes alone, for whoever has the numbers already, or wants to count them.
-
-In: code that makes modules. Out: their parameters on torch's device without memory, which nothing has been written to.
-"""
+"""Build modules on the meta device: shapes without memory, to load weights into or to count."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,16 +12,13 @@ __all__ = ["on_meta"]
 
 @contextmanager
 def on_meta() -> Iterator[None]:
-    """Have modules that are made inside take no memory and get no first values."""
+    """Build modules inside without memory and without initialization."""
     with torch.device("meta"), _Unfilled():
         yield
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leave out what fills a new module's parameters.
-
-    On a device without memory that does nothing but bring in torch's compiler, and with it seconds of imports.
-    """
+    """Skip the functions of `torch.nn.init`: on the meta device they only import torch's compiler, for seconds."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (),

@@ -288,7 +288,7 @@ def test_a_reader_that_leaves_and_a_request_to_end(folder: Path) -> None:
         (["embed", "{folder}", "--input", "/absent.txt"], "/absent.txt: cannot be read"),
         (["fill-mask", "{folder}", "no mask here"], "has no [MASK]"),
         (["embed", "{folder}", "a", "--device", "cuda:7"], "device: found 'cuda:7'"),
-        (["embed", "{folder}", "a", "--engine", "varlen"], "varlen needs a CUDA device"),
+        (["embed", "{folder}", "a", "--engine", "flash"], "flash needs a CUDA device"),
         (["pretrain", "/absent.yaml"], "/absent.yaml: no such config file"),
     ],
 )
