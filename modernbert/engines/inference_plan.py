@@ -66,8 +66,8 @@ class PlanCache:
         return plan if plan is not None and plan.accepts(tokens, lengths) else None
 
     def drop(self) -> None:
-        """Free the plan."""
-        self._built = None
+        """Free the plan, since the weights move or change; the new ones are not mapped."""
+        self._built, self._mapped = None, False
 
     def _build(self, encoder: "Encoder") -> "tuple[_Snapshot, InferencePlan | None]":
         with self._lock:

@@ -1,10 +1,8 @@
 """The C++ functions as functions of tensors, gradients included.
 
-Every function here allocates the outputs and checks dtype, device, shape and contiguity of what the caller passes: C++
-reads raw addresses. Shapes and meaning of each C++ function are in its file.
+Every function allocates its outputs and checks its inputs. Shapes and meaning of each C++ function are in its file.
 """
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,19 +13,29 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from modernbert.engines.cpu.build import library
+from modernbert.engines.cpu.checked_calls import (
+    FLOAT32,
+    FLOATS,
+    HEAD_WIDTH,
+    INT64,
+    WIDTH_STEP,
+    call,
+    call_mixed,
+    call_named,
+    expect,
+    expect_angles,
+    expect_offsets,
+    expect_whole_vectors,
+    rows_per_block,
+)
 
 __all__ = [
     "PackedLayers", "add_norm", "apply_moments_", "attend", "cross_entropy_", "encode", "geglu", "linear", "multiply_",
     "unpack_weight", "pack_weight", "update_moments_",
 ]  # fmt: skip
 
-HEAD_WIDTH = 64
-# Rows are processed in whole vectors; the widest has this many lanes.
-WIDTH_STEP = 16
 # Outputs of one GEMM panel.
 PANEL = 64
-_FLOATS = (torch.float32, torch.bfloat16)
-_FLOAT32, _INT32, _INT64 = (torch.float32,), (torch.int32,), (torch.int64,)
 
 
 @dataclass
@@ -44,17 +52,16 @@ class PackedLayers:
     is_global: Sequence[bool]
     dtype: torch.dtype = field(init=False)
     table: Int64[Tensor, "layers 8"] = field(init=False)
-    """The addresses of each layer's tensors, and whether it is global. Nothing may move their storages; torch does so
-    when it hands a tensor to another process, so only copies are pickled."""
+    """The addresses of each layer's tensors, and whether it is global."""
 
     def __post_init__(self) -> None:
         """Raises: ValueError for a tensor of another dtype or layout."""
         self.dtype = self.weights[0][0].dtype
         for *packed, attn_norm, mlp_norm in self.weights:
             for each in packed:
-                _expect("packed weight", each, (self.dtype,), None, None, None, None)
+                expect("packed weight", each, (self.dtype,), None, None, None, None)
             for each in (attn_norm, mlp_norm):
-                _expect("scale of a norm", each, _FLOAT32, None)
+                expect("scale of a norm", each, FLOAT32, None)
         addresses = [
             [*(tensor.data_ptr() for tensor in layer), int(kind)]
             for layer, kind in zip(self.weights, self.is_global, strict=True)
@@ -75,9 +82,9 @@ def attend(
     """
     num_tokens, _, num_heads, _ = qkv.shape
     qkv = qkv.contiguous()
-    _expect("qkv", qkv, _FLOATS, num_tokens, 3, num_heads, HEAD_WIDTH)
-    _expect_angles(num_tokens, cosines, sines)
-    _expect_offsets(offsets, num_tokens)
+    expect("qkv", qkv, FLOATS, num_tokens, 3, num_heads, HEAD_WIDTH)
+    expect_angles(num_tokens, cosines, sines)
+    expect_offsets(offsets, num_tokens)
     result: Tensor = _Attend.apply(qkv, cosines, sines, offsets, window or (-1, -1))
     return result
 
@@ -102,17 +109,17 @@ def encode(
     """
     num_tokens, width = embedded.shape
     embedded = embedded.contiguous()
-    _expect("embeddings", embedded, (layers.dtype,), num_tokens, num_heads * HEAD_WIDTH)
-    _expect("scale of the final norm", final_norm, _FLOAT32, width)
+    expect("embeddings", embedded, (layers.dtype,), num_tokens, num_heads * HEAD_WIDTH)
+    expect("scale of the final norm", final_norm, FLOAT32, width)
     angles = [tuple(part.flatten(1) for part in pair) for pair in angles]  # type: ignore[misc]
     for pair in angles:
-        _expect_angles(num_tokens, *pair)
-    _expect_offsets(offsets, num_tokens)
+        expect_angles(num_tokens, *pair)
+    expect_offsets(offsets, num_tokens)
     num_rows = -(-num_tokens // WIDTH_STEP) * WIDTH_STEP
     out = torch.empty_like(embedded, memory_format=torch.contiguous_format)
     hidden = torch.empty(num_rows, width)
     qkv, attn_out = (embedded.new_empty(num_rows, number * width) for number in (3, 1))
-    _call(
+    call(
         "encode", embedded, out, hidden, qkv, attn_out, layers.table, final_norm, *angles[0], *angles[1], offsets,
         len(offsets) - 1, num_tokens, len(layers.weights), width, feed_width, num_heads, *window, eps,
     )  # fmt: skip
@@ -127,8 +134,8 @@ def linear(rows: Float[Tensor, "T D_in"], weight: Float[Tensor, "D_out D_in"]) -
     Raises: ValueError for other shapes or types.
     """
     num_rows, depth = rows.shape
-    _expect("rows", rows, _FLOATS, num_rows, depth, contiguous=False)
-    _expect("weight", weight, (torch.float32, rows.dtype), None, depth, contiguous=False)
+    expect("rows", rows, FLOATS, num_rows, depth, contiguous=False)
+    expect("weight", weight, (torch.float32, rows.dtype), None, depth, contiguous=False)
     result: Tensor = _Linear.apply(rows, weight)
     return result
 
@@ -146,13 +153,13 @@ def pack_weight(
     dtype = dtype or matrix.dtype
     if dtype not in (torch.float32, torch.bfloat16) or matrix.dtype not in (torch.float32, dtype):
         raise ValueError(f"cannot pack {matrix.dtype} as {dtype}, expected float32 or bfloat16, not widened")
-    _expect("matrix", matrix, (torch.float32, dtype), None, None, contiguous=False)
+    expect("matrix", matrix, (torch.float32, dtype), None, None, contiguous=False)
     num_columns, depth = matrix.shape if transposed else matrix.shape[::-1]
     if num_columns % PANEL or (transposed and depth % 32):
         raise ValueError(f"a matrix of {depth} by {num_columns}, expected multiples of 32 and of {PANEL}")
     strip, group = int(library().packed_width()), 4 // dtype.itemsize
     strips = matrix.new_empty(num_columns // strip, _padded_depth(depth) // group, strip, group, dtype=dtype)
-    _call_wide(
+    call_mixed(
         "pack_transposed" if transposed else "pack", matrix, strips, matrix.contiguous(), strips, num_columns, depth
     )
     return strips
@@ -190,10 +197,10 @@ def multiply_(
         or (transposed and num_rows % 16)
     ):
         raise ValueError(f"{tuple(rows.shape)} times strips {tuple(strips.shape)} into {tuple(out.shape)}")
-    _expect("rows", rows, _FLOATS, None, None, contiguous=False)
-    _expect("strips", strips, (rows.dtype,), None, None, None, None)
-    _expect("out", out, (torch.float32, rows.dtype), *shape)
-    _call_wide("multiply_rows", out, rows, rows.contiguous(), int(transposed), strips, out, *shape, depth, int(add))
+    expect("rows", rows, FLOATS, None, None, contiguous=False)
+    expect("strips", strips, (rows.dtype,), None, None, None, None)
+    expect("out", out, (torch.float32, rows.dtype), *shape)
+    call_mixed("multiply_rows", out, rows, rows.contiguous(), int(transposed), strips, out, *shape, depth, int(add))
     return out
 
 
@@ -211,12 +218,12 @@ def add_norm(
     Raises: ValueError for tensors of another dtype, device or shape.
     """
     num_rows, width = hidden.shape
-    _expect("hidden", hidden, _FLOATS, num_rows, width, contiguous=False)
+    expect("hidden", hidden, FLOATS, num_rows, width, contiguous=False)
     # The residual stream is never held in fewer bits than what is added to it.
-    narrow = (hidden.dtype,) if hidden.dtype == torch.bfloat16 else _FLOATS
-    _expect("delta", delta, narrow, num_rows, width, contiguous=False)
-    _expect("scale", scale, (torch.float32, torch.bfloat16, torch.float16), width, contiguous=False)
-    _must_divide(width)
+    narrow = (hidden.dtype,) if hidden.dtype == torch.bfloat16 else FLOATS
+    expect("delta", delta, narrow, num_rows, width, contiguous=False)
+    expect("scale", scale, (torch.float32, torch.bfloat16, torch.float16), width, contiguous=False)
+    expect_whole_vectors(width)
     seed = int(torch.randint(2**31, ())) if dropout else 0
     result: tuple[Tensor, Tensor] = _AddNorm.apply(hidden, delta, scale, eps, (float(dropout), seed))
     return result
@@ -227,8 +234,8 @@ def geglu(both: Float[Tensor, "T twoF"]) -> Float[Tensor, "T F"]:
 
     Raises: ValueError for a tensor of another dtype, device or shape.
     """
-    _expect("both", both, _FLOATS, None, None, contiguous=False)
-    _must_divide(both.shape[1] / 2)
+    expect("both", both, FLOATS, None, None, contiguous=False)
+    expect_whole_vectors(both.shape[1] / 2)
     result: Tensor = _Geglu.apply(both)
     return result
 
@@ -247,13 +254,13 @@ def cross_entropy_(
         or layout.
     """
     num_rows, width = logits.shape
-    _expect("logits", logits, _FLOATS, num_rows, width)
-    _expect("bias", bias, (torch.float32, torch.bfloat16, torch.float16), width)
-    _expect("labels", labels, _INT64, num_rows)
+    expect("logits", logits, FLOATS, num_rows, width)
+    expect("bias", bias, (torch.float32, torch.bfloat16, torch.float16), width)
+    expect("labels", labels, INT64, num_rows)
     if num_rows and not (0 <= int(labels.min()) and int(labels.max()) < width):
         raise IndexError(f"labels from {int(labels.min())} to {int(labels.max())}, expected 0 to {width - 1}")
-    parts = None if grad_bias is None else torch.empty(-(-num_rows // _rows_per_block()), width)
-    loss = _call("cross_entropy", logits, bias.float(), labels, parts, num_rows, width)
+    parts = None if grad_bias is None else torch.empty(-(-num_rows // rows_per_block()), width)
+    loss = call("cross_entropy", logits, bias.float(), labels, parts, num_rows, width)
     if grad_bias is not None and parts is not None:
         grad_bias += parts.sum(dim=0)
     return float(loss)
@@ -265,9 +272,9 @@ def update_moments_(grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, betas: tu
     Raises: ValueError for tensors of another dtype, device or layout, or of different shapes.
     """
     for name, tensor in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
-        _expect(name, tensor, _FLOAT32, *grad.shape)
+        expect(name, tensor, FLOAT32, *grad.shape)
     rest1, rest2 = 1 - betas[0], 1 - betas[1]
-    return float(_call_plain("update_moments", grad, exp_avg, exp_avg_sq, grad.numel(), rest1, betas[1], rest2, eps))
+    return float(call_named("update_moments", grad, exp_avg, exp_avg_sq, grad.numel(), rest1, betas[1], rest2, eps))
 
 
 def apply_moments_(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, lr: float, kept: float, eps: float) -> None:
@@ -276,8 +283,8 @@ def apply_moments_(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, lr: f
     Raises: ValueError for tensors of another dtype, device or layout, or of different shapes.
     """
     for name, tensor in (("weight", weight), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
-        _expect(name, tensor, _FLOAT32, *weight.shape)
-    _call_plain("apply_moments", weight, exp_avg, exp_avg_sq, weight.numel(), lr, kept, eps)
+        expect(name, tensor, FLOAT32, *weight.shape)
+    call_named("apply_moments", weight, exp_avg, exp_avg_sq, weight.numel(), lr, kept, eps)
 
 
 class _Linear(torch.autograd.Function):
@@ -307,7 +314,7 @@ class _Attend(torch.autograd.Function):
         attn_out = qkv.new_empty(num_tokens, num_heads, width)
         lse = torch.empty(num_tokens, num_heads) if ctx.needs_input_grad[0] else None
         shape = (len(offsets) - 1, num_heads, *window)
-        _call("attend", qkv, attn_out, lse, cosines, sines, offsets, *shape)
+        call("attend", qkv, attn_out, lse, cosines, sines, offsets, *shape)
         ctx.save_for_backward(qkv, attn_out, lse, cosines, sines, offsets)
         ctx.shape = shape
         return attn_out
@@ -317,7 +324,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         qkv, attn_out, lse, *fixed = ctx.saved_tensors
         grad_qkv = torch.empty_like(qkv)
-        _call("attend_backward", qkv, attn_out, lse, grad.contiguous(), grad_qkv, *fixed, *ctx.shape)
+        call("attend_backward", qkv, attn_out, lse, grad.contiguous(), grad_qkv, *fixed, *ctx.shape)
         return grad_qkv, None, None, None, None
 
 
@@ -330,7 +337,7 @@ class _AddNorm(torch.autograd.Function):
         hidden, delta = hidden.contiguous(), delta.contiguous()
         wide_scale, moments = scale.float().contiguous(), torch.empty(len(hidden), 2)
         total, normed = torch.empty_like(hidden), torch.empty_like(delta)
-        _call_wide(
+        call_mixed(
             "add_norm", hidden, delta, hidden, delta, wide_scale, eps, total, normed, moments, *dropout, *hidden.shape
         )
         ctx.save_for_backward(total, scale, wide_scale, moments)
@@ -348,9 +355,9 @@ class _AddNorm(torch.autograd.Function):
         share, _ = ctx.dropout
         is_one = ctx.narrow == total.dtype and not share
         grad_delta = None if is_one else torch.empty_like(total, dtype=ctx.narrow)
-        parts = torch.empty(-(-len(total) // _rows_per_block()), total.shape[1])
+        parts = torch.empty(-(-len(total) // rows_per_block()), total.shape[1])
         grad_total = None if grad_total is None else grad_total.contiguous()
-        _call_wide(
+        call_mixed(
             "add_norm_backward", total, grad_normed, total, wide_scale, moments, grad_total, grad_normed.contiguous(),
             grad_hidden, grad_delta, parts, *ctx.dropout, *total.shape,
         )  # fmt: skip
@@ -364,7 +371,7 @@ class _Geglu(torch.autograd.Function):
         both = both.contiguous()
         num_rows, width = both.shape[0], both.shape[1] // 2
         out = both.new_empty(num_rows, width)
-        _call("geglu", both, out, num_rows, width)
+        call("geglu", both, out, num_rows, width)
         ctx.save_for_backward(both)
         return out
 
@@ -373,83 +380,5 @@ class _Geglu(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
         (both,) = ctx.saved_tensors
         grad_both = torch.empty_like(both)
-        _call("geglu_backward", both, grad.contiguous(), grad_both, *grad.shape)
+        call("geglu_backward", both, grad.contiguous(), grad_both, *grad.shape)
         return grad_both
-
-
-def _expect(
-    name: str, tensor: Tensor, dtypes: Sequence[torch.dtype], *shape: int | None, contiguous: bool = True
-) -> None:
-    """Check a tensor before C++ reads its memory; None stands for any size.
-
-    Raises: ValueError naming what was found and expected.
-    """
-    if (
-        tensor.dtype in dtypes
-        and tensor.is_cpu
-        and len(shape) == tensor.ndim
-        and all(size is None or size == found for size, found in zip(shape, tensor.shape, strict=True))
-        and (not contiguous or tensor.is_contiguous())
-    ):
-        return
-    types = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
-    sizes = ", ".join("any" if size is None else str(size) for size in shape)
-    raise ValueError(
-        f"{name}: found {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} of strides "
-        f"{list(tensor.stride())} on {tensor.device}, "
-        f"expected{' contiguous' if contiguous else ''} {types} [{sizes}] on cpu"
-    )
-
-
-def _expect_angles(num_tokens: int, cosines: Tensor, sines: Tensor) -> None:
-    for name, angles in (("cosines", cosines), ("sines", sines)):
-        _expect(name, angles, _FLOAT32, num_tokens, HEAD_WIDTH // 2)
-
-
-def _expect_offsets(offsets: Tensor, num_tokens: int) -> None:
-    """Check where documents begin and end: C++ reads rows up to the last offset."""
-    _expect("offsets", offsets, _INT32, None)
-    if not len(offsets) or int(offsets[-1]) != num_tokens:
-        raise ValueError(f"offsets: found the end {offsets[-1:].tolist()}, expected the {num_tokens} tokens")
-
-
-def _must_divide(width: int | float) -> None:
-    """Check that whole vectors cover a row: C++ would read past its end."""
-    if width % WIDTH_STEP:
-        raise ValueError(f"width {width:g}: expected a multiple of {WIDTH_STEP}")
-
-
-def _rows_per_block() -> int:
-    return int(library().rows_per_block())
-
-
-def _call(name: str, first: Tensor, *rest: Tensor | int | float | None) -> Any:
-    """Call the C++ function for the dtype of the first tensor."""
-    return _call_plain(f"{name}_{_type(first)}", first, *rest)
-
-
-def _type(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _call_wide(name: str, wide: Tensor, narrow: Tensor, *arguments: Tensor | int | float | None) -> Any:
-    """Call the C++ function for two dtypes: that of the residual stream and that of GEMMs."""
-    return _call_plain(f"{name}_{_type(wide)}_{_type(narrow)}", *arguments)
-
-
-def _call_plain(name: str, *arguments: Tensor | int | float | None) -> Any:
-    return getattr(library(), name)(*_as_c(arguments), ctypes.c_int64(torch.get_num_threads()))
-
-
-def _as_c(arguments: Sequence[Tensor | int | float | None]) -> list[Any]:
-    """Convert arguments to ctypes, in one comprehension: small models make many calls of a few microseconds."""
-    return [
-        ctypes.c_void_p(argument.data_ptr())
-        if isinstance(argument, Tensor)
-        else ctypes.c_void_p(None)
-        if argument is None
-        else ctypes.c_float(argument)
-        if isinstance(argument, float)
-        else ctypes.c_int64(argument)
-        for argument in arguments
-    ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from modernbert.batch import SequenceLengths
 from modernbert.devices import has_amx
 from modernbert.engines.cpu import build, calls
+from modernbert.engines.cpu.checked_calls import HEAD_WIDTH, WIDTH_STEP
 from modernbert.engines.cpu.packed_encoder import PackedEncoder
 from modernbert.engines.cpu.prepacked_linear import PrepackedLinears, can_prepack
 from modernbert.engines.engine import AttentionFn, Engine, OptimizerKernels, Rope, Window, dtype_name
@@ -36,10 +37,10 @@ class CpuEngine(Engine):
             return f"needs a CPU, found {device.type}"
         if dtype not in (torch.float32, torch.bfloat16):
             return f"computes in float32 or bfloat16, found {dtype_name(dtype)}"
-        if config.head_width != calls.HEAD_WIDTH:
-            return f"needs heads of width {calls.HEAD_WIDTH}, found {config.head_width}"
-        if config.intermediate_size % calls.WIDTH_STEP:
-            return f"needs an intermediate_size that divides by {calls.WIDTH_STEP}, found {config.intermediate_size}"
+        if config.head_width != HEAD_WIDTH:
+            return f"needs heads of width {HEAD_WIDTH}, found {config.head_width}"
+        if config.intermediate_size % WIDTH_STEP:
+            return f"needs an intermediate_size that divides by {WIDTH_STEP}, found {config.intermediate_size}"
         return build.unavailable_reason()
 
     def plan_attention(self, lengths: SequenceLengths, window: Window, rope: Rope, dtype: torch.dtype) -> AttentionFn:
