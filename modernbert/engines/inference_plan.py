@@ -25,6 +25,7 @@ __all__ = ["InferencePlan", "PlanCache", "is_plain", "is_plain_norm"]
 _TORCH_TYPES = (nn.Dropout, nn.Embedding, nn.Identity, nn.LayerNorm, nn.Linear, nn.ModuleList)
 _OUR_TYPES = "modernbert.model.encoder"
 _get_version = operator.attrgetter("_version")
+_is_training = operator.attrgetter("training")
 
 
 @runtime_checkable
@@ -62,8 +63,15 @@ class PlanCache:
         built = self._built
         if built is None or not built[0].is_current(encoder):
             built = self._build(encoder)
-        plan = built[1]
-        return plan if plan is not None and plan.accepts(tokens, lengths) else None
+        snapshot, plan = built
+        if plan is None or snapshot.is_training() or not plan.accepts(tokens, lengths):
+            return None
+        return plan
+
+    def is_evaluating(self, encoder: "Encoder") -> bool:
+        """Return whether there is a plan, and all modules are in evaluation mode."""
+        built = self._built
+        return built is not None and built[0].is_current(encoder) and not built[0].is_training()
 
     def drop(self) -> None:
         """Free the plan, since the weights move or change; the new ones are not mapped."""
@@ -86,7 +94,7 @@ class _Snapshot:
     """The modules and weights of an encoder, to detect in microseconds whether any has changed."""
 
     def __init__(self, encoder: "Encoder") -> None:
-        modules = list(encoder.modules())
+        self._modules = modules = list(encoder.modules())
         # Parallel lists, so that `is_current` compares them without Python loops.
         self._settings = encoder.engine, encoder.config
         self._tables: list[dict[str, Any]] = []
@@ -118,6 +126,10 @@ class _Snapshot:
             and all(map(operator.is_, map(dict.get, self._tables, self._names), self._values))
             and self._read_versions() == self._versions
         )
+
+    def is_training(self) -> bool:
+        """Return whether any module is in training mode."""
+        return any(map(_is_training, self._modules))
 
     def _count(self) -> int:
         """Return the number of attributes of all modules: a `forward` set on a module is one more."""

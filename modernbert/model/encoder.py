@@ -205,9 +205,11 @@ class Encoder(Model):
                 module.p = share
 
     def train(self, mode: bool = True) -> "Encoder":
-        """Set training mode, which frees the inference plan."""
-        if mode and self.plans is not None:
+        """Set training mode, which frees the inference plan, or evaluation mode."""
+        if self.plans is not None and mode:
             self.plans.drop()
+        elif self.plans is not None and self.plans.is_evaluating(self):
+            return self  # visiting every module takes longer than a plan's check, in each call of `ModernBert`
         return super().train(mode)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Encoder":

@@ -173,6 +173,10 @@ def test_a_plan_is_built_once_and_used(folder: Path, engine: str, dtype: str) ->
     assert isinstance(plan, PackedEncoder if supports_gemm(64) and engine == "cpu" else PrepackedLinears)
     bert.embed(TEXTS)
     assert plan_of(bert) is plan
+    bert.encoder.layers[1].train()  # type: ignore[union-attr]
+    assert plan_of(bert) is None
+    bert.model.eval()
+    assert plan_of(bert) is plan and not bert.encoder.layers[1].attn.training  # type: ignore[union-attr]
     bert.model.train()
     assert bert.encoder.plans._built is None  # type: ignore[union-attr]
     bert.model.eval()
