@@ -1,16 +1,12 @@
-"""Several processes, one run.
-
-In: what `torchrun` put into the environment. Out: a `World`, which says which process this is, adds numbers up over all
-of them, and spreads a module over them. A file of its own because nothing else of the package knows that there may be
-more than one process: the loop shares micro-batches out by their number, and sums come back.
-"""
+"""Data parallelism under `torchrun`: the processes of a run, DDP and FSDP2, and access to sharded tensors."""
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,7 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 from modernbert.batch import Batch
 from modernbert.devices import choose_device
 from modernbert.errors import InputError
-from modernbert.training.run_options import Sharding
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -40,14 +35,12 @@ __all__ = [
     "whole",
 ]
 
+Result = TypeVar("Result")
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, Any]]
 
 
 class Objective(nn.Module):
-    """A model and its loss as one module: what is computed between two exchanges of gradients.
-
-    Both ways of spreading a module over processes act when its `forward` is called, so the loss is inside it.
-    """
+    """A model and its loss as one module, because DDP and FSDP2 act when `forward` of a module is called."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
@@ -55,16 +48,16 @@ class Objective(nn.Module):
         self.loss = loss
 
     def forward(self, batch: Batch, loss: Loss | None = None) -> tuple[Tensor, Any]:
-        """Return what the loss, or another function of model and batch, returns."""
+        """Return the result of the loss, or of another function of model and batch."""
         return (loss or self.loss)(self.model, batch)
 
 
 @dataclass(frozen=True)
 class World:
-    """Know the processes of a run: this one's number, how many there are, and how tensors are spread over them.
+    """The processes of a run: the rank of this one, their number, and how tensors are sharded over them.
 
-    `mesh` is None where every process holds the whole model. `writers` is a group for what is exchanged on the CPU by
-    the thread that writes checkpoints, so that it never meets the exchanges of training.
+    `mesh` is None if every process holds the whole model. `writers` is a group of its own for the thread that writes
+    checkpoints, whose collectives on the CPU must not mix with those of training.
     """
 
     rank: int = 0
@@ -74,17 +67,17 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes logs and speaks."""
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Add a tensor up over all processes, in place."""
+        """Sum a tensor over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def sum_shards(self, values: Tensor) -> Tensor:
-        """Add a tensor up over the processes that share one copy of the model, in place."""
+        """Sum a tensor over the processes that share one copy of the model, in place."""
         if self.mesh is not None:
             dist.all_reduce(values, group=self.mesh.get_group(self.mesh.ndim - 1))
         return values
@@ -96,11 +89,11 @@ class World:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """Do what one process may refuse and another not: all wait for all, and refuse what one of them does.
+        """Collective error check: an InputError in one process is raised in every process.
 
-        Nothing inside may wait for another process after what is refused.
+        Code inside must not wait for another process after the error.
 
-        Raises: InputError in every process, that of the first which raised one.
+        Raises: InputError of the first process that raised one.
         """
         if self.size == 1:
             yield
@@ -112,23 +105,43 @@ class World:
             failure = str(error)
         failures: list[str | None] = [None] * self.size
         dist.all_gather_object(failures, failure, group=self.writers)
-        for told in failures:
-            if told is not None:
-                raise InputError(told)
+        for message in failures:
+            if message is not None:
+                raise InputError(message)
 
-    def spread(self, objective: Objective, blocks: nn.ModuleList) -> nn.Module:
-        """Make the processes train one model: gradients are averaged over them in every backward pass that syncs."""
+    def from_main(self, compute: Callable[[], Result]) -> Result:
+        """Call a function in the main process only, and return its result in every process.
+
+        Raises: InputError that it raised, in every process.
+        """
+        with self.together():
+            box = [compute() if self.is_main else None]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0, group=self.writers)
+        return cast(Result, box[0])
+
+    def spread(self, objective: Objective, blocks: Sequence[nn.Module], dtype: torch.dtype) -> nn.Module:
+        """Wrap a model and its loss for data parallelism: gradients are averaged in each backward pass that syncs.
+
+        With FSDP2, each block is gathered as a unit. In half precision its matrices are gathered in `dtype`, which
+        they are cast to for their products anyway, and their gradients are reduced in float32.
+        """
         if self.mesh is not None:
-            from torch.distributed.fsdp import fully_shard
+            from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
+            policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
             for block in blocks:
+                if dtype != torch.float32:
+                    matrices: list[nn.Module] = [each for each in block.modules() if isinstance(each, nn.Linear)]
+                    fully_shard(matrices, mesh=self.mesh, mp_policy=policy)
                 fully_shard(block, mesh=self.mesh)
             fully_shard(objective, mesh=self.mesh)
             return objective
-        return DistributedDataParallel(objective) if self.size > 1 else objective
+        # Models of other families have parameters that a loss may not use, such as BERT's pooler.
+        return DistributedDataParallel(objective, find_unused_parameters=not blocks) if self.size > 1 else objective
 
     def holds_first_copy(self) -> bool:
-        """Whether the shards this process holds are those to be written down."""
+        """Whether this process writes its shards into checkpoints; with HSDP, one copy of the model does."""
         return self.mesh is None or self.mesh.ndim == 1 or self.mesh.get_local_rank(0) == 0
 
 
@@ -136,11 +149,11 @@ ALONE = World()
 
 
 @contextmanager
-def join(device: str, sharding: Sharding) -> Iterator[tuple[World, torch.device]]:
-    """Take this process's place among those that `torchrun` started; yield the world and the device to compute on.
+def join(device: str, sharding: str) -> Iterator[tuple[World, torch.device]]:
+    """Join the processes that `torchrun` started; yield the world and the device of this process.
 
-    `sharding` is `none` (every process holds the model: DDP), `full` (each holds a part: FSDP2), or `hybrid` (a part
-    within a machine, copies across machines: HSDP). Without `torchrun` the process is alone.
+    `sharding` is `none` (DDP), `full` (FSDP2), or `hybrid` (HSDP: sharded within a machine, copied across machines).
+    Without `torchrun` there is one process.
 
     Raises: InputError for an unknown device.
     """
@@ -148,7 +161,7 @@ def join(device: str, sharding: Sharding) -> Iterator[tuple[World, torch.device]
     if size == 1:
         yield ALONE, choose_device(device)
         return
-    # A process that is alone does not wait for what only several need.
+    # Imported here: one process alone does not need them.
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.rendezvous import rendezvous
@@ -158,7 +171,7 @@ def join(device: str, sharding: Sharding) -> Iterator[tuple[World, torch.device]
     if place.type == "cuda":
         torch.cuda.set_device(place)
     store, rank, _ = next(rendezvous("env://"))
-    # torchrun hands the same store to those it starts again; what the dead left in it must not be found.
+    # torchrun gives the same store to restarted processes; they must not read the keys of the earlier attempt.
     attempt = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo", store=attempt, rank=rank, world_size=size)
     try:
@@ -167,20 +180,22 @@ def join(device: str, sharding: Sharding) -> Iterator[tuple[World, torch.device]
             mesh = init_device_mesh(place.type, (size,))
         elif sharding == "hybrid":
             mesh = init_device_mesh(place.type, (size // num_local, num_local), mesh_dim_names=("copies", "shards"))
-        yield World(dist.get_rank(), size, mesh, dist.new_group(backend="gloo")), place
+        # Others wait on it while the main process scores a model.
+        writers = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+        yield World(dist.get_rank(), size, mesh, writers), place
     finally:
         dist.destroy_process_group()
 
 
 def _own_device(name: str, local_rank: int) -> str:
-    """Give each process of a machine a CUDA device of its own."""
+    """Return the CUDA device of a process: one for each process of a machine."""
     if name == "cuda" or (name == "auto" and torch.cuda.is_available()):
         return f"cuda:{local_rank}"
     return name
 
 
 def syncing(objective: nn.Module, is_last: bool) -> Any:
-    """Return a context for one backward pass; gradients go around after the last of a step only."""
+    """Return a context for one backward pass; gradients are exchanged after the last one of a step only."""
     if isinstance(objective, DistributedDataParallel):
         return _nothing() if is_last else objective.no_sync()
     if _holds_part(objective):
@@ -189,7 +204,7 @@ def syncing(objective: nn.Module, is_last: bool) -> Any:
 
 
 def settle(objective: nn.Module) -> None:
-    """Let go of what a forward pass without a backward pass left behind: sharded parameters that are whole for now."""
+    """Free the gathered parameters that a forward pass without a backward pass leaves behind."""
     if _holds_part(objective):
         objective.reshard()
 
@@ -205,23 +220,23 @@ def _holds_part(objective: nn.Module) -> "TypeGuard[FSDPModule]":
 
 
 def _is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
-    # Whoever has not imported the module has none of its tensors, and importing it takes half a second.
+    # Without the module there are no such tensors, and importing it takes half a second.
     sharded = sys.modules.get("torch.distributed.tensor")
     return sharded is not None and isinstance(tensor, sharded.DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return the part of a tensor that this process holds: all of it, unless it is sharded."""
+    """Return the shard of a tensor that this process holds; the tensor itself, if it is not sharded."""
     return tensor.to_local() if _is_sharded(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return all of a tensor; where it is sharded, every process has to ask."""
+    """Return the whole tensor; a collective call, if it is sharded."""
     return tensor.full_tensor() if _is_sharded(tensor) else tensor
 
 
 def sharded_like(part: Tensor, parameter: Tensor) -> Tensor:
-    """Return the tensor that `part` is this process's part of, spread as a parameter is."""
+    """Return the sharded tensor of which `part` is the local shard, sharded as a parameter is."""
     if not _is_sharded(parameter):
         return part
     from torch.distributed.tensor import DTensor
@@ -232,7 +247,7 @@ def sharded_like(part: Tensor, parameter: Tensor) -> Tensor:
 
 
 def first_row(tensor: Tensor) -> int:
-    """Return the row of the whole tensor that the local part begins with."""
+    """Return the index in the whole tensor of the first row of the local shard."""
     if not _is_sharded(tensor):
         return 0
     from torch.distributed.tensor import Shard

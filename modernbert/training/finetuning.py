@@ -8,7 +8,7 @@ Source: the paper's fine-tuning, appendix E.1: linear decay after a warm-up of a
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from modernbert.batch import Batch, batch_by_size
+from modernbert.batch import batch_by_size
 from modernbert.checkpoints.folder import load_config, load_model, save_folder
 from modernbert.checkpoints.sentence_transformers_format import max_length_of
 from modernbert.checkpoints.transformers_models import (
@@ -35,10 +35,10 @@ from modernbert.data.labeled_rows import Row, check_files, read_rows
 from modernbert.data.unused_columns import check_signals, without_columns
 from modernbert.devices import choose_device, choose_precision, keep_freed_memory
 from modernbert.engines.engine import Engine
-from modernbert.engines.registry import choose_engine, find_optimizer_kernels
+from modernbert.engines.registry import choose_engine
 from modernbert.errors import InputError
 from modernbert.extras import require
-from modernbert.files import only_process, write_file
+from modernbert.files import write_file
 from modernbert.hub_download import find_folder
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import Classifier, encoder_of
@@ -46,19 +46,20 @@ from modernbert.tasks.examples import Columns, Examples, RowEncoder, batch_of
 from modernbert.tasks.metrics import Metric, scores_of
 from modernbert.tasks.task import ClassifierTask, Predictions, classifier_task, start_classifier
 from modernbert.tokenizer.tokenizer import Tokenizer
+from modernbert.training.distributed import World
 from modernbert.training.finetuning_config import FinetuneOptions
 from modernbert.training.finetuning_loop import (
     GiveUp,
-    LinearPlan,
-    TrainState,
-    Tuning,
+    LabeledBatches,
+    Tuned,
+    TuneRecipe,
+    check_sharding,
     digest_of_rows,
     groups_by_depth,
     predict,
-    tune,
 )
-from modernbert.training.optimizers import StableAdamW, parameter_groups
-from modernbert.training.run_folder import begin_run_folder
+from modernbert.training.optimizers import parameter_groups
+from modernbert.training.training_run import run_in_folder
 
 __all__ = ["FinetuneConfig", "check_inputs", "finetune"]
 
@@ -122,17 +123,10 @@ def finetune(config: FinetuneConfig, give_up: GiveUp | None = None) -> Path:
     Raises: InputError for inputs that cannot be learned from, before anything is written; and for errors that only a
     run can show, such as a loss that is not finite.
     """
-    config.check()
-    out = Path(config.output)
-    inputs = _open_inputs(config)
-    begin_run_folder(out, config)
-    with only_process(out):
-        if (out / "scores.json").exists():
-            print(f"{out}: this run is finished")
-        else:
-            keep_freed_memory()
-            _finetune(out, config, inputs, give_up)
-    return out / "model"
+    return run_in_folder(
+        config, "scores.json", lambda world, device: _open_inputs(config, device),
+        lambda inputs, world: _finetune(config, inputs, world, give_up),
+    )  # fmt: skip
 
 
 def check_inputs(config: FinetuneConfig) -> None:
@@ -141,17 +135,17 @@ def check_inputs(config: FinetuneConfig) -> None:
     Raises: InputError for inputs that cannot be learned from.
     """
     config.check()
-    _open_inputs(config)
+    _open_inputs(config, choose_device(config.device))
 
 
-def _open_inputs(config: FinetuneConfig) -> _Inputs:
-    device = choose_device(config.device)
+def _open_inputs(config: FinetuneConfig, device: torch.device) -> _Inputs:
     dtype = choose_precision(config.dtype, device, "dtype")
     folder = find_folder(config.model)
     is_foreign = family_of(folder) != OURS
     task = classifier_task(config.task)
     if is_foreign:
         _check_family(config, task, folder)
+    check_sharding(config, family_of(folder) if is_foreign else None)
     for name in ("train", "dev", "test"):
         check_files(getattr(config, name), getattr(config, f"{name}_split"), config.subset)
     tokenizer = Tokenizer.load(folder, vocabulary_of(folder) if is_foreign else load_config(folder).vocab_size)
@@ -214,14 +208,16 @@ def _report_split(name: str, examples: Examples) -> None:
     print(f"{name}: {len(examples.items):,} rows, {examples.num_tokens:,} tokens{more}")
 
 
-def _start(config: FinetuneConfig, inputs: _Inputs) -> tuple[Classifier | ForeignClassifier, list[dict[str, Any]]]:
-    """Return the model to start from, and its parameters in groups."""
+def _start(
+    config: FinetuneConfig, inputs: _Inputs
+) -> tuple[Classifier | ForeignClassifier, Callable[[], list[dict[str, Any]]], nn.ModuleList]:
+    """Return the model to start from, a function that groups its parameters, and its layers."""
     if inputs.engine is None:
         tokenizer = inputs.tokenizer
         foreign = load_foreign_classifier(
             inputs.folder, config.task, inputs.labels, config.seed, tokenizer.pad_id, tokenizer.sep_id
         )
-        return foreign, parameter_groups(foreign, config.weight_decay)
+        return foreign, lambda: parameter_groups(foreign, config.weight_decay), nn.ModuleList()
     loaded = load_model(inputs.folder, dtype=torch.float32, engine=inputs.engine)
     model = start_classifier(loaded, config.task, inputs.labels, config.seed)
     # Saved with the model, so that it never scores single texts.
@@ -231,45 +227,38 @@ def _start(config: FinetuneConfig, inputs: _Inputs) -> tuple[Classifier | Foreig
     if config.dropout is not None:
         encoder.set_dropout(config.dropout)
     head_lr = config.head_lr or config.lr
-    return model, groups_by_depth(model, encoder, config.lr, head_lr, config.layer_decay, config.weight_decay)
+
+    def groups() -> list[dict[str, Any]]:
+        return groups_by_depth(model, encoder, config.lr, head_lr, config.layer_decay, config.weight_decay)
+
+    return model, groups, encoder.layers
 
 
-def _finetune(out: Path, config: FinetuneConfig, inputs: _Inputs, give_up: GiveUp | None) -> None:
+def _finetune(config: FinetuneConfig, inputs: _Inputs, world: World, give_up: GiveUp | None) -> None:
     """Train from the last checkpoint, keep the best weights, and write the results."""
-    model, groups = _start(config, inputs)
+    keep_freed_memory()
+    model, groups, blocks = _start(config, inputs)
     model.to(inputs.device)
     engine = inputs.engine.name if inputs.engine else "transformers"
     print(f"{config.task}: {len(inputs.labels)} labels, on {inputs.device}, {str(inputs.dtype)[6:]}, {engine}")
-    optimizer = StableAdamW(
-        groups,
-        lr=config.lr,
-        betas=(config.optim.beta1, config.optim.beta2),
-        eps=config.optim.eps,
-        kernels=find_optimizer_kernels(inputs.device),
-    )
     examples = inputs.splits["train"].items
     lengths = [len(each.tokens) for each in examples]
     sampler = ExampleSampler(lengths, config.batch, config.epochs, config.seed, config.budget_tokens)
-
-    def batches_from(first: int) -> Iterator[Batch]:
-        for step in range(first, sampler.num_steps):
-            for numbers in sampler.micro_batches(step):
-                yield batch_of([examples[number] for number in numbers])
-
+    batches = LabeledBatches(sampler, lambda numbers: batch_of([examples[number] for number in numbers]), world)
     arrays = (
         each for item in examples for each in (item.tokens, item.labels, item.label_positions) if each is not None
     )
     rows = digest_of_rows(sampler.num_steps, inputs.labels, arrays)
-    tuning = Tuning(
-        out=out, rows=rows, model=model, loss=inputs.task.loss(_class_weights(config, inputs)), optimizer=optimizer,
-        plan=LinearPlan(sampler.num_steps, config.lr, config.warmup, lambda step: len(sampler.micro_batches(step))),
-        steps_per_epoch=sampler.steps_per_epoch, num_tokens=config.epochs * sum(lengths), seed=config.seed,
-        device=inputs.device, dtype=inputs.dtype, metric=inputs.metric,
-        score=(lambda: _scores(config, inputs, model, "dev")[0]) if "dev" in inputs.splits else None,
-        scorings_per_epoch=config.scorings_per_epoch, patience=config.patience, save_every_s=config.checkpoint.every_s,
+    recipe = TuneRecipe(
+        config, model, inputs.task.loss(_class_weights(config, inputs)), groups, batches, blocks, rows=rows,
+        num_tokens=config.epochs * sum(lengths), engine=engine, dtype=inputs.dtype, metric=inputs.metric,
+        score=(lambda plain: _scores(config, inputs, plain, "dev")[0]) if "dev" in inputs.splits else None,
         give_up=give_up,
     )  # fmt: skip
-    _write(out, config, inputs, model, tune(tuning, batches_from))
+    tuned = recipe.train(inputs.device)
+    with world.together():
+        if world.is_main:
+            _write(Path(config.output), config, inputs, recipe.plain, tuned)
 
 
 def _class_weights(config: FinetuneConfig, inputs: _Inputs) -> torch.Tensor | None:
@@ -293,9 +282,7 @@ def _scores(
     return scores_of(inputs.metrics, predictions.found, predictions.expected), predictions
 
 
-def _write(
-    out: Path, config: FinetuneConfig, inputs: _Inputs, model: Classifier | ForeignClassifier, position: TrainState
-) -> None:
+def _write(out: Path, config: FinetuneConfig, inputs: _Inputs, model: nn.Module, tuned: Tuned) -> None:
     """Write the model, predictions and scores.
 
     The model is first, so that an error in scoring does not lose it. `scores.json` marks the run as finished.
@@ -304,6 +291,7 @@ def _write(
     if isinstance(model, ForeignClassifier):
         save_foreign(out / "model", model, inputs.folder)
     else:
+        assert isinstance(model, Classifier)
         most = encoder_of(model).config.max_position_embeddings
         # The limit of the start folder stays, unless the model was trained on longer texts.
         longest = min(max(max_length_of(inputs.folder) or most, config.max_len or 0), most)
@@ -311,9 +299,9 @@ def _write(
     model.to(inputs.device)
     written: dict[str, Any] = {
         "metric": inputs.metric,
-        "best_step": position.best_step,
-        "dev": position.best_scores,
-        "stopped": position.stopped,
+        "best_step": tuned.best_step,
+        "dev": tuned.best_scores,
+        "stopped": tuned.stopped,
     }
     for name, examples in inputs.splits.items():
         for fact, value in examples.facts().items():

@@ -6,16 +6,16 @@ from typing import ClassVar
 from modernbert.config_files import MISSING
 from modernbert.errors import InputError
 from modernbert.number_checks import check_numbers
-from modernbert.training.run_options import CheckpointConfig, Dtype, OptimizerConfig, check_choices
+from modernbert.training.run_options import CheckpointConfig, RunOptions
 
 __all__ = ["FinetuneOptions"]
 
 
 @dataclass
-class FinetuneOptions:
+class FinetuneOptions(RunOptions):
     """Options of every fine-tuning run. Defaults are those of appendix E.1 of the paper."""
 
-    FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = ("output", "device", "checkpoint", "ignore_columns")
+    FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = (*RunOptions.FREE_TO_CHANGE, "ignore_columns")
 
     model: str = MISSING
     """A model folder or a model on the Hub to start from."""
@@ -23,8 +23,6 @@ class FinetuneOptions:
     """What the model learns."""
     train: list[str] = MISSING
     """Training data: files, folders or data sets on the Hub."""
-    output: str = MISSING
-    """Run folder: config, log, checkpoints, and at the end the model and its scores."""
     dev: list[str] = field(default_factory=list)
     """Data whose score decides which weights are kept, and when to stop."""
     test: list[str] = field(default_factory=list)
@@ -53,22 +51,12 @@ class FinetuneOptions:
     """Share of the steps over which the learning rate rises from 0; it then falls linearly to 0."""
     dropout: float | None = None
     """Dropout of the attention output; that of the model's config, by default."""
-    optim: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Optimizer."""
     metric: str | None = None
     """Score on `dev` that decides; the first one of the task, by default."""
     scorings_per_epoch: int = 1
     """How often `dev` is scored in an epoch."""
     patience: int | None = None
     """Scorings without an improvement after which training stops."""
-    seed: int = 0
-    """Seed of the new weights, the order of the examples and dropout."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    dtype: Dtype = "auto"
-    """Data type of the matrix products; auto: bfloat16 where the device is fast at it, else float32."""
-    engine: str = "auto"
-    """Implementation of attention, layers and optimizer; auto: the fastest that runs here."""
     budget_tokens: int = 16_384
     """Tokens of a micro-batch: a step with more is divided."""
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every_s=600.0))
@@ -79,9 +67,7 @@ class FinetuneOptions:
 
         Raises: InputError naming the field.
         """
-        check_choices(self)
+        super().check()
         check_numbers(self)
-        self.optim.check()
-        self.checkpoint.check()
         if not self.train:
             raise InputError("train: found none, expected files of rows or folders of data sets")

@@ -1,16 +1,11 @@
-"""What fine-tuning adds to the loop: its schedule, rates by depth, and keeping the weights that score best.
-
-In: a model and its loss, micro-batches, a way to score. Out: the model with its best weights, a log, checkpoints from
-which a stopped run goes on.
-"""
+"""Fine-tuning as a training run: its schedule, learning rates by depth, early stopping, and the best weights."""
 
 import json
-import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,27 +14,46 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from modernbert.batch import Batch
+from modernbert.data.example_sampler import ExampleSampler
 from modernbert.devices import autocast
+from modernbert.engines.registry import find_optimizer_kernels
 from modernbert.errors import InputError
 from modernbert.model.encoder import Encoder
-from modernbert.progress import show_steps
-from modernbert.training.distributed import Loss, Objective
-from modernbert.training.optimizers import StableAdamW, load_named_state, named_state, parameter_groups
-from modernbert.training.run_checkpoint import latest, save
-from modernbert.training.run_log import RunLog
+from modernbert.training.distributed import ALONE, Loss, World, whole
+from modernbert.training.finetuning_config import FinetuneOptions
+from modernbert.training.optimizers import (
+    Optimizer,
+    OptimizerContext,
+    build_optimizer,
+    parameter_groups,
+)
+from modernbert.training.run_checkpoint import Checkpoint
 from modernbert.training.schedules import StepPlan
-from modernbert.training.training_loop import train
+from modernbert.training.training_loop import StepResult
+from modernbert.training.training_run import Feed, Recipe, Stage, TrainingRun
 
-__all__ = ["GiveUp", "LinearPlan", "TrainState", "Tuning", "digest_of_rows", "groups_by_depth", "predict", "tune"]
-
+__all__ = [
+    "GiveUp",
+    "LabeledBatches",
+    "LinearPlan",
+    "StepBatches",
+    "TuneRecipe",
+    "Tuned",
+    "check_sharding",
+    "digest_of_rows",
+    "divide",
+    "groups_by_depth",
+    "predict",
+]
 
 GiveUp = Callable[[float, float], str | None]
 """(epochs done, best score so far, more being better) -> why to stop, or None"""
+Score = Callable[[nn.Module], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class LinearPlan:
-    """Plan `num_steps` steps: the rate rises from 0 over the first share of them, then falls to 0, both linearly.
+    """Schedule of `num_steps` steps: the learning rate rises from 0 over a share `warmup` of them, then falls to 0.
 
     >>> [LinearPlan(10, 1.0, 0.2, lambda step: 1).plan(step).lr for step in (0, 1, 2, 6)]
     [0.0, 0.5, 1.0, 0.5]
@@ -57,36 +71,8 @@ class LinearPlan:
         return StepPlan(self.num_micro_batches(step), self.peak_lr * share, step)
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """Say what is tuned, and how long: `num_tokens` are those of all steps, for the eye.
-
-    `rows` is a digest of what is learned from: a run goes on with nothing else.
-    `metric` names the score that decides which weights are kept, more being better, and `patience` how many scorings
-    without a gain end the run; `score` is None where nothing decides and the last weights are kept.
-    """
-
-    out: Path
-    rows: str
-    model: nn.Module
-    loss: Loss
-    optimizer: StableAdamW
-    plan: LinearPlan
-    steps_per_epoch: int
-    num_tokens: int
-    seed: int
-    device: torch.device
-    dtype: torch.dtype
-    score: Callable[[], dict[str, float]] | None
-    metric: str
-    scorings_per_epoch: int
-    patience: int | None
-    save_every_s: float
-    give_up: GiveUp | None
-
-
 def digest_of_rows(num_steps: int, names: Sequence[str], arrays: Iterable[np.ndarray]) -> str:
-    """Return a digest of what training rows became: what their labels are called, their tokens and labels, in order."""
+    """Return a digest of training rows: the names of their labels, their tokens and labels, in order."""
     digest = sha256(json.dumps([num_steps, *names]).encode())
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -94,127 +80,237 @@ def digest_of_rows(num_steps: int, names: Sequence[str], arrays: Iterable[np.nda
     return digest.hexdigest()
 
 
-@dataclass
-class TrainState:
-    """How far a run has come, and what was best so far: what a checkpoint holds besides tensors."""
+class StepBatches(ABC):
+    """The micro-batches of each step, as a function of the seed and the step, for one process of several."""
 
-    step: int = 0
-    tokens: int = 0
-    best_step: int = 0
-    best_scores: dict[str, float] = field(default_factory=dict)
-    since_best: int = 0
-    elapsed_s: float = 0.0
-    stopped: str | None = None
-    """Why the run ended before its last step, if it did."""
+    def __init__(self, sampler: ExampleSampler, world: World = ALONE) -> None:
+        self.sampler, self.world = sampler, world
+
+    @abstractmethod
+    def num_batches(self, step: int) -> int:
+        """Return the number of micro-batches of a step, in all processes together."""
+
+    @abstractmethod
+    def batches(self, step: int, run: TrainingRun) -> Iterator[Batch | None]:
+        """Yield the micro-batches of a step; None for one of another process."""
+
+    @abstractmethod
+    def filler(self) -> Batch:
+        """Return any batch, for a process that has none in a step."""
 
 
-def tune(tuning: Tuning, batches_from: Callable[[int], Iterator[Batch]]) -> TrainState:
-    """Take the steps that are left after the last checkpoint, and leave the best weights in the model.
+class LabeledBatches(StepBatches):
+    """Micro-batches of labeled examples."""
 
-    `batches_from(step)` yields the micro-batches of all steps from that one on.
+    def __init__(
+        self, sampler: ExampleSampler, collate: Callable[[Sequence[int]], Batch], world: World = ALONE
+    ) -> None:
+        super().__init__(sampler, world)
+        self._collate = collate
 
-    Raises: InputError for a checkpoint of other rows; naming the step, if the loss or the gradient is not finite.
+    def num_batches(self, step: int) -> int:
+        """Return the number of micro-batches of a step."""
+        return len(self._parts(step))
+
+    def batches(self, step: int, run: TrainingRun) -> Iterator[Batch | None]:
+        """Yield the micro-batches of a step; None for one of another process."""
+        for number, part in enumerate(self._parts(step)):
+            yield self._collate(part) if number % self.world.size == self.world.rank else None
+
+    def filler(self) -> Batch:
+        """Return a batch of one example."""
+        return self._collate([0])
+
+    def _parts(self, step: int) -> list[list[int]]:
+        return divide(self.sampler.micro_batches(step), self.world.size)
+
+
+def divide(parts: list[list[int]], num_processes: int) -> list[list[int]]:
+    """Divide the micro-batches of a step further, so that each process has one, if there are enough examples.
+
+    >>> divide([[4, 1, 3], [2]], 3), divide([[4, 1]], 1)
+    ([[4, 2], [1], [3]], [[4, 1]])
     """
-    model, plan = tuning.model, tuning.plan
-    position, best, sizes = _restore(tuning)
-    steps = train(
-        Objective(model, tuning.loss), tuning.optimizer, plan, batches_from(position.step), seed=tuning.seed,
-        device=tuning.device, dtype=tuning.dtype, first_step=position.step,
-    )  # fmt: skip
-    every = max(1, round(tuning.steps_per_epoch / tuning.scorings_per_epoch))
-    with ExitStack() as stack:
-        journal = stack.enter_context(RunLog(tuning.out, sizes))
-        report = stack.enter_context(show_steps(plan.num_steps, tuning.num_tokens, position.tokens))
-        started = time.monotonic() - position.elapsed_s
-        saved_at = begun = time.monotonic()
-        for step_plan, result in steps:
-            seconds = time.monotonic() - begun
-            position.step += 1
-            position.tokens += result.num_tokens
-            journal.log(
-                kind="step", step=position.step, epoch=round(position.step / tuning.steps_per_epoch, 4),
-                tokens=position.tokens, lr=float(f"{step_plan.lr:.6g}"), loss=round(result.loss, 6),
-                grad_norm=round(result.grad_norm, 6),
-            )  # fmt: skip
-            journal.time(step=position.step, seconds=round(seconds, 4), tokens_per_s=round(result.num_tokens / seconds))
-            report("tuning", position.step, position.tokens, result.loss, result.num_tokens / seconds)
-            is_last = position.step == plan.num_steps
-            if is_last or position.step % every == 0:
-                best = _keep_best(tuning, position, best, journal)
-                position.stopped = None if is_last else _stop(tuning, position)
-                if position.stopped:
-                    print(f"stopped after step {position.step:,}: {position.stopped}")
-                    break
-            if not is_last and time.monotonic() - saved_at >= tuning.save_every_s:
-                position.elapsed_s = time.monotonic() - started
-                _save(tuning, position, best, journal.sizes())
-                saved_at = time.monotonic()
-            begun = time.monotonic()
-    if best:
-        model.load_state_dict(best)
-    return position
+    if len(parts) >= num_processes:
+        return parts
+    examples = [example for part in parts for example in part]
+    return [some for rank in range(num_processes) if (some := examples[rank::num_processes])]
 
 
-def _restore(tuning: Tuning) -> tuple[TrainState, dict[str, Tensor], Mapping[str, int]]:
-    checkpoint = latest(tuning.out / "checkpoints")
-    if checkpoint is None:
-        return TrainState(), {}, {}
-    # Checkpoints of earlier versions do not say what was learned from.
-    if checkpoint.state.get("rows", tuning.rows) != tuning.rows:
-        raise InputError(f"train: found other rows, labels or tokens than {checkpoint.folder} was learned from; "
-                         "choose another `output` for them")  # fmt: skip
-    tuning.model.load_state_dict(checkpoint.tensors("model"))
-    load_named_state(tuning.model, tuning.optimizer, checkpoint.tensors("optimizer"))
-    print(f"going on after step {checkpoint.step:,}")
-    return TrainState(**checkpoint.state["position"]), checkpoint.tensors("best"), checkpoint.state["sizes"]
+@dataclass
+class Tuned:
+    """Outcome of fine-tuning: which step has the best scores, and why the run ended early, if it did."""
+
+    best_step: int
+    best_scores: dict[str, float]
+    stopped: str | None
 
 
-def _save(tuning: Tuning, position: TrainState, best: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
-    tensors = {
-        "model": dict(tuning.model.state_dict()), "optimizer": named_state(tuning.model, tuning.optimizer), "best": best
-    }  # fmt: skip
-    state = {"position": asdict(position), "sizes": sizes, "rows": tuning.rows}
-    save(tuning.out / "checkpoints", position.step, tensors, state, keep=2)
+class TuneRecipe(Recipe):
+    """Fine-tune a model, score it on the dev data, and keep the weights that score best.
+
+    Args:
+        config: Options of the run.
+        model: The model, on its device.
+        loss: Returns the sum of a loss and its number of rows.
+        groups: Returns the parameter groups of the optimizer.
+        batches: The micro-batches of each step.
+        blocks: Layers of the model, as units of sharding; none for a model of another family.
+        rows: Digest of the training data: a run only continues with the same.
+        num_tokens: Tokens of all steps, for the progress bar.
+        engine: Name of the engine.
+        dtype: Data type of the matrix products.
+        metric: Name of the score that decides.
+        score: Scores a model on the dev data; None: the last weights are kept.
+        give_up: Decides after each scoring whether the run stops.
+    """
+
+    saves_last = False
+
+    def __init__(
+        self, config: FinetuneOptions, model: nn.Module, loss: Loss, groups: Callable[[], list[dict[str, Any]]],
+        batches: StepBatches, blocks: nn.ModuleList, *, rows: str, num_tokens: int, engine: str, dtype: torch.dtype,
+        metric: str, score: Score | None, give_up: GiveUp | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.model, self.loss, self.blocks, self.batches = config, model, loss, blocks, batches
+        self.engine, self.dtype, self.num_tokens = engine, dtype, num_tokens
+        self.world = batches.world
+        # FSDP2 shards the model in place; scoring and saving need whole weights.
+        self.plain = deepcopy(model) if self.world.mesh is not None else model
+        self.filler = batches.filler() if self.world.size > 1 else None
+        sampler = batches.sampler
+        plan = LinearPlan(sampler.num_steps, config.lr, config.warmup, batches.num_batches)
+        self.stages = [Stage(plan, config.seed)]
+        self.evaluate_every = max(1, round(sampler.steps_per_epoch / config.scorings_per_epoch))
+        self._groups, self._rows, self._metric, self._score, self._give_up = groups, rows, metric, score, give_up
+        self._best: dict[str, Tensor] = {}
+
+    def train(self, device: torch.device) -> Tuned:
+        """Run the steps that are left after the last checkpoint, and load the best weights into `plain`."""
+        state = TrainingRun(self.config, self, self.world, device).train()
+        best = self._best or (self._whole_weights() if self.world.mesh is not None else {})
+        _load_weights(self.plain, best)
+        return Tuned(state.evaluation["best_step"], state.evaluation["best_scores"], state.stopped)
+
+    def start_phase(self, phase: int) -> Optimizer:
+        """Return the optimizer."""
+        sum_shards = self.world.sum_shards if self.world.mesh is not None else None
+        device = next(self.model.parameters()).device
+        context = OptimizerContext(self.config.optim, sum_shards, find_optimizer_kernels(device))
+        return build_optimizer(self.model, self._groups(), self.config.lr, context)
+
+    def feed(self, run: TrainingRun) -> Feed:
+        """Return the micro-batches of all steps that are left."""
+        steps = range(run.state.phase_step, self.batches.sampler.num_steps)
+        batches = (batch for step in steps for batch in self.batches.batches(step, run))
+        return _TuneFeed(batches, self.batches.sampler.steps_per_epoch)
+
+    def check(self, checkpoint: Checkpoint | None) -> None:
+        """Refuse to continue with other training data."""
+        if checkpoint is not None and checkpoint.state.get("rows", self._rows) != self._rows:
+            raise InputError(
+                f"train: found other rows, labels or tokens than {checkpoint.folder} was learned from; "
+                "choose another `output` for them"
+            )
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Load the best weights so far."""
+        self._best = checkpoint.tensors("best")
+
+    def checkpoint_state(self, run: TrainingRun) -> dict[str, Any]:
+        """Return the digest of the training data."""
+        return {"rows": self._rows}
+
+    def checkpoint_tensors(self) -> dict[str, Mapping[str, Tensor]]:
+        """Return the best weights so far."""
+        return {"best": self._best}
+
+    def evaluate(self, run: TrainingRun, *, is_last: bool = False) -> str | None:
+        """Score the model on the dev data, and keep its weights if it is the best so far; return why to stop, if so."""
+        step, done = run.state.step, run.state.evaluation
+        if self._score is None:
+            run.state.evaluation = {"best_step": step, "best_scores": {}, "since_best": 0}
+            return None
+        weights = self._whole_weights() if self.world.mesh is not None else {}
+        scores = self._scores(run, weights)
+        gained = not self._best or _gain(scores, self._metric) > _gain(done["best_scores"], self._metric)
+        run.log(kind="dev", step=step, **{name: round(value, 6) for name, value in scores.items()})
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        print(f"step {step:,}: {shown}{', best so far' if gained else ''}", flush=True)
+        if gained:
+            run.state.evaluation = {"best_step": step, "best_scores": scores, "since_best": 0}
+            self._best = weights or self._whole_weights()
+        else:
+            run.state.evaluation = {**done, "since_best": done["since_best"] + 1}
+        return None if is_last else self._why_stop(run)
+
+    def _scores(self, run: TrainingRun, weights: Mapping[str, Tensor]) -> dict[str, float]:
+        """Score in the main process, on whole weights; return the scores in all."""
+
+        def score() -> dict[str, float]:
+            _load_weights(self.plain, weights)
+            assert self._score is not None
+            return self._score(self.plain)
+
+        if self.world.size > 1:
+            run.saver.wait()  # its thread uses the same process group
+        return self.world.from_main(score)
+
+    def _whole_weights(self) -> dict[str, Tensor]:
+        """Return a copy of the weights on the CPU; a collective call, if the model is sharded."""
+        named = self.model.named_parameters()
+        return {name: whole(parameter.detach()).to("cpu", copy=True) for name, parameter in named}
+
+    def _why_stop(self, run: TrainingRun) -> str | None:
+        config, done = self.config, run.state.evaluation
+        reason = None
+        if config.patience is not None and done["since_best"] >= config.patience:
+            reason = f"{done['since_best']} scorings without a gain"
+        elif self._give_up is not None and done["best_scores"]:
+            epochs = run.state.step / self.batches.sampler.steps_per_epoch
+            best, give_up = _gain(done["best_scores"], self._metric), self._give_up
+            reason = self.world.from_main(lambda: give_up(epochs, best))
+        if reason is not None:
+            print(f"stopped after step {run.state.step:,}: {reason}")
+        return reason
 
 
-def _keep_best(tuning: Tuning, position: TrainState, best: dict[str, Tensor], journal: RunLog) -> dict[str, Tensor]:
-    """Score, and return the best weights so far; where nothing is scored there are none but the last."""
-    if tuning.score is None:
-        position.best_step = position.step
-        return {}
-    scores = tuning.score()
-    gained = not best or _gain(scores, tuning.metric) > _gain(position.best_scores, tuning.metric)
-    journal.log(kind="dev", step=position.step, **{name: round(value, 6) for name, value in scores.items()})
-    shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
-    print(f"step {position.step:,}: {shown}{', best so far' if gained else ''}", flush=True)
-    position.since_best += 1
-    if not gained:
-        return best
-    position.best_step, position.best_scores, position.since_best = position.step, scores, 0
-    return {name: tensor.detach().cpu().clone() for name, tensor in tuning.model.state_dict().items()}
+class _TuneFeed(Feed):
+    def __init__(self, batches: Iterator[Batch | None], steps_per_epoch: int) -> None:
+        super().__init__(batches)
+        self._steps_per_epoch = steps_per_epoch
+
+    def log_row(self, plan: StepPlan, result: StepResult, step: int) -> dict[str, Any]:
+        """Return the epochs done."""
+        return {"epoch": round(step / self._steps_per_epoch, 4)}
 
 
-def _stop(tuning: Tuning, position: TrainState) -> str | None:
-    """Return why the run should stop, if it should."""
-    if tuning.patience is not None and position.since_best >= tuning.patience:
-        return f"{position.since_best} scorings without a gain"
-    if tuning.give_up is None or not position.best_scores:
-        return None
-    return tuning.give_up(position.step / tuning.steps_per_epoch, _gain(position.best_scores, tuning.metric))
+def check_sharding(config: FinetuneOptions, family: str | None) -> None:
+    """Refuse to shard a model of another family, whose layers are not known. Raises: InputError."""
+    sharding = config.distributed.sharding
+    if family is not None and sharding != "none":
+        raise InputError(f"distributed.sharding: found {sharding!r}, but {config.model} is a {family}; expected none")
+
+
+def _load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])
 
 
 def _gain(scores: Mapping[str, float], metric: str) -> float:
-    """Return a score of which more is better: of an error, its negative."""
+    """Return a score of which more is better: the negative of an error."""
     return -scores[metric] if metric.endswith("error") else scores[metric]
 
 
 def groups_by_depth(
     model: nn.Module, encoder: Encoder, lr: float, head_lr: float, layer_decay: float, weight_decay: float
 ) -> list[dict[str, Any]]:
-    """Split parameters into groups for the optimizer, each with its share `lr_scale` of the planned rate.
+    """Group parameters for the optimizer, each with its share `lr_scale` of the planned learning rate.
 
-    What is neither of the encoder nor of the pretrained head learns at `head_lr`, that head and the final norm at `lr`,
-    the last layer at `layer_decay` times that, and so on down to the embeddings.
+    New layers on the encoder have the learning rate `head_lr`; a pretrained head and the final norm have `lr`, the last
+    layer `layer_decay` times that, and so on down to the embeddings.
     """
     depth = len(encoder.layers)
     below: list[tuple[nn.Module, float]] = [(encoder.final_norm, 1.0)]
@@ -237,7 +333,7 @@ def groups_by_depth(
 def predict(
     model: nn.Module, batches: Iterable[Batch], *, device: torch.device, dtype: torch.dtype
 ) -> Float32[np.ndarray, "M labels"]:
-    """Return the scores of the rows of all batches, in order, without dropout."""
+    """Return the logits of the rows of all batches, in order, without dropout."""
     training = model.training
     model.eval()
     found = []

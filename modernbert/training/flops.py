@@ -1,9 +1,7 @@
-"""What a step has to compute, and what a device could compute in that time.
+"""Floating-point operations of a training step, and the peak of known GPUs, for model FLOPs utilization (MFU).
 
-In: the shape of a model and the lengths of the documents in a micro-batch; a device. Out: the operations, and
-how many a second. A file of its own because a share of the peak is only as honest as this count: attention is counted
-by the pairs of tokens that see each other; the vocabulary, and the last layer from its attention on, by the rows that
-have a loss; padding not at all.
+Attention counts the pairs of tokens within the mask. The decoder, and the last layer after its attention, count
+rows with a loss.
 """
 
 import re
@@ -19,9 +17,8 @@ __all__ = ["known_peak", "peak_flops", "step_flops", "visible_pairs"]
 def step_flops(config: ModelConfig, lengths: Sequence[int], num_masked: int) -> int:
     """Count the operations of the matrix products, forward and backward, in one micro-batch of these documents.
 
-    The way back computes two products for each one of the way forward: the gradients of both factors. Layers that are
-    gone through a second time to save memory are counted once, since the model learns no more from them. Lookups, norms
-    and activations are left out, as is usual.
+    The backward pass has two products for each one of the forward pass: the gradients of both factors. Recomputed
+    layers count once. Lookups, norms and activations do not count, as usual.
 
     Units: floating-point operations; a multiplication and an addition are two.
     """
@@ -33,14 +30,14 @@ def step_flops(config: ModelConfig, lengths: Sequence[int], num_masked: int) -> 
         window = None if config.is_global(layer) else config.window
         pairs += visible_pairs(lengths, window)
     head = width**2 + width * config.vocab_size
-    # A pair costs one product of queries and keys, and one of weights and values, each as wide as all heads together.
-    # After the last attention there are masked rows alone.
+    # A pair costs one product of queries and keys and one of weights and values, each as wide as all heads together.
+    # After the last attention there are only masked rows.
     of_tokens = sum(lengths) * (layers * before + (layers - 1) * after)
     return 3 * 2 * (of_tokens + num_masked * (after + head) + 2 * pairs * width)
 
 
 def visible_pairs(lengths: Sequence[int], window: tuple[int, int] | None) -> int:
-    """Count the pairs of a query and a key that see each other: within a document, and a window where there is one.
+    """Count the pairs of a query and a key within the mask: in one document, and in the window, if there is one.
 
     >>> visible_pairs([3, 5], None), visible_pairs([3, 5], (1, 1))
     (34, 20)
@@ -51,7 +48,7 @@ def visible_pairs(lengths: Sequence[int], window: tuple[int, int] | None) -> int
 
 
 def _neighbours(length: int, side: int) -> int:
-    """Count the keys to one side of all queries: 0, 1, 2, ... and `side` from there on."""
+    """Count the keys on one side of all queries: 0, 1, 2, ..., `side`, `side`, ..."""
     growing = min(length, side)
     return growing * (growing - 1) // 2 + (length - growing) * side
 
@@ -59,15 +56,15 @@ def _neighbours(length: int, side: int) -> int:
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """Return the dense peak of a known GPU in a precision, without sparsity; None for any other device.
 
-    float32 is the plain figure, not that of TF32, since torch multiplies so unless told otherwise.
+    float32 is the peak without TF32, which torch does not use by default.
 
     Units: operations per second. Source: the data sheets; where they name only the peak with 2:4 sparsity, half of it.
     """
     return known_peak(torch.cuda.get_device_name(device), dtype) if device.type == "cuda" else None
 
 
-# Name as the driver tells it, then TFLOPS in bfloat16, float16 and float32. A part of a GPU (MIG), a laptop's or a
-# variant that is not here matches none: no figure is better than a wrong one.
+# Name from the driver, then TFLOPS in bfloat16, float16 and float32. A part of a GPU (MIG), a laptop GPU and other
+# variants match none: no number is better than a wrong one.
 _PEAKS = (
     (r"NVIDIA B200", 2250.0, 2250.0, 75.0),
     (r"NVIDIA H200", 989.4, 989.4, 66.9),
@@ -77,7 +74,7 @@ _PEAKS = (
     (r"NVIDIA A10", 125.0, 125.0, 31.2),
     (r"NVIDIA L4", 121.0, 121.0, 30.3),
     (r"NVIDIA L40S", 362.0, 362.0, 91.6),
-    # With sums in float32, as torch's products have them.
+    # With accumulation in float32, as in torch.
     (r"NVIDIA GeForce RTX 4090", 165.2, 165.2, 82.6),
     (r"NVIDIA GeForce RTX 3090", 71.0, 71.0, 35.6),
     # No bfloat16 in hardware.
@@ -88,7 +85,7 @@ _PEAKS = (
 
 
 def known_peak(name: str, dtype: torch.dtype) -> float | None:
-    """Return the dense peak of a GPU by the name its driver tells, or None."""
+    """Return the dense peak of a GPU by the name that its driver reports, or None."""
     for pattern, *tflops in _PEAKS:
         if re.fullmatch(pattern, name):
             of_dtype = dict(zip((torch.bfloat16, torch.float16, torch.float32), tflops, strict=True))

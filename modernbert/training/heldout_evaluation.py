@@ -1,8 +1,6 @@
-"""Held-out text, source by source and length by length.
+"""Scores on held-out text, by source and length.
 
-In: a model in training and shards it never sees. Out: rows for the log, and what they say about long documents. A file
-of its own because these are the numbers that runs are compared by: the text is cut, packed and masked alike in every
-phase and in every run of the same seed.
+Runs are compared by these scores: the text is cut, packed and masked alike in all phases and all runs of one seed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +32,7 @@ def score_heldout(
     dtype: torch.dtype,
     world: World,
 ) -> list[dict[str, Any]]:
-    """Score each source at each of `evaluation.lengths`, by default the length of the first phase."""
+    """Score each source at each of `evaluation.lengths`; by default, at the length of the first phase."""
     first = next(iter(config.phases.values()))
     rows = []
     for source, shards in sources.items():

@@ -1,7 +1,6 @@
-"""Losses: a sum over rows and the number of rows.
+"""Losses, each as `(sum, count)`: the training loop divides once, over all micro-batches of a step.
 
-In: a model and a batch, or vectors. Out: `(sum, count)`. Nothing here divides: the training loop divides once over all
-micro-batches of a step, so that the way a step is cut into micro-batches never changes its gradient.
+The division of a step into micro-batches therefore does not change its gradient.
 """
 
 import torch

@@ -1,12 +1,9 @@
-"""The optimizer of the recipe, and its state by name.
-
-In: a model and its gradients. Out: updated weights, and the two moments of every parameter under that parameter's name,
-as a checkpoint stores them. One step costs no wait for the device.
-"""
+"""Optimizers by name, one kind or several for one model, and their state by parameter name, as checkpoints store it."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -17,26 +14,128 @@ from modernbert.engines.engine import OptimizerKernels
 from modernbert.errors import InputError
 from modernbert.training.distributed import first_row, local, sharded_like
 
-__all__ = ["StableAdamW", "grad_norm", "load_named_state", "named_state", "parameter_groups"]
+if TYPE_CHECKING:
+    from modernbert.training.run_options import OptimizerConfig
+
+__all__ = [
+    "OPTIMIZERS",
+    "Optimizer",
+    "OptimizerContext",
+    "OptimizerSet",
+    "StableAdamW",
+    "build_optimizer",
+    "grad_norm",
+    "load_named_state",
+    "named_state",
+    "parameter_groups",
+    "register_optimizer",
+]
+
+
+@dataclass(frozen=True)
+class OptimizerContext:
+    """What an optimizer is made from besides its parameter groups and the peak learning rate."""
+
+    options: "OptimizerConfig"
+    sum_shards: Callable[[Tensor], Tensor] | None = None
+    """Adds numbers up over the processes that each hold a part of a tensor; None: tensors are whole."""
+    kernels: OptimizerKernels | None = None
+    """Kernels of an engine."""
+
+
+OptimizerFactory = Callable[[list[dict[str, Any]], float, OptimizerContext], torch.optim.Optimizer]
+OPTIMIZERS: dict[str, OptimizerFactory] = {}
+_Factory = TypeVar("_Factory", bound=OptimizerFactory)
+
+
+def register_optimizer(kind: str) -> Callable[[_Factory], _Factory]:
+    """Return a decorator that makes an optimizer known as `kind`.
+
+    The class or function is called with parameter groups, the peak learning rate and an `OptimizerContext`. In each
+    step it reads the learning rate from `group["lr"]`. Tensors in its `state` are saved in checkpoints and restored.
+    """
+
+    def add(factory: _Factory) -> _Factory:
+        OPTIMIZERS[kind] = factory
+        return factory
+
+    return add
+
+
+class OptimizerSet:
+    """Several optimizers as one: each has the parameter groups of its kind."""
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        self._optimizers = optimizers
+        self.param_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        self._owner = {
+            parameter: optimizer
+            for optimizer in optimizers
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+
+    @property
+    def state(self) -> Mapping[Tensor, dict[str, Any]]:
+        """The state of each parameter, which is a part of that of its optimizer."""
+        return {parameter: optimizer.state[parameter] for parameter, optimizer in self._owner.items()}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients."""
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        for optimizer in self._optimizers:
+            optimizer.step()
+
+
+Optimizer = torch.optim.Optimizer | OptimizerSet
+
+
+def build_optimizer(
+    model: nn.Module, groups: Sequence[Mapping[str, Any]], lr: float, context: OptimizerContext
+) -> Optimizer:
+    """Return the optimizer of some parameter groups of a model, each divided by the kind that the options name.
+
+    Args:
+        model: The model, whose parameter names the patterns of the options match.
+        groups: Groups as `parameter_groups` returns them.
+        lr: The peak learning rate.
+        context: Options and environment.
+    """
+    kinds = {parameter: context.options.kind_of(name) for name, parameter in model.named_parameters()}
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for group in groups:
+        for kind in dict.fromkeys(kinds[parameter] for parameter in group["params"]):
+            own = [parameter for parameter in group["params"] if kinds[parameter] == kind]
+            by_kind.setdefault(kind, []).append({**group, "params": own})
+    optimizers = [OPTIMIZERS[kind](own, lr, context) for kind, own in by_kind.items()]
+    return optimizers[0] if len(optimizers) == 1 else OptimizerSet(optimizers)
 
 
 class StableAdamW(torch.optim.Optimizer):
-    """AdamW whose step is shortened, per tensor, where the gradient outgrew its second moment.
+    """AdamW with a smaller step for a tensor whose gradient is large compared to its second moment.
 
-    The moments' betas are debiased. With RMS = sqrt(mean(g^2 / max(v, eps^2))) of a tensor, its step size is
-    lr / max(1, RMS). Weights decay by 1 - weight_decay * (lr / max_lr) / max(1, RMS): at the peak of the schedule
-    `weight_decay` is the fraction lost a step, whatever the learning rate. `lr` at construction is the peak, `max_lr`.
+    The betas are debiased. With RMS = sqrt(mean(g^2 / max(v, eps^2))) of a tensor, its step size is lr / max(1, RMS).
+    Weights decay by 1 - weight_decay * (lr / max_lr) / max(1, RMS): at the peak learning rate, `weight_decay` is the
+    share of a weight that a step removes. Equal to `optimi.StableAdamW(decouple_lr=True)`, but gradients are not
+    modified.
 
-    Source: section 2.2.1 of the paper, Wortsman et al. 2023 (StableAdamW), Loshchilov & Hutter 2019 (AdamW). Equal to
-    `optimi.StableAdamW(decouple_lr=True)`, except that gradients stay as they were. A group's `lr_scale` is its share
-    of the rate that the loop plans.
+    Source: section 2.2.1 of the paper, Wortsman et al. 2023 (StableAdamW), Loshchilov & Hutter 2019 (AdamW).
 
-    A process that holds a part of each tensor updates that part; `sum_shards` adds numbers up over the processes that
-    share a tensor, for the RMS is that of the whole. `kernels`, of an engine, compute the step of float32 tensors in
-    two passes over memory instead of ten.
+    Args:
+        params: Parameters or parameter groups; `lr_scale` of a group is its share of the planned learning rate.
+        lr: The peak learning rate.
+        betas: Decay rates of the moments.
+        eps: Term added to the denominator.
+        weight_decay: Share of each weight that a step at the peak learning rate removes.
+        sum_shards: Adds numbers up over the processes that hold parts of a tensor, since the RMS is of the whole.
+        kernels: Kernels of an engine for float32 tensors: two passes over memory instead of ten.
     """
 
-    # What torch puts around these keeps its compiler out of them, and imports it to that end: a second of every start.
+    # Without torch's wrapper, which imports torch.compile: a second of every start.
     add_param_group = inspect.unwrap(torch.optim.Optimizer.add_param_group)
     zero_grad = inspect.unwrap(torch.optim.Optimizer.zero_grad)
 
@@ -105,16 +204,25 @@ class StableAdamW(torch.optim.Optimizer):
         torch._foreach_add_(parameters, list(updates))
 
     def _steps(self, norms: Tensor, sizes_of_whole: list[int], group: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return of each tensor its rate and what it keeps, where its norm is: reading it would stop the host."""
+        """Return for each tensor its learning rate and the share of it that stays, on the device of the norms."""
         sizes = to_device_async(torch.tensor(sizes_of_whole, dtype=norms.dtype), norms.device)
         shortening = 1 / (_over_shards(norms, self._sum_shards) / sizes.sqrt()).clamp(min=1)
         return group["lr"] * shortening, 1 - group["weight_decay"] * (group["lr"] / group["max_lr"]) * shortening
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters into those that decay (matrices, embeddings) and those that don't (norm scales, biases).
+@register_optimizer("stable_adamw")
+def _stable_adamw(groups: list[dict[str, Any]], lr: float, context: OptimizerContext) -> StableAdamW:
+    options = context.options
+    return StableAdamW(
+        groups, lr, betas=(options.beta1, options.beta2), eps=options.eps, sum_shards=context.sum_shards,
+        kernels=context.kernels,
+    )  # fmt: skip
 
-    A tied parameter is taken once.
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Group parameters: those with weight decay (matrices, embeddings), and those without (norm scales, biases).
+
+    A tied parameter is in one group.
     """
     decayed: list[nn.Parameter] = []
     undecayed: list[nn.Parameter] = []
@@ -129,53 +237,56 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 def grad_norm(
     parameters: Iterable[nn.Parameter], sum_shards: Callable[[Tensor], Tensor] | None = None
 ) -> Float[Tensor, ""]:
-    """Return the 2-norm over all gradients, on their device; 0 if there are none."""
+    """Return the 2-norm of all gradients together, on their device; 0 if there are none."""
     gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())
-    # All in one launch on a GPU.
+    # One launch on a GPU.
     norms = [_norm(each) for each in gradients] if gradients[0].device.type == "cpu" else torch._foreach_norm(gradients)
     return torch.linalg.vector_norm(_over_shards(torch.stack(list(norms)), sum_shards))
 
 
-def named_state(model: nn.Module, optimizer: StableAdamW) -> dict[str, Tensor]:
-    """Return the optimizer's state as flat tensors: `step`, `exp_avg.NAME` and `exp_avg_sq.NAME`.
+def named_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
+    """Return the state of an optimizer as flat tensors: `step`, and `exp_avg.NAME` for each state of a parameter.
 
-    Where the model is sharded, so are they.
+    They are sharded as the model is.
     """
-    named = {"step": torch.tensor(optimizer.param_groups[0]["step"], dtype=torch.int64)}
+    named = {"step": torch.tensor(max(group.get("step", 0) for group in optimizer.param_groups), dtype=torch.int64)}
+    states = optimizer.state
     for name, parameter in model.named_parameters():
-        # In one order, loaded or not: it decides which process writes what.
-        for key, value in sorted(optimizer.state.get(parameter, {}).items()):
-            named[f"{key}.{name}"] = sharded_like(value, parameter)
+        # Sorted, so that a loaded state has the same order: it decides which process writes which tensor.
+        for key, value in sorted(states.get(parameter, {}).items()):
+            if isinstance(value, Tensor):
+                named[f"{key}.{name}"] = sharded_like(value, parameter) if value.ndim else value
     return named
 
 
-def load_named_state(model: nn.Module, optimizer: StableAdamW, named: Mapping[str, Tensor]) -> None:
-    """Put back what `named_state` returned, of whole tensors; they are copied to their parameter's device.
+def load_named_state(model: nn.Module, optimizer: Optimizer, named: Mapping[str, Tensor]) -> None:
+    """Load what `named_state` returned, as whole tensors; they are copied to the device of their parameter.
 
     Raises: InputError for a name or a shape that the model does not have.
     """
-    parameters = dict(model.named_parameters())
+    parameters, states = dict(model.named_parameters()), optimizer.state
     for key, value in named.items():
         if key == "step":
             continue
         moment, _, name = key.partition(".")
         if name not in parameters:
             raise InputError(f"optimizer state: {key} belongs to no parameter of the model")
-        if value.shape != parameters[name].shape:
+        if value.ndim and value.shape != parameters[name].shape:
             found, expected = tuple(value.shape), tuple(parameters[name].shape)
             raise InputError(f"optimizer state: {key} has shape {found}, expected {expected}")
         mine = local(parameters[name])
         start = first_row(parameters[name])
-        part = value[start : start + mine.shape[0]] if mine.ndim else value
-        optimizer.state[parameters[name]][moment] = torch.empty_like(mine).copy_(part).detach()
+        part = value[start : start + mine.shape[0]] if value.ndim else value
+        of_entries = value.ndim == mine.ndim  # otherwise one number for the whole parameter, such as a step count
+        states[parameters[name]][moment] = torch.empty_like(mine).copy_(part).detach() if of_entries else value
     for group in optimizer.param_groups:
         group["step"] = int(named["step"])
 
 
 def _debiased(beta: float, step: int) -> float:
-    """Fold Adam's bias correction into beta: 0 at step 1, beta in the long run."""
+    """Fold Adam's bias correction into beta: 0 at step 1, beta in the limit."""
     return (beta**step - beta) / (beta**step - 1)
 
 
@@ -185,5 +296,5 @@ def _over_shards(norms: Tensor, sum_shards: Callable[[Tensor], Tensor] | None) -
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    # Rows first: on the CPU one float32 accumulation over tens of millions of entries is off by tenths of a per cent.
+    # By rows first: on CPU, one float32 sum over tens of millions of entries has an error of tenths of a percent.
     return torch.linalg.vector_norm(torch.linalg.vector_norm(tensor, dim=-1))

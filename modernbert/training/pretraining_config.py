@@ -8,17 +8,8 @@ from modernbert.config_files import MISSING
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.tokenizer.tokenizer import Tokenizer
-from modernbert.training.run_options import (
-    CheckpointConfig,
-    DistributedConfig,
-    Dtype,
-    OptimizerConfig,
-    Tracker,
-    check_choices,
-    expect,
-)
+from modernbert.training.run_options import RunOptions, check_choices, expect
 from modernbert.training.schedules import Schedule
-from modernbert.training.trackers import check_trackers
 
 __all__ = [
     "DataConfig",
@@ -151,15 +142,13 @@ class SpikeGuardConfig:
 
 
 @dataclass
-class PretrainConfig:
+class PretrainConfig(RunOptions):
     """Pretrain a model from scratch, or continue the pretraining of one, in one or more phases."""
 
     FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = (
-        "output", "device", "distributed", "compile", "recompute", "checkpoint", "data.verify", "trackers",
+        *RunOptions.FREE_TO_CHANGE, "compile", "recompute", "data.verify",
     )  # fmt: skip
 
-    output: str = MISSING
-    """Run folder: config, log, checkpoints, and at the end the model."""
     data: DataConfig = field(default_factory=DataConfig)
     """Training text and held-out text."""
     tokenizer: str | None = None
@@ -175,18 +164,8 @@ class PretrainConfig:
     the tokenizer, rounded up to a multiple of 64, by default."""
     phases: dict[str, Phase] = field(default_factory=dict)
     """The phases by name, in order."""
-    optim: OptimizerConfig = field(default_factory=OptimizerConfig)
-    """Optimizer."""
     seed: int = 17
     """Seed of the weights, the order of the text, the masks and dropout."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    dtype: Dtype = "auto"
-    """Data type of the matrix products; auto: bfloat16 where the device is fast at it, else float32."""
-    engine: str = "auto"
-    """Implementation of attention, layers and optimizer; auto: the fastest that runs here."""
-    distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    """Data parallelism under `torchrun`."""
     compile: bool = False
     """Compile the layers with `torch.compile`."""
     recompute: bool = False
@@ -195,12 +174,6 @@ class PretrainConfig:
     """Scoring of held-out text."""
     guard: SpikeGuardConfig = field(default_factory=SpikeGuardConfig)
     """Skipping of steps with a loss spike."""
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """Checkpoints, from which a stopped run continues."""
-    log_every: int = 1
-    """Log each time this many steps are done."""
-    trackers: list[Tracker] = field(default_factory=list)
-    """Experiment trackers that receive the rows of the log."""
 
     def check(self) -> None:
         """Check all values that can be checked without opening a file.
@@ -216,16 +189,13 @@ class PretrainConfig:
             raise InputError("phases: found none, expected at least one with its tokens and lr")
         if not self.data.sources:
             raise InputError("data.sources: found none, expected at least one `name: folder of shards`")
-        check_choices(self)
-        expect("seed", self.seed, 0 <= self.seed < 2**32, "0 to 2**32 - 1")
-        expect("log_every", self.log_every, self.log_every >= 1, "at least 1")
+        super().check()
         if self.init_optimizer or self.new_vocabulary:
             expect("init_from", self.init_from, self.init_from is not None, "a model to start from")
         both = self.init_optimizer and self.new_vocabulary
         expect("init_optimizer", self.init_optimizer, not both, "false, for a new vocabulary has no moments yet")
-        for group in (self.optim, self.evaluation, self.guard, self.checkpoint):
+        for group in (self.evaluation, self.guard):
             group.check()
-        check_trackers(self.trackers)
         for name, phase in self.phases.items():
             _check_phase(f"phases.{name}", phase, self.data.sources)
 

@@ -1,8 +1,7 @@
-"""Losses of retrieval, over the vectors of a whole step: queries told from passages that are not theirs.
+"""Retrieval losses over the queries and passages of a whole step, however many micro-batches and processes it has.
 
-In: queries and their passages laid out, a model. Out: micro-batches for the loop, and their loss. A step's queries are
-compared with all passages of the step, however many micro-batches it takes to compute them: vectors come first, without
-a graph; what the loss asks of each vector is then taken to the weights, one micro-batch at a time.
+GradCache: embed all micro-batches without autograd, differentiate the loss with respect to the embeddings, then
+backpropagate micro-batch by micro-batch.
 
 Source: Gao et al. 2021 (gradient cache); van den Oord et al. 2018 (InfoNCE); PyLate (distillation of MaxSim scores).
 """
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 from modernbert.batch import Batch
 from modernbert.devices import autocast
 from modernbert.errors import InputError
-from modernbert.model.embedder import Embedder, max_sims
+from modernbert.model.embedder import max_sims
+from modernbert.training.distributed import ALONE, World, settle
 from modernbert.training.losses import info_nce
 from modernbert.training.training_loop import derive_seed
 
@@ -29,10 +29,10 @@ __all__ = ["Comparison", "RetrievalLoss", "kl_distillation"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Say what a step compares: Q queries with P passages, of which the first Q are the queries' own.
+    """The comparison in a step: Q queries with P passages, of which passage i is the answer to query i.
 
-    `lengths` are the rows of each text, queries first. `known` marks pairs that fit besides, and are no negatives.
-    With `teacher`, each query has scores for passages of its own, `candidates`, instead of one right passage.
+    `lengths` are the rows of each text, queries first. `known` marks further pairs that match, and are no negatives.
+    With `teacher`, a query has scores for its own passages `candidates`, instead of one answer.
     """
 
     num_queries: int
@@ -43,10 +43,10 @@ class Comparison:
 
 
 class RetrievalLoss:
-    """The loss of a step, in as many parts as it has micro-batches.
+    """The loss of a step, one part for each micro-batch.
 
-    `micro_batches` yields the parts of one step; the loop calls the loss on each of them before it asks for the next
-    step's. A step of one part is differentiated as it is.
+    `micro_batches` yields the parts of one step; the loop calls the loss on each of them before it asks for the parts
+    of the next step. A step of one part needs no GradCache.
     """
 
     def __init__(self, temperature: float, normalize: bool = True) -> None:
@@ -55,39 +55,48 @@ class RetrievalLoss:
         self._value: tuple[float, int] = (0.0, 0)
 
     def micro_batches(
-        self, model: Embedder, parts: Sequence[Batch], comparison: Comparison, *, step_seed: int,
-        device: torch.device, dtype: torch.dtype,
-    ) -> Iterator[Batch]:  # fmt: skip
-        """Yield the parts of a step; where there are several, with the gradient of each of their vectors as labels."""
+        self, objective: nn.Module, parts: Sequence[Batch], comparison: Comparison, *, step_seed: int,
+        device: torch.device, dtype: torch.dtype, world: World = ALONE,
+    ) -> Iterator[Batch | None]:  # fmt: skip
+        """Yield the parts of a step, None for one of another process; the labels are the gradients of its vectors."""
         self._comparison = comparison
-        if len(parts) == 1:
+        if len(parts) == 1 and world.size == 1:
             yield parts[0]
             return
+        objective.train()
         vectors: list[Tensor] = []
-        model.train()
-        for number, part in enumerate(parts):
-            torch.manual_seed(derive_seed(step_seed, number))  # the same dropout as when it comes again
+        # All processes run the model equally often.
+        for first in range(0, len(parts), world.size):
+            number = first + world.rank
+            torch.manual_seed(derive_seed(step_seed, number))  # the same dropout as in the second forward pass
             with torch.no_grad(), autocast(device, dtype):
-                vectors.append(model(part.to(device)))
+                embedded, _ = objective(parts[min(number, len(parts) - 1)].to(device), _embed)
+            vectors += _gathered(embedded, min(world.size, len(parts) - first), world)
+        settle(objective)
         whole = torch.cat(vectors).requires_grad_()
         total, count = self.compare(whole, comparison)
         (gradients,) = torch.autograd.grad(total, whole)
-        self._value = float(total.detach()), count
-        for part, asked in zip(parts, gradients.split([len(each) for each in vectors]), strict=True):
-            yield Batch(part.tokens, part.layout, part.label_positions, asked)
+        self._value = (float(total.detach()), count) if world.is_main else (0.0, 0)
+        for number, (part, wanted) in enumerate(
+            zip(parts, gradients.split([len(each) for each in vectors]), strict=True)
+        ):
+            mine = number % world.size == world.rank
+            yield Batch(part.tokens, part.layout, part.label_positions, wanted) if mine else None
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
-        """Return the loss of a step of one part; of a part of several, what has the gradient asked for.
+        """Return the loss of a step of one part; for one of several parts, a number with the gradient of its vectors.
 
-        The first of several parts carries the value of the whole step, the others nothing.
+        The first of several parts has the value of the whole step, the others 0.
         """
         vectors = model(batch)
         assert self._comparison is not None, "micro_batches comes first"
         if batch.labels is None:
+            if vectors.shape[0] != sum(self._comparison.lengths):  # the batch of a process without a part
+                return vectors.sum(), 0
             return self.compare(vectors, self._comparison)
-        asked = (vectors * batch.labels).sum()
+        wanted = (vectors * batch.labels).sum()
         (value, count), self._value = self._value, (0.0, 0)
-        return asked - asked.detach() + value, count
+        return wanted - wanted.detach() + value, count
 
     def compare(self, vectors: Float[Tensor, "rows E"], comparison: Comparison) -> tuple[Float[Tensor, ""], int]:
         """Return the summed loss of all queries, in float32 or wider, and their number."""
@@ -99,12 +108,30 @@ class RetrievalLoss:
             return kl_distillation(scores / self.temperature, comparison.candidates, comparison.teacher, self.normalize)
 
 
+def _embed(model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
+    return model(batch), 0
+
+
+def _gathered(embedded: Tensor, num_parts: int, world: World) -> list[Tensor]:
+    """Return the vectors of one part of each of the first `num_parts` processes."""
+    if world.size == 1:
+        return [embedded]
+    rows = torch.zeros(world.size, dtype=torch.int64, device=embedded.device)
+    rows[world.rank] = len(embedded)
+    rows = world.sum(rows)
+    # A sum with zeros is exact, and needs no equal shapes.
+    whole = embedded.new_zeros(int(rows.sum()), embedded.shape[1])
+    begin = int(rows[: world.rank].sum())
+    whole[begin : begin + len(embedded)] = embedded
+    return list(world.sum(whole).split(rows.tolist()))[:num_parts]
+
+
 def kl_distillation(
     scores: Float[Tensor, "Q P"], candidates: Sequence[Sequence[int]], teacher: Sequence[np.ndarray], normalize: bool
 ) -> tuple[Float[Tensor, ""], int]:
-    """Sum, over queries, the divergence of the model's distribution over a query's candidates from the teacher's.
+    """Sum, over queries, the KL divergence of the teacher's distribution over the candidates from the model's.
 
-    With `normalize` a query's scores are first stretched to reach from 0 to 1.
+    With `normalize`, the scores of a query are first scaled to the range from 0 to 1.
 
     Source: JaColBERTv2.5 (Clavie 2024), as PyLate computes it.
     """

@@ -1,11 +1,9 @@
-"""A checkpoint is a commit: it is there whole, or it is not there.
+"""Checkpoints of training runs, written atomically and in the background, by one process or several.
 
-In: tensors by file, and a state of plain data. Out: folders `step-00000123` under a root, each with safetensors files,
-`state.json`, and `manifest.json`, which is written last and has the size and sha256 of every other file. A folder
-counts only if its manifest verifies.
-
-Several processes write one checkpoint together, each the tensors, or the parts of tensors, that fall to it. A reader
-gets whole tensors, so that a run can go on with another number of processes.
+A checkpoint is a folder `step-00000123` with safetensors files, `state.json`, and `manifest.json`, which is written
+last and has the size and SHA-256 of every other file. A folder whose manifest does not verify is ignored. Each process
+writes its share of the tensors, or of their shards. A reader gets whole tensors, so that a run can continue with
+another number of processes.
 """
 
 import json
@@ -40,20 +38,20 @@ _STATE = "state.json"
 
 logger = logging.getLogger(__name__)
 
-# Of a part of a tensor: its first row, and the rows of the whole.
 Part = tuple[int, int]
+"""(first row of a shard, number of rows of the whole tensor)"""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Point at a verified checkpoint; tensors are read when asked for."""
+    """A verified checkpoint; its tensors are read on demand."""
 
     folder: Path
     step: int
     state: dict[str, Any]
 
     def tensors(self, stem: str) -> dict[str, Tensor]:
-        """Read the tensors saved under a stem, whole, onto the CPU."""
+        """Read the whole tensors of the files whose names begin with `stem`, onto the CPU."""
         parts: dict[str, list[tuple[int, Tensor]]] = {}
         for path in sorted(self.folder.glob(f"{stem}*.safetensors")):
             with safe_open(path, framework="pt") as file:
@@ -64,7 +62,7 @@ class Checkpoint:
 
 
 class Saver:
-    """Write checkpoints while training goes on: what is to be saved is copied at once, and written by a thread."""
+    """Write checkpoints in the background: tensors are copied to the CPU at once, and written by a thread."""
 
     def __init__(self, root: Path, *, keep: int, kept_steps: Collection[int] = (), world: World = ALONE) -> None:
         self._root, self._keep, self._kept_steps, self._world = root, keep, kept_steps, world
@@ -80,9 +78,9 @@ class Saver:
             self.wait()
 
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-        """Begin to write a checkpoint, after the one before is done.
+        """Begin to write a checkpoint, after the previous one is written.
 
-        Raises: InputError if that one could not be written.
+        Raises: InputError if the previous one could not be written.
         """
         self.wait()
         copied = {stem: _copied(_of_process(named, self._world)) for stem, named in tensors.items()}
@@ -91,7 +89,7 @@ class Saver:
         )
 
     def wait(self) -> None:
-        """Wait until nothing is being written.
+        """Wait until the checkpoint is written.
 
         Raises: InputError naming the folder if it could not be written; earlier checkpoints are then as they were.
         """
@@ -111,8 +109,8 @@ def save(
 ) -> Path:
     """Write a checkpoint, then remove all but the newest `keep` and those of `kept_steps`.
 
-    `tensors` maps a file stem to named tensors. Folders of later steps than this one are left from damaged checkpoints
-    that were passed over, or were rolled back; they go too.
+    `tensors` maps a file stem to named tensors. Checkpoints of later steps are removed too: they are damaged, or the
+    run has returned to an earlier one.
 
     Raises: InputError naming the folder if it cannot be written; earlier checkpoints are then as they were.
     """
@@ -121,9 +119,9 @@ def save(
 
 
 def latest(root: Path, *, clean: bool = True) -> Checkpoint | None:
-    """Return the newest checkpoint that verifies; say which ones were passed over, and why.
+    """Return the newest checkpoint that verifies; print which ones were skipped, and why.
 
-    Folders left half written by a killed run are removed, if `clean`: by one process of several.
+    With `clean`, which one process of several sets, half-written folders of a killed run are removed.
 
     Raises: InputError if there are checkpoints, but none that verifies.
     """
@@ -169,7 +167,7 @@ def _opened(folder: Path) -> Checkpoint:
 
 
 def _of_process(named: Mapping[str, Tensor], world: World) -> dict[str, tuple[Tensor, Part]]:
-    """Choose what this process writes: its parts of sharded tensors, its share of the whole ones."""
+    """Return the tensors that this process writes: its shards, and its share of the tensors that are not sharded."""
     loads = [0] * world.size
     chosen = {}
     for name, tensor in named.items():
@@ -198,7 +196,7 @@ def _write(
     kept_steps: Collection[int],
     world: World,
 ) -> Path:
-    """Write what falls to this process; the main one then commits the folder."""
+    """Write the files of this process; the main process then commits the folder."""
     if keep < 2:
         raise InputError(
             f"keep: found {keep}, expected at least 2 checkpoints, so that one damaged does not end the run"
@@ -213,13 +211,13 @@ def _write(
             failure = str(error)
         _from_main({"failure": failure}, world)
         if failure is None:
-            _rotate(root, step, keep, kept_steps)  # after the exchange: no other process waits for it
+            _rotate(root, step, keep, kept_steps)  # after the broadcast: no other process waits for it
     else:
-        told = _from_main({}, world)
-        if "folder" in told:
-            _gather(_write_own(Path(told["folder"]), tensors, world), world)
-            told = _from_main({}, world)
-        failure = told["failure"]
+        message = _from_main({}, world)
+        if "folder" in message:
+            _gather(_write_own(Path(message["folder"]), tensors, world), world)
+            message = _from_main({}, world)
+        failure = message["failure"]
     if failure is not None:
         raise InputError(failure)
     return final
@@ -232,7 +230,7 @@ def _commit(
     state: Mapping[str, Any],
     world: World,
 ) -> None:
-    """Have every process write its files, and close the list of them."""
+    """Have every process write its files, then write state and manifest."""
     _from_main({"folder": str(folder)}, world)
     for failure in _gather(_write_own(folder, tensors, world), world):
         if failure is not None:
@@ -243,7 +241,7 @@ def _commit(
 
 
 def _write_own(folder: Path, tensors: Mapping[str, Mapping[str, tuple[Tensor, Part]]], world: World) -> str | None:
-    """Write the files of this process; return why it could not, if so."""
+    """Write the files of this process; return the error message, if it fails."""
     suffix = "" if world.size == 1 else f"-{world.rank:05d}"
     try:
         for stem, named in tensors.items():
@@ -265,16 +263,16 @@ def _joined(parts: list[tuple[int, Tensor]]) -> Tensor:
     return ordered[0] if len(ordered) == 1 else torch.cat(ordered)
 
 
-def _from_main(told: dict[str, Any], world: World) -> dict[str, Any]:
-    """Hand what the main process has to tell to all."""
-    box = [told]
+def _from_main(message: dict[str, Any], world: World) -> dict[str, Any]:
+    """Broadcast a message from the main process."""
+    box = [message]
     if world.size > 1:
         dist.broadcast_object_list(box, src=0, group=world.writers)
     return box[0]
 
 
 def _gather(failure: str | None, world: World) -> list[str | None]:
-    """Return, in the main process, the failures of all; nothing elsewhere."""
+    """Return the failures of all processes, in the main process; elsewhere nothing."""
     if world.size == 1:
         return [failure]
     failures: list[str | None] = [None] * world.size
@@ -283,7 +281,7 @@ def _gather(failure: str | None, world: World) -> list[str | None]:
 
 
 def _fault(folder: Path) -> str | None:
-    """Say which file of a checkpoint is damaged and how, or nothing."""
+    """Return which file of a checkpoint is damaged and how, or None."""
     manifest = folder / _MANIFEST
     try:
         listed = json.loads(manifest.read_text(encoding="utf-8"))
@@ -291,7 +289,7 @@ def _fault(folder: Path) -> str | None:
         step = int(listed["step"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{manifest}: cannot be read ({error})"
-    # A copy may have a name of its own.
+    # A copy may have another name.
     if _is_step(folder) and step != _step(folder):
         return f"{manifest}: found step {step}, expected {_step(folder)}"
     for path, size, digest in files:
@@ -302,7 +300,7 @@ def _fault(folder: Path) -> str | None:
         found = sha256_of(path)
         if found != digest:
             return f"{path}: found sha256 {found[:16]}, expected {digest[:16]}"
-        # The sum is of what the disk gave back: an end lost while it was written is in the sum as well.
+        # The digest was computed from the file on disk, and so does not show that its end was lost while writing.
         if (reason := _unreadable(path)) is not None:
             return f"{path}: cannot be read ({reason})"
     return None
@@ -321,7 +319,7 @@ def _unreadable(path: Path) -> str | None:
 
 
 def _rotate(root: Path, step: int, keep: int, kept_steps: Collection[int]) -> None:
-    """Delete the checkpoints that need not be kept; one that the system does not delete is left, with a warning."""
+    """Delete the checkpoints that are not kept; one that cannot be deleted stays, with a warning."""
     try:
         folders = _folders(root)
     except InputError as error:

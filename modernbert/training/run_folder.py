@@ -1,8 +1,4 @@
-"""The folder of a run: begun once, and gone on with only under the same config.
-
-In: a config and a path. Out: a folder with `config.yaml`. A file of its own because more than one program begins runs,
-and a run that went on under another config would be a lie.
-"""
+"""The folder of a run: it has the config, and a run continues in it only with the same config."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -18,25 +14,22 @@ __all__ = ["RunConfig", "begin_run_folder", "check_run_folder"]
 _BEFORE_A_CHECKPOINT = {
     "config.yaml", ".lock", "log.jsonl", "timing.jsonl", "checkpoints", "watch", "report.html", "tokenizer",
 }  # fmt: skip
-# Groups whose entries count by their place: a seed and a checkpoint know them by number, not by name.
+# Groups whose order matters: seeds and checkpoints know their entries by number, not by name.
 _IN_ORDER = ("data.sources", "phases")
 
 
 @runtime_checkable
 class RunConfig(Protocol):
-    """A config of a run: `FREE_TO_CHANGE` names the fields under which a run may go on otherwise than it was begun.
-
-    They change when, where and on how many devices it is computed and kept, never what it computes.
-    """
+    """A config of a run. `FREE_TO_CHANGE` names the fields, or groups of them, that may change when a run continues."""
 
     FREE_TO_CHANGE: ClassVar[tuple[str, ...]]
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 def begin_run_folder(out: Path, config: RunConfig) -> None:
-    """Write the config into a new run folder, or check that a begun one has the same.
+    """Write the config into a new run folder, or check that an existing one has the same.
 
-    A config under which no checkpoint was written, nor anything beside the run, may be corrected: it is replaced.
+    Before the first checkpoint, another config replaces the one in the folder.
 
     Raises: InputError naming the first field that differs, or the folder if it is something else.
     """
@@ -46,7 +39,7 @@ def begin_run_folder(out: Path, config: RunConfig) -> None:
 
 
 def check_run_folder(out: Path, config: RunConfig) -> None:
-    """Check that a run of this config may begin in a folder, or go on there.
+    """Check that a run of this config may begin or continue in a folder.
 
     Raises: InputError naming the first field that differs, or the folder if it is something else.
     """
@@ -88,12 +81,12 @@ def _names(tree: Mapping[str, Any], key: str) -> list[str]:
 
 
 def _is_empty(out: Path) -> bool:
-    """Say whether a folder has nothing but what a run leaves that is killed as it begins."""
+    """Return whether a folder has only files of a run that was killed as it began."""
     return out.is_dir() and all(path.name == ".lock" or path.name.startswith("config.yaml.") for path in out.iterdir())
 
 
 def _may_be_corrected(out: Path) -> bool:
-    """Say whether a run folder has only what a run writes before its first checkpoint."""
+    """Return whether a run folder has only files that a run writes before its first checkpoint."""
     names = {path.name for path in out.iterdir()}
     return ".lock" in names and names <= _BEFORE_A_CHECKPOINT and not any((out / "checkpoints").glob("step-*"))
 

@@ -1,8 +1,7 @@
-"""The record of a run: one JSON object a line, in two files.
+"""The log of a run: one JSON object per line, in two files.
 
-In: rows. Out: `log.jsonl`, which holds only what is a function of data and seed, and `timing.jsonl`, which holds the
-rest. A resumed run cuts both back to where its checkpoint was taken, so that its log is byte for byte that of a run
-that was never stopped.
+`log.jsonl` has only values that follow from data and seed; `timing.jsonl` has the rest. A resumed run truncates both to
+their length at the checkpoint, so that its log equals, byte for byte, that of a run that was never stopped.
 """
 
 import json
@@ -18,12 +17,12 @@ __all__ = ["RunLog", "number", "read_log"]
 
 
 class RunLog:
-    """Append rows to the two files of a run folder; `sizes` says how far they reach."""
+    """Append rows to the two files of a run folder; `sizes` returns their lengths."""
 
     def __init__(
         self, folder: Path, sizes: Mapping[str, int], watch: Callable[[Mapping[str, Any]], None] | None = None
     ) -> None:
-        """Open both files and cut them back to `sizes`; what is not named begins anew. `watch` is told each row.
+        """Open both files and truncate them to `sizes`, or to 0; `watch` is called with each row.
 
         Raises: InputError if a file is missing or shorter than it was at the checkpoint, or cannot be written.
         """
@@ -38,15 +37,15 @@ class RunLog:
             file.close()
 
     def log(self, **row: Any) -> None:
-        """Write what would be the same in any run of this config."""
+        """Write values that are the same in every run of this config."""
         self._write("log", row)
 
     def time(self, **row: Any) -> None:
-        """Write what depends on the machine and the day."""
+        """Write values that depend on the machine."""
         self._write("timing", row)
 
     def sizes(self) -> dict[str, int]:
-        """Force everything written so far to the disk, and return the length of each file in bytes.
+        """Sync both files to the disk, and return their lengths in bytes.
 
         Raises: InputError naming the file if the disk does not take it.
         """
@@ -60,7 +59,7 @@ class RunLog:
     def _write(self, name: str, row: Mapping[str, Any]) -> None:
         file = self._files[name]
         try:
-            # Flushed line by line: a person watches these files while they grow.
+            # Flushed line by line, since people watch these files.
             file.write((json.dumps(row) + "\n").encode())
             file.flush()
         except OSError as error:
@@ -70,7 +69,7 @@ class RunLog:
 
 
 def number(value: float, digits: int = 6) -> float | None:
-    """Round for the log; JSON has no word for what is not a number."""
+    """Round for the log; None for a number that is not finite, which JSON does not have."""
     return round(value, digits) if math.isfinite(value) else None
 
 
@@ -96,7 +95,7 @@ def read_log(folder: Path, name: str = "log") -> list[dict[str, Any]]:
 
 def _open(path: Path, size: int) -> BinaryIO:
     try:
-        # What should be there is not made anew: a run that is refused leaves no trace.
+        # A file that is missing is not created: a run that is refused leaves nothing behind.
         file = path.open("r+b" if size else "a+b")
         found = file.seek(0, os.SEEK_END)
         if found >= size:

@@ -1,16 +1,21 @@
 """Groups of options that pretraining, fine-tuning and retrieval share, and the checks of their values."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar, Literal, get_args, get_type_hints
 
+from modernbert.config_files import MISSING
 from modernbert.errors import InputError
+from modernbert.training.optimizers import OPTIMIZERS
+from modernbert.training.trackers import check_trackers
 
 __all__ = [
     "CheckpointConfig",
     "DistributedConfig",
     "Dtype",
     "OptimizerConfig",
+    "RunOptions",
     "Sharding",
     "Tracker",
     "check_choices",
@@ -26,6 +31,10 @@ Tracker = Literal["tensorboard", "wandb", "trackio"]
 class OptimizerConfig:
     """The optimizer and its constants. The learning rate belongs to the schedule."""
 
+    kind: str = "stable_adamw"
+    """Name of the optimizer."""
+    kinds: dict[str, str] = field(default_factory=dict)
+    """Other optimizers for some parameters: a pattern of parameter names, such as `*.Wqkv.weight`, and a name."""
     beta1: float = 0.9
     """Decay rate of the first moment."""
     beta2: float = 0.98
@@ -33,8 +42,14 @@ class OptimizerConfig:
     eps: float = 1e-6
     """Term added to the denominator."""
 
+    def kind_of(self, name: str) -> str:
+        """Return the name of the optimizer of a parameter; of several patterns that match, the last one counts."""
+        return next((self.kinds[pattern] for pattern in reversed(self.kinds) if fnmatchcase(name, pattern)), self.kind)
+
     def check(self, prefix: str = "optim.") -> None:
         """Check the values. Raises: InputError naming the field."""
+        for key, kind in {"kind": self.kind, **{f"kinds.{key}": kind for key, kind in self.kinds.items()}}.items():
+            expect(f"{prefix}{key}", kind, kind in OPTIMIZERS, ", ".join(OPTIMIZERS))
         for name in ("beta1", "beta2"):
             value = getattr(self, name)
             expect(f"{prefix}{name}", value, 0 <= value < 1, "at least 0 and below 1")
@@ -69,6 +84,48 @@ class DistributedConfig:
     sharding: Sharding = "none"
     """none: every process holds the whole model (DDP); full: each holds a part (FSDP2); hybrid: a part within a
     machine, copies across machines (HSDP)."""
+
+
+@dataclass
+class RunOptions:
+    """Options of every training run."""
+
+    FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = ("output", "device", "distributed", "checkpoint", "trackers")
+    """Fields, or groups of them, under which a run may continue with other values than it was begun with: they change
+    where it computes and what it keeps, never what it computes."""
+
+    output: str = MISSING
+    """Run folder: config, log, checkpoints, and at the end the model."""
+    seed: int = 0
+    """Seed of new weights, of the order of the data, and of dropout."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    dtype: Dtype = "auto"
+    """Data type of the matrix products; auto: bfloat16 where the device is fast at it, else float32."""
+    engine: str = "auto"
+    """Implementation of attention, layers and optimizer; auto: the fastest that runs here."""
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    """Data parallelism under `torchrun`."""
+    optim: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """Optimizer."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """Checkpoints, from which a stopped run continues."""
+    log_every: int = 1
+    """Steps between two rows of the log."""
+    trackers: list[Tracker] = field(default_factory=list)
+    """Experiment trackers that receive the rows of the log."""
+
+    def check(self) -> None:
+        """Check all values that can be checked without opening a file.
+
+        Raises: InputError naming the field, the value found and the value expected.
+        """
+        check_choices(self)
+        expect("seed", self.seed, 0 <= self.seed < 2**32, "0 to 2**32 - 1")
+        expect("log_every", self.log_every, self.log_every >= 1, "at least 1")
+        self.optim.check()
+        self.checkpoint.check()
+        check_trackers(self.trackers)
 
 
 def check_choices(config: Any, prefix: str = "") -> None:

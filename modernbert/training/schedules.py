@@ -1,10 +1,6 @@
-"""Learning rate and number of micro-batches, step by step, as functions of tokens.
+"""Schedules: learning rate and number of micro-batches as functions of the step, so that they need no state.
 
-In: a phase's token counts. Out: for any step its learning rate, its number of micro-batches and the tokens before it.
-Nothing here is counted up while training: every question is answered from the step number alone, so a resumed run needs
-no schedule state.
-
-Tokens are nominal: micro-batches times their token budget, full or not, so that the schedule does not depend on data.
+Tokens are nominal: micro-batches times their token budget, full or not. The schedule does not depend on the data.
 """
 
 from dataclasses import dataclass
@@ -16,7 +12,7 @@ __all__ = ["Plans", "Schedule", "StepPlan"]
 
 @dataclass(frozen=True)
 class StepPlan:
-    """Say what one step does."""
+    """Learning rate, number of micro-batches and tokens so far of one step."""
 
     num_micro_batches: int
     lr: float
@@ -25,23 +21,23 @@ class StepPlan:
 
 @runtime_checkable
 class Plans(Protocol):
-    """Say how many steps there are, and what each does."""
+    """A schedule: the number of steps, and the plan of each."""
 
     @property
     def num_steps(self) -> int:
         """Number of steps."""
 
     def plan(self, step: int) -> StepPlan:
-        """Return what a step does, counted from 0."""
+        """Return the plan of a step, counted from 0."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Plan one phase: a trapezoidal learning rate, and a batch that grows by one micro-batch at a time.
+    """The schedule of one phase: a trapezoidal learning rate, and a batch size that grows.
 
-    The rate rises linearly from 0 over the first `warmup_tokens`, is flat at `peak_lr`, and over the last
-    `decay_tokens` falls as 1 - sqrt(t) to `lr_floor` times its peak. The batch takes `batch_warmup_tokens` to grow to
-    `max_micro_batches`, beginning with `batch_growth` micro-batches and growing by as many (one for each device, say);
+    The learning rate rises linearly from 0 over the first `warmup_tokens`, is flat at `peak_lr`, and falls over the
+    last `decay_tokens` as 1 - sqrt(t) to `lr_floor` times its peak. The batch grows to `max_micro_batches` over
+    `batch_warmup_tokens`, from `batch_growth` micro-batches on and by as many each time (one for each device, say);
     each size on the way lasts the same number of steps.
 
     Source: section 2.2.1 and appendix A.2 of the paper (trapezoidal schedule, 1-sqrt decay, batch-size warm-up).
@@ -101,7 +97,7 @@ class Schedule:
         return self.peak_lr * rise * (self.lr_floor + (1 - self.lr_floor) * fall)
 
     def plan(self, step: int) -> StepPlan:
-        """Return what step number `step` of the phase does, counted from 0."""
+        """Return the plan of a step of the phase, counted from 0."""
         warm_steps = self.steps_per_size * (self.num_sizes - 1)
         if step < warm_steps:
             full_sizes, rest = divmod(step, self.steps_per_size)

@@ -1,9 +1,9 @@
-"""Many runs of one config, over rates, decays, epochs and seeds; what does badly is stopped early.
+"""A grid of fine-tuning runs over learning rates, weight decays, epochs and seeds; bad runs are stopped early.
 
-In: a config, the points to try, devices. Out: a folder with a run folder for each point, and the points' results.
-Stopped and started again, a sweep goes on with the points that are not done. Each device has one run at a time.
+The folder of a sweep has a run folder for each point. A sweep that is stopped and started again continues with the
+points that are left. Each device has one run at a time.
 
-Source: Golovin et al. 2017 (the median rule of Vizier).
+Source: Golovin et al. 2017 (the median stopping rule of Vizier).
 """
 
 import json
@@ -27,16 +27,16 @@ from modernbert.workers import WorkerPool
 __all__ = ["Base", "Point", "Result", "best_of", "left_of", "points_of", "sweep"]
 
 Base = FinetuneConfig | RetrieverConfig
-# So many finished runs, before one is compared with them.
+# Number of finished runs with which a run is compared.
 _FEWEST = 3
 _DIVERGED = "diverged.json"
-# More than the log's epochs can be beside the true ones.
+# More than the rounding error of the epochs in the log.
 _ROUNDED = 1e-4
 
 
 @dataclass(frozen=True)
 class Point:
-    """What one run tries."""
+    """The settings of one run."""
 
     lr: float
     weight_decay: float
@@ -45,13 +45,13 @@ class Point:
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
+        """Name of the run folder."""
         return f"lr{self.lr!r}-wd{self.weight_decay!r}-ep{self.epochs}-seed{self.seed}"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of a point: its best dev scores, and why it was stopped early, if it was."""
+    """Result of a point: its best dev scores, and why it was stopped early, if it was."""
 
     point: Point
     metric: str
@@ -67,7 +67,7 @@ class Result:
 def points_of(
     lrs: Sequence[float], weight_decays: Sequence[float], epochs: Sequence[int], seeds: Sequence[int]
 ) -> list[Point]:
-    """Return all combinations, seed after seed, so that a sweep cut short has seen every setting.
+    """Return all combinations, seed by seed, so that a sweep that is stopped early has tried every setting.
 
     >>> [point.name for point in points_of([1e-5, 3e-5], [1e-6], [2], [0])]
     ['lr1e-05-wd1e-06-ep2-seed0', 'lr3e-05-wd1e-06-ep2-seed0']
@@ -76,9 +76,9 @@ def points_of(
 
 
 def sweep(base: Base, out: Path, points: Sequence[Point], devices: Sequence[str] = ("auto",)) -> list[Result]:
-    """Run the points that are not done; of the models, the best one's is kept.
+    """Run the points that are left, and keep the best model.
 
-    Returns the results of all points of this config that are done, those of earlier sweeps in the folder too. A point
+    Returns the results of all finished points of this config in the folder, including those of earlier sweeps. A point
     whose loss was not finite has none.
 
     Raises: InputError for what cannot be learned from, no dev rows to compare by, a device that is not there, or a
@@ -110,7 +110,7 @@ def sweep(base: Base, out: Path, points: Sequence[Point], devices: Sequence[str]
 
 
 def left_of(out: Path, points: Sequence[Point]) -> list[Point]:
-    """Return the points that a sweep in this folder has not done."""
+    """Return the points that no sweep in this folder has finished."""
     return [point for point in points if not _is_done(out / point.name)]
 
 
@@ -119,9 +119,9 @@ def _is_done(folder: Path) -> bool:
 
 
 def _earlier(base: Base, out: Path) -> list[Point]:
-    """Return the points that earlier sweeps have done in the folder.
+    """Return the points that earlier sweeps in the folder have finished.
 
-    Raises: InputError for a run of another config, done or only begun: it would be compared with those of this one.
+    Raises: InputError for a run of another config, since it would be compared with those of this one.
     """
     found = []
     for path in sorted(out.glob("lr*/config.yaml")):
@@ -134,9 +134,9 @@ def _earlier(base: Base, out: Path) -> list[Point]:
 
 
 def _share_out(base: Base, out: Path, points: Sequence[Point], left: Sequence[Point], devices: Sequence[str]) -> None:
-    """Give each device a process, which takes the next point when it is done with one."""
+    """Run the points in one process per device, which takes the next point when one is finished."""
     with WorkerPool(devices, str) as pool:
-        # All at once: runs last as long as they like, and none shall wait for the one before it to end.
+        # All are submitted at once, so that no run waits for the one before it.
         for _ in pool.map(partial(_run, base, out, points), left, ahead=len(left)):
             pass
 
@@ -146,7 +146,7 @@ def _run(base: Base, out: Path, points: Sequence[Point], device: str, point: Poi
     print(f"{point.name}:", flush=True)
 
     def give_up(epochs: float, best: float) -> str | None:
-        """Stop a run whose best is below the median of what others had reached, on average, by that time."""
+        """Stop a run whose best score is below the median of the mean scores of other runs up to that time."""
         share = epochs / point.epochs
         means = [mean for other in points if other != point and (mean := _mean_until(out, other, share)) is not None]
         if len(means) >= _FEWEST and share < 1 and best < statistics.median(means):
@@ -171,7 +171,7 @@ def _config_of(base: Base, out: Path, point: Point) -> Base:
 
 
 def _mean_until(out: Path, point: Point, share: float) -> float | None:
-    """Return the mean of a finished run's scores in the first share of its epochs, more being better."""
+    """Return the mean score of a finished run in the first share of its epochs, more being better."""
     folder = out / point.name
     result = _result(out, point)
     if result is None:
@@ -186,7 +186,7 @@ def _mean_until(out: Path, point: Point, share: float) -> float | None:
 
 
 def _result(out: Path, point: Point) -> Result | None:
-    """Return what came of a point; None if its loss was not finite.
+    """Return the result of a point; None if its loss was not finite.
 
     Raises: InputError for a file that is damaged.
     """

@@ -1,4 +1,4 @@
-"""`modernbert sweep`: a fine-tuning config, run with several rates, decays, epochs and seeds."""
+"""`modernbert sweep`: a fine-tuning config with several learning rates, weight decays, epochs and seeds."""
 
 import json
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ class SweepConfig:
 
 
 def run(config: SweepConfig) -> Path:
-    """Run what is not done, print a table, write `sweep.json`, and return the folder of the best model.
+    """Run the points that are left, print a table, write `sweep.json`, and return the folder of the best model.
 
-    Raises: InputError for what cannot be learned from, or compared.
+    Raises: InputError for inputs that cannot be trained on, or not be compared.
     """
     base = config.base
     points = points_of(

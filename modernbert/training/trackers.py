@@ -1,8 +1,7 @@
-"""Where a run is watched from elsewhere: TensorBoard, Weights & Biases, Trackio.
+"""Experiment trackers: TensorBoard, Weights & Biases, Trackio.
 
-In: the rows a run writes to its journal. Out: the same numbers in the boards asked for, under names such as
-`train/loss` and `heldout/prose/1024/loss`. A file of its own because these are other people's programs, whose failures
-must not be ours: what cannot be written any more is said once, and training goes on.
+They receive the rows of the log under names such as `train/loss` and `heldout/prose/1024/loss`. A tracker that fails is
+reported once, and training continues without it.
 """
 
 import importlib
@@ -21,76 +20,75 @@ from modernbert.files import write_file
 __all__ = ["Trackers", "check_trackers", "numbers_of", "open_trackers"]
 
 _LIBRARIES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
-# What a row is, not what was measured.
+# Fields that identify a row; all others are measurements.
 _NAMING = ("kind", "phase", "step", "source", "max_len", "reason")
-# Longest wait for a server when a run begins or ends.
+# Longest wait for a server at the begin and the end of a run.
 _WAIT_S = 60
 
 
 @runtime_checkable
-class _Sink(Protocol):
+class _Tracker(Protocol):
     def write(self, step: int, numbers: Mapping[str, float]) -> None: ...
 
     def forget(self, first_step: int) -> None:
-        """Hide what was written at this step and after, where the program can do that."""
+        """Remove the rows of this step and later ones, if the tracker can."""
 
     def close(self, *, failed: bool) -> None: ...
 
 
 class Trackers:
-    """Pass rows on to the boards that still work."""
+    """Write rows to the trackers that still work."""
 
-    def __init__(self, sinks: Mapping[str, _Sink], first_step: int) -> None:
-        self._sinks = dict(sinks)
+    def __init__(self, trackers: Mapping[str, _Tracker], first_step: int) -> None:
+        self._trackers = dict(trackers)
         self._step = first_step
 
     def __enter__(self) -> "Trackers":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        for name, sink in self._sinks.items():
-            _attempt(name, partial(sink.close, failed=kind is not None))
+        for name, tracker in self._trackers.items():
+            _attempt(name, partial(tracker.close, failed=kind is not None))
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Pass on the numbers of a row of the log or of the timing; a row without a step belongs to the last one."""
+        """Write the numbers of a row of the log or the timing; a row without a step belongs to the last step."""
         if row.get("kind") == "rollback":
-            self._each(lambda sink: sink.forget(row["to_step"] + 1))
+            self._each(lambda tracker: tracker.forget(row["to_step"] + 1))
         self._step = row.get("step", self._step)
         if numbers := numbers_of(row):
-            self._each(lambda sink: sink.write(self._step, numbers))
+            self._each(lambda tracker: tracker.write(self._step, numbers))
 
-    def _each(self, action: Callable[[_Sink], None]) -> None:
-        for name, sink in list(self._sinks.items()):
-            if not _attempt(name, partial(action, sink)):
-                del self._sinks[name]
+    def _each(self, action: Callable[[_Tracker], None]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            if not _attempt(name, partial(action, tracker)):
+                del self._trackers[name]
 
 
 def open_trackers(names: Sequence[str], folder: Path, config: Mapping[str, Any], first_step: int) -> Trackers:
-    """Open the boards called `names` for the run in `folder`; opened again, they go on with the same run.
+    """Open trackers by name for the run in `folder`; a resumed run continues in the same tracker run.
 
-    `first_step` is the first step still to come: what an earlier process wrote of it and of later ones is void.
-    A board that cannot be opened now, for want of a network, is said to be missing; a run that starts again at night
-    must not wait for it.
+    `first_step` is the first step still to come: rows of it and later ones, of an earlier process, are void. A tracker
+    that cannot be opened, such as without a network, is reported, and the run starts without it.
 
     Raises: InputError as `check_trackers` does.
     """
     check_trackers(names)
     place = folder / "watch"
-    sinks: dict[str, _Sink] = {}
+    trackers: dict[str, _Tracker] = {}
 
     def begin(name: str) -> None:
         place.mkdir(parents=True, exist_ok=True)
-        sinks[name] = _KINDS[name](place, config, first_step)
+        trackers[name] = _KINDS[name](place, config, first_step)
 
     for name in dict.fromkeys(names):
         _attempt(name, partial(begin, name))
-    return Trackers(sinks, first_step)
+    return Trackers(trackers, first_step)
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Check that the boards are known and their libraries installed, before anything begins.
+    """Check that trackers are known and their libraries are installed.
 
-    Raises: InputError naming the board, and the extra that installs its library.
+    Raises: InputError naming the tracker, and the extra that installs its library.
     """
     for name in names:
         if name not in _LIBRARIES:
@@ -113,7 +111,7 @@ def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
     place = [str(row[key]) for key in ("source", "max_len") if kind == "heldout" and key in row]
     prefix = "/".join(["train" if kind == "step" else kind, *place])
     measured = {key: value for key, value in row.items() if key not in _NAMING}
-    # All else that is known of a step that was not taken may be words.
+    # A skipped step may have no other number.
     events = [(f"{prefix}/times", 1.0)] if kind in ("skipped", "rollback") else []
     return dict([*events, *_flat(measured, prefix)])
 
@@ -127,7 +125,7 @@ def _flat(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, float]]:
 
 
 class _TensorBoard:
-    """Event files in the run's folder: `tensorboard --logdir RUN`."""
+    """Event files in the run folder: `tensorboard --logdir RUN`."""
 
     def __init__(self, place: Path, config: Mapping[str, Any], first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -150,7 +148,7 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    """A run on the server, or under the run's folder where WANDB_MODE is `offline`."""
+    """A run on the server, or in the run folder if WANDB_MODE is `offline`."""
 
     def __init__(self, place: Path, config: Mapping[str, Any], first_step: int) -> None:
         wandb = importlib.import_module("wandb")
@@ -159,7 +157,7 @@ class _WeightsAndBiases:
             resume="allow", dir=str(place), config=dict(config), allow_val_change=True,
             settings=wandb.Settings(console="off", init_timeout=_WAIT_S, finish_timeout=_WAIT_S),
         )  # fmt: skip
-        # Its own count of steps can only grow; ours goes back with a checkpoint.
+        # The step of wandb can only grow; that of a run goes back to a checkpoint.
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
 
@@ -167,7 +165,7 @@ class _WeightsAndBiases:
         self._run.log({"step": step, **numbers})
 
     def forget(self, first_step: int) -> None:
-        """Leave what was abandoned in sight: the server takes nothing back."""
+        """Do nothing: the server does not remove rows."""
 
     def close(self, *, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
@@ -178,7 +176,7 @@ class _Trackio:
 
     def __init__(self, place: Path, config: Mapping[str, Any], first_step: int) -> None:
         trackio = importlib.import_module("trackio")
-        # Trackio knows runs by their names: two folders of the same name are two runs.
+        # Trackio identifies runs by name; two folders of one name are two runs.
         name = f"{place.parent.name}-{_identity(place)}"
         self._run = trackio.init(
             project=os.environ.get("TRACKIO_PROJECT", "modernbert"), name=name, resume="allow", config=dict(config),
@@ -189,13 +187,13 @@ class _Trackio:
         self._run.log(dict(numbers), step=step)
 
     def forget(self, first_step: int) -> None:
-        """Leave what was abandoned in sight: the database takes nothing back."""
+        """Do nothing: the database does not remove rows."""
 
     def close(self, *, failed: bool) -> None:
         self._run.finish()
 
 
-_KINDS: dict[str, Callable[[Path, Mapping[str, Any], int], _Sink]] = {
+_KINDS: dict[str, Callable[[Path, Mapping[str, Any], int], _Tracker]] = {
     "tensorboard": _TensorBoard,
     "wandb": _WeightsAndBiases,
     "trackio": _Trackio,
@@ -203,7 +201,7 @@ _KINDS: dict[str, Callable[[Path, Mapping[str, Any], int], _Sink]] = {
 
 
 def _identity(place: Path) -> str:
-    """Return the name that the run in this folder has elsewhere, given to it once."""
+    """Return the identifier of the run in this folder, created once."""
     path = place / "id"
     if not path.exists():
         write_file(path, uuid.uuid4().hex[:8])
@@ -211,7 +209,7 @@ def _identity(place: Path) -> str:
 
 
 def _attempt(name: str, action: Callable[[], None]) -> bool:
-    """Do what another program may fail at; say so on standard error, and whether it worked."""
+    """Call a tracker; report a failure on standard error, and return whether it worked."""
     try:
         action()
     except Exception as error:

@@ -1,10 +1,7 @@
-"""The one training loop: micro-batches -> a step.
+"""The training step, the loop over the steps of a schedule, and the evaluation of masked-language-model loss.
 
-In: a model, a loss, batches on the CPU, a schedule. Out: updated weights, and the figures of each step. Pretraining and
-every kind of tuning run through here; what differs between them is the loss.
-
-A step's gradient is the sum over all rows of all its micro-batches, divided once by their number, so that the way a
-step is cut into micro-batches does not change it.
+The gradient of a step is the sum over all rows of all its micro-batches, divided once by the number of rows. How a step
+is divided into micro-batches, and among processes, does not change it.
 """
 
 import math
@@ -21,23 +18,33 @@ from modernbert.devices import autocast
 from modernbert.errors import InputError
 from modernbert.training.distributed import ALONE, World, local, settle, syncing
 from modernbert.training.losses import masked_lm_rows
-from modernbert.training.optimizers import StableAdamW, grad_norm
+from modernbert.training.optimizers import Optimizer, grad_norm
 from modernbert.training.schedules import Plans, StepPlan
 
-__all__ = ["Diverged", "HeldoutScore", "Judge", "StepResult", "derive_seed", "evaluate", "train", "train_step"]
+__all__ = [
+    "Diverged",
+    "HeldoutScore",
+    "StepFilter",
+    "StepResult",
+    "derive_seed",
+    "evaluate",
+    "must_be_finite",
+    "train",
+    "train_step",
+]
 
-Judge = Callable[[float, float], str | None]
-"""(loss, gradient norm) -> why a step must not be taken, or None"""
+StepFilter = Callable[[float, float], str | None]
+"""(loss, gradient norm) -> why a step must be skipped, or None"""
 
-# Held-out scores by position: up to here, then each time twice as far.
+# End of the first range of positions for which held-out scores are reported; each further range is twice as long.
 FIRST_POSITIONS = 1024
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Report one step: mean loss a row, norm of the whole gradient, rows with a loss, tokens.
+    """Results of one step: mean loss of a row, norm of the whole gradient, rows with a loss, tokens.
 
-    `skipped` says why the weights were left as they were, if they were.
+    `skipped` is the reason why the weights were not updated, if they were not.
     """
 
     loss: float
@@ -49,9 +56,9 @@ class StepResult:
 
 @dataclass(frozen=True)
 class HeldoutScore:
-    """Report a pass over held-out text, as means over its masked tokens.
+    """Scores on held-out text, as means over its masked tokens.
 
-    `by_position` has (loss, masked tokens) for each range of positions in a document, from its first to its last.
+    `by_position` has (loss, masked tokens) for each range (first, last) of positions in a document.
     """
 
     loss: float
@@ -61,7 +68,7 @@ class HeldoutScore:
 
     @property
     def perplexity(self) -> float:
-        """Exponential of the loss; infinity beyond what a float holds."""
+        """Exponential of the loss; infinity where a float overflows."""
         try:
             return math.exp(self.loss)
         except OverflowError:
@@ -69,14 +76,11 @@ class HeldoutScore:
 
 
 class Diverged(InputError):
-    """Say that a loss or a gradient is not finite."""
+    """A loss or a gradient is not finite."""
 
 
 def must_be_finite(loss: float, norm: float) -> str | None:
-    """Refuse to train on with numbers that are none.
-
-    Raises: Diverged for a loss or gradient that is not finite.
-    """
+    """Return None for a finite loss and gradient. Raises: Diverged for any other."""
     if math.isfinite(loss) and math.isfinite(norm):
         return None
     raise Diverged(
@@ -87,7 +91,7 @@ def must_be_finite(loss: float, norm: float) -> str | None:
 
 def train(
     objective: nn.Module,
-    optimizer: StableAdamW,
+    optimizer: Optimizer,
     schedule: Plans,
     batches: Iterator[Batch | None],
     *,
@@ -95,17 +99,29 @@ def train(
     device: torch.device,
     dtype: torch.dtype,
     first_step: int = 0,
-    judge: Judge = must_be_finite,
+    step_filter: StepFilter = must_be_finite,
     world: World = ALONE,
+    filler: Batch | None = None,
 ) -> Iterator[tuple[StepPlan, StepResult]]:
     """Run the steps of a schedule from `first_step` on, and yield each when it is done.
 
-    `objective(batch)` returns the sum of a loss and its number of rows. When a step is yielded, exactly its
-    micro-batches have been taken from `batches`; None stands for one that another process trains on. Dropout is a
-    function of the seed, the step and the micro-batch, so a run that begins at `first_step` repeats one that came to
-    it.
+    When a step is yielded, exactly its micro-batches have been taken from `batches`. Dropout is a function of the seed,
+    the step and the micro-batch, so a run that begins at `first_step` repeats one that came to it.
 
-    Raises: InputError naming the step, by default if the loss or the gradient is not finite; see `judge`.
+    Args:
+        objective: Returns the sum of a loss and its number of rows for a batch.
+        optimizer: Its learning rates are set in each step.
+        schedule: Number of steps, and learning rate and number of micro-batches of each.
+        batches: Micro-batches on the CPU; None for one that another process trains on.
+        seed: Seed of dropout.
+        device: Where to compute.
+        dtype: Data type of the matrix products.
+        first_step: Number of steps that are done already.
+        step_filter: Decides which steps are skipped, or raises an error.
+        world: The processes of the run.
+        filler: Batch for a process that has no micro-batch of its own; its loss counts 0.
+
+    Raises: InputError naming the step, by default if the loss or the gradient is not finite.
     """
     objective.train()
     for step in range(first_step, schedule.num_steps):
@@ -115,7 +131,8 @@ def train(
         try:
             result = train_step(
                 objective, micro_batches, optimizer, plan.lr,
-                seed=step_seed, device=device, dtype=dtype, judge=judge, world=world,
+                seed=step_seed, device=device, dtype=dtype, step_filter=step_filter,
+                world=world, filler=filler,
             )  # fmt: skip
         except InputError as error:
             raise type(error)(f"step {step + 1}: {error}") from None
@@ -125,41 +142,44 @@ def train(
 def train_step(
     objective: nn.Module,
     micro_batches: Sequence[Batch | None],
-    optimizer: StableAdamW,
+    optimizer: Optimizer,
     lr: float,
     *,
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
-    judge: Judge = must_be_finite,
+    step_filter: StepFilter = must_be_finite,
     world: World = ALONE,
+    filler: Batch | None = None,
 ) -> StepResult:
-    """Take one step on the mean loss over all rows of some micro-batches, in all processes together.
+    """Take one step on the mean loss of all rows of its micro-batches, in all processes together; see `train`.
 
-    All processes see the same loss and gradient norm, so they judge alike.
+    All processes see the same loss and gradient norm, and so skip the same steps.
     """
     optimizer.zero_grad(set_to_none=True)
     loss = torch.zeros((), dtype=torch.float64, device=device)
-    counted = torch.zeros(2, dtype=torch.float64)  # rows and tokens: known here, without asking the device
+    counted = torch.zeros(2, dtype=torch.float64)  # rows and tokens: known without waiting for the device
     ours = [(number, batch) for number, batch in enumerate(micro_batches) if batch is not None]
-    # All processes go through the model equally often, since they exchange weights or gradients on the way.
-    ours += [(len(micro_batches), _nothing())] * (-(-len(micro_batches) // world.size) - len(ours))
+    # All processes run the model equally often, since each forward and backward pass exchanges weights or gradients.
+    ours += [(len(micro_batches), filler or _nothing())] * (-(-len(micro_batches) // world.size) - len(ours))
     for place, (number, batch) in enumerate(ours):
         torch.manual_seed(derive_seed(seed, number))
         with syncing(objective, is_last=place == len(ours) - 1):
             with autocast(device, dtype):
                 part, count = objective(batch.to(device))
+            if number == len(micro_batches):
+                part, count = part * 0.0, 0
             part.backward()
         loss += part.detach()
         counted += torch.tensor([count, batch.num_tokens if number < len(micro_batches) else 0])
     loss_sum, num_rows, num_tokens = world.sum(torch.cat([loss[None], to_device_async(counted, device)])).unbind()
     gradients = [local(parameter.grad) for parameter in objective.parameters() if parameter.grad is not None]
-    # What processes exchange is the mean over them; the sum is asked for.
+    # Processes exchange the mean of their gradients; the loss is a sum.
     torch._foreach_div_(gradients, num_rows.clamp(min=1) / world.size)
     norm = grad_norm(objective.parameters(), world.sum_shards if world.mesh else None)
-    # The only wait for the device in a step.
+    # The only synchronization with the device in a step.
     mean, size, rows, tokens = torch.stack([loss_sum / num_rows.clamp(min=1), norm, num_rows, num_tokens]).tolist()
-    skipped = judge(mean, size)
+    skipped = step_filter(mean, size)
     if skipped is None:
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
@@ -175,13 +195,13 @@ def evaluate(
     dtype: torch.dtype,
     world: World = ALONE,
 ) -> HeldoutScore:
-    """Score masked-token prediction on held-out batches, without dropout; the processes share them.
+    """Score masked-token prediction on held-out batches, without dropout; the batches are divided among the processes.
 
     Raises: InputError if no token is masked in any of them.
     """
     training = objective.training
     objective.eval()
-    # For each range of positions the sum of losses, of correct guesses, of rows.
+    # For each range of positions: the sum of losses, the number of correct guesses, the number of rows.
     sums = torch.zeros(32, 3, dtype=torch.float64, device=device)
     bounds = torch.tensor([FIRST_POSITIONS * 2**n for n in range(31)], device=device)
     left = iter(batches)
@@ -206,13 +226,13 @@ def evaluate(
 
 
 def _nothing() -> Batch:
-    """Return a batch without a masked row: its loss is 0, and so are its gradients."""
+    """Return a batch without a masked row, whose masked-language-model loss is 0."""
     nothing = torch.zeros(0, dtype=torch.int64)
     return Batch(torch.zeros(2, dtype=torch.int64), SequenceLengths.from_lengths([2]), nothing, nothing)
 
 
 def derive_seed(*parts: int) -> int:
-    """Mix numbers into one seed; neighbouring numbers give unrelated seeds.
+    """Mix numbers into one seed; adjacent numbers give unrelated seeds.
 
     >>> derive_seed(17, 0) == derive_seed(17, 0), derive_seed(17, 0) == derive_seed(17, 1)
     (True, False)

@@ -29,12 +29,13 @@ from modernbert.training import pretraining as pretrain
 from modernbert.training import run_checkpoint as checkpoint
 from modernbert.training import run_log as journal
 from modernbert.training import training_loop as loop
+from modernbert.training import training_run
 
 from . import course
 from .course import Case
 
 POINTS: dict[str, tuple[Any, str]] = {
-    "begin_run_folder": (pretrain, "begin_run_folder"),
+    "begin_run_folder": (training_run, "begin_run_folder"),
     "os.replace": (os, "replace"),
     "os.fsync": (os, "fsync"),
     "os.rename": (os, "rename"),
@@ -52,9 +53,9 @@ POINTS: dict[str, tuple[Any, str]] = {
     "Journal._write": (journal.RunLog, "_write"),
     "Journal.sizes": (journal.RunLog, "sizes"),
     "Journal._open": (journal, "_open"),
-    "latest": (pretrain, "latest"),
-    "_restore": (pretrain, "_restore"),
-    "load_named_state": (pretrain, "load_named_state"),
+    "latest": (training_run, "latest"),
+    "_restore": (training_run.TrainingRun, "_restore"),
+    "load_named_state": (training_run, "load_named_state"),
     "prefetch": (stream._Builder, "build"),
     "train_step": (loop, "train_step"),
     "backward": (torch.Tensor, "backward"),

@@ -18,6 +18,7 @@ from modernbert.training import run_checkpoint as checkpoint
 from modernbert.training import run_log as journal
 from modernbert.training import training_loop as loop
 from modernbert.training.spike_guard import LossSpikeGuard
+from modernbert.training.training_run import TrainingRun
 
 from . import course, damage, kills, steps
 from .course import Case
@@ -134,7 +135,7 @@ def _on_resume(change: Callable[[Any], None]) -> Callable[[], None]:
     """Return a mistake in what a run takes from its checkpoint."""
 
     def make() -> None:
-        restore = pretrain._restore
+        restore = TrainingRun._restore
 
         def restoring(run: Any, found: Any) -> Mapping[str, Any]:
             state = restore(run, found)
@@ -142,24 +143,24 @@ def _on_resume(change: Callable[[Any], None]) -> Callable[[], None]:
                 change(run)
             return state
 
-        pretrain._restore = restoring
+        TrainingRun._restore = restoring  # type: ignore[method-assign]
 
     return make
 
 
 def _masks_anew(run: Any) -> None:
-    if run.position.cursor:
-        run.position.cursor["bin"] = 0
+    if run.state.cursor:
+        run.state.cursor["bin"] = 0
 
 
 def _pool_lost(run: Any) -> None:
-    if run.position.cursor:
-        run.position.cursor["pool"].clear()
+    if run.state.cursor:
+        run.state.cursor["pool"].clear()
 
 
 def _no_moments() -> None:
-    restore = pretrain._restore
-    pretrain._restore = lambda run, found: restore(run, found) if found is None else {}
+    restore = TrainingRun._restore
+    TrainingRun._restore = lambda run, found: restore(run, found) if found is None else {}  # type: ignore[method-assign]
 
 
 def _same_dropout() -> None:

@@ -35,6 +35,7 @@ from modernbert.training.losses import masked_lm
 from modernbert.training.pretraining import Phase, PretrainConfig
 from modernbert.training.run_checkpoint import latest
 from modernbert.training.run_folder import begin_run_folder
+from modernbert.training.run_log import RunLog
 from modernbert.training.training_loop import derive_seed
 
 WORDS = (
@@ -213,14 +214,14 @@ def test_a_stopped_run_ends_with_the_same_bits(data, straight, tmp_path, monkeyp
 
 def test_sparse_checkpoints_lose_only_time(data, straight, tmp_path, monkeypatch):
     config = config_of(data, tmp_path / "run", checkpoint__every_steps=0, checkpoint__every_s=0.0)
-    journal_log = pretrain.RunLog.log
+    journal_log = RunLog.log
 
     def stopping(self, **row):
         journal_log(self, **row)
         if row["step"] == 11:
             raise Kill
 
-    monkeypatch.setattr(pretrain.RunLog, "log", stopping)
+    monkeypatch.setattr(RunLog, "log", stopping)
     with pytest.raises(Kill):
         pretrain.run(config)
     monkeypatch.undo()

@@ -82,8 +82,16 @@ def test_cached_gradients_equal_plain_ones(late: bool, with_teacher: bool, small
     for budget in (10_000, 100, 1):
         loss = RetrievalLoss(0.05)
         parts = [encode_with_template(group) for group in batch_by_size(items, budget, lambda each: len(each.tokens))]
-        batches = list(loss.micro_batches(model, parts, comparison(items, late, with_teacher), step_seed=1, device=CPU,
-                                          dtype=torch.float32))  # fmt: skip
+        batches = list(
+            loss.micro_batches(
+                Objective(model, loss),
+                parts,
+                comparison(items, late, with_teacher),
+                step_seed=1,
+                device=CPU,
+                dtype=torch.float32,
+            )
+        )
         assert len(batches) == {10_000: 1, 1: 24}.get(budget, len(batches))
         optimizer = StableAdamW(parameter_groups(model, 0.0), lr=1e-9)
         result = train_step(Objective(model, loss), batches, optimizer, 0.0, seed=1, device=CPU, dtype=torch.float32)
@@ -106,8 +114,11 @@ def test_dropout_is_the_same_when_a_micro_batch_comes_again(small_model: MaskedL
     seen: list[Tensor] = []
     compare = loss.compare
     loss.compare = lambda vectors, what: (seen.append(vectors), compare(vectors, what))[1]  # type: ignore[method-assign]
-    batches = list(loss.micro_batches(model, parts, comparison(items, False, False), step_seed=1, device=CPU,
-                                      dtype=torch.float32))  # fmt: skip
+    batches = list(
+        loss.micro_batches(
+            Objective(model, loss), parts, comparison(items, False, False), step_seed=1, device=CPU, dtype=torch.float32
+        )
+    )
     again = []
     for number, batch in enumerate(batches):
         torch.manual_seed(derive_seed(1, number))

@@ -1,0 +1,216 @@
+"""Inputs of fine-tuning for retrieval: queries, passages, mined negatives and collections, encoded once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from modernbert.checkpoints.folder import load_config
+from modernbert.checkpoints.projection import load_projection
+from modernbert.checkpoints.sentence_transformers_format import max_length_of
+from modernbert.checkpoints.transformers_models import (
+    OURS,
+    family_of,
+    longest_of,
+    vocabulary_of,
+)
+from modernbert.data.collections import Collection, is_collection, judgments_file, read_collection, read_texts
+from modernbert.data.labeled_rows import check_files, read_rows
+from modernbert.data.unused_columns import without_columns
+from modernbert.devices import choose_precision
+from modernbert.engines.engine import Engine
+from modernbert.engines.registry import choose_engine
+from modernbert.errors import InputError
+from modernbert.evaluation.retrieval_eval import (
+    Rank,
+    hard_negatives,
+    rank_by_model,
+    rank_by_words,
+)
+from modernbert.extras import require
+from modernbert.hub_download import find_folder
+from modernbert.inference.modernbert import ModernBert
+from modernbert.model.embedder import EmbeddingConfig
+from modernbert.tasks.retrieval_examples import (
+    Question,
+    questions_of_collection,
+    questions_of_ids,
+    questions_of_rows,
+    with_answers_shared,
+)
+from modernbert.tasks.task import retrieval_task
+from modernbert.tokenizer.input_templates import EncodedText, InputTemplate
+from modernbert.tokenizer.tokenizer import Tokenizer
+from modernbert.training.finetuning_loop import check_sharding
+from modernbert.training.retriever_config import RetrieverConfig
+
+__all__ = ["RetrieverInputs", "open_inputs"]
+
+
+@dataclass(frozen=True)
+class RetrieverInputs:
+    """The opened and checked inputs of a run; every text is encoded once."""
+
+    tokenizer: Tokenizer
+    folder: Path
+    longest: int
+    vectors: EmbeddingConfig
+    questions: list[Question]
+    queries: dict[str, EncodedText]
+    passages: dict[str, EncodedText]
+    collections: dict[str, list[Collection]]
+    device: torch.device
+    dtype: torch.dtype
+    engine: Engine | None
+
+
+def open_inputs(config: RetrieverConfig, device: torch.device) -> RetrieverInputs:
+    """Read the queries, passages and collections of a config.
+
+    Raises: InputError for inputs that cannot be learned from, or do not fit together.
+    """
+    dtype = choose_precision(config.dtype, device, "dtype")
+    folder = find_folder(config.model)
+    is_foreign = family_of(folder) != OURS
+    if is_foreign:
+        require(str(folder), "transformers")
+    check_sharding(config, family_of(folder) if is_foreign else None)
+    files = [source for source in config.train if not is_collection(Path(source))]
+    check_files(files, config.train_split, config.subset)
+    tokenizer = Tokenizer.load(folder, vocabulary_of(folder) if is_foreign else load_config(folder).vocab_size)
+    most = longest_of(folder) if is_foreign else load_config(folder).max_position_embeddings
+    longest = min(max_length_of(folder) or most, most)
+    if is_foreign and (config.layer_decay != 1.0 or config.dropout is not None or config.engine != "auto"):
+        raise InputError(f"layer_decay, dropout, engine: found one set, but {folder} is a {family_of(folder)}")
+    task = retrieval_task(config.task)
+    vectors = replace(config.vectors, pooling="tokens") if task.per_token else config.vectors
+    for name in ("query_length", "document_length"):
+        if (getattr(vectors, name) or 0) > most:
+            raise InputError(f"vectors.{name}: found {getattr(vectors, name):,}, but {folder} takes at most {most:,}")
+    if not is_foreign and task.per_token and config.projection is not None:
+        load_projection(folder, load_config(folder).hidden_size)  # refuses one that does not fit
+    for prompt in (vectors.query_prompt, vectors.document_prompt):
+        if config.stanford and tokenizer.id_of(prompt.strip()) is None:
+            raise InputError(f"vectors: found the mark {prompt.strip()!r}, which is no token of {folder}")
+    collections = {
+        name: [read_collection(Path(each), getattr(config, f"{name}_split"), name) for each in getattr(config, name)]
+        for name in ("dev", "test")
+    }
+    _check_apart(config)
+    texts_of_ids = None if config.texts is None else read_texts(Path(config.texts))
+    questions = _questions(config, texts_of_ids, device)
+    if len({question.scores is None for question in questions}) > 1:
+        raise InputError("train: some sources have scores and others none, expected all or none")
+    if config.temperature is not None and config.normalize_scores and questions[0].scores is not None:
+        raise InputError(
+            f"temperature: found {config.temperature}, but scores that are compared with a teacher's are stretched to "
+            "reach from 0 to 1, whatever it is; expected none, or normalize_scores=false"
+        )
+    templates = {
+        "queries": InputTemplate(vectors.query_length or longest, vectors.query_prompt, vectors.expand_queries),
+        "passages": InputTemplate(
+            vectors.document_length or longest,
+            vectors.document_prompt,
+            False,
+            _skipped(tokenizer, vectors),
+        ),
+    }
+    queries = _encode(tokenizer, templates["queries"], "queries", [question.query for question in questions])
+    texts = [text for question in questions for text in (question.answer, *question.others)]
+    passages = _encode(tokenizer, templates["passages"], "passages", texts)
+    return RetrieverInputs(
+        tokenizer, folder, longest, vectors, questions, queries, passages, collections, device, dtype,
+        None if is_foreign else choose_engine(config.engine, device, dtype, load_config(folder)),
+    )  # fmt: skip
+
+
+def _check_apart(config: RetrieverConfig) -> None:
+    """Print which judgments are both trained on and scored by.
+
+    Raises: InputError for judgments under two names: a folder with one file for all splits.
+    """
+    folders = [Path(source) for source in config.train if is_collection(Path(source))]
+    learned = {judgments_file(folder, config.train_split, "train").resolve() for folder in folders}
+    for name in ("dev", "test"):
+        split = getattr(config, f"{name}_split")
+        for folder in getattr(config, name):
+            path = judgments_file(Path(folder), split, name)
+            if path.resolve() not in learned:
+                continue
+            if split != config.train_split:
+                raise InputError(
+                    f"{name}_split: found {split!r} and train_split={config.train_split!r}, but {path} is one set of "
+                    "judgments for both; expected another folder to score by"
+                )
+            print(f"{name}: {path} is learned from too, its scores say what was learned by heart")
+
+
+def _questions(
+    config: RetrieverConfig, texts_of_ids: tuple[dict[str, str], dict[str, str]] | None, device: torch.device
+) -> list[Question]:
+    """Read the queries of all sources, and mine the negatives that the config asks for."""
+    read = [_read(config, source, texts_of_ids) for source in config.train]
+    # An answer to a query in one source is no negative in another.
+    questions = with_answers_shared([question for of_source, _ in read for question in of_source])
+    if not config.negatives:
+        return questions
+    rank = rank_by_model(_miner(config, device)) if config.mined_by else rank_by_words
+    found, left = [], iter(questions)
+    for source, (of_source, pool) in zip(config.train, read, strict=True):
+        found += _with_negatives(config, source, list(islice(left, len(of_source))), pool, rank)
+    return found
+
+
+def _read(
+    config: RetrieverConfig, source: str, texts_of_ids: tuple[dict[str, str], dict[str, str]] | None
+) -> tuple[list[Question], list[str]]:
+    """Read the queries of a source, and the passages to mine negatives from.
+
+    `texts_of_ids` are documents and queries by their ids.
+    """
+    if is_collection(Path(source)):
+        collection = read_collection(Path(source), config.train_split, "train")
+        questions = questions_of_collection(collection.queries, collection.documents, collection.judgments)
+        if not questions:
+            raise InputError(f"{source}: no relevant document of the split {config.train_split!r} has a text")
+        return questions, list(dict.fromkeys(collection.documents.values()))
+    rows = without_columns(read_rows([source], config.train_split, config.subset), config.ignore_columns)
+    if texts_of_ids is None:
+        questions = questions_of_rows(rows, retrieval_task(config.task))
+    else:
+        documents, queries = texts_of_ids
+        questions = questions_of_ids(rows, queries, documents, retrieval_task(config.task))
+    return questions, list(dict.fromkeys(text for each in questions for text in (each.answer, *each.others)))
+
+
+def _with_negatives(
+    config: RetrieverConfig, source: str, questions: Sequence[Question], pool: Sequence[str], rank: Rank
+) -> list[Question]:
+    if any(question.scores is not None for question in questions):
+        raise InputError(
+            f"negatives: found {config.negatives}, but {source} has a teacher's scores of its own passages"
+        )
+    answers = [question.answers for question in questions]
+    mined = hard_negatives([question.query for question in questions], answers, pool, config.negatives, rank)
+    return [
+        replace(question, others=[*question.others, *more]) for question, more in zip(questions, mined, strict=True)
+    ]
+
+
+def _miner(config: RetrieverConfig, device: torch.device) -> ModernBert:
+    assert config.mined_by is not None
+    return ModernBert.load(config.mined_by, device=str(device), dtype=config.dtype)
+
+
+def _skipped(tokenizer: Tokenizer, vectors: EmbeddingConfig) -> frozenset[int]:
+    return frozenset(token for name in vectors.skip if (token := tokenizer.id_of(name)) is not None)
+
+
+def _encode(tokenizer: Tokenizer, template: InputTemplate, name: str, texts: Sequence[str]) -> dict[str, EncodedText]:
+    distinct = list(dict.fromkeys(texts))
+    encoded, num_cut = template.lay(tokenizer, distinct)
+    cut = f", {num_cut:,} cut at {template.longest:,} tokens" if num_cut else ""
+    print(f"{name}: {len(distinct):,} texts, {sum(len(each.tokens) for each in encoded):,} tokens{cut}")
+    return dict(zip(distinct, encoded, strict=True))
