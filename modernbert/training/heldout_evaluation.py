@@ -65,9 +65,9 @@ def score_heldout(
 
 
 def mean_loss(rows: Sequence[Row]) -> float | None:
-    """Return the loss over all sources at the first of their lengths: the number that checkpoints are ranked by.
+    """Return the mean loss over all sources at the first length, by which checkpoints are ranked.
 
-    It is None where one of them was not finite.
+    It is None if the loss of one source is not finite.
     """
     first = [row for row in rows if row["max_len"] == rows[0]["max_len"]]
     if any(row["loss"] is None for row in first):
@@ -76,9 +76,9 @@ def mean_loss(rows: Sequence[Row]) -> float | None:
 
 
 def position_lines(log: Sequence[Row]) -> list[str]:
-    """Say what became of the loss at each range of positions, for lengths at which there is more than one.
+    """Return lines with the first and last loss at each range of positions, for lengths with more than one range.
 
-    A model whose context was extended well is better far into a document than it was before.
+    A successful context extension lowers the loss at late positions.
     """
     scored = [row for row in log if row.get("kind") == "heldout" and len(row.get("positions", {})) > 1]
     lines = []
@@ -88,9 +88,9 @@ def position_lines(log: Sequence[Row]) -> list[str]:
         lines.append(f"held out {source} at {max_len:,} tokens, loss after step {begin['step']:,} and {end['step']:,}:")
         for positions, last in end["positions"].items():
             first = begin["positions"][positions]
-            lines.append(f"  positions {positions:>12}: {_said(first['loss'])} -> {_said(last['loss'])}")
+            lines.append(f"  positions {positions:>12}: {_format(first['loss'])} -> {_format(last['loss'])}")
     return lines
 
 
-def _said(loss: float | None) -> str:
+def _format(loss: float | None) -> str:
     return "not finite" if loss is None else f"{loss:.3f}"

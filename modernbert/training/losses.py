@@ -27,8 +27,8 @@ _EVAL_ROWS = 256
 def masked_lm(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
     """Sum the cross entropy of the masked rows, in float32 or wider.
 
-    The model decodes the M rows at `batch.label_positions` alone, some at a time: there is never a tensor [M, V]. A
-    batch without a masked row gives 0 and zero gradients.
+    Only the M rows at `batch.label_positions` are decoded, in chunks: there is never a tensor [M, V]. A batch without a
+    masked row gives 0 and zero gradients.
     """
     labels = _masked(batch)
     features = _features(model, batch)
@@ -41,7 +41,7 @@ def masked_lm(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
 
 @torch.no_grad()
 def masked_lm_rows(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, " M"], Bool[Tensor, " M"]]:
-    """Return the cross entropy of each masked row, and whether its first guess is right; on the device, unsummed."""
+    """Return the cross entropy of each masked row, and whether the most likely token is right; on the device."""
     labels = _masked(batch)
     features = _features(model, batch)
     losses, correct = [], []
@@ -58,7 +58,7 @@ def contrastive(
     """Sum the InfoNCE loss of Q queries against P passages, in float32.
 
     Rows are Q queries, then P >= Q passages: the positive of query i is passage i, every other passage is a negative.
-    Vectors are normalised here.
+    Vectors are normalized here.
 
     Source: van den Oord et al. 2018 (InfoNCE), with in-batch negatives.
     """
