@@ -105,6 +105,20 @@ def test_two_processes_train_as_one(data, alone, tmp_path, sharding):
             torch.testing.assert_close(tensor, expected[name], rtol=0, atol=2e-5)
 
 
+def test_shards_in_bfloat16_train_as_whole_weights_do(data, tmp_path):
+    """Matrices are gathered in bfloat16, to which whole ones are cast for their products: the same numbers."""
+    found = {}
+    for sharding in ("none", "full"):
+        out = tmp_path / sharding
+        out.mkdir()
+        config = config_of(
+            data, out / "run", distributed__sharding=sharding, dtype="bfloat16", engine="torch", data__heldout={}
+        )
+        finish(start(out, config))
+        found[sharding] = [row["loss"] for row in rows(out / "run") if row["kind"] == "step"]
+    assert found["full"] == pytest.approx(found["none"], abs=1e-4)
+
+
 @pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.slow), "full"])
 def test_a_run_goes_on_with_fewer_processes(data, alone, tmp_path, sharding):
     """Two processes stop in mid run, however they hold the model; one goes on from what they wrote."""
