@@ -116,7 +116,7 @@ def test_shards_in_bfloat16_train_as_whole_weights_do(data, tmp_path):
         )
         finish(start(out, config))
         found[sharding] = [row["loss"] for row in rows(out / "run") if row["kind"] == "step"]
-    assert found["full"] == pytest.approx(found["none"], abs=1e-4)
+    assert found["full"] == pytest.approx(found["none"], abs=1e-3)
 
 
 @pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.slow), "full"])
