@@ -15,6 +15,7 @@ __all__ = ["EXTRAS", "missing", "require"]
 EXTRAS = {
     "accelerate": ("accelerate", "bench"),
     "bm25s": ("bm25s", "eval"),
+    "datasets": ("datasets", "data"),
     "fastapi": ("fastapi", "serve"),
     "jinja2": ("jinja2", "report"),
     "lancedb": ("lancedb", "index"),

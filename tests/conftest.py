@@ -47,7 +47,7 @@ from text_fixtures import make_shards, make_texts, tokenizer, tokenizer_folder  
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.initialization import initialize
-from modernbert.tokenizer.tokenizer import train_tokenizer
+from modernbert.tokenizer.bpe_training import train_tokenizer
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,8 @@ import pytest
 
 from modernbert.data.corpus import Document, Tally
 from modernbert.data.shards import Shards, write_shards
-from modernbert.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from modernbert.tokenizer.bpe_training import train_tokenizer
+from modernbert.tokenizer.tokenizer import Tokenizer
 
 MakeTexts = Callable[..., list[str]]
 MakeShards = Callable[..., Shards]

@@ -1,9 +1,4 @@
-"""Plain bytes from files as they are stored: bare, gzip or Zstandard.
-
-In: a file. Out: its lines, uncompressed, with one error for everything that can be wrong with the file. A file of its
-own because the readers of formats should not know how a file is packed, and because a cut archive must never pass for
-a short one.
-"""
+"""Plain bytes of stored files: uncompressed, gzip or Zstandard. A cut archive is an error, never a short file."""
 
 import gzip
 import zlib
@@ -17,34 +12,40 @@ from modernbert.data.input_errors import BrokenInput
 from modernbert.data.remote_files import RemoteFile
 from modernbert.extras import missing
 
-__all__ = ["CountingReader", "open_plain"]
+__all__ = ["PlainReader", "open_plain"]
 
 CHUNK_BYTES = 1 << 16
 
 
-class CountingReader:
-    """Read the plain lines of one file and tell how much of the stored file is behind."""
+class PlainReader:
+    """Reads the plain bytes of one file, and counts the bytes of the stored file that it has read."""
 
-    def __init__(self, path: Path | RemoteFile) -> None:
-        self._path = path
+    def __init__(self, path: Path | RemoteFile, count: Callable[[int], None]) -> None:
+        self._path, self._count, self._counted = path, count, 0
         try:
             self._stored: BinaryIO = path.open("rb")
         except OSError as error:
-            raise BrokenInput(f"{path}: cannot be read ({error.strerror})") from None
+            raise BrokenInput(path, f"cannot be read ({error.strerror})") from None
 
     def lines(self) -> Iterator[bytes]:
         """Yield lines with their line breaks; only `\\n` ends a line.
 
-        Raises: BrokenInput if the file is damaged or ends before its last frame does.
+        Raises:
+            BrokenInput: The file is damaged or ends too early.
         """
-        return self._plain(lambda plain: plain, _split)
+        return self._plain(lambda plain: plain, _split_lines)
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the plain bytes in chunks of bounded size.
 
-        Raises: BrokenInput if the file is damaged or ends before its last frame does.
+        Raises:
+            BrokenInput: The file is damaged or ends too early.
         """
         return self._plain(lambda plain: iter(partial(plain.read, CHUNK_BYTES), b""), lambda chunks: chunks)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stored.close()
 
     def _plain(
         self, read: Callable[[Any], Iterable[bytes]], join: Callable[[Iterator[bytes]], Iterable[bytes]]
@@ -54,30 +55,33 @@ class CountingReader:
         try:
             if suffix == ".gz":
                 with gzip.open(self._stored) as plain:
-                    yield from read(plain)
+                    yield from self._counted_reads(read(plain))
             elif suffix == ".zst":
-                yield from join(self._zstd_chunks())
+                yield from self._counted_reads(join(self._zstd_chunks()))
             else:
-                yield from read(self._stored)
+                yield from self._counted_reads(read(self._stored))
         except EOFError:
-            raise BrokenInput(f"{self._path}: ends too early, the archive is not complete") from None
+            raise BrokenInput(self._path, "ends too early, the archive is not complete") from None
         except (OSError, zlib.error) as error:
-            raise BrokenInput(f"{self._path}: cannot be read ({error})") from None
+            raise BrokenInput(self._path, f"cannot be read ({error})") from None
 
-    def stored_bytes(self) -> int:
-        """Return how many bytes of the file on disk have been read."""
-        return 0 if self._stored.closed else self._stored.tell()
+    def _counted_reads(self, reads: Iterable[bytes]) -> Iterator[bytes]:
+        for read in reads:
+            self._count_new_bytes()
+            yield read
+        self._count_new_bytes()
 
-    def close(self) -> None:
-        """Close the file."""
-        self._stored.close()
+    def _count_new_bytes(self) -> None:
+        position = self._stored.tell()
+        self._count(position - self._counted)
+        self._counted = position
 
     def _zstd_chunks(self) -> Iterator[bytes]:
         try:
             import zstandard
         except ImportError:
             raise missing(str(self._path), "zstandard") from None
-        # Frame by frame, because the library's own stream reader takes a cut file for a complete one.
+        # Frame by frame: the library's own stream reader takes a cut file for a complete one.
         frame = zstandard.ZstdDecompressor().decompressobj()
         started = False
         try:
@@ -88,17 +92,19 @@ class CountingReader:
                     yield frame.decompress(chunk)
                     started, chunk = True, frame.unused_data if frame.eof else b""
         except zstandard.ZstdError as error:
-            raise BrokenInput(f"{self._path}: is not readable as Zstandard ({error})") from None
+            raise BrokenInput(self._path, f"is not readable as Zstandard ({error})") from None
         if started and not frame.eof:
             raise EOFError
 
 
-def open_plain(path: Path | RemoteFile) -> AbstractContextManager[CountingReader]:
-    """Open a file for reading; close it at the end of the `with` block."""
-    return closing(CountingReader(path))
+def open_plain(
+    path: Path | RemoteFile, count: Callable[[int], None] = lambda num_bytes: None
+) -> AbstractContextManager[PlainReader]:
+    """Open a file for a `with` block; `count` is called with the number of stored bytes read since the last call."""
+    return closing(PlainReader(path, count))
 
 
-def _split(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
     rest: list[bytes] = []
     for chunk in chunks:
         *whole, last = chunk.split(b"\n")

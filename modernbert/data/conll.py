@@ -1,8 +1,8 @@
-"""Read CoNLL and CoNLL-U files: a word and its annotations a line, a blank line between sentences.
+"""The reader of CoNLL and CoNLL-U files: a word and its annotations per line, a blank line between sentences.
 
-Columns are separated by tabs, or by runs of blanks. Each is found by its number from 1 ("1", "2", ...), and by its name
-where the file is CoNLL-U or has a line `# global.columns = ID FORM ...`. Without names, `words` is the first column and
-`tags` the last; with names, `words` is FORM. Comments, `-DOCSTART-` lines, multiword rows (`1-2`) and empty nodes
+Columns are separated by tabs or by runs of spaces. A column is named by its number from 1 ("1", "2", ...), and by its
+name if the file is CoNLL-U or has a line `# global.columns = ID FORM ...`. Without names, `words` is the first column
+and `tags` the last; with names, `words` is FORM. Comments, `-DOCSTART-` lines, multiword rows (`1-2`) and empty nodes
 (`1.1`) of CoNLL-U are skipped.
 
 Source: https://universaldependencies.org/format.html and https://universaldependencies.org/ext-format.html
@@ -27,7 +27,8 @@ _Line = tuple[int, list[str]]
 def read_sentences(lines: Sequence[str], origin: str, *, is_conllu: bool) -> Iterator[tuple[dict[str, list[str]], int]]:
     """Yield the columns of each sentence by number and name, and the line of its first word.
 
-    Raises: InputError naming the line, for one with another number of columns than the others.
+    Raises:
+        InputError: A line has another number of columns than the others; names it.
     """
     found = [(number, line.rstrip("\r\n")) for number, line in enumerate(lines, 1)]
     names = next((match[1].split() for _, line in found if (match := _NAMES.match(line))), None)
@@ -96,7 +97,7 @@ def _is_special(line: str) -> bool:
 
 
 def _is_comment(line: str, cells: list[str], width: int, by_tabs: bool, last: set[str], *, starts: bool) -> bool:
-    """Say whether a line that begins with `#` is a comment, and not a word such as `#` or `#hashtag` and its tags."""
+    """Return whether a line that begins with `#` is a comment, not a word such as `#` or `#hashtag` with its tags."""
     if _DOCUMENT.match(line):
         return True
     if len(cells) != width:
@@ -110,9 +111,10 @@ def _is_comment(line: str, cells: list[str], width: int, by_tabs: bool, last: se
 
 
 def _splits_by_tabs(body: Sequence[tuple[int, str]], origin: str) -> bool:
-    """Say whether columns are separated by tabs: whichever way gives all lines the same number of columns.
+    """Return whether columns are separated by tabs: the separator that gives all lines the same number of columns.
 
-    Raises: InputError naming a line, if neither does.
+    Raises:
+        InputError: Neither separator does; names a line.
     """
     ways = [True, False] if any("\t" in line for _, line in body) else [False]
     for by_tabs in ways:
@@ -136,12 +138,12 @@ def _cells(line: str, by_tabs: bool) -> list[str]:
 
 
 def _by_blanks(line: str) -> list[str]:
-    # A word may be a character that Python takes for a blank, such as U+00A0.
+    # Not `split()`: a word may be a character that Python treats as whitespace, such as U+00A0.
     return [cell for cell in line.replace(" ", "\t").split("\t") if cell]
 
 
 def _counts_words(sentences: Sequence[Sequence[_Line]]) -> bool:
-    """Say whether the first column counts the words of every sentence from 1."""
+    """Return whether the first column counts the words of every sentence from 1."""
     counted = [
         [cells[0] for _, cells in sentence if not _NO_WORD.fullmatch(cells[0])] for sentence in sentences if sentence
     ]

@@ -1,8 +1,4 @@
-"""Documents from files of many formats, one at a time.
-
-In: paths of files and folders, URLs, names of datasets. Out: a stream of `Document`, and a `Tally` of what was met. A
-file of its own because what becomes of a text that is broken, empty or there already is decided here and nowhere later.
-"""
+"""Documents of a corpus: one stream from files, folders, URLs and Hub data sets, with counts of what was read."""
 
 import re
 import time
@@ -12,14 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from modernbert.data.duplicates import SeenTexts
+from modernbert.data.hub_datasets import is_hub_dataset
 from modernbert.data.input_errors import BrokenInput, Skips
-from modernbert.data.readers import File, RawText, not_utf8, read_texts, require_readers, size_of, starts_with_field
+from modernbert.data.readers import File, read_file, require_readers, size_of, starts_with_field
 from modernbert.data.remote_files import RemoteFile, dataset_url, find_remote, is_url
-from modernbert.data.suffixes import CONLL, KNOWN, check_suffix, format_of, known_suffixes
+from modernbert.data.splits import splits_in
+from modernbert.data.suffixes import CONLL, KNOWN, PROSE, ROWS, check_suffix, format_of, known_suffixes
+from modernbert.data.utf8 import find_problem
 from modernbert.errors import InputError
 from modernbert.progress import show_progress
 
-__all__ = ["Document", "Tally", "find_files", "read_documents", "show_reading", "stored_bytes"]
+__all__ = ["Document", "Tally", "check_choice", "find_files", "read_documents", "show_reading", "stored_bytes"]
 
 SKIPPED_FOLDERS = ("__pycache__", "node_modules")
 
@@ -29,7 +28,7 @@ _ESCAPED_BYTES = re.compile("[\udc80-\udcff]+")
 
 @dataclass(frozen=True)
 class Document:
-    """Hold one document's text and where it was read: a path or URL, or `path:line`."""
+    """The text of a document and where it was read: a path or URL, or `path:line`."""
 
     text: str
     origin: str
@@ -37,7 +36,7 @@ class Document:
 
 @dataclass
 class Tally:
-    """Count what was met while documents were read."""
+    """Counts of what was read."""
 
     documents: int = 0
     empty: int = 0
@@ -45,27 +44,33 @@ class Tally:
     bytes: int = 0
     """UTF-8 bytes of the documents."""
     stored_bytes: int = 0
-    """Bytes read from the disk, compressed as they are there."""
+    """Bytes read from files, compressed as they are stored."""
     passed_over: int = 0
-    """Files of unknown formats and links to folders, met below the folders given."""
+    """Files of unknown formats and links to folders, found below the given folders."""
     skips: Skips = field(default_factory=Skips)
-    """Broken rows, and broken files or what was left of them, left out on request."""
+    """Broken rows, and broken files or the rest of them, that were skipped on request."""
     duplicates: int = 0
-    """Documents left out on request, because the same text came before."""
+    """Documents that were dropped on request because the same text came before."""
 
     @property
     def skipped(self) -> int:
-        """How many broken rows and files were left out."""
+        """Number of skipped rows and files."""
         return self.skips.number
 
     @property
     def skipped_reasons(self) -> list[str]:
-        """What was wrong with the first of them."""
+        """Errors of the first skipped rows and files."""
         return self.skips.reasons
 
-    def skip(self, broken: BrokenInput) -> None:
-        """Count something broken that is left out."""
-        self.skips.add(broken)
+    def describe(self) -> str:
+        """Return the counts as one line."""
+        counts = f"{self.documents:,} documents read, {self.empty:,} empty ones left out, {self.repaired:,} repaired"
+        counts += f", {self.passed_over:,} files of other formats or linked folders passed over"
+        if self.duplicates:
+            counts += f", {self.duplicates:,} duplicates left out"
+        if self.skipped:
+            counts += f", {self.skipped:,} broken rows or files skipped"
+        return counts
 
 
 def read_documents(
@@ -79,46 +84,46 @@ def read_documents(
     deduplicate: bool = False,
     empty_ok: bool = False,
 ) -> Iterator[Document]:
-    """Read the documents of all sources, in a fixed order, and count them in `tally`.
+    """Read the documents of all sources in a fixed order.
 
-    `.txt`, `.md` and `.rst` give one document a file, line or paragraph (`txt_unit`), source code one a file. `.jsonl`,
-    `.json` (an array), `.parquet`, `.csv` and `.tsv` give one a row from `text_field`. Each may end in `.gz` or `.zst`;
-    a file without a suffix is read as `.txt`. Documents of white space alone are counted and left out. Bytes that are
-    not UTF-8 and lone surrogates become U+FFFD (`invalid="repair"`), or are an error (`"refuse"`). With
-    `deduplicate`, only the first of the documents with the same text stays; that takes 16 bytes of memory a document.
+    Files with rows give one document per row, source code one per file. Documents of whitespace are counted and left
+    out.
 
-    What is broken is an error (`on_error="fail"`), or is counted and left out (`"skip"`): a row, or a damaged file
-    from the place of the damage on. A network that fails is an error either way, since what it lacks today it may give
-    tomorrow.
+    Args:
+        sources: Files, folders, URLs or names of Hub data sets; see `find_files`.
+        tally: Counts what is read.
+        text_field: The field with the text, in files with rows.
+        txt_unit: What a document is in `.txt`, `.md`, `.rst` and files without a suffix: `file`, `line` or `paragraph`.
+        invalid: What to do with text that is not UTF-8: `repair` (replace by U+FFFD) or `refuse`.
+        on_error: What to do with broken rows, and with damaged files from the place of the damage on: `fail`, or `skip`
+            and count them. The failure of a network is always an error.
+        deduplicate: Keep only the first of the documents with the same text; takes 16 bytes of memory per document.
+        empty_ok: Whether there may be no document.
 
-    Raises: BrokenInput naming the file, and the line where there is one, at the first thing that cannot be read;
-    InputError at once if a source is absent or has no known format, and at the end if there was no text, unless
-    `empty_ok`.
+    Raises:
+        BrokenInput: A file or row cannot be read; names the file, and the line if there is one.
+        InputError: A source does not exist or has no known format, or there is no text.
     """
-    for name, found, known in (
-        ("txt_unit", txt_unit, ("file", "line", "paragraph")),
-        ("invalid", invalid, ("repair", "refuse")),
-        ("on_error", on_error, ("fail", "skip")),
-    ):
-        if found not in known:
-            raise InputError(f"{name}: found {found!r}, expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
-    lost = tally.skip if on_error == "skip" else _refuse
+    check_choice("txt_unit", txt_unit, ("file", "line", "paragraph"))
+    check_choice("invalid", invalid, ("repair", "refuse"))
+    check_choice("on_error", on_error, ("fail", "skip"))
+    on_broken = tally.skips.add if on_error == "skip" else _fail
     files = find_files(sources, tally, text_field=text_field, on_error=on_error, empty_ok=empty_ok)
     seen = SeenTexts() if deduplicate else None
 
     def documents() -> Iterator[Document]:
-        for raw in _read_all(files, tally, text_field, txt_unit, lost):
+        for raw in _read_all(files, tally, text_field, txt_unit, on_broken):
             try:
-                document, is_repaired = _checked(raw, invalid)
+                document = _repair(raw, invalid)
             except BrokenInput as error:
-                lost(error)
+                on_broken(error)
                 continue
             if not document.text or document.text.isspace():
                 tally.empty += 1
             elif seen is not None and not seen.add(document.text):
                 tally.duplicates += 1
             else:
-                tally.repaired += is_repaired
+                tally.repaired += document is not raw
                 tally.documents += 1
                 tally.bytes += len(document.text.encode())
                 yield document
@@ -137,16 +142,18 @@ def find_files(
     on_error: str = "fail",
     empty_ok: bool = False,
 ) -> list[File]:
-    """List the files to read: those given, and those of known formats below the folders given, sorted by name.
+    """List the files to read: those given, and those of known formats below the given folders, sorted by name.
 
-    A source is a path, a URL that fsspec knows (a folder's, a file's, or one with `*`), or `owner/name@revision` of a
-    dataset on the Hugging Face Hub, of which the card is passed over. So are hidden files and folders, `__pycache__`
-    and `node_modules`, and files of unknown formats and links to folders, which are counted in `tally`. Below a folder,
-    `.csv`, `.tsv` and `.json` files without `text_field` are of unknown formats, too: not all of them are data.
+    A source is a path, a URL that fsspec knows (of a folder, a file, or with `*`), or `owner/name@revision` of a data
+    set on the Hugging Face Hub, whose card and whose rows of other splits than `train` are left out. Hidden files and
+    folders, `__pycache__` and `node_modules` are left out. Files of unknown formats and links to folders are left out
+    and counted in `tally`; below a folder, so are `.csv`, `.tsv` and `.json` files without `text_field`, because not
+    all of them are data.
 
-    Raises: InputError if a source is absent, or a folder has no file of a known format (unless `empty_ok`), or a file
-    has an unknown suffix, or needs a library that is not installed; BrokenInput if a folder cannot be read, unless that
-    is to be skipped.
+    Raises:
+        InputError: A source does not exist, a folder has no file of a known format (unless `empty_ok`), a file has an
+            unknown suffix, or a library is missing.
+        BrokenInput: A folder cannot be read, unless that is to be skipped.
     """
     if not sources and not empty_ok:
         raise InputError("sources: found none, expected at least one file or folder")
@@ -160,20 +167,20 @@ def find_files(
         elif isinstance(source, str) and format_of(Path(source)) not in KNOWN and (url := dataset_url(source)):
             files += _below_url(url, tally, text_field)
         else:
-            lost = tally.skip if on_error == "skip" else _refuse
-            files += _below_path(Path(source), tally, lost, text_field, empty_ok)
+            on_broken = tally.skips.add if on_error == "skip" else _fail
+            files += _below_path(Path(source), tally, on_broken, text_field, empty_ok)
     require_readers(files)
     return files
 
 
 def stored_bytes(sources: Sequence[File | str], *, text_field: str = "text", on_error: str = "fail") -> int:
-    """Return the bytes on disk of all files that would be read: what `Tally.stored_bytes` will come to."""
+    """Return the stored bytes of all files to read, the final value of `Tally.stored_bytes`."""
     return sum(map(size_of, find_files(sources, text_field=text_field, on_error=on_error)))
 
 
 @contextmanager
 def show_reading(label: str, tally: Tally, total_bytes: int) -> Iterator[Callable[[str], None]]:
-    """Show how far reading is; call the result after each document, with what was made so far, or with ""."""
+    """Show the progress of reading; call the result after each document, with what was made so far or with ""."""
     begun = time.monotonic()
     made = ""
     with show_progress(total_bytes, interval_s=5.0) as update:
@@ -190,15 +197,25 @@ def show_reading(label: str, tally: Tally, total_bytes: int) -> Iterator[Callabl
         yield show
 
 
-def _refuse(broken: BrokenInput) -> None:
-    raise broken
+def check_choice(name: str, found: str, known: Sequence[str]) -> None:
+    """Check that a setting has one of its known values.
+
+    Raises:
+        InputError: It does not; names the setting and its values.
+    """
+    if found not in known:
+        raise InputError(f"{name}: found {found!r}, expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
+
+
+def _fail(error: InputError) -> None:
+    raise error
 
 
 def _below_path(
-    path: Path, tally: Tally, lost: Callable[[BrokenInput], None], text_field: str, empty_ok: bool
+    path: Path, tally: Tally, on_broken: Callable[[InputError], None], text_field: str, empty_ok: bool
 ) -> list[File]:
     if path.is_dir():
-        found = list(_walk(path, tally, lost, text_field))
+        found = list(_walk(path, tally, on_broken, text_field))
         if not found and not empty_ok:
             raise InputError(f"{path}: no file of a known format below this folder ({known_suffixes()})")
         return found
@@ -210,18 +227,18 @@ def _below_path(
     return [path]
 
 
-def _walk(folder: Path, tally: Tally, lost: Callable[[BrokenInput], None], text_field: str) -> Iterator[File]:
+def _walk(folder: Path, tally: Tally, on_broken: Callable[[InputError], None], text_field: str) -> Iterator[File]:
     try:
         entries = sorted(folder.iterdir())
     except OSError as error:
-        lost(BrokenInput(f"{folder}: cannot be read ({error.strerror})"))
+        on_broken(BrokenInput(folder, f"cannot be read ({error.strerror})"))
         return
     for entry in entries:
         if entry.name.startswith("."):
             continue
         if entry.is_dir() and not entry.is_symlink():
             if entry.name not in SKIPPED_FOLDERS:
-                yield from _walk(entry, tally, lost, text_field)
+                yield from _walk(entry, tally, on_broken, text_field)
         elif entry.is_file() and _has_documents(entry, text_field):
             yield entry
         else:
@@ -236,14 +253,19 @@ def _below_url(url: str, tally: Tally, text_field: str) -> list[File]:
             return [file]
         if any(part.startswith(".") or part in SKIPPED_FOLDERS for part in parts):
             continue
-        is_card = url.startswith("hf://datasets/") and parts == ("README.md",)
-        if not is_card and _has_documents(file, text_field):
+        if not (is_hub_dataset(url) and _is_left_out(parts, file)) and _has_documents(file, text_field):
             files.append(file)
         else:
             tally.passed_over += 1
     if not files:
         raise InputError(f"{url}: no file of a known format below this folder ({known_suffixes()})")
     return files
+
+
+def _is_left_out(parts: tuple[str, ...], file: File) -> bool:
+    """Return whether a file of a Hub data set is its card, or has rows of another split than `train`."""
+    splits = splits_in(parts)
+    return parts == ("README.md",) or (format_of(file) in ROWS and bool(splits) and "train" not in splits)
 
 
 def _check_format(file: File) -> None:
@@ -253,7 +275,7 @@ def _check_format(file: File) -> None:
 
 
 def _has_documents(file: File, text_field: str) -> bool:
-    """Say whether a file that was met below a folder is one to read."""
+    """Return whether a file below a folder is one to read."""
     suffix = format_of(file)
     if suffix in (".csv", ".tsv", ".json"):
         return starts_with_field(file, text_field)
@@ -261,51 +283,38 @@ def _has_documents(file: File, text_field: str) -> bool:
 
 
 def _read_all(
-    files: list[File], tally: Tally, text_field: str, txt_unit: str, lost: Callable[[BrokenInput], None]
-) -> Iterator[RawText]:
-    """Read file after file; hand what is broken to `lost`, and go on if it returns."""
+    files: list[File], tally: Tally, text_field: str, txt_unit: str, on_broken: Callable[[InputError], None]
+) -> Iterator[Document]:
+    """Read all files; pass broken rows and files to `on_broken`, and continue if it returns."""
 
     def count(num_bytes: int) -> None:
         tally.stored_bytes += num_bytes
 
     for file in files:
+        unit = txt_unit if format_of(file) in (*PROSE, "") else "file"
         try:
-            for raw in read_texts(file, text_field, txt_unit, count):
-                if isinstance(raw, BrokenInput):
-                    lost(raw)
+            for row in read_file(file, [text_field], unit=unit, count=count):
+                if isinstance(row, BrokenInput):
+                    on_broken(row)
                 else:
-                    yield raw
+                    yield Document(row.values[text_field], row.origin)
         except BrokenInput as error:
-            lost(error)
+            on_broken(error)
 
 
-def _checked(raw: RawText, invalid: str) -> tuple[Document, bool]:
-    """Decode a text, repair or refuse what is not UTF-8; tell whether there was anything to repair."""
-    text = raw.text
-    try:
-        if isinstance(text, bytes):
-            text = text.decode()
-        else:
-            text.encode()
-    except UnicodeError as error:
-        if invalid == "refuse":
-            raise BrokenInput(f"{_place(raw, error)}: {not_utf8(error)}, or invalid='repair'") from None
-        text = text.decode("utf-8", "replace") if isinstance(text, bytes) else _repaired(text)
-        return Document(text, raw.origin), True
-    return Document(text, raw.origin), False
+def _repair(document: Document, invalid: str) -> Document:
+    """Return a document in valid UTF-8: itself, or with replacement characters if that is wanted."""
+    found = find_problem(document.text)
+    if found is None:
+        return document
+    if invalid == "refuse":
+        index, problem = found
+        # A document that is a whole file has no line yet.
+        has_line = re.search(r":\d+(\[\d+\])?$", document.origin)
+        line = "" if has_line else f":{document.text.count(chr(10), 0, index) + 1}"
+        raise BrokenInput(f"{document.origin}{line}", f"{problem}, or invalid='repair'")
 
-
-def _repaired(text: str) -> str:
-    # Bytes that were not UTF-8 came through the JSON parser as surrogates; they get the usual treatment.
-    def decoded(run: re.Match[str]) -> str:
+    def decode(run: re.Match[str]) -> str:
         return run[0].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
-    restored = _ESCAPED_BYTES.sub(decoded, text)
-    return _SURROGATE.sub("\ufffd", restored)
-
-
-def _place(raw: RawText, error: UnicodeError) -> str:
-    if raw.is_whole_file and isinstance(error, UnicodeDecodeError):
-        line = error.object[: error.start].count(b"\n") + 1
-        return f"{raw.origin}:{line}"
-    return raw.origin
+    return Document(_SURROGATE.sub("\ufffd", _ESCAPED_BYTES.sub(decode, document.text)), document.origin)

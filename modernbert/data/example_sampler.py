@@ -1,9 +1,4 @@
-"""In which order, and in which micro-batches, examples are learned from.
-
-In: the lengths of the examples, how many make a step, a seed. Out: for each step the numbers of its examples, cut into
-micro-batches of a bounded number of tokens. All of it is a function of the seed and the step, so that a run can go on
-from any step.
-"""
+"""The order and the micro-batches of fine-tuning examples, a function of the seed and the step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +13,9 @@ __all__ = ["ExampleSampler"]
 
 @dataclass(frozen=True)
 class ExampleSampler:
-    """Plan the steps of `epochs` passes over the examples, `batch` of them a step, in a new order each pass.
+    """The steps of `epochs` passes over the examples, `batch` of them per step, in a new order each pass.
 
-    The last step of a pass has what is left.
+    The last step of a pass has the remaining examples.
     """
 
     lengths: Sequence[int]
@@ -40,7 +35,7 @@ class ExampleSampler:
         return self.epochs * self.steps_per_epoch
 
     def micro_batches(self, step: int) -> list[list[int]]:
-        """Return the examples of a step, in micro-batches of at most `budget_tokens`, or of one example.
+        """Return the examples of a step in micro-batches of at most `budget_tokens`, or of one example.
 
         >>> ExampleSampler([3, 3, 3, 9], batch=4, epochs=1, seed=0, budget_tokens=8).micro_batches(0)
         [[2, 0], [1], [3]]
@@ -53,5 +48,5 @@ class ExampleSampler:
 
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, number: int) -> np.ndarray:
-    # As the loop derives its seeds: neighbouring numbers give unrelated orders.
+    # SeedSequence, because neighboring seeds must give unrelated orders.
     return np.random.default_rng(np.random.SeedSequence((seed, epoch))).permutation(number)

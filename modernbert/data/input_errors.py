@@ -1,8 +1,4 @@
-"""Two kinds of things that go wrong while a corpus is worked on.
-
-In: what was found, in one line. Out: errors to be told apart. A file of its own because readers raise them far from
-where it is decided what becomes of the work: the first can be passed over, after the second it can go on.
-"""
+"""Errors of input files: broken content, which can be skipped, and outages, after which the same work can resume."""
 
 import sys
 from dataclasses import dataclass, field
@@ -11,32 +7,39 @@ from modernbert.errors import InputError
 
 __all__ = ["BrokenInput", "Outage", "Skips"]
 
-_REASONS_KEPT = 20
+_MAX_REASONS = 20
 
 
 class BrokenInput(InputError):
-    """Name a file or a row that cannot be read, whoever tries; a user may ask to pass over it."""
+    """A file or row that cannot be read; `origin` is its path or URL, with the line if there is one."""
+
+    def __init__(self, origin: object, problem: str) -> None:
+        super().__init__(f"{origin}: {problem}")
+        self.origin, self.problem = str(origin), problem
+
+    def __reduce__(self) -> tuple[type, tuple[str, str]]:
+        return type(self), (self.origin, self.problem)
 
 
 class Outage(InputError):
-    """Name what failed outside corpus and settings, as a network or a machine; the same work can go on later."""
+    """A failure outside the corpus and the settings, such as of a network or a machine; the work can resume later."""
 
 
 @dataclass
 class Skips:
-    """Count rows and files that were skipped on request, and keep the reasons of the first ones."""
+    """Counts skipped rows and files, and keeps the first reasons."""
 
     number: int = 0
     reasons: list[str] = field(default_factory=list)
 
     def add(self, error: InputError) -> None:
-        """Count one that was skipped."""
+        """Count a skipped row or file."""
         self.number += 1
-        if len(self.reasons) < _REASONS_KEPT:
+        if len(self.reasons) < _MAX_REASONS:
             self.reasons.append(str(error))
 
     def show(self) -> None:
-        """List the first ones on standard error, and count all of them."""
+        """Print the first reasons and the total to standard error."""
         for reason in self.reasons:
             print(f"skipped {reason}", file=sys.stderr)
         if self.number:

@@ -1,8 +1,4 @@
-"""Masked tokens: which positions the model must guess, and what it sees there.
-
-In: token ids and a random generator. Out: the ids as the model sees them, the rows to guess, the ids expected. A file
-of its own because it is the training objective.
-"""
+"""Masking for masked language modeling: chooses the positions to predict and replaces their tokens."""
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -21,10 +17,10 @@ def mask_tokens(
     is_special: Bool[np.ndarray, " V"],
     ordinary_ids: Int64[np.ndarray, " _"],
 ) -> tuple[Int64[np.ndarray, " T"], Int64[np.ndarray, " M"], Int64[np.ndarray, " M"]]:
-    """Choose each ordinary token with probability `rate`; return (masked tokens, rows chosen in order, their true ids).
+    """Choose each ordinary token with probability `rate`; return (masked tokens, chosen positions, their labels).
 
-    Of the chosen, 80 % become the mask, 10 % an id drawn evenly from `ordinary_ids`, 10 % stay as they are. Special
-    tokens are never chosen, and never drawn.
+    Of the chosen tokens, 80 % become [MASK], 10 % an id drawn uniformly from `ordinary_ids`, and 10 % stay. Special
+    tokens are never chosen and never drawn.
 
     Source: BERT (80/10/10); ModernBERT trains at rate 0.3. One uniform number per position decides, as in the reference
     code, which differs in that it lets special tokens be chosen and drawn.

@@ -1,4 +1,4 @@
-"""`modernbert prepare`: documents to tokenised shards, with some documents held out if asked."""
+"""`modernbert prepare`: tokenizes documents into shards, and holds some of them out on request."""
 
 import hashlib
 import json
@@ -20,27 +20,28 @@ from modernbert.files import move_into_place, only_process, remove_leftovers, tr
 from modernbert.hub_download import find_tokenizer
 from modernbert.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["PrepareConfig", "run"]
+__all__ = ["PrepareConfig", "prepare_folder", "run"]
 
 SHARD_CHARS = 16_000_000
+_CONTINUES = "continues with the finished shards"
 
 
 @dataclass
 class PrepareConfig:
-    """What to read, with which tokenizer, and where the folders `train` and `heldout` go.
-
-    A source is a file, a folder, a URL (s3://, gs://, hf://, ...) or the name of a dataset on the Hugging Face Hub. The
-    tokenizer is a `tokenizer.json`, a folder with one, or the name of a model on the hub.
-    """
+    """What to read, with which tokenizer, and where to write."""
 
     sources: list[str]
+    """Files, folders, URLs (s3://, gs://, hf://, ...) or names of data sets on the Hugging Face Hub."""
     tokenizer: str
+    """A tokenizer.json, a folder with one, or the name of a model on the Hugging Face Hub."""
     out: str
+    """The folder to write, with the shards in `train` and `heldout`."""
     heldout: float = 0.0
-    """Share of the documents held out; which ones depends on their text alone, so that copies stay together."""
+    """Share of the documents to hold out. The text alone decides which ones, so copies stay together."""
     text_field: str = "text"
+    """Field with the text, in files with rows."""
     txt_unit: str = "file"
-    """What is a document in .txt, .md and .rst: file, line or paragraph."""
+    """What a document is in .txt, .md and .rst: file, line or paragraph."""
     invalid: str = "repair"
     """What to do with text that is not UTF-8: repair or refuse."""
     on_error: str = "fail"
@@ -48,40 +49,76 @@ class PrepareConfig:
     deduplicate: bool = False
     """Keep only the first of the documents with the same text."""
     processes: int = 0
-    """0: one for each core."""
+    """Number of processes; 0 for one per core."""
     executor: str = "local"
-    """Where to tokenise: local, or ray."""
+    """Where to tokenize: local or ray."""
 
 
 def run(config: PrepareConfig) -> Path:
     """Write `out/train` and, if documents are held out, `out/heldout`; both appear at once or not at all.
 
-    The work is done in `out.unfinished`. Stopped there, and started again with the same config and files, it goes on
-    with the shards that are done. What is finished is verified.
+    The work is done in `out.unfinished`. A stopped run continues with the shards that are finished, if the config and
+    the files are the same. A finished folder is verified and reused.
 
-    Raises: InputError for anything in the corpus, the tokenizer or `out` that is not as it should be.
+    Raises:
+        InputError: The corpus, the tokenizer or `out` cannot be used.
     """
     _check(config)
-    # Before the tokenizer is looked up on the hub: this also checks the libraries that read the files.
+    # First, because it also checks the libraries that read the files, before the Hub is asked for the tokenizer.
     files = find_files(config.sources, text_field=config.text_field, on_error=config.on_error)
     config = replace(config, tokenizer=str(find_tokenizer(config.tokenizer)))
     out = Path(config.out)
     work = Path(f"{out}.unfinished")
     remove_leftovers(work)
-    told = _describe(config, files)
+    identity = _identity(config, files)
     if out.exists():
-        _check_finished(out, told)
+        _check_finished(out, identity)
         if work.exists():
             try_delete(work)
-        print(f"{out}: is finished and whole")
+        print(f"{out}: is finished and intact")
     else:
         with only_process(work):
-            _begin(work, told)
-            _write_all(config, out, work, told)
+            _begin(work, identity)
+            _write_all(config, out, work, identity)
     for split in _splits(config):
         shards = Shards.open(out / split, verify=False)
         print(f"{out / split}: {shards.num_docs:,} documents, {shards.num_tokens:,} tokens")
     return out
+
+
+def prepare_folder(
+    texts: Sequence[str],
+    tokenizer: str,
+    output: Path | str,
+    *,
+    heldout: float = 0.0,
+    text_field: str = "text",
+    txt_unit: str = "file",
+    processes: int = 0,
+) -> dict[str, Path]:
+    """Tokenize texts into shards for training, or reuse the shards that an earlier call with the same texts wrote.
+
+    Args:
+        texts: Files, folders, URLs or names of data sets on the Hugging Face Hub.
+        tokenizer: A tokenizer.json, a folder with one, or the name of a model on the Hugging Face Hub.
+        output: The folder to write. A stopped call continues in it.
+        heldout: Share of the documents to hold out.
+        text_field: Field with the text, in files with rows.
+        txt_unit: What a document is in .txt, .md and .rst: file, line or paragraph.
+        processes: Number of processes; 0 for one per core.
+
+    Returns:
+        The folders of shards: `train`, and `heldout` if documents are held out.
+
+    Raises:
+        InputError: The texts or the tokenizer cannot be used, or `output` has shards of other texts.
+    """
+    config = PrepareConfig(
+        list(texts), tokenizer, str(output), heldout=heldout, text_field=text_field, txt_unit=txt_unit,
+        processes=processes,
+    )  # fmt: skip
+    folder = run(config)
+    return {split: folder / split for split in _splits(config)}
 
 
 def _check(config: PrepareConfig) -> None:
@@ -99,8 +136,8 @@ def _splits(config: PrepareConfig) -> list[str]:
     return ["train", "heldout"] if config.heldout else ["train"]
 
 
-def _describe(config: PrepareConfig, files: Sequence[File]) -> dict[str, Any]:
-    """Return what decides the bytes of the shards: settings, tokenizer, and the files that are there to be read."""
+def _identity(config: PrepareConfig, files: Sequence[File]) -> dict[str, Any]:
+    """Return what decides the bytes of the shards: settings, tokenizer and files."""
     listed = "\n".join(f"{file} {size_of(file)} {mark_of(file)}" for file in files)
     names = ("sources", "heldout", "text_field", "txt_unit", "invalid", "on_error", "deduplicate")
     return {
@@ -111,73 +148,73 @@ def _describe(config: PrepareConfig, files: Sequence[File]) -> dict[str, Any]:
     }
 
 
-def _check_finished(out: Path, told: dict[str, Any]) -> None:
-    """Check that a folder is what would be written now, and whole.
+def _check_finished(out: Path, identity: dict[str, Any]) -> None:
+    """Check that a folder is what would be written now, and intact.
 
-    Raises: InputError if it is something else, or damaged.
+    Raises:
+        InputError: It is something else, or damaged.
     """
     path = out / "prepare.json"
     if not path.is_file():
         raise InputError(f"{out}: exists already, expected a new folder")
     try:
         found = json.loads(path.read_text())
-        differing = [name for name in told if found.get(name) != told[name]]
+        differing = [name for name in identity if found.get(name) != identity[name]]
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     if differing:
         what = "from other files, or before they changed" if differing == ["files"] else f"with another {differing[0]}"
         raise InputError(f"{out}: exists already, prepared {what}; expected a new folder")
-    for split in ("train", "heldout") if told["heldout"] else ("train",):
+    for split in ("train", "heldout") if identity["heldout"] else ("train",):
         Shards.open(out / split)
 
 
-def _begin(work: Path, told: dict[str, Any]) -> None:
-    """Keep the work of an earlier process if it was the same, else begin anew."""
+def _begin(work: Path, identity: dict[str, Any]) -> None:
+    """Keep the shards of an earlier process with the same identity, else start over."""
     path = work / "begun.json"
     if path.exists():
         try:
-            is_same = json.loads(path.read_text()) == told
+            is_same = json.loads(path.read_text()) == identity
         except ValueError:
             is_same = False
         if is_same:
-            print(f"{work}: going on, {len(list((work / 'done').rglob('*.json'))):,} shards are done", flush=True)
+            print(f"{work}: continuing, {len(list((work / 'done').rglob('*.json'))):,} shards are done", flush=True)
             return
-        print(f"{work}: was begun with other settings or files, beginning anew", flush=True)
+        print(f"{work}: was begun with other settings or files, starting over", flush=True)
     try:
         for entry in work.iterdir():
             if entry.name != ".lock":
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     except OSError as error:
         raise InputError(f"{work}: cannot be emptied ({error.strerror or error}); delete it by hand") from None
-    write_file(path, json.dumps(told))
+    write_file(path, json.dumps(identity))
 
 
-def _write_all(config: PrepareConfig, out: Path, work: Path, told: dict[str, Any]) -> None:
-    """Write all splits and move them into place; what can be used by the next attempt stays if this one fails."""
+def _write_all(config: PrepareConfig, out: Path, work: Path, identity: dict[str, Any]) -> None:
+    """Write all splits and move them into place; after a failure, finished shards stay for the next attempt."""
     try:
         for split in _splits(config):
             tally = _write_split(config, work, split)
-        (work / "whole" / "prepare.json").write_text(json.dumps(told, indent=1) + "\n")
+        (work / "whole" / "prepare.json").write_text(json.dumps(identity, indent=1) + "\n")
         move_into_place(work / "whole", out)
     except Outage as error:
-        raise InputError(f"{error}; the same command goes on with what is done") from None
+        raise InputError(f"{error}; the same command {_CONTINUES}") from None
     except InputError:
         try_delete(work)
         raise
     except OSError as error:
         if any((work / "done").rglob("*.json")):
             reason = error.strerror or error
-            raise InputError(
-                f"{work}: cannot be written ({reason}); the same command goes on with what is done"
-            ) from None
+            raise InputError(f"{work}: cannot be written ({reason}); the same command {_CONTINUES}") from None
         try_delete(work)
         raise translate_errors(out, error) from error
     try_delete(work)
-    _tell(out, tally)
+    print(f"{out}: {tally.describe()}")
+    tally.skips.show()
 
 
 def _write_split(config: PrepareConfig, work: Path, split: str) -> Tally:
-    """Read the whole corpus and write the documents of one split: reading twice is cheap beside tokenising."""
+    """Read the whole corpus and write the documents of one split. Reading twice is cheap compared to tokenizing."""
     tally = Tally()
     documents = read_documents(
         config.sources, tally, text_field=config.text_field, txt_unit=config.txt_unit, invalid=config.invalid,
@@ -213,21 +250,11 @@ def _write_split(config: PrepareConfig, work: Path, split: str) -> Tally:
     return tally
 
 
-def _tell(out: Path, tally: Tally) -> None:
-    counted = f"{tally.documents:,} documents read, {tally.empty:,} empty ones left out, {tally.repaired:,} repaired"
-    counted += f", {tally.passed_over:,} files of other formats or linked folders passed over"
-    if tally.duplicates:
-        counted += f", {tally.duplicates:,} duplicates left out"
-    if tally.skipped:
-        counted += f", {tally.skipped:,} broken rows or files skipped"
-    print(f"{out}: {counted}")
-    tally.skips.show()
-
-
 def _of_split(documents: Iterable[Document], split: str, heldout: float, tally: Tally) -> Iterator[Document]:
-    """Pass on the documents of one split.
+    """Yield the documents of one split.
 
-    Raises: InputError after the last document if the split has none.
+    Raises:
+        InputError: The split has no document.
     """
     is_empty = True
     for document in documents:

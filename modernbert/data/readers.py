@@ -1,75 +1,81 @@
-"""Texts from one file, whatever its format.
+"""The reader of data files: rows with their origin (`path:line`) from every format, plain or compressed."""
 
-In: a file. Out: its texts as they stand there, and the rows that hold none. A file of its own because what a format
-is made of concerns nobody after it: what becomes of a text, or of a broken row, is decided in `corpus.py`.
-"""
-
-import codecs
 import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from modernbert.data.archives import open_plain
+from modernbert.data.conll import read_sentences
 from modernbert.data.input_errors import BrokenInput
 from modernbert.data.json_array import read_array
 from modernbert.data.remote_files import RemoteFile
-from modernbert.data.suffixes import PROSE, ROWS, format_of
+from modernbert.data.rows import Row
+from modernbert.data.suffixes import CONLL, ROWS, format_of
+from modernbert.data.utf8 import BOM, decode_chunks, decode_lines
 from modernbert.errors import InputError
 from modernbert.extras import missing, require
 
-__all__ = [
-    "File",
-    "RawRow",
-    "RawText",
-    "check_not_utf16",
-    "json_pieces",
-    "mark_of",
-    "not_utf8",
-    "open_parquet",
-    "read_fields",
-    "read_lines",
-    "read_texts",
-    "require_readers",
-    "size_of",
-    "starts_array",
-    "starts_with_field",
-]
+__all__ = ["File", "mark_of", "read_file", "require_readers", "size_of", "starts_array", "starts_with_field"]
 
-PARQUET_ROWS = 64
+# Documents may be long, so few are in memory at a time.
+TEXT_ROWS, ROWS_AT_A_TIME = 64, 1024
 _PAGE_BYTES = 1 << 20
-NAMED_FIELDS = 8
-_MARK = b"\xef\xbb\xbf"
+_MAX_NAMES = 8
 
 File = Path | RemoteFile
 Count = Callable[[int], None]
-"""Called with the bytes of the stored file that were read since the last call."""
+"""called with the number of stored bytes that were read since the last call"""
 
 
-@dataclass(frozen=True)
-class RawText:
-    """Hold text before it is checked; of a whole file, the line of an error is still to be found."""
+def read_file(
+    file: File,
+    text_fields: Sequence[str] | None = None,
+    *,
+    unit: str = "line",
+    strict: bool = False,
+    count: Count = lambda num_bytes: None,
+) -> Iterator[Row | BrokenInput]:
+    """Yield the rows of a file, or the error of a row that cannot be read.
 
-    text: str | bytes
-    origin: str
-    is_whole_file: bool = False
+    `.jsonl`, `.ndjson`, `.json` (an array of objects or strings), `.parquet`, `.csv` and `.tsv` have rows with fields.
+    `.conll` and `.conllu` have sentences, one per row. Any other file has text in lines, paragraphs, or as a whole.
 
+    Args:
+        file: The file.
+        text_fields: Fields that must be texts; others are not read where the format allows. None reads all fields as
+            they are. The text of a file without fields, or of an array of strings, is the first of them, or `text`.
+        unit: What a row is in a file without fields: `line`, `paragraph` or `file`.
+        strict: Refuse invalid UTF-8; otherwise it becomes unpaired surrogates, see `utf8.py`.
+        count: Called with the number of stored bytes that were read.
 
-@dataclass(frozen=True)
-class RawRow:
-    """Hold the fields that were asked for of one row, before they are checked."""
-
-    values: Sequence[str | bytes]
-    origin: str
+    Raises:
+        BrokenInput: The file, or the rest of it, cannot be read.
+        Outage: The store of a remote file fails.
+    """
+    suffix = format_of(file)
+    if suffix == ".parquet":
+        return _read_parquet(file, text_fields, count)
+    if suffix in (".jsonl", ".ndjson"):
+        return _read_jsonl(_lines(file, strict, count), file, text_fields)
+    if suffix == ".json":
+        return _read_array(file, text_fields, strict, count)
+    if suffix in ROWS:
+        return _read_table(_lines(file, strict, count), file, text_fields)
+    if suffix in CONLL:
+        return _read_conll(_lines(file, strict, count), file)
+    texts = {"line": _read_lines, "paragraph": _read_paragraphs, "file": _read_whole}[unit]
+    field = text_fields[0] if text_fields else "text"
+    return (Row({field: text}, origin) for text, origin in texts(_lines(file, strict, count), file))
 
 
 def require_readers(files: Iterable[File]) -> None:
-    """Check that the libraries which read these files are installed.
+    """Check that the libraries that read these files are installed.
 
-    Raises: InputError naming the first file that cannot be read without one.
+    Raises:
+        InputError: One is missing; names the file.
     """
     for file in files:
         if format_of(file) == ".parquet":
@@ -79,279 +85,206 @@ def require_readers(files: Iterable[File]) -> None:
 
 
 def size_of(file: File) -> int:
-    """Return the bytes of a file as stored."""
+    """Return the size of a file in bytes as stored."""
     return file.size if isinstance(file, RemoteFile) else file.stat().st_size
 
 
 def mark_of(file: File) -> str:
-    """Return what changes when the content of a file does: the time it was written, or what its store says of it."""
+    """Return what changes with the content of a file: its modification time, or the ETag of its store."""
     return file.mark if isinstance(file, RemoteFile) else str(file.stat().st_mtime_ns)
 
 
-def read_texts(file: File, text_field: str, txt_unit: str, count: Count) -> Iterator[RawText | BrokenInput]:
-    """Read the texts of a file in order; of a row that holds none, the error that says why.
-
-    Raises: BrokenInput if the file, or what is left of it, cannot be read; Outage if its store fails.
-    """
-    suffix = format_of(file)
-    if suffix in ROWS:
-        found = read_fields(file, [text_field], count)
-        return (RawText(row.values[0], row.origin) if isinstance(row, RawRow) else row for row in found)
-    if suffix in PROSE and txt_unit != "file":
-        return read_lines(file, count) if txt_unit == "line" else _read_paragraphs(file, count)
-    return _read_whole(file, count)
-
-
-def read_fields(file: File, fields: Sequence[str], count: Count) -> Iterator[RawRow | BrokenInput]:
-    """Read some text fields of each row of a file with one of the suffixes `ROWS`; or the error that says why not.
-
-    Raises: BrokenInput if the file, or what is left of it, cannot be read; Outage if its store fails.
-    """
-    suffix = format_of(file)
-    if suffix == ".parquet":
-        return _read_parquet(file, fields, count)
-    if suffix == ".jsonl":
-        return _read_jsonl(file, fields, count)
-    if suffix == ".json":
-        return _read_array(file, fields, count)
-    return _read_table(file, fields, count)
-
-
 def starts_with_field(file: File, field: str) -> bool:
-    """Say whether a .csv, .tsv or .json file begins with a row that has a field; of a damaged file, that it does."""
+    """Return whether the first row of a .csv, .tsv or .json file has a field; true if the file is damaged."""
     if format_of(file) == ".json" and not starts_array(file):
         return False
     try:
         if format_of(file) == ".json":
             with open_plain(file) as stream:
-                _, first = next(read_array(json_pieces(stream.chunks(), str(file)), str(file)), ("", None))
+                _, first = next(read_array(decode_chunks(stream.chunks(), file), str(file)), ("", None))
             return isinstance(first, dict) and field in first
-        lines = (line for _, line in _text_lines(file, lambda _: None))
-        return field in next(csv.reader(lines, **_form(file)), [])
+        return field in next(csv.reader((line for _, line in _lines(file)), **_dialect(file)), [])
     except (BrokenInput, csv.Error):
         return True
 
 
 def starts_array(file: File) -> bool:
-    """Say whether a .json file begins as an array; of one that cannot be read, that it does."""
+    """Return whether a .json file begins as an array; true if it cannot be read."""
     try:
         with open_plain(file) as stream:
-            return next(stream.chunks(), b"[").removeprefix(_MARK).lstrip()[:1] in (b"[", b"\xff", b"\xfe")
+            return next(stream.chunks(), b"[").removeprefix(BOM).lstrip()[:1] in (b"[", b"\xff", b"\xfe")
     except BrokenInput:
         return True
 
 
-def check_not_utf16(first: bytes, origin: str) -> None:
-    """Check that the first bytes of a file are not the mark of UTF-16.
-
-    Raises: BrokenInput naming the file.
-    """
-    if first.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise BrokenInput(f"{origin}: begins with the mark of UTF-16, expected UTF-8")
+def _lines(file: File, strict: bool = False, count: Count = lambda num_bytes: None) -> Iterator[tuple[int, str]]:
+    with open_plain(file, count) as stream:
+        yield from decode_lines(stream.lines(), file, strict=strict)
 
 
-def not_utf8(error: UnicodeError) -> str:
-    """Say what is not UTF-8, with the byte or the character that was found."""
-    if isinstance(error, UnicodeDecodeError):
-        return f"found byte 0x{error.object[error.start]:02x}, expected UTF-8"
-    if isinstance(error, UnicodeEncodeError):
-        code = ord(error.object[error.start])
-        if 0xDC80 <= code <= 0xDCFF:
-            return f"found byte 0x{code - 0xDC00:02x}, expected UTF-8"
-        return f"found the lone surrogate U+{code:04X}, expected UTF-8"
-    return f"found {error}, expected UTF-8"
+def _read_lines(lines: Iterator[tuple[int, str]], file: File) -> Iterator[tuple[str, str]]:
+    for number, line in lines:
+        yield line.rstrip("\r\n"), f"{file}:{number}"
 
 
-def json_pieces(chunks: Iterator[bytes], origin: str, *, strict: bool = False) -> Iterator[str]:
-    """Decode the chunks of a file for `read_array`. Bytes that are not UTF-8 become lone surrogates unless `strict`.
-
-    Raises: BrokenInput for UTF-16, or if `strict`, naming the line, for bytes that are not UTF-8.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")("strict" if strict else "surrogateescape")
-    line = 1
-    is_first = True
-    try:
-        for chunk in chunks:
-            if is_first:
-                check_not_utf16(chunk, origin)
-                chunk, is_first = chunk.removeprefix(_MARK), False
-            yield decoder.decode(chunk)
-            line += chunk.count(b"\n")
-        yield decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        line += error.object[: error.start].count(b"\n")
-        raise BrokenInput(f"{origin}:{line}: {not_utf8(error)}") from None
+def _read_whole(lines: Iterator[tuple[int, str]], file: File) -> Iterator[tuple[str, str]]:
+    yield "".join(line for _, line in lines), str(file)
 
 
-def _plain_lines(file: File, count: Count) -> Iterator[tuple[int, bytes]]:
-    """Yield (number from 1, line with its line break); the byte order mark of Windows editors is left out."""
-    seen = 0
-    with open_plain(file) as stream:
-        for number, line in enumerate(stream.lines(), 1):
-            count(stream.stored_bytes() - seen)
-            seen = stream.stored_bytes()
-            if number == 1:
-                check_not_utf16(line, str(file))
-                line = line.removeprefix(_MARK)
-            yield number, line
-        count(stream.stored_bytes() - seen)
-
-
-def _text_lines(file: File, count: Count) -> Iterator[tuple[int, str]]:
-    """Yield (number, line); bytes that are not UTF-8 become lone surrogates."""
-    for number, line in _plain_lines(file, count):
-        yield number, line.decode("utf-8", "surrogateescape")
-
-
-def _read_whole(file: File, count: Count) -> Iterator[RawText]:
-    yield RawText(b"".join(line for _, line in _plain_lines(file, count)), str(file), is_whole_file=True)
-
-
-def read_lines(file: File, count: Count) -> Iterator[RawText]:
-    """Read each line of a file as a text.
-
-    Raises: BrokenInput if the file, or what is left of it, cannot be read; Outage if its store fails.
-    """
-    for number, line in _plain_lines(file, count):
-        yield RawText(line.rstrip(b"\r\n"), f"{file}:{number}")
-
-
-def _read_paragraphs(file: File, count: Count) -> Iterator[RawText]:
-    paragraph: list[bytes] = []
+def _read_paragraphs(lines: Iterator[tuple[int, str]], file: File) -> Iterator[tuple[str, str]]:
+    paragraph: list[str] = []
     first = 1
-    for number, line in _plain_lines(file, count):
-        if line.strip():
+    for number, line in lines:
+        if not _is_blank(line):
             first = first if paragraph else number
             paragraph.append(line)
         elif paragraph:
-            yield RawText(b"".join(paragraph).rstrip(b"\r\n"), f"{file}:{first}")
+            yield "".join(paragraph).rstrip("\r\n"), f"{file}:{first}"
             paragraph = []
     if paragraph:
-        yield RawText(b"".join(paragraph).rstrip(b"\r\n"), f"{file}:{first}")
+        yield "".join(paragraph).rstrip("\r\n"), f"{file}:{first}"
 
 
-def _read_jsonl(file: File, fields: Sequence[str], count: Count) -> Iterator[RawRow | BrokenInput]:
-    for number, line in _text_lines(file, count):
-        if line.strip():
-            yield _row_of_line(line, f"{file}:{number}", fields)
+def _is_blank(line: str) -> bool:
+    return not line.strip(" \t\r\n\v\f")
 
 
-def _row_of_line(line: str, place: str, fields: Sequence[str]) -> RawRow | BrokenInput:
-    try:
-        row: Any = json.loads(line)
-    except RecursionError:
-        return BrokenInput(f"{place}: JSON nested too deeply")
-    except ValueError as error:
-        return BrokenInput(f"{place}: is not JSON ({error})")
-    return _row_of_json(row, place, fields)
+def _read_jsonl(
+    lines: Iterator[tuple[int, str]], file: File, fields: Sequence[str] | None
+) -> Iterator[Row | BrokenInput]:
+    for number, line in lines:
+        if not line.strip():
+            continue
+        origin = f"{file}:{number}"
+        try:
+            value: Any = json.loads(line)
+        except RecursionError:
+            yield BrokenInput(origin, "JSON nested too deeply")
+        except ValueError as error:
+            yield BrokenInput(origin, f"is not JSON ({error})")
+        else:
+            yield _row_of_json(value, origin, fields)
 
 
-def _row_of_json(row: Any, place: str, fields: Sequence[str]) -> RawRow | BrokenInput:
-    if not isinstance(row, dict):
-        return BrokenInput(f"{place}: found a JSON {type(row).__name__}, expected an object with {_named(fields)}")
-    for field in fields:
-        if field not in row:
-            return BrokenInput(f"{place}: no field {field!r}, found {_named(list(row))}")
-        if not isinstance(row[field], str):
-            return BrokenInput(f"{place}: field {field!r} is {_json_type(row[field])}, expected a string")
-    return RawRow([row[field] for field in fields], place)
+def _read_array(file: File, fields: Sequence[str] | None, strict: bool, count: Count) -> Iterator[Row | BrokenInput]:
+    with open_plain(file, count) as stream:
+        for origin, value in read_array(decode_chunks(stream.chunks(), file, strict=strict), str(file)):
+            if isinstance(value, str) and (fields is None or len(fields) == 1):
+                yield Row({fields[0] if fields else "text": value}, origin)
+            else:
+                yield _row_of_json(value, origin, fields)
 
 
-def _read_array(file: File, fields: Sequence[str], count: Count) -> Iterator[RawRow | BrokenInput]:
-    seen = 0
-    with open_plain(file) as stream:
-        for place, value in read_array(json_pieces(stream.chunks(), str(file)), str(file)):
-            count(stream.stored_bytes() - seen)
-            seen = stream.stored_bytes()
-            # An array of strings has one text an element, whatever the field is called.
-            yield (
-                RawRow([value], place)
-                if isinstance(value, str) and len(fields) == 1
-                else _row_of_json(value, place, fields)
-            )
-        count(stream.stored_bytes() - seen)
+def _row_of_json(value: Any, origin: str, fields: Sequence[str] | None) -> Row | BrokenInput:
+    if not isinstance(value, dict):
+        having = f" with {_listed(fields)}" if fields else ""
+        return BrokenInput(origin, f"found a JSON {type(value).__name__}, expected an object{having}")
+    for field in fields or ():
+        if field not in value:
+            return BrokenInput(origin, f"no field {field!r}, found {_listed(list(value))}")
+        if not isinstance(value[field], str):
+            kind = "null" if value[field] is None else type(value[field]).__name__
+            return BrokenInput(origin, f"field {field!r} is {kind}, expected a string")
+    return Row(value, origin)
 
 
-def _form(file: File) -> dict[str, Any]:
+def _dialect(file: File) -> dict[str, Any]:
     csv.field_size_limit(2**31 - 1)
     return {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if format_of(file) == ".tsv" else {"strict": True}
 
 
-def _read_table(file: File, fields: Sequence[str], count: Count) -> Iterator[RawRow | BrokenInput]:
-    cells = csv.reader((line for _, line in _text_lines(file, count)), **_form(file))
+def _read_table(
+    lines: Iterator[tuple[int, str]], file: File, fields: Sequence[str] | None
+) -> Iterator[Row | BrokenInput]:
+    cells = csv.reader((line for _, line in lines), **_dialect(file))
     try:
         names = next(cells, None)
         if names is None:
             return
-        for field in fields:
+        if fields is None and (len(set(names)) < len(names) or not all(names)):
+            raise BrokenInput(f"{file}:1", f"found columns {names}, expected a different name for each")
+        for field in fields or ():
             if names.count(field) != 1:
-                what = "no column" if field not in names else "more than one column"
-                raise BrokenInput(f"{file}: {what} {field!r}, found {_named(names)}")
-        columns = [names.index(field) for field in fields]
+                problem = "no column" if field not in names else "more than one column"
+                raise BrokenInput(file, f"{problem} {field!r}, found {_listed(names)}")
+        columns = [names.index(name) for name in fields or names]
         for row in cells:
-            place = f"{file}:{cells.line_num}"
+            origin = f"{file}:{cells.line_num}"
             if len(row) == len(names):
-                yield RawRow([row[column] for column in columns], place)
+                yield Row({names[column]: row[column] for column in columns}, origin)
             elif row:
-                yield BrokenInput(f"{place}: found {len(row)} columns, expected {len(names)} ({_named(names)})")
+                shown = ", ".join(name[:80] for name in names[:_MAX_NAMES])
+                yield BrokenInput(origin, f"found {len(row)} columns, expected {len(names)} ({shown})")
     except csv.Error as error:
-        place = f"{file}:{cells.line_num}"
-        raise BrokenInput(f"{place}: is not readable as {format_of(file)[1:]} ({error})") from None
+        raise BrokenInput(f"{file}:{cells.line_num}", f"is not readable as {format_of(file)[1:]} ({error})") from None
 
 
-def _read_parquet(file: File, fields: Sequence[str], count: Count) -> Iterator[RawRow | BrokenInput]:
+def _read_conll(lines: Iterator[tuple[int, str]], file: File) -> Iterator[Row | BrokenInput]:
+    texts = [line for _, line in lines]
+    for values, number in read_sentences(texts, str(file), is_conllu=format_of(file) == ".conllu"):
+        yield Row(values, f"{file}:{number}")
+
+
+def _read_parquet(file: File, fields: Sequence[str] | None, count: Count) -> Iterator[Row | BrokenInput]:
     try:
         import pyarrow as pa
     except ImportError:
         raise missing(str(file), "pyarrow") from None
-    number = seen = 0
+    number = counted = 0
     try:
         size = size_of(file)
-        with file.open("rb") as stored, open_parquet(stored) as table:
-            schema = table.schema_arrow
-            for field in fields:
-                if field not in schema.names:
-                    raise BrokenInput(f"{file}: no column {field!r}, found {_named(schema.names)}")
-                kind = schema.field(field).type
-                kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-                    raise BrokenInput(f"{file}: column {field!r} is {kind}, expected strings")
-            for rows in table.iter_batches(batch_size=PARQUET_ROWS, columns=list(fields)):
-                for texts in zip(*(_column_bytes(pa, rows.column(field)) for field in fields), strict=True):
+        with file.open("rb") as stored, _open_parquet(stored) as table:
+            _check_text_columns(pa, file, table.schema_arrow, fields or ())
+            columns = None if fields is None else list(fields)
+            for batch in table.iter_batches(
+                batch_size=ROWS_AT_A_TIME if fields is None else TEXT_ROWS, columns=columns
+            ):
+                for values in batch.to_pylist() if fields is None else _texts_of(pa, batch, fields):
                     number += 1
-                    place = f"{file}:{number}"
-                    if None in texts:
-                        field = fields[texts.index(None)]
-                        yield BrokenInput(f"{place}: column {field!r} is null, expected a string")
+                    field = next((field for field in fields or () if values[field] is None), None)
+                    if field is None:
+                        yield Row(values, f"{file}:{number}")
                     else:
-                        yield RawRow(texts, place)
-                behind = size * number // table.metadata.num_rows
-                count(behind - seen)
-                seen = behind
+                        yield BrokenInput(f"{file}:{number}", f"column {field!r} is null, expected a string")
+                read = size * number // table.metadata.num_rows
+                count(read - counted)
+                counted = read
     except InputError:
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BrokenInput(f"{file}: is not readable as parquet ({reason})") from None
+        raise BrokenInput(file, f"is not readable as parquet ({reason})") from None
 
 
-def _column_bytes(pa: Any, column: Any) -> list[Any]:
-    """Return a column's texts as bytes: some may not be UTF-8, and pyarrow would stop without naming the row."""
-    column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-    return column.cast(pa.large_binary()).to_pylist()
-
-
-def open_parquet(stored: io.BufferedReader) -> Any:
-    """Open a parquet file so that pages are read as they are wanted: row groups may be of any size."""
+def _open_parquet(stored: io.BufferedReader) -> Any:
+    """Open a parquet file so that pages are read when they are needed: row groups may be of any size."""
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(stored, buffer_size=_PAGE_BYTES, pre_buffer=False)
 
 
-def _json_type(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
+def _check_text_columns(pa: Any, file: File, schema: Any, fields: Sequence[str]) -> None:
+    for field in fields:
+        if field not in schema.names:
+            raise BrokenInput(file, f"no column {field!r}, found {_listed(schema.names)}")
+        kind = schema.field(field).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+            raise BrokenInput(file, f"column {field!r} is {kind}, expected strings")
 
 
-def _named(fields: Sequence[str]) -> str:
-    more = f" and {len(fields) - NAMED_FIELDS:,} more" if len(fields) > NAMED_FIELDS else ""
-    return (", ".join(repr(field)[:80] for field in fields[:NAMED_FIELDS]) or "none") + more
+def _texts_of(pa: Any, batch: Any, fields: Sequence[str]) -> Iterator[dict[str, str | None]]:
+    """Yield the texts of a batch. They are decoded here: pyarrow would raise for invalid UTF-8 without the row."""
+    columns = []
+    for field in fields:
+        column = batch.column(field)
+        column = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+        values: list[bytes | None] = column.cast(pa.large_binary()).to_pylist()
+        columns.append([None if value is None else value.decode("utf-8", "surrogateescape") for value in values])
+    for texts in zip(*columns, strict=True):
+        yield dict(zip(fields, texts, strict=True))
+
+
+def _listed(fields: Sequence[str]) -> str:
+    more = f" and {len(fields) - _MAX_NAMES:,} more" if len(fields) > _MAX_NAMES else ""
+    return (", ".join(repr(field)[:80] for field in fields[:_MAX_NAMES]) or "none") + more

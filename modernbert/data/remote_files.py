@@ -1,8 +1,4 @@
-"""Files that are not on this machine's disks, opened like those that are.
-
-In: a URL, or the name of a dataset on the Hugging Face Hub. Out: `RemoteFile`s in a fixed order. A file of its own
-because only here is known that there are networks, and that everything about them can fail.
-"""
+"""Files behind URLs, which are listed and opened like local ones. Errors of all stores become one-line errors."""
 
 import io
 import re
@@ -18,7 +14,7 @@ from modernbert.extras import missing
 __all__ = ["RemoteFile", "dataset_url", "find_remote", "is_url"]
 
 BUFFER_BYTES = 1 << 20
-# What stores call the mark that changes with the content.
+# The keys under which stores have a mark that changes with the content.
 MARKS = ("ETag", "etag", "blob_id", "mtime")
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://")
@@ -30,13 +26,13 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """Hold where a file is, and what its store says of it without opening it."""
+    """The place of a file, and what its store says about it without opening it."""
 
     url: str
     size: int
-    """Bytes as stored; 0 where the store does not say."""
+    """Bytes as stored; 0 if the store does not say."""
     mark: str
-    """What changes with the content; empty where the store has nothing of the kind."""
+    """What changes with the content, such as an ETag; empty if the store has none."""
     filesystem: Any = field(repr=False, compare=False)
     path: str = field(repr=False, compare=False)
 
@@ -50,28 +46,28 @@ class RemoteFile:
 
     @property
     def suffix(self) -> str:
-        """Return the end of the name, with its dot."""
+        """Return the suffix of the name, with its dot."""
         return PurePosixPath(self.path).suffix
 
     def open(self, mode: str = "rb") -> io.BufferedReader:
         """Open the file for reading.
 
-        Raises: Outage naming the URL, here and at every later read, if the store does not give the bytes.
+        Raises:
+            Outage: The store fails, here or at a later read; names the URL.
         """
-        stored = _told(self.url, self.filesystem.open, self.path, mode)
+        stored = _translate_errors(self.url, self.filesystem.open, self.path, mode)
         return io.BufferedReader(_Stream(stored, self.url), BUFFER_BYTES)
 
 
 def is_url(text: str) -> bool:
-    """Tell whether a source is a URL rather than a path."""
+    """Return whether a source is a URL rather than a path."""
     return _URL.match(text) is not None
 
 
 def dataset_url(text: str) -> str | None:
-    """Return the URL of a dataset on the Hub if a source reads as its name, `owner/name` or `owner/name@revision`.
+    """Return the URL of a data set on the Hub for its name, `owner/name` or `owner/name@revision`; None for a path.
 
-    What exists here is a path, and so is all that would lie in a folder that exists here: a misspelt path never turns
-    into a question to the network.
+    A source is a path if it exists or its folder does, so that a misspelled path never becomes a request to the Hub.
     """
     match = _DATASET.fullmatch(text)
     if match is None or Path(text).exists() or Path(match[1]).is_dir():
@@ -80,11 +76,13 @@ def dataset_url(text: str) -> str | None:
 
 
 def find_remote(url: str) -> list[tuple[tuple[str, ...], RemoteFile]]:
-    """List the files below a URL, or those that its `*` stand for, each with the parts of its path below the URL.
+    """List the files below a URL, or those that match its `*`, each with the parts of its path below the URL.
 
-    The order is that of the parts, as for folders on a disk. A URL of one file gives that file, without parts.
+    Files are sorted by these parts, as in a local folder. The URL of one file gives that file, without parts.
 
-    Raises: InputError if the scheme is unknown, its library absent, or nothing is there; Outage if nobody answers.
+    Raises:
+        InputError: The scheme is unknown, its library is missing, or there is no file.
+        Outage: The store does not answer.
     """
     from fsspec.core import url_to_fs
 
@@ -98,13 +96,13 @@ def find_remote(url: str) -> list[tuple[tuple[str, ...], RemoteFile]]:
         raise InputError(f"{url}: {_line(error)}; expected s3://, gs://, hf://, file:// or a path") from None
     root = root.rstrip("/")
     if "*" in root:
-        found = _told(url, filesystem.glob, root, detail=True)
+        found = _translate_errors(url, filesystem.glob, root, detail=True)
         root = root[: root.index("*")].rpartition("/")[0]
     else:
-        info = _told(url, filesystem.info, root)
+        info = _translate_errors(url, filesystem.info, root)
         if info["type"] == "file":
             return [((), _remote_file(filesystem, root, info))]
-        found = _told(url, filesystem.find, root, detail=True)
+        found = _translate_errors(url, filesystem.find, root, detail=True)
     files = [
         (tuple(path.removeprefix(root).strip("/").split("/")), _remote_file(filesystem, path, info))
         for path, info in found.items()
@@ -121,7 +119,7 @@ def _remote_file(filesystem: Any, path: str, info: dict[str, Any]) -> RemoteFile
 
 
 class _Stream(io.RawIOBase):
-    """Read a remote file, every failure told in one way: the libraries of the stores have each their own errors."""
+    """A remote file whose store errors are translated."""
 
     def __init__(self, stored: Any, url: str) -> None:
         self._stored, self._url = stored, url
@@ -133,15 +131,15 @@ class _Stream(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = _told(self._url, self._stored.read, len(buffer))
+        data = _translate_errors(self._url, self._stored.read, len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return _told(self._url, self._stored.seek, offset, whence)
+        return _translate_errors(self._url, self._stored.seek, offset, whence)
 
     def tell(self) -> int:
-        return _told(self._url, self._stored.tell)
+        return _translate_errors(self._url, self._stored.tell)
 
     def close(self) -> None:
         if not self.closed:
@@ -149,8 +147,8 @@ class _Stream(io.RawIOBase):
         super().close()
 
 
-def _told(url: str, call: Callable[Given, Answer], *args: Given.args, **kwargs: Given.kwargs) -> Answer:
-    """Call a store, and turn whatever it raises into one line with the URL."""
+def _translate_errors(url: str, call: Callable[Given, Answer], *args: Given.args, **kwargs: Given.kwargs) -> Answer:
+    """Call a store, and turn whatever it raises into a one-line error with the URL."""
     try:
         return call(*args, **kwargs)
     except FileNotFoundError:

@@ -1,12 +1,8 @@
-"""Tokenised documents on disk.
+"""Shards: tokenized documents on disk, written once, verified when opened, and read in any order.
 
-In: documents and a tokenizer. Out: a folder of shards that is written once, verified when opened, and read in any
-order. A file of its own because tokenising is done once and trained on many times, by programs that must be able to
-trust what they find.
-
-A shard is two files: `.tokens` holds the raw ids of its documents end to end, little-endian, without [CLS] and [SEP],
-which depend on the length a phase cuts to; `.offsets` holds where each document begins, and the end of the last, as
-64-bit integers. `index.json` describes them.
+A shard is two files: `.tokens` has the token ids of its documents end to end, little-endian, without [CLS] and [SEP],
+which are added when documents are cut to a length; `.offsets` has the start of each document and the end of the last
+one, as 64-bit integers. `index.json` describes them.
 """
 
 import hashlib
@@ -16,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +30,7 @@ __all__ = ["Shards", "fill_folder", "write_shards"]
 
 FORMAT, VERSION = "modernbert-shards", 1
 OFFSET = np.dtype("<u8")
-# Mapped files a process keeps open at a time; systems commonly allow 1,024 open files.
+# Memory-mapped files that a process keeps open; systems commonly allow 1,024 open files.
 OPEN_SHARDS = 256
 
 
@@ -48,9 +44,10 @@ def write_shards(
     processes: int = 1,
     progress: Callable[[int], None] = lambda num_tokens: None,
 ) -> None:
-    """Tokenise documents into the new folder `out`, as `fill_folder` does; it appears whole or not at all.
+    """Tokenize documents into the new folder `out`, as `fill_folder` does; the folder appears whole or not at all.
 
-    Raises: InputError if `out` exists, the disk is full, or a document cannot be read; nothing is left behind.
+    Raises:
+        InputError: `out` exists, the disk is full, or a document cannot be read; nothing is left behind.
     """
     with new_folder(Path(out)) as folder:
         fill_folder(
@@ -76,14 +73,24 @@ def fill_folder(
     executor: str = "local",
     done: Path | None = None,
 ) -> None:
-    """Tokenise documents into a folder that is moved into place later; call `progress` with the tokens of each shard.
+    """Tokenize documents into a folder that is moved into place later.
 
-    The reader fills shards by characters, so the bytes written depend on neither the number of processes nor where
-    they run: see `EXECUTORS`. `tally`, which the reader of `documents` fills, goes into the index. In a folder `done`
-    each finished shard leaves its entry: given the same documents again, shards that are there and whole are kept.
+    Shards are filled by characters, so their bytes depend neither on the number of processes nor on the executor.
 
-    Raises: InputError if a document cannot be read or there is none; OSError with the system's number, for `new_folder`
-    to explain, if the disk is full or not writable.
+    Args:
+        documents: The documents.
+        tokenizer_file: The `tokenizer.json` or its folder.
+        folder: The folder to write to.
+        tally: What the reader of `documents` counted; goes into the index.
+        shard_chars: Number of characters after which a shard ends.
+        processes: Number of processes.
+        progress: Called with the number of tokens of each shard.
+        executor: Where to tokenize: `local` or `ray`.
+        done: A folder for the entries of finished shards. Given the same documents again, intact shards are reused.
+
+    Raises:
+        InputError: A document cannot be read, or there is none.
+        OSError: The disk is full or not writable.
     """
     tokenizer = Tokenizer.load(tokenizer_file)
     shards = []
@@ -108,7 +115,7 @@ def fill_folder(
 
 
 class Shards:
-    """Read tokenised documents in any order, without loading them all."""
+    """A folder of tokenized documents, read in any order without loading all of them."""
 
     def __init__(self, folder: Path, index: dict[str, Any]) -> None:
         self.folder = folder
@@ -126,9 +133,10 @@ class Shards:
 
     @staticmethod
     def open(folder: Path | str, verify: bool = True) -> "Shards":
-        """Open a folder of shards; check the size of every file and, if `verify`, its sha256.
+        """Open a folder of shards; check the size of every file and, if `verify`, its SHA-256.
 
-        Raises: InputError naming the file that is absent, cut off or changed, what was found and what was expected.
+        Raises:
+            InputError: A file is missing, cut off or changed; names it, what was found and what was expected.
         """
         folder = Path(folder)
         index = _read_index(folder / "index.json")
@@ -139,7 +147,7 @@ class Shards:
         return Shards(folder, index)
 
     def tokens(self, doc: int, start: int = 0, stop: int | None = None) -> Integer[np.ndarray, " _"]:
-        """Return ids `start` to `stop` of a document, as stored and not writable."""
+        """Return the ids `start` to `stop` of a document as a read-only view."""
         shard = bisect_right(self._first_docs, doc) - 1
         first, length = int(self._starts[doc]), int(self.lengths[doc])
         stop = length if stop is None else min(stop, length)
@@ -147,15 +155,15 @@ class Shards:
 
     def _map(self, shard: int) -> Integer[np.ndarray, " _"]:
         path = self.folder / self._files[shard]
-        if path.stat().st_size == 0:  # nothing to map: documents of which the tokenizer leaves nothing
+        if path.stat().st_size == 0:  # an empty file cannot be mapped; its documents have no tokens
             return np.empty(0, dtype=self._dtype)
-        # A plain view of the map: slices of np.memmap itself are several times slower.
+        # A plain array: slices of np.memmap are several times slower.
         return np.asarray(np.memmap(path, dtype=self._dtype, mode="r"))
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a process needs to write one shard, and where it leaves word that it did."""
+    """One shard to write, and the folder for its entry."""
 
     number: int
     texts: list[str]
@@ -179,26 +187,35 @@ def _grouped(documents: Iterable[Document], shard_chars: int) -> Iterator[list[s
 def _in_order(
     tasks: Iterator[Task], tokenizer_file: Path | str, tokenizer: Tokenizer, executor: str, processes: int
 ) -> Iterator[dict[str, Any]]:
-    """Write a shard for each task, in order, and yield its entry for the index."""
+    """Write a shard for each task; yield their entries for the index in order."""
     if executor == "local" and processes == 1:
         for task in tasks:
             yield write_shard(task, tokenizer)
         return
     running: deque[Future[dict[str, Any]]] = deque()
-    with EXECUTORS[executor](processes) as (write, num_workers):
+    with EXECUTORS[executor](processes) as (submit, num_workers):
         for task in tasks:
-            running.append(write(task, Path(tokenizer_file).absolute()))
-            if len(running) > num_workers:  # one waits while all work; more would only hold memory
+            running.append(submit(_write_in_worker, task, Path(tokenizer_file).absolute()))
+            if len(running) > num_workers:  # one waits while all work; more would only use memory
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
 
 
+@cache
+def _load_tokenizer(file: Path) -> Tokenizer:
+    return Tokenizer.load(file)
+
+
+def _write_in_worker(task: Task, tokenizer_file: Path) -> dict[str, Any]:
+    return write_shard(task, _load_tokenizer(tokenizer_file))
+
+
 def write_shard(task: Task, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Write the two files of a shard, unless they are there, and return its entry for the index."""
+    """Write the two files of a shard, unless an earlier process did; return its entry for the index."""
     name = f"shard-{task.number:05d}"
-    told = task.done / f"{name}.json" if task.done else None
-    if told is not None and (entry := _entry_of_whole(told, task)) is not None:
+    entry_file = task.done / f"{name}.json" if task.done else None
+    if entry_file is not None and (entry := _read_finished(entry_file, task)) is not None:
         return entry
     documents = tokenizer.encode(task.texts, special=False)
     ends = np.cumsum([len(document) for document in documents])
@@ -209,20 +226,20 @@ def write_shard(task: Task, tokenizer: Tokenizer) -> dict[str, Any]:
         "tokens": _write(task.folder / f"{name}.tokens", values),
         "offsets": _write(task.folder / f"{name}.offsets", np.concatenate([[0], ends]).astype(OFFSET)),
     }
-    if told is not None:
+    if entry_file is not None:
         for part in ("tokens", "offsets"):
             sync_file(task.folder / entry[part]["file"])
         try:
-            write_file(told, json.dumps(entry))
+            write_file(entry_file, json.dumps(entry))
         except InputError as error:
             raise Outage(str(error)) from None
     return entry
 
 
-def _entry_of_whole(told: Path, task: Task) -> dict[str, Any] | None:
-    """Return the entry of a shard that an earlier process finished, if its files are still what it wrote."""
+def _read_finished(entry_file: Path, task: Task) -> dict[str, Any] | None:
+    """Return the entry of a shard that an earlier process finished, if its files are intact."""
     try:
-        entry: dict[str, Any] = json.loads(told.read_text())
+        entry: dict[str, Any] = json.loads(entry_file.read_text())
         for part in ("tokens", "offsets"):
             _verify(task.folder / entry[part]["file"], entry[part], content=True)
     except (OSError, ValueError, KeyError, TypeError):
@@ -244,7 +261,7 @@ def _read_index(path: Path) -> dict[str, Any]:
     if not path.parent.is_dir():
         raise InputError(f"{path.parent}: no such folder of shards; `modernbert prepare` writes one")
     if not path.exists():
-        raise InputError(f"{path.parent}: holds no index.json, expected a folder written by `modernbert prepare`")
+        raise InputError(f"{path.parent}: has no index.json, expected a folder written by `modernbert prepare`")
     try:
         index = json.loads(path.read_bytes())
         found = index["format"], index["version"]
@@ -256,7 +273,7 @@ def _read_index(path: Path) -> dict[str, Any]:
 
 
 def _check_index(path: Path, index: dict[str, Any]) -> None:
-    """Refuse an index that lacks a field or contradicts itself: what it says decides how the files are read."""
+    """Check that an index has all fields and does not contradict itself, since it decides how files are read."""
 
     def check(field: str, found: object, expected: object) -> None:
         if type(found) is not type(expected) or found != expected:
@@ -295,7 +312,7 @@ def _check_types(path: Path, place: str, found: object, expected: dict[str, type
 
 def _verify(path: Path, entry: dict[str, Any], content: bool) -> None:
     if not path.exists():
-        raise InputError(f"{path}: is absent, expected {entry['bytes']:,} bytes")
+        raise InputError(f"{path}: is missing, expected {entry['bytes']:,} bytes")
     if path.stat().st_size != entry["bytes"]:
         raise InputError(f"{path}: has {path.stat().st_size:,} bytes, expected {entry['bytes']:,}")
     if content and (found := sha256_of(path)) != entry["sha256"]:

@@ -14,10 +14,10 @@ import yaml
 
 from modernbert.errors import InputError
 
-__all__ = ["Parts", "Subset", "choose_split", "is_shard", "name_of_split", "splits_in", "subset_of"]
+__all__ = ["Parts", "Subset", "choose_split", "is_shard", "match_split", "name_of_split", "splits_in", "subset_of"]
 
 Parts = tuple[str, ...]
-"""path of a file below the folder that was named, part by part"""
+"""the path of a file below the folder of the data set, part by part"""
 
 _KEYWORDS = {
     "train": ("train", "training"),
@@ -36,9 +36,9 @@ _MOST_NAMED = 6
 
 @dataclass(frozen=True)
 class Subset:
-    """Hold what the README.md of a data set says of one subset: its folder, and the patterns of each split's files.
+    """A subset as the README.md of a data set lists it: its folder, and the patterns of each split's files.
 
-    `patterns` is None where the names of the files decide.
+    `patterns` is None if the names of the files decide.
     """
 
     folder: Parts = ()
@@ -46,9 +46,10 @@ class Subset:
 
 
 def subset_of(readme: str | None, name: str | None, source: str) -> Subset:
-    """Return the subset `name` as the YAML header of a README.md has it under `configs`; the default one if None.
+    """Return the subset `name`, or the default one, as the YAML header of a README.md lists it under `configs`.
 
-    Raises: InputError if there is no such subset, none is the default, or the header has unsupported options.
+    Raises:
+        InputError: There is no such subset, none is the default, or the header has unsupported options.
     """
     configs = _configs_of(readme, source)
     if not configs:
@@ -77,24 +78,23 @@ def subset_of(readme: str | None, name: str | None, source: str) -> Subset:
 
 
 def choose_split(paths: Sequence[Parts], split: str, source: str, subset: Subset = Subset()) -> tuple[str, list[int]]:
-    """Return the name under which a data set has a split, and the numbers of the files that hold it.
+    """Return the data set's own name of a split, and the indices of its files.
 
-    `validation`, `valid`, `val` and `dev` name one split, and so do `test` and `eval`. A name that is none of these is
-    that of a file or folder, such as `validation_matched`. Files without any split in their names are all `train`,
-    or what the folder is called.
+    `validation`, `valid`, `val` and `dev` are the same split, and so are `test` and `eval`. Another name is that of a
+    file or folder, such as `validation_matched`. If no file name has a split, all files are `train`, or the split that
+    the folder is named after.
 
     >>> choose_split([("dev.csv",), ("train.csv",), ("notes.csv",)], "validation", "some/")
     ('validation', [0])
 
-    Raises: InputError naming what was found, if the split is not there or more than one fits.
+    Raises:
+        InputError: The data set does not have the split, or more than one fits; names those it has.
     """
     inside = [number for number, parts in enumerate(paths) if parts[: len(subset.folder)] == subset.folder]
     below = {number: paths[number][len(subset.folder) :] for number in inside}
     splits = _matched(below, subset.patterns) if subset.patterns is not None else _by_names(below, source)
-    if split in splits:
-        return split, splits[split]
     group = name_of_split(split)
-    fitting = [name for name in splits if group is not None and name_of_split(name) == group]
+    fitting = _fitting(list(splits), split)
     if len(fitting) == 1:
         return fitting[0], splits[fitting[0]]
     if not fitting and group is None and subset.patterns is None:
@@ -104,7 +104,7 @@ def choose_split(paths: Sequence[Parts], split: str, source: str, subset: Subset
     if fitting:
         raise InputError(f"{source}: found the splits {', '.join(fitting)} for {split!r}; choose one by its own name")
     if list(splits) == ["train"] and subset.patterns is None and not any(map(splits_in, below.values())):
-        # A folder called dev is named for what it holds.
+        # A folder named dev has the split dev.
         if group in _groups([PurePosixPath(source).name]):
             return split, splits["train"]
         raise InputError(
@@ -118,7 +118,7 @@ def choose_split(paths: Sequence[Parts], split: str, source: str, subset: Subset
 
 
 def name_of_split(name: str) -> str | None:
-    """Return train, validation or test for a keyword that names the split; None for any other name.
+    """Return train, validation or test for a keyword of that split; None for any other name.
 
     >>> name_of_split("dev")
     'validation'
@@ -127,12 +127,36 @@ def name_of_split(name: str) -> str | None:
 
 
 def is_shard(parts: Parts) -> bool:
-    """Say whether a file is called as the hub's own are: `data/NAME-00000-of-00001.*`.
+    """Return whether a file is named like the Hub's own: `data/NAME-00000-of-00001.*`.
 
     >>> is_shard(("data", "train-00000-of-00001.parquet"))
     True
     """
     return _SHARD.fullmatch("/".join(parts)) is not None
+
+
+def match_split(names: Sequence[str], split: str, source: str) -> str:
+    """Return the one of a data set's split names that is `split` or has the same meaning.
+
+    >>> match_split(["train", "validation"], "dev", "owner/name")
+    'validation'
+
+    Raises:
+        InputError: None or several do; lists the names.
+    """
+    fitting = _fitting(names, split)
+    if len(fitting) == 1:
+        return fitting[0]
+    found = ", ".join(fitting or names) or "none"
+    if fitting:
+        raise InputError(f"{source}: found the splits {found} for {split!r}; choose one by its own name")
+    raise InputError(f"{source}: has no split {split!r}, found {found}; choose another split")
+
+
+def _fitting(names: Sequence[str], split: str) -> list[str]:
+    """Return the split itself if it is among the names, else the names with its meaning."""
+    group = name_of_split(split)
+    return [split] if split in names else [name for name in names if group and name_of_split(name) == group]
 
 
 def splits_in(parts: Parts) -> list[str]:

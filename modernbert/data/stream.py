@@ -1,7 +1,6 @@
-"""Shards to batches: the endless stream that training draws from, and the finite one that it is judged by.
+"""Packed and masked batches from shards: an endless stream for training, and a finite one for held-out evaluation.
 
-In: named shards, a tokenizer, a seed. Out: packed and masked batches. A file of its own because the order of training
-is decided here: what bin number b holds, and what is masked in it, depends on the seed and b alone.
+The contents and the masks of bin number b are a function of the seed and b.
 """
 
 import math
@@ -26,15 +25,15 @@ __all__ = ["Packed", "Stream", "heldout_batches", "prefetch"]
 
 Item = TypeVar("Item")
 
-# Pieces that bins are chosen from, but where more are needed to fill two.
-_LEAST_IN_POOL, _MOST_IN_POOL = 32, 4096
+# Chunks that bins are chosen from, unless two bins need more.
+_MIN_POOL, _MAX_POOL = 32, 4096
 
 
 @dataclass(frozen=True)
 class Packed:
-    """Hold one batch of a stream, its number, and where the stream stood when it was made.
+    """One batch of a stream, its number, and the state of the stream after it.
 
-    `batch` is None where the bin is another process's to train on.
+    `batch` is None if the bin belongs to another process.
     """
 
     batch: Batch | None
@@ -43,15 +42,15 @@ class Packed:
     """Tokens in the bin; `num_tokens / budget_tokens` is the fill."""
     budget_tokens: int
     source_tokens: dict[str, int]
-    """Tokens of each source in all bins up to this one."""
+    """Tokens of each source in all bins up to and including this one."""
     epochs: dict[str, float]
-    """How often each source has been gone through up to here."""
+    """How often each source has been read so far."""
     _identity: dict[str, Any]
     _sources: tuple[tuple[tuple[int, int], int], ...]
     _pool: tuple[tuple[int, int], ...]
 
     def cursor(self) -> dict[str, Any]:
-        """Describe the stream right behind this batch, for JSON; what was fetched ahead does not matter."""
+        """Return the state of the stream after this batch, for JSON. Prefetched batches do not change it."""
         return {
             "identity": self._identity,
             "bin": self.bin + 1,
@@ -59,22 +58,30 @@ class Packed:
                 name: {"place": list(place), "drawn": drawn, "served": self.source_tokens[name]}
                 for name, (place, drawn) in zip(self.source_tokens, self._sources, strict=True)
             },
-            "pool": [piece for piece, _ in self._pool],
+            "pool": [chunk for chunk, _ in self._pool],
         }
 
 
 class Stream:
-    """Serve packed and masked batches without end.
+    """An endless stream of packed and masked batches.
 
-    Documents are cut into pieces of at most `max_len` tokens, [CLS] and [SEP] included; nothing is dropped. Where there
-    are several sources, the next piece comes from the one furthest behind its share of the tokens; shares are as
-    `weights`, or as the sources' sizes. A `cursor` of an earlier batch makes the stream go on behind it, with batches
-    equal to the bit.
+    Documents are cut into chunks of at most `max_len` tokens, [CLS] and [SEP] included; nothing is dropped. With
+    several sources, the next chunk comes from the source furthest behind its share of the tokens.
 
-    Every process of a run goes over the same bins; with `share=(rank, world_size)` the batches of bins rank,
-    rank + world_size, ... are built, which is nearly all of the work.
+    Args:
+        sources: The shards of each source by name.
+        tokenizer: The tokenizer of the shards.
+        seed: The seed of the order and the masks.
+        max_len: The maximum length of a chunk in tokens.
+        budget_tokens: The maximum number of tokens of a batch.
+        mask_rate: The probability that a token is masked.
+        weights: The share of each source of the tokens; by default in proportion to their sizes.
+        cursor: The state after an earlier batch, from which the stream continues with bitwise equal batches.
+        share: (rank, world size). All processes iterate over the same bins; a process builds the batches of the bins
+            rank, rank + world size, ..., which is nearly all of the work.
 
-    Raises: InputError if tokenizer, shards, weights, lengths or cursor do not go together.
+    Raises:
+        InputError: The tokenizer, shards, weights, lengths and cursor do not match.
 
     Source: ModernBERT, ACL edition, appendix A.2 for the packing, C.1 for the order.
     """
@@ -93,19 +100,19 @@ class Stream:
         share: tuple[int, int] = (0, 1),
     ) -> None:
         _check(sources, tokenizer, seed, max_len, budget_tokens, mask_rate)
-        pieces = Chunks(list(sources.values()), max_len, tokenizer.cls_id, tokenizer.sep_id)
-        self._builder = _Builder(pieces, tokenizer, seed, mask_rate)
+        chunks = Chunks(list(sources.values()), max_len, tokenizer.cls_id, tokenizer.sep_id)
+        self._builder = _Builder(chunks, tokenizer, seed, mask_rate)
         self._names = list(sources)
         self._rank, self._world_size = share
-        self._sizes = {name: pieces.num_tokens(n) for n, name in enumerate(sources)}
+        self._sizes = {name: chunks.num_tokens(n) for n, name in enumerate(sources)}
         self._shares = _shares(self._sizes, weights)
-        pool_size = _pool_size(pieces, self._shares, budget_tokens)
+        pool_size = _pool_size(chunks, self._shares, budget_tokens)
         self._packer = Packer(budget_tokens, pool_size)
         self._identity: dict[str, Any] = {
             "seed": seed,
             "max_len": max_len,
             "budget_tokens": budget_tokens,
-            # In their order, which numbers the pieces.
+            # A list, because their order numbers the chunks.
             "sources": [[name, shards.num_docs, shards.num_tokens] for name, shards in sources.items()],
             "pool": pool_size,
         }
@@ -113,15 +120,15 @@ class Stream:
         _check_cursor(cursor, self._identity)
         start = [cursor["sources"].get(name, {"place": (0, 0), "drawn": 0, "served": 0}) for name in self._names]
         self._bin: int = cursor["bin"]
-        self._orders = [ChunkOrder(pieces, n, seed, source["place"]) for n, source in enumerate(start)]
+        self._orders = [ChunkOrder(chunks, n, seed, source["place"]) for n, source in enumerate(start)]
         self._drawn: list[int] = [source["drawn"] for source in start]
         self._served: list[int] = [source["served"] for source in start]
         pool = np.array(cursor["pool"], dtype=np.int64)
-        for piece, length in zip(pool.tolist(), pieces.lengths(pool).tolist(), strict=True):
-            self._packer.add(piece, length)
+        for chunk, length in zip(pool.tolist(), chunks.lengths(pool).tolist(), strict=True):
+            self._packer.add(chunk, length)
 
     def __iter__(self) -> Iterator[Packed]:
-        """Yield batch after batch; a stream has one place, so go over it once."""
+        """Yield batches. A stream has one position, so iterate over it once."""
         while True:
             while not self._packer.is_full:
                 self._draw()
@@ -146,13 +153,13 @@ class Stream:
             yield packed
 
     def _draw(self) -> None:
-        """Move one piece into the pool, from the source furthest behind its share."""
+        """Move one chunk into the pool, from the source furthest behind its share."""
         total = sum(self._drawn)
         behind = [share * total - drawn for share, drawn in zip(self._shares, self._drawn, strict=True)]
-        # With nothing drawn yet, or all in step, the largest share goes first; a share of nothing never does.
+        # At the start and in ties, the largest share goes first; a share of 0 never does.
         source = max(range(len(behind)), key=lambda n: (self._shares[n] > 0, behind[n], self._shares[n]))
-        piece, length = self._orders[source].take()
-        self._packer.add(piece, length)
+        chunk, length = self._orders[source].take()
+        self._packer.add(chunk, length)
         self._drawn[source] += length
 
 
@@ -166,21 +173,21 @@ def heldout_batches(
     mask_rate: float,
     limit_tokens: int | None = None,
 ) -> Iterator[Batch]:
-    """Yield every piece of some shards once, packed, with the same masks each time it is called.
+    """Yield every chunk of some shards once, packed, with the same masks at each call.
 
-    With `limit_tokens`, stop at the first batch that reaches it; the pieces are shuffled, so that what is left is a
-    sample of all documents.
+    Chunks are shuffled. With `limit_tokens`, stop at the first batch that reaches it, after a sample of all documents.
 
-    Raises: InputError if tokenizer, shards and lengths do not go together.
+    Raises:
+        InputError: The tokenizer, shards and lengths do not match.
     """
     _check({"heldout": shards}, tokenizer, seed, max_len, budget_tokens, mask_rate)
-    pieces = Chunks([shards], max_len, tokenizer.cls_id, tokenizer.sep_id)
+    chunks = Chunks([shards], max_len, tokenizer.cls_id, tokenizer.sep_id)
 
     def batches() -> Iterator[Batch]:
-        builder = _Builder(pieces, tokenizer, seed, mask_rate)
-        order = ChunkOrder(pieces, 0, seed)
+        builder = _Builder(chunks, tokenizer, seed, mask_rate)
+        order = ChunkOrder(chunks, 0, seed)
         packer = Packer(budget_tokens)
-        left = len(pieces.ranges[0])
+        left = len(chunks.ranges[0])
         number = num_tokens = 0
         while (left or len(packer)) and (limit_tokens is None or num_tokens < limit_tokens):
             while left and not packer.is_full:
@@ -196,7 +203,7 @@ def heldout_batches(
 def prefetch(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
     """Yield the same items, made up to `depth` ahead by one background thread.
 
-    What the thread raises is raised here. The thread ends when the items do, or when this generator is closed.
+    Errors of the thread are raised here. The thread ends with the items, or when this generator is closed.
     """
     queue: Queue[tuple[Item] | BaseException | None] = Queue(maxsize=depth)
     stopped = Event()
@@ -237,22 +244,22 @@ def prefetch(items: Iterator[Item], depth: int = 4) -> Iterator[Item]:
 
 
 class _Builder:
-    """Turn the pieces of a bin into a masked batch: a function of the seed, the bin and the pieces."""
+    """Builds the masked batch of a bin, a function of the seed, the bin and its chunks."""
 
-    def __init__(self, pieces: Chunks, tokenizer: Tokenizer, seed: int, mask_rate: float) -> None:
-        self._pieces, self._tokenizer, self._seed, self._mask_rate = pieces, tokenizer, seed, mask_rate
+    def __init__(self, chunks: Chunks, tokenizer: Tokenizer, seed: int, mask_rate: float) -> None:
+        self._chunks, self._tokenizer, self._seed, self._mask_rate = chunks, tokenizer, seed, mask_rate
 
-    def count(self, pieces: Sequence[int]) -> list[int]:
-        """Return how many tokens of some pieces come from each source."""
-        numbers = np.array(pieces, dtype=np.int64)
-        by_source = np.zeros(len(self._pieces.ranges), dtype=np.int64)
-        np.add.at(by_source, self._pieces.source_of(numbers), self._pieces.lengths(numbers))
+    def count(self, chunks: Sequence[int]) -> list[int]:
+        """Return how many tokens of some chunks come from each source."""
+        numbers = np.array(chunks, dtype=np.int64)
+        by_source = np.zeros(len(self._chunks.ranges), dtype=np.int64)
+        np.add.at(by_source, self._chunks.source_of(numbers), self._chunks.lengths(numbers))
         return by_source.tolist()
 
-    def build(self, pieces: Sequence[int], bin: int) -> Batch:
-        """Return the masked batch of some pieces."""
-        tokens, lengths = self._pieces.gather(np.array(pieces, dtype=np.int64))
-        # One key a bin, so that a bin's masks don't depend on how the bins before it were made.
+    def build(self, chunks: Sequence[int], bin: int) -> Batch:
+        """Return the masked batch of some chunks."""
+        tokens, lengths = self._chunks.gather(np.array(chunks, dtype=np.int64))
+        # A key per bin: the masks of a bin do not depend on the bins before it.
         rng = np.random.Generator(np.random.Philox(key=np.array([self._seed, bin], dtype=np.uint64)))
         masked, where, labels = mask_tokens(
             tokens,
@@ -305,22 +312,22 @@ def _shares(sizes: Mapping[str, int], weights: Mapping[str, float] | None) -> li
     return [weights[name] / total for name in sizes]
 
 
-def _pool_size(pieces: Chunks, shares: Sequence[float], budget_tokens: int) -> int:
-    """Return from how many pieces to choose: an eighth of an epoch of each source at most, but enough for two bins.
+def _pool_size(chunks: Chunks, shares: Sequence[float], budget_tokens: int) -> int:
+    """Return the size of the pool: at most an eighth of an epoch of each source, but enough for two bins.
 
-    A pool that holds more of an epoch, or several, would serve some pieces again before it has served others once.
+    With more of an epoch in the pool, some chunks would be served twice before others are served once.
     """
-    counts = [len(owned) for owned in pieces.ranges]
-    # By the token; shares are of tokens.
-    rates = [share * count / pieces.num_tokens(n) for n, (share, count) in enumerate(zip(shares, counts, strict=True))]
+    counts = [len(owned) for owned in chunks.ranges]
+    # Chunks per token, because shares are of tokens.
+    rates = [share * count / chunks.num_tokens(n) for n, (share, count) in enumerate(zip(shares, counts, strict=True))]
     eighths = [count * sum(rates) / (8 * rate) for count, rate in zip(counts, rates, strict=True) if rate]
-    return int(max(_LEAST_IN_POOL, 2 * budget_tokens * sum(rates), min(_MOST_IN_POOL, *eighths)))
+    return int(max(_MIN_POOL, 2 * budget_tokens * sum(rates), min(_MAX_POOL, *eighths)))
 
 
 def _check_cursor(cursor: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
     if "pool" not in cursor["identity"]:
         raise InputError(
-            "cursor: is of an earlier version, which packed otherwise; begin another run with init_from and "
+            "cursor: is of an earlier version, which packed differently; start a new run with init_from and "
             "init_optimizer, or finish this one with that version"
         )
     for key, expected in identity.items():

@@ -1,4 +1,4 @@
-"""The suffixes of the files that commands read, and the one error for a file with another suffix."""
+"""The suffixes of the files that commands read, and the error for a file with another suffix."""
 
 from pathlib import Path
 
@@ -8,8 +8,8 @@ from modernbert.errors import InputError
 __all__ = ["CODE", "CONLL", "KNOWN", "PROSE", "ROWS", "check_suffix", "format_of", "known_suffixes", "unknown_suffix"]
 
 PROSE = (".txt", ".md", ".rst")
-# Files with named fields. A .json file holds one array, of objects or of strings.
-ROWS = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+# Files with named fields. A .json file has one array of objects or strings.
+ROWS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
 CONLL = (".conll", ".conllu", ".iob", ".iob2", ".bio")
 CODE = tuple(
     ".py .pyi .pyx .ipynb .c .h .cc .cpp .cxx .hh .hpp .cu .cuh .java .kt .scala .js .jsx .mjs .ts .tsx .go .rs .rb"
@@ -17,7 +17,7 @@ CODE = tuple(
     " .yml .toml .ini .cfg .cmake .proto .tex .vue".split()
 )
 KNOWN = (*PROSE, *ROWS, *CONLL, *CODE)
-_PACKED = (".gz", ".zst")
+_COMPRESSIONS = (".gz", ".zst")
 
 
 def format_of(file: Path | RemoteFile) -> str:
@@ -27,15 +27,16 @@ def format_of(file: Path | RemoteFile) -> str:
     '.jsonl'
     """
     name = file.name.lower()
-    for packed in _PACKED:
-        name = name.removesuffix(packed)
+    for suffix in _COMPRESSIONS:
+        name = name.removesuffix(suffix)
     return Path(name).suffix
 
 
 def check_suffix(file: Path | RemoteFile, *, bare_ok: bool = True) -> None:
-    """Check that a file has a known suffix; with `bare_ok` it may have none, and is plain text then.
+    """Check that a file has a known suffix; with `bare_ok` it may have none and is plain text.
 
-    Raises: InputError naming the file and the known suffixes.
+    Raises:
+        InputError: It has another suffix; names the known ones.
     """
     suffix = format_of(file)
     if suffix not in KNOWN and (suffix or not bare_ok):

@@ -1,4 +1,4 @@
-"""`modernbert tokenizer`: learn a vocabulary from text, or make ModernBERT's own from OLMo's."""
+"""`modernbert tokenizer`: trains a vocabulary on texts, or turns OLMo's tokenizer into ModernBERT's."""
 
 import sys
 from collections.abc import Iterator
@@ -8,42 +8,48 @@ from pathlib import Path
 from modernbert.data.corpus import Tally, find_files, read_documents, show_reading, stored_bytes
 from modernbert.errors import InputError
 from modernbert.files import new_folder
-from modernbert.tokenizer.tokenizer import Tokenizer, adapt_olmo, train_tokenizer
+from modernbert.tokenizer.bpe_training import adapt_olmo, train_tokenizer
+from modernbert.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["TokenizerConfig", "run"]
 
 
 @dataclass
 class TokenizerConfig:
-    """What to learn from and where the tokenizer's folder goes."""
+    """What to learn from and where to write."""
 
     out: str
+    """The folder to write."""
     sources: list[str] = field(default_factory=list)
+    """Files, folders, URLs (s3://, gs://, hf://, ...) or names of data sets on the Hugging Face Hub."""
     vocab_size: int = 50_368
+    """Number of entries, a multiple of 64."""
     max_length: int = 8_192
-    """Written into tokenizer_config.json for other libraries; nothing here cuts by it."""
+    """The model_max_length in tokenizer_config.json, for other libraries."""
     text_field: str = "text"
+    """Field with the text, in files with rows."""
     txt_unit: str = "file"
-    """What is a document in .txt, .md and .rst: file, line or paragraph."""
+    """What a document is in .txt, .md and .rst: file, line or paragraph."""
     invalid: str = "repair"
     """What to do with text that is not UTF-8: repair or refuse."""
     on_error: str = "fail"
     """What to do with unreadable files and rows: fail, or skip and list them."""
     adapt: str | None = None
-    """OLMo's tokenizer.json: add ModernBERT's roles to it and learn nothing."""
+    """OLMo's tokenizer.json, to which ModernBERT's special tokens are added; nothing is trained."""
 
 
 def run(config: TokenizerConfig) -> Path:
-    """Write a folder with `tokenizer.json` and the two files other libraries want beside it.
+    """Write a folder with `tokenizer.json` and the two files that other libraries need beside it.
 
-    Raises: InputError if there is nothing to learn from, too little, or `out` exists.
+    Raises:
+        InputError: There is too little text to learn from, or `out` exists.
     """
     if bool(config.sources) == bool(config.adapt):
         raise InputError("tokenizer: expected either sources to learn from or adapt=OLMO_TOKENIZER_JSON")
     if config.max_length < 3:
         raise InputError(f"max_length: found {config.max_length}, expected at least 3: [CLS], one token and [SEP]")
     if config.sources:
-        find_files(config.sources)  # what is missing is reported before a folder is made
+        find_files(config.sources)  # reports what is missing before a folder is made
     out = Path(config.out)
     with new_folder(out) as folder:
         tokenizer = adapt_olmo(config.adapt) if config.adapt else _train(config)
@@ -67,10 +73,6 @@ def _train(config: TokenizerConfig) -> Tokenizer:
                 yield document.text
 
         tokenizer = train_tokenizer(texts(), config.vocab_size)
-    counted = f"{tally.documents:,} documents, {tally.empty:,} empty ones left out, {tally.repaired:,} repaired"
-    counted += f", {tally.passed_over:,} files of other formats or linked folders passed over"
-    if tally.skipped:
-        counted += f", {tally.skipped:,} broken rows or files skipped"
-    print(f"learned from {tally.bytes / 1e6:,.1f} MB in {counted}", file=sys.stderr)
+    print(f"learned from {tally.bytes / 1e6:,.1f} MB: {tally.describe()}", file=sys.stderr)
     tally.skips.show()
     return tokenizer

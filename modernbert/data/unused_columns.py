@@ -1,6 +1,6 @@
-"""Refuse columns that look like something to learn from, but that the task does not read.
+"""Checks for columns that look like labels, scores or texts of a task, but that the task does not read.
 
-Columns without such a name (`id`, `source`, `title`, ...) pass, and so do those without a value.
+Columns with another name (`id`, `source`, `title`, ...) and columns without values pass.
 """
 
 import re
@@ -69,7 +69,7 @@ def check_signals(
 
 
 def is_negative(column: str) -> bool:
-    """Say whether `negatives_of` reads a column.
+    """Return whether `negatives_of` reads a column.
 
     >>> is_negative("negative_2"), is_negative("negative_score")
     (True, False)
@@ -80,9 +80,10 @@ def is_negative(column: str) -> bool:
 def negatives_of(row: Row) -> list[str]:
     """Return the texts of `negative`, `negative_1`, `negative_2`, ... in this order, or of the list `negatives`.
 
-    Columns without a value are none.
+    Columns without a value are skipped.
 
-    Raises: InputError naming the row, for an empty text, no list, or a list beside single columns.
+    Raises:
+        InputError: A text is empty, `negatives` is not a list of texts, or both forms are used; names the row.
     """
     numbered = sorted((int(match[1]), name) for name in row.values if (match := _NUMBERED.fullmatch(name)) is not None)
     names = [name for name in ("negative", *(name for _, name in numbered)) if row.values.get(name) is not None]
@@ -98,7 +99,7 @@ def negatives_of(row: Row) -> list[str]:
 
 
 def without_columns(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:
-    """Return rows without the columns that are to be left out."""
+    """Return rows without some columns."""
     if not names:
         return list(rows)
     return [Row({key: value for key, value in row.values.items() if key not in names}, row.origin) for row in rows]

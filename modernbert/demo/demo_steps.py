@@ -27,7 +27,7 @@ from modernbert.extras import require
 from modernbert.files import new_folder, write_file
 from modernbert.inference.modernbert import ModernBert
 from modernbert.model.embedder import EmbeddingConfig
-from modernbert.tokenizer.tokenizer import train_tokenizer
+from modernbert.tokenizer.bpe_training import train_tokenizer
 from modernbert.training.pretraining import PretrainConfig, pretrain
 from modernbert.training.retriever_finetuning import RetrieverConfig, finetune_retriever
 from modernbert.training.run_folder import begin_run_folder

@@ -1,10 +1,9 @@
-"""BM25, the lexical ranking that every table of vectors is shown beside.
+"""BM25, the lexical baseline of retrieval evaluation.
 
-In: queries and passages as text. Out: a score for each pair, or each query's best passages. The words are lower-cased
-alphanumeric runs, no stemming, no stop words; identifiers are split into their parts. Scripts without blanks between
-words (Chinese, Japanese, Thai, ...) give overlapping pairs of letters instead.
+Words are lower-cased alphanumeric runs, without stemming or stop words. Identifiers are split into their parts. Scripts
+without spaces between words (Chinese, Japanese, Thai, ...) are split into overlapping character bigrams.
 
-Source: Lucene's CJKAnalyzer for the pairs.
+Source: Lucene's CJKAnalyzer for the bigrams.
 """
 
 import logging
@@ -54,7 +53,8 @@ def bm25_scores(
 ) -> Float32[np.ndarray, "Q P"]:
     """Score every passage for every query by BM25 as Lucene computes it.
 
-    Raises: InputError if bm25s is not installed, or there is no passage with a word.
+    Raises:
+        InputError: bm25s is not installed, or no passage has a word.
     """
     score = _scorer(passages, k1, b)
     return np.stack([score(query) for query in queries]) if queries else np.zeros((0, len(passages)), np.float32)
@@ -63,26 +63,27 @@ def bm25_scores(
 def bm25_best(
     queries: Sequence[str], passages: Sequence[str], k: int, *, k1: float = 0.9, b: float = 0.4
 ) -> tuple[Float32[np.ndarray, "Q k"], Int64[np.ndarray, "Q k"]]:
-    """Return the scores and numbers of each query's `k` best passages, best first; of equals the first stays first.
+    """Return the scores and indices of the `k` best passages of each query, best first, or of all if there are fewer.
 
-    With fewer passages than `k`, all. One query is scored at a time: all pairs would not fit a machine.
+    Ties are in the order of the passages. One query is scored at a time, so memory does not grow with all pairs.
 
-    Raises: InputError if bm25s is not installed, or there is no passage with a word.
+    Raises:
+        InputError: bm25s is not installed, or no passage has a word.
     """
     score = _scorer(passages, k1, b)
     k = min(k, len(passages))
     scores, numbers = np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)
     for row, query in enumerate(queries):
         of_query = score(query)
-        least = np.partition(of_query, -k)[-k]
-        good = np.flatnonzero(of_query >= least)
+        threshold = np.partition(of_query, -k)[-k]
+        good = np.flatnonzero(of_query >= threshold)
         numbers[row] = good[np.argsort(-of_query[good], kind="stable")[:k]]
         scores[row] = of_query[numbers[row]]
     return scores, numbers
 
 
 def _scorer(passages: Sequence[str], k1: float, b: float) -> Callable[[str], Float32[np.ndarray, " P"]]:
-    """Return what scores all passages for a query."""
+    """Index the passages; return a function that scores all of them for a query."""
     try:
         import bm25s
     except ImportError:

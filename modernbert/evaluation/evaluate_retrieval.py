@@ -1,8 +1,7 @@
-"""`modernbert evaluate retrieval`: how well a model finds what collections in BEIR's form ask for.
+"""`modernbert evaluate retrieval`: nDCG@10, MRR@10 and recall@100 of a model on collections in BEIR's format.
 
-In: a model folder, folders of collections or `mteb:` and the name of a task. Out: nDCG@10, MRR@10 and recall@100 of
-each, with BM25 beside them where it is asked for: a table, and JSON. A query without a relevant document is left out,
-and counted; so are texts cut.
+A collection is a folder or `mteb:` and the name of a task. BM25 is scored beside the model on request. Queries without
+a relevant document are excluded and counted; truncated texts are counted.
 """
 
 import json
@@ -15,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from modernbert.checkpoints.folder import digest_of
-from modernbert.data.collections import Collection, read_collection
+from modernbert.data.beir import Collection, Rank, read_collection
 from modernbert.errors import InputError
 from modernbert.evaluation.mteb_tasks import run_task, tasks_of
-from modernbert.evaluation.retrieval_eval import Rank, rank_by_index, rank_by_model, rank_by_words, score_collection
+from modernbert.evaluation.retrieval_eval import rank_by_index, rank_by_model, rank_by_words, score_collection
 from modernbert.extras import require
 from modernbert.files import check_target, write_file
 from modernbert.inference.modernbert import ModernBert
@@ -32,10 +31,10 @@ _MTEB = "mteb:"
 
 @dataclass
 class RetrievalConfig:
-    """Which model on which collections; what is None is as the model was tuned.
+    """The model, the collections, and the settings that differ from those the model was fine-tuned with.
 
-    `pooling` is mean, cls, or tokens for late interaction; lengths are the most tokens of a text, which is cut there.
-    `index` is a folder in which the documents' vectors are kept, and found again.
+    `pooling` is mean, cls, or tokens for late interaction. Texts longer than `query_length` or `document_length` tokens
+    are truncated. `index` is a folder in which document vectors are stored and reused.
     """
 
     model: str
@@ -54,12 +53,13 @@ class RetrievalConfig:
 
 
 def run(config: RetrievalConfig) -> list[dict[str, Any]]:
-    """Score collection after collection, write JSON after each if asked to, print a table, and return the rows.
+    """Score each collection, print a table, and return its rows; `out` is written after each collection.
 
-    Raises: InputError for a collection whose files do not fit together, or a model that cannot be loaded.
+    Raises:
+        InputError: The files of a collection contradict each other, or the model cannot be loaded.
     """
     if not config.collections:
-        raise InputError("collections: found none, expected a folder in BEIR's form")
+        raise InputError("collections: found none, expected a folder in BEIR's format")
     if config.pooling not in (None, "mean", "cls", "tokens"):
         raise InputError(f"pooling: found {config.pooling!r}, expected mean, cls or tokens")
     check_numbers(config)
@@ -72,10 +72,10 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
         require("--index", "lancedb", "pyarrow", extra="index")
     folders = [Path(name).resolve().name for name in config.collections if not name.startswith(_MTEB)]
     if config.index is not None and len(set(folders)) < len(folders):
-        raise InputError("collections: found two folders of one name, which would share an index; expected other names")
+        raise InputError("collections: found two folders of one name, which would share an index; rename one")
     check_target(config.out)
     check_target(None if config.index is None else config.index / "vectors.lance")
-    collections = [each for name in config.collections for each in _opened(name, config.split)]
+    collections = [each for name in config.collections for each in _open(name, config.split)]
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype)
     asked = ("pooling", "query_prompt", "document_prompt", "query_length", "document_length")
     changes: dict[str, Any] = {name: getattr(config, name) for name in asked if getattr(config, name) is not None}
@@ -90,7 +90,7 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
         for name, collection in collections:
             for system, rank in systems.items():
                 rows.extend({"system": system, **row} for row in _rows(name, collection, config.split, rank))
-                # What is scored is there, whatever becomes of the next.
+                # Written now: a later collection may fail.
                 if config.out is not None:
                     write_file(config.out, json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
     finally:
@@ -99,15 +99,15 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def _opened(name: str, split: str) -> list[tuple[str, Collection | Any]]:
-    """Return the collection of a folder, or the tasks that a name of mteb's stands for."""
+def _open(name: str, split: str) -> list[tuple[str, Collection | Any]]:
+    """Read the collection of a folder, or look up the mteb tasks of a name."""
     if name.startswith(_MTEB):
         return list(tasks_of(name.removeprefix(_MTEB)).items())
     return [(name, read_collection(Path(name), split))]
 
 
 def _rows(name: str, collection: Collection | Any, split: str, rank: Rank) -> list[dict[str, Any]]:
-    """Return what is said of one system on a folder, or on each subset of a task of mteb."""
+    """Return the row of one system on a folder, or the rows of each subset of an mteb task."""
     if isinstance(collection, Collection):
         scored = score_collection(collection, rank)
         counts = {"num_unjudged": collection.num_unjudged, "num_empty": collection.num_empty}
@@ -135,8 +135,8 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
         "recall@100",
         "queries",
         "documents",
-        "left out",
-        "cut",
+        "excluded",
+        "truncated",
         "s",
     ):
         table.add_column(column, justify="left" if column in ("collection", "system") else "right")

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from modernbert.data.collections import Collection
+from modernbert.data.beir import Collection, Rank
 from modernbert.errors import InputError
-from modernbert.evaluation.retrieval_eval import Rank, Retrieval
+from modernbert.evaluation.retrieval_eval import Retrieval
 from modernbert.extras import require
 
 __all__ = ["BEIR", "Judged", "MtebSearch", "run_task", "tasks_of"]

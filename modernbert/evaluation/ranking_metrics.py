@@ -1,7 +1,6 @@
-"""Ranking metrics as trec_eval defines them.
+"""Ranking metrics as trec_eval defines them: nDCG@k, MRR@k and recall@k, between 0 and 1.
 
-In: the ranked ids of a query and its graded judgments; or, where one passage a query is right, its rank. Out: nDCG@k,
-MRR@k and recall@k between 0 and 1. A query without a relevant judgment has no score and is left out of means.
+A query without a relevant document has no score and is excluded from means.
 """
 
 import math
@@ -25,7 +24,7 @@ Judgments = Mapping[str, int]
 
 
 def rank_ids(scores: Mapping[str, float]) -> list[str]:
-    """Order ids by falling score; among equal scores the greater id comes first, as in trec_eval.
+    """Sort ids by descending score, ties by descending id, as in trec_eval.
 
     >>> rank_ids({"a": 1.0, "b": 2.0, "c": 1.0})
     ['b', 'c', 'a']
@@ -34,7 +33,7 @@ def rank_ids(scores: Mapping[str, float]) -> list[str]:
 
 
 def ndcg_at(k: int, ranked: Sequence[str], judgments: Judgments) -> float:
-    """Return the discounted gain of the first k, over that of the best order; gains are the grades themselves.
+    """Return nDCG@k with linear gains: the discounted gain of the first k over that of the ideal order.
 
     >>> round(ndcg_at(10, ["x", "good", "best"], {"best": 2, "good": 1}), 4)
     0.6199
@@ -45,7 +44,7 @@ def ndcg_at(k: int, ranked: Sequence[str], judgments: Judgments) -> float:
 
 
 def mrr_at(k: int, ranked: Sequence[str], judgments: Judgments) -> float:
-    """Return one over the rank of the first relevant id, or 0 if it is not among the first k.
+    """Return the reciprocal rank of the first relevant id, or 0 if it is not among the first k.
 
     >>> mrr_at(10, ["x", "good", "best"], {"best": 2, "good": 1})
     0.5
@@ -70,7 +69,7 @@ def mean_over_queries(
     rankings: Mapping[str, Sequence[str]],
     judgments: Mapping[str, Judgments],
 ) -> float:
-    """Average a metric over the queries that have a relevant judgment; one without a ranking counts as 0."""
+    """Average a metric over the queries that have a relevant document; a query without a ranking counts as 0."""
     asked = [query for query, grades in judgments.items() if any(grade > 0 for grade in grades.values())]
     if not asked:
         return math.nan
@@ -78,24 +77,24 @@ def mean_over_queries(
 
 
 def ranks_of(scores: Float[np.ndarray, "Q P"], positives: Int[np.ndarray, " Q"]) -> Int[np.ndarray, " Q"]:
-    """Return the rank, from 1, of each query's one right passage; what scores the same counts as ranked above it.
+    """Return the rank, from 1, of each query's only relevant passage.
 
-    Counting ties against the model keeps one that gives every passage the same vector from looking perfect.
+    Ties count against the model: one that gives every passage the same vector must not look perfect.
 
     >>> ranks_of(np.array([[0.1, 0.9, 0.5], [0.3, 0.3, 0.3]]), np.array([2, 0])).tolist()
     [2, 3]
     """
-    right = np.take_along_axis(scores, positives[:, None], axis=1)
-    return scores.shape[1] - (scores < right).sum(axis=1)
+    relevant = np.take_along_axis(scores, positives[:, None], axis=1)
+    return scores.shape[1] - (scores < relevant).sum(axis=1)
 
 
 def ndcg_of_ranks(k: int, ranks: Int[np.ndarray, " Q"]) -> float:
-    """Average nDCG@k over queries with one right passage each."""
+    """Average nDCG@k over queries with one relevant passage each."""
     return float(np.where(ranks <= k, 1 / np.log2(ranks + 1), 0).mean())
 
 
 def mrr_of_ranks(k: int, ranks: Int[np.ndarray, " Q"]) -> float:
-    """Average MRR@k over queries with one right passage each."""
+    """Average MRR@k over queries with one relevant passage each."""
     return float(np.where(ranks <= k, 1 / ranks, 0).mean())
 
 

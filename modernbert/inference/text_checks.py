@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from modernbert.errors import InputError
-from modernbert.tokenizer.text_arguments import refuse_table
+from modernbert.tokenizer.tokenizer import refuse_table
 
 __all__ = ["check_number", "check_texts", "listed"]
 

@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from modernbert.data.corpus import check_choice
 from modernbert.data.input_errors import BrokenInput, Skips
-from modernbert.data.readers import RawRow, check_not_utf16, not_utf8, read_fields, read_lines, require_readers
+from modernbert.data.readers import File, read_file, require_readers
+from modernbert.data.remote_files import RemoteFile, find_remote, is_url
+from modernbert.data.rows import Row
 from modernbert.data.suffixes import CONLL, ROWS, check_suffix, format_of
-from modernbert.errors import InputError, shown
+from modernbert.data.utf8 import decode_lines, find_problem
+from modernbert.errors import InputError
 from modernbert.files import new_file
 from modernbert.inference.text_parts import relocate_error
 from modernbert.inference.text_rows import TextRow
@@ -21,6 +25,7 @@ __all__ = [
     "answers_of",
     "check_files",
     "check_on_error",
+    "find_file",
     "gather_rows",
     "gather_texts",
     "keep_input",
@@ -32,27 +37,27 @@ __all__ = [
 ]
 
 Located = tuple[str, str]
-"""where a text was read, `file:line`, and the text"""
+"""(where a text was read: `file:line`, the text)"""
 
 Answer = TypeVar("Answer")
 
 _INPUT = "standard input"
-_FIRST_WINDOW = 8
+_MIN_WINDOW = 8
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def check_on_error(on_error: str, known: Sequence[str] = ("fail", "skip")) -> None:
     """Check the name of what to do with rows that cannot be used.
 
-    Raises: InputError for an unknown one.
+    Raises:
+        InputError: The name is unknown.
     """
-    if on_error not in known:
-        raise InputError(f"on_error: found {on_error!r}, expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
+    check_choice("on_error", on_error, known)
 
 
 def gather_rows(
     words: Sequence[str],
-    file: Path | None,
+    file: Path | str | None,
     *,
     text_field: str = "text",
     pair_field: str | None = None,
@@ -60,9 +65,15 @@ def gather_rows(
 ) -> list[TextRow]:
     """Return the texts given as words, else the rows of `file`, else the lines of standard input.
 
-    Rows without a usable text are among them, each with its error, unless `on_error` is `fail`.
+    Args:
+        words: The texts of the command line.
+        file: A file or its URL.
+        text_field: The field with the text, in files with rows.
+        pair_field: The field with the second text of each pair.
+        on_error: What to do with rows without a usable text: `fail`, or `skip`, which returns them with their error.
 
-    Raises: InputError if there is no text; with `fail` for the first row without one.
+    Raises:
+        InputError: There is no text, or with `fail` a row without one.
     """
     check_on_error(on_error)
     if words and file is not None:
@@ -71,9 +82,12 @@ def gather_rows(
         raise InputError("--pair-field: found no --file, expected one with both fields")
     if words:
         return [TextRow(f"text {number}", word) for number, word in enumerate(words)]
-    if file is not None:
-        check_files([file])
-    found = stream_input() if file is None else stream_rows([file], text_field, pair_field)
+    if file is None:
+        found = stream_input()
+    else:
+        source = find_file(file)
+        check_files([source])
+        found = stream_rows([source], text_field, pair_field)
     rows = []
     for row in found:
         if row.error is not None and on_error == "fail":
@@ -84,10 +98,11 @@ def gather_rows(
     return rows
 
 
-def gather_texts(words: Sequence[str], file: Path | None, text_field: str = "text") -> list[str]:
+def gather_texts(words: Sequence[str], file: Path | str | None, text_field: str = "text") -> list[str]:
     """Return the texts given as words, else those of `file`, else the lines of standard input.
 
-    Raises: InputError if there is no text, or for the first row without one.
+    Raises:
+        InputError: There is no text, or a row has none.
     """
     return [row.text or "" for row in gather_rows(words, file, text_field=text_field)]
 
@@ -95,11 +110,12 @@ def gather_texts(words: Sequence[str], file: Path | None, text_field: str = "tex
 def answers_of(
     rows: Sequence[TextRow], work: Callable[[list[Any]], Sequence[Answer]], on_error: str
 ) -> list[tuple[int, TextRow, Answer]]:
-    """Return (number of the row, row, answer) of each row that could be used.
+    """Return (index of the row, row, answer) of each row that can be used.
 
-    With `skip`, rows that have no text or that the model refuses are left out, and listed on standard error.
+    With `skip`, rows without a text or that the model refuses are left out and listed on standard error.
 
-    Raises: InputError naming the row, unless it is to be skipped; or if all rows were skipped.
+    Raises:
+        InputError: A row cannot be used and is not to be skipped, or all rows were skipped.
     """
     skips = Skips()
     good = [(number, row) for number, row in enumerate(rows) if row.error is None]
@@ -126,13 +142,14 @@ def answers_of(
 def without_errors(
     work: Callable[[list[Any]], Sequence[Answer]], items: Sequence[Any]
 ) -> tuple[list[Answer | None], dict[int, str]]:
-    """Return the answer to each item, None for one that the model refuses, and the reasons of the refusals by number.
+    """Return the answer to each item, None for one that the model refuses, and the reasons of refusals by index.
 
-    Raises: InputError that is not about one text.
+    Raises:
+        InputError: An error that is not about one text.
     """
     answers: list[Answer | None] = []
     lost: dict[int, str] = {}
-    # After a refusal few items are asked for at a time, then ever more: each refusal costs the work of a few items.
+    # The window shrinks after a refusal and then grows, so that a refusal costs the work of a few items only.
     window, grown = len(items), len(items)
     while len(answers) < len(items):
         try:
@@ -143,11 +160,11 @@ def without_errors(
             if number is None or number >= window:
                 raise
             if number:
-                window, grown = number, _FIRST_WINDOW  # the items before it
+                window, grown = number, _MIN_WINDOW  # the items before it
                 continue
             lost[len(answers)] = str(error).partition(": ")[2]
             answers.append(None)
-            window = grown = _FIRST_WINDOW
+            window = grown = _MIN_WINDOW
     return answers, lost
 
 
@@ -156,15 +173,31 @@ def _number_of(error: InputError) -> int | None:
     return None if found is None else int(found[1])
 
 
-def check_files(files: Sequence[Path]) -> None:
-    """Check that files are there, and have a suffix that is read; see `stream_rows`.
+def find_file(file: Path | str) -> File:
+    """Return a local file as it is, or the remote file of a URL.
 
-    Raises: InputError naming the file, or the library that reads it if that is not installed.
+    Raises:
+        InputError: There is no file at the URL, or more than one.
+    """
+    if not isinstance(file, str) or not is_url(file):
+        return Path(file)
+    found = find_remote(file)
+    if len(found) > 1:
+        raise InputError(f"{file}: found {len(found):,} files, expected the URL of one")
+    return found[0][1]
+
+
+def check_files(files: Sequence[File]) -> None:
+    """Check that files exist and have a suffix that is read; see `stream_rows`.
+
+    Raises:
+        InputError: One does not, or the library that reads it is not installed.
     """
     require_readers(files)
     for file in files:
         try:
-            file.stat()
+            if not isinstance(file, RemoteFile):
+                file.stat()
         except OSError as error:
             raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
         check_suffix(file)
@@ -172,35 +205,31 @@ def check_files(files: Sequence[Path]) -> None:
             raise InputError(f"{file}: holds labelled words, expected lines of text or rows: {', '.join(ROWS)}")
 
 
-def stream_rows(files: Sequence[Path], text_field: str = "text", pair_field: str | None = None) -> Iterator[TextRow]:
+def stream_rows(files: Sequence[File], text_field: str = "text", pair_field: str | None = None) -> Iterator[TextRow]:
     """Yield the rows of files of any size, one after another.
 
-    `.jsonl`, `.json`, `.parquet`, `.csv` and `.tsv` have rows with fields; a `.json` array may be of strings. A file
-    with another known suffix, or without one, has a text on each line, empty lines too. Files may be compressed as .gz
-    or .zst.
+    Files with rows have fields; see `read_file`. Any other file has a text on each line, empty lines included. A row
+    or the rest of a file that cannot be read is yielded with its error.
 
-    Raises: InputError for a library that is absent, or a pair of a file without fields. What is wrong with a row or
-    with the rest of a file is in the row that is yielded.
+    Raises:
+        InputError: A library is missing, or `pair_field` is given for a file without fields.
     """
     fields = [text_field] if pair_field is None else [text_field, pair_field]
     for file in files:
         if format_of(file) not in ROWS and pair_field is not None:
             raise InputError(f"{file}: has lines without fields, expected {', '.join(ROWS)} for --pair-field")
         try:
-            if format_of(file) in ROWS:
-                for found in read_fields(file, fields, lambda _: None):
-                    yield _row_of(found.values, found.origin) if isinstance(found, RawRow) else _broken(found, file)
-            else:
-                for line in read_lines(file, lambda _: None):
-                    yield _row_of([line.text], line.origin)
+            for found in read_file(file, fields):
+                yield TextRow(found.origin, error=found) if isinstance(found, BrokenInput) else _text_row(found, fields)
         except BrokenInput as error:
             yield TextRow(str(file), error=error, is_rest=True)
 
 
-def stream_texts(files: Sequence[Path], text_field: str = "text") -> Iterator[Located]:
-    """Yield the texts of files of any size, and where each was read; see `stream_rows`.
+def stream_texts(files: Sequence[File], text_field: str = "text") -> Iterator[Located]:
+    """Yield the texts of files of any size with their origin; see `stream_rows`.
 
-    Raises: InputError naming the file and line, for a file that cannot be read, or the first row without a text.
+    Raises:
+        InputError: A file cannot be read, or a row has no text; names the file and line.
     """
     check_files(files)
     for row in stream_rows(files, text_field):
@@ -210,22 +239,24 @@ def stream_texts(files: Sequence[Path], text_field: str = "text") -> Iterator[Lo
 
 
 def stream_input(kept: Path | None = None) -> Iterator[TextRow]:
-    """Yield the lines of standard input as they come, or those of the file in which they were kept.
+    """Yield the lines of standard input as they arrive, or those of the file that `keep_input` wrote.
 
-    Raises: InputError if nobody sends any, or for UTF-16.
+    Raises:
+        InputError: Standard input is a terminal, or is UTF-16.
     """
     if kept is None:
         _check_input()
-        yield from _lines(sys.stdin.buffer)
+        yield from _rows_of_input(sys.stdin.buffer)
         return
     with kept.open("rb") as file:
-        yield from _lines(file)
+        yield from _rows_of_input(file)
 
 
 def keep_input(kept: Path) -> None:
     """Copy standard input to a file, so that it can be read again.
 
-    Raises: InputError if nobody sends any, or the disk is full.
+    Raises:
+        InputError: Standard input is a terminal, or the disk is full.
     """
     _check_input()
     with new_file(kept) as partial, partial.open("wb") as file:
@@ -233,7 +264,7 @@ def keep_input(kept: Path) -> None:
 
 
 def visible(text: str) -> str:
-    r"""Return text as a terminal may show it: what moves, colours or deletes there becomes U+FFFD, lines stay.
+    r"""Return text that is safe to print: control characters other than line breaks and tabs become U+FFFD.
 
     >>> visible("a\x1b[2J\nb").encode("ascii", "replace")
     b'a?[2J\nb'
@@ -246,28 +277,15 @@ def _check_input() -> None:
         raise InputError("found no text, expected some as arguments, in --file, or on standard input")
 
 
-def _lines(lines: Iterable[bytes]) -> Iterator[TextRow]:
-    # A line ends at a line feed and nowhere else: text may hold form feeds and Unicode's own separators.
-    for number, line in enumerate(lines, 1):
-        if number == 1:
-            check_not_utf16(line, _INPUT)
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        yield _row_of([line.rstrip(b"\r\n")], f"{_INPUT}:{number}")
+def _rows_of_input(lines: Iterable[bytes]) -> Iterator[TextRow]:
+    # Only a line feed ends a line: text may have form feeds and the separators of Unicode.
+    for number, line in decode_lines(lines, _INPUT):
+        yield _text_row(Row({"text": line.rstrip("\r\n")}, f"{_INPUT}:{number}"), ["text"])
 
 
-def _row_of(values: Sequence[str | bytes], origin: str) -> TextRow:
-    try:
-        texts = [value.decode() if isinstance(value, bytes) else _checked(value) for value in values]
-    except UnicodeError as error:
-        return TextRow(origin, error=BrokenInput(f"{origin}: {not_utf8(error)}"))
-    return TextRow(origin, texts[0], texts[1] if len(texts) > 1 else None)
-
-
-def _checked(text: str) -> str:
-    text.encode()
-    return text
-
-
-def _broken(error: BrokenInput, file: Path) -> TextRow:
-    found = re.match(re.escape(shown(str(file))) + r":\d+(\[\d+\])?(?=:)", str(error))
-    return TextRow(str(file) if found is None else f"{file}{found[0][len(shown(str(file))) :]}", error=error)
+def _text_row(row: Row, fields: Sequence[str]) -> TextRow:
+    texts: list[str] = [row.values[field] for field in fields]
+    for text in texts:
+        if found := find_problem(text):
+            return TextRow(row.origin, error=BrokenInput(row.origin, found[1]))
+    return TextRow(row.origin, texts[0], texts[1] if len(texts) > 1 else None)

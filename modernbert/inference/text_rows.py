@@ -1,4 +1,4 @@
-"""A row of the input of commands that use a model."""
+"""One row of the input of commands that use a model."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,9 +10,9 @@ __all__ = ["TextRow"]
 
 @dataclass(frozen=True)
 class TextRow:
-    """Hold one row of the input: where it was read, and its text, or the error that says why it has none.
+    """One row of the input: where it was read, and its text, or the error of a row without a usable text.
 
-    `pair` is the second text of a row of pairs. `is_rest` marks the unreadable rest of a file, which is not one row.
+    `pair` is the second text of a pair. `is_rest` marks the unreadable rest of a file, which is not one row.
     """
 
     origin: str
@@ -23,5 +23,5 @@ class TextRow:
 
     @property
     def item(self) -> Any:
-        """The text, or the pair of texts."""
+        """Return the text, or the pair of texts."""
         return self.text if self.pair is None else (self.text, self.pair)

@@ -1,6 +1,6 @@
-"""Tokens that the files beside `tokenizer.json` add to a tokenizer, as transformers adds them.
+"""Adds the tokens that the files beside `tokenizer.json` list, as transformers does.
 
-They are in `tokenizer_config.json`, or, where that has no `added_tokens_decoder`, in `special_tokens_map.json` and
+They are in `tokenizer_config.json`, or, if that has no `added_tokens_decoder`, in `special_tokens_map.json` and
 `added_tokens.json`.
 """
 
@@ -18,18 +18,22 @@ from modernbert.safe_files import check_keys, read_json
 __all__ = ["add_tokens_beside"]
 
 _CONFIG, _MAP, _ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
-# In the order in which transformers adds them.
+# The order in which transformers adds them.
 _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 def add_tokens_beside(core: tokenizers.Tokenizer, folder: Path, most_entries: int | None) -> bool:
-    """Add the tokens of the files in a folder to a tokenizer; say whether it is another one now.
+    """Add the tokens that the files in a folder list to a tokenizer; return whether that changed it.
 
-    `most_entries` is the size of the model's vocabulary.
+    Args:
+        core: The tokenizer, which is changed.
+        folder: The folder of the files.
+        most_entries: The vocabulary size of the model.
 
-    Raises: InputError naming the file, for an entry that is no token, a stated id that differs from the token's id, or
-    more tokens than the model has embeddings.
+    Raises:
+        InputError: An entry is not a token, a stated id differs from the token's id, or there are more tokens than the
+            model has embeddings; names the file.
 
     Source: transformers 5.24, `PreTrainedTokenizerBase._from_pretrained` and `TokenizersBackend.__init__`.
     """
@@ -62,7 +66,7 @@ def _added_in(core: tokenizers.Tokenizer) -> list[str]:
 
 
 def _read_tokens(folder: Path) -> tuple[list[tuple[AddedToken, int, str]], list[AddedToken]]:
-    """Return tokens with their stated ids and where they stand, in the order of the ids; and tokens without ids."""
+    """Return tokens with their stated ids and their file, sorted by id; and tokens without ids."""
     config = read_json(folder / _CONFIG, missing_ok=True)
     if config.get("split_special_tokens"):
         raise InputError(
@@ -75,13 +79,13 @@ def _read_tokens(folder: Path) -> tuple[list[tuple[AddedToken, int, str]], list[
     if "added_tokens_decoder" in config:
         stated = [(_token_of(each, place), number, place) for number, each in _by_id(config, place)]
     else:
-        told = read_json(folder / _MAP, missing_ok=True)
-        named |= {key: value for key, value in told.items() if key.endswith("_token")}
-        extra = extra or told.get("extra_special_tokens") or told.get("additional_special_tokens")
-    if isinstance(extra, Mapping):  # a name for each
+        special_map = read_json(folder / _MAP, missing_ok=True)
+        named |= {key: value for key, value in special_map.items() if key.endswith("_token")}
+        extra = extra or special_map.get("extra_special_tokens") or special_map.get("additional_special_tokens")
+    if isinstance(extra, Mapping):  # named tokens
         named, extra = {**named, **extra}, []
     roles = [key for key in _ROLES if named.get(key) is not None]
-    # Other keys that end so may be switches, such as add_bos_token.
+    # Other keys with this ending may be flags, such as add_bos_token.
     own = [key for key, value in named.items() if key not in _ROLES and isinstance(value, str | Mapping)]
     special = [_token_of(named[key], f"{folder / _CONFIG}: {key}", special=True) for key in [*roles, *own]]
     if extra is not None and not isinstance(extra, list):
@@ -114,7 +118,7 @@ def _by_id(config: Mapping[str, Any], place: str) -> list[tuple[int, Any]]:
 
 
 def _token_of(found: Any, place: str, *, special: bool = False) -> AddedToken:
-    """Return the token of an entry: its text, or its text with flags."""
+    """Parse an entry: the text of a token, or an object with its text and flags."""
     if isinstance(found, str):
         return AddedToken(found, special=True) if special else AddedToken(found)
     if not isinstance(found, Mapping) or not isinstance(found.get("content"), str):

@@ -1,9 +1,6 @@
-"""How a text is laid out before it becomes vectors: queries one way, documents another.
+"""Input templates of embedding models: prompt, truncation, query expansion, and tokens without a vector.
 
-In: texts, a tokenizer. Out: token ids, and which of them give vectors. A file of its own because training and use must
-lay texts out alike.
-
-Source: Khattab & Zaharia 2020 (ColBERT): markers, queries filled up with [MASK], punctuation without vectors.
+Source: Khattab & Zaharia 2020 (ColBERT): markers, queries padded with [MASK], punctuation without vectors.
 """
 
 from collections.abc import Sequence
@@ -20,23 +17,23 @@ __all__ = ["InputTemplate", "EncodedText", "encode_with_template"]
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Hold the ids of one text, and the places whose vectors count; None: all."""
+    """The ids of one text, and the positions of the tokens that have a vector; None for all."""
 
     tokens: np.ndarray
     label_positions: np.ndarray | None = None
 
     @property
     def num_rows(self) -> int:
-        """Number of its tokens that give vectors."""
+        """Number of tokens that have a vector."""
         return len(self.tokens) if self.label_positions is None else len(self.label_positions)
 
 
 @dataclass(frozen=True)
 class InputTemplate:
-    """Lay texts out: `prompt` before each, at most `longest` tokens, special tokens included.
+    """How a text is encoded: with `prompt` before it and at most `longest` tokens, special tokens included.
 
-    With `expand`, a shorter text is filled up to `longest` with [MASK], which the text attends to. Tokens among `skip`
-    are seen by the model, but have no vector.
+    With `expand`, a shorter text is padded to `longest` with [MASK] tokens, which the text attends to. Tokens in `skip`
+    are seen by the model but have no vector.
     """
 
     longest: int
@@ -45,16 +42,22 @@ class InputTemplate:
     skip: frozenset[int] = frozenset()
 
     def lay(self, tokenizer: Tokenizer, texts: Sequence[str], first: int = 0) -> tuple[list[EncodedText], int]:
-        """Return the texts laid out, and how many of them were cut.
+        """Encode texts; return them and how many of them were truncated.
 
-        Raises: InputError naming the text that holds a lone surrogate, counted from `first`.
+        Args:
+            tokenizer: The tokenizer.
+            texts: The texts.
+            first: The number of the first text, for errors.
+
+        Raises:
+            InputError: A text has an unpaired surrogate; names the text by its number.
         """
         encoded = tokenizer.encode([self.prompt + text for text in texts], first=first)
         num_cut = sum(len(ids) > self.longest for ids in encoded)
         return [self.lay_ids(tokenizer, tokenizer.cut(ids, self.longest)) for ids in encoded], num_cut
 
     def lay_ids(self, tokenizer: Tokenizer, ids: np.ndarray) -> EncodedText:
-        """Return a text laid out whose ids have the prompt and fit."""
+        """Apply the template to ids that have the prompt and are not too long."""
         if self.expand:
             ids = np.append(ids, np.full(self.longest - len(ids), tokenizer.mask_id, dtype=np.int64))
         if not self.skip:
@@ -64,7 +67,7 @@ class InputTemplate:
 
 
 def encode_with_template(texts: Sequence[EncodedText]) -> Batch:
-    """Lay texts end to end; `label_positions` of the batch are those of the texts, if any text has some."""
+    """Collate encoded texts into a batch; its `label_positions` are those of the texts, if any text has them."""
     batch = Batch.from_documents([each.tokens for each in texts])
     if all(each.label_positions is None for each in texts):
         return batch

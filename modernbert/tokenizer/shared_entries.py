@@ -1,8 +1,4 @@
-"""From one vocabulary to another.
-
-In: two tokenizers. Out: for each entry of the new one, the entries of the old one that it is made of. A file of its own
-because the model's side needs these numbers and nothing else of the text.
-"""
+"""Maps the entries of a new vocabulary to those of an old one, so that embeddings can be kept."""
 
 from modernbert.tokenizer.tokenizer import Tokenizer
 
@@ -10,10 +6,10 @@ __all__ = ["entries_of"]
 
 
 def entries_of(new: Tokenizer, old: Tokenizer) -> list[list[int]]:
-    """Return for each id of `new` the ids of `old` that stand for the same.
+    """Return for each id of `new` the ids of `old` that stand for the same text.
 
-    One id where both have the entry, or the role ([CLS], [SEP], [PAD], [MASK]); else those the old tokenizer cuts the
-    entry's text into; none where that leaves nothing.
+    This is one id if both have the entry or the role ([CLS], [SEP], [PAD], [MASK]), else the old tokens of the entry's
+    text, which may be none.
 
     Source: Gee et al. 2022, Fast Vocabulary Transfer.
     """
@@ -21,12 +17,12 @@ def entries_of(new: Tokenizer, old: Tokenizer) -> list[list[int]]:
     entries = []
     for token in range(new.vocab_size):
         same = roles.get(token, old.id_of(new.name_of(token)))
-        entries.append([same] if same is not None else _cut(new.text_of(token), old))
+        entries.append([same] if same is not None else _encode(new.text_of(token), old))
     return entries
 
 
-def _cut(text: str, old: Tokenizer) -> list[int]:
-    # A part of a character has no text of its own.
+def _encode(text: str, old: Tokenizer) -> list[int]:
+    # The entry may be a part of a character, which has no text.
     if not text or "\ufffd" in text:
         return []
     return [int(token) for token in old.encode([text], special=False)[0]]

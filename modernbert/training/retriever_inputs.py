@@ -16,19 +16,15 @@ from modernbert.checkpoints.transformers_models import (
     longest_of,
     vocabulary_of,
 )
-from modernbert.data.collections import Collection, is_collection, judgments_file, read_collection, read_texts
+from modernbert.data.beir import Collection, Rank, is_collection, judgments_file, read_collection, read_texts
+from modernbert.data.hard_negatives import hard_negatives
 from modernbert.data.labeled_rows import check_files, read_rows
 from modernbert.data.unused_columns import without_columns
 from modernbert.devices import choose_precision
 from modernbert.engines.engine import Engine
 from modernbert.engines.registry import choose_engine
 from modernbert.errors import InputError
-from modernbert.evaluation.retrieval_eval import (
-    Rank,
-    hard_negatives,
-    rank_by_model,
-    rank_by_words,
-)
+from modernbert.evaluation.retrieval_eval import rank_by_model, rank_by_words
 from modernbert.extras import require
 from modernbert.hub_download import find_folder
 from modernbert.inference.modernbert import ModernBert

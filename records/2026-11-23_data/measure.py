@@ -14,7 +14,8 @@ from pathlib import Path
 from modernbert.data.corpus import Tally, read_documents
 from modernbert.data.shards import Shards, write_shards
 from modernbert.data.stream import Stream, heldout_batches
-from modernbert.tokenizer.tokenizer import Tokenizer, adapt_olmo
+from modernbert.tokenizer.bpe_training import adapt_olmo
+from modernbert.tokenizer.tokenizer import Tokenizer
 
 SETTINGS = [(1_024, 8_192), (1_024, 16_384), (8_192, 8_192), (8_192, 16_384)]
 

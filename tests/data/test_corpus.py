@@ -103,7 +103,7 @@ def test_broken_characters_are_repaired_and_counted_or_refused(tmp_path: Path) -
     texts, tally = read(path)
     assert texts == ["fine", "cut \ufffd here", "byte \ufffd and \u00e9"]
     assert (tally.documents, tally.repaired) == (3, 2)
-    with pytest.raises(InputError, match=r"a\.jsonl:2: found the lone surrogate U\+D83D"):
+    with pytest.raises(InputError, match=r"a\.jsonl:2: found the unpaired surrogate U\+D83D"):
         read(path, invalid="refuse")
     plain = tmp_path / "b.txt"
     plain.write_bytes(b"one\ntwo\nthree \xe9t\xe9\n")

@@ -105,7 +105,7 @@ def test_a_packer_filled_from_a_state_goes_on_alike() -> None:
 def test_bad_lengths_are_refused() -> None:
     packer = Packer(10)
     for length in (0, 11):
-        with pytest.raises(InputError, match=rf"piece 7: has {length} tokens, expected 1 to 10"):
+        with pytest.raises(InputError, match=rf"chunk 7: has {length} tokens, expected 1 to 10"):
             packer.add(7, length)
     with pytest.raises(IndexError, match="the pool is empty"):
         packer.pack()

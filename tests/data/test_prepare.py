@@ -40,7 +40,7 @@ def test_a_vocabulary_is_learned_from_files(corpus: Path, tmp_path: Path, capsys
     assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 2048
     printed = capsys.readouterr()
     assert f"512 entries, fingerprint {loaded.fingerprint}" in printed.out
-    assert "450 documents, 1 empty ones left out, 0 repaired" in printed.err
+    assert "450 documents read, 1 empty ones left out, 0 repaired" in printed.err
 
 
 def test_learning_and_adapting_exclude_each_other(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_the_command_line_prepares_with_two_processes(corpus: Path, tokenizer_fo
     assert done.returncode == 0, done.stderr
     assert "450 documents read" in done.stdout
     again = modernbert("prepare", *words)
-    assert again.returncode == 0 and "is finished and whole" in again.stdout
+    assert again.returncode == 0 and "is finished and intact" in again.stdout
     other = modernbert("prepare", *words, "invalid=refuse")
     assert other.returncode == 2
     assert other.stderr.strip().count("\n") == 0 and "exists already, prepared with another invalid" in other.stderr
@@ -189,3 +189,28 @@ def test_workers_end_with_a_killed_parent(make_texts: Any, tokenizer_folder: Pat
     while any(map(is_running, workers)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [worker for worker in workers if is_running(worker)]
+
+
+def test_a_folder_of_texts_is_prepared_once(
+    make_texts: Any, tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts").mkdir()
+    for number, text in enumerate(make_texts(40, seed=5)):
+        (tmp_path / "texts" / f"{number}.txt").write_text(text)
+
+    def folders(**changes: Any) -> dict[str, Path]:
+        given = {"heldout": 0.2, "processes": 1} | changes
+        return prepare.prepare_folder([str(tmp_path / "texts")], str(tokenizer_folder), tmp_path / "out", **given)
+
+    found = folders()
+    assert found == {split: tmp_path / "out" / split for split in ("train", "heldout")}
+    assert sum(Shards.open(folder).num_docs for folder in found.values()) == 40
+    written = (tmp_path / "out" / "train" / "index.json").stat().st_mtime_ns
+    capsys.readouterr()
+    assert folders() == found and "is finished and intact" in capsys.readouterr().out
+    assert (tmp_path / "out" / "train" / "index.json").stat().st_mtime_ns == written
+    with pytest.raises(InputError, match="exists already, prepared with another heldout"):
+        folders(heldout=0.0)
+    (tmp_path / "texts" / "more.txt").write_text("one more")
+    with pytest.raises(InputError, match="exists already, prepared from other files"):
+        folders()

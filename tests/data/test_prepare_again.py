@@ -86,7 +86,7 @@ def test_a_killed_prepare_goes_on_and_ends_with_the_same_bytes(
     capsys.readouterr()
     out = prepare.run(config(corpus, tokenizer_folder))
     printed = capsys.readouterr().out
-    assert "shards are done" in printed or "is finished and whole" in printed
+    assert "shards are done" in printed or "is finished and intact" in printed
     assert content(out) == content(straight)
     assert not list(corpus.parent.glob("*.unfinished"))
 
@@ -112,7 +112,7 @@ def test_a_full_disk_keeps_the_shards_that_are_done(
     straight = prepare.run(config(corpus, tokenizer_folder, "straight"))
     with monkeypatch.context() as patch:
         stop_after(patch, 3)
-        with pytest.raises(InputError, match=r"out.unfinished: cannot be written \(No space left.* goes on with what"):
+        with pytest.raises(InputError, match=r"out.unfinished: cannot be written \(No space left.* continues with"):
             prepare.run(config(corpus, tokenizer_folder))
     assert not (corpus.parent / "out").exists()
     # One of them is damaged meanwhile: it is made again.
@@ -122,7 +122,7 @@ def test_a_full_disk_keeps_the_shards_that_are_done(
     damaged.write_bytes(data)
     capsys.readouterr()
     out = prepare.run(config(corpus, tokenizer_folder, processes=2))
-    assert "going on, 3 shards are done" in capsys.readouterr().out
+    assert "continuing, 3 shards are done" in capsys.readouterr().out
     assert content(out) == content(straight)
 
 
@@ -140,7 +140,7 @@ def test_other_settings_or_files_begin_anew(
         changes = {"heldout": 0.3} if change == "settings" else {}
         capsys.readouterr()
         out = prepare.run(config(corpus, tokenizer_folder, change, **changes))
-        assert "beginning anew" in capsys.readouterr().out
+        assert "starting over" in capsys.readouterr().out
         assert content(out) == content(prepare.run(config(corpus, tokenizer_folder, f"{change}-straight", **changes)))
 
 
@@ -193,6 +193,6 @@ def test_ray_writes_the_same_bytes(corpus: Path, tokenizer_folder: Path) -> None
     assert content(corpus.parent / "ray") == content(straight)
 
 
-def test_an_unknown_engine_is_refused(corpus: Path, tokenizer_folder: Path) -> None:
+def test_an_unknown_executor_is_refused(corpus: Path, tokenizer_folder: Path) -> None:
     with pytest.raises(InputError, match="executor: found 'spark', expected 'local' or 'ray'"):
         prepare.run(config(corpus, tokenizer_folder, executor="spark"))

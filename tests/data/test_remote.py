@@ -18,7 +18,7 @@ from modernbert.data.corpus import Tally, find_files, read_documents, stored_byt
 from modernbert.data.input_errors import BrokenInput, Outage
 from modernbert.data.remote_files import dataset_url, find_remote
 from modernbert.errors import InputError
-from modernbert.tokenizer.tokenizer import train_tokenizer
+from modernbert.tokenizer.bpe_training import train_tokenizer
 
 
 def read(*sources: str, **options: Any) -> tuple[list[str], Tally]:

@@ -89,7 +89,7 @@ def test_a_cut_or_absent_file_is_named(folder: Path, verify: bool) -> None:
     with pytest.raises(InputError, match=rf"shard-00001\.tokens: has {size - 2:,} bytes, expected {size:,}"):
         Shards.open(folder, verify)
     path.unlink()
-    with pytest.raises(InputError, match=r"shard-00001\.tokens: is absent"):
+    with pytest.raises(InputError, match=r"shard-00001\.tokens: is missing"):
         Shards.open(folder, verify)
 
 
@@ -128,7 +128,7 @@ def test_a_bad_index_is_named(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=message):
             Shards.open(folder)
     (folder / "index.json").unlink()
-    with pytest.raises(InputError, match="holds no index.json"):
+    with pytest.raises(InputError, match="has no index.json"):
         Shards.open(folder)
     with pytest.raises(InputError, match="no such folder of shards"):
         Shards.open(tmp_path / "nowhere")

@@ -1,6 +1,8 @@
 """Data sets of several splits: only the one that is asked for is read, found as the `datasets` library finds it."""
 
 import json
+import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import pytest
 from commands import modernbert
 
 from modernbert import ModernBert
-from modernbert.data.collections import read_texts
-from modernbert.data.labeled_rows import read_rows
+from modernbert.data import hub_datasets
+from modernbert.data.beir import read_texts
+from modernbert.data.labeled_rows import check_files, read_rows
 from modernbert.errors import InputError
 from modernbert.training.finetuning import FinetuneConfig, check_inputs, finetune
 from modernbert.training.glue_tasks import config_of
@@ -87,33 +90,73 @@ def test_a_folder_behind_a_url_has_the_same_splits(tmp_path: Path) -> None:
     filesystem.rm("/split", recursive=True)
 
 
-def test_a_dataset_of_the_hub_is_read_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Down to the listing: the hub's answers are given, and its files are opened here."""
-    from huggingface_hub import HfFileSystem
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The data set owner/name with two subsets; `datasets` is given a local folder instead of the name."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    subsets = "".join(
+        f"- config_name: {name}\n  data_files:\n"
+        + "".join(f"  - split: {split}\n    path: {name}/{split}-*\n" for split in ("train", "validation", "test"))
+        for name in ("cola", "sst2")
+    )
+    source = make(
+        tmp_path / "some",
+        *(f"{name}/{split}-0.parquet" for name in ("cola", "sst2") for split in ("train", "validation", "test")),
+        readme=f"configs:\n{subsets}",
+    )
+    open_builder = datasets.load_dataset_builder
 
-    source = make(tmp_path / "some", "sst2/train-00000-of-00001.parquet", "sst2/validation-00000-of-00001.parquet",
-                  "sst2/test-00000-of-00001.parquet", "cola/train-00000-of-00001.parquet",
-                  readme="configs:\n" + "".join(
-                      f"- config_name: {name}\n  data_files:\n"
-                      + "".join(f"  - split: {split}\n    path: {name}/{split}-*\n" for split in ("train", "test"))
-                      for name in ("cola", "sst2")))  # fmt: skip
-    root = "datasets/owner/name"
-    listed = {
-        f"{root}/{path.relative_to(source)}": {"name": str(path), "type": "file", "size": path.stat().st_size}
-        for path in Path(source).rglob("*")
-        if path.is_file()
-    }
-    monkeypatch.setattr(HfFileSystem, "info", lambda self, path, **_: {"name": path, "type": "directory", "size": 0})
-    monkeypatch.setattr(HfFileSystem, "find", lambda self, path, **_: listed)
-    monkeypatch.setattr(HfFileSystem, "open", lambda self, path, mode="rb", **_: Path(listed[path]["name"]).open(mode))
-    assert names_in("owner/name", "train", "sst2") == ["sst2/train-00000-of-00001.parquet"]
-    assert names_in("owner/name", "test", "sst2") == ["sst2/test-00000-of-00001.parquet"]
-    with pytest.raises(InputError, match="^owner/name: found the subsets cola, sst2; choose one with subset=NAME$"):
+    def local(path: str, name: str | None, revision: str | None) -> Any:
+        assert (path, revision) in (("owner/name", None), ("owner/name", "v1"))
+        return open_builder(source, name)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", local)
+    hub_datasets._open_builder.cache_clear()
+    yield
+    hub_datasets._open_builder.cache_clear()
+
+
+def test_a_dataset_of_the_hub_is_read_by_split(hub: None, capsys: pytest.CaptureFixture[str]) -> None:
+    for source in ("owner/name", "hf://datasets/owner/name", "owner/name@v1"):
+        assert names_in(source, "train", "sst2") == ["sst2/train-0.parquet"]
+    assert names_in("owner/name", "dev", "cola") == ["cola/validation-0.parquet"]
+    assert "owner/name: split validation, 1 rows" in capsys.readouterr().out
+    (row,) = read_rows(["owner/name"], "test", "sst2")
+    assert (row.values, row.origin) == ({"text": "sst2/test-0.parquet", "label": "a"}, "owner/name:test[0]")
+    with pytest.raises(InputError, match="^owner/name: .*available configs: .'cola', 'sst2'.*subset=NAME$"):
         read_rows(["owner/name"])
-    with pytest.raises(InputError, match="^subset: found 'rte', but owner/name has the subsets cola, sst2$"):
-        read_rows(["owner/name"], subset="rte")
-    with pytest.raises(InputError, match="^owner/name: has no split 'dev', found train .*; test "):
-        read_rows(["owner/name"], "dev", "sst2")
+    with pytest.raises(InputError, match="^owner/name: .*'rte' not found.*'cola', 'sst2'.*subset=NAME$"):
+        check_files(["owner/name"], "train", "rte")
+    with pytest.raises(InputError, match="^owner/name: has no split 'heldout', found train, validation, test; choose"):
+        check_files(["owner/name"], "heldout", "sst2")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line() -> None:
+    pytest.importorskip("datasets")
+    hub_datasets._open_builder.cache_clear()
+    for source in ("owner/absent", "hf://datasets/owner/absent"):
+        with pytest.raises(InputError, match=f"^{source}: .*owner/absent") as caught:
+            read_rows([source])
+        assert "\n" not in str(caught.value)
+
+
+def test_the_library_for_hub_datasets_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    hub_datasets._open_builder.cache_clear()
+    with pytest.raises(InputError, match=r"^owner/name: datasets is not installed: pip install 'modernbert\[data\]'$"):
+        check_files(["owner/name"], "train")
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".jsonl"])
+def test_local_rows_are_those_of_the_datasets_library(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    source = make(tmp_path / "some", f"train{suffix}", f"dev{suffix}", f"test{suffix}")
+    theirs = datasets.load_dataset(source, split="validation", cache_dir=str(tmp_path / "cache"))
+    assert [row.values for row in read_rows([source], "dev")] == theirs.to_list() != []
 
 
 def test_a_conversion_of_the_hub_has_a_folder_for_each_subset(tmp_path: Path) -> None:

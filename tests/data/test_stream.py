@@ -16,7 +16,8 @@ from modernbert.data.corpus import Tally, read_documents
 from modernbert.data.shards import Shards, write_shards
 from modernbert.data.stream import Packed, Stream, heldout_batches, prefetch
 from modernbert.errors import InputError
-from modernbert.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from modernbert.tokenizer.bpe_training import train_tokenizer
+from modernbert.tokenizer.tokenizer import Tokenizer
 
 SETTINGS: dict[str, Any] = {"seed": 3, "max_len": 32, "budget_tokens": 128, "mask_rate": 0.3}
 
@@ -235,7 +236,7 @@ def test_what_does_not_go_together_is_named(
     refused("cursor: was taken with max_len 32, expected 16", cursor=cursor, max_len=16)
     refused("cursor: was taken with sources", {"a": make_shards(texts[:9], "fewer")}, cursor=cursor)
     old = cursor | {"identity": {key: value for key, value in cursor["identity"].items() if key != "pool"}}
-    refused("cursor: is of an earlier version, which packed otherwise; begin another run", cursor=old)
+    refused("cursor: is of an earlier version, which packed differently; start a new run", cursor=old)
     both = {"a": shards, "b": make_shards(texts[:50], "b")}
     cursor = take(Stream(both, tokenizer, **SETTINGS), 1)[0].cursor()
     refused("cursor: was taken with sources", dict(reversed(both.items())), cursor=cursor)

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.paper_table import BEIR, COLUMNS
 from modernbert import ModernBert
-from modernbert.data.collections import Collection, read_collection
+from modernbert.data.beir import Collection, read_collection
 from modernbert.errors import InputError
 from modernbert.evaluation.evaluate_retrieval import RetrievalConfig, run
 from modernbert.evaluation.mteb_tasks import MtebSearch, run_task, tasks_of

@@ -10,10 +10,11 @@ import pytrec_eval
 from commands import modernbert
 
 from modernbert import ModernBert
-from modernbert.data.collections import read_collection
+from modernbert.data.beir import read_collection
+from modernbert.data.hard_negatives import hard_negatives
 from modernbert.errors import InputError
 from modernbert.evaluation import retrieval_eval as retrieval
-from modernbert.evaluation.retrieval_eval import hard_negatives, rank_by_model, rank_by_words, score_collection
+from modernbert.evaluation.retrieval_eval import rank_by_model, rank_by_words, score_collection
 from modernbert.inference import exact_search as search
 from modernbert.inference.exact_search import search_tokens, search_vectors
 from modernbert.model.embedder import EmbeddingConfig
@@ -123,11 +124,11 @@ def test_hard_negatives_share_words_and_answer_nothing(folder: Path) -> None:
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nx\td0\t1\n", r"test.tsv:2: found the id 'x', which queries"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq0\td0\tmuch\n", r"test.tsv:2: score is 'much'"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq0\td0\t0.5\n", "test.tsv:2: score is 0.5, expected a whole"),
-        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq0\td0\t1\nq0\td0\t0\n", "test.tsv:3: .* are judged before"),
+        ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq0\td0\t1\nq0\td0\t0\n", "test.tsv:3: .* have two scores"),
         ("queries.jsonl", '{"_id": null, "text": "a"}\n', "queries.jsonl:1: _id is None"),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\nq0\td0\t0\n", "no query of the split 'test' has a relevant"),
         ("qrels/test.tsv", "a\tb\nq0\td0\n", r"test.tsv:2: no column 'query-id'"),
-        ("queries.jsonl", '{"_id": "q0", "text": "a"}\n{"_id": "q0", "text": "b"}\n', "'q0' is there already"),
+        ("queries.jsonl", '{"_id": "q0", "text": "a"}\n{"_id": "q0", "text": "b"}\n', "'q0' occurs twice"),
         ("queries.jsonl", '{"_id": "q0", "text": ""}\n', "queries.jsonl:1: text is empty"),
         ("queries.jsonl", '{"text": "a"}\n', "queries.jsonl:1: no column '_id'"),
         ("queries.jsonl", '{"_id": "q0", "text": "\\ud800"}\n', "queries.jsonl:1: text contains an invalid Unicode"),

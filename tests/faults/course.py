@@ -23,7 +23,7 @@ from typing import Any
 from modernbert.data.corpus import Document, Tally
 from modernbert.data.shards import write_shards
 from modernbert.errors import InputError
-from modernbert.tokenizer.tokenizer import train_tokenizer
+from modernbert.tokenizer.bpe_training import train_tokenizer
 from modernbert.training import pretraining as pretrain
 from modernbert.training.pretraining_config import Phase, PretrainConfig, SpikeGuardConfig
 

@@ -30,7 +30,7 @@ from modernbert.model.embedder import EmbeddingConfig
 from modernbert.model.heads import Classifier, MaskedLM
 from modernbert.model.initialization import initialize
 from modernbert.tasks.task import classifier_task
-from modernbert.tokenizer.tokenizer import train_tokenizer
+from modernbert.tokenizer.bpe_training import train_tokenizer
 
 from . import foreign, settings, tokenizers, weights
 from .making import Case

@@ -149,7 +149,7 @@ def test_a_killed_command_goes_on(config: EmbedConfig, tmp_path: Path) -> None:
     [
         (b'{"body": "a"}\n{"body": 3}\n', {}, "t.jsonl:2: field 'body' is int, expected a string"),
         (b'{"body": "a"}\n{"text": "b"}\n', {}, "t.jsonl:2: no field 'body', found 'text'"),
-        (b'{"body": "a"}\n{"body": "\\ud800"}\n', {}, r"t.jsonl:2: found the lone surrogate U\+D800"),
+        (b'{"body": "a"}\n{"body": "\\ud800"}\n', {}, r"t.jsonl:2: found the unpaired surrogate U\+D800"),
         (b'{"body": "a"}\n\n{"body": "' + b"word " * 3000 + b'"}\n', {}, r"t.jsonl:3: has [\d,]+ tokens, expected at"),
         (b"", {}, "t.jsonl: found no text"),
         (b'{"body": "a"}\n', {"precision": "int4"}, "precision: found 'int4'"),

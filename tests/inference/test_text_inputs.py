@@ -17,7 +17,7 @@ from sentence_transformers import CrossEncoder
 
 from modernbert import InputError, ModernBert
 from modernbert.checkpoints.folder import load_model, save_folder
-from modernbert.data.collections import read_collection
+from modernbert.data.beir import read_collection
 from modernbert.data.corpus import Tally, read_documents
 from modernbert.data.labeled_rows import read_rows
 from modernbert.inference.text_inputs import stream_texts

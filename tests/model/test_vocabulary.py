@@ -4,8 +4,8 @@ import torch
 
 from modernbert.inference.modernbert import ModernBert
 from modernbert.model.resize_vocabulary import change_vocabulary
+from modernbert.tokenizer.bpe_training import train_tokenizer
 from modernbert.tokenizer.shared_entries import entries_of
-from modernbert.tokenizer.tokenizer import train_tokenizer
 
 NAMES = ("model.embeddings.tok_embeddings.weight", "decoder.bias")
 

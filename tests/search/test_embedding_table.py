@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from modernbert import ModernBert
-from modernbert.data.collections import Collection, read_collection
+from modernbert.data.beir import Collection, read_collection
 from modernbert.errors import InputError
 from modernbert.evaluation import retrieval_eval as retrieval
 from modernbert.evaluation.evaluate_retrieval import RetrievalConfig, run

@@ -303,7 +303,7 @@ def test_tokens_there_and_back(open_app: Open, small_bert: ModernBert) -> None:
         ("/embed", {"inputs": [[-1]]}, 422, "inputs"),
         ("/embed", {"inputs": 3}, 422, "inputs"),
         ("/embed", {}, 422, "inputs: Field required"),
-        ("/embed", {"inputs": "a \ud800"}, 422, "text 0: lone surrogate"),
+        ("/embed", {"inputs": "a \ud800"}, 422, "text 0: unpaired surrogate"),
         ("/predict", {"inputs": "a"}, 422, "this model has no head with labels"),
         ("/fill-mask", {"inputs": ["a"]}, 422, r"text 0: has no \[MASK\]"),
         ("/decode", {"ids": [512]}, 422, "ids: found one outside of 0 to 511"),

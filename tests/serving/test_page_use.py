@@ -178,7 +178,7 @@ def test_what_the_server_refuses_is_one_line(page: Page, masked: Served) -> None
     page.open(masked.url, "tokens")
     page.js("document.getElementById('tokens-text').value = 'a \\ud800'")
     page.run()
-    assert "lone surrogate" in page.alert
+    assert "unpaired surrogate" in page.alert
 
 
 def hold(engine: Scheduler) -> threading.Event:

@@ -18,7 +18,8 @@ from modernbert.model.initialization import initialize
 from modernbert.tasks.examples import Columns, RowEncoder, batch_of
 from modernbert.tasks.tagging import Tagging
 from modernbert.tasks.task import classifier_task
-from modernbert.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from modernbert.tokenizer.bpe_training import train_tokenizer
+from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.training.finetuning import FinetuneConfig, finetune
 
 

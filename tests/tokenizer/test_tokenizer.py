@@ -16,8 +16,9 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from modernbert.data.corpus import Tally, read_documents
 from modernbert.errors import InputError
-from modernbert.tokenizer import tokenizer as module
-from modernbert.tokenizer.tokenizer import Tokenizer, adapt_olmo, train_tokenizer
+from modernbert.tokenizer import long_texts
+from modernbert.tokenizer.bpe_training import adapt_olmo, train_tokenizer
+from modernbert.tokenizer.tokenizer import Tokenizer
 
 TRICKY = [
     "",
@@ -132,11 +133,11 @@ PARTS += [" ", "  ", "\n", "\t", "\u00a0", "\u3000", "\x00", "\x1c", "[MASK]", "
 def test_long_texts_are_cut_only_where_ids_cannot_change(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
-    monkeypatch.setattr(module, "LONG_CHARS", 3)
+    monkeypatch.setattr(long_texts, "LONG_CHARS", 3)
     core = tokenizers.Tokenizer.from_str(tokenizer._core.to_str())
     core.add_tokens([AddedToken("aZ", single_word=True)])
     for used in (tokenizer, Tokenizer(core)):
-        assert "".join(used._pieces(text)) == text
+        assert "".join(used._splitter.split(text)) == text
         assert ids(used, text) == used._core.encode(text, add_special_tokens=False).ids
 
 
@@ -144,15 +145,15 @@ def test_a_long_line_is_cut_and_its_ids_are_those_of_the_whole(make_texts: Any, 
     prose = "  ".join(make_texts(2_000, seed=3))
     base64 = "".join(random.Random(0).choices(string.ascii_letters + string.digits, k=500_000))
     for text in (prose, base64, base64 + prose):
-        assert len(list(tokenizer._pieces(text))) >= 2
+        assert len(list(tokenizer._splitter.split(text))) >= 2
         assert ids(tokenizer, text) == tokenizer._core.encode(text, add_special_tokens=False).ids
 
 
 def test_a_tokenizer_that_could_join_across_blanks_is_never_cut(tokenizer: Tokenizer) -> None:
     core = tokenizers.Tokenizer.from_str(tokenizer._core.to_str())
     core.add_tokens([AddedToken("on day")])
-    assert len(list(Tokenizer(core)._pieces("on day " * 100_000))) == 1
-    assert len(list(tokenizer._pieces("on day " * 100_000))) > 1
+    assert len(list(Tokenizer(core)._splitter.split("on day " * 100_000))) == 1
+    assert len(list(tokenizer._splitter.split("on day " * 100_000))) > 1
 
 
 def gemma_like() -> tokenizers.Tokenizer:
@@ -184,7 +185,7 @@ def test_another_family_is_understood_from_its_template_and_names(tmp_path: Path
     text = "hello wörld <mask>"
     assert ids(loaded, text, special=True) == core.encode(text).ids
     assert loaded.decode(ids(loaded, text)) == text
-    assert len(list(loaded._pieces("hello " * 100_000))) == 1
+    assert len(list(loaded._splitter.split("hello " * 100_000))) == 1
 
 
 @pytest.mark.parametrize("template", ["[CLS] $A", "[CLS] $A [SEP]", "[CLS] $A [SEP] [SEP]", "$A"])
@@ -245,11 +246,11 @@ def test_what_is_no_tokenizer_is_named(tmp_path: Path) -> None:
 
 
 def test_a_lone_surrogate_names_the_text(tokenizer: Tokenizer) -> None:
-    with pytest.raises(InputError, match=r"text 1: lone surrogate U\+D800 at character 3"):
+    with pytest.raises(InputError, match=r"text 1: unpaired surrogate U\+D800 at character 3"):
         tokenizer.encode(["fine", "bad\ud800"])
-    with pytest.raises(InputError, match=r"text 4097: lone surrogate"):
+    with pytest.raises(InputError, match=r"text 4097: unpaired surrogate"):
         tokenizer.encode(["fine", "bad\ud800"], first=4_096)
-    with pytest.raises(InputError, match=r"text 0: lone surrogate"):
+    with pytest.raises(InputError, match=r"text 0: unpaired surrogate"):
         tokenizer.encode_pairs([("fine", "\udfff")])
 
 

@@ -18,7 +18,8 @@ from modernbert.config_files import to_yaml
 from modernbert.data.corpus import Document, Tally
 from modernbert.data.shards import Shards, write_shards
 from modernbert.data.stream import Stream
-from modernbert.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from modernbert.tokenizer.bpe_training import train_tokenizer
+from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.training import pretraining as pretrain
 from modernbert.training.pretraining import Phase, PretrainConfig
 from modernbert.training.run_checkpoint import latest

@@ -28,7 +28,8 @@ from modernbert.data.stream import Stream
 from modernbert.errors import InputError
 from modernbert.files import only_process
 from modernbert.model.initialization import initialize
-from modernbert.tokenizer.tokenizer import Tokenizer, train_tokenizer
+from modernbert.tokenizer.bpe_training import train_tokenizer
+from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.training import pretraining as pretrain
 from modernbert.training import run_checkpoint as checkpoint
 from modernbert.training.losses import masked_lm

@@ -21,12 +21,13 @@ from modernbert.batch import batch_by_size
 from modernbert.checkpoints.folder import load_model
 from modernbert.checkpoints.sentence_transformers_format import load_vectors
 from modernbert.config_files import load as load_config
-from modernbert.data.collections import read_texts
+from modernbert.data.beir import read_texts
+from modernbert.data.hard_negatives import hard_negatives
 from modernbert.data.labeled_rows import Row
 from modernbert.errors import InputError
 from modernbert.evaluation.evaluate_retrieval import RetrievalConfig
 from modernbert.evaluation.evaluate_retrieval import run as evaluate
-from modernbert.evaluation.retrieval_eval import hard_negatives, rank_by_model, rank_by_words
+from modernbert.evaluation.retrieval_eval import rank_by_model, rank_by_words
 from modernbert.model.embedder import Embedder, EmbeddingConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.tasks.retrieval_examples import Question, questions_of_ids, questions_of_rows, step_of
@@ -231,7 +232,7 @@ def config(tmp_path: Path, small_bert: ModernBert, write_collection: Callable[..
 
 @pytest.mark.parametrize("task", ["embed", "late"])
 def test_answers_are_learned_and_the_folder_ranks_as_the_run_did(task: str, config: RetrieverConfig) -> None:
-    from modernbert.data.collections import read_collection
+    from modernbert.data.beir import read_collection
     from modernbert.evaluation.retrieval_eval import rank_by_model, score_collection
 
     config = replace(config, task=task, projection=24 if task == "late" else None)

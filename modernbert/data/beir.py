@@ -1,27 +1,29 @@
-"""A retrieval collection as BEIR lays it out: documents, queries, judgments.
+"""Retrieval collections in BEIR's format: documents, queries and relevance judgments.
 
-In: a folder with `corpus.jsonl`, `queries.jsonl`, and `qrels/SPLIT.tsv` or `qrels.tsv`, each also as `.gz`. Out: a
-`Collection` whose ids fit together.
+A collection is a folder with `corpus.jsonl`, `queries.jsonl`, and `qrels/SPLIT.tsv` or `qrels.tsv`; each file may end
+in `.gz` or `.zst`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from modernbert.data.labeled_rows import Row, read_rows
 from modernbert.errors import InputError
 
-__all__ = ["Collection", "is_collection", "judgments_file", "read_collection", "read_texts"]
+__all__ = ["Collection", "Rank", "is_collection", "judgments_file", "read_collection", "read_texts"]
 
-
-_PACKED = ("", ".gz", ".zst")
+_COMPRESSIONS = ("", ".gz", ".zst")
 
 
 @dataclass(frozen=True)
 class Collection:
-    """Hold documents and queries by id, and for each query the grades of its documents.
+    """Documents and queries by id, and the grades of each query's documents.
 
-    Only queries with a relevant document are kept; `num_unjudged` counts the others, `num_empty` documents without
-    text, which nothing can find.
+    Only queries with a relevant document are kept. `num_unjudged` counts the others; `num_empty` counts documents
+    without text, which no query can find.
     """
 
     name: str
@@ -32,10 +34,20 @@ class Collection:
     num_empty: int
 
 
-def read_collection(folder: Path, split: str = "test", usual: str = "test") -> Collection:
-    """Read a collection; a document's title stands before its text. For `split` and `usual` see `judgments_file`.
+Rank = Callable[[Collection, int], tuple[np.ndarray, np.ndarray, int]]
+"""(collection, k) -> scores and indices of each query's k best documents [Q, k], and the number of truncated texts"""
 
-    Raises: InputError naming the file and row, for an id that is there twice or nowhere, or a grade that is no number.
+
+def read_collection(folder: Path, split: str = "test", usual: str = "test") -> Collection:
+    """Read a collection. A document's title is put before its text.
+
+    Args:
+        folder: The folder of the collection.
+        split: The split of the judgments.
+        usual: The split that a folder with one `qrels.tsv` stands for; see `judgments_file`.
+
+    Raises:
+        InputError: An id occurs twice or nowhere, or a grade is not a whole number; names the file and row.
     """
     documents, queries = read_texts(folder)
     judgments: dict[str, dict[str, int]] = {}
@@ -44,18 +56,18 @@ def read_collection(folder: Path, split: str = "test", usual: str = "test") -> C
         for key, known in ((query, queries), (document, documents)):
             if key not in known:
                 where = "queries.jsonl" if known is queries else "corpus.jsonl"
-                raise InputError(f"{row.origin}: found the id {key!r}, which {where} has not")
+                raise InputError(f"{row.origin}: found the id {key!r}, which {where} does not have")
         grade = row.number("score")
         if grade != int(grade):
             raise InputError(f"{row.origin}: score is {grade:g}, expected a whole number")
         if judgments.setdefault(query, {}).setdefault(document, int(grade)) != grade:
-            raise InputError(f"{row.origin}: {query!r} and {document!r} are judged before, expected one score")
+            raise InputError(f"{row.origin}: {query!r} and {document!r} have two scores, expected one")
     judgments = {query: grades for query, grades in judgments.items() if any(grade > 0 for grade in grades.values())}
     if not judgments:
         raise InputError(f"{folder}: no query of the split {split!r} has a relevant document")
     empty = [key for key, text in documents.items() if not text.strip()]
     return Collection(
-        name=folder.resolve().name,  # of `.` too
+        name=folder.resolve().name,
         documents={key: text for key, text in documents.items() if text.strip()},
         queries={key: queries[key] for key in judgments},
         judgments=judgments,
@@ -65,11 +77,12 @@ def read_collection(folder: Path, split: str = "test", usual: str = "test") -> C
 
 
 def judgments_file(folder: Path, split: str, usual: str) -> Path:
-    """Return the file of a split's judgments.
+    """Return the file with the judgments of a split.
 
-    A folder with one `qrels.tsv` for all has them for the test, and for whoever asks for no split but the `usual` one.
+    A folder with one `qrels.tsv` has it for the split `test`, and for the `usual` split of the caller.
 
-    Raises: InputError if it is not there.
+    Raises:
+        InputError: The file does not exist.
     """
     if (folder / "qrels").is_dir():
         return _file(folder, f"qrels/{split}.tsv")
@@ -80,15 +93,16 @@ def judgments_file(folder: Path, split: str, usual: str) -> Path:
 
 
 def read_texts(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """Read documents and queries of a folder by id; a document's title stands before its text.
+    """Read the documents and queries of a folder by id. A document's title is put before its text.
 
-    Raises: InputError naming the file and row, for an id that is there twice.
+    Raises:
+        InputError: An id occurs twice; names the file and row.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, expected one with corpus.jsonl, queries.jsonl and qrels")
     documents: dict[str, str] = {}
     for row in read_rows([str(_file(folder, "corpus.jsonl"))]):
-        title, text = (_string(row, name) for name in ("title", "text"))
+        title, text = (_optional_text(row, name) for name in ("title", "text"))
         _add(documents, row, f"{title}\n{text}" if title and text else title or text)
     queries: dict[str, str] = {}
     for row in read_rows([str(_file(folder, "queries.jsonl"))]):
@@ -96,8 +110,13 @@ def read_texts(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
     return documents, queries
 
 
-def _string(row: Row, column: str) -> str:
-    """Return a value that is text, or is not there; a document has a text, if only an empty one."""
+def is_collection(folder: Path) -> bool:
+    """Return whether a folder has the queries of a collection."""
+    return any((folder / f"queries.jsonl{suffix}").exists() for suffix in _COMPRESSIONS)
+
+
+def _optional_text(row: Row, column: str) -> str:
+    """Return a text that may be empty or null; only the column `text` must exist."""
     found = row.value(column) if column == "text" else row.values.get(column)
     if found is not None and not isinstance(found, str):
         raise InputError(f"{row.origin}: {column} is {type(found).__name__}, expected text")
@@ -112,21 +131,16 @@ def _add(known: dict[str, str], row: Row, text: str) -> None:
     key = str(found)
     row.check_whole("_id", key)
     if key in known:
-        raise InputError(f"{row.origin}: the id {key!r} is there already, expected each once")
+        raise InputError(f"{row.origin}: the id {key!r} occurs twice, expected each once")
     known[key] = text
 
 
-def is_collection(folder: Path) -> bool:
-    """Say whether a folder is one of a collection, by its queries."""
-    return any((folder / f"queries.jsonl{packed}").exists() for packed in _PACKED)
-
-
 def _file(folder: Path, name: str) -> Path:
-    there = [path for packed in _PACKED if (path := folder / f"{name}{packed}").exists()]
-    if len(there) > 1:
-        raise InputError(f"{folder}: found {' and '.join(path.name for path in there)}, expected one of them")
-    if there:
-        return there[0]
-    found = sorted(path.name.split(".")[0] for path in (folder / "qrels").glob("*.tsv*")) if "qrels/" in name else []
-    more = f"; found the splits {', '.join(found)}" if found else ""
-    raise InputError(f"{folder / name}: no such file, bare or with .gz or .zst{more}")
+    found = [path for suffix in _COMPRESSIONS if (path := folder / f"{name}{suffix}").exists()]
+    if len(found) > 1:
+        raise InputError(f"{folder}: found {' and '.join(path.name for path in found)}, expected one of them")
+    if found:
+        return found[0]
+    splits = sorted(path.name.split(".")[0] for path in (folder / "qrels").glob("*.tsv*")) if "qrels/" in name else []
+    more = f"; found the splits {', '.join(splits)}" if splits else ""
+    raise InputError(f"{folder / name}: no such file, also not with .gz or .zst{more}")
