@@ -487,7 +487,7 @@ def test_rows_that_ask_nothing_are_named(row: dict[str, Any], said: str) -> None
 @pytest.mark.parametrize(
     "changes, said",
     [
-        ({"task": "find"}, "task: found 'find', expected embed or late"),
+        ({"task": "find"}, "task: found 'find', expected choose, classify, embed, extract, late"),
         ({"temperature": -1.0}, "temperature: found -1.0"),
         ({"warmup": 3.0}, "warmup: found 3.0"),
         ({"vectors": EmbeddingConfig(query_length=-5)}, "vectors.query_length: found -5"),
