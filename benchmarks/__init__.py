@@ -1,1 +1,1 @@
-"""Benchmarks of this package and of others on the same work."""
+"""Benchmarks of this package and of other libraries, run as `python -m benchmarks.NAME`."""

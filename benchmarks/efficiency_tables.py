@@ -18,7 +18,7 @@ from modernbert.console import spread
 ROOT = Path(__file__).parent.parent
 README, RECORDS = ROOT / "README.md", ROOT / "records"
 RESULTS = RECORDS / "2026-11-25_efficiency"
-# The newest of each kind.
+# The newest records.
 TRAINING = RECORDS / "2026-11-27_training" / "training.json"
 GPU_TRAINING = RECORDS / "2026-11-27_gpu" / "gpu.json"
 GPU_VECTORS = RECORDS / "2026-11-26_gpu" / "gpu.json"
@@ -62,7 +62,7 @@ def tables() -> str:
 
 
 def serving(rows: Sequence[Row]) -> str:
-    """Lay out medians of every engine, and the ratios of ours to the best other of each set."""
+    """Return medians of every engine, and our speed-up over the best other one on each set."""
     engines = list(dict.fromkeys(row["engine"] for row in rows))
     lines = ["| vectors, base shape | " + " | ".join(SETS.values()) + " |", "| --- |" + " ---: |" * len(SETS)]
     for engine in engines:
@@ -75,7 +75,7 @@ def serving(rows: Sequence[Row]) -> str:
 
 
 def training(rows: Sequence[Row]) -> str:
-    """Lay out tokens a second and memory of each system, and our ratios to it."""
+    """Return tokens per second and memory of each system, and our ratios to it."""
     lines = [
         "| training step, base, mixed lengths | tokens/s | peak GiB | ours, times as fast | ours, of its memory |",
         "| --- | ---: | ---: | ---: | ---: |",
@@ -95,7 +95,7 @@ def training(rows: Sequence[Row]) -> str:
 
 
 def throughput(rows: Sequence[Row]) -> str:
-    """Lay out the paper's table: tokens a second of every model on every set, and its memory at two lengths."""
+    """Return tokens per second of every model on every set, and its memory at two lengths."""
     columns = {
         "512 fixed": ("short-fixed", "bfloat16"), "512 variable": ("short-variable", "bfloat16"),
         "8,192 fixed": ("long-fixed", "bfloat16"), "8,192 variable": ("long-variable", "bfloat16"),
@@ -119,7 +119,7 @@ def throughput(rows: Sequence[Row]) -> str:
 
 
 def gpu_training(result: dict[str, Any]) -> str:
-    """Lay out how fast a GPU trained, by shape and length."""
+    """Return the training speed on a GPU by shape and length."""
     lines = ["| training, tokens/s | | of peak | KB a token |", "| --- | ---: | ---: | ---: |"]
     for row in result["training"]:
         name = f"{row['train']}, {row['length']:,} tokens" + (
@@ -132,7 +132,7 @@ def gpu_training(result: dict[str, Any]) -> str:
 
 
 def gpu_vectors(result: dict[str, Any]) -> str:
-    """Lay out what all models did on the four sets on a GPU, at the median of runs."""
+    """Return the median speed of all models on a GPU, and the latency."""
     sets = ("short-fixed", "short-variable", "long-fixed", "long-variable")
     head = ["vectors, tokens/s", "512 fixed", "512 variable", "8,192 fixed", "8,192 variable"]
     head += [f"one text of {length}, ms" for length in (16, 128, 512)]
@@ -140,7 +140,7 @@ def gpu_vectors(result: dict[str, Any]) -> str:
     for model in dict.fromkeys(row["infer"] for row in result["inference"]):
         mine = [row for row in result["inference"] if row["infer"] == model]
         runs = {row["set"]: row.get("runs") for row in mine if "set" in row}
-        # The first result has waits apart.
+        # The first record has latencies in a list of their own.
         waits = {row["length"]: row["p50_ms"] for row in result.get("latency", ()) if row["latency"] == model}
         waits |= {row["one_text_of"]: row["p50_ms"] for row in mine if "p50_ms" in row}
         cells = [f"{statistics.median(runs[name]):,.0f}" if runs.get(name) else "–" for name in sets]

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from benchmarks.command import option, run_command
 from benchmarks.finetuning_systems import SETS, SYSTEMS, FinetuningRow, FinetuningWork, measure_finetuning
-from benchmarks.results import Results, asked
-from benchmarks.rounds import MOST, check_choices, measure_in_turn
+from benchmarks.results import Results, used_options
+from benchmarks.rounds import MAX_COUNT, check_choices, measure_in_turn
 from modernbert.console import describe_machine, open_console, spread
 from modernbert.devices import choose_device, choose_precision
 from modernbert.errors import InputError
@@ -25,7 +25,7 @@ __all__ = ["FinetuningConfig", "run"]
 
 @dataclass
 class FinetuningConfig:
-    """Which systems tune which shape on texts of which lengths, rows a step, and how often each is measured."""
+    """Options."""
 
     systems: Sequence[str] = option((), "modernbert, trainer, trainer-best. Default: all.")
     sets: Sequence[str] = option((), "Datasets whose text lengths are used: cola, sst2, stsb, banking77. Default: all.")
@@ -36,30 +36,30 @@ class FinetuningConfig:
     rounds: int = option(3, "Passes over all systems.")
     device: str = option("auto", "auto, cpu, cuda, cuda:N.")
     dtype: str = option("auto", "auto, float32, bfloat16.")
-    out: Path | None = option(None, "Folder for JSON and the plot.")
+    out: Path | None = option(None, "Folder for a JSON file and an HTML page.")
 
 
 def run(config: FinetuningConfig) -> None:
-    """Measure set after set, system after system, round after round; one that cannot be had is a line.
+    """Measure all systems on each set, in rounds; a system that cannot be measured is reported and left out.
 
-    Raises: InputError for what cannot be measured at all.
+    Raises: InputError for a wrong option, or if no system can be measured.
     """
     systems = list(dict.fromkeys(config.systems)) or list(SYSTEMS)
     sets = list(dict.fromkeys(config.sets)) or list(SETS)
     check_choices(systems, SYSTEMS, "systems", batch=config.batch, steps=config.steps, rounds=config.rounds)
-    if config.batch * config.steps > MOST // 100:
+    if config.batch * config.steps > MAX_COUNT // 100:
         raise InputError(
-            f"batch: found {config.batch:,} in {config.steps:,} steps, expected at most {MOST // 100:,} in all"
+            f"batch: found {config.batch:,} in {config.steps:,} steps, expected at most {MAX_COUNT // 100:,} in all"
         )
     check_choices(sets, list(SETS), "sets")
     device = choose_device(config.device)
     dtype = str(choose_precision(config.dtype, device, "dtype")).removeprefix("torch.")
     shape = ModelConfig.preset(config.preset, **config.model)
     machine = describe_machine(device, ("transformers", "accelerate"))
-    work = asked(config, systems=systems, sets=sets, device=str(device), dtype=dtype)
+    work = used_options(config, systems=systems, sets=sets, device=str(device), dtype=dtype)
     results = Results(config.out, "finetuning", machine=machine, work=work, batch=config.batch)
     console = open_console()
-    console.print(f"{machine}; {config.preset}, {dtype}, {config.batch} rows a step")
+    console.print(f"{machine}; {config.preset}, {dtype}, {config.batch} rows per step")
     absent: dict[str, str] = {}
     panels: dict[str, dict[str, list[float]]] = {}
     for name in sets:
@@ -84,10 +84,10 @@ def _brief(row: FinetuningRow) -> str:
 
 
 def _table(name: str, rows: Mapping[str, Sequence[FinetuningRow]]) -> Table:
-    """Show medians of one set, and ratios of the first system to each, round by round."""
+    """Return medians on one set, and the speed of the first system divided by that of each, by round."""
     table = Table(title=name, title_justify="left")
     leading, first = next(iter(rows.items()))
-    for column in ("system", "setting", "real tokens/s", "GiB", "places that are real", f"{leading}, times as fast"):
+    for column in ("system", "setting", "real tokens/s", "GiB", "share of real tokens", f"speed-up of {leading}"):
         table.add_column(column, justify="left" if column in ("system", "setting") else "right")
     for system, mine in rows.items():
         table.add_row(

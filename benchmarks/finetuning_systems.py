@@ -1,9 +1,8 @@
-"""Steps of fine-tuning, of this package and of `transformers` with its Trainer, on texts as long as known sets have.
+"""Fine-tuning steps of a classifier with two labels, with this package and with the Trainer of `transformers`.
 
-In: a system and a set by name, where to compute. Out: real tokens a second, peak memory. Each system runs in a process
-of its own, and learns two labels, which cost what any number costs. The Trainer comes in two ways:
+Each system runs in its own process, on random texts with the lengths of a known dataset. The Trainer has two variants:
 
-- `trainer`: what its documentation shows: rows in random order, padded to the longest of a batch.
+- `trainer`, as documented: rows in random order, padded to the longest of a batch.
 - `trainer-best`: rows grouped by length.
 """
 
@@ -47,14 +46,14 @@ SETS = {
     "stsb": (11, 17, 19, 20, 22, 24, 26, 29, 36, 52, 127),
     "banking77": (4, 9, 10, 11, 12, 13, 14, 16, 18, 27, 93),
 }
-"""Tokens of the training rows, special ones included: the shortest, nine deciles, the longest (ModernBERT's BPE)."""
-# Ids that every vocabulary has.
+"""Tokens of the training rows with special tokens: minimum, nine deciles, maximum (tokenizer of ModernBERT)."""
+# Token ids that every vocabulary has.
 _FIRST_ID, _LAST_ID = 100, 3_999
 
 
 @dataclass(frozen=True)
 class FinetuningWork:
-    """A system, its model, the set whose lengths are taken, rows a step, and how many steps to time."""
+    """One measurement: a system, the model, the dataset of the lengths, rows per step, number of timed steps."""
 
     system: str
     model: ModelConfig
@@ -68,7 +67,7 @@ class FinetuningWork:
 
 @dataclass(frozen=True)
 class FinetuningRow:
-    """What was measured. Units: real tokens per second, bytes."""
+    """Result of a measurement. Units: real tokens per second, bytes."""
 
     system: str
     set: str
@@ -79,7 +78,7 @@ class FinetuningRow:
 
 
 def lengths_of(name: str, number: int, seed: int) -> list[int]:
-    """Return lengths drawn from between the deciles of a set.
+    """Return random lengths, uniform between the deciles of a set.
 
     >>> min(lengths_of("cola", 1000, seed=0)) >= 4, max(lengths_of("cola", 1000, seed=0)) <= 47
     (True, True)
@@ -91,7 +90,7 @@ def lengths_of(name: str, number: int, seed: int) -> list[int]:
 def measure_finetuning(work: FinetuningWork) -> FinetuningRow:
     """Measure in a new process.
 
-    Raises: InputError for an unknown system or set, a library that is absent, or a model that does not fit.
+    Raises: InputError for an unknown system or set, a library that is not installed, or a model that does not fit.
     """
     for key, found, known in (("systems", work.system, SYSTEMS), ("sets", work.set, SETS)):
         if found not in known:
@@ -120,7 +119,7 @@ def _ours(work: FinetuningWork) -> FinetuningRow:
         Objective(model, cross_entropy_loss()), optimizer, LinearPlan(work.num_steps + 1, 8e-5, 0.1, lambda step: 1),
         batches(), seed=work.seed, device=device, dtype=dtype,
     )  # fmt: skip
-    next(steps)  # the first warms up
+    next(steps)  # warm-up
     begun = time.perf_counter()
     num_tokens = sum(result.num_tokens for _, result in steps)
     speed = num_tokens / (time.perf_counter() - begun)
@@ -128,7 +127,7 @@ def _ours(work: FinetuningWork) -> FinetuningRow:
 
 
 def _trainer(work: FinetuningWork) -> FinetuningRow:
-    keep_freed_memory()  # ours does; the other may have it too
+    keep_freed_memory()  # as in `_ours`
     transformers = import_trainer()
     device = choose_device(work.device)
     model = transformers.ModernBertForSequenceClassification._from_config(

@@ -1,9 +1,9 @@
-"""All that is to be known about a GPU, as one script: parity first, then training and the efficiency table.
+"""Measure a GPU: parity first, then training and the efficiency table.
 
     python -m benchmarks.gpu --out FOLDER [--device cuda] [--small]
 
-In: a device. Out: lines as they are measured, and `gpu.json`, written anew after each. It needs the package, and
-`transformers` for the peers; what fails is a line, and the rest still runs. `--small` is the same on a small scale.
+Rows are printed, and `gpu.json` is written after each of them. A measurement that fails is reported, and the rest runs.
+The other models need `transformers`. `--small` is a quick check.
 """
 
 import argparse
@@ -44,15 +44,15 @@ __all__ = ["main"]
 
 _LENGTHS = [1, 129, 64, 1024, 300, 7]
 _LONG_LENGTHS = [1800, 900]
-# A share of the length of a result: what rounding to bfloat16 leaves.
+# Maximum relative error of bfloat16.
 _NEAR = 0.02
 _NEAR_COSINE = 0.999
 _RUNS = 5
-# Bytes that a batch may take when the largest is looked for: the memory of the paper's card.
+# Memory for the largest batch: that of the GPU of the paper.
 _MEMORY = 24 * 10**9
-# Of a step, as of the paper's base run on eight GPUs: 4,608 documents, 96 at a time.
+# Per step, as in the base run of the paper on eight GPUs: 4,608 documents, 96 per micro-batch.
 _MICRO_BATCHES = 6
-# Those that matter most go first, for what is cut short should be the rest.
+# The most important first, in case the time ends.
 _MODELS = (
     "modernbert-base", "modernbert-base-transformers", "gte-en-mlm-base-unpadded", "gte-en-mlm-base", "nomic-bert",
     "bert-base", "modernbert-large", "modernbert-large-transformers", "roberta-base", "deberta-v3-base",
@@ -60,7 +60,7 @@ _MODELS = (
 
 
 def main() -> None:
-    """Run all parts that the device can; exit with 1 if parity fails, for then no time means anything."""
+    """Run all parts; exit with 1 if parity fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", default="cuda")
@@ -92,14 +92,14 @@ def main() -> None:
 def _measure_parts(
     chosen: Sequence[str], device: torch.device, words: argparse.Namespace, result: dict[str, Any]
 ) -> None:
-    """Measure part after part; every row is written as it comes."""
+    """Measure all parts, and write every row as it comes."""
     for part in _PARTS:
         name = part.__name__.strip("_")
         if name not in chosen:
             continue
         begun = time.monotonic()
         rows = result[name] = []
-        for row in _as_far_as_it_goes(part(device, words.small)):
+        for row in _until_error(part(device, words.small)):
             print("  " + ", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             rows.append(row)
             write_file(words.out / "gpu.json", json.dumps(result, indent=2) + "\n")
@@ -108,11 +108,11 @@ def _measure_parts(
             sys.exit(1)
 
 
-def _as_far_as_it_goes(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Hand rows on; what ends them early is a row, and holds for nothing."""
+def _until_error(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield rows; an exception becomes the last row."""
     try:
         yield from rows
-    except Exception as error:  # a peer's library can raise anything, and another part still runs
+    except Exception as error:  # other libraries raise anything, and the next part runs
         yield {"not_measured": reason_of(error), "holds": False}
 
 
@@ -134,8 +134,8 @@ def _parity(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
         model.engine = fast
         yield _near("layer by layer", model(tokens, layout), expected)
         fitted = permit_plans(model).encoder
-        for way in ("the first time", "again"):
-            # Of other tokens in between, for a captured pass must not remember.
+        for way in ("first call", "second call"):
+            # Other tokens in between: a captured CUDA graph must not keep values.
             fitted(tokens.flip(0)[:130], SequenceLengths.from_lengths([30, 100]).to(device))
             yield _near(f"as for inference, {way}", fitted(tokens, layout), expected)
 
@@ -193,7 +193,7 @@ def _train(
 
 
 def _inference(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
-    """Measure one model after another, each in a process of its own: all sets, the wait for one text, what fits."""
+    """Measure each model in its own process: all sets, the latency of one text, the largest batch."""
     number = {"short": 2, "long": 1} if small else {"short": 1_024, "long": 32}
     lengths, calls = ((16,), 3) if small else ((16, 128, 512), 100)
     for model in _MODELS[:1] if small else _MODELS:
@@ -208,19 +208,19 @@ def _inference(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
             yield {"infer": model, "not_measured": str(error)}
 
 
-def _measure_model(asked: tuple[Mapping[str, Work], Sequence[int], int]) -> Iterator[dict[str, Any]]:
-    works, lengths, calls = asked
+def _measure_model(arguments: tuple[Mapping[str, Work], Sequence[int], int]) -> Iterator[dict[str, Any]]:
+    works, lengths, calls = arguments
     first = next(iter(works.values()))
     loaded = load(first.model, choose_device(first.device), getattr(torch, first.dtype))
     for name, work in works.items():
         yield _guarded({"set": name}, functools.partial(_measured, work, loaded))
     for length in lengths:
-        yield _guarded({"one_text_of": length}, functools.partial(_waits, loaded, length, calls))
+        yield _guarded({"one_text_of": length}, functools.partial(_latency, loaded, length, calls))
     yield from _largest_batches(works, loaded)
 
 
 def _largest_batches(works: Mapping[str, Work], loaded: Loaded) -> Iterator[dict[str, Any]]:
-    """Look for the most documents of one length that fit into a smaller card's memory, of models of base size."""
+    """Search the largest batch in the memory of the GPU of the paper, for models of base size."""
     for name, work in works.items():
         if torch.device(work.device).type == "cuda" and name.endswith("fixed") and "large" not in work.model:
             yield _guarded({"set": name}, functools.partial(_largest_batch, work, loaded))
@@ -243,26 +243,26 @@ def _measured(work: Work, loaded: Loaded) -> dict[str, Any]:
     return {"tokens_per_s": round(row.mean), "runs": rates, "setting": row.setting, "peak_memory": row.peak_memory}
 
 
-def _waits(loaded: Loaded, length: int, calls: int) -> dict[str, Any]:
-    """Wait for the hidden states of one text, again and again."""
+def _latency(loaded: Loaded, length: int, calls: int) -> dict[str, Any]:
+    """Measure the latency of one text."""
     document = random_batch(ModelConfig.preset("base"), [length], 0.3).tokens.numpy() % 16_000
     with torch.inference_mode():
-        timed = [_seconds_until_there(loaded, document) for _ in range(calls + 10)]
+        timed = [_seconds(loaded, document) for _ in range(calls + 10)]
     waits = p50_and_p95(timed[10:])
     return {"setting": loaded.setting, **{name: round(wait, 3) for name, wait in waits.items()}}
 
 
-def _seconds_until_there(loaded: Loaded, document: np.ndarray) -> float:
+def _seconds(loaded: Loaded, document: np.ndarray) -> float:
     begun = time.perf_counter()
     loaded.encode([document]).cpu()
     return time.perf_counter() - begun
 
 
 def _guarded(row: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Say what was measured, or why it was not."""
+    """Return a row with its values, or with the reason that there are none."""
     try:
         return {**row, **work()}
-    except Exception as error:  # a peer's library can raise anything, and the next row still runs
+    except Exception as error:  # other libraries raise anything, and the next row runs
         return {**row, "not_measured": reason_of(error)}
 
 

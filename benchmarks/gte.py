@@ -1,7 +1,6 @@
-"""GTE-en-MLM without padding: the strongest long-context peer of the paper, on this package's ragged attention.
+"""GTE-en-MLM without padding, on the attention of this package: the strongest long-context model beside ModernBERT.
 
-In: documents laid end to end. Out: their hidden states. It is here because the published code unpads with a library
-that runs on few machines, and a peer is measured at its best. Checked against `transformers`' padded implementation.
+The published code unpads with a library that runs on few machines. A test compares with `transformers`.
 
 Source: Zhang et al. 2024 (mGTE), the config of Alibaba-NLP/gte-en-mlm-base and -large.
 """
@@ -22,7 +21,7 @@ __all__ = ["Gte", "GteShape"]
 
 @dataclass(frozen=True)
 class GteShape:
-    """The sizes of a GTE; heads are 64 wide, positions turn with theta 160,000."""
+    """Sizes of a GTE; heads have 64 dimensions."""
 
     num_layers: int = 12
     width: int = 768
@@ -38,7 +37,7 @@ class GteShape:
 
 
 class GteLayer(nn.Module):
-    """Attention, then a gated feed-forward network, each with a norm behind it."""
+    """Attention and a gated MLP, each followed by its norm."""
 
     def __init__(self, shape: GteShape) -> None:
         super().__init__()
@@ -51,9 +50,9 @@ class GteLayer(nn.Module):
         self.mlp_ln = nn.LayerNorm(shape.width, eps=shape.eps)
 
     def forward(self, hidden: Float[Tensor, "T D"], attend: AttentionFn) -> Float[Tensor, "T D"]:
-        """Transform the stream."""
-        mixed = attend(self.qkv_proj(hidden).unflatten(-1, self.heads_shape)).flatten(1)
-        hidden = self.attn_ln(hidden + self.o_proj(mixed))
+        """Return the output of the layer."""
+        attn_out = attend(self.qkv_proj(hidden).unflatten(-1, self.heads_shape)).flatten(1)
+        hidden = self.attn_ln(hidden + self.o_proj(attn_out))
         up, gate = self.up_gate_proj(hidden).chunk(2, dim=-1)
         return self.mlp_ln(hidden + self.down_proj(up * F.gelu(gate)))
 
@@ -79,7 +78,7 @@ class Gte(nn.Module):
 
     @torch.no_grad()
     def load(self, weights: dict[str, Tensor]) -> None:
-        """Take the weights of `transformers`' GteModel, whose projections are apart."""
+        """Copy the weights of the GteModel of `transformers`, whose projections are separate."""
         self.word_embeddings.weight.copy_(weights["embeddings.word_embeddings.weight"])
         self.norm.weight.copy_(weights["embeddings.LayerNorm.weight"])
         self.norm.bias.copy_(weights["embeddings.LayerNorm.bias"])

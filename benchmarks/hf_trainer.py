@@ -1,6 +1,6 @@
-"""The Trainer of `transformers`, timed: a model, rows and how to pad them -> real tokens a second.
+"""Time the Trainer of `transformers`.
 
-It groups rows by length among 50 batches of them; of those a short run takes batches at equal distances, the longest
+The Trainer groups rows by length within 50 batches. A short run takes batches of those at equal distances, the longest
 first.
 """
 
@@ -25,7 +25,7 @@ GROUPED_BATCHES = 50  # of `transformers.trainer_pt_utils.get_length_grouped_ind
 
 @dataclass(frozen=True)
 class TrainerSpeed:
-    """What was measured; `real_share` is how many of the places of its batches hold a token of a text."""
+    """Result of a measurement; `real_share` is the share of positions that are not padding."""
 
     tokens_per_s: float
     real_share: float
@@ -34,7 +34,7 @@ class TrainerSpeed:
 def import_trainer() -> Any:
     """Return `transformers`.
 
-    Raises: Absent if it, or what its Trainer needs, is not installed.
+    Raises: Absent if it, or accelerate, is not installed.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
@@ -68,9 +68,9 @@ def time_trainer(
     dtype: str,
     seed: int,
 ) -> TrainerSpeed:
-    """Train for `num_steps` steps behind one that warms up, on rows in order or in a random one.
+    """Train for `num_steps` steps after one that warms up, on rows in order or in random order.
 
-    `collate(rows, number)` makes the batch of that number.
+    `collate(rows, number)` returns the batch of that number.
     """
     transformers = import_trainer()
     tokens: list[int] = []
@@ -97,14 +97,14 @@ def time_trainer(
         trainer = transformers.Trainer(
             model, arguments, data_collator=collate_and_count, train_dataset=rows, callbacks=[Watch()]
         )
-        trainer.remove_callback(transformers.PrinterCallback)  # between the lines of the bench, its own say nothing
+        trainer.remove_callback(transformers.PrinterCallback)
         trainer.train()
-    timed = slice(1, len(marks))  # collating runs ahead of steps; the first step warms up
+    timed = slice(1, len(marks))  # collate is ahead of the steps; the first step warms up
     return TrainerSpeed(sum(tokens[timed]) / (marks[-1] - marks[0]), sum(tokens[timed]) / sum(places[timed]))
 
 
 def grouped(lengths: Sequence[int], batch_rows: int, num_steps: int) -> list[int]:
-    """Return the rows of the longest batch and of `num_steps` others, as grouping by length would make them."""
+    """Return the lengths of the longest batch and of `num_steps` others, as grouped by length."""
     in_order = sorted(lengths, reverse=True)
     num_batches = len(in_order) // batch_rows
     chosen = [0, *(int((step + 0.5) / num_steps * num_batches) for step in range(num_steps))]

@@ -16,7 +16,7 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks.command import option, run_command
-from benchmarks.paper_table import COLUMNS, PUBLISHED, Measured, lacking, score_of
+from benchmarks.paper_table import COLUMNS, PUBLISHED, Measured, missing_sets, score_of
 from modernbert.console import open_console
 from modernbert.errors import InputError
 from modernbert.files import write_file
@@ -34,16 +34,16 @@ _WRITTEN_BY = {
 
 @dataclass
 class PaperConfig:
-    """Where the results of all models are, and where JSON goes."""
+    """Options."""
 
     results: Path
     out: Path | None = option(None, "JSON file for the scores.")
 
 
 def run(config: PaperConfig) -> dict[str, Any]:
-    """Print the table and what is missing; write JSON if asked to, and return what it says.
+    """Print the table and what is missing, write JSON to `config.out`, and return its content.
 
-    Raises: InputError for a folder without models, or a file that the verbs did not write.
+    Raises: InputError for a folder without models, or a file that is not a result of `modernbert evaluate`.
     """
     if not config.results.is_dir():
         raise InputError(f"{config.results}: found no such folder, expected one with a folder for each model")
@@ -53,7 +53,8 @@ def run(config: PaperConfig) -> dict[str, Any]:
     measured = {folder.name: _measured(folder) for folder in folders}
     said = {
         name: {
-            column.title: {"score": score_of(column, scores), "missing": lacking(column, scores)} for column in COLUMNS
+            column.title: {"score": score_of(column, scores), "missing": missing_sets(column, scores)}
+            for column in COLUMNS
         }
         for name, scores in measured.items()
     }
@@ -68,7 +69,7 @@ def run(config: PaperConfig) -> dict[str, Any]:
 
 
 def _measured(folder: Path) -> Measured:
-    """Return all scores in a model's folder: GLUE's best run of each task, nDCG@10 of each collection."""
+    """Return all scores in the folder of a model: the best run of each GLUE task, nDCG@10 of each collection."""
     found: dict[tuple[str, str], float] = {}
     for name, of_task in _read(folder / "glue.json").items():
         found["glue", name] = _number(folder / "glue.json", of_task, "best")
@@ -76,7 +77,7 @@ def _measured(folder: Path) -> Measured:
         path = folder / f"{kind}.json"
         rows = _read(path).get("rows", [])
         if not isinstance(rows, list):
-            raise InputError(f"{path}: found no results, expected what modernbert evaluate writes")
+            raise InputError(f"{path}: found no results, expected a file of modernbert evaluate")
         for row in rows:
             if not isinstance(row, dict) or "collection" not in row:
                 raise InputError(f"{path}: found a row without a collection")
@@ -93,7 +94,7 @@ def _read(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError, OSError) as error:
         raise InputError(f"{path}: is not readable JSON ({error})") from None
     if not isinstance(said, dict):
-        raise InputError(f"{path}: found no results, expected what modernbert evaluate writes")
+        raise InputError(f"{path}: found no results, expected a file of modernbert evaluate")
     return said
 
 
@@ -119,10 +120,10 @@ def _table(said: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Table:
 
 
 def _missing(folder: Path, measured: Measured) -> list[str]:
-    """Return a line for each column that is not whole: what it lacks, and what measures it."""
+    """Return a line for each incomplete column: the missing sets, and the command that measures them."""
     lines = []
     for column in COLUMNS:
-        gone = lacking(column, measured)
+        gone = missing_sets(column, measured)
         if gone:
             there = (
                 f"{len(column.sets) - len(gone)} of {len(column.sets)}; " if 1 < len(column.sets) > len(gone) else ""

@@ -1,8 +1,6 @@
-"""Table 1 of the paper: its columns, what each is the mean of, and the published scores.
+"""Columns and published scores of table 1 of the paper.
 
-In: what was measured of one model, set by set. Out: the columns that are whole, and what the others lack.
-
-Source: table 1 of the paper; sections 3.1.2 to 3.1.4 for what the columns hold.
+Source: table 1 of the paper; sections 3.1.2 to 3.1.4 for the datasets of the columns.
 """
 
 from collections.abc import Mapping
@@ -10,10 +8,10 @@ from dataclasses import dataclass
 
 from modernbert.evaluation.mteb_tasks import BEIR
 
-__all__ = ["COLUMNS", "GLUE", "PUBLISHED", "Column", "Measured", "lacking", "score_of"]
+__all__ = ["COLUMNS", "GLUE", "PUBLISHED", "Column", "Measured", "missing_sets", "score_of"]
 
 GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
-# Forums, and languages, that are a folder each and one set together.
+# Datasets of several folders: forums, programming languages.
 _PARTS = {
     "cqadupstack": (
         "android", "english", "gaming", "gis", "mathematica", "physics", "programmers", "stats", "tex", "unix",
@@ -28,7 +26,7 @@ Measured = Mapping[tuple[str, str], float]
 
 @dataclass(frozen=True)
 class Column:
-    """Name a column, the kind of run its scores come from, and the sets it is the mean of."""
+    """A column: the mean over some datasets, of one kind of run."""
 
     title: str
     kind: str
@@ -62,7 +60,7 @@ PUBLISHED = {
 
 
 def score_of(column: Column, measured: Measured) -> float | None:
-    """Return the mean over a column's sets, of 100; None if one of them was not measured.
+    """Return the mean score of a column, from 0 to 100; None if a dataset is missing.
 
     >>> score_of(Column("MLDR", "late", ("mldr",)), {("late", "mldr"): 0.802})
     80.2
@@ -72,8 +70,8 @@ def score_of(column: Column, measured: Measured) -> float | None:
     return 100 * sum(known) / len(known) if len(known) == len(scores) else None
 
 
-def lacking(column: Column, measured: Measured) -> list[str]:
-    """Return the sets of a column that were not measured; of a set in parts, the parts, if others of it were."""
+def missing_sets(column: Column, measured: Measured) -> list[str]:
+    """Return the missing datasets of a column, or the missing parts of a dataset that has some."""
     missing: list[str] = []
     for name in column.sets:
         parts = [f"{name}-{part}" for part in _PARTS.get(name, ())]

@@ -1,8 +1,4 @@
-"""The models of the efficiency table behind one call: documents in, hidden states out, random weights.
-
-In: a model's name, a device, a precision. Out: a function over batches of documents. The peers come from
-`transformers`; one that is not installed, or that an installed version lacks, is absent and said to be.
-"""
+"""The models of the efficiency table, with random weights: this package's, and those of `transformers`."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -28,12 +24,12 @@ Documents = Sequence[np.ndarray]
 
 
 class Absent(InputError):
-    """A model that cannot be had here."""
+    """A library or a model is not installed."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to run: `encode` returns the hidden states of the last batch's tokens, padding included."""
+    """A loaded model; `encode` returns the hidden states of a batch, with padding if the model pads."""
 
     num_parameters: int
     setting: str
@@ -42,7 +38,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Made:
-    """How a model is made, and how long a document it takes, which is known before."""
+    """A function that makes a model, and the maximum tokens of its documents."""
 
     longest: int
     make: Callable[[torch.device, torch.dtype], Loaded]
@@ -51,14 +47,14 @@ class Made:
 def load(name: str, device: torch.device, dtype: torch.dtype) -> Loaded:
     """Make a model with random weights.
 
-    Raises: InputError for an unknown name; Absent if its library is.
+    Raises: InputError for an unknown name; Absent if its library is not installed.
     """
     check_takes(name, 1)
     return MODELS[name].make(device, dtype)
 
 
 def check_takes(name: str, longest: int) -> None:
-    """Raises: InputError for an unknown name, or if the model takes no documents of this length."""
+    """Raises: InputError for an unknown name, or documents that are too long for the model."""
     if name not in MODELS:
         raise InputError(f"models: found {name!r}, expected {', '.join(MODELS)}")
     if longest > MODELS[name].longest:
@@ -121,7 +117,7 @@ def _ragged(model: nn.Module, device: torch.device) -> Callable[[Documents], Ten
 def _padded(model: nn.Module, device: torch.device) -> Callable[[Documents], Tensor]:
     def encode(documents: Documents) -> Tensor:
         ids, mask = map(torch.from_numpy, pad(documents))
-        # Without padding there is no mask: that is the fastest path of every one of them.
+        # Without padding, no mask: the fastest path of all models.
         seen = None if bool(mask.all()) else mask.to(device)
         return model(input_ids=ids.to(device), attention_mask=seen).last_hidden_state  # type: ignore[no-any-return]
 

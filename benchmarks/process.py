@@ -1,7 +1,4 @@
-"""One measurement, one process: its peak memory is its own, and what ends it ends nothing else.
-
-In: a function of a module and its argument. Out: what it returned, or row by row what it yielded.
-"""
+"""Run a measurement in a new process, with its own peak memory; a crash ends that measurement only."""
 
 import multiprocessing
 import os
@@ -23,24 +20,23 @@ _OUT_OF_MEMORY = (
     "bad allocation",
     "std::bad_alloc",
 )
-_MOST_CHARS = 160
+_MAX_CHARS = 160
 
 Argument = TypeVar("Argument")
 Answer = TypeVar("Answer")
 
 
 def in_new_process(function: Callable[[Argument], Answer], argument: Argument) -> Answer:
-    """Call a function in a process that begins anew.
+    """Call a function in a new process.
 
-    Raises: InputError as the function does, if its memory does not suffice or a signal ends it, and for whatever else
-    it raises.
+    Raises: InputError for any exception of the function, if memory is exhausted, or a signal ends the process.
     """
     (answer,) = rows_of_new_process(_once, (function, argument))
     return answer
 
 
 def rows_of_new_process(function: Callable[[Argument], Iterator[Answer]], argument: Argument) -> Iterator[Answer]:
-    """Yield what a function yields in a process that begins anew, as it comes: what ends it late loses nothing before.
+    """Yield the rows of a function in a new process as they come; an error later does not lose them.
 
     Raises: InputError as `in_new_process` does.
     """
@@ -60,15 +56,15 @@ def rows_of_new_process(function: Callable[[Argument], Iterator[Answer]], argume
         how = f"signal {-code}: too little memory?" if code < 0 else f"status {code}"
         raise InputError(f"the process of the measurement ended with {how}") from None
     except BaseException:
-        process.kill()  # who is to end does not wait for what is measured
+        process.kill()  # an interrupt does not wait for the measurement
         raise
     finally:
         receiving.close()
         process.join()
 
 
-def _once(asked: tuple[Callable[[Argument], Answer], Argument]) -> Iterator[Answer]:
-    function, argument = asked
+def _once(call: tuple[Callable[[Argument], Answer], Argument]) -> Iterator[Answer]:
+    function, argument = call
     yield function(argument)
 
 
@@ -79,27 +75,27 @@ def _answer(function: Callable[[Any], Iterator[Any]], argument: Any, sending: Co
             sending.send((None, answer))
         sending.send(None)
     except BrokenPipeError:
-        pass  # nobody listens any longer
+        pass  # the parent has stopped reading
     except Exception as error:
-        # What another's library raises ends this measurement, and is told in a line like any other reason.
+        # Other libraries raise anything; it ends this measurement only.
         sending.send((reason_of(error), None))
 
 
 def reason_of(error: Exception) -> str:
-    """Return a line for a row that is not there: what the package says itself, else the type and how it begins."""
+    """Return one line for an exception: the message of an `InputError`, else the type and the first line."""
     if isinstance(error, InputError):
         return str(error)
     lines = str(error).strip().splitlines() or [""]
-    # torch has a class for a GPU that is full; for a processor's memory it is one error among all others.
+    # torch has a class for GPU memory; CPU memory is a RuntimeError like any other.
     is_of_memory = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
         words in str(error) for words in _OUT_OF_MEMORY
     )
     kind = "does not fit" if is_of_memory else type(error).__name__
-    return f"{kind}: {lines[0][:_MOST_CHARS]}" if lines[0] else kind
+    return f"{kind}: {lines[0][:_MAX_CHARS]}" if lines[0] else kind
 
 
 def _end_with_the_parent() -> None:
-    """Measure for nobody no longer: a parent that is killed cannot say so."""
+    """Exit when the parent ends: a parent that is killed cannot stop this process."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

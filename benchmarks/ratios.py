@@ -1,7 +1,4 @@
-"""How many times as fast one engine of the serving bench is as the best of others, round by round.
-
-In: rows of its results, as they are kept. Out: numbers, and ratios as text.
-"""
+"""Ratios between engines of the serving benchmark, by round."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -9,19 +6,19 @@ from typing import Any
 
 from modernbert.console import spread
 
-__all__ = ["is_wide", "measure", "ratio", "ratios_to_the_best", "value_of"]
+__all__ = ["is_float32", "measure", "ratio", "ratios_to_the_best", "value_of"]
 
 Row = dict[str, Any]
 
 
 def ratios_to_the_best(rows: Sequence[Row], name: str) -> dict[str, str]:
-    """Return ours to the best other of any precision, and ours in float32 to the best other in float32, on one set."""
+    """Return the speed-up over the best other engine on one set, in any precision and in float32."""
     engines = list(dict.fromkeys(row["engine"] for row in rows))
     others = [engine for engine in engines if not engine.startswith("modernbert")]
-    wide = [engine for engine in others if is_wide(rows, engine)]
+    float32 = [engine for engine in others if is_float32(rows, engine)]
     return {
         "modernbert to the best other": ratio(rows, "modernbert", others, name),
-        "modernbert-float32 to the best other in float32": ratio(rows, "modernbert-float32", wide, name),
+        "modernbert-float32 to the best other in float32": ratio(rows, "modernbert-float32", float32, name),
     }
 
 
@@ -32,17 +29,17 @@ def value_of(rows: Sequence[Row], engine: str, name: str) -> float | None:
 
 
 def measure(row: Row) -> float:
-    """Return milliseconds where a wait was timed, else tokens per second."""
+    """Return the latency in milliseconds, if measured, else tokens per second."""
     return float(row.get("p50_ms") or row["tokens_per_s"])
 
 
-def is_wide(rows: Sequence[Row], engine: str) -> bool:
+def is_float32(rows: Sequence[Row], engine: str) -> bool:
     """Return whether an engine computes in float32."""
     return any("float32" in row["setting"] for row in rows if row["engine"] == engine)
 
 
 def ratio(rows: Sequence[Row], ours: str, others: Iterable[str], name: str) -> str:
-    """Return how many times as fast ours is as the other that is best at the median, round by round."""
+    """Return the speed-up of our engine over the other one with the best median, by round."""
     is_time = name.startswith("latency")
     values = {other: value for other in others if (value := value_of(rows, other, name)) is not None}
     if not values or value_of(rows, ours, name) is None:

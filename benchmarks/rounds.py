@@ -1,7 +1,4 @@
-"""Systems measured in turn, round after round, so that a machine that changes its pace changes it for all.
-
-In: names and a way to measure each. Out: what was measured, and why some were not.
-"""
+"""Measure systems in rounds, so that changes of the machine's speed affect all of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -12,24 +9,21 @@ from rich.console import Console
 from benchmarks.results import Results
 from modernbert.errors import InputError
 
-__all__ = ["MOST", "check_choices", "measure_in_turn"]
+__all__ = ["MAX_COUNT", "check_choices", "measure_in_turn"]
 
-MOST = 100_000_000
-"""Tokens, documents or whatever else is counted: what is beyond ends no day, or for want of memory."""
+MAX_COUNT = 100_000_000
+"""Upper bound of all counts: tokens, documents, steps."""
 
 Row = TypeVar("Row", bound=Any)
 
 
 def check_choices(names: Sequence[str], known: Sequence[str], key: str, **numbers: int) -> None:
-    """Check names, and numbers that count something.
-
-    Raises: InputError naming the field.
-    """
+    """Check names and counts. Raises: InputError naming the field."""
     for name, number in numbers.items():
         if number < 1:
             raise InputError(f"{name}: found {number}, expected at least 1")
-        if number > MOST:
-            raise InputError(f"{name}: found {number:,}, expected at most {MOST:,}")
+        if number > MAX_COUNT:
+            raise InputError(f"{name}: found {number:,}, expected at most {MAX_COUNT:,}")
     for name in names:
         if name not in known:
             raise InputError(f"{key}: found {name!r}, expected {', '.join(known)}")
@@ -43,10 +37,9 @@ def measure_in_turn(
     brief: Callable[[Row], str],
     results: Results,
 ) -> tuple[dict[str, list[Row]], dict[str, str]]:
-    """Return the rows of every name, one a round, and for those that cannot be measured the reason.
+    """Return the rows of each name, one per round, and the reason for each name that cannot be measured.
 
-    Rows, which are dataclasses, and reasons go to `results` as they come. `measure(name, number)` is given the
-    round, counted from 0.
+    `measure(name, number)` measures in a round, counted from 0. Rows (dataclasses) and reasons are added to `results`.
     """
     rows: dict[str, list[Row]] = {}
     absent: dict[str, str] = {}

@@ -21,7 +21,7 @@ from benchmarks.command import option, run_command
 from benchmarks.process import in_new_process
 from benchmarks.ratios import ratios_to_the_best
 from benchmarks.real_lengths import real_lengths
-from benchmarks.results import Results, asked
+from benchmarks.results import Results, used_options
 from benchmarks.rounds import check_choices
 from benchmarks.serving_engines import ENGINES, Engine, embed_all, load_engine, load_reference, make_folder
 from modernbert.console import describe_machine, open_console, p50_and_p95, spread
@@ -34,20 +34,17 @@ from modernbert.planning.device_specs import cpu_gemm_flops_per_s
 __all__ = ["SETS", "ServingConfig", "run"]
 
 SEED = 42
-_FIRST_ID, _LAST_ID = 100, 3_999  # ids that every vocabulary has
+_FIRST_ID, _LAST_ID = 100, 3_999  # token ids that every vocabulary has
 SETS = ("short-mix", "fixed-512", "single-8192", "latency-16", "latency-128", "latency-512")
 _REAL = "real"
 _BUDGETS = (2_048, 8_192)
-# Cosine of every vector to the reference's in float32: an engine below this computes something else.
+# Minimum cosine similarity to the float32 reference; an engine below it is not timed.
 _PARITY = 0.999
 
 
 @dataclass
 class ServingConfig:
-    """Which engines on which sets, how often; all in turn, `rounds` times.
-
-    The set `real` has texts as long as the first of some files.
-    """
+    """Options."""
 
     engines: Sequence[str] = option((), "Engines to measure. Default: all.")
     sets: Sequence[str] = option((), "short-mix, fixed-512, single-8192, latency-16, latency-128, latency-512, real.")
@@ -58,7 +55,7 @@ class ServingConfig:
     rounds: int = option(3, "Passes over all engines.")
     texts: Sequence[str] = option((), "Files of text for the set `real`.")
     tokenizer: str | None = option(None, "Tokenizer for the set `real`.")
-    out: Path | None = option(None, "Folder for JSON and the plot.")
+    out: Path | None = option(None, "Folder for a JSON file and an HTML page.")
 
 
 @dataclass(frozen=True)
@@ -72,9 +69,9 @@ class _Work:
 
 
 def run(config: ServingConfig) -> None:
-    """Check each engine against float32, then time them in turn; one that is absent or wrong is a line.
+    """Compare each engine with float32, then time all in rounds; one that is not installed or wrong is left out.
 
-    Raises: InputError for what cannot be measured at all.
+    Raises: InputError for a wrong option, or if no engine can be measured.
     """
     check_choices(
         config.engines, list(ENGINES), "engines", tokens=config.tokens, calls=config.calls, rounds=config.rounds
@@ -86,11 +83,11 @@ def run(config: ServingConfig) -> None:
     sets = {name: _lengths(config, name) for name in config.sets or [*SETS, *([_REAL] if config.texts else [])]}
     shape = ModelConfig.preset(config.preset, **config.model)
     machine = describe_machine(torch.device("cpu"), _libraries(engines))
-    results = Results(config.out, "serving", machine=machine, work=asked(config, engines=engines, sets=[*sets]))
+    results = Results(config.out, "serving", machine=machine, work=used_options(config, engines=engines, sets=[*sets]))
     console = open_console()
     console.print(f"{machine}; {config.preset}")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as room:
-        folder = Path(room) / "model"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as workspace:
+        folder = Path(workspace) / "model"
         make_folder(folder, shape)
         _measure_in_turn(console, results, engines, sets, folder, config)
     rows = results.rows
@@ -101,7 +98,7 @@ def run(config: ServingConfig) -> None:
             console.print(_table(name, mine, shape))
             for title, ratio in ratios_to_the_best(mine, name).items():
                 if ratio != "–":
-                    console.print(f"{title}, times as fast: {ratio}")
+                    console.print(f"speed-up, {title}: {ratio}")
     results.finish(console, *_panels(rows))
 
 
@@ -109,10 +106,10 @@ def _measure_in_turn(
     console: Console, results: Results, engines: Sequence[str], sets: Mapping[str, Sequence[int]], folder: Path,
     config: ServingConfig,
 ) -> None:  # fmt: skip
-    """Measure every engine once a round, on the sets that it is not wrong on."""
+    """Measure every engine once per round, on the sets on which it is correct."""
     setting, expected = in_new_process(_reference, _Work("", sets, str(folder), 0, None))
     if not setting.startswith("padded"):
-        console.print(f"transformers is not installed: cosines are to this package's own vectors, {setting}")
+        console.print(f"transformers is not installed: the reference is this package, {setting}")
     left = {engine: list(sets) for engine in engines}
     for number, engine in itertools.product(range(config.rounds), engines):
         if not left[engine]:
@@ -135,13 +132,13 @@ def _measure_in_turn(
 
 
 def _libraries(engines: Sequence[str]) -> list[str]:
-    """Return the libraries of some engines; `transformers` is the reference of all."""
+    """Return the libraries of some engines; `transformers` is the reference."""
     others = ("sentence-transformers", "onnxruntime", "openvino")
     return ["transformers", *(name for name in others if any(engine.startswith(name) for engine in engines))]
 
 
 def _lengths(config: ServingConfig, name: str) -> list[int]:
-    """Return lengths: a log-normal mix with a median of 60 tokens, at most 512; equal ones; or those of real texts.
+    """Return lengths: log-normal with a median of 60 tokens and at most 512, equal ones, or those of real texts.
 
     Raises: InputError if the texts cannot be read.
     """
@@ -160,44 +157,43 @@ def _lengths(config: ServingConfig, name: str) -> list[int]:
 
 def _documents(lengths: Sequence[int]) -> list[np.ndarray]:
     random = np.random.default_rng(SEED)
-    # Ids as often as words come. Of ids all equally frequent, the mean over thousands is next to nothing, and what is
-    # left of it after rounding to bfloat16 says nothing about an engine.
+    # Zipf's law: with uniform ids, the mean over thousands of tokens is so small that bfloat16 rounding dominates it.
     shares = 1 / np.arange(1, _LAST_ID - _FIRST_ID + 2)
     ids = np.arange(_FIRST_ID, _LAST_ID + 1)
     return [random.choice(ids, length, p=shares / shares.sum()) for length in lengths]
 
 
 def _reference(work: _Work) -> tuple[str, dict[str, np.ndarray]]:
-    """Return what is the reference, and its vectors of each set."""
+    """Return the setting of the reference, and its vectors of each set."""
     engine = load_reference(Path(work.folder), Path(work.folder).parent)
     found = {name: embed_all(engine, _documents(lengths), _BUDGETS[1]) for name, lengths in work.sets.items()}
     return engine.setting, found
 
 
 def _measure(work: _Work) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Check and time one engine in this process, and the rate of matrix products beside it.
+    """Check and time one engine in this process, and measure the GEMM speed.
 
-    Return a row a set, and why there is none for the others.
+    Return a row for each set, and the reason for each set without one.
     """
     assert work.expected is not None
-    keep_freed_memory()  # ours does; the others may have it too
+    keep_freed_memory()  # as this package does, for all engines
     engine = load_engine(work.engine, Path(work.folder), Path(work.folder).parent)
     rows, wrong = [], {}
     for name, lengths in work.sets.items():
         documents = _documents(lengths)
         cosine = _least_cosine(embed_all(engine, documents, _BUDGETS[1]), work.expected[name])
-        if not cosine >= _PARITY:  # what is not a number is not near either
+        if not cosine >= _PARITY:  # also if it is NaN
             wrong[name] = f"cosine to float32 is {cosine:.4f}, expected at least {_PARITY}"
             continue
         timed = _latency if name.startswith("latency") else _rate
         rows.append({"set": name, "setting": engine.setting, "cosine": cosine, "lengths": [*map(len, documents)],
-                     "products": cpu_gemm_flops_per_s(engine.dtype),
+                     "gemm_flops_per_s": cpu_gemm_flops_per_s(engine.dtype),
                      **timed(engine, documents, work.calls)})  # fmt: skip
     return rows, wrong
 
 
 def _rate(engine: Engine, documents: list[np.ndarray], calls: int) -> dict[str, Any]:
-    """Return tokens per second at the best of several budgets, of two passes."""
+    """Return tokens per second with the best of several token budgets, of two passes."""
     budgets = _BUDGETS if len(documents) > 1 else _BUDGETS[:1]
     tried = {budget: _seconds(engine, documents, budget) for budget in budgets}
     budget = min(tried, key=tried.__getitem__)
@@ -227,11 +223,11 @@ def _brief(row: dict[str, Any]) -> str:
 
 
 def _table(name: str, rows: Sequence[dict[str, Any]], shape: ModelConfig) -> Table:
-    """Show one set; ratios are of the first engine to each, round by round, above 1 where the first is faster."""
+    """Return the table of one set, with the speed-up of the first engine over each, by round."""
     is_latency = name.startswith("latency")
     table = Table(title=name, title_justify="left")
-    columns = ["p50 ms", "p95 ms"] if is_latency else ["tokens/s", "of the product rate"]
-    for column in ("engine", "setting", *columns, "least cosine", f"{rows[0]['engine']}, times as fast"):
+    columns = ["p50 ms", "p95 ms"] if is_latency else ["tokens/s", "of GEMM speed"]
+    for column in ("engine", "setting", *columns, "min cosine", f"speed-up of {rows[0]['engine']}"):
         table.add_column(column, justify="left" if column in ("engine", "setting") else "right")
     by_engine: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -244,20 +240,20 @@ def _table(name: str, rows: Sequence[dict[str, Any]], shape: ModelConfig) -> Tab
             shown = [f"{statistics.median(row[key] for row in mine):.2f}" for key in ("p50_ms", "p95_ms")]
         else:
             ratios = [a["tokens_per_s"] / b["tokens_per_s"] for a, b in zip(first, mine, strict=False)]
-            share = statistics.median(row["tokens_per_s"] * flops / row["products"] for row in mine)
+            share = statistics.median(row["tokens_per_s"] * flops / row["gemm_flops_per_s"] for row in mine)
             shown = [f"{statistics.median(row['tokens_per_s'] for row in mine):,.0f}", f"{share:.0%}"]
         table.add_row(engine, mine[0]["setting"], *shown, f"{min(row['cosine'] for row in mine):.5f}", spread(ratios))
     return table
 
 
 def _panels(rows: Sequence[dict[str, Any]]) -> tuple[dict[str, dict[str, list[float]]], dict[str, str]]:
-    """Return the numbers of every engine, a panel a set, and the unit of each panel."""
+    """Return the values of each engine with a panel for each set, and the unit of each panel."""
     panels: dict[str, dict[str, list[float]]] = {}
     units: dict[str, str] = {}
     for row in rows:
         panel, is_latency = panels.setdefault(row["set"], {}), "p50_ms" in row
         panel.setdefault(row["engine"], []).append(row["p50_ms"] if is_latency else row["tokens_per_s"])
-        units[row["set"]] = "milliseconds, median: less is better" if is_latency else "tokens per second"
+        units[row["set"]] = "median milliseconds, lower is better" if is_latency else "tokens per second"
     return panels, units
 
 

@@ -1,7 +1,6 @@
-"""Embedding engines that people put behind a server, on the same weights: this package's and others'.
+"""Embedding engines with the same weights: this package, transformers, ONNX Runtime, OpenVINO, ...
 
-In: a model folder, an engine by name. Out: a function from token ids of documents to one mean vector each. What the
-engines share (the order of documents, how many go at a time) is chosen for each by trying.
+Each is a function from the token ids of documents to one mean-pooled vector each.
 """
 
 import importlib
@@ -35,9 +34,9 @@ __all__ = ["ENGINES", "Engine", "embed_all", "load_engine", "load_reference", "m
 
 @dataclass(frozen=True)
 class Engine:
-    """`embed` returns float32 [N, D] for a batch; `is_padded` says that documents of a batch should be of like length.
+    """An engine; `embed` returns float32 [N, D] for a batch, `dtype` is the precision of its GEMMs.
 
-    `dtype` is what its matrix products are in.
+    If `is_padded`, a batch should have documents of similar lengths.
     """
 
     setting: str
@@ -47,32 +46,32 @@ class Engine:
 
 
 def make_folder(folder: Path, config: ModelConfig, seed: int = 0) -> None:
-    """Write the encoder with random weights that all engines load."""
+    """Write a model folder with random weights, for all engines."""
     model = Encoder(config)
     initialize(model, config, seed)
     save_folder(folder, model)
 
 
-def load_engine(name: str, folder: Path, room: Path) -> Engine:
-    """Load a model folder into an engine; `room` is for what is exported on the way.
+def load_engine(name: str, folder: Path, workspace: Path) -> Engine:
+    """Load a model folder into an engine; `workspace` is a folder for exported models.
 
     Raises: InputError for an unknown name; Absent if a library is not installed.
     """
     if name not in ENGINES:
         raise InputError(f"engines: found {name!r}, expected {', '.join(ENGINES)}")
-    return ENGINES[name](folder, room)
+    return ENGINES[name](folder, workspace)
 
 
-def load_reference(folder: Path, room: Path) -> Engine:
+def load_reference(folder: Path, workspace: Path) -> Engine:
     """Return what all engines are held against: float32 of `transformers`, or our reference engine without it."""
     try:
-        return _of_transformers(torch.float32)(folder, room)
+        return _of_transformers(torch.float32)(folder, workspace)
     except Absent:
-        return _ours("float32", REFERENCE.name)(folder, room)
+        return _ours("float32", REFERENCE.name)(folder, workspace)
 
 
 def embed_all(engine: Engine, documents: Documents, budget_tokens: int) -> np.ndarray:
-    """Embed documents, longest first where they are padded, as many at a time as the budget holds with padding."""
+    """Embed documents in batches of at most `budget_tokens` with padding; padded engines get the longest first."""
     order = (
         sorted(range(len(documents)), key=lambda n: -len(documents[n])) if engine.is_padded else range(len(documents))
     )
@@ -94,7 +93,7 @@ def embed_all(engine: Engine, documents: Documents, budget_tokens: int) -> np.nd
 
 
 def _ours(dtype_name: str, engine_name: str = "auto") -> Callable[[Path, Path], Engine]:
-    def load(folder: Path, room: Path) -> Engine:
+    def load(folder: Path, workspace: Path) -> Engine:
         cpu = choose_device("cpu")
         dtype = choose_precision(dtype_name, cpu)
         engine = choose_engine(engine_name, cpu, dtype, load_config(folder))
@@ -124,10 +123,10 @@ class _Pooled(nn.Module):
 
 
 def _of_transformers(dtype: torch.dtype, *, compiled: bool = False) -> Callable[[Path, Path], Engine]:
-    def load(folder: Path, room: Path) -> Engine:
+    def load(folder: Path, workspace: Path) -> Engine:
         model = _pooled(folder, dtype)
         if compiled:
-            # The whole model with dynamic shapes does not end compiling; a layer does, and all of a kind share it.
+            # Compiling the whole model with dynamic shapes does not end; layers of a kind share their code.
             for layer in model.model.layers:
                 layer.compile(dynamic=True)
 
@@ -141,9 +140,9 @@ def _of_transformers(dtype: torch.dtype, *, compiled: bool = False) -> Callable[
     return load
 
 
-def _sentence_transformers(folder: Path, room: Path) -> Engine:
+def _sentence_transformers(folder: Path, workspace: Path) -> Engine:
     modules = _import("sentence_transformers.models")
-    # Its modules come with a tokenizer; here they are given ids, so that no engine is timed for another's tokenizer.
+    # Token ids are given to the modules, so that no tokenizer is timed.
     model = _pooled(folder, torch.bfloat16).model
     pooling = modules.Pooling(model.config.hidden_size, pooling_mode="mean")
 
@@ -157,12 +156,12 @@ def _sentence_transformers(folder: Path, room: Path) -> Engine:
     return Engine("padded, sdpa, bfloat16", torch.bfloat16, embed, is_padded=True)
 
 
-def _onnxruntime(folder: Path, room: Path) -> Engine:
+def _onnxruntime(folder: Path, workspace: Path) -> Engine:
     runtime = _import("onnxruntime")
     _import("onnx")
-    file = room / "model.onnx"
+    file = workspace / "model.onnx"
     if not file.exists():
-        # This package's graph, not that of torch's exporter of the model of transformers: local layers cost less in it.
+        # The graph of this package: local layers are faster than in torch's export of the model of transformers.
         write_model(build(Embedder(load_model(folder, dtype=torch.float32), "mean")), file)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -177,9 +176,9 @@ def _onnxruntime(folder: Path, room: Path) -> Engine:
 
 
 class _WithFiniteMasks(nn.Module):
-    """A pooled model that makes its masks itself: what it makes of its own accord, OpenVINO turns into NaN.
+    """A pooled model with finite attention masks.
 
-    A row of padding whose window holds nothing but padding has no key, and the softmax of nothing is no number.
+    A padding position whose window holds only padding has no key; OpenVINO returns NaN for its softmax.
     """
 
     _HIDDEN = -1e4
@@ -199,9 +198,9 @@ class _WithFiniteMasks(nn.Module):
 
 
 def _openvino(dtype: torch.dtype) -> Callable[[Path, Path], Engine]:
-    def load(folder: Path, room: Path) -> Engine:
+    def load(folder: Path, workspace: Path) -> Engine:
         library = _import("openvino")
-        file = room / "model.xml"
+        file = workspace / "model.xml"
         if not file.exists():
             example = {name: torch.ones(2, 9, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
             model = _WithFiniteMasks(_pooled(folder, torch.float32)).eval()

@@ -17,8 +17,8 @@ from rich.table import Table
 from benchmarks.command import option, run_command
 from benchmarks.peers import MODELS
 from benchmarks.real_lengths import real_documents
-from benchmarks.results import Results, asked
-from benchmarks.rounds import MOST, check_choices
+from benchmarks.results import Results, used_options
+from benchmarks.rounds import MAX_COUNT, check_choices
 from benchmarks.throughput_row import Row, Work, measure
 from modernbert.console import describe_machine, open_console
 from modernbert.devices import choose_device, choose_precision
@@ -27,7 +27,7 @@ from modernbert.planning.length_sets import LENGTH_SETS, set_documents
 
 __all__ = ["ThroughputConfig", "run"]
 
-# As published: 8,192 documents, ten runs. A processor gets so many that a row takes seconds.
+# As published: 8,192 documents, ten runs. On a CPU, as many that a row takes seconds.
 _DOCUMENTS, _RUNS = 8_192, 10
 _CPU_DOCUMENTS, _CPU_RUNS = {"short": 16, "long": 2, "real": 64}, 3
 _CPU_BATCH = {"short": 8, "long": 1, "real": 16}
@@ -37,11 +37,7 @@ _OURS = {"modernbert-base", "modernbert-large"}
 
 @dataclass
 class ThroughputConfig:
-    """Which models on which sets, how often, where; what is not named is chosen for the device and said.
-
-    `texts` and `tokenizer` make the set `real`. Each set is gone through `rounds` times, model after model, so that
-    what changes on the machine meets all of them.
-    """
+    """Options; defaults depend on the device and are printed."""
 
     models: Sequence[str] = option((), "Models to measure. Default: all that suit the device.")
     sets: Sequence[str] = option((), "short-fixed, short-variable, long-fixed, long-variable, real.")
@@ -53,13 +49,13 @@ class ThroughputConfig:
     tokenizer: str | None = option(None, "Tokenizer for the set `real`.")
     device: str = option("auto", "auto, cpu, cuda, cuda:N.")
     dtypes: Sequence[str] = option((), "float32, bfloat16.")
-    out: Path | None = option(None, "Folder for JSON and the plot.")
+    out: Path | None = option(None, "Folder for a JSON file and an HTML page.")
 
 
 def run(config: ThroughputConfig) -> None:
-    """Measure row after row; one that cannot be had is a line, and the others still run.
+    """Measure all rows; a row that cannot be measured is reported and left out.
 
-    Raises: InputError for what cannot be measured at all.
+    Raises: InputError for a wrong option, or if no row can be measured.
     """
     device = choose_device(config.device)
     models, sets, dtypes = _choices(config, device)
@@ -68,7 +64,7 @@ def run(config: ThroughputConfig) -> None:
     machine = describe_machine(device, () if set(models) <= _OURS else ("transformers",))
     numbers = {name: len(texts) for name, texts in documents.items()}
     batches = {name: _batch(config, name, device) for name in sets}
-    work = asked(
+    work = used_options(
         config, models=models, sets=sets, documents=numbers, batch=batches, runs=runs, device=str(device), dtypes=dtypes
     )
     results = Results(config.out, "throughput", machine=machine, work=work, documents=numbers)
@@ -92,7 +88,7 @@ def run(config: ThroughputConfig) -> None:
 def _choices(config: ThroughputConfig, device: torch.device) -> tuple[list[str], list[str], list[str]]:
     """Return models, sets and precisions.
 
-    Raises: InputError for a name that is not known.
+    Raises: InputError for an unknown name.
     """
     numbers = {"documents": config.documents, "batch": config.batch, "runs": config.runs, "rounds": config.rounds}
     given = {key: number for key, number in numbers.items() if number is not None}
@@ -104,7 +100,7 @@ def _choices(config: ThroughputConfig, device: torch.device) -> tuple[list[str],
     models = list(dict.fromkeys(config.models)) or (list(MODELS) if device.type == "cuda" else bases)
     sets = list(dict.fromkeys(config.sets)) or [*LENGTH_SETS, *([_REAL] if config.texts else [])]
     for name in sets:
-        most = MOST // (LENGTH_SETS[name].mean if name in LENGTH_SETS else 1)
+        most = MAX_COUNT // (LENGTH_SETS[name].mean if name in LENGTH_SETS else 1)
         if config.documents is not None and config.documents > most:
             raise InputError(f"documents: found {config.documents:,}, expected at most {most:,} of {name}")
     named = list(dict.fromkeys(config.dtypes)) or [str(choose_precision("auto", device)).removeprefix("torch.")]
@@ -133,7 +129,7 @@ def _measure_set(
     console: Console, config: ThroughputConfig, models: Sequence[str], set_name: str, documents: list[np.ndarray],
     device: torch.device, dtype: str, runs: int, results: Results,
 ) -> dict[str, list[Row]]:  # fmt: skip
-    """Measure all models on one set, `rounds` times in turn."""
+    """Measure all models on one set, in rounds."""
     found: dict[str, list[Row]] = {}
     batch = _batch(config, set_name, device)
     gone: set[str] = set()
@@ -155,11 +151,11 @@ def _measure_set(
 
 
 def _table(title: str, found: dict[str, list[Row]]) -> Table:
-    """Show one set; ratios are to the first model, round by round."""
+    """Return the table of one set; speed-ups are of the first model over each, by round."""
     table = Table(title=title, title_justify="left")
     name, first = next(iter(found.items()))
-    for column in ("model", "M parameters", "setting", "tokens/s", "+-", "most documents at once", "peak MiB",
-                   f"{name}, times as fast"):  # fmt: skip
+    for column in ("model", "M parameters", "setting", "tokens/s", "±", "largest batch", "peak MiB",
+                   f"speed-up of {name}"):  # fmt: skip
         table.add_column(column, justify="left" if column in ("model", "setting") else "right")
     for model, rows in found.items():
         rates = [rate for row in rows for rate in row.tokens_per_s]
@@ -176,7 +172,7 @@ def _table(title: str, found: dict[str, list[Row]]) -> Table:
 
 
 def _panels(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """Return tokens a second of every model, a panel a set and precision."""
+    """Return tokens per second of each model, with a panel for each set and precision."""
     panels: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         panel = panels.setdefault(f"{row['set']}, {row['dtype']}", {})

@@ -1,9 +1,4 @@
-"""Tokens a second, memory, and the largest batch, of one model on one set.
-
-In: a model's name, documents, where to compute. Out: a row of the efficiency table. Each of its
-rows is made by a process of its own, so that its peak memory is its own, and what does not fit ends that row and no
-other.
-"""
+"""Measure one row of the efficiency table, in its own process: tokens per second, memory, largest batch."""
 
 import statistics
 import time
@@ -22,7 +17,7 @@ __all__ = ["Row", "Work", "largest_batch", "measure", "measure_loaded"]
 
 @dataclass(frozen=True)
 class Work:
-    """What to measure: documents `batch` at a time, `runs` times through all of them."""
+    """One measurement: `runs` passes over documents in batches of `batch`."""
 
     model: str
     documents: Sequence[np.ndarray]
@@ -35,8 +30,9 @@ class Work:
 
 @dataclass(frozen=True)
 class Row:
-    """One row: tokens are real ones, without padding. The peak is that of the runs, weights included. On a CPU the
-    largest batch is worked out from the memory that one batch took. Units: tokens per second, bytes.
+    """Result of a measurement. Units: real tokens (without padding) per second, bytes.
+
+    The peak includes weights. On a CPU, the largest batch is computed from the memory of one batch.
     """
 
     model: str
@@ -56,7 +52,7 @@ class Row:
 def measure(work: Work) -> Row:
     """Measure in a new process.
 
-    Raises: InputError if the model is absent, too short for the set, or does not fit.
+    Raises: InputError if the model is not installed, its documents are too long for it, or it does not fit into memory.
     """
     check_takes(work.model, max(map(len, work.documents)))
     return in_new_process(_measure, work)
@@ -65,23 +61,23 @@ def measure(work: Work) -> Row:
 def _measure(work: Work) -> Row:
     device, dtype = choose_device(work.device), getattr(torch, work.dtype)
     if device.type == "cpu":
-        keep_freed_memory()  # ours does; the others may have it too
+        keep_freed_memory()  # as this package does, for all models
     return measure_loaded(work, load(work.model, device, dtype))
 
 
 def measure_loaded(work: Work, loaded: Loaded) -> Row:
-    """Measure a model that is there, and takes documents of this length, in this process."""
+    """Measure a loaded model in this process."""
     device = choose_device(work.device)
     batches = [work.documents[at : at + work.batch] for at in range(0, len(work.documents), work.batch)]
     with torch.inference_mode():
-        _wait(device, loaded, [[batches[0][0][:64]]])  # what is made once, whatever the batch
+        _seconds(device, loaded, [[batches[0][0][:64]]])  # initialization
         held = restart_peak(device)
-        _wait(device, loaded, batches[:1])
+        _seconds(device, loaded, batches[:1])
         if device.type == "cuda":
-            _wait(device, loaded, batches)  # memory is set up, and kernels chosen, once for each size of batch
+            _seconds(device, loaded, batches)  # memory and kernels for each batch size
         per_document = (peak_memory(device) - held) / len(batches[0])
-        seconds = [_wait(device, loaded, batches) for _ in range(work.runs)]
-        peak = peak_memory(device)  # before the device is filled on purpose
+        seconds = [_seconds(device, loaded, batches) for _ in range(work.runs)]
+        peak = peak_memory(device)  # before the search fills the memory
         largest = _largest_batch(work, loaded, device, per_document) if work.find_largest else None
     num_tokens = sum(map(len, work.documents))
     return Row(
@@ -90,8 +86,8 @@ def measure_loaded(work: Work, loaded: Loaded) -> Row:
     )  # fmt: skip
 
 
-def _wait(device: torch.device, loaded: Loaded, batches: Sequence[Sequence[np.ndarray]]) -> float:
-    """Return the seconds until the device is done with all batches."""
+def _seconds(device: torch.device, loaded: Loaded, batches: Sequence[Sequence[np.ndarray]]) -> float:
+    """Return the seconds of all batches."""
     begun = time.perf_counter()
     for batch in batches:
         loaded.encode(batch)
@@ -101,7 +97,7 @@ def _wait(device: torch.device, loaded: Loaded, batches: Sequence[Sequence[np.nd
 
 
 def _largest_batch(work: Work, loaded: Loaded, device: torch.device, per_document: float) -> int | None:
-    """Return how many of the set's longest documents fit at once."""
+    """Return how many of the longest documents fit into one batch."""
     if device.type != "cuda":
         return None if per_document <= 0 else work.batch + int(available_memory() / per_document)
     memory = torch.cuda.mem_get_info(device)[1]
@@ -110,9 +106,9 @@ def _largest_batch(work: Work, loaded: Loaded, device: torch.device, per_documen
 
 @torch.inference_mode()
 def largest_batch(loaded: Loaded, document: np.ndarray, size: int, memory: int, device: torch.device) -> int:
-    """Return how many of such documents a GPU takes at once, of whose memory a process may have so many bytes.
+    """Return how many copies of a document fit into one batch, in some bytes of the memory of a GPU.
 
-    What `size` of them take says where to look.
+    The memory of a batch of `size` is the first guess.
     """
 
     def fits(number: int) -> bool:
@@ -131,7 +127,7 @@ def largest_batch(loaded: Loaded, document: np.ndarray, size: int, memory: int, 
 
 
 def largest_that(fits: Callable[[int], bool], guess: int) -> int:
-    """Return the largest number that fits, found within one part in fifty; 0 if none does.
+    """Return the largest number that fits, within 2 %; 0 if none does.
 
     >>> largest_that(lambda size: size <= 7, guess=20)
     7

@@ -12,8 +12,8 @@ from typing import Any
 from rich.table import Table
 
 from benchmarks.command import option, run_command
-from benchmarks.results import Results, asked
-from benchmarks.rounds import MOST, check_choices, measure_in_turn
+from benchmarks.results import Results, used_options
+from benchmarks.rounds import MAX_COUNT, check_choices, measure_in_turn
 from benchmarks.training_systems import SYSTEMS, TrainingRow, TrainingWork, measure_training, mixed_lengths
 from modernbert.console import describe_machine, open_console, spread
 from modernbert.devices import choose_device, choose_precision
@@ -27,7 +27,7 @@ __all__ = ["TrainingConfig", "run"]
 
 @dataclass
 class TrainingConfig:
-    """Which systems train which shape on how many tokens a step, and how often each is measured."""
+    """Options."""
 
     systems: Sequence[str] = option((), "modernbert, trainer, trainer-best, trainer-concatenated. Default: all.")
     preset: str = option("base", "Shape of the model.")
@@ -38,13 +38,13 @@ class TrainingConfig:
     rounds: int = option(3, "Passes over all systems.")
     device: str = option("auto", "auto, cpu, cuda, cuda:N.")
     dtype: str = option("auto", "auto, float32, bfloat16.")
-    out: Path | None = option(None, "Folder for JSON and the plot.")
+    out: Path | None = option(None, "Folder for a JSON file and an HTML page.")
 
 
 def run(config: TrainingConfig) -> None:
-    """Measure system after system, round after round; one that cannot be had is a line.
+    """Measure all systems in rounds; a system that cannot be measured is reported and left out.
 
-    Raises: InputError for what cannot be measured at all.
+    Raises: InputError for a wrong option, or if no system can be measured.
     """
     systems = list(dict.fromkeys(config.systems)) or list(SYSTEMS)
     check_choices(
@@ -57,16 +57,16 @@ def run(config: TrainingConfig) -> None:
     dtype = choose_precision(config.dtype, device, "dtype")
     shape = ModelConfig.preset(config.preset, **config.model)
     tokens = config.tokens or (98_304 if device.type == "cuda" else 8_192)
-    if tokens * config.steps > MOST:
-        raise InputError(f"steps: found {config.steps:,} of {tokens:,} tokens, expected at most {MOST:,} in all")
+    if tokens * config.steps > MAX_COUNT:
+        raise InputError(f"steps: found {config.steps:,} of {tokens:,} tokens, expected at most {MAX_COUNT:,} in all")
     lengths = mixed_lengths(tokens, config.longest)
     dtype_name = str(dtype).removeprefix("torch.")
     machine = describe_machine(device, ("transformers", "accelerate"))
-    work = asked(config, systems=systems, tokens=tokens, device=str(device), dtype=dtype_name)
+    work = used_options(config, systems=systems, tokens=tokens, device=str(device), dtype=dtype_name)
     results = Results(config.out, "training", machine=machine, work=work, lengths=lengths)
     console = open_console()
     console.print(
-        f"{machine}; {config.preset}, {dtype_name}, {tokens:,} tokens a step in {len(lengths)} documents of "
+        f"{machine}; {config.preset}, {dtype_name}, {tokens:,} tokens per step in {len(lengths)} documents of "
         f"{min(lengths)} to {max(lengths):,}"
     )
 
@@ -84,7 +84,7 @@ def run(config: TrainingConfig) -> None:
         "speed": {system: [row.tokens_per_s for row in mine] for system, mine in rows.items()},
         "memory": {system: [row.peak_memory / 2**30 for row in mine] for system, mine in rows.items()},
     }
-    results.finish(console, panels, {"speed": "real tokens per second", "memory": "peak GiB: less is better"})
+    results.finish(console, panels, {"speed": "real tokens per second", "memory": "peak GiB, lower is better"})
 
 
 def _brief(row: TrainingRow) -> str:
@@ -92,14 +92,14 @@ def _brief(row: TrainingRow) -> str:
 
 
 def _table(rows: Mapping[str, Sequence[TrainingRow]], peak: float | None) -> Table:
-    """Show medians, and ratios of the first system to each, round by round.
+    """Return medians, and ratios of the first system to each, by round.
 
-    `peak` is a GPU's published rate, or that of matrix products measured on this CPU.
+    `peak` is the published peak of the GPU, or the measured GEMM speed of this CPU, in operations per second.
     """
     table = Table()
     leading, first = next(iter(rows.items()))
-    for column in ("system", "setting", "real tokens/s", "GiB", "TFLOP/s", "of the peak", "places that are real",
-                   f"{leading}, times as fast", "its memory"):  # fmt: skip
+    for column in ("system", "setting", "real tokens/s", "GiB", "TFLOP/s", "of peak", "share of real tokens",
+                   f"speed-up of {leading}", "relative memory"):  # fmt: skip
         table.add_column(column, justify="left" if column in ("system", "setting") else "right")
     for name, mine in rows.items():
         speeds = [a.tokens_per_s / b.tokens_per_s for a, b in zip(first, mine, strict=False)]

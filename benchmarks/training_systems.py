@@ -1,14 +1,11 @@
-"""Training steps of this package and of `transformers` with its Trainer, on documents of the same lengths.
+"""Steps of masked-LM training with this package and with the Trainer of `transformers`, on documents of equal lengths.
 
-In: a system by name, lengths, where to compute. Out: real tokens a second, peak memory, operations a second. Each
-system runs in a process of its own. The peer comes in three ways:
+Each system runs in its own process, with its own optimizer (StableAdamW, AdamW). The Trainer has three variants:
 
-- `trainer`: what its documentation shows: rows in random order, padded to the longest, logits of every position.
-- `trainer-best`: rows grouped by length, logits of masked positions alone.
-- `trainer-concatenated`: documents end to end, cut into full rows: no padding, but a document sees its neighbours, so
-  it is another model that is trained.
-
-Optimizers are those that each brings: StableAdamW here, AdamW there.
+- `trainer`, as documented: rows in random order, padded to the longest, logits of every position.
+- `trainer-best`: rows grouped by length, logits of masked positions only.
+- `trainer-concatenated`: documents concatenated and split into full rows: no padding, but documents attend to their
+  neighbors, so the result is not the same model.
 """
 
 import statistics
@@ -39,13 +36,13 @@ __all__ = ["SYSTEMS", "TrainingRow", "TrainingWork", "measure_training", "mixed_
 
 SYSTEMS = ("modernbert", "trainer", "trainer-best", "trainer-concatenated")
 _MASK_RATE = 0.3
-# Ids that every vocabulary has.
+# Token ids that every vocabulary has.
 _FIRST_ID, _LAST_ID, _MASK_ID = 100, 3_999, 99
 
 
 @dataclass(frozen=True)
 class TrainingWork:
-    """A system, its model, the lengths of the documents of one step, and how many steps to time."""
+    """One measurement: a system, the model, the lengths of the documents of one step, number of timed steps."""
 
     system: str
     model: ModelConfig
@@ -58,7 +55,7 @@ class TrainingWork:
 
 @dataclass(frozen=True)
 class TrainingRow:
-    """What was measured. Units: real tokens and operations per second, bytes."""
+    """Result of a measurement. Units: real tokens and floating-point operations per second, bytes."""
 
     system: str
     setting: str
@@ -69,7 +66,7 @@ class TrainingRow:
 
 
 def mixed_lengths(num_tokens: int, longest: int = 1024, seed: int = 42) -> list[int]:
-    """Return lengths of documents as they come: log-normal about a median of 200 tokens, cut at the longest."""
+    """Return log-normal lengths of documents with a median of 200 tokens, truncated at `longest`."""
     random = np.random.default_rng(seed)
     lengths: list[int] = []
     total = 0
@@ -83,7 +80,7 @@ def mixed_lengths(num_tokens: int, longest: int = 1024, seed: int = 42) -> list[
 def measure_training(work: TrainingWork) -> TrainingRow:
     """Measure in a new process.
 
-    Raises: InputError for an unknown system, one whose library is absent, or a model that does not fit.
+    Raises: InputError for an unknown system, a library that is not installed, or a model that does not fit.
     """
     if work.system not in SYSTEMS:
         raise InputError(f"systems: found {work.system!r}, expected {', '.join(SYSTEMS)}")
@@ -122,7 +119,7 @@ def _trainer(work: TrainingWork) -> TrainingRow:
 
 
 def _rows(work: TrainingWork) -> tuple[list[dict[str, Any]], int]:
-    """Return rows for all steps, and how many make about as many real tokens a step as ours takes."""
+    """Return rows for all steps, and the rows per step with about as many real tokens as ours."""
     random = np.random.default_rng(work.seed)
     lengths = list(work.lengths) * (work.num_steps + 3)
     if work.system == "trainer-concatenated":
@@ -136,7 +133,7 @@ def _rows(work: TrainingWork) -> tuple[list[dict[str, Any]], int]:
 
 
 def _padded_batch(rows: Sequence[dict[str, Any]], seed: int) -> dict[str, torch.Tensor]:
-    """Pad rows to the longest, and mask 30 % of the real tokens."""
+    """Return rows padded to the longest, with 30 % of the real tokens masked."""
     ids, mask = map(torch.from_numpy, pad([row["input_ids"] for row in rows]))
     random = np.random.default_rng(seed)
     chosen = torch.from_numpy(random.random(ids.shape) < _MASK_RATE) & mask.bool()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.paper import PaperConfig, run
-from benchmarks.paper_table import BEIR, COLUMNS, GLUE, PUBLISHED, lacking, score_of
+from benchmarks.paper_table import BEIR, COLUMNS, GLUE, PUBLISHED, missing_sets, score_of
 from modernbert.errors import InputError
 from modernbert.training import glue_tasks as glue
 
@@ -41,9 +41,9 @@ def test_means_are_those_of_the_published_parts() -> None:
 def test_a_set_in_parts_is_their_mean_and_a_part_that_lacks_is_named() -> None:
     column = COLUMNS[TITLES.index("CodeSearchNet")]
     measured = {("single", f"codesearchnet-{name}"): 0.5 for name in ("go", "java", "javascript", "php", "python")}
-    assert score_of(column, measured) is None and lacking(column, measured) == ["codesearchnet-ruby"]
+    assert score_of(column, measured) is None and missing_sets(column, measured) == ["codesearchnet-ruby"]
     assert score_of(column, {**measured, ("single", "codesearchnet-ruby"): 0.8}) == pytest.approx(55)
-    assert lacking(column, {}) == ["codesearchnet"]
+    assert missing_sets(column, {}) == ["codesearchnet"]
 
 
 def test_the_table_shows_whole_columns_and_says_what_is_missing(

@@ -85,8 +85,8 @@ def test_the_verb_times_engines_in_turn(tmp_path: Path) -> None:
         "--sets", "latency-16", "--tokens", "500", "--calls", "3", "--rounds", "1", "--out", str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("modernbert, times as fast") == 2 and "first engine" not in done.stdout
-    assert len(re.findall(r"modernbert to the best other, times as fast: [\d.]+ .*, transf", done.stdout)) == 2
+    assert done.stdout.count("speed-up of modernbert") == 2 and "first engine" not in done.stdout
+    assert len(re.findall(r"speed-up, modernbert to the best other: [\d.]+ .*, transf", done.stdout)) == 2
     assert "modernbert-float32 to the best other" not in done.stdout, "it was not measured"
     kept = json.loads((tmp_path / "serving.json").read_text())
     processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
@@ -111,16 +111,17 @@ def without(library: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_what_is_not_installed_is_said_and_the_rest_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Without `transformers` ours is held against its own dense attention; without matplotlib there is no plot."""
+    """Without `transformers` the reference is the package itself; without matplotlib there is no page."""
     without("transformers", tmp_path, monkeypatch)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     engines = ["modernbert-float32", "transformers-float32"]
     serving.run(ServingConfig(engines, ["latency-16"], "tiny", calls=2, rounds=1, out=tmp_path / "out"))
     said = capsys.readouterr().out
-    assert "cosines are to this package's own vectors, ragged, dense, float32" in said
+    assert "the reference is this package, ragged, reference, float32" in said
     assert said.endswith(
         "not measured: transformers-float32: transformers is not installed\n"
-        f"{tmp_path / 'out'}: serving.json; a plot needs matplotlib, pip install 'modernbert[report]'\n"
+        f"{tmp_path / 'out'}: serving.json; no page: report: matplotlib is not installed: "
+        "pip install 'modernbert[report]'\n"
     )
     assert "nothing" not in said
     kept = json.loads((tmp_path / "out" / "serving.json").read_text())

@@ -147,7 +147,7 @@ def test_the_verb_measures_and_names_what_it_cannot(tmp_path: Path) -> None:
     assert "not measured: bert-base on long-variable: takes 512 tokens" in done.stdout
     assert result["work"]["runs"] == 1 and result["work"]["batch"] == {"long-variable": 1, "short-variable": 8}
     assert f"transformers {transformers.__version__}" in result["machine"]
-    assert (tmp_path / "throughput.png").stat().st_size > 5_000
+    assert "bert-base" in (tmp_path / "throughput.html").read_text()
 
 
 @pytest.mark.slow
@@ -161,7 +161,7 @@ def test_training_is_measured_against_the_trainer(tmp_path: Path) -> None:
         "--rounds", "1", "--device", "cpu", "--dtype", "float32", "--out", str(tmp_path),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "train_runtime" not in done.stdout and "modernbert, times as fast" in done.stdout
+    assert "train_runtime" not in done.stdout and "speed-up of modernbert" in done.stdout
     kept = json.loads((tmp_path / "training.json").read_text())
     assert kept["work"]["tokens"] == 600 and kept["work"]["dtype"] == "float32" and not kept["absent"]
     rows = kept["rows"]
