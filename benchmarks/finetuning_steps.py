@@ -14,7 +14,7 @@ from rich.table import Table
 from benchmarks.command import option, run_command
 from benchmarks.finetuning_systems import SETS, SYSTEMS, FinetuningRow, FinetuningWork, measure_finetuning
 from benchmarks.results import Results, used_options
-from benchmarks.rounds import MAX_COUNT, check_choices, measure_in_turn
+from benchmarks.rounds import MAX_COUNT, check_choices, measure_in_rounds
 from modernbert.console import describe_machine, open_console, spread
 from modernbert.devices import choose_device, choose_precision
 from modernbert.errors import InputError
@@ -69,7 +69,7 @@ def run(config: FinetuningConfig) -> None:
             return measure_finetuning(work)
 
         left = [system for system in systems if system not in absent]
-        rows, gone = measure_in_turn(console, left, config.rounds, measure, _brief, results)
+        rows, gone = measure_in_rounds(console, left, config.rounds, measure, _brief, results)
         absent.update(gone)
         if rows:
             console.print(_table(name, rows))

@@ -9,7 +9,7 @@ from rich.console import Console
 from benchmarks.results import Results
 from modernbert.errors import InputError
 
-__all__ = ["MAX_COUNT", "check_choices", "measure_in_turn"]
+__all__ = ["MAX_COUNT", "check_choices", "measure_in_rounds"]
 
 MAX_COUNT = 100_000_000
 """Upper bound of all counts: tokens, documents, steps."""
@@ -29,18 +29,22 @@ def check_choices(names: Sequence[str], known: Sequence[str], key: str, **number
             raise InputError(f"{key}: found {name!r}, expected {', '.join(known)}")
 
 
-def measure_in_turn(
+def measure_in_rounds(
     console: Console,
     names: Sequence[str],
     rounds: int,
     measure: Callable[[str, int], Row],
     brief: Callable[[Row], str],
     results: Results,
+    **fields: Any,
 ) -> tuple[dict[str, list[Row]], dict[str, str]]:
     """Return the rows of each name, one per round, and the reason for each name that cannot be measured.
 
-    `measure(name, number)` measures in a round, counted from 0. Rows (dataclasses) and reasons are added to `results`.
+    `measure(name, number)` measures in a round, counted from 0. Rows (dataclasses) and reasons are added to `results`,
+    with `fields` such as `set` and `dtype`.
     """
+    dtype = {"dtype": fields["dtype"]} if "dtype" in fields else {}
+    place = "".join(f" {word} {fields[key]}" for key, word in (("set", "on"), ("dtype", "in")) if key in fields)
     rows: dict[str, list[Row]] = {}
     absent: dict[str, str] = {}
     for number in range(rounds):
@@ -51,10 +55,10 @@ def measure_in_turn(
                 row = measure(name, number)
             except InputError as error:
                 absent[name] = str(error)
-                results.miss(name, None, str(error))
-                console.print(f"{name}: {error}")
+                results.miss(name, fields.get("set"), str(error), **dtype)
+                console.print(f"{name}{place}: {error}")
                 continue
             rows.setdefault(name, []).append(row)
-            results.add({"round": number + 1, **asdict(row)})
+            results.add({**fields, "round": number + 1, **asdict(row)})
             console.print(f"round {number + 1}, {name}: {brief(row)}")
     return rows, absent

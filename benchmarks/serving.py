@@ -89,7 +89,7 @@ def run(config: ServingConfig) -> None:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as workspace:
         folder = Path(workspace) / "model"
         make_folder(folder, shape)
-        _measure_in_turn(console, results, engines, sets, folder, config)
+        _measure_in_rounds(console, results, engines, sets, folder, config)
     rows = results.rows
     if not rows:
         raise InputError(f"bench: no engine could be measured ({results.absent[0]['reason']})")
@@ -102,7 +102,7 @@ def run(config: ServingConfig) -> None:
     results.finish(console, *_panels(rows))
 
 
-def _measure_in_turn(
+def _measure_in_rounds(
     console: Console, results: Results, engines: Sequence[str], sets: Mapping[str, Sequence[int]], folder: Path,
     config: ServingConfig,
 ) -> None:  # fmt: skip

@@ -5,20 +5,19 @@ python -m benchmarks.throughput --rounds 3 --out build/bench
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.command import option, run_command
 from benchmarks.peers import MODELS
 from benchmarks.real_lengths import real_documents
 from benchmarks.results import Results, used_options
-from benchmarks.rounds import MAX_COUNT, check_choices
+from benchmarks.rounds import MAX_COUNT, check_choices, measure_in_rounds
 from benchmarks.throughput_row import Row, Work, measure
 from modernbert.console import describe_machine, open_console
 from modernbert.devices import choose_device, choose_precision
@@ -76,7 +75,14 @@ def run(config: ThroughputConfig) -> None:
         console.print(f"reduced from the paper's {_DOCUMENTS:,} documents and {_RUNS} runs: {sizes}; {runs} runs")
     for dtype in dtypes:
         for set_name, texts in documents.items():
-            found = _measure_set(console, config, models, set_name, texts, device, dtype, runs, results)
+
+            def measure_round(
+                model: str, number: int, texts: list[np.ndarray] = texts, set_name: str = set_name, dtype: str = dtype
+            ) -> Row:
+                return measure(Work(model, texts, batches[set_name], runs, str(device), dtype, number == 0))
+
+            place = {"set": set_name, "dtype": dtype, "batch": batches[set_name]}
+            found, _ = measure_in_rounds(console, models, config.rounds, measure_round, _brief, results, **place)
             if found:
                 console.print(_table(f"{set_name}, {dtype}", found))
     if not results.rows:
@@ -125,29 +131,8 @@ def _batch(config: ThroughputConfig, name: str, device: torch.device) -> int:
     return config.batch or (paper if device.type == "cuda" else _CPU_BATCH[_kind(name)])
 
 
-def _measure_set(
-    console: Console, config: ThroughputConfig, models: Sequence[str], set_name: str, documents: list[np.ndarray],
-    device: torch.device, dtype: str, runs: int, results: Results,
-) -> dict[str, list[Row]]:  # fmt: skip
-    """Measure all models on one set, in rounds."""
-    found: dict[str, list[Row]] = {}
-    batch = _batch(config, set_name, device)
-    gone: set[str] = set()
-    for number in range(config.rounds):
-        for model in models:
-            if model in gone:
-                continue
-            work = Work(model, documents, batch, runs, str(device), dtype, find_largest=number == 0)
-            try:
-                row = measure(work)
-            except InputError as error:
-                gone.add(model)
-                results.miss(model, set_name, str(error), dtype=dtype)
-                console.print(f"{model} on {set_name} in {dtype}: {error}")
-                continue
-            found.setdefault(model, []).append(row)
-            results.add({"set": set_name, "dtype": dtype, "round": number + 1, "batch": batch, **asdict(row)})
-    return found
+def _brief(row: Row) -> str:
+    return f"{row.mean:,.0f} tokens/s"
 
 
 def _table(title: str, found: dict[str, list[Row]]) -> Table:

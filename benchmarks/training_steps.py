@@ -13,7 +13,7 @@ from rich.table import Table
 
 from benchmarks.command import option, run_command
 from benchmarks.results import Results, used_options
-from benchmarks.rounds import MAX_COUNT, check_choices, measure_in_turn
+from benchmarks.rounds import MAX_COUNT, check_choices, measure_in_rounds
 from benchmarks.training_systems import SYSTEMS, TrainingRow, TrainingWork, measure_training, mixed_lengths
 from modernbert.console import describe_machine, open_console, spread
 from modernbert.devices import choose_device, choose_precision
@@ -75,7 +75,7 @@ def run(config: TrainingConfig) -> None:
             TrainingWork(system, shape, lengths, config.steps, str(device), dtype_name, seed=number)
         )
 
-    rows, absent = measure_in_turn(console, systems, config.rounds, measure, _brief, results)
+    rows, absent = measure_in_rounds(console, systems, config.rounds, measure, _brief, results)
     if not rows:
         raise InputError(f"bench: no system could be measured ({next(iter(absent.values()))})")
     peak = cpu_gemm_flops_per_s(dtype) if device.type == "cpu" else peak_flops(device, dtype)
