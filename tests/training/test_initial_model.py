@@ -93,14 +93,16 @@ def test_context_is_extended_and_far_positions_gain(data, tmp_path, capsys):  # 
     long = {"extension": Phase(
         tokens=2048 * 12, lr=3e-3, max_len=2048, micro_batch_tokens=2048, global_rope_theta=160_000.0
     )}  # fmt: skip
-    for name in ("books", "data__heldout"):
+    for name in ("books", "heldout"):
         documents = (Document(" ".join(texts(f"{name} {n}", 12)), str(n)) for n in range(4))
         write_shards(documents, data / "tokenizer" / "tokenizer.json", tmp_path / name, tally=Tally())
     changes = {
         "data__sources": {"books": str(tmp_path / "books")},
         "data__heldout": {"books": str(tmp_path / "heldout")},
     }
-    pretrain.run(begun(data, tmp_path / "long", tmp_path / "short", phases=long, heldout_lengths=[64, 2048], **changes))
+    pretrain.run(
+        begun(data, tmp_path / "long", tmp_path / "short", phases=long, evaluation__lengths=[64, 2048], **changes)
+    )
     scores = [row for row in rows(tmp_path / "long") if row["kind"] == "heldout" and row["max_len"] == 2048]
     first, last = scores[0]["positions"], scores[-1]["positions"]
     assert set(first) == {"0-1023", "1024-2047"}
@@ -274,5 +276,5 @@ def test_shards_of_another_tokenizer_than_the_models_are_refused(data, straight,
 def test_a_run_says_which_thetas_change(data, straight, tmp_path, capsys):  # noqa: F811
     slower = {"decay": replace(DECAY["decay"], global_rope_theta=50_000.0)}
     pretrain.run(begun(data, tmp_path / "run", straight / "model", phases=slower))
-    line = r"phases.decay.global_rope_theta: changes from [\d,]+, which the model has learned with, to 50,000\n"
+    line = r"phases.decay.global_rope_theta: changes from [\d,]+, with which the model was trained, to 50,000\n"
     assert re.search(line, capsys.readouterr().out)
