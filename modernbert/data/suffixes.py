@@ -9,7 +9,7 @@ __all__ = ["CODE", "CONLL", "KNOWN", "PROSE", "ROWS", "check_suffix", "format_of
 
 PROSE = (".txt", ".md", ".rst")
 # Files with named fields. A .json file has one array of objects or strings.
-ROWS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
+ROWS = (".jsonl", ".json", ".parquet", ".csv", ".tsv", ".ndjson")
 CONLL = (".conll", ".conllu", ".iob", ".iob2", ".bio")
 CODE = tuple(
     ".py .pyi .pyx .ipynb .c .h .cc .cpp .cxx .hh .hpp .cu .cuh .java .kt .scala .js .jsx .mjs .ts .tsx .go .rs .rb"

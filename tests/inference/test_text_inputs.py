@@ -62,8 +62,6 @@ def command(verb: str, folders: dict[str, str], file: Path, out: Path) -> list[s
         "finetune": [
             "finetune", f"model={folders['mask']}", "task=classify", f"train=[{file}]", f"output={out}", "device=cpu"
         ],
-        "bench": ["bench", "throughput", "--sets", "real", "--texts", str(file), "--tokenizer", folders["mask"],
-                  "--models", "modernbert-base", "--documents", "1", "--device", "cpu"],
     }  # fmt: skip
     return readers[verb]
 
@@ -84,7 +82,7 @@ def refused(*words: str, given: bytes = b"") -> str:
 def test_an_unknown_suffix_has_the_same_answer_everywhere(name: str, folders: dict[str, str], tmp_path: Path) -> None:
     file = tmp_path / name
     file.write_bytes(b"%PDF-1.7\nsome bytes\n")
-    verbs = [*VERBS, "bench"] if name == "doc.pdf" else ["embed", "index", "finetune"]
+    verbs = VERBS if name == "doc.pdf" else ["embed", "index", "finetune"]
     said = {refused(*command(verb, folders, file, tmp_path / "out")) for verb in verbs}
     assert len(said) == 1, said
     (line,) = said
