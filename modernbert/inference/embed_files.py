@@ -1,9 +1,8 @@
 """`modernbert embed`: one vector for each text of the command line, of standard input, or of files of any size.
 
 The vectors go to standard output as JSON lines, or to a file: .npy, .jsonl, .parquet (number, origin, text, vector), or
-a .lance folder (the same columns, a LanceDB table). Texts are embedded part by part, on one device or several, or on a
-Ray cluster. A command that was stopped continues with the parts that are not finished, wherever they were begun. The
-file appears whole or not at all.
+a .lance folder (a LanceDB table with the same columns). Texts are embedded chunk by chunk, on one device or several, or
+on a Ray cluster. A command that was stopped continues with the unfinished chunks. The file is complete, or absent.
 """
 
 import os
@@ -50,9 +49,9 @@ from modernbert.workers import WorkerPool
 
 __all__ = ["EmbedConfig", "run"]
 
-# The number by which the system knows standard input.
+# The file descriptor of standard input.
 _INPUT = 0
-# Fields that do not change the vectors of a text. A part is known by the digest of its texts, not by its files.
+# Fields that do not change the vectors of a text.
 _FREE = (
     "texts", "input", "text_field", "output", "on_error", "device", "engine", "model", "executor", "processes"
 )  # fmt: skip
@@ -62,7 +61,7 @@ def run(config: EmbedConfig) -> None:
     """Embed all texts, then write the vectors.
 
     Raises: InputError for a row that cannot be embedded (see `on_error`), an unknown kind of file, a full disk, or
-    parts that were begun with another model or other settings.
+        chunks that were made with another model or other settings.
     """
     _check(config)
     skips = Skips()
@@ -85,7 +84,7 @@ def run(config: EmbedConfig) -> None:
 
 
 def _write_read(config: EmbedConfig, out: Path, write: Write) -> None:
-    """Embed what is read part by part, keep the parts, and write them all at the end."""
+    """Embed files chunk by chunk, keep the chunks in a folder, and write all vectors at the end."""
     about = _about(config)
     folder = out.absolute().with_name(f"{out.name}.parts")
     remove_leftovers(folder)
@@ -122,9 +121,9 @@ def _write_read(config: EmbedConfig, out: Path, write: Write) -> None:
 
 
 def _blocks(found: Iterable[tuple[TextChunk, ChunkVectors]], on_error: str, skips: Skips) -> Iterator[Block]:
-    """Yield the rows of parts with their vectors: all, or without those that have none if these are to be skipped.
+    """Yield the rows of chunks with their vectors; rows without a vector only if these are to be null.
 
-    Raises: InputError naming the first row without a vector, unless it is to be skipped or null; or if no row has one.
+    Raises: InputError naming the first row without a vector if `on_error` is fail, or if no row has one.
     """
     first = 0
     has_vectors = False
@@ -157,7 +156,7 @@ def _blocks(found: Iterable[tuple[TextChunk, ChunkVectors]], on_error: str, skip
 
 
 def _embedded_in_order(config: EmbedConfig) -> Iterator[tuple[TextChunk, ChunkVectors]]:
-    """Embed part after part on this machine, and keep none."""
+    """Embed one chunk after another on this machine, and keep none."""
     waiting = deque[TextChunk]()
 
     def parts() -> Iterator[TextChunk]:
@@ -170,7 +169,7 @@ def _embedded_in_order(config: EmbedConfig) -> Iterator[tuple[TextChunk, ChunkVe
 
 
 def _kept_input(folder: Path) -> Path:
-    """Keep what comes on standard input, so that it can be read twice."""
+    """Copy standard input to a file, so that it can be read twice."""
     kept = folder / "input.txt"
     keep_input(kept)
     return kept
@@ -203,21 +202,21 @@ def _check(config: EmbedConfig) -> None:
 def _is_same(file: Path | int, other: Path) -> bool:
     try:
         return os.path.samestat(os.stat(file), other.stat())
-    except OSError:  # one of them is not there
+    except OSError:  # one of them does not exist
         return False
 
 
 def _anywhere(config: EmbedConfig) -> EmbedConfig:
-    """Return the config with names that mean the same in any folder."""
+    """Return the config with absolute paths, for workers in other folders."""
     model = Path(config.model)
     files = [path.absolute() for path in config.input]
     return replace(config, input=files, model=str(model.absolute()) if model.is_dir() else config.model)
 
 
 def _about(config: EmbedConfig) -> dict[str, Any]:
-    """Return what decides the vector of a text: model and settings.
+    """Return everything that determines the vector of a text: the model's digest and the settings.
 
-    Raises: InputError naming a file that is not there, or cannot be read twice.
+    Raises: InputError naming a file that does not exist, or cannot be read twice.
     """
     for path in config.input:
         if not path.is_file():
@@ -228,7 +227,7 @@ def _about(config: EmbedConfig) -> dict[str, Any]:
 
 
 def _read(config: EmbedConfig, kept: Path | None) -> Iterator[TextRow]:
-    """Yield the rows to embed; unless they are to be skipped or null, the first that has no text is an error."""
+    """Yield the rows to embed; with `on_error` fail, the first row without a text is an error."""
     if config.texts:
         rows: Iterator[TextRow] = (TextRow(f"text {number}", text) for number, text in enumerate(config.texts))
     else:
@@ -240,7 +239,7 @@ def _read(config: EmbedConfig, kept: Path | None) -> Iterator[TextRow]:
 
 
 def _parts(config: EmbedConfig, kept: Path | None, done: Container[str], characters: int) -> Iterator[TextChunk]:
-    """Yield the parts that are not done.
+    """Yield the unfinished chunks.
 
     Raises: InputError if there is no text.
     """
@@ -254,7 +253,7 @@ def _parts(config: EmbedConfig, kept: Path | None, done: Container[str], charact
 
 
 def _embedded(config: EmbedConfig, left: Iterator[TextChunk]) -> Iterator[tuple[str, ChunkVectors]]:
-    """Yield the vectors of parts, in order."""
+    """Yield the vectors of chunks, in order."""
     number = config.processes or len(config.device)
     devices = [config.device[n % len(config.device)] for n in range(number)]
     if number == 1:
@@ -269,14 +268,14 @@ def _embedded(config: EmbedConfig, left: Iterator[TextChunk]) -> Iterator[tuple[
 def _on_cluster(
     config: EmbedConfig, left: Callable[[], Iterator[TextChunk]], files: str
 ) -> Iterator[tuple[str, ChunkVectors]]:
-    """Yield the vectors of parts, in the order in which they are done."""
+    """Yield the vectors of chunks, in the order in which they finish."""
     begin = partial(_load_there, config, files)
     work = partial(_embed, config=config)
     return _shown(config, ray_map(left, begin, work, device=config.device[0], processes=config.processes))
 
 
 def _shown(config: EmbedConfig, found: Iterator[tuple[str, ChunkVectors]]) -> Iterator[tuple[str, ChunkVectors]]:
-    """Hand vectors on, and show how many there are: not between them, where they are shown themselves."""
+    """Pass vectors on and show progress, unless the vectors themselves go to the terminal."""
     num_texts = 0
     with show_texts(None, not config.texts and (config.output is not None or not sys.stdout.isatty())) as show:
         for digest, vectors in found:
@@ -292,7 +291,7 @@ def _load(config: EmbedConfig, device: str) -> ModernBert:
 def _load_there(config: EmbedConfig, files: str, device: str) -> ModernBert:
     """Load the model on another machine.
 
-    Raises: InputError if what goes by its name there has other files.
+    Raises: InputError if the model of this name has other files there.
     """
     if digest_of(config.model) != files:
         raise InputError(f"{config.model}: has other files on another machine of the cluster")
@@ -310,7 +309,7 @@ def _embed(bert: ModernBert, part: TextChunk, config: EmbedConfig) -> tuple[str,
             return part.digest, ChunkVectors(work(texts), {})
         except InputError as error:
             raise relocate_error(error, part.texts) from None
-    # Texts that are likely to be refused come alone, so that a refusal costs no work on others.
+    # Texts that are likely to be refused are embedded alone, so that their errors do not repeat work on others.
     prompt = config.prompt or ""
     lengths = bert.count_tokens([prompt + text for text in texts])
     odd = [n for n, length in enumerate(lengths) if config.overflow == "error" and not 0 < length <= bert.longest]

@@ -1,8 +1,4 @@
-"""Vectors in fewer bytes.
-
-In: float32 vectors. Out: the same in half, a quarter or a thirty-second of the memory. Source: what vector databases
-take (float16, int8, packed bits).
-"""
+"""Quantization of vectors to the formats of vector databases: float16, int8, packed bits."""
 
 import numpy as np
 from jaxtyping import Float32, Shaped
@@ -12,15 +8,16 @@ from modernbert.errors import InputError
 __all__ = ["PRECISIONS", "quantize"]
 
 PRECISIONS = ("float32", "float16", "int8", "binary")
-# What float16 holds.
-_MOST_HALF = 65_504.0
+# The largest finite float16.
+_MAX_FLOAT16 = 65_504.0
 
 
 def quantize(vectors: Float32[np.ndarray, "N D"], precision: str) -> Shaped[np.ndarray, "N _"]:
     """Return vectors in another precision.
 
-    int8 scales each vector so that its largest component is 127 or -127: cosines stay, lengths do not. binary keeps
-    signs, eight components a byte (uint8 [N, D / 8], the first in the highest bit), to be compared by Hamming distance.
+    `int8` scales each vector so that its largest component is 127 or -127, which keeps cosines but not lengths.
+    `binary` keeps signs, eight components a byte (uint8 [N, D / 8], the first in the highest bit), for Hamming
+    distances.
 
     >>> quantize(np.array([[0.5, -1.0]], np.float32), "int8").tolist()
     [[64, -127]]
@@ -32,10 +29,10 @@ def quantize(vectors: Float32[np.ndarray, "N D"], precision: str) -> Shaped[np.n
         return vectors
     if precision == "float16":
         largest = float(np.abs(vectors).max(initial=0))
-        if largest > _MOST_HALF:
+        if largest > _MAX_FLOAT16:
             raise InputError(
-                f"precision: found float16 for a component of {largest:.6g}, expected at most {_MOST_HALF:,.0f}; "
-                "normalise, or take float32"
+                f"precision: found float16 for a component of {largest:.6g}, expected at most {_MAX_FLOAT16:,.0f}; "
+                "normalize, or use float32"
             )
         return vectors.astype(np.float16)
     if precision == "int8":

@@ -1,4 +1,4 @@
-"""Long work on texts, in parts that are known by the digest of their texts, and a folder that keeps finished parts."""
+"""Chunks of texts, identified by the digest of their texts, and a folder with the vectors of finished chunks."""
 
 import hashlib
 import io
@@ -17,43 +17,40 @@ from modernbert.inference.text_rows import TextRow
 
 __all__ = ["PART_CHARACTERS", "TextChunk", "ChunkFolder", "ChunkVectors", "chunks_of", "relocate_error"]
 
-# The most that is held at a time, and that is computed again after a stop.
+# Characters of a chunk: held in memory at a time, and computed again after a stop.
 PART_CHARACTERS = 2_000_000
-# A text counts as at least so many characters: a vector has a cost, too.
-_LEAST = 500
-# Parts have a quarter of the most on average, and a sixteenth at least.
+# A text counts as at least so many characters, because its vector has a cost, too.
+_MIN_CHARACTERS = 500
+# Chunks have a quarter of the maximum on average, and at least a sixteenth.
 _MEAN_SHARE, _LEAST_SHARE = 4, 16
 
 
 @dataclass(frozen=True)
 class TextChunk:
-    """Hold some rows that follow each other, and the digest of their texts.
-
-    Rows without a text are among them, and do not change the digest.
-    """
+    """Consecutive rows and the digest of their texts. Rows without a text do not change the digest."""
 
     digest: str
     rows: Sequence[TextRow]
 
     @property
     def texts(self) -> list[tuple[str, str]]:
-        """Where each text was read, and the text."""
+        """The origin of each text, and the text."""
         return [(row.origin, row.text) for row in self.rows if row.text is not None]
 
 
 @dataclass(frozen=True)
 class ChunkVectors:
-    """Hold the vectors of a part's texts [N, D], without those of the texts `lost`: their numbers and the reasons."""
+    """The vectors of a chunk's texts [N, D] except those in `lost`, which maps their numbers to the reasons."""
 
     values: np.ndarray
     lost: Mapping[int, str]
 
 
 def chunks_of(rows: Iterable[TextRow], characters: int = PART_CHARACTERS) -> Iterator[TextChunk]:
-    """Cut rows into parts of so many characters at most; a text that is longer makes a part of its own.
+    """Yield chunks of at most so many characters; a longer text is a chunk of its own.
 
-    The hash of a text decides whether a part ends behind it. So a row that is removed, added or changed changes one
-    or two parts, and all others keep their digests.
+    Content-defined chunking: the hash of a text decides whether a chunk ends after it. So a row that is removed, added
+    or changed affects one or two chunks, and all others keep their digests.
 
     >>> rows = [TextRow(f"a:{n}", str(n)) for n in range(1_000)]
     >>> whole, fewer = ({part.digest for part in chunks_of(some, 50_000)} for some in (rows, rows[:7] + rows[8:]))
@@ -67,7 +64,7 @@ def chunks_of(rows: Iterable[TextRow], characters: int = PART_CHARACTERS) -> Ite
         if row.text is None:
             part.append(row)
             continue
-        size = max(len(row.text), _LEAST)
+        size = max(len(row.text), _MIN_CHARACTERS)
         if filled and filled + size > characters:
             yield TextChunk(digest.hexdigest(), part)
             part, digest, filled = [], hashlib.sha256(), 0
@@ -84,19 +81,19 @@ def chunks_of(rows: Iterable[TextRow], characters: int = PART_CHARACTERS) -> Ite
 
 
 def relocate_error(error: InputError, part: Sequence[tuple[str, Any]]) -> InputError:
-    """Return an error that names a text by its number in a part, with the place where the text was read instead."""
+    """Return an error that names the origin of a text in place of its number in a chunk."""
     found = re.match(r"text (\d+):", str(error))
     return error if found is None else InputError(f"{part[int(found[1])][0]}{str(error)[found.end() - 1 :]}")
 
 
 class ChunkFolder:
-    """A folder with the vectors of finished parts. The file of each is there whole, or not at all."""
+    """A folder with the vectors of finished chunks. The file of a chunk is complete, or absent."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any]) -> None:
-        """Open a folder that was begun before, or begin one; `about` is the model and the settings, as JSON.
+        """Open a folder, or make one; `about` is the model and the settings, as JSON.
 
-        Raises: InputError naming the difference, if its parts were made with another model or other settings, or by
-        an earlier version.
+        Raises: InputError naming the difference, if its chunks were made with another model or other settings, or by
+            an earlier version.
         """
         self.folder = folder
         path = folder / "about.json"
@@ -113,13 +110,13 @@ class ChunkFolder:
 
     @property
     def done(self) -> set[str]:
-        """The digests of the parts that are there."""
+        """The digests of the finished chunks."""
         return {path.stem for path in self.folder.glob("*.npy")}
 
     def save(self, digest: str, vectors: ChunkVectors) -> None:
-        """Keep the vectors of a part.
+        """Write the vectors of a chunk.
 
-        Raises: InputError if the disk is full or not writable; the parts before stay.
+        Raises: InputError if the disk is full or not writable; earlier chunks stay.
         """
         beside = self._path(digest, ".json")
         if vectors.lost:
@@ -131,7 +128,7 @@ class ChunkFolder:
         write_file(self._path(digest, ".npy"), buffer.getvalue())
 
     def load(self, digest: str) -> ChunkVectors | None:
-        """Return the vectors of a part, None if it is not there."""
+        """Return the vectors of a chunk, or None if it is not finished."""
         path, beside = self._path(digest, ".npy"), self._path(digest, ".json")
         if not path.exists():
             return None

@@ -18,9 +18,9 @@ __all__ = ["WRITERS", "Block", "Write", "block_lines", "check_writer", "json_lin
 
 @dataclass(frozen=True)
 class Block:
-    """Hold rows that follow each other: their numbers in the input, the rows, and their vectors [N, D].
+    """Consecutive rows: their numbers in the input, the rows, and their vectors [N, D].
 
-    `is_null` [N] marks rows that have no vector; their numbers in `vectors` mean nothing.
+    `is_null` [N] marks rows without a vector; what `vectors` holds for them is undefined.
     """
 
     numbers: np.ndarray
@@ -30,14 +30,14 @@ class Block:
 
 
 Write = Callable[[Path, Iterator[Block], bool], None]
-"""(where to, blocks, whether JSON lines name their rows)"""
+"""(target, blocks, whether JSON lines name their rows)"""
 
 
 def check_writer(out: Path) -> Write:
-    """Return what writes a file of this name.
+    """Return the function that writes a file of this name.
 
-    Raises: InputError for an unknown ending, a library that is absent or cannot write such a name, or a table that is
-    there already.
+    Raises: InputError for an unknown suffix, a missing library, a name that the library cannot write, or a table that
+        exists already.
     """
     if out.suffix not in WRITERS:
         *known, last = WRITERS
@@ -55,7 +55,7 @@ def check_writer(out: Path) -> Write:
 
 
 def json_line(vector: np.ndarray) -> str:
-    """Return a vector [D] as a JSON list: of whole numbers if it has those, else with seven places.
+    """Return a vector [D] as a JSON list: integers as they are, other numbers with seven places.
 
     >>> json_line(np.array([44, -1], np.int8)), json_line(np.array([0.5], np.float32))
     ('[44, -1]', '[0.5]')
@@ -91,7 +91,7 @@ def _write_npy(out: Path, blocks: Iterator[Block], named: bool) -> None:
 
 
 def _write_jsonl(out: Path, blocks: Iterator[Block], named: bool) -> None:
-    # Names of files may hold bytes that are no text.
+    # File names may have bytes that are not valid UTF-8.
     with new_file(out) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for block in blocks:
             file.writelines(line + "\n" for line in block_lines(block, named))

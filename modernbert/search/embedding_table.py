@@ -1,7 +1,6 @@
-"""Vectors of documents kept on disk, in a table of LanceDB: one a text, or one a token.
+"""A LanceDB table of document vectors on disk, one for each text or for each token, with exact search.
 
-In: vectors, block after block, and of what they are. Out: a folder that is opened again, and searched exactly. An index
-that was left unfinished goes on behind its last block.
+An unfinished table is continued after its last block.
 """
 
 import json
@@ -16,20 +15,20 @@ from modernbert.errors import InputError
 from modernbert.extras import require
 from modernbert.inference.exact_search import Found
 
-__all__ = ["EmbeddingTable", "about_of", "connect", "open_table", "told", "vector_type"]
+__all__ = ["EmbeddingTable", "about_of", "connect", "open_table", "translate_lance_errors", "vector_type"]
 
 _TABLE, _ABOUT = "vectors", b"modernbert"
-# Tables of earlier versions do not say it.
-_NOT_ALWAYS_TOLD = ("dtype",)
+# Tables of earlier versions lack these keys.
+_OPTIONAL_KEYS = ("dtype",)
 
 
 class EmbeddingTable:
-    """A table of vectors that are of length 1, numbered in the order they came in."""
+    """A table of vectors of length 1, numbered in the order in which they were added."""
 
     def __init__(self, folder: Path, about: Mapping[str, Any], width: int, late: bool) -> None:
-        """Open the index in a folder, or begin one there; `about` is what its vectors are of, as JSON has it.
+        """Open the table in a folder, or make one; `about` describes the source of its vectors, as JSON.
 
-        Raises: InputError if LanceDB is not installed, or the folder holds an index of something else, or none.
+        Raises: InputError if LanceDB is not installed, or the folder holds a table of another source, or none.
         """
         database = connect(folder)
         import pyarrow
@@ -37,13 +36,13 @@ class EmbeddingTable:
         self.folder, self.late = folder, late
         self._schema = pyarrow.schema([
             ("number", pyarrow.int64()), ("vector", vector_type(width, late)),
-            # Of the block that begins here.
+            # How many documents of a block were cut; stored with its first row.
             ("num_cut", pyarrow.int64()),
         ])  # fmt: skip
         self._table = open_table(folder, database, _TABLE, self._schema, about)
         there, found = self._table.schema, about_of(self._table)
         for key, value in about.items():
-            if found.get(key, value if key in _NOT_ALWAYS_TOLD else None) != value:
+            if found.get(key, value if key in _OPTIONAL_KEYS else None) != value:
                 raise InputError(
                     f"{folder}: is an index with other {key}, expected {value!r}, found {found.get(key)!r}"
                 )
@@ -51,18 +50,16 @@ class EmbeddingTable:
             raise InputError(f"{folder}: holds vectors of another width or kind")
 
     def __len__(self) -> int:
-        """Count the documents that are in it."""
+        """Return the number of documents."""
         return self._table.count_rows()
 
     @property
     def num_cut(self) -> int:
-        """How many of its documents were cut."""
+        """How many documents were cut."""
         return int(np.sum(self._table.search().select(["num_cut"]).limit(len(self)).to_arrow()["num_cut"].to_numpy()))
 
     def add(self, vectors: np.ndarray | Sequence[np.ndarray], num_cut: int = 0) -> None:
-        """Put the vectors of more documents behind those that are there, all or none: [N, E], or [its tokens, E] each.
-
-        `num_cut` of the documents were cut.
+        """Append the vectors of documents, all or none: [N, E], or [its tokens, E] each. `num_cut` of them were cut.
 
         Raises: InputError if they cannot be written.
         """
@@ -77,11 +74,11 @@ class EmbeddingTable:
         first = len(self)
         numbers = pyarrow.array(np.arange(first, first + len(column), dtype=np.int64))
         cut = pyarrow.array(np.array([num_cut] + [0] * (len(column) - 1), np.int64))
-        with told(self.folder):
+        with translate_lance_errors(self.folder):
             self._table.add(pyarrow.Table.from_arrays([numbers, column, cut], schema=self._schema))
 
     def search(self, queries: np.ndarray | Sequence[np.ndarray], k: int) -> Found:
-        """Return the scores and numbers of the `k` documents nearest to each query, as `search_vectors` and others do.
+        """Return the scores and numbers of the `k` documents nearest to each query; see `search_vectors`.
 
         Raises: InputError if there is no document.
         """
@@ -91,7 +88,7 @@ class EmbeddingTable:
         scores = np.zeros((len(queries), rows), np.float32)
         numbers = np.zeros((len(queries), rows), np.int64)
         for place, query in enumerate(queries):
-            # Distances are 1 minus the product, and of late interaction that for each token of the query.
+            # A distance is 1 minus the product; with late interaction, that is summed over the query's tokens.
             asked: Any = self._table.search(query, vector_column_name="vector")
             found = asked.distance_type("cosine" if self.late else "dot").limit(rows).to_arrow()
             scores[place] = (len(query) if self.late else 1) - found["_distance"].to_numpy()
@@ -100,19 +97,19 @@ class EmbeddingTable:
 
 
 def connect(folder: Path) -> Any:
-    """Open a folder as a database of LanceDB, or begin one.
+    """Open a folder as a LanceDB database, or make one.
 
-    Raises: InputError if LanceDB is not installed, or does not take the folder.
+    Raises: InputError if LanceDB is not installed, or cannot use the folder.
     """
     require(str(folder), "lancedb", "pyarrow", extra="index")
     import lancedb
 
-    with told(folder):
+    with translate_lance_errors(folder):
         return lancedb.connect(folder)
 
 
 def vector_type(width: int, late: bool) -> Any:
-    """Return pyarrow's type for a row's vector, or for its vectors."""
+    """Return pyarrow's type of a row's vector, or of its vectors."""
     import pyarrow
 
     vector = pyarrow.list_(pyarrow.float32(), width)
@@ -120,25 +117,25 @@ def vector_type(width: int, late: bool) -> Any:
 
 
 def open_table(folder: Path, database: Any, name: str, schema: Any, about: Mapping[str, Any]) -> Any:
-    """Open a table, or begin one that says of what it is: `about`, as JSON has it.
+    """Open a table, or make one with `about` in its metadata, as JSON.
 
     Raises: InputError if LanceDB cannot.
     """
-    with told(folder):
+    with translate_lance_errors(folder):
         if name in database.list_tables().tables:
             return database.open_table(name)
         return database.create_table(name, schema=schema.with_metadata({_ABOUT: json.dumps(about).encode()}))
 
 
 def about_of(table: Any) -> dict[str, Any]:
-    """Return of what a table is, as it was begun."""
+    """Return the description that a table was made with."""
     found: dict[str, Any] = json.loads((table.schema.metadata or {}).get(_ABOUT, b"{}"))
     return found
 
 
 @contextmanager
-def told(folder: Path) -> Iterator[None]:
-    """Say in one line what LanceDB says in many."""
+def translate_lance_errors(folder: Path) -> Iterator[None]:
+    """Raise errors of LanceDB as an InputError with their first line."""
     try:
         yield
     except InputError:

@@ -1,4 +1,4 @@
-"""`modernbert index`: make files searchable, or bring what was made up to date."""
+"""`modernbert index`: make a search index of files, or update one."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -19,24 +19,24 @@ __all__ = ["IndexConfig", "run"]
 
 
 def run(config: IndexConfig) -> None:
-    """Index what is new or changed, forget what is gone, and say how much that was.
+    """Index new and changed files, remove those that are gone, and print the counts.
 
-    Raises: InputError for files that cannot be read, or an index that was begun with another model.
+    Raises: InputError for files that cannot be read, or an index that was made with another model.
     """
     require("index", "lancedb", "pyarrow", extra="index")
     tally = Tally()
-    # What is gone must go, even if nothing is left; a new index of nothing is a mistake.
+    # An existing index may become empty, when all its files are gone; a new index without files is an error.
     begun = PassageIndex.is_in(config.output)
     found = find_files(
         config.input, tally, text_field=config.text_field, on_error=config.on_error, empty_ok=begun
     )  # fmt: skip
     files = _once(found)
     documents = read_documents(files, tally, text_field=config.text_field, on_error=config.on_error, empty_ok=begun)
-    # Read before anything is begun: what is refused leaves nothing behind.
+    # Read a document before anything is written: an error leaves no folder behind.
     first = list(islice(documents, 1))
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
     model = str(Path(config.model).absolute()) if Path(config.model).is_dir() else config.model
-    catalog = PassageIndex.begin(config.output, bert, model, digest_of(config.model), config.passage_tokens)
+    index = PassageIndex.begin(config.output, bert, model, digest_of(config.model), config.passage_tokens)
     with only_process(config.output), show_texts(None, True) as show:
 
         def watched() -> Iterator[Document]:
@@ -44,8 +44,8 @@ def run(config: IndexConfig) -> None:
                 yield document
                 show(tally.documents, 0)
 
-        # The passages of what was skipped stay as they were, and nobody can tell which of the others are gone.
-        update = catalog.update(bert, watched(), is_whole=lambda: not tally.skipped)
+        # Skipped documents keep their passages, so none can be removed as gone.
+        update = index.update(bert, watched(), is_whole=lambda: not tally.skipped)
     skipped = f"; {tally.skipped:,} broken skipped ({tally.skipped_reasons[0]}), so none went" if tally.skipped else ""
     cut = f"; {update.cut:,} passages were too long for the model, and cut" if update.cut else ""
     passed = f", {tally.passed_over:,} files of unknown kinds passed over" if tally.passed_over else ""
@@ -57,7 +57,7 @@ def run(config: IndexConfig) -> None:
 
 
 def _once(files: Sequence[File]) -> list[File]:
-    """Return files without those that were named before, in whatever spelling."""
+    """Return files without repetitions of one file under several names."""
     met: dict[str, File] = {}
     for file in files:
         met.setdefault(os.path.realpath(file) if isinstance(file, Path) else str(file), file)

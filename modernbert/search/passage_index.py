@@ -1,6 +1,6 @@
-"""Files that can be searched: their passages, vectors and words in a table of LanceDB.
+"""A searchable index of files: passages, their vectors and a full-text index, in a LanceDB table.
 
-In: documents, a model. Out: a folder that is brought up to date by indexing again, and passages that answer a query.
+Indexing again updates it. A hybrid search fuses the rankings by vectors and by words.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from modernbert.data.corpus import Document
 from modernbert.errors import InputError
 from modernbert.inference.modernbert import ModernBert
 from modernbert.model.embedder import EmbeddingConfig
-from modernbert.search.embedding_table import about_of, connect, open_table, told, vector_type
+from modernbert.search.embedding_table import about_of, connect, open_table, translate_lance_errors, vector_type
 from modernbert.search.passages import Passage, longest_passage, passages_of
 
 __all__ = ["HOW", "PassageIndex", "SearchResult", "SyncStats"]
@@ -24,17 +24,17 @@ __all__ = ["HOW", "PassageIndex", "SearchResult", "SyncStats"]
 HOW = ("hybrid", "vectors", "words")
 _TABLE = "passages"
 _PASSAGE_TOKENS = 256
-# Passages are embedded and written so many characters at a time.
+# Characters of passages that are embedded and written at a time.
 _BLOCK_CHARACTERS = 2**20
-# So many of each ranking are joined, and so many are ranked again.
+# Results of each ranking that are fused, and that are reranked.
 _DEPTH = 50
-# Of Cormack et al. 2009, reciprocal rank fusion.
+# The constant of reciprocal rank fusion. Source: Cormack et al. 2009.
 _FUSION = 60
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Hold a passage that was found: how well it answers, its file or row, its first line, its text."""
+    """A passage that was found: its score, its file or row, its first line, its text."""
 
     score: float
     origin: str
@@ -44,29 +44,29 @@ class SearchResult:
 
 @dataclass
 class SyncStats:
-    """Count what indexing changed: documents new or changed, those that were as before, those that are gone."""
+    """What indexing changed: documents new or changed, documents kept, documents removed."""
 
     added: int = 0
     kept: int = 0
     removed: int = 0
     passages: int = 0
     cut: int = 0
-    """Passages of which the model saw the beginning alone."""
+    """Passages that were too long for the model."""
 
 
 class PassageIndex:
-    """Passages of documents, searched by vectors, by words, or by both."""
+    """Passages of documents, with search by vectors, by words, or by both."""
 
     def __init__(self, folder: Path, table: Any) -> None:
         self.folder, self._table = folder, table
 
     @staticmethod
     def open(folder: Path) -> "PassageIndex":
-        """Open a catalog that was made before.
+        """Open an existing index.
 
         Raises: InputError if there is none, or LanceDB is not installed.
         """
-        with told(folder):
+        with translate_lance_errors(folder):
             database = connect(folder) if folder.is_dir() else None
             if database is None or _TABLE not in database.list_tables().tables:
                 raise InputError(f"{folder}: is no index, expected a folder made by modernbert index")
@@ -76,13 +76,18 @@ class PassageIndex:
     def begin(
         folder: Path, bert: ModernBert, model: str, files: str, passage_tokens: int | None = None
     ) -> "PassageIndex":
-        """Open the catalog in a folder, or begin one.
+        """Open the index in a folder, or make one.
 
-        `model` is where it can be loaded from, `files` what tells it from all others. Passages have at most
-        `passage_tokens` tokens, or as many as a document of the model may have, if that is less; None is what they had
-        before, or 256.
+        Args:
+            folder: The folder of the index.
+            bert: The model that embeds passages.
+            model: The folder or name that the model is loaded from.
+            files: The digest of the model's files.
+            passage_tokens: The most tokens of a passage, if the model's documents may have as many; by default as in
+                the existing index, or 256.
 
-        Raises: InputError if it was begun with another model or other settings, or next to nothing fits a passage.
+        Raises:
+            InputError: The index was made with another model or other settings, or passages have no room.
         """
         import pyarrow
 
@@ -104,13 +109,13 @@ class PassageIndex:
 
     @staticmethod
     def is_in(folder: Path) -> bool:
-        """Say whether a catalog was begun in a folder."""
+        """Return whether a folder has an index."""
         return (folder / f"{_TABLE}.lance").exists()
 
     def check(self, about: Mapping[str, Any]) -> None:
-        """Compare what is given with what it was begun with.
+        """Compare settings with those that the index was made with.
 
-        Raises: InputError naming what is other.
+        Raises: InputError naming a setting that differs.
         """
         begun = self.about
         if "model_files" not in begun:
@@ -121,26 +126,26 @@ class PassageIndex:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What it was begun with."""
+        """The settings that the index was made with."""
         about = about_of(self._table)
-        # What there was no word for when it was begun was as it is where nothing is said.
+        # Settings added since the index was created have their defaults.
         return about | {"vectors": asdict(EmbeddingConfig()) | about.get("vectors", {})}
 
     def __len__(self) -> int:
-        """Count its passages."""
+        """Return the number of passages."""
         return self._table.count_rows()
 
     def update(
         self, bert: ModernBert, documents: Iterable[Document], is_whole: Callable[[], bool] = lambda: True
     ) -> SyncStats:
-        """Bring it up to date: what is new or changed is embedded, what is no longer among the documents goes.
+        """Embed new and changed documents, and remove those that are no longer there.
 
-        A stop loses nothing: indexing again goes on with what is left. Of documents with one origin, the first counts.
-        `is_whole` is asked at the end whether the documents were all there are; if they were not, nothing goes.
+        An interrupted update is continued by the next one. Of documents with the same origin, the first counts.
+        `is_whole` is called at the end; unless it returns True, no document is removed.
 
         Raises: InputError if the table cannot be written.
         """
-        with told(self.folder):
+        with translate_lance_errors(self.folder):
             rows = self._table.search().select(["origin", "digest"]).limit(max(1, len(self))).to_arrow()
             known = dict(zip(rows["origin"].to_pylist(), rows["digest"].to_pylist(), strict=True))
             update = SyncStats()
@@ -154,14 +159,14 @@ class PassageIndex:
             return update
 
     def search(
-        self, bert: ModernBert, query: str, k: int, how: str = "hybrid", judge: ModernBert | None = None
+        self, bert: ModernBert, query: str, k: int, how: str = "hybrid", reranker: ModernBert | None = None
     ) -> list[SearchResult]:
         """Return the `k` passages that answer a query best.
 
-        `vectors` compares meaning, `words` shares them (BM25), `hybrid` joins both rankings; `judge` ranks the best
-        again, see `ModernBert.rerank`.
+        `vectors` compares embeddings, `words` is full-text search (BM25), `hybrid` fuses both rankings. `reranker`
+        ranks the best passages again, see `ModernBert.rerank`.
 
-        Raises: InputError for an unknown way, an empty catalog, or one that was stopped before its words were known.
+        Raises: InputError for an unknown `how`, an empty index, or one without its full-text index.
         """
         if how not in HOW:
             raise InputError(f"how: found {how!r}, expected {', '.join(HOW)}")
@@ -174,9 +179,9 @@ class PassageIndex:
         depth = max(k, _DEPTH)
         if how != "vectors" and self._words() is None:
             raise InputError(
-                f"{self.folder}: has no words yet, for its index was stopped; expected to be indexed again"
+                f"{self.folder}: has no full-text index yet, because indexing was stopped; run modernbert index again"
             )
-        with told(self.folder):
+        with translate_lance_errors(self.folder):
             rankings = [self._nearest(bert, query, depth)] if how != "words" else []
             rankings += [self._sharing(query, depth)] if how != "vectors" else []
         if len(rankings) == 1:
@@ -188,8 +193,8 @@ class PassageIndex:
                     key = hit.origin, hit.line, hit.text
                     scores[key] = scores.get(key, 0) + 1 / (_FUSION + rank)
             found = [SearchResult(score, *key) for key, score in sorted(scores.items(), key=lambda item: -item[1])]
-        if judge is not None and found:
-            ranked = judge.rerank(query, [hit.text for hit in found[:depth]], overflow="truncate")
+        if reranker is not None and found:
+            ranked = reranker.rerank(query, [hit.text for hit in found[:depth]], overflow="truncate")
             found = [SearchResult(each.score, *_place(found[each.index])) for each in ranked]
         return found[:k]
 
@@ -203,7 +208,7 @@ class PassageIndex:
     def _sharing(self, query: str, depth: int) -> list[SearchResult]:
         from lancedb.query import MatchQuery
 
-        # A query as mere text is read for its quotes, as a phrase that this index of words cannot look for.
+        # A plain string is parsed for quotes, as a phrase query, which this full-text index does not support.
         words: Any = MatchQuery
         rows = self._table.search(words(query, "text"), query_type="fts").limit(depth).to_list()
         return [SearchResult(row["_score"], row["origin"], row["line"], row["text"]) for row in rows]
@@ -211,7 +216,7 @@ class PassageIndex:
     def _changed(
         self, bert: ModernBert, documents: Iterable[Document], known: dict[str, str | None], update: SyncStats
     ) -> Iterator[tuple[Document, str, list[Passage]]]:
-        """Yield what is not known; what was met is known by None from then on."""
+        """Yield new and changed documents; a document that was seen has None in `known` from then on."""
         longest = int(self.about["passage_tokens"])
         for document in map(_writable, documents):
             digest = sha256(document.text.encode()).hexdigest()
@@ -221,14 +226,11 @@ class PassageIndex:
                 update.kept += 1
             elif before is not None:
                 update.added += 1
-                # Parts of one line may have the same text: kept once, for each would count as a find of its own.
+                # Parts of one line may have the same text: keep one, or each would be a result of its own.
                 yield document, digest, list(dict.fromkeys(passages_of(document.text, bert.tokenizer, longest)))
 
     def _replace(self, bert: ModernBert, block: Sequence[tuple[Document, str, list[Passage]]]) -> int:
-        """Embed the passages of some documents, and write them in the place of what there was of these.
-
-        Returns how many passages were cut.
-        """
+        """Embed the passages of documents, replace those in the table, and return how many were cut."""
         import pyarrow
 
         rows = [(document.origin, digest, each) for document, digest, passages in block for each in passages]
@@ -250,12 +252,12 @@ class PassageIndex:
             self._table.delete(f"origin IN ({listed})")
 
     def _has_words(self) -> bool:
-        """Say whether all passages are known by their words: a stop may have come before they were."""
+        """Return whether all passages are in the full-text index; an interrupted update may have left some out."""
         words = self._words()
         return words is not None and not self._table.index_stats(words).num_unindexed_rows
 
     def _words(self) -> str | None:
-        """Return the name of the index of words, if it was made."""
+        """Return the name of the full-text index, if it exists."""
         return next((each.name for each in self._table.list_indices() if each.columns == ["text"]), None)
 
     def _index_words(self) -> None:
@@ -266,7 +268,7 @@ class PassageIndex:
 
 
 def _writable(document: Document) -> Document:
-    """Return a document under a name that can be written: bytes that are not UTF-8 are spelled out."""
+    """Return a document with a valid UTF-8 origin: other bytes are escaped."""
     name = document.origin.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return replace(document, origin=name)
 

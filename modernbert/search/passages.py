@@ -1,8 +1,4 @@
-"""Passages of documents: as many lines as a model reads well at a time.
-
-In: a document's text. Out: passages, each with the number of its first line. A file of its own because where a text is
-cut decides what can be found.
-"""
+"""Passages of documents: consecutive lines, as many as fit a number of tokens."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,42 +9,42 @@ from modernbert.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Passage", "longest_passage", "passages_of"]
 
-_LEAST_TOKENS = 8
-# Where a prompt and a text meet, tokens may fall otherwise than in each of them alone.
+_MIN_TOKENS = 8
+# A prompt and a text may have a few more tokens together than each of them alone.
 _SEAM_TOKENS = 4
 
 
 @dataclass(frozen=True)
 class Passage:
-    """Hold some lines of a document; `line` is the first, counted from 1."""
+    """Lines of a document; `line` is the number of the first, counted from 1."""
 
     text: str
     line: int
 
 
 def longest_passage(asked: int, form: InputTemplate, tokenizer: Tokenizer) -> int:
-    """Return how many tokens a passage may have, special ones included: as asked, or as a form takes uncut.
+    """Return the most tokens of a passage, special ones included: `asked`, or as many as a template encodes uncut.
 
-    Raises: InputError if next to nothing fits.
+    Raises: InputError if fewer than a few tokens fit.
     """
     (prompt,) = tokenizer.encode([form.prompt], special=False)
     room = form.longest - (len(prompt) + _SEAM_TOKENS if form.prompt else 0)
-    if room < _LEAST_TOKENS:
+    if room < _MIN_TOKENS:
         raise InputError(
-            f"document_length: documents of this model have room for {room} tokens beside their prompt, expected at "
-            f"least {_LEAST_TOKENS}"
+            f"document_length: found room for {room} tokens beside the prompt of documents, expected at "
+            f"least {_MIN_TOKENS}"
         )
     _check_longest(asked)
     return min(asked, room)
 
 
 def passages_of(text: str, tokenizer: Tokenizer, longest: int) -> list[Passage]:
-    """Cut a text into passages of at most `longest` tokens, special ones included.
+    """Split a text into passages of at most `longest` tokens, special ones included.
 
-    Cuts lie between lines, behind an empty one if there is one in the second half of the passage; a line that is longer
-    alone is cut between words, and a word that is longer alone in its middle. White space alone is no passage.
+    Passages end between lines, after an empty line if there is one in the second half of the passage. A longer line is
+    split between words, a longer word in its middle. White space alone is not a passage.
 
-    Raises: InputError if next to nothing fits.
+    Raises: InputError if fewer than a few tokens fit.
     """
     _check_longest(longest)
     whole = longest - sum(tokenizer.num_special)
@@ -79,13 +75,13 @@ def passages_of(text: str, tokenizer: Tokenizer, longest: int) -> list[Passage]:
 
 
 def _check_longest(longest: int) -> None:
-    if longest < _LEAST_TOKENS:
-        raise InputError(f"passage_tokens: found {longest}, expected at least {_LEAST_TOKENS}")
+    if longest < _MIN_TOKENS:
+        raise InputError(f"passage_tokens: found {longest}, expected at least {_MIN_TOKENS}")
 
 
 def _fitting(line: str, tokenizer: Tokenizer, longest: int) -> Iterator[str]:
-    """Yield a line, or parts of it that are short enough."""
-    # A token is at least a byte: a line with as few needs no counting.
+    """Yield a line, or the parts of a longer one."""
+    # A token has at least one byte: a line with so few bytes need not be tokenized.
     if len(line.encode()) <= longest or len(tokenizer.encode([line], special=False)[0]) <= longest:
         yield line
         return
@@ -95,7 +91,7 @@ def _fitting(line: str, tokenizer: Tokenizer, longest: int) -> Iterator[str]:
 
 
 def _middle(line: str) -> int:
-    """Return where to cut a line in two: at the blank nearest to its middle, else there."""
+    """Return where to split a line: at the blank nearest to its middle, else in the middle."""
     middle = len(line) // 2
     blanks: Sequence[int] = [place for place in (line.rfind(" ", 1, middle + 1), line.find(" ", middle)) if place > 0]
     return min(blanks, key=lambda place: abs(place - middle)) if blanks else middle

@@ -25,16 +25,16 @@ def run(config: SearchConfig) -> None:
 
     Raises: InputError for a folder that is no index, or whose model is gone or another than it was.
     """
-    catalog = PassageIndex.open(config.index)
-    folder = _model_folder(catalog, config.model)
-    catalog.check({"model_files": digest_of(folder)})
+    index = PassageIndex.open(config.index)
+    folder = _model_folder(index, config.model)
+    index.check({"model_files": digest_of(folder)})
     bert = ModernBert.load(folder, device=config.device, dtype=config.dtype)
-    catalog.check({"vectors": asdict(bert.vectors)})
-    judge = None
+    index.check({"vectors": asdict(bert.vectors)})
+    reranker = None
     if config.rerank is not None:
-        judge = ModernBert.load(config.rerank, device=config.device, dtype=config.dtype)
+        reranker = ModernBert.load(config.rerank, device=config.device, dtype=config.dtype)
     console = Console(highlight=False, soft_wrap=True)
-    for number, hit in enumerate(catalog.search(bert, config.query, config.top_k, config.how, judge), 1):
+    for number, hit in enumerate(index.search(bert, config.query, config.top_k, config.how, reranker), 1):
         if config.json:
             print(json.dumps(asdict(hit), ensure_ascii=False))
             continue
@@ -44,10 +44,10 @@ def run(config: SearchConfig) -> None:
         console.print("\n".join(f"    {escape(line)}" for line in [*lines[:_LINES_SHOWN], *more]))
 
 
-def _model_folder(catalog: PassageIndex, named: str | None) -> Path:
+def _model_folder(index: PassageIndex, named: str | None) -> Path:
     if named is not None:
         return find_folder(named)
     try:
-        return find_folder(str(catalog.about["model"]))
+        return find_folder(str(index.about["model"]))
     except InputError as error:
         raise InputError(f"{error}; --model says where it is now") from None

@@ -1,7 +1,4 @@
-"""The application: its routes, its refusals, and what it says of itself.
-
-In: HTTP. Out: HTTP. Texts are tokenised off the event loop; a client who leaves is not computed for any more.
-"""
+"""The FastAPI application: routes, error responses, health checks and metrics."""
 
 import re
 from collections.abc import AsyncIterator
@@ -24,7 +21,7 @@ from modernbert.serving import schemas
 from modernbert.serving.answer_routes import add_answers
 from modernbert.serving.api_page import add_docs
 from modernbert.serving.playground import add_page, facts_of
-from modernbert.serving.request_guard import Guard, Meters, refusal_of
+from modernbert.serving.request_guard import Metrics, RequestGuard, refusal_of
 from modernbert.serving.scheduler import Busy, Gone, Scheduler
 from modernbert.serving.service import ServeSettings, Service
 from modernbert.serving.vector_routes import add_vectors
@@ -32,14 +29,14 @@ from modernbert.serving.vector_routes import add_vectors
 __all__ = ["ServeSettings", "make_app"]
 
 _OF_A_KIND = re.compile(r"^(str|int|list|function-|constrained)|\[")
-# Each is told with its name and place.
-_MOST_TOKENS_TOLD = 2**17
+# Each token is returned with its name and place.
+_MAX_TOKENS = 2**17
 
 
 def make_app(bert: ModernBert, engine: Scheduler, settings: ServeSettings) -> FastAPI:
-    """Return the application; it is ready once a batch of the full budget has been computed.
+    """Return the application; it is ready once it has computed a batch of the full budget.
 
-    `app.state.close()` has it refuse what comes, and answer what it has taken.
+    `app.state.close()` makes it refuse new requests and finish those it has accepted.
     """
     service = Service(bert, engine, settings)
 
@@ -56,65 +53,74 @@ def make_app(bert: ModernBert, engine: Scheduler, settings: ServeSettings) -> Fa
         service.is_ready, service.is_closing = False, True
 
     app = FastAPI(title="modernbert", lifespan=lifespan, docs_url=None, redoc_url=None, responses=schemas.REFUSALS)
-    meters = Meters(engine)
+    metrics = Metrics(engine)
     app.state.close = close
     paths: set[str] = set()
     app.add_middleware(
-        Guard, limits=settings.limits, engine=engine, meters=meters, is_closing=lambda: service.is_closing, paths=paths
+        RequestGuard,
+        limits=settings.limits,
+        engine=engine,
+        metrics=metrics,
+        is_closing=lambda: service.is_closing,
+        paths=paths,
     )
     _add_errors(app)
     add_vectors(app, service)
     add_answers(app, service)
     _add_tokens(app, service)
-    _add_state(app, service, meters)
+    _add_state(app, service, metrics)
     add_page(app)
     add_docs(app)
-    # None of them has a part that varies.
+    # No path has parameters.
     paths.update(route.path for route in app.routes if isinstance(route, Route))
     return app
 
 
 def _add_errors(app: FastAPI) -> None:
-    def told(http: Request, status: int, kind: str, text: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    def response(
+        http: Request, status: int, kind: str, text: str, headers: dict[str, str] | None = None
+    ) -> JSONResponse:
         return JSONResponse(refusal_of(http.url.path, status, kind, text), status, headers)
 
     @app.exception_handler(HTTPException)
     async def refused(http: Request, error: HTTPException) -> JSONResponse:
-        return told(http, error.status_code, "Validation", error.detail, dict(error.headers or {}))
+        return response(http, error.status_code, "Validation", error.detail, dict(error.headers or {}))
 
     @app.exception_handler(InputError)
     async def wrong(http: Request, error: InputError) -> JSONResponse:
-        return told(http, 422, "Validation", str(error))
+        return response(http, 422, "Validation", str(error))
 
     @app.exception_handler(RequestValidationError)
     async def unreadable(http: Request, error: RequestValidationError) -> JSONResponse:
-        # Of what is tried in turn, that tells most which went farthest.
+        # Of a union's alternatives, the one that was validated furthest has the most useful error.
         first = max(error.errors(), key=lambda each: (each["type"] == "too_long", len(each["loc"])))
         if first["type"] == "json_invalid":
-            return told(http, 400, "Validation", f"the body is not JSON: {first['ctx']['error']} at {first['loc'][-1]}")
-        # Of a place in a union, the kind that was tried stands between the names.
+            return response(
+                http, 400, "Validation", f"the body is not JSON: {first['ctx']['error']} at {first['loc'][-1]}"
+            )
+        # The location in a union also names the alternative, which users do not know.
         place = ".".join(str(part) for part in first["loc"][1:] if not _OF_A_KIND.search(str(part)))
         kind = http.headers.get("content-type", "")
         hint = "" if place or "json" in kind else "; expected the header content-type: application/json"
         text = f"{place or 'body'}: {first['msg']}{hint}".encode("ascii", "replace").decode()
-        return told(http, 422, "Validation", text)
+        return response(http, 422, "Validation", text)
 
     @app.exception_handler(Busy)
     async def busy(http: Request, error: Busy) -> JSONResponse:
-        return told(http, 429, "Overloaded", str(error), {"Retry-After": str(error.retry_after_s)})
+        return response(http, 429, "Overloaded", str(error), {"Retry-After": str(error.retry_after_s)})
 
     @app.exception_handler(Gone)
     async def gone(http: Request, error: Gone) -> JSONResponse:
-        return told(http, 503, "Unhealthy", str(error))
+        return response(http, 503, "Unhealthy", str(error))
 
     @app.exception_handler(ArithmeticError)
     @app.exception_handler(RuntimeError)
     async def failed(http: Request, error: Exception) -> JSONResponse:
-        return told(http, 424, "Backend", f"the model failed ({type(error).__name__})")
+        return response(http, 424, "Backend", f"the model failed ({type(error).__name__})")
 
     @app.exception_handler(Exception)
     async def broken(http: Request, error: Exception) -> JSONResponse:
-        return told(http, 500, "Backend", f"this should not have happened ({type(error).__name__})")
+        return response(http, 500, "Backend", f"this should not have happened ({type(error).__name__})")
 
 
 def _add_tokens(app: FastAPI, service: Service) -> None:
@@ -125,12 +131,12 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
 
         def located() -> bytes:
-            rows, left = [], _MOST_TOKENS_TOLD
+            rows, left = [], _MAX_TOKENS
             for text in texts:
                 found = tokenizer.located(text, special=body.add_special_tokens)
                 left -= len(found)
                 if left < 0:
-                    raise InputError(f"inputs: found more than {_MOST_TOKENS_TOLD:,} tokens, expected fewer at once")
+                    raise InputError(f"inputs: found more than {_MAX_TOKENS:,} tokens, expected fewer at once")
                 rows.append([
                     {
                         "id": token, "text": tokenizer.name_of(token) if place is None else text[place[0] : place[1]],
@@ -155,7 +161,7 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
         return await run_in_threadpool(texts)
 
 
-def _add_state(app: FastAPI, service: Service, meters: Meters) -> None:
+def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
     bert, limits = service.bert, service.settings.limits
 
     @app.head("/health", include_in_schema=False)
@@ -163,7 +169,7 @@ def _add_state(app: FastAPI, service: Service, meters: Meters) -> None:
     @app.get("/health", response_class=Response)
     @app.get("/ping", response_class=Response)
     async def health() -> Response:
-        """Say whether the server lives: 200, or 503."""
+        """Return 200 while the scheduler runs, else 503."""
         if not service.engine.is_alive:
             return Response(status_code=503)
         return Response(status_code=200)
@@ -171,12 +177,12 @@ def _add_state(app: FastAPI, service: Service, meters: Meters) -> None:
     @app.head("/ready", include_in_schema=False)
     @app.get("/ready", response_class=Response)
     async def ready() -> Response:
-        """Say whether the server answers: 200, or 503 before its first batch and while it closes."""
+        """Return 200 if the server answers; 503 before its first batch and while it closes."""
         return Response(status_code=200 if service.is_ready and service.engine.is_alive else 503)
 
     @app.get("/info")
     async def info() -> dict[str, Any]:
-        """Say which model is served, and what is taken of a request."""
+        """Return the served model and the limits of requests."""
         kind: dict[str, Any] = {"embedding": {"pooling": bert.vectors.pooling}}
         if bert.answers == "ranking":
             kind = {"reranker": {}}
@@ -191,6 +197,6 @@ def _add_state(app: FastAPI, service: Service, meters: Meters) -> None:
         }  # fmt: skip
 
     @app.get("/metrics", response_class=PlainTextResponse)
-    async def metrics() -> Response:
-        """Give the counters that Prometheus reads."""
-        return Response(generate_latest(meters.registry), media_type=CONTENT_TYPE_LATEST)
+    async def prometheus() -> Response:
+        """Return the metrics in Prometheus's text format."""
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

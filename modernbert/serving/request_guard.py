@@ -1,7 +1,6 @@
-"""What stands before the routes: who may ask, how much, for how long; and what is counted and logged.
+"""ASGI middleware for every request: API key, size and time limits, metrics and the request log.
 
-In: every request. Out: the same, or a refusal that costs nothing. Written to ASGI, because a body that is too large
-must be refused before it is read.
+It is plain ASGI, because a body that is too large must be refused before it is read.
 """
 
 import asyncio
@@ -17,27 +16,27 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from modernbert.serving.scheduler import Busy, Request, Scheduler
 
-__all__ = ["Guard", "Limits", "Meters", "refusal_of"]
+__all__ = ["Limits", "Metrics", "RequestGuard", "refusal_of"]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
-# Asked by whoever watches over the server, who has no key.
+# Health checks come from monitors without a key.
 _OPEN = ("/health", "/ping", "/ready")
-# Never turned away because others ask too much: it shows that they do.
+# Answered under any load, since it shows the load.
 _UNCOUNTED = ("/metrics",)
-# Asked for ids and texts alone, for which nothing has to wait.
+# Routes that only tokenize and do not wait for the scheduler.
 _NOT_COMPUTED = ("/tokenize", "/decode")
-# No fewer in any body: with it a request is taken for larger than it is by nobody.
+# A bound from below, so that no request is taken for larger than it is.
 _BYTES_PER_TOKEN = 8
-# A browser cannot send a key with the page's address; the page asks for it.
+# A browser cannot send a key when it opens a page; the page asks for the key.
 _PAGE = ("/", "/page.css", "/page.js")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes: requests at a time, bytes of a body, seconds; and the key it asks for, if it does."""
+    """Limits of a server: concurrent requests, bytes of a body, seconds of a request; and its API key, if any."""
 
     most_requests: int = 512
     most_bytes: int = 8_000_000
@@ -46,8 +45,8 @@ class Limits:
     log: bool = True
 
 
-class Meters:
-    """What Prometheus reads."""
+class Metrics:
+    """Counters and gauges for Prometheus."""
 
     def __init__(self, engine: Scheduler) -> None:
         self.registry = CollectorRegistry()
@@ -67,7 +66,7 @@ class Meters:
 
 
 class _Refusal(NamedTuple):
-    """Say why a request is not answered, and when it may be, if that is known."""
+    """Why a request is refused, and when to try again, if that is known."""
 
     status: int
     kind: str
@@ -76,33 +75,33 @@ class _Refusal(NamedTuple):
 
 
 class _Broken(Exception):
-    """Say that no more is read of a body."""
+    """The rest of a body is not read."""
 
 
-class Guard:
-    """Refuse who has no key, what is too large or too slow, and whoever is one too many; count and log the rest."""
+class RequestGuard:
+    """Refuse requests without the key, over a limit, or over capacity; count and log all of them."""
 
     def __init__(
         self,
         app: Any,
         limits: Limits,
         engine: Scheduler,
-        meters: Meters,
+        metrics: Metrics,
         is_closing: Callable[[], bool],
         paths: Collection[str],
     ) -> None:
-        self.app, self.limits, self.engine, self.meters = app, limits, engine, meters
+        self.app, self.limits, self.engine, self.metrics = app, limits, engine, metrics
         self.is_closing, self.paths = is_closing, paths
         self.running = 0
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Answer a request, or hand it on."""
+        """Refuse a request, or pass it to the application."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         begun = time.monotonic()
         headers = {name.lower(): value for name, value in scope["headers"]}
         status = 0
-        # Why a body is no longer read; what the routes make of its half is of no interest.
+        # Why the body is not read further; the answer of the routes to half a body is dropped.
         broken: list[_Refusal] = []
 
         async def sent(message: Message) -> None:
@@ -129,7 +128,7 @@ class Guard:
                 refusal = broken.pop()
                 await _refuse(scope, sent, refusal)
         except Exception:
-            status = 500  # which is told behind this
+            status = 500  # Starlette sends it after this
             raise
         finally:
             self._note(scope, status, begun)
@@ -160,13 +159,13 @@ class Guard:
         return None
 
     def _bounded(self, receive: Receive, begun: float, broken: list[_Refusal]) -> Receive:
-        """Count the bytes of a body as they come, and wait for them no longer than for an answer."""
+        """Count the bytes of a body as they arrive, and wait for them within the time limit of the request."""
         num_bytes = 0
         whole = False
 
         async def received() -> Message:
             nonlocal num_bytes, whole
-            if whole:  # behind the body comes only that the client has left, some time
+            if whole:  # after the body, the only message is that the client has left
                 return await receive()
             left = self.limits.timeout_s - (time.monotonic() - begun)
             try:
@@ -187,15 +186,15 @@ class Guard:
 
     def _note(self, scope: MutableMapping[str, Any], status: int, begun: float) -> None:
         seconds = time.monotonic() - begun
-        # Paths nobody serves are one, or whoever asks for many fills the memory with them.
+        # Unknown paths are counted as one: each label takes memory.
         path = scope["path"] if scope["path"] in self.paths else "other"
-        self.meters.requests.labels(path, str(status)).inc()
-        self.meters.seconds.labels(path).observe(seconds)
+        self.metrics.requests.labels(path, str(status)).inc()
+        self.metrics.seconds.labels(path).observe(seconds)
         job: Request | None = scope.get("modernbert.job")
         num_tokens = job.num_tokens if job is not None else 0
         if job is not None and status == 200:
-            self.meters.queued.observe(job.queued_s)
-            self.meters.tokens.inc(num_tokens)
+            self.metrics.queued.observe(job.queued_s)
+            self.metrics.tokens.inc(num_tokens)
         if self.limits.log:
             row = {
                 "time": round(time.time(), 3), "method": scope["method"], "path": scope["path"][:200], "status": status,
@@ -217,7 +216,7 @@ def _timings(scope: MutableMapping[str, Any], begun: float) -> list[tuple[bytes,
 
 
 def refusal_of(path: str, status: int, kind: str, text: str) -> dict[str, Any]:
-    """Return what is said of a request that is not answered, as clients look for it who ask at such a path."""
+    """Return the body of a refusal, in the form that clients of the path expect."""
     error = {"message": text, "type": kind, "code": status} if path.startswith("/v1/") else text
     return {"error": error, "error_type": kind, "message": text, "code": status}
 

@@ -1,11 +1,10 @@
-"""One thread that computes for all clients: their texts laid end to end in batches of bounded size.
+"""A thread that computes the texts of all clients in shared batches, in fair order.
 
-In: token ids of a request, and what is to be made of their hidden states. Out: a future with an answer for each text.
-Without padding, texts of all clients share a batch whatever their lengths, and memory does not depend on a request. A
-batch is so small, and the queue so short, that nobody waits longer for others than was agreed on.
+Texts of all requests are laid end to end, so a batch has no padding and its memory does not depend on one request. The
+size of batches and of the queue bounds the time that a request waits for others.
 
-Source: Goyal et al. 1997 (start-time fair queueing), with tokens for time: who asks for much waits for those who ask
-for little, and nobody waits for ever.
+Source: Goyal et al. 1997 (start-time fair queueing), with tokens in place of time: a large request waits for small
+ones, and no request waits forever.
 """
 
 import heapq
@@ -31,14 +30,14 @@ from modernbert.tokenizer.input_templates import EncodedText
 
 __all__ = ["Busy", "Gone", "Request", "Scheduler"]
 
-# How much of the batches so far counts in the speed by which waiting is foretold.
-_KEPT = 0.8
-# However slow the processor: fewer tokens than this do not keep it busy.
-_LEAST_BATCH = 256
+# Weight of the earlier batches in the running average of the speed.
+_DECAY = 0.8
+# Fewer tokens do not keep even a slow processor busy.
+_MIN_BATCH = 256
 
 
 class Busy(Exception):
-    """Say that too much is waiting, and in how many seconds there may be room."""
+    """The queue is full; `retry_after_s` says when to try again."""
 
     def __init__(self, seconds: float) -> None:
         self.retry_after_s = max(1, math.ceil(seconds))
@@ -46,20 +45,20 @@ class Busy(Exception):
 
 
 class Gone(Exception):
-    """Say that the engine has closed, or that nobody waits for the answer any more."""
+    """The scheduler has closed, or the client no longer waits for the answer."""
 
 
 @dataclass
 class Request:
-    """Hold what one client asked for at once; `future` gives an answer for each document, in order."""
+    """The texts of one request; `future` holds an answer for each, in order."""
 
     texts: Sequence[EncodedText]
     output: Output
     future: "Future[list[Any]]" = field(default_factory=Future)
     queued_s: float = 0.0
-    """How long it waited for its first batch."""
+    """Seconds before its first batch."""
     computed_s: float = 0.0
-    """How long the batches took that it was part of."""
+    """Seconds that its batches took."""
     num_tokens: int = field(init=False)
     _answers: list[Any] = field(default_factory=list)
     _next: int = 0
@@ -71,7 +70,7 @@ class Request:
         self.num_tokens = sum(len(each.tokens) for each in self.texts)
 
     def cancel(self) -> None:
-        """Say that nobody waits for the answer any more: what is left of it is not computed."""
+        """Stop computing the rest of the request."""
         self.future.cancel()
 
 
@@ -87,11 +86,14 @@ class Scheduler:
         wait_s: float = math.inf,
         batch_s: float = 0.5,
     ) -> None:
-        """Begin to compute.
+        """Start the thread.
 
-        A batch has at most `budget_tokens`, and no more than take `batch_s` seconds at the speed of the last ones, but
-        for one text that is longer alone. New requests are refused while `most_queued_tokens` wait, and those that
-        others would keep waiting for more than `wait_s` seconds.
+        Args:
+            bert: The model.
+            budget_tokens: The most tokens of a batch; a longer text is a batch of its own.
+            most_queued_tokens: Refuse requests while so many tokens wait.
+            wait_s: Refuse a request that would wait longer for others.
+            batch_s: The most seconds of a batch, at the speed of the last ones.
         """
         self.bert = bert
         self.budget_tokens, self.most_queued_tokens = budget_tokens, most_queued_tokens
@@ -111,17 +113,17 @@ class Scheduler:
 
     @property
     def tokens_per_s(self) -> float:
-        """How fast the last batches were; 0 before the second, for the first pays for what is done once."""
+        """Speed of the last batches; 0 before the second one, since the first includes one-time work."""
         tokens, seconds = self._computed
         return tokens / seconds if seconds else 0.0
 
     @property
     def is_alive(self) -> bool:
-        """Whether it still computes."""
+        """Whether the thread runs."""
         return self._thread.is_alive()
 
     def check_room(self, num_tokens: int) -> None:
-        """Refuse a request of about so many tokens now, if it would be refused as things stand.
+        """Check that a request of about so many tokens would be accepted now.
 
         Raises: Busy.
         """
@@ -129,9 +131,9 @@ class Scheduler:
             self._check_room(num_tokens)
 
     def submit(self, texts: Sequence[EncodedText], output: Output) -> Request:
-        """Put a request into the queue.
+        """Queue a request.
 
-        Raises: Busy if too much is waiting; Gone if the engine is closing; InputError for ids of no token.
+        Raises: Busy if the queue is full; Gone if the scheduler is closing; InputError for invalid token ids.
         """
         request = Request(texts, output)
         for number, text in enumerate(texts):
@@ -154,7 +156,7 @@ class Scheduler:
         return request
 
     def close(self, drain_s: float = 30.0) -> None:
-        """Take no more, compute what is waiting for so many seconds at most, and give up the rest."""
+        """Accept no more requests, compute the queue for at most `drain_s` seconds, and fail the rest."""
         with self._changed:
             self._closing = True
             self._changed.notify()
@@ -168,18 +170,18 @@ class Scheduler:
             raise Busy(self.queued_tokens / (speed or 1_000))
         if not speed:
             return
-        # What is computed now has to be finished before.
+        # The current batch comes first.
         wait_s = max(0.0, self._until - time.monotonic()) + self._tokens_ahead(num_tokens) / speed
         if wait_s > self.wait_s:
             raise Busy(wait_s - self.wait_s)
 
     def _tokens_ahead(self, num_tokens: int) -> int:
-        """Return how many tokens that wait are computed before the last of a request of so many that comes now."""
+        """Return how many queued tokens are computed before the end of a new request of so many tokens."""
         end = self._turn + num_tokens
         ahead = 0
         for turn, _, other in self._waiting:
             if turn < end and not other.future.done():
-                # In fair turns another gets as far as this one does, but at least the text that it waits with.
+                # By fairness, another request gets as far as the new one, and at least through its next text.
                 text = len(other.texts[other._next].tokens)
                 ahead += max(text, min(other.num_tokens - other._done_tokens, round(end - turn)))
         return ahead
@@ -192,7 +194,7 @@ class Scheduler:
         try:
             self._serve()
         finally:
-            # Whatever ended it: nobody waits for a thread that is no more.
+            # Whatever ended the thread, its clients must not wait forever.
             with self._changed:
                 self._closing = True
                 self._give_up()
@@ -214,11 +216,11 @@ class Scheduler:
                 self._compute(batch)
 
     def _take(self) -> list[tuple[Request, list[EncodedText]]]:
-        """Fill a batch: one document after another, from whoever had least so far; the gone are dropped."""
+        """Fill a batch, one text after another from the request with the fewest tokens so far; drop cancelled ones."""
         taken: dict[int, tuple[Request, list[EncodedText]]] = {}
         num_tokens = 0
         soon = round(self.tokens_per_s * self.batch_s) or self.budget_tokens
-        budget = min(self.budget_tokens, max(_LEAST_BATCH, soon))
+        budget = min(self.budget_tokens, max(_MIN_BATCH, soon))
         while self._waiting:
             turn, _, request = self._waiting[0]
             if request.future.done():
@@ -258,16 +260,16 @@ class Scheduler:
                 self._answer([alone], output, part)
 
     def _compute(self, batch: Sequence[tuple[Request, list[EncodedText]]]) -> None:
-        """Run the encoder once over what all ask for, then give each what it is to make of it."""
+        """Run the encoder once over the texts of several requests, then make the output of each."""
         begun = time.monotonic()
         try:
             documents = Batch.from_documents([each.tokens for _, texts in batch for each in texts])
             with torch.inference_mode():
                 hidden = self.bert.model.encode(documents.to(self.bert.device))
-        except Exception as error:  # whatever went wrong with a batch, the thread lives on and its clients are told
+        except Exception as error:  # the thread survives any failure and reports it to the clients
             if len(batch) == 1:
                 return _fail(batch[0][0], error)
-            # Nobody shall suffer for a neighbour.
+            # One request must not make others fail.
             for alone in batch:
                 self._compute([alone])
             return
@@ -280,12 +282,12 @@ class Scheduler:
         seconds = time.monotonic() - begun
         if not self._is_first:
             tokens_so_far, seconds_so_far = self._computed
-            self._computed = _KEPT * tokens_so_far + documents.num_tokens, _KEPT * seconds_so_far + seconds
+            self._computed = _DECAY * tokens_so_far + documents.num_tokens, _DECAY * seconds_so_far + seconds
         self._is_first = False
         for request, _ in batch:
             request.computed_s += seconds
             if len(request._answers) == len(request.texts):
-                # A client may leave at any moment, this one too.
+                # The client may leave at any moment.
                 with suppress(InvalidStateError):
                     request.future.set_result(request._answers)
 
@@ -305,6 +307,6 @@ def _answers_of(output: Output, hidden: Tensor, texts: Sequence[EncodedText]) ->
 
 
 def _fail(request: Request, error: Exception) -> None:
-    """Tell a client; what is left of its request is dropped when its turn comes."""
+    """Report an error to a client; the rest of its request is dropped when its turn comes."""
     with suppress(InvalidStateError):
         request.future.set_exception(error)

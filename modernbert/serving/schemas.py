@@ -1,7 +1,4 @@
-"""What clients send, as text-embeddings-inference, OpenAI and Cohere have it.
-
-In: JSON. Out: checked fields. What is not known is passed over, as those servers do.
-"""
+"""Request bodies, with the fields of text-embeddings-inference, OpenAI and Cohere; unknown fields are ignored."""
 
 from typing import Annotated, Any, Literal, get_args
 
@@ -27,28 +24,28 @@ def _whole(text: str) -> str:
     return text
 
 
-# Of a list that is wrong or too long, the first place is enough: to look at a million takes a minute.
+# Report the first error of a list only: checking a million items takes a minute.
 _FIRST, _LISTED = Field(fail_fast=True), Field(fail_fast=True, max_length=16_384)
 Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], _FIRST]
 Texts = Annotated[list[str], _LISTED]
 Rows = Annotated[list[Ids], _LISTED]
 Inputs = str | Texts | Ids | Rows
-# What is sent back must be writable.
+# Strings that are sent back must be valid Unicode.
 Name = Annotated[str, AfterValidator(_whole)] | None
 Dimensions = Annotated[int, Field(ge=1)] | None
 Kind = Literal["query", "search_query", "document", "passage", "search_document"]
 KINDS: tuple[str, ...] = get_args(Kind)
-"""What a client may call queries and documents."""
+"""The names of queries and documents."""
 Precision = Literal["float32", "float16", "int8", "binary"]
 
 
 class EmbedIn(BaseModel):
-    """Ask for vectors: of a text, of token ids, or of several of either.
+    """Request vectors of a text, of token ids, or of several of either.
 
-    Ids that begin with [CLS] and end with [SEP] are taken as they are; others are put between the two. With
-    `prompt_name` or `input_type`, query or document, texts are encoded with the template of the fine-tuned model;
-    `prompt_name` may be any prompt of the model's folder too. `prompt` is put before each text. Without any of the
-    three it is the folder's default prompt, which an empty `prompt` turns off.
+    Ids with [CLS] and [SEP] are used as they are; others are put between the two. With `prompt_name` or `input_type`,
+    query or document, texts are encoded with the template of the fine-tuned model; `prompt_name` may also be a prompt
+    of the model's folder. `prompt` is put before each text. Without any of the three, the folder's default prompt is
+    used; an empty `prompt` turns it off.
     """
 
     inputs: Inputs
@@ -64,7 +61,7 @@ class EmbedIn(BaseModel):
 
 
 class OpenAIIn(BaseModel):
-    """Ask for vectors as OpenAI's clients do; `prompt` and ids are as in `/embed`."""
+    """Request vectors with OpenAI's fields; `prompt` and ids are as in `/embed`."""
 
     input: Inputs
     model: Name = None
@@ -78,24 +75,24 @@ class OpenAIIn(BaseModel):
 
 
 class SimilarPair(BaseModel):
-    """A text, and those it is compared with."""
+    """A text and the texts to compare it with."""
 
     source_sentence: str
     sentences: Texts
 
 
 class SimilarityIn(BaseModel):
-    """Ask how alike texts are."""
+    """Request the similarity of texts."""
 
     inputs: SimilarPair
     truncate: bool | None = None
 
 
 class RerankIn(BaseModel):
-    """Ask in which order texts answer a query.
+    """Request texts in the order in which they answer a query.
 
-    Scores are those of the model's head, 0 to 1 or as they are with `raw_scores`; of a regression, always as they are.
-    A model without a head compares vectors.
+    A cross-encoder scores with a probability, or with logits if `raw_scores`; a regression with its number. A model
+    without a head compares vectors.
     """
 
     query: str
@@ -106,7 +103,7 @@ class RerankIn(BaseModel):
 
 
 class RerankV1In(BaseModel):
-    """Ask the same in Cohere's words."""
+    """Request a ranking with Cohere's fields."""
 
     query: str
     documents: Texts
@@ -117,7 +114,7 @@ class RerankV1In(BaseModel):
 
 
 class PredictIn(BaseModel):
-    """Ask for labels: of a text, of a pair (a list of two), or of a list of lists of one or two."""
+    """Request labels of a text, of a pair (a list of two), or of a list of lists of one or two texts."""
 
     inputs: str | Texts | Annotated[list[Texts], _LISTED]
     raw_scores: bool = False
@@ -125,14 +122,14 @@ class PredictIn(BaseModel):
 
 
 class TokenizeIn(BaseModel):
-    """Ask for tokens."""
+    """Request the tokens of texts."""
 
     inputs: str | Texts
     add_special_tokens: bool = True
 
 
 class DecodeIn(BaseModel):
-    """Ask for the text of ids."""
+    """Request the text of token ids."""
 
     ids: Ids | Rows
     skip_special_tokens: bool = True
@@ -142,13 +139,13 @@ TopK = Annotated[int, Field(ge=1, le=100)]
 
 
 class FillMaskParameters(BaseModel):
-    """How many, where clients of the hub say it."""
+    """`top_k`, where clients of the Hub send it."""
 
     top_k: TopK | None = None
 
 
 class FillMaskIn(BaseModel):
-    """Ask what stands behind each mask."""
+    """Request the likeliest tokens for each mask."""
 
     inputs: str | Texts
     top_k: TopK = 5
@@ -156,7 +153,7 @@ class FillMaskIn(BaseModel):
 
 
 class Reason(BaseModel):
-    """Say why, where clients of OpenAI look for it: below /v1 alone."""
+    """An error in OpenAI's form, for paths below /v1."""
 
     message: str
     type: str
@@ -164,7 +161,7 @@ class Reason(BaseModel):
 
 
 class Refusal(BaseModel):
-    """Say why a request is not answered, as clients of text-embeddings-inference look for it."""
+    """An error in the form of text-embeddings-inference."""
 
     error: str | Reason
     error_type: str
@@ -177,13 +174,13 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     for status, why in {
         400: "The body is not JSON.",
         401: "The key is wrong.",
-        408: "The body came too slowly.",
+        408: "The body arrived too slowly.",
         413: "The body is too large.",
-        422: "What is asked for cannot be answered; the text is too long, for one.",
+        422: "The request is invalid; for example, a text is too long.",
         424: "The model failed.",
-        429: "Too much is waiting; Retry-After says when to come back.",
-        500: "Something went wrong that should not have.",
-        503: "The server is closing, or it took too long.",
+        429: "The queue is full; Retry-After says when to try again.",
+        500: "An internal error.",
+        503: "The server is closing, or the request took too long.",
     }.items()
 }
-"""What every route may say besides its answer."""
+"""The error responses of every route."""

@@ -1,4 +1,4 @@
-"""`modernbert serve`: a model behind HTTP, until it is asked to end."""
+"""`modernbert serve`: an HTTP server for a model, until SIGTERM or an interrupt."""
 
 import asyncio
 import gc
@@ -14,15 +14,15 @@ from modernbert.serving.serve_options import ServeConfig
 __all__ = ["ServeConfig", "run"]
 
 _CLOSING_S = 0.3
-# The engine's thread comes back from every kernel for the interpreter, and shall not wait for as long as Python lets
-# the thread of the connections keep it, five milliseconds.
+# The scheduler's thread takes the interpreter lock after every kernel. By default, the thread of the connections may
+# keep the lock for five milliseconds.
 _SWITCH_S = 0.0002
 
 
 def run(config: ServeConfig) -> None:
-    """Serve until SIGTERM or an interrupt, which let what was taken be answered first.
+    """Serve until SIGTERM or an interrupt, then finish the accepted requests.
 
-    Raises: InputError for a model that cannot be loaded, an address that is taken, or a library that is absent.
+    Raises: InputError for a model that cannot be loaded, an address in use, or a missing library.
     """
     require("serve", "fastapi", "starlette", "uvicorn", "prometheus_client", "orjson", "swagger_ui_bundle")
     import uvicorn
@@ -53,13 +53,13 @@ def run(config: ServeConfig) -> None:
             await super().startup(sockets)
             if self.should_exit:
                 return
-            print(f"{config.model}: {address}, what clients may ask is at /docs", file=sys.stderr, flush=True)
-            # What was loaded stays, and to look through it for rubbish would stop all for a fifth of a second.
+            print(f"{config.model}: {address}, API documentation at {address}/docs", file=sys.stderr, flush=True)
+            # The loaded objects stay, and a collection over them would pause the server for 0.2 s.
             gc.collect()
             gc.freeze()
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            # Whoever has connected by now is told, before nobody can connect any more.
+            # Clients that are connected get a refusal, before the socket closes.
             app.state.close()
             await asyncio.sleep(_CLOSING_S)
             await super().shutdown(sockets)
@@ -74,14 +74,14 @@ def run(config: ServeConfig) -> None:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """Take the address before the model is loaded, which may take a while."""
+    """Bind the address before the model is loaded, which may take a while."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # Named as TCP, which asyncio looks for before it has small answers sent at once.
+    # asyncio turns on TCP_NODELAY only if the protocol is given.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-        # Another that is loading too finds it taken only if somebody listens.
+        # A second server that is loading finds the address in use only while a socket listens.
         listener.listen(2048)
     except OSError as error:
         listener.close()

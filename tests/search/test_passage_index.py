@@ -98,7 +98,7 @@ def test_what_is_found_is_what_is_there(pooling: str, notes: Path, tmp_path: Pat
     places = [{hit.text: place for place, hit in enumerate(found, 1)} for found in ranked]
     fused = {text: sum(1 / (60 + each[text]) for each in places if text in each) for text in places[0]}
     assert [hit.score for hit in both] == pytest.approx(sorted(fused.values(), reverse=True)[:3])
-    judged = catalog.search(bert, "the capital", 3, judge=small_bert)
+    judged = catalog.search(bert, "the capital", 3, reranker=small_bert)
     expected = small_bert.similarity("the capital", [hit.text for hit in judged])[0]
     np.testing.assert_allclose([hit.score for hit in judged], expected, atol=1e-5)
     assert [hit.score for hit in judged] == sorted((hit.score for hit in judged), reverse=True)
@@ -212,7 +212,7 @@ def test_words_are_found_after_a_stop_that_came_before_they_were_indexed(
             with pytest.raises(KeyboardInterrupt):
                 index(notes, tmp_path / "index", small_bert)
         if number == 0:
-            with pytest.raises(InputError, match="index: has no words yet, .* expected to be indexed again"):
+            with pytest.raises(InputError, match="index: has no full-text index yet, .* run modernbert index again"):
                 PassageIndex.open(tmp_path / "index").search(small_bert, "mountains", 5)
         catalog, counts = index(notes, tmp_path / "index", small_bert)
         assert counts == (0, 4, 0)
@@ -231,7 +231,7 @@ def test_passages_are_no_longer_than_documents_may_be(tmp_path: Path, small_bert
     assert 30 < max(map(len, prompted)) <= 40
     assert sum(hit.text.count("capital") for hit in hits) == 60
     short = ModernBert(small_bert.tokenizer, small_bert.model, vectors=replace(vectors, document_length=12))
-    with pytest.raises(InputError, match="document_length: documents of this model have room for"):
+    with pytest.raises(InputError, match="document_length: found room for"):
         PassageIndex.begin(tmp_path / "other", short, "model", "bits", 256)
     assert not (tmp_path / "other").exists()
 
