@@ -1,10 +1,8 @@
-"""`modernbert convert`: a checkpoint of the reference repository, or a `pytorch_model.bin` -> a published folder.
+"""`modernbert convert`: convert a checkpoint of the reference repository or a `pytorch_model.bin` to a model folder.
 
-Where the new name ends in .safetensors, the tensors of any such file go into it by the names they have.
-
-Nothing in the file is run: its pickle is read as data. What weights do not show comes from the settings that lie in the
-checkpoint, from the training YAML, or from options; sources that disagree are refused, and what was taken from where is
-printed.
+With an output that ends in .safetensors, the tensors are written under their own names. The pickle is read as data and
+never executed. Settings that weights do not show come from the checkpoint, the training YAML or options; sources that
+disagree are an error, and the source of each setting is printed.
 """
 
 import tempfile
@@ -40,7 +38,7 @@ _PUBLISHED, _SAFETENSORS = "modernbert", ".safetensors"
 
 @dataclass
 class ConvertConfig:
-    """What to convert, where to, and what neither the file nor the training YAML tells of the model."""
+    """The checkpoint, the output, and fields of the model that neither the file nor the training YAML has."""
 
     checkpoint: Path
     out: Path
@@ -59,13 +57,13 @@ _OPTIONS = tuple(field.name for field in fields(ConvertConfig))[4:]
 
 
 def run(config: ConvertConfig) -> Path:
-    """Write a folder that this package and others load, once it computes what the weights say.
+    """Convert a file and return the output.
 
-    Raises: InputError if the file is damaged or no ModernBERT, or if something is left to guess.
+    Raises: InputError if the file is damaged or not a ModernBERT, or if a setting is unknown.
     """
     path = config.checkpoint
     if config.out.suffix == _SAFETENSORS:
-        return _as_they_are(config)
+        return _convert_tensors(config)
     with open_torch_file(path) as file:
         found = find_weights(file, str(path))
         settings, where = found.settings, f"the settings in {path.name}"
@@ -88,12 +86,12 @@ def run(config: ConvertConfig) -> Path:
     )
     print(f"{config.out}: {sum(each.numel() for each in model.parameters()):,} parameters in {kinds[0]}")
     if tokenizer is None:
-        print(f"{config.out}: has no tokenizer; --tokenizer FOLDER would have put one there")
+        print(f"{config.out}: has no tokenizer; pass --tokenizer FOLDER to add one")
     return config.out
 
 
-def _as_they_are(config: ConvertConfig) -> Path:
-    """Write the tensors of a file by the names they have, such as those of a module beside a model."""
+def _convert_tensors(config: ConvertConfig) -> Path:
+    """Write the tensors of a file under their own names, such as those of a `Dense` module."""
     with open_torch_file(config.checkpoint) as file:
         tensors = file.tensors(named_tensors(file.content, str(config.checkpoint)))
     if config.out.exists():
@@ -105,10 +103,10 @@ def _as_they_are(config: ConvertConfig) -> Path:
 
 
 def _published(config: ConvertConfig, settings: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    """Take a config of the published form as it is; there is nothing left to say beside it."""
-    said = [name for name in ("training", *_OPTIONS) if getattr(config, name) is not None]
-    if said:
-        raise InputError(f"{said[0]}: is told by {where} already, expected no option")
+    """Return a config.json of transformers as it is; options beside it are an error."""
+    given = [name for name in ("training", *_OPTIONS) if getattr(config, name) is not None]
+    if given:
+        raise InputError(f"{given[0]}: {where} already has it; remove the option")
     print(f"the shape: {where}")
     return settings
 
@@ -116,51 +114,51 @@ def _published(config: ConvertConfig, settings: Mapping[str, Any], where: str) -
 def _described(
     config: ConvertConfig, found: Found, settings: Mapping[str, Any] | None, where: str, tokenizer: Tokenizer | None
 ) -> Mapping[str, Any]:
-    """Put together the config of a FlexBERT, and say of each field who told it."""
+    """Return the config.json of a FlexBERT, and print the source of each field."""
     path = config.checkpoint
     sources = [("the weights", fields_of_shapes(found.tensors, str(path)))]
     if settings is not None:
         sources.append((where, fields_of_settings(settings, where)))
     if config.training is not None:
-        sources.append((str(config.training), _trained_with(config.training)))
-    told = _told(config, sources)
-    shape = ModelConfig.from_fields({name: value for name, (value, _) in told.items()} | _ids_of(tokenizer))
+        sources.append((str(config.training), _fields_of_training(config.training)))
+    known = _fields(config, sources)
+    shape = ModelConfig.from_fields({name: value for name, (value, _) in known.items()} | _ids_of(tokenizer))
     if tokenizer is not None and tokenizer.vocab_size > shape.vocab_size:
         raise InputError(
             f"tokenizer: has {tokenizer.vocab_size:,} entries, more than the {shape.vocab_size:,} of {path}"
         )
-    for name, (value, by) in told.items():
+    for name, (value, by) in known.items():
         print(f"{name}: {value} ({by})")
     if len(sources) == 1:
-        print("activation, norm and rotation: those of the published models, for nothing says otherwise")
+        print("activation, norm and RoPE: those of the published models (no source names others)")
     has_head = any(name.startswith("head.") for name in found.tensors)
     return config_to_json(shape, "ModernBertForMaskedLM" if has_head else "ModernBertModel", "float32")
 
 
-def _told(config: ConvertConfig, sources: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, tuple[Any, str]]:
-    """Return each field with who told it: all who do must agree, or an option settles it. Nobody is an error."""
+def _fields(config: ConvertConfig, sources: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, tuple[Any, str]]:
+    """Return each field with its source. All sources must agree, or an option decides; no source is an error."""
     options = {name: value for name in _OPTIONS if (value := getattr(config, name)) is not None}
-    told: dict[str, tuple[Any, str]] = {}
-    for source, said in sources:
-        for name, value in said.items():
-            known, by = told.setdefault(name, (value, source))
-            if known != value and name not in options:
-                settled = f"; --{name.replace('_', '-')} settles it" if name in _OPTIONS else ""
-                raise InputError(f"{source}: {name} is {str(value)[:60]}, but {known} by {by}{settled}")
-    told |= {name: (value, "as asked") for name, value in options.items()}
+    known: dict[str, tuple[Any, str]] = {}
+    for source, values in sources:
+        for name, value in values.items():
+            other, by = known.setdefault(name, (value, source))
+            if other != value and name not in options:
+                fix = f"; pass --{name.replace('_', '-')} to decide" if name in _OPTIONS else ""
+                raise InputError(f"{source}: {name} is {str(value)[:60]}, but {other} by {by}{fix}")
+    known |= {name: (value, "option") for name, value in options.items()}
     dropout = ModelConfig.attention_output_dropout
-    told.setdefault("attention_output_dropout", (dropout, "as published; for training alone"))
-    missing = [name for name in _OPTIONS if name not in told]
+    known.setdefault("attention_output_dropout", (dropout, "as published; for training only"))
+    missing = [name for name in _OPTIONS if name not in known]
     if missing:
         wanted = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
         raise InputError(
-            f"{config.checkpoint}: does not tell {', '.join(missing)}; expected --config TRAINING.yaml, or {wanted}"
+            f"{config.checkpoint}: has no {', '.join(missing)}; expected --config TRAINING.yaml, or {wanted}"
         )
-    return told
+    return known
 
 
-def _trained_with(path: Path) -> dict[str, Any]:
-    """Read what a training YAML of the reference repository says of the model."""
+def _fields_of_training(path: Path) -> dict[str, Any]:
+    """Read the model's fields in a training YAML of the reference repository."""
     settings = value_of("model.model_config", path, ())
     if not isinstance(settings, dict):
         raise InputError(f"{path}: has no model.model_config, expected a training YAML of the reference repository")
@@ -169,14 +167,14 @@ def _trained_with(path: Path) -> dict[str, Any]:
 
 
 def _ids_of(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Return the ids of the roles; FlexBERT's settings have those of another tokenizer, bert-base-uncased."""
+    """Return the ids of special tokens; FlexBERT's settings have those of another tokenizer, bert-base-uncased."""
     if tokenizer is None:
         return {"pad_token_id": None, "cls_token_id": None, "sep_token_id": None}
     return {"pad_token_id": tokenizer.pad_id, "cls_token_id": tokenizer.cls_id, "sep_token_id": tokenizer.sep_id}
 
 
 def _tokenizer_of(config: ConvertConfig, found: Found) -> Tokenizer | None:
-    """Return the tokenizer that was asked for, else that in the checkpoint, else that beside it; and say which."""
+    """Return the tokenizer of the option, else that in the checkpoint, else that beside it; print which."""
     beside = config.checkpoint.parent / "tokenizer.json"
     if config.tokenizer is not None:
         return Tokenizer.load(find_tokenizer(config.tokenizer))

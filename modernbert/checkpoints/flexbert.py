@@ -1,8 +1,7 @@
-"""Checkpoints of the reference repository: FlexBERT's names and settings -> a published model's.
+"""Checkpoints of the reference repository (FlexBERT): their tensors by published names, and their settings as a config.
 
-In: the content of a file that Composer wrote, or of a `pytorch_model.bin`. Out: its tensors by their published names,
-and what its settings say of a `ModelConfig`. A file of its own because FlexBERT is a family: of its many forms one was
-published, and what differs from that is refused by name, for the weights alone would not show it.
+Reads the content of a Composer checkpoint or a `pytorch_model.bin`. Settings of other FlexBERT variants than the
+published one are refused by name, since the weights alone do not show them.
 
 Source: github.com/AnswerDotAI/ModernBERT, `src/bert_layers`; Composer's `HuggingFaceModel.get_metadata`.
 """
@@ -29,12 +28,12 @@ __all__ = [
     "write_tokenizer_files",
 ]
 
-# What libraries put into the names of what they wrap, and around the model as a whole.
+# Parts that wrappers insert into names, and prefixes of the whole model.
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _OUTER = ("module", "model", "bert")
 _EMBEDDING, _DECODER = "embeddings.tok_embeddings.weight", "decoder.weight"
 
-# Settings that change what a model computes and leave no trace in its tensors: that of ModernBERT, and the default.
+# Settings that change the outputs but not the tensors: the value of ModernBERT, and FlexBERT's default.
 _FIXED: dict[str, tuple[Any, Any]] = {
     "attention_layer": ("rope", "base"),
     "bert_layer": ("prenorm", "prenorm"),
@@ -49,26 +48,26 @@ _FIXED: dict[str, tuple[Any, Any]] = {
     "initial_bert_layer": (None, None),
     "initial_mlp_layer": (None, None),
 }
-_BEFORE_NAMES = ("unpadded_", "padded_", "compile_", "triton_")
-# Tensors that no published ModernBERT has, and what they are a sign of.
+_IMPLEMENTATIONS = ("unpadded_", "padded_", "compile_", "triton_")
+# Patterns of tensors that no published ModernBERT has, and their meaning.
 _FOREIGN = {
-    r"^classifier\.": "a fine-tuned head, which is another in the reference repository",
+    r"^classifier\.": "a fine-tuned head, which differs in the reference repository",
     r"^layers\.0\.attn_norm\.": "a norm before the attention of the first layer (skip_first_prenorm false)",
     r"(?<!^decoder)\.bias$": "a bias, where published models have none",
-    r"position_embeddings\.": "embeddings of positions",
+    r"position_embeddings\.": "position embeddings",
     r"\.Wqkvff\.": "attention and feed-forward in parallel",
     r"\.attn\.(Wq|Wk|Wv|Wkv)\.": "separate projections of queries, keys and values",
     r"^embeddings\.(word|token_type)_embeddings\.": "a BERT or MosaicBERT",
 }
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-_MOST_JSON = 64 * 2**20
+_MAX_JSON = 64 * 2**20
 _HEAD = ("head.dense.weight", "head.norm.weight", "decoder.bias")
 _SHAPES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
 @dataclass(frozen=True)
 class Found:
-    """Hold what a file says: tensors by published names, settings, and the files of its tokenizer, if it has any."""
+    """The content of a checkpoint: tensors by published names, settings, and the files of its tokenizer, if any."""
 
     tensors: dict[str, StoredTensor]
     settings: Mapping[str, Any] | None
@@ -76,33 +75,33 @@ class Found:
 
 
 def find_weights(file: TorchFile, origin: str) -> Found:
-    """Find a model among what was saved: Composer's `state.model`, or names and tensors and nothing else.
+    """Find the model in a checkpoint: Composer's `state.model`, or a file with tensors only.
 
-    Raises: InputError if there is none, or an entry of it is not a tensor.
+    Raises: InputError if there is none, or an entry is not a tensor.
     """
     state = _under(file.content, "state")
     tensors: dict[str, StoredTensor] = {}
     for name, described in named_tensors(_under(state, "model") if state else file.content, origin).items():
         published = published_name(name)
         if published.endswith("rotary_emb.inv_freq"):
-            continue  # computed from theta, by whoever reads
+            continue  # computed from theta
         if published in tensors:
-            raise InputError(f"{origin}: two tensors would be {published[:80]!r}, expected one")
+            raise InputError(f"{origin}: has {published[:80]!r} twice")
         tensors[published] = described
     if tensors.get(_DECODER) == tensors.get(_EMBEDDING):
-        tensors.pop(_DECODER, None)  # one tensor under two names, which a folder has under one
+        tensors.pop(_DECODER, None)  # tied to the embedding
     library = _under(_under(state, "integrations"), "huggingface")
     settings = _under(_under(_under(library, "model"), "config"), "content")
     return Found(tensors, settings or None, _under(library, "tokenizer"))
 
 
 def named_tensors(content: Any, origin: str) -> dict[str, StoredTensor]:
-    """Return what is a table of names and tensors, and nothing else.
+    """Return the tensors of a dict that has tensors only.
 
-    Raises: InputError naming the entry that is no tensor.
+    Raises: InputError naming an entry that is not a tensor.
     """
     if not isinstance(content, dict) or not content:
-        raise InputError(f"{origin}: has neither state.model nor names and tensors at its top, expected one of them")
+        raise InputError(f"{origin}: has neither state.model nor tensors by name, expected one of them")
     try:
         return {name: stored_tensor(value, name) for name, value in content.items()}
     except InputError as error:
@@ -110,7 +109,7 @@ def named_tensors(content: Any, origin: str) -> dict[str, StoredTensor]:
 
 
 def published_name(name: str) -> str:
-    """Return what a tensor is called in a published folder, within the model.
+    """Return the name of a tensor in a published folder, without the prefix of the model.
 
     >>> published_name("model.bert.encoder.layers.3._orig_mod.attn.Wqkv.weight")
     'layers.3.attn.Wqkv.weight'
@@ -122,25 +121,25 @@ def published_name(name: str) -> str:
 
 
 def fields_of_shapes(tensors: Mapping[str, StoredTensor], origin: str) -> dict[str, Any]:
-    """Return what the shapes of tensors say of a model.
+    """Return the sizes of a model from the shapes of its tensors.
 
-    Raises: InputError for a tensor that no published ModernBERT has, or without those that say it.
+    Raises: InputError for a tensor that no published ModernBERT has, or a missing one.
     """
     for name in tensors:
         sign = next((sign for pattern, sign in _FOREIGN.items() if re.search(pattern, name)), None)
         if sign is not None:
-            raise InputError(f"{origin}: has {name[:80]!r}, the sign of {sign}; it is no ModernBERT as published")
+            raise InputError(f"{origin}: has {name[:80]!r} ({sign}), which no published ModernBERT has")
     wanted = (_EMBEDDING, "layers.0.mlp.Wo.weight")
     for name in wanted:
         if name not in tensors or len(tensors[name].shape) != 2:
-            raise InputError(f"{origin}: has no {name} of two axes, expected a ModernBERT")
+            raise InputError(f"{origin}: has no two-dimensional {name}, expected a ModernBERT")
     head = [name for name in tensors if name.startswith(("head.", "decoder."))]
     lacking = [name for name in _HEAD if head and name not in tensors]
     if lacking:
         raise InputError(f"{origin}: has no {lacking[0]} beside {head[0]}, expected the whole head")
     layers = {found[1] for name in tensors if (found := re.match(r"layers\.(\d{1,6})\.", name))}
     if layers != {str(number) for number in range(len(layers))}:
-        raise InputError(f"{origin}: has {len(layers)} layers that are not counted from 0 on")
+        raise InputError(f"{origin}: has {len(layers)} layers that are not numbered from 0")
     (vocabulary, width), feed_forward = tensors[_EMBEDDING].shape, tensors["layers.0.mlp.Wo.weight"].shape[1]
     return {
         "vocab_size": vocabulary, "hidden_size": width, "intermediate_size": feed_forward,
@@ -149,9 +148,9 @@ def fields_of_shapes(tensors: Mapping[str, StoredTensor], origin: str) -> dict[s
 
 
 def fields_of_settings(settings: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Return what FlexBERT's settings say of a model; what they do not name is FlexBERT's default.
+    """Return the fields of a `ModelConfig` from FlexBERT's settings, with FlexBERT's defaults for missing ones.
 
-    Raises: InputError naming the setting that makes another model than was published.
+    Raises: InputError naming a setting that differs from the published models.
     """
     for key, (expected, default) in _FIXED.items():
         found = settings.get(key, default)
@@ -174,50 +173,50 @@ def fields_of_settings(settings: Mapping[str, Any], origin: str) -> dict[str, An
 
 
 def write_tokenizer_files(folder: Path, files: Mapping[str, Any], origin: str) -> None:
-    """Write the JSON files of a tokenizer that lies in a checkpoint into a folder.
+    """Write the JSON files of a checkpoint's tokenizer to a folder.
 
-    Raises: InputError if one of them is larger than any tokenizer's, or is no JSON.
+    Raises: InputError if one of them is too large or not JSON.
     """
     for name in _TOKENIZER_FILES:
-        # Older versions of the library leave the ending out of the name.
+        # Older versions of Composer omit the suffix.
         entry = files.get(name, files.get(name.removesuffix(".json")))
         if isinstance(entry, dict) and "content" in entry:
             (folder / name).write_text(_as_json(entry["content"], f"{origin}: {name}"), encoding="utf-8")
 
 
 def _as_json(content: Any, origin: str) -> str:
-    """Write what may hold one list a thousand times over, and no more of it than a tokenizer has."""
+    """Return JSON of a bounded size; the content can contain one list many times."""
     pieces, size = [], 0
     try:
         for piece in json.JSONEncoder(ensure_ascii=False).iterencode(content):
             pieces.append(piece)
             size += len(piece)
-            if size > _MOST_JSON:
-                raise InputError(f"{origin} has more than {_MOST_JSON:,} characters")
+            if size > _MAX_JSON:
+                raise InputError(f"{origin} has more than {_MAX_JSON:,} characters")
     except InputError:
         raise
     except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{origin} is no JSON ({' '.join(str(error).split())[:80]})") from None
+        raise InputError(f"{origin} is not JSON ({' '.join(str(error).split())[:80]})") from None
     return "".join(pieces)
 
 
 def without_tied_decoder(weights: Mapping[str, Tensor], origin: str) -> dict[str, Tensor]:
-    """Return the weights without a decoder that repeats the embedding.
+    """Return the weights without the decoder, which is tied to the embedding.
 
-    Raises: InputError if it does not.
+    Raises: InputError if the two differ.
     """
     decoder, embedding = weights.get(_DECODER), weights.get(_EMBEDDING)
     if decoder is not None and (embedding is None or not decoder.equal(embedding)):
-        raise InputError(f"{origin}: {_DECODER} is not that of the embedding, expected tied weights")
+        raise InputError(f"{origin}: {_DECODER} differs from the embedding, expected tied weights")
     return {name: tensor for name, tensor in weights.items() if name != _DECODER}
 
 
 def _attention(settings: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Return which layers are global, how far the others see, and both thetas."""
+    """Return the interval of global layers, the window of local ones, and both thetas."""
     window, every = settings.get("sliding_window", -1), settings.get("global_attn_every_n_layers", -1)
     theta, local = settings.get("rotary_emb_base", 10_000.0), settings.get("local_attn_rotary_emb_base", -1)
     if window == -1:
-        # All layers are global; what would hold for others is never read.
+        # All layers are global; the values for local layers are not used.
         every, window, local = 1, 128, -1
     elif every == -1:
         raise InputError(f"{origin}: global_attn_every_n_layers: found -1, expected the interval of global layers")
@@ -230,9 +229,9 @@ def _attention(settings: Mapping[str, Any], origin: str) -> dict[str, Any]:
 
 
 def _plain(found: Any) -> Any:
-    """Return a setting without what only says how it is computed."""
+    """Return a setting without the prefix of its implementation."""
     if isinstance(found, str):
-        for start in _BEFORE_NAMES:
+        for start in _IMPLEMENTATIONS:
             found = found.removeprefix(start)
     return found
 

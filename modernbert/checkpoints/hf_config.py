@@ -1,8 +1,7 @@
-"""The published `config.json`, in its two dialects, to and from `ModelConfig`.
+"""Conversion between `config.json` of transformers and `ModelConfig`.
 
-In: the parsed JSON of a model folder. Out: a checked `ModelConfig`, and back. A file of its own because readers differ:
-transformers 5 wants `layer_types` and `rope_parameters`; text-embeddings-inference, candle and vLLM insist on
-`global_attn_every_n_layers`, the two thetas and `layer_norm_eps`. We read either and write both.
+Reads the keys of transformers 5 (`layer_types`, `rope_parameters`) and of earlier versions, text-embeddings-inference,
+candle and vLLM (`global_attn_every_n_layers`, two thetas, `layer_norm_eps`), and writes both.
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from modernbert.safe_files import check_keys
 
 __all__ = ["check_head", "config_from_json", "config_to_json", "unused_dropouts"]
 
-# What every published model has in common. A folder that says otherwise is another architecture under the same name.
+# Values that all published models share. A folder with another value has another architecture.
 _FIXED = {
     "model_type": "modernbert",
     "hidden_activation": "gelu",
@@ -25,9 +24,9 @@ _FIXED = {
     "decoder_bias": True,
     "tie_word_embeddings": True,
 }
-# The same of a head; of a folder that has none it does not matter.
+# The same for heads; ignored in a folder without a head.
 _FIXED_OF_HEAD = {"classifier_activation": "gelu", "classifier_bias": False}
-# Keys that other families read, with the one value under which they change nothing here.
+# Keys that other families read, and the only value under which they change nothing here.
 _NO_EFFECT: dict[str, Any] = {
     "hidden_act": "gelu",
     "is_causal": False,
@@ -44,19 +43,18 @@ _NO_EFFECT: dict[str, Any] = {
 # Dropouts that transformers applies in training and this package does not have. They change nothing at inference.
 _UNUSED_DROPOUTS = ("embedding_dropout", "mlp_dropout")
 _ROLES = {"cls_token_id": "bos_token_id", "sep_token_id": "eos_token_id"}
-# Fields that a config may leave empty; transformers refuses null in every other number.
+# Fields that may be null; transformers refuses null in every other number.
 _MAY_BE_NULL = ("norm_eps", "local_rope_theta", "pad_token_id", *_ROLES)
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def config_from_json(found: Mapping[str, Any], origin: str) -> ModelConfig:
-    """Read a published config.
+    """Read the content of a config.json.
 
-    Keys that transformers does not read either are ignored. Keys that change what a model computes, and that this
-    package does not support, are refused.
+    Keys that transformers does not read either are ignored. Unsupported keys that change the outputs are refused.
 
-    Raises: InputError naming `origin` and the key, for a value of the wrong type, an impossible shape, or a switch that
-    no published ModernBERT uses.
+    Raises: InputError naming `origin` and the key, for a value of the wrong type, an impossible shape, or an
+        option that no published ModernBERT uses.
     """
     origins: dict[str, str] = {}
     try:
@@ -68,7 +66,7 @@ def config_from_json(found: Mapping[str, Any], origin: str) -> ModelConfig:
             if key not in may_be_null and key in found and found[key] is None:
                 raise InputError(f"{key}: found None, expected a value, or no such key")
         values = {key: value for key, value in found.items() if key in known and value is not None}
-        # As transformers has it; a config that is made here says it, and has another default.
+        # The default of transformers. This package has another default and always writes the key.
         values.setdefault("classifier_pooling", "cls")
         values |= _aliases(found, origins)
         values |= _window(found, values)
@@ -82,9 +80,9 @@ def config_from_json(found: Mapping[str, Any], origin: str) -> ModelConfig:
 
 
 def unused_dropouts(found: Mapping[str, Any], origin: str) -> list[str]:
-    """Return a line for each dropout of a published config that training with this package does not apply.
+    """Return a warning for each dropout of a config.json that this package does not apply in training.
 
-    Raises: InputError naming `origin` and the key, for a rate that is none.
+    Raises: InputError naming `origin` and the key, for a value that is not a rate.
     """
     rates = {key: found.get(key, 0.0) for key in _UNUSED_DROPOUTS}
     for key, rate in rates.items():
@@ -94,13 +92,13 @@ def unused_dropouts(found: Mapping[str, Any], origin: str) -> list[str]:
 
 
 def _renamed(message: str, origins: Mapping[str, str]) -> str:
-    """Name the key of the file, where the field at fault was read from a key of another name."""
+    """Replace the name of a field by that of the key it was read from."""
     field, separator, rest = message.partition(":")
     return f"{origins.get(field, field)}{separator}{rest}"
 
 
 def check_head(found: Mapping[str, Any], origin: str) -> None:
-    """Check what a published config says of its head.
+    """Check the keys of a config.json that describe its head.
 
     Raises: InputError naming `origin` and the key, for a head of another architecture.
     """
@@ -118,16 +116,19 @@ def _check(found: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
 
 
 def _check_heads(found: Mapping[str, Any], config: ModelConfig) -> None:
-    """Refuse attention heads of another form: of another width, or that share keys and values."""
+    """Refuse attention heads of another width, and grouped-query attention."""
     for key, expected in (("head_dim", config.head_width), ("num_key_value_heads", config.num_attention_heads)):
         if found.get(key) not in (None, expected):
             raise InputError(f"{key}: found {found[key]!r}, expected {expected}, as in every published ModernBERT")
 
 
 def config_to_json(config: ModelConfig, architecture: str, dtype: str) -> dict[str, Any]:
-    """Write a config that old and new readers take unedited.
+    """Return the content of a config.json that old and new readers load unedited.
 
-    `architecture` is the class other libraries should build, `dtype` the precision of the stored weights.
+    Args:
+        config: The shape.
+        architecture: The class that transformers builds.
+        dtype: The precision of the stored weights.
     """
     kinds = [_FULL if config.is_global(layer) else _SLIDING for layer in range(config.num_hidden_layers)]
     thetas = {_FULL: config.global_rope_theta, _SLIDING: config.local_rope_theta}
@@ -142,7 +143,7 @@ def config_to_json(config: ModelConfig, architecture: str, dtype: str) -> dict[s
         "rope_parameters": {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in thetas.items()},
         "layer_norm_eps": config.norm_eps,
         # transformers has one key for two dropouts, on attention weights and on the output. The paper uses only the
-        # latter, which other readers do not know; zero is what they would run with.
+        # latter, which other readers do not have.
         "attention_dropout": 0.0,
         "embedding_dropout": 0.0,
         "mlp_dropout": 0.0,
@@ -154,7 +155,7 @@ def config_to_json(config: ModelConfig, architecture: str, dtype: str) -> dict[s
 
 
 def _aliases(found: Mapping[str, Any], origins: dict[str, str]) -> dict[str, Any]:
-    """Return fields that some writers spell otherwise; `origins` gets the key that each was read from."""
+    """Return fields with other names in some configs; `origins` gets the key that each was read from."""
     values: dict[str, Any] = {}
 
     def take(name: str, alias: str, usual: Any = None) -> None:
@@ -169,14 +170,14 @@ def _aliases(found: Mapping[str, Any], origins: dict[str, str]) -> dict[str, Any
         if found.get(name) is None:
             take(name, alias)
     values.setdefault("pad_token_id", found.get("pad_token_id"))
-    # A config of another library says nothing of the output dropout but in this key; in ours the two differ.
+    # Other libraries write the output dropout under this key only; our configs have both.
     if "attention_output_dropout" not in found:
         take("attention_output_dropout", "attention_dropout", 0.0)
     return values
 
 
 def _window(found: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the window of local layers, which transformers also reads from `sliding_window`: the half of it."""
+    """Return the window of local layers from `sliding_window`, where transformers writes half of it."""
     half = found.get("sliding_window")
     if half is None:
         return {}
@@ -204,12 +205,12 @@ def _thetas(found: Mapping[str, Any], origins: dict[str, str]) -> dict[str, Any]
         theta = _theta_of(found.get("rope_parameters"), kind)
         if theta is not None:
             values[name], origins[name] = theta, f"rope_parameters.{kind}.rope_theta"
-    # A null local theta is the old way to say "as in global layers".
+    # In older configs, a null local theta means that of global layers.
     if "local_rope_theta" in found and values["local_rope_theta"] is None:
         values["local_rope_theta"] = values["global_rope_theta"]
     if (bare := found.get("rope_theta")) is not None and [bare, bare] != list(values.values()):
         raise InputError(
-            f"rope_theta: found {shown(repr(bare), 80)}, but it does not say of which layers; expected "
+            f"rope_theta: found {shown(repr(bare), 80)}, which does not name a layer type; expected "
             "global_rope_theta and local_rope_theta, or rope_parameters with an entry per layer type"
         )
     return {name: theta for name, theta in values.items() if theta is not None}
@@ -244,7 +245,7 @@ def _theta_of(parameters: Any, kind: str) -> Any:
 
 
 def _interval(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return n where every n-th layer is global, if the list of layer types says so."""
+    """Return the interval of global layers from `layer_types`."""
     old, kinds = found.get("global_attn_every_n_layers"), found.get("layer_types")
     if kinds is None:
         return {}
@@ -257,7 +258,7 @@ def _interval(found: Mapping[str, Any]) -> dict[str, Any]:
     second = next((layer for layer, kind in enumerate(kinds) if kind == _FULL and layer > 0), len(kinds))
     if kinds != [_FULL if layer % second == 0 else _SLIDING for layer in range(len(kinds))]:
         raise InputError("layer_types: found an irregular pattern, expected every n-th layer global from the first on")
-    # A model too shallow to show its interval keeps the one it names.
+    # A model with fewer layers than its interval keeps the interval in the config.
     if isinstance(old, int) and old >= len(kinds) and second == len(kinds):
         return {}
     return {"global_attn_every_n_layers": second}

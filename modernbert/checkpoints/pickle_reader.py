@@ -1,9 +1,8 @@
-"""A pickle read as data: nothing in it is imported, called or made.
+"""Safe reader of pickles: dicts, lists, tuples, strings and numbers are read, imports and calls become inert records.
 
-In: the bytes of a pickle. Out: what it holds, with tables, lists, tuples, text and numbers as they are, and all else as
-inert marks: the name of what would be imported, of what would be called and with what. A file of its own because a
-pickle is a program, and this one follows the program without carrying it out: opcodes are taken one by one from
-`pickletools`, on a stack of marks. A table keeps the entries whose keys are text, which are all that is asked for.
+It interprets the opcodes of `pickletools` and neither imports nor calls anything. `pickle.Unpickler` with an inert
+`find_class` would not be enough: it hashes keys of any depth, which overflows the C stack, and allocates a memo of any
+index, up to 32 GB for a pickle of ten bytes. Dicts keep entries with string keys only.
 """
 
 import pickletools
@@ -16,21 +15,21 @@ from modernbert.errors import InputError
 
 __all__ = ["Call", "Imported", "Persistent", "read_pickle"]
 
-# A checkpoint's pickle names tensors and settings: some thousands of steps, and a few millions with a tokenizer in it.
-MOST_BYTES, MOST_STEPS = 256 * 2**20, 10_000_000
+# A checkpoint's pickle has thousands of opcodes, and a few million with a tokenizer in it.
+MAX_BYTES, MAX_OPCODES = 256 * 2**20, 10_000_000
 _TABLES = ("collections.OrderedDict", "builtins.dict", "__builtin__.dict")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Imported:
-    """What a pickle would import, by its name."""
+    """The name of an object that the pickle would import."""
 
     name: str
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Call:
-    """What a pickle would call or make, by name, and with what."""
+    """A call that the pickle would make: the name of the function or class, and its arguments."""
 
     name: str
     args: Any
@@ -38,23 +37,23 @@ class Call:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Persistent:
-    """What a pickle refers to and does not hold."""
+    """A reference to an object outside the pickle (a persistent id), such as a storage."""
 
     key: Any
 
 
 def read_pickle(content: bytes) -> Any:
-    """Return what a pickle of any protocol holds.
+    """Return the content of a pickle of any protocol.
 
-    Raises: InputError if it is damaged, larger than any checkpoint's, or uses what no checkpoint does.
+    Raises: InputError if it is damaged, too large, or uses an opcode that no checkpoint has.
     """
-    if len(content) > MOST_BYTES:
-        raise InputError(f"the pickle has {len(content):,} bytes, expected at most {MOST_BYTES:,}")
+    if len(content) > MAX_BYTES:
+        raise InputError(f"the pickle has {len(content):,} bytes, expected at most {MAX_BYTES:,}")
     machine = _Machine()
     try:
         for step, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-            if step >= MOST_STEPS:
-                raise InputError(f"the pickle has more than {MOST_STEPS:,} steps")
+            if step >= MAX_OPCODES:
+                raise InputError(f"the pickle has more than {MAX_OPCODES:,} opcodes")
             machine.take(opcode.name, argument)
     except InputError:
         raise
@@ -64,7 +63,7 @@ def read_pickle(content: bytes) -> Any:
 
 
 class _Machine:
-    """The stack that a pickle's steps work on, its marks, and what it has numbered to come back to."""
+    """The pickle machine: a stack, positions of marks on it, and the memo."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -72,7 +71,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def take(self, name: str, argument: Any) -> None:
-        """Follow one step."""
+        """Execute one opcode."""
         if name in _LITERALS:
             self.stack.append(argument)
         elif name in _CONSTANTS:
@@ -83,58 +82,58 @@ class _Machine:
             raise InputError(f"the pickle uses {name}, which no checkpoint does")
 
     def pop(self) -> Any:
-        """Take what lies on top, above the last mark."""
+        """Pop the top of the stack, above the last mark."""
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise InputError("the pickle is damaged (a step takes what is not there)")
+            raise InputError("the pickle is damaged (an opcode pops an empty stack)")
         return self.stack.pop()
 
     def top(self) -> Any:
-        """Return what lies on top, above the last mark."""
+        """Return the top of the stack, above the last mark."""
         value = self.pop()
         self.stack.append(value)
         return value
 
     def pop_to_mark(self) -> list[Any]:
-        """Take all that lies above the last mark, and the mark."""
+        """Pop everything above the last mark, and the mark."""
         if not self.marks:
-            raise InputError("the pickle is damaged (a step wants a mark that is not there)")
+            raise InputError("the pickle is damaged (an opcode needs a mark)")
         start = self.marks.pop()
         values = self.stack[start:]
         del self.stack[start:]
         return values
 
     def discard(self) -> None:
-        """Drop what lies on top: a value, or the mark."""
+        """Drop the top of the stack: a value or a mark."""
         if self.marks and self.marks[-1] == len(self.stack):
             self.marks.pop()
         else:
             self.pop()
 
     def tie(self, count: int) -> None:
-        """Put the last few values into a tuple."""
+        """Push a tuple of the last `count` values."""
         values = [self.pop() for _ in range(count)]
         self.stack.append(tuple(reversed(values)))
 
     def remember(self, number: int) -> None:
-        """Number what lies on top."""
-        if not 0 <= number < MOST_STEPS:
-            raise InputError("the pickle is damaged (a number that no checkpoint counts to)")
+        """Store the top of the stack in the memo."""
+        if not 0 <= number < MAX_OPCODES:
+            raise InputError("the pickle is damaged (an index of the memo is too large)")
         self.memo[number] = self.top()
 
     def recall(self, number: int) -> None:
-        """Bring back what was numbered."""
+        """Push a value of the memo."""
         if number not in self.memo:
-            raise InputError("the pickle is damaged (comes back to what it never had)")
+            raise InputError("the pickle is damaged (an index is not in the memo)")
         self.stack.append(self.memo[number])
 
     def extend(self, values: list[Any]) -> None:
-        """Add to the list on top; whatever else is there stays as it is."""
+        """Extend the list on top of the stack; ignore another object."""
         target = self.top()
         if isinstance(target, list):
             target.extend(values)
 
     def fill(self, values: list[Any]) -> None:
-        """Set keys and values in turn in the table on top; whatever else is there stays as it is."""
+        """Set items of the dict on top of the stack, from alternating keys and values; ignore another object."""
         if len(values) % 2:
             raise InputError("the pickle is damaged (a key without a value)")
         target = self.top()
@@ -143,18 +142,18 @@ class _Machine:
             target.update((key, value) for key, value in pairs if isinstance(key, str))
 
     def table(self, values: list[Any]) -> None:
-        """Make a table of keys and values in turn."""
+        """Push a dict of alternating keys and values."""
         self.stack.append({})
         self.fill(values)
 
     def name(self, module: Any, name: Any) -> None:
-        """Put down what would be imported."""
+        """Push a record of an import."""
         if not isinstance(module, str) or not isinstance(name, str):
-            raise InputError("the pickle is damaged (imports what is not a name)")
+            raise InputError("the pickle is damaged (an import is not a name)")
         self.stack.append(Imported(f"{module}.{name}"))
 
     def call(self, callee: Any, args: Any) -> None:
-        """Put down what would be called; of the calls, only that for an empty table is carried out."""
+        """Push a record of a call; only a call that makes an empty dict is executed."""
         name = callee.name if isinstance(callee, Imported) else f"a {type(callee).__name__.lower()}"
         self.stack.append({} if name in _TABLES and args == () else Call(name, args))
 
@@ -177,7 +176,7 @@ def _instance(machine: _Machine, argument: str) -> None:
 def _object(machine: _Machine, _: Any) -> None:
     values = machine.pop_to_mark()
     if not values:
-        raise InputError("the pickle is damaged (makes an object of no class)")
+        raise InputError("the pickle is damaged (an object has no class)")
     machine.call(values[0], tuple(values[1:]))
 
 
@@ -230,7 +229,7 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
     "NEWOBJ_EX": _new_with_names,
     "INST": _instance,
     "OBJ": _object,
-    # What would be set on an object goes nowhere, be it an object of ours or an ordered table's attributes.
+    # The state of an object is dropped.
     "BUILD": lambda machine, _: (machine.pop(), machine.top(), None)[2],
     "PERSID": lambda machine, key: machine.stack.append(Persistent(key)),
     "BINPERSID": lambda machine, _: machine.stack.append(Persistent(machine.pop())),

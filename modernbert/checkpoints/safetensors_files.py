@@ -1,8 +1,4 @@
-"""Weights of a model folder, as safetensors.
-
-In: a folder that anybody may have made. Out: its tensors by name, mapped from their files: until one is computed with,
-no more than the headers has been read. Pickles are named and never opened.
-"""
+"""Weights of a model folder in safetensors files, memory-mapped; pickles are refused without being opened."""
 
 import json
 import re
@@ -29,9 +25,9 @@ __all__ = [
 
 WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-# Of 8,000 tensors; a published encoder has 200. The format's own bound is 100 MB, which takes seconds to read.
-_MOST_HEADER_BYTES = 2**20
-# Files of PEFT and of AdapterHub, and parts of the names that they give to tensors.
+# Enough for 8,000 tensors; a published encoder has 200. The format allows 100 MB, which takes seconds to parse.
+_MAX_HEADER_BYTES = 2**20
+# Files of PEFT and AdapterHub, and parts of their tensor names.
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "pytorch_adapter.bin")
 _OF_ADAPTERS = re.compile(
     r"(^|\.)(lora_\w+|base_layer|base_model|modules_to_save|original_module|adapters?|ia3_l|oft_r|vera_\w+|"
@@ -41,10 +37,10 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Map the tensors of a folder: of one file, or of those that an index names.
+    """Map the tensors of a folder, from one file or from those in the index.
 
-    Raises: InputError naming the file, if there is none, if it is not safetensors, or if a file beside it changes what
-    the model computes: an adapter, or a second set of weights.
+    Raises: InputError naming the file, if there is none, if it is not safetensors, or if the folder also has an
+        adapter or a second set of weights.
     """
     refuse_adapters(folder)
     if not is_there(folder / _INDEX):
@@ -71,7 +67,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def refuse_adapters(folder: Path) -> None:
-    """Refuse a folder with an adapter: its model is not the one that the other weights make.
+    """Refuse a folder with an adapter, since the base weights alone are another model.
 
     Raises: InputError naming the first file of an adapter, if there is one.
     """
@@ -86,7 +82,7 @@ def refuse_adapters(folder: Path) -> None:
 
 
 def is_of_adapter(name: str) -> bool:
-    """Say whether a tensor belongs to an adapter, by its name.
+    """Return whether a tensor belongs to an adapter, by its name.
 
     >>> is_of_adapter("layers.0.attn.Wqkv.lora_A.default.weight"), is_of_adapter("layers.0.attn.Wqkv.weight")
     (True, False)
@@ -95,7 +91,7 @@ def is_of_adapter(name: str) -> bool:
 
 
 def refuse_pickles(folder: Path) -> None:
-    """Say that what a folder has of weights is never loaded.
+    """Refuse pickled weights.
 
     Raises: InputError naming the first pickle, if there is one.
     """
@@ -116,25 +112,25 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if length > _MOST_HEADER_BYTES:
-                raise ValueError(f"a header of {length:,} bytes, expected at most {_MOST_HEADER_BYTES:,}")
+            if length > _MAX_HEADER_BYTES:
+                raise ValueError(f"a header of {length:,} bytes, expected at most {_MAX_HEADER_BYTES:,}")
             header = file.read(length)
         with safe_open(path, framework="pt") as stored:
-            # Of two entries of one name, readers take the first or the last.
+            # Readers differ in which of two entries with one name they take.
             json.loads(header, object_pairs_hook=_without_repeats)
             return {name: stored.get_tensor(name) for name in stored.keys()}
-    except Exception as error:  # the parser, json, torch and the system have each their own
+    except Exception as error:  # the parser, json, torch and the system raise different types
         raise InputError(f"{path}: is not a readable safetensors file ({' '.join(str(error).split())})") from None
 
 
 def check_tensor(path: Path, name: str, tensor: Tensor) -> None:
-    """Check that a tensor holds finite floating point numbers.
+    """Check that a tensor has finite floating-point values.
 
     Raises: InputError naming it.
     """
     if tensor.dtype not in _FLOATS:
         raise InputError(f"{path}: {name} holds {tensor.dtype}, expected floating point numbers of 16, 32 or 64 bits")
-    # One pass without a copy, 50 ms for 150 million values; to ask each value takes twenty times as long.
+    # One pass without a copy: 50 ms for 150 million values, a twentieth of `isfinite().all()`.
     if tensor.numel() and not all(each.isfinite() for each in tensor.aminmax()):
         raise InputError(f"{path}: {name} has values that are not finite")
 
@@ -143,5 +139,5 @@ def _without_repeats(pairs: Iterable[tuple[str, Any]]) -> Mapping[str, Any]:
     listed = list(pairs)
     found = dict(listed)
     if len(found) < len(listed):
-        raise ValueError("a name stands in its header twice")
+        raise ValueError("its header has a name twice")
     return found

@@ -1,8 +1,7 @@
-"""A file of `torch.save`, read without running anything in it.
+"""Safe reader of `torch.save` files: a zip archive of `data.pkl` and the bytes of each storage.
 
-In: the path of a zip archive that holds `data.pkl` and the bytes of each storage beside it. Out: its content as data,
-and tensors made of the bytes that are asked for, each checked against what the file has. Memory stays within the size
-of the file: members are never compressed, and no tensor has more numbers than its storage.
+The pickle is read as data (`pickle_reader`), and each tensor is checked against its storage. Memory is bounded by the
+size of the file: compressed or overlapping members are refused, and no tensor is larger than its storage.
 """
 
 import math
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modernbert.checkpoints.pickle_reader import MOST_BYTES, Call, Imported, Persistent, read_pickle
+from modernbert.checkpoints.pickle_reader import MAX_BYTES, Call, Imported, Persistent, read_pickle
 from modernbert.errors import InputError
 
 __all__ = ["StoredTensor", "TorchFile", "open_torch_file", "stored_tensor"]
@@ -26,16 +25,16 @@ _DTYPES = {
     "torch.BFloat16Storage": torch.bfloat16,
 }  # fmt: skip
 _REBUILD = "torch._utils._rebuild_tensor_v2"
-# What holds a tensor as its first part.
+# Functions whose first argument is the tensor.
 _WRAPPERS = ("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state")
 _TYPED = "torch._tensor._rebuild_from_type_v2"
-_MOST_AXES = 8
+_MAX_AXES = 8
 _LEGACY = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Say where a tensor's numbers lie: in which storage of how many, from which on, and how far apart."""
+    """The position of a tensor in a file: its storage and the storage's size, and offset, shape and strides in it."""
 
     storage: str
     dtype: torch.dtype
@@ -46,12 +45,12 @@ class StoredTensor:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the tensor by itself."""
+        """Size of the tensor in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 class TorchFile:
-    """An open file: its `content` as data, and the bytes of its storages."""
+    """An open file: its `content`, and the bytes of its storages."""
 
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
         self._path, self._archive = path, archive
@@ -64,20 +63,20 @@ class TorchFile:
         if order != b"little":
             raise InputError(f"{path}: has byte order {order[:20]!r}, expected 'little'")
         size = self._members["data.pkl"].file_size
-        if size > MOST_BYTES:
-            raise InputError(f"{path}: data.pkl has {size:,} bytes, expected at most {MOST_BYTES:,}")
+        if size > MAX_BYTES:
+            raise InputError(f"{path}: data.pkl has {size:,} bytes, expected at most {MAX_BYTES:,}")
         try:
             self.content = read_pickle(self._read("data.pkl"))
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
     def tensors(self, described: Mapping[str, StoredTensor]) -> dict[str, Tensor]:
-        """Make tensors of the bytes that the file has of them.
+        """Read tensors.
 
-        Raises: InputError naming the tensor whose bytes are absent, damaged, or of another size.
+        Raises: InputError naming the tensor whose bytes are missing, damaged, or of another size.
         """
         whole = sum(each.num_bytes for each in described.values())
-        # Tied weights have two names; nothing else in a file of weights is there twice.
+        # Tied weights have two names; no other tensor occurs twice.
         if whole > 2 * self._path.stat().st_size:
             raise InputError(f"{self._path}: names {whole:,} bytes of tensors, many more than the file has")
         made: dict[str, Tensor] = {}
@@ -97,7 +96,7 @@ class TorchFile:
         return {name: made[name] for name in described}
 
     def _check(self, name: str, each: StoredTensor) -> None:
-        """Check one description against the member of its storage."""
+        """Check a tensor against the member of its storage."""
         member = self._members.get(f"data/{each.storage}")
         if member is None:
             raise InputError(f"{self._path}: {name} lies in {each.storage[:40]!r}, which the file does not have")
@@ -118,7 +117,7 @@ class TorchFile:
 def open_torch_file(path: Path) -> Iterator[TorchFile]:
     """Open a file of `torch.save`.
 
-    Raises: InputError if it is none, is damaged, or of a form from before torch 1.6.
+    Raises: InputError if it is another file, damaged, or older than torch 1.6.
     """
     if path.is_dir():
         raise InputError(
@@ -129,7 +128,7 @@ def open_torch_file(path: Path) -> Iterator[TorchFile]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise InputError(f"{path}: {_told(path, error)}, expected a zip file of torch.save") from None
+        raise InputError(f"{path}: {_describe(path, error)}, expected a zip file of torch.save") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
     with archive:
@@ -137,9 +136,9 @@ def open_torch_file(path: Path) -> Iterator[TorchFile]:
 
 
 def stored_tensor(value: Any, name: str) -> StoredTensor:
-    """Read the description of a tensor, which a pickle would have made it from.
+    """Return the position of a tensor from the call that would rebuild it.
 
-    Raises: InputError naming the tensor, if it is none, of a kind that weights are not, or reaches beyond its storage.
+    Raises: InputError naming the tensor, if it is not one, has an unsupported type, or exceeds its storage.
     """
     for _ in range(3):
         if isinstance(value, Call) and value.name in _WRAPPERS and _is_filled(value.args, 1):
@@ -148,13 +147,15 @@ def stored_tensor(value: Any, name: str) -> StoredTensor:
             inner = value.args[0]
             value = Call(inner.name, value.args[2]) if isinstance(inner, Imported) else None
     if not isinstance(value, Call) or value.name != _REBUILD or not _is_filled(value.args, 4):
-        found = f"is made by {value.name[:80]!r}" if isinstance(value, Call) else f"is a {type(value).__name__.lower()}"
+        found = (
+            f"is built by {value.name[:80]!r}" if isinstance(value, Call) else f"is a {type(value).__name__.lower()}"
+        )
         raise InputError(f"{name[:120]!r} {found}, expected a tensor")
     storage, dtype, stored = _storage(value.args[0], name)
     offset, shape, strides = value.args[1:4]
     counts = [offset, *_counts(shape, name), *_counts(strides, name)]
     if any(type(count) is not int or not 0 <= count <= stored for count in counts) or len(shape) != len(strides):
-        raise InputError(f"{name[:120]!r} has a size, stride or offset that its storage of {stored:,} has no room for")
+        raise InputError(f"{name[:120]!r} has a size, stride or offset that exceeds its storage of {stored:,}")
     if len(value.args) > 6 and value.args[6]:
         raise InputError(f"{name[:120]!r} is a view that changes signs, expected a plain tensor")
     last = offset + sum((count - 1) * stride for count, stride in zip(shape, strides, strict=True))
@@ -164,7 +165,7 @@ def stored_tensor(value: Any, name: str) -> StoredTensor:
 
 
 def _storage(value: Any, name: str) -> tuple[str, torch.dtype, int]:
-    """Read the reference to a storage: its key, what numbers, and how many."""
+    """Return the key of a storage, the type of its numbers, and their count."""
     key = value.key if isinstance(value, Persistent) else None
     if not isinstance(key, tuple) or len(key) != 5 or key[0] != "storage":
         raise InputError(f"{name[:120]!r} refers to no storage of this file")
@@ -177,8 +178,8 @@ def _storage(value: Any, name: str) -> tuple[str, torch.dtype, int]:
 
 
 def _counts(value: Any, name: str) -> tuple[Any, ...]:
-    if not isinstance(value, tuple) or len(value) > _MOST_AXES:
-        raise InputError(f"{name[:120]!r} has no shape of at most {_MOST_AXES} axes")
+    if not isinstance(value, tuple) or len(value) > _MAX_AXES:
+        raise InputError(f"{name[:120]!r} has no shape of at most {_MAX_AXES} axes")
     return value
 
 
@@ -187,7 +188,7 @@ def _is_filled(args: Any, count: int) -> bool:
 
 
 def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Return the members by their names within the one folder they all lie in; nothing is ever unpacked to a disk."""
+    """Return the members by their names in the archive's only folder. Nothing is extracted to disk."""
     members: dict[str, zipfile.ZipInfo] = {}
     folders = set()
     for info in archive.infolist():
@@ -208,8 +209,8 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
     return members
 
 
-def _told(path: Path, error: Exception) -> str:
-    """Say what a file is that is not a zip archive."""
+def _describe(path: Path, error: Exception) -> str:
+    """Describe a file that is not a zip archive."""
     with path.open("rb") as stream:
         start = stream.read(512)
     if _LEGACY in start[:40]:

@@ -1,11 +1,8 @@
-"""A ModernBERT as a graph of plain ONNX operators.
+"""A ModernBERT as a graph of standard ONNX operators.
 
-In: a model of this package. Out: a model of ONNX with inputs `input_ids` and `attention_mask` [rows, columns], both of
-any size, padded on the right. Padding lives here, at the border: keys of padding are hidden, and what is computed of a
-token of padding is finite and means nothing.
-
-Local layers cut rows into blocks and give each its band of keys, as the torch engine does: work and memory grow with
-the number of columns, not with its square.
+The inputs are `input_ids` and `attention_mask` [rows, columns], of any size and padded on the right. Padding is masked
+as a key; outputs at padding are finite and meaningless. Local layers attend in blocks to bands of keys, so compute and
+memory are linear in the number of columns.
 """
 
 from collections.abc import Callable
@@ -26,14 +23,13 @@ from modernbert.tasks.task import classifier_task
 __all__ = ["Output", "build", "outputs_of"]
 
 _HIDDEN = "last_hidden_state"
-# Added to the scores of keys that are not seen: far below any score, and still a number in half precision. Where no key
-# is seen, all are alike, and their mean is finite.
-_UNSEEN = -30_000.0
+# The additive mask: far below any score, and finite in half precision. A query whose keys are all masked averages them.
+_MASKED = -30_000.0
 
 
 @dataclass(frozen=True)
 class Output:
-    """Name what a model computes, for each token or each row; `width` is None for single numbers."""
+    """An output of a graph, per token or per row; `width` is None for scalars."""
 
     name: str
     of_tokens: bool
@@ -41,7 +37,7 @@ class Output:
 
     @property
     def shape(self) -> list[str | int]:
-        """The axes, by name where any size will do."""
+        """The axes; those of any size by name."""
         return ["rows", *(["columns"] if self.of_tokens else []), *([] if self.width is None else [self.width])]
 
 
@@ -62,7 +58,7 @@ def outputs_of(model: Model) -> list[Output]:
 
 
 def build(model: Model, kept: list[str] | None = None) -> Any:
-    """Return the graph of a model; `kept` is None for float32, else patterns of what is not in int8.
+    """Return the graph of a model; `kept` is None for float32, else patterns of the weights that are not in int8.
 
     Raises: InputError if onnx is not installed.
     """
@@ -92,13 +88,13 @@ def _encode(graph: Graph, encoder: Encoder) -> str:
 
 
 def _layer(graph: Graph, name: str, layer: Any, hidden: str, attend: Callable[[str], str]) -> str:
-    """Add a block; `hidden` is the residual stream, before and behind it."""
+    """Add a layer; return the residual stream."""
     graph.scope = name
     normed = hidden
     if not isinstance(layer.attn_norm, nn.Identity):
         normed = graph.norm(hidden, f"{name}.attn_norm", layer.attn_norm)
-    mixed = attend(graph.linear(normed, f"{name}.attn.Wqkv", layer.attn.Wqkv))
-    hidden = graph.node("Add", hidden, graph.linear(mixed, f"{name}.attn.Wo", layer.attn.Wo))
+    attn_out = attend(graph.linear(normed, f"{name}.attn.Wqkv", layer.attn.Wqkv))
+    hidden = graph.node("Add", hidden, graph.linear(attn_out, f"{name}.attn.Wo", layer.attn.Wo))
     normed = graph.norm(hidden, f"{name}.mlp_norm", layer.mlp_norm)
     first, gate = graph.halves(graph.linear(normed, f"{name}.mlp.Wi", layer.mlp.Wi), axis=-1)
     gated = graph.node("Mul", graph.gelu(first), gate)
@@ -106,17 +102,17 @@ def _layer(graph: Graph, name: str, layer: Any, hidden: str, attend: Callable[[s
 
 
 class _Global:
-    """Attention of every token to all of its row; masks and angles are computed once for all layers of the kind."""
+    """Global attention; the mask and the RoPE angles are computed once for all global layers."""
 
     def __init__(self, graph: Graph, config: ModelConfig) -> None:
         graph.scope = "global"
         self.graph, self.config = graph, config
         self.angles = _angles(graph, config.head_width, config.global_rope_theta)
         real = graph.node("Unsqueeze", graph.cast("attention_mask", "BOOL"), graph.ints(1, 2))
-        self.mask = graph.node("Where", real, graph.number(0.0), graph.number(_UNSEEN))
+        self.mask = graph.node("Where", real, graph.number(0.0), graph.number(_MASKED))
 
     def __call__(self, qkv: str) -> str:
-        """Take [rows, columns, 3D], return [rows, columns, D]."""
+        """Map [rows, columns, 3D] to [rows, columns, D]."""
         q, k, v = _heads(self.graph, qkv, self.config, self.angles)
         return _merged(self.graph, _attend(self.graph, q, k, v, self.mask, axes=5), self.config)
 
@@ -124,8 +120,7 @@ class _Global:
 class _Local:
     """Attention of every token to those at most half a window away.
 
-    A block is as long as half a window, or as the row where that is shorter; what it may see lies in the block itself
-    and in its neighbours.
+    A block has half a window of tokens, or the row if that is shorter; its keys are in the block and its two neighbors.
     """
 
     def __init__(self, graph: Graph, config: ModelConfig) -> None:
@@ -135,7 +130,7 @@ class _Local:
         side = config.window[0]
         self.columns = _columns(graph)
         self.block = graph.node("Min", self.columns, graph.ints(side))
-        # -columns mod block, in ONNX's remainder with the sign of the divisor.
+        # -columns mod block: ONNX's Mod has the sign of the divisor.
         self.tail = graph.node("Mod", graph.node("Neg", self.columns), self.block)
         self.around = self._padding(self.block, graph.node("Add", self.block, self.tail))
         self.behind = self._padding(graph.ints(0), self.tail)
@@ -148,10 +143,10 @@ class _Local:
         real = graph.node("Unsqueeze", graph.cast("attention_mask", "FLOAT"), graph.ints(0, 2, 4))
         real = graph.node("Transpose", self._bands(real, 1), perm=[0, 1, 2, 3, 5, 4])
         seen = graph.node("And", graph.cast(real, "BOOL"), near)
-        self.mask = graph.node("Where", seen, graph.number(0.0), graph.number(_UNSEEN))
+        self.mask = graph.node("Where", seen, graph.number(0.0), graph.number(_MASKED))
 
     def __call__(self, qkv: str) -> str:
-        """Take [rows, columns, 3D], return [rows, columns, D]."""
+        """Map [rows, columns, 3D] to [rows, columns, D]."""
         graph, width = self.graph, self.config.head_width
         q, k, v = _heads(graph, qkv, self.config, self.angles)
         queries = self._blocks(graph.node("Pad", q, self.behind), width)
@@ -160,7 +155,7 @@ class _Local:
         return _merged(graph, graph.node("Slice", flat, graph.ints(0), self.columns, graph.ints(3)), self.config)
 
     def _padding(self, before: str, behind: str) -> str:
-        """Return so many places before and behind the columns of [1, rows, H, columns, K]."""
+        """Return the pads of [1, rows, H, columns, K] before and behind the columns."""
         no, none = self.graph.ints(0), self.graph.ints(0, 0, 0)
         return self.graph.node("Concat", none, before, no, none, behind, no, axis=0)
 
@@ -171,7 +166,7 @@ class _Local:
         return graph.node("Reshape", x, shape)
 
     def _bands(self, x: str, width: int) -> str:
-        """[1, rows, H, columns, K] -> [1, rows, H, blocks, 3 B, K]: a block between its neighbours."""
+        """[1, rows, H, columns, K] -> [1, rows, H, blocks, 3 B, K]: a block between its neighbors."""
         graph = self.graph
         blocks = self._blocks(graph.node("Pad", x, self.around), width)
         ends = [(0, -2), (1, -1), (2, np.iinfo(np.int64).max)]
@@ -180,17 +175,17 @@ class _Local:
 
 
 def _columns(graph: Graph) -> str:
-    """Return the number of columns, a list of one."""
+    """Return the number of columns, shape [1]."""
     return graph.node("Slice", graph.node("Shape", "input_ids"), graph.ints(1), graph.ints(2))
 
 
 def _range(graph: Graph, start: str, end: str) -> str:
-    """Count from one number to another; each is a list of one."""
+    """Return the integers from `start` to `end`, which have shape [1]."""
     return graph.node("Range", *(graph.node("Squeeze", each, graph.ints(0)) for each in (start, end)), graph.number(1))
 
 
 def _angles(graph: Graph, head_width: int, theta: float) -> tuple[str, str]:
-    """Return cosines and sines of places in a row, [columns, K/2]."""
+    """Return cosines and sines of the positions, [columns, K/2]."""
     powers = torch.arange(0, head_width, 2, dtype=torch.int64).float() / head_width
     frequencies = graph.weight(f"frequencies[{theta}]", 1.0 / theta**powers)
     places = graph.cast(_range(graph, graph.ints(0), _columns(graph)), "FLOAT")
@@ -199,26 +194,26 @@ def _angles(graph: Graph, head_width: int, theta: float) -> tuple[str, str]:
 
 
 def _heads(graph: Graph, qkv: str, config: ModelConfig, angles: tuple[str, str]) -> tuple[str, str, str]:
-    """[rows, columns, 3D] -> queries, keys and values [1, rows, H, columns, K], the first two turned."""
+    """[rows, columns, 3D] -> queries, keys and values [1, rows, H, columns, K], the first two rotated."""
     shape = graph.ints(0, 0, 3, config.num_attention_heads, config.head_width)
     apart = graph.node("Transpose", graph.node("Reshape", qkv, shape), perm=[2, 0, 3, 1, 4])
     both, v = graph.halves(apart, axis=0, sizes=(2, 1))
     cosines, sines = angles
     first, second = graph.halves(both, axis=-1)
-    turned = graph.node(
+    rotated = graph.node(
         "Concat",
         graph.node("Sub", graph.node("Mul", first, cosines), graph.node("Mul", second, sines)),
         graph.node("Add", graph.node("Mul", second, cosines), graph.node("Mul", first, sines)),
         axis=-1,
     )
-    q, k = graph.halves(turned, axis=0)
+    q, k = graph.halves(rotated, axis=0)
     return graph.node("Mul", q, graph.number(config.head_width**-0.5)), k, v
 
 
 def _attend(graph: Graph, q: str, k: str, v: str, mask: str, axes: int) -> str:
-    """Mix values by masked scores; tensors have so many `axes`, the last two are tokens and K."""
-    turned = graph.node("Transpose", k, perm=[*range(axes - 2), axes - 1, axes - 2])
-    scores = graph.node("Add", graph.node("MatMul", q, turned), mask)
+    """Add masked attention over tensors with `axes` axes, of which the last two are tokens and K."""
+    transposed = graph.node("Transpose", k, perm=[*range(axes - 2), axes - 1, axes - 2])
+    scores = graph.node("Add", graph.node("MatMul", q, transposed), mask)
     return graph.node("MatMul", graph.node("Softmax", scores, axis=-1), v)
 
 
@@ -259,7 +254,7 @@ def _predicted(graph: Graph, head: Any, rows: str) -> str:
 
 
 def _pooled(graph: Graph, hidden: str, pooling: str) -> str:
-    """[rows, columns, D] -> [rows, D]; a row of nothing but padding becomes zeros, or what stands first."""
+    """[rows, columns, D] -> [rows, D]; a row of padding only becomes zeros, or its first token."""
     if pooling == "cls":
         return graph.node("Gather", hidden, graph.number(0), axis=1)
     real = graph.node("Unsqueeze", graph.cast("attention_mask", "FLOAT"), graph.ints(2))

@@ -1,7 +1,6 @@
-"""The shape of a ModernBERT, and the published shapes by name.
+"""`ModelConfig`, the sizes of a ModernBERT, and the published sizes by name.
 
-In: sizes, or the name of a preset. Out: a checked, frozen `ModelConfig`. Field names are those of the published
-`config.json`; only what a published model varies is a field.
+Field names are those of config.json. Only settings that differ between published models are fields.
 """
 
 import difflib
@@ -17,7 +16,7 @@ __all__ = ["PRESETS", "ModelConfig"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Describe one encoder; the defaults are ModernBERT-base after context extension.
+    """The sizes of an encoder; the defaults are ModernBERT-base after context extension.
 
     Source: paper, tables 3 and 4; the training configs of the authors.
     """
@@ -33,12 +32,12 @@ class ModelConfig:
     global_rope_theta: float = 160_000.0
     local_rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
-    # The paper drops 10 % of the attention output in all three phases, and nothing else.
+    # The paper applies dropout of 10 % to the attention output in all three phases, and none elsewhere.
     attention_output_dropout: float = 0.1
     initializer_range: float = 0.02
     initializer_cutoff_factor: float = 2.0
     classifier_pooling: str = "mean"
-    # The model computes without these; they are for readers of an exported folder. None: not given.
+    # The model does not use these; they are written to config.json. None: unknown.
     pad_token_id: int | None = 50_283
     cls_token_id: int | None = 50_281
     sep_token_id: int | None = 50_282
@@ -47,7 +46,7 @@ class ModelConfig:
         for name in _POSITIVE:
             number = getattr(self, name)
             _expect(0 < number < math.inf, name, number, "a finite number above 0")
-        for name, most in _MOST.items():
+        for name, most in _MAX.items():
             _expect(getattr(self, name) <= most, name, getattr(self, name), f"at most {most:,}")
         heads, width = self.num_attention_heads, self.hidden_size
         _expect(
@@ -73,7 +72,7 @@ class ModelConfig:
 
     @staticmethod
     def preset(name: str, **changes: Any) -> "ModelConfig":
-        """Return a published shape by name, with some fields changed.
+        """Return a published config by name, with some fields changed.
 
         >>> ModelConfig.preset("large").num_hidden_layers
         28
@@ -94,7 +93,7 @@ class ModelConfig:
     def from_fields(values: Mapping[str, Any]) -> "ModelConfig":
         """Return a config from parsed JSON or YAML, whose values may be of any type.
 
-        Raises: InputError naming the first field whose value has the wrong type or makes an impossible shape.
+        Raises: InputError naming the first field with a value of the wrong type, or impossible sizes.
         """
         return ModelConfig(**_typed(values))
 
@@ -105,11 +104,11 @@ class ModelConfig:
 
     @property
     def window(self) -> tuple[int, int]:
-        """Keys a local layer sees to the left and to the right of a query, both inclusive."""
+        """Numbers of keys to the left and right of a query that a local layer attends to, both inclusive."""
         return (self.local_attention // 2, self.local_attention // 2)
 
     def is_global(self, layer: int) -> bool:
-        """Say whether a layer attends to the whole document: every third one, beginning with the first."""
+        """Return whether a layer attends to the whole document: every n-th layer, starting with the first."""
         return layer % self.global_attn_every_n_layers == 0
 
     def as_dict(self) -> dict[str, Any]:
@@ -132,8 +131,8 @@ _POSITIVE = (
     "initializer_range",
     "initializer_cutoff_factor",
 )
-# Far above any published encoder, and low enough that nobody waits long for what cannot be.
-_MOST = {
+# Far above any published encoder, and low enough to fail quickly.
+_MAX = {
     "vocab_size": 2**22,
     "hidden_size": 2**15,
     "intermediate_size": 2**17,
@@ -147,7 +146,7 @@ _MOST = {
 
 
 def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return fields in their declared types; a boolean or a string is never taken for a number."""
+    """Return fields in their declared types; booleans and strings are not numbers."""
     kinds: dict[str, Any] = {field.name: field.type for field in fields(ModelConfig)}
     typed = {}
     for name, value in values.items():
@@ -169,7 +168,7 @@ def _nearest(word: str, known: Any) -> str:
 
 
 def _ettin(layers: int, width: int, feed_forward: int, heads: int) -> ModelConfig:
-    """Ettin trained both kinds of layers with theta 160,000 and 7,999 positions (arXiv 2507.11412)."""
+    """Ettin: theta 160,000 in all layers, 7,999 positions (arXiv 2507.11412)."""
     return ModelConfig(
         num_hidden_layers=layers,
         hidden_size=width,
@@ -181,7 +180,7 @@ def _ettin(layers: int, width: int, feed_forward: int, heads: int) -> ModelConfi
 
 
 def _mmbert(width: int, heads: int) -> ModelConfig:
-    """Gemma-2's vocabulary on 22 layers, theta 160,000 everywhere (arXiv 2509.06888)."""
+    """mmBERT: 22 layers, the vocabulary of Gemma 2, theta 160,000 in all layers (arXiv 2509.06888)."""
     return ModelConfig(
         vocab_size=256_000,
         hidden_size=width,
@@ -194,14 +193,14 @@ def _mmbert(width: int, heads: int) -> ModelConfig:
 
 
 PRESETS: dict[str, ModelConfig] = {
-    # The demo's: small enough to learn something on two cores in minutes; first and last layer global, as in all.
+    # For the demo: it learns within minutes on two cores. As in all presets, the first and the last layer are global.
     "tiny": ModelConfig(
         vocab_size=4_096,
         hidden_size=128,
         intermediate_size=192,
         num_hidden_layers=4,
         num_attention_heads=2,
-        # As wide for its width as 0.02 is for base: the size of a product grows with the root of the width.
+        # 0.02 of base, scaled by the square root of the width: activations keep their size.
         initializer_range=0.05,
         pad_token_id=4_011,
         cls_token_id=4_009,

@@ -1,7 +1,4 @@
-"""The encoder with vectors of length 1: one a document, or one a token.
-
-In: a batch. Out: vectors, and how similar they are.
-"""
+"""Embedding models: one vector of length 1 per document, or one per token (late interaction), and MaxSim."""
 
 from dataclasses import dataclass, field
 
@@ -19,11 +16,17 @@ __all__ = ["Embedder", "EmbeddingConfig", "finish_vectors", "max_sims"]
 
 @dataclass(frozen=True)
 class EmbeddingConfig:
-    """Say how texts become vectors; lengths are tokens, None is what the model was trained for.
+    """How texts become vectors.
 
-    `pooling` is mean, cls, or tokens: a vector for each, compared by MaxSim. `expand_queries` fills queries up with
-    [MASK] to `query_length`; tokens named in `skip` have no vector in documents. Of a vector, the first `truncate_dim`
-    components are kept, if it has more.
+    Attributes:
+        pooling: `mean`, `cls`, or `tokens` for a vector per token, compared by MaxSim.
+        query_prompt: Text before each query.
+        document_prompt: Text before each document.
+        query_length: The most tokens of a query; None for the model's limit.
+        document_length: The most tokens of a document; None for the model's limit.
+        expand_queries: Whether queries are filled up with [MASK] to `query_length`.
+        skip: Tokens of documents that get no vector.
+        truncate_dim: Keep this many components of a vector; None keeps all.
     """
 
     pooling: str = "mean"
@@ -37,7 +40,7 @@ class EmbeddingConfig:
 
 
 class Embedder(Model):
-    """The encoder, pooled or not, then a linear layer where there is one."""
+    """The encoder, pooling, and an optional linear layer."""
 
     def __init__(self, encoder: Model, pooling: str, projection: nn.Linear | None = None) -> None:
         super().__init__()
@@ -58,7 +61,7 @@ class Embedder(Model):
         return self.model.encode(batch, rows)
 
     def forward(self, batch: Batch) -> Float[Tensor, "rows E"]:
-        """Return a vector for each document; of tokens, for each that `batch.label_positions` names, or for all."""
+        """Return a vector per document; for late interaction per token, or per token in `batch.label_positions`."""
         hidden = self.model.encode(batch)
         if self.pooling != "tokens":
             hidden = pool(hidden.float(), batch.layout, self.pooling)
@@ -92,9 +95,9 @@ def max_sims(
     queries: Float[Tensor, "q E"], query_lengths: Int64[Tensor, " Q"], passages: Float[Tensor, "p E"],
     lengths: Int64[Tensor, " P"],
 ) -> Float[Tensor, "Q P"]:  # fmt: skip
-    """Return the late-interaction score of each query with each passage, the tokens of both laid end to end.
+    """Return the late-interaction score of each query with each passage, without padding.
 
-    Each token of a query counts with its most similar token of the passage. There is no padding to be left out.
+    The score is the sum over the query's tokens of the largest similarity to a token of the passage.
 
     Source: Khattab & Zaharia 2020 (ColBERT).
     """

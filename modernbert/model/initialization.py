@@ -1,8 +1,7 @@
-"""Initial weights in the style of Megatron.
+"""Initialization in the style of Megatron, from a seed.
 
-In: a fresh module. Out: the same module, filled from a seed. Matrices are drawn from a normal distribution cut at two
-standard deviations: 0.02 wide, but 0.02 / sqrt(2 x layers) for the matrices that write into the residual stream, so
-that the sum of all layers keeps its size. Norms are 1, biases 0. Source: the authors' training code.
+Matrices have a truncated normal distribution with standard deviation 0.02, or 0.02 / sqrt(2 x layers) for projections
+into the residual stream, cut at two standard deviations. Norms are 1, biases 0. Source: the authors' training code.
 """
 
 import math
@@ -16,7 +15,7 @@ __all__ = ["draw_normal", "initialize"]
 
 
 def initialize(module: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Fill every parameter of an encoder or of an encoder with its head, in place, unless it is a shape alone."""
+    """Initialize every parameter of a model in place; parameters on the meta device are left alone."""
     generator = torch.Generator().manual_seed(seed)
     narrow = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
     for name, parameter in module.named_parameters():
@@ -27,15 +26,15 @@ def initialize(module: nn.Module, config: ModelConfig, seed: int) -> None:
             continue
         std = narrow if name.endswith("Wo.weight") else config.initializer_range
         cutoff = config.initializer_cutoff_factor * std
-        # Drawn on the CPU in float32, so that a seed gives the same weights on every device and in every precision.
+        # Drawn on the CPU in float32, so a seed gives the same weights on every device and in every precision.
         with torch.no_grad():
             parameter.copy_(draw_normal(parameter.shape, std, cutoff, generator))
 
 
 def draw_normal(shape: torch.Size, std: float, cutoff: float, generator: torch.Generator) -> Tensor:
-    """Draw from a normal distribution, and again what lies beyond the cutoff, until nothing does.
+    """Draw from a normal distribution, and redraw values beyond the cutoff.
 
-    `nn.init.trunc_normal_` draws all of a matrix again while any lies beyond, which takes six times as long.
+    `nn.init.trunc_normal_` redraws the whole matrix while any value is beyond, which takes six times as long.
     """
 
     def draw(number: int) -> Tensor:

@@ -1,6 +1,6 @@
-"""`modernbert average`: the checkpoints of a run, or several models -> one model with their mean weights.
+"""`modernbert average`: average the weights of a run's checkpoints or of several models.
 
-Source: paper, section 2.2.2: base is the mean of the three best checkpoints of its decay and the last, large its best.
+Source: paper, section 2.2.2: base averages the three best checkpoints of the decay and the last, large takes the best.
 """
 
 import math
@@ -31,9 +31,9 @@ class AverageConfig:
 
 
 def run(config: AverageConfig) -> Path:
-    """Write a model folder with the mean of some weights.
+    """Write a folder with the averaged model.
 
-    Raises: InputError if there is nothing to average, it is damaged, or shapes or tokenizers differ.
+    Raises: InputError if there is nothing to average, a checkpoint is damaged, or configs or tokenizers differ.
     """
     if (config.run is None) == (not config.models):
         raise InputError("average: expected either run=RUN or models='[a, b, ...]'")
@@ -48,11 +48,11 @@ def run(config: AverageConfig) -> Path:
 
 
 def _chosen(config: AverageConfig) -> list[Checkpoint]:
-    """Choose among the checkpoints whose step was scored, and say which."""
+    """Return the best checkpoints by held-out loss, and the last; print them."""
     if config.best < 0 or not (config.best or config.last):
         raise InputError(f"best: found {config.best}, expected 1 or more, or last=true")
     found = checkpoints(Path(str(config.run)) / "checkpoints")
-    # Before the context was extended it was another model.
+    # Checkpoints before the context extension have another config.
     found = [each for each in found if each.state["model"] == found[-1].state["model"]]
     scored = {each.step: loss for each in found if (loss := _score_of(each)) is not None}
     if len(scored) < config.best:
@@ -64,13 +64,13 @@ def _chosen(config: AverageConfig) -> list[Checkpoint]:
     if config.last:
         steps.add(found[-1].step)
     for step in sorted(steps):
-        said = f"held-out loss {scored[step]:.4f}" if step in scored else "not scored"
-        print(f"step {step:,}: {said}{', the last' if step == found[-1].step else ''}")
+        score = f"held-out loss {scored[step]:.4f}" if step in scored else "not scored"
+        print(f"step {step:,}: {score}{', the last' if step == found[-1].step else ''}")
     return [each for each in found if each.step in steps]
 
 
 def _score_of(checkpoint: Checkpoint) -> float | None:
-    """Return the held-out loss of a checkpoint, if it was scored at its step and is finite."""
+    """Return the held-out loss of a checkpoint, if it was computed at its step and is finite."""
     scored = checkpoint.state["heldout"] or {"step": -1}
     loss = scored["loss"] if scored["step"] == checkpoint.step else None
     return float(loss) if loss is not None and math.isfinite(loss) else None

@@ -1,4 +1,4 @@
-"""`modernbert grow`: a trained model -> the start of a larger one."""
+"""`modernbert grow`: initialize a larger model from a trained one."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -9,13 +9,13 @@ import torch
 from modernbert.checkpoints.folder import save_folder
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
-from modernbert.model.grow import grow, layer_map
 from modernbert.model.heads import MaskedLM
+from modernbert.model.surgery import grow, layer_map
 from modernbert.training.initial_model import find_start
 
 __all__ = ["GrowConfig", "run"]
 
-# What decides the new shape; all else stays as in the source.
+# Fields of the preset that are used; the others are those of the source.
 _SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
 
@@ -31,9 +31,9 @@ class GrowConfig:
 
 
 def run(config: GrowConfig) -> Path:
-    """Write a model folder of the larger shape, with the source's tokenizer.
+    """Write a folder with the larger model and the source's tokenizer.
 
-    Raises: InputError if the source is not there, or does not fit into the shape.
+    Raises: InputError if there is no such source, or it is larger than the new shape.
     """
     start = find_start(config.source)
     unknown = [key for key in config.model if key not in _SHAPE]
@@ -49,6 +49,6 @@ def run(config: GrowConfig) -> Path:
     out = Path(config.out)
     save_folder(out, model, lambda partial: start.tokenizer.save_folder(partial, shape.max_position_embeddings))
     layers = layer_map(start.config.num_hidden_layers, shape.num_hidden_layers)
-    print(f"layers made of {', '.join(map(str, layers))}")
+    print(f"layers copied from {', '.join(map(str, layers))}")
     print(f"{out}: {sum(parameter.numel() for parameter in model.parameters()):,} parameters")
     return out

@@ -1,9 +1,4 @@
-"""What a run starts from when it does not start from noise.
-
-In: a model folder, a name on the hub, a checkpoint, or the folder of an earlier run. Out: its shape, its weights, and
-where there are any the optimizer's moments. A file of its own because all four are read in the same way by whoever goes
-on with a model.
-"""
+"""The model that a run starts from: a model folder, a name on the hub, a checkpoint, or an earlier run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -22,13 +17,13 @@ from modernbert.training.run_checkpoint import Checkpoint, latest, open_checkpoi
 
 __all__ = ["TOKENIZER_OF_RUN", "Start", "find_start", "shape_of"]
 
-# The copy that a run keeps of the tokenizer of the model it started from, which may be gone when the run goes on.
+# A run's copy of the initial model's tokenizer, which may be gone when the run resumes.
 TOKENIZER_OF_RUN = "tokenizer"
 
 
 @dataclass(frozen=True)
 class Start:
-    """Hold a model to go on from: its shape, tokenizer, weights by parameter name, and optimizer state or nothing."""
+    """An initial model: config, tokenizer, weights by parameter name, and the optimizer's state, if any."""
 
     config: ModelConfig
     tokenizer: Tokenizer
@@ -37,9 +32,9 @@ class Start:
 
 
 def find_start(name: str) -> Start:
-    """Open what is called `name`; of an earlier run, its newest checkpoint, or its model if that alone was kept.
+    """Open an initial model; from an earlier run, the newest checkpoint, or the exported model.
 
-    Raises: InputError if there is no such thing, it is damaged, or it has no masked-language-model head.
+    Raises: InputError if there is none, it is damaged, or it has no masked-LM head.
     """
     folder = find_folder(name)
     if not (folder / "config.json").exists():
@@ -48,7 +43,7 @@ def find_start(name: str) -> Start:
         if checkpoint := latest(folder / "checkpoints", clean=False):
             return _of_checkpoint(checkpoint)
         if (folder / "model").is_dir():
-            folder = folder / "model"  # all that was kept of a run
+            folder = folder / "model"  # the checkpoints were deleted
         elif (folder / "checkpoints").is_dir():
             raise InputError(f"{folder}: this run has no checkpoint yet")
     model = load_model(folder)
@@ -69,9 +64,9 @@ def _of_checkpoint(checkpoint: Checkpoint) -> Start:
 
 
 def shape_of(checkpoint: Checkpoint) -> ModelConfig:
-    """Return the shape of the model in a checkpoint, as it was in the phase that wrote it.
+    """Return the config of the model in a checkpoint, in the phase that wrote it.
 
-    Raises: InputError if it is a checkpoint of something else.
+    Raises: InputError if the checkpoint has no model.
     """
     known = {each.name for each in fields(ModelConfig)}
     found = checkpoint.state.get("model", {})
@@ -81,9 +76,9 @@ def shape_of(checkpoint: Checkpoint) -> ModelConfig:
 
 
 def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
-    """Load what the config of the run names, or the run's model holds: whichever the checkpoint was trained with.
+    """Load the tokenizer of the run's config or of its exported model, whichever the checkpoint was trained with.
 
-    A path in a config means another folder when read from elsewhere, and a tokenizer may be made anew in its place.
+    A relative path in the config can lead to another folder from here, and the tokenizer in it can have changed.
     """
     run = checkpoint.folder.absolute().parent.parent
     path = run / "config.yaml"
@@ -92,7 +87,7 @@ def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
             f"{checkpoint.folder}: found no {path}, expected it in the folder of its run, for its tokenizer"
         )
     named = load(PretrainConfig, path).tokenizer
-    expected = checkpoint.state.get("tokenizer")  # older checkpoints do not say
+    expected = checkpoint.state.get("tokenizer")  # missing in older checkpoints
     faults = []
     for place in (run / TOKENIZER_OF_RUN if named is None else named, run / "model"):
         try:
@@ -102,5 +97,5 @@ def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
             continue
         if expected in (None, tokenizer.fingerprint):
             return tokenizer
-        faults.append(f"found {place} to be {tokenizer.fingerprint}, expected {expected}, which the run learned with")
+        faults.append(f"{place} is {tokenizer.fingerprint}, expected {expected}, which the checkpoint was trained with")
     raise InputError(f"{path}: tokenizer: {faults[0]}")

@@ -28,7 +28,7 @@ from modernbert.hub_download import find_tokenizer
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.initialization import initialize
-from modernbert.model.resize_vocabulary import change_vocabulary
+from modernbert.model.surgery import change_vocabulary
 from modernbert.tokenizer.shared_entries import entries_of
 from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.training.distributed import World, whole

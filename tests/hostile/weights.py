@@ -108,8 +108,8 @@ def _headers() -> Iterator[Case]:
     yield case("brackets without end", b"[" * 1_000_000, rust)
     one = b'"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
     hidden = b'"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}'
-    yield case("a name twice", b"{" + one + b"," + one + b"}", "a name stands in its header twice")
-    yield case("a name twice, the first lies", b"{" + hidden + b"," + one + b"}", "a name stands in its header twice")
+    yield case("a name twice", b"{" + one + b"," + one + b"}", "its header has a name twice")
+    yield case("a name twice, the first lies", b"{" + hidden + b"," + one + b"}", "its header has a name twice")
     field = b'{"a": {"dtype": "F32", "dtype": "I32", "shape": [1], "data_offsets": [0, 4]}}'
     yield case("a field twice", field, rust)
     yield case("offsets that overlap", {"a": ONE, "b": ONE}, rust)

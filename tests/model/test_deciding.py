@@ -141,7 +141,7 @@ UNCLEAR: dict[str, dict[str, Any]] = {
         "rope_parameters": {FULL: ENTRY | {"partial_rotary_factor": 0.5}}
     },
     "rope_parameters: found 0, expected": {"rope_parameters": 0},
-    "rope_theta: found 50000, but it does not say of which layers": {"rope_theta": 50_000},
+    "rope_theta: found 50000, which does not name a layer type": {"rope_theta": 50_000},
     "rope_theta: found 50000, but it does not say": {
         "rope_theta": 50_000, "global_rope_theta": 160_000, "local_rope_theta": 10_000
     },

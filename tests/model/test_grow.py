@@ -8,9 +8,9 @@ from modernbert.config_files import load
 from modernbert.errors import InputError
 from modernbert.inference.modernbert import ModernBert
 from modernbert.model.config import ModelConfig
-from modernbert.model.grow import grow, layer_map, tile
 from modernbert.model.heads import MaskedLM
 from modernbert.model.initialization import initialize
+from modernbert.model.surgery import grow, layer_map, tile
 from modernbert.training import grow_folder as job
 
 IDS = {"vocab_size": 64, "pad_token_id": 0, "cls_token_id": 1, "sep_token_id": 2}
@@ -105,7 +105,7 @@ def test_the_verb_writes_a_model_that_computes(small_bert: ModernBert, tmp_path,
     words += ["model.hidden_size=128", "model.num_attention_heads=2", "model.num_hidden_layers=7"]
     words += ["model.intermediate_size=192"]
     job.run(load(job.GrowConfig, None, words))
-    assert "layers made of 0, 1, 1, 2, 2, 3, 3" in capsys.readouterr().out
+    assert "layers copied from 0, 1, 1, 2, 2, 3, 3" in capsys.readouterr().out
     before, after = (
         load_file(tmp_path / name / "model.safetensors")["model.embeddings.tok_embeddings.weight"]
         for name in ("small", "grown")

@@ -3,7 +3,7 @@
 import torch
 
 from modernbert.inference.modernbert import ModernBert
-from modernbert.model.resize_vocabulary import change_vocabulary
+from modernbert.model.surgery import change_vocabulary
 from modernbert.tokenizer.bpe_training import train_tokenizer
 from modernbert.tokenizer.shared_entries import entries_of
 

@@ -1,12 +1,6 @@
-"""A larger model that starts from a smaller one.
+"""Weights of a trained model for another shape (`grow`) or another vocabulary (`change_vocabulary`)."""
 
-In: the weights and the shape of a trained model, and a larger shape. Out: weights of that shape. Every tensor of the
-smaller model stands in the middle of the larger one, and what is around it repeats it.
-
-Source: paper, appendix A.3 (center tiling, after Phi); the layer map of Gopher (Rae et al. 2021).
-"""
-
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,27 +10,28 @@ from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.meta_device import on_meta
 
-__all__ = ["grow", "layer_map", "tile"]
+__all__ = ["change_vocabulary", "grow", "layer_map", "tile"]
+
+# Tensors with a row per entry of the vocabulary.
+_BY_ENTRY = ("model.embeddings.tok_embeddings.weight", "decoder.bias")
 
 
 def layer_map(old: int, new: int) -> list[int]:
-    """Return the old layer that each new layer is made of.
+    """Return the old layer that each new layer copies.
 
-    A side effect of the published rule: where layers double up, some global layers are made of local ones and the
-    reverse (6 of the 10 global layers of large).
+    As published, some global layers copy local ones and the reverse (6 of the 10 global layers of large).
 
     >>> layer_map(4, 6)
     [0, 1, 1, 2, 3, 3]
     """
-    # Python rounds ties to even, as the authors' run did. The last may round up to one that is not there.
+    # Python rounds ties to even, like the authors' code. The last layer can round up beyond the end.
     return [min(round(layer * old / new), old - 1) for layer in range(new)]
 
 
 def tile(tensor: Tensor, shape: tuple[int, ...], whole: tuple[int, ...] | None = None) -> Tensor:
-    """Enlarge a tensor: itself in the middle, wrapped around along each axis.
+    """Enlarge a tensor by center tiling: the old tensor in the middle, repeated around it along each axis.
 
-    The offset of an axis is half of what it gains, rounded down, and down to a multiple of `whole`, so that heads stay
-    whole heads.
+    The offset along an axis is half of the growth, rounded down to a multiple of `whole`, so heads stay whole.
 
     >>> tile(torch.tensor([1, 2, 3]), (7,))
     tensor([2, 3, 1, 2, 3, 1, 2])
@@ -49,12 +44,14 @@ def tile(tensor: Tensor, shape: tuple[int, ...], whole: tuple[int, ...] | None =
 
 
 def grow(weights: Mapping[str, Tensor], old: ModelConfig, new: ModelConfig) -> dict[str, Tensor]:
-    """Return the weights of a `MaskedLM` of shape `new`, made of those of shape `old`.
+    """Return weights of a `MaskedLM` of shape `new` from those of shape `old`, by center tiling and a layer map.
 
-    Queries, keys, values and both halves of the feed-forward input are tiled one by one. The first layer has no
-    attention norm; a later layer that is made of it gets one of ones.
+    Queries, keys, values and both halves of `mlp.Wi` are tiled separately. The first layer has no attention norm; a
+    later layer that copies it gets a norm of ones.
 
-    Raises: InputError if the new shape is smaller in any way, or has heads of another width or another vocabulary.
+    Source: paper, appendix A.3 (center tiling, after Phi); the layer map of Gopher (Rae et al. 2021).
+
+    Raises: InputError if a size of the new shape is smaller, or the head width or the vocabulary differs.
     """
     _check(old, new)
     layers = layer_map(old.num_hidden_layers, new.num_hidden_layers)
@@ -67,8 +64,32 @@ def grow(weights: Mapping[str, Tensor], old: ModelConfig, new: ModelConfig) -> d
     return grown
 
 
+def change_vocabulary(
+    weights: Mapping[str, Tensor], entries: Sequence[Sequence[int]], vocab_size: int
+) -> dict[str, Tensor]:
+    """Return weights of a `MaskedLM` with another vocabulary; only the embedding and the decoder bias change.
+
+    Args:
+        weights: The weights by parameter name.
+        entries: For each new entry, the old entries whose rows are averaged; a single row is copied exactly. An entry
+            without old ones, and rows beyond the entries, get the mean of all old rows.
+        vocab_size: The number of new rows.
+    """
+    changed = dict(weights)
+    for name in _BY_ENTRY:
+        old = weights[name]
+        rows = old.mean(dim=0, keepdim=True).repeat(vocab_size, *[1] * (old.ndim - 1))
+        for token, sources in enumerate(entries):
+            if len(sources) == 1:
+                rows[token] = old[sources[0]]
+            elif sources:
+                rows[token] = old[torch.tensor(sources)].mean(dim=0)
+        changed[name] = rows
+    return changed
+
+
 def _source_of(name: str, layers: list[int]) -> str:
-    """Return the name of the old tensor that a new one is made of."""
+    """Return the name of the old tensor that a new tensor copies."""
     parts = name.split(".")
     if "layers" in parts:
         place = parts.index("layers") + 1
@@ -77,7 +98,7 @@ def _source_of(name: str, layers: list[int]) -> str:
 
 
 def _tile_parts(name: str, source: Tensor, shape: torch.Size, head_width: int) -> Tensor:
-    """Tile a tensor part by part, where it is several tensors in one."""
+    """Tile a tensor; a fused tensor part by part."""
     if name.endswith("Wqkv.weight"):
         return torch.cat([tile(part, (shape[0] // 3, shape[1]), (head_width, 1)) for part in source.chunk(3)])
     if name.endswith("attn.Wo.weight"):
