@@ -220,12 +220,19 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def _prepared(kind: Any, value: Any) -> Any:
-    """Leave out values that are `MISSING`, and make a list of a single value where the type is one."""
+    """Leave out values that are `MISSING`, add the defaults of groups, and make a list of a single value for a list."""
     kind = plain_kind(kind)
     if isinstance(value, Mapping):
         items = {key: each for key, each in value.items() if not (isinstance(each, str) and each == MISSING)}
         if is_dataclass(kind):
             hints = hints_of(cast(type, kind))
+            # The default of a group may differ from the defaults of its class.
+            groups = {
+                each.name: vars(group) for each in dataclasses.fields(kind) if is_dataclass(group := default_of(each))
+            }
+            items |= {
+                key: {**groups[key], **items[key]} for key in items.keys() & groups if isinstance(items[key], Mapping)
+            }
             return {key: _prepared(hints.get(key, Any), each) for key, each in items.items()}
         inner = get_args(kind)[1] if get_origin(kind) is dict else Any
         return {key: _prepared(inner, each) for key, each in items.items()}

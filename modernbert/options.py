@@ -40,8 +40,11 @@ class Option:
     """Whether it is an argument instead of an option."""
 
 
-def options_of(schema: type, prefix: str = "", section: str = "") -> Iterator[Option]:
-    """Yield the options of a dataclass: positional ones, then its own, then those of its base classes."""
+def options_of(schema: type, prefix: str = "", section: str = "", defaults: Any = None) -> Iterator[Option]:
+    """Yield the options of a dataclass: positional ones, then its own, then those of its base classes.
+
+    `defaults` is an instance whose values are the defaults, for a dataclass in another.
+    """
     owners = {name: owner for owner in reversed(schema.__mro__) for name in _docs(owner)}
     rank = {owner: number for number, owner in enumerate(schema.__mro__)}
     hints = hints_of(schema)
@@ -49,14 +52,15 @@ def options_of(schema: type, prefix: str = "", section: str = "") -> Iterator[Op
     for each in sorted(fields, key=lambda field: (field.kw_only, rank[owners[field.name]])):
         owner, key, kind = owners[each.name], f"{prefix}{each.name}", plain_kind(hints[each.name])
         text = _docs(owner)[each.name]
+        default = getattr(defaults, each.name, default_of(each))
         if typing.get_origin(kind) is dict:
             key, kind = f"{key}.NAME", typing.get_args(kind)[1]
         if is_dataclass(kind):
-            yield from options_of(typing.cast(type, kind), f"{key}.", f"{key}: {text}")
+            yield from options_of(typing.cast(type, kind), f"{key}.", f"{key}: {text}".rstrip("."), default)
             continue
         heading = section or ("" if owner is schema else (inspect.getdoc(owner) or "").split("\n")[0].rstrip("."))
         hint = kind if key.endswith(".NAME") else hints[each.name]
-        yield Option(key, hint, default_of(each), text, heading, not (prefix or each.kw_only))
+        yield Option(key, hint, default, text, heading, not (prefix or each.kw_only))
 
 
 @functools.cache

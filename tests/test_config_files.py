@@ -121,3 +121,19 @@ def test_words_go_over_the_file_and_the_file_over_the_defaults(tmp_path):
     assert load(Example, path, ["out=word", "parts.one={tokens: 3, lr: 0.5}"]) == Example(
         "word", sources=["a", "b"], parts={"one": Part(3, 0.5)}
     )
+
+
+@dataclass
+class Group:
+    every: float = 300.0
+    keep: int = 2
+
+
+@dataclass
+class Outer:
+    group: Group = field(default_factory=lambda: Group(every=600.0))
+
+
+def test_a_group_keeps_its_own_defaults_when_one_value_is_given():
+    assert load(Outer, None, ["group.keep=3"]) == Outer(Group(600.0, 3))
+    assert load(Outer) == Outer(Group(600.0, 2))
