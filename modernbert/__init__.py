@@ -43,6 +43,13 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for: a process that only tokenises never waits for torch."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("modernbert")
     if name not in _HOMES:
         raise AttributeError(f"module 'modernbert' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, which are imported when they are used."""
+    return [*__all__, "__version__"]
