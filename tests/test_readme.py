@@ -121,7 +121,7 @@ def test_a_plan_takes_the_names_of_configs_and_of_models(elsewhere: Path) -> Non
     assert done.returncode == 0, done.stderr
     done = modernbert("plan", "pretrain/adapt", "--device", "h100")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "phases.adapt.tokens has no value" in done.stderr
+    assert "Missing required option phases.adapt.tokens" in done.stderr
 
 
 def test_a_tokenizer_that_is_nowhere_is_named(elsewhere: Path) -> None:

@@ -200,6 +200,7 @@ def load_kept(folder: Path | FolderFiles) -> Kept:
         obstacle = f"{place}: similarity_fn_name is {str(similarity)[:60]!r}, expected {'maxsim' if late else 'cosine'}"
     elif late and not normalize:
         obstacle = f"{folder / 'modules.json'}: lists no Normalize of {_TOKENS}, expected one"
+    _prompts(found, folder)  # checks them
     return Kept(normalize, similarity, found.get("prompts") or {}, _default_prompt(found, place), obstacle)
 
 

@@ -16,7 +16,7 @@ from importlib import metadata
 import click
 from click.shell_completion import get_completion_class
 
-from modernbert.cli.parser import VerbGroup
+from modernbert.cli.parser import OutputClosed, VerbGroup
 from modernbert.errors import InputError
 
 __all__ = ["cli", "exit_status", "main", "run"]
@@ -85,7 +85,7 @@ def exit_status() -> Iterator[None]:
     except KeyboardInterrupt:
         print("modernbert: interrupted", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
+    except (BrokenPipeError, OutputClosed):
         # The reader of the output has closed it, as `head` does.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

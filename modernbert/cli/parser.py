@@ -11,7 +11,7 @@ from modernbert.cli.verbs import GROUPS, SECTIONS, VERBS, Verb
 from modernbert.errors import InputError
 from modernbert.options import MISSING, Option, kind_of, options_of, plain_kind
 
-__all__ = ["VerbGroup", "option_name"]
+__all__ = ["OutputClosed", "VerbGroup", "option_name"]
 
 _SHORT = {"input": "-i", "output": "-o"}
 _METAVARS = {str: "TEXT", Path: "PATH", int: "INT", float: "NUMBER"}
@@ -26,12 +26,23 @@ def option_name(key: str) -> str:
     return f"--{key.replace('_', '-')}"
 
 
+class OutputClosed(Exception):
+    """The reader of the output has closed it, as `head` does. Click itself would exit with status 1."""
+
+
 class VerbGroup(click.Group):
     """Commands of one or two words, each imported when it is called."""
 
     def __init__(self, name: str, prefix: str = "", **settings: Any) -> None:
         super().__init__(name, no_args_is_help=True, **settings)
         self.prefix = prefix
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. Raises: OutputClosed if its output is closed."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise OutputClosed from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands."""

@@ -58,7 +58,7 @@ def _chosen(config: AverageConfig) -> list[Checkpoint]:
     if len(scored) < config.best:
         raise InputError(
             f"best: found {len(scored)} checkpoints with a held-out loss in {config.run}, expected {config.best}; "
-            "score as often as you save (eval_every, save_every_steps)"
+            "score as often as you save (evaluation.every_steps, checkpoint.every_steps)"
         )
     steps = set(sorted(scored, key=lambda step: scored[step])[: config.best])
     if config.last:

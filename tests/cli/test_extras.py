@@ -38,7 +38,7 @@ NEEDS = [
     ("onnx", "export", ["export", "no/model", "--output", "out"]),
     ("onnxruntime", "export", ["export", "no/model", "--output", "out"]),
     *((name, "serve", ["serve", "no/model", "--port", "0"])
-      for name in ("fastapi", "starlette", "uvicorn", "prometheus_client", "orjson")),
+      for name in ("fastapi", "starlette", "uvicorn", "prometheus_client", "orjson", "swagger_ui_bundle")),
     ("jinja2", "report", ["report", "texts"]),
     ("matplotlib", "report", ["report", "texts"]),
     *((name, "demo", ["demo", "--output", "out"]) for name in ("bm25s", "jinja2", "matplotlib")),
@@ -49,6 +49,7 @@ NEEDS = [
     ("pyarrow", "data", ["prepare", "sources=[packed]", "tokenizer=no/model", "out=out"]),
     ("zstandard", "data", ["prepare", "sources=[packed]", "tokenizer=no/model", "out=out", "on_error=skip"]),
     ("zstandard", "data", ["tokenizer", "sources=[packed]", "out=out"]),
+    ("datasets", "data", ["tokenizer", "sources=[hf://datasets/owner/name]", "out=out"]),
     ("pyarrow", "data", ["embed", "no/model", "a text", "--output", "out.parquet"]),
     ("pyarrow", "index", ["embed", "no/model", "a text", "--output", "out.lance"]),
     ("lancedb", "index", ["embed", "no/model", "a text", "--output", "out.lance"]),

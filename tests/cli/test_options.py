@@ -340,7 +340,7 @@ def test_options_of_sweep(bert: Path, rows: dict[str, Path], tmp_path: Path) -> 
 
 def test_options_of_plan(tmp_path: Path) -> None:
     config = ["phases.one.tokens=100000000", "phases.one.lr=1e-3", "phases.one.max_len=1024", "model.preset=base",
-              "sources.a=b"]  # fmt: skip
+              "data.sources.a=b"]  # fmt: skip
     found = [
         json.loads(succeed("plan", *config, "--device", "a100", "--json", *more))["devices"]["a100"]
         for more in ([], ["--count", "2"], ["--length", "128"])

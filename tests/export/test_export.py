@@ -254,7 +254,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(
     make: Make, documents: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make()
-    monkeypatch.setattr(nodes, "_LARGEST_FILE", 100_000)
+    monkeypatch.setattr(nodes, "_MAX_FILE_BYTES", 100_000)
     export_folder(folder, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out/onnx").iterdir()} == {"model.onnx", "model.onnx_data"}
     shutil.move(tmp_path / "out", tmp_path / "elsewhere")

@@ -163,7 +163,7 @@ def _tensors() -> Iterator[Case]:
         yield case(f"one {value}", lambda w, value=value: w[NORM].__setitem__(3, float(value)), says)
     says = "embeddings.tok_embeddings.weight has values that are not finite"
     yield case("a NaN for a rare token", lambda w: w[EMBEDDING].__setitem__((500, 7), float("nan")), says)
-    says = "the model computes values that are not finite"
+    says = "The model computes values that are not finite"
     yield case("finite, and beyond any bound", lambda w: w[NORM].fill_(3e38), says)
     twice = "the weights have final_norm.weight and model.final_norm.weight, expected one of them"
     yield case("with and without its prefix", lambda w: w.update({"final_norm.weight": w[NORM].clone()}), twice)

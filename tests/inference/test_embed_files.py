@@ -152,8 +152,7 @@ def test_a_killed_command_goes_on(config: EmbedConfig, tmp_path: Path) -> None:
         (b'{"body": "a"}\n{"body": "\\ud800"}\n', {}, r"t.jsonl:2: found the unpaired surrogate U\+D800"),
         (b'{"body": "a"}\n\n{"body": "' + b"word " * 3000 + b'"}\n', {}, r"t.jsonl:3: has [\d,]+ tokens, expected at"),
         (b"", {}, "t.jsonl: found no text"),
-        (b'{"body": "a"}\n', {"precision": "int4"}, "precision: found 'int4'"),
-        (b'{"body": "a"}\n', {"devices": ("cpu", "nope")}, "device: found 'nope'"),
+        (b'{"body": "a"}\n', {"device": ("cpu", "nope")}, "device: found 'nope'"),
     ],
 )
 def test_what_cannot_be_embedded_is_named_by_its_line(

@@ -142,7 +142,7 @@ UNCLEAR: dict[str, dict[str, Any]] = {
     },
     "rope_parameters: found 0, expected": {"rope_parameters": 0},
     "rope_theta: found 50000, which does not name a layer type": {"rope_theta": 50_000},
-    "rope_theta: found 50000, but it does not say": {
+    "rope_theta: found 50000, which does not name": {
         "rope_theta": 50_000, "global_rope_theta": 160_000, "local_rope_theta": 10_000
     },
     "partial_rotary_factor: found 0.5, expected 1.0": {"partial_rotary_factor": 0.5},
@@ -222,8 +222,8 @@ def test_an_adapter_beside_a_model_is_refused_in_every_command(whole: Path, tmp_
     data.write_text("text\tlabel\na\tx\nb\ty\n")
     for words in (
         ["embed", str(folder), "a"],
-        ["finetune", f"model={folder}", "task=classify", f"train=[{data}]", f"out={tmp_path / 'out'}"],
-        ["pretrain", f"init_from={folder}", "sources.a=x", f"out={tmp_path / 'out'}", "phases.a.tokens=16384",
+        ["finetune", f"model={folder}", "task=classify", f"train=[{data}]", f"output={tmp_path / 'out'}"],
+        ["pretrain", f"init_from={folder}", "data.sources.a=x", f"output={tmp_path / 'out'}", "phases.a.tokens=16384",
          "phases.a.lr=1e-3"],
         ["export", str(folder), "--output", str(tmp_path / "out")],
     ):  # fmt: skip

@@ -256,8 +256,8 @@ def test_what_is_refused_leaves_no_index(config: IndexConfig, notes: Path, tmp_p
     (tmp_path / "blank" / "a.md").write_text(" \n")
     for change, said in (
         ({"passage_tokens": 4}, "passage_tokens: found 4, expected at least 8"),
-        ({"sources": [str(tmp_path / "blank")]}, "no document with text"),
-        ({"sources": [str(tmp_path / "absent")]}, "absent: no such file or folder"),
+        ({"input": [str(tmp_path / "blank")]}, "no document with text"),
+        ({"input": [str(tmp_path / "absent")]}, "absent: no such file or folder"),
     ):
         with pytest.raises(InputError, match=said):
             run(replace(config, **change))  # type: ignore[arg-type]

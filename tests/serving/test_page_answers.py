@@ -43,7 +43,7 @@ def test_the_page_is_three_files_that_ask_nobody_else(small_bert: ModernBert) ->
         )
         assert client.put("/", headers=headers).status_code == 405
     packaged = (Path(__file__).parents[2] / "pyproject.toml").read_text()
-    assert all(f'"serve/*.{kind}"' in packaged for kind in ("html", "css", "js"))
+    assert all(f'"serving/*.{kind}"' in packaged for kind in ("html", "css", "js"))
 
 
 def test_info_says_what_a_model_is_made_for(small_bert: ModernBert) -> None:

@@ -14,6 +14,7 @@ pytest.importorskip("fastapi")
 from browser import Page, Served, tuned  # noqa: E402
 
 from modernbert.serving.scheduler import Scheduler  # noqa: E402
+from modernbert.tokenizer.input_templates import EncodedText
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PANELS = ("masks", "search", "compare", "tokens")
@@ -190,7 +191,7 @@ def hold(engine: Scheduler) -> threading.Event:
         over.wait(20)
         return [None]
 
-    engine.submit([np.array([5])], finish)
+    engine.submit([EncodedText(np.array([5]))], finish)
     begun.wait(20)
     return over
 

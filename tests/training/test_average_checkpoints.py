@@ -18,7 +18,7 @@ from modernbert.training.run_checkpoint import checkpoints, save
 @pytest.fixture(scope="module")
 def scored(data, tmp_path_factory):  # noqa: F811
     out = tmp_path_factory.mktemp("scored") / "run"
-    pretrain.run(config_of(data, out, eval_every=1, keep=20))
+    pretrain.run(config_of(data, out, evaluation__every_steps=1, checkpoint__keep=20))
     return out
 
 

@@ -66,7 +66,7 @@ def assert_same_run(ours: Path, theirs: Path, rows: Sequence[Sequence[dict[str, 
     assert scores[0]["best_step"] == scores[1]["best_step"]
 
 
-@pytest.mark.parametrize("sharding", ["none", "full"])
+@pytest.mark.parametrize("sharding", ["none", pytest.param("full", marks=pytest.mark.slow)])
 def test_two_processes_classify_as_one(sharding: str, given: list[str], tmp_path: Path) -> None:
     """Whole batches of 7 and a last one of 1: in the last step, a process has no row."""
     rows = f"[{tmp_path / 'rows.tsv'}]"
@@ -80,7 +80,9 @@ def test_two_processes_classify_as_one(sharding: str, given: list[str], tmp_path
     assert_same_run(tmp_path / "both", tmp_path / "alone", (both, alone))
 
 
-@pytest.mark.parametrize(("task", "sharding"), [("embed", "none"), ("late", "full")])
+@pytest.mark.parametrize(
+    ("task", "sharding"), [("embed", "none"), pytest.param("late", "full", marks=pytest.mark.slow)]
+)
 def test_two_processes_compare_all_passages_of_a_step(
     task: str, sharding: str, given: list[str], tmp_path: Path
 ) -> None:

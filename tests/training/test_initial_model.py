@@ -192,7 +192,7 @@ def test_a_start_has_the_tokenizer_its_run_learned_with(data, straight, tmp_path
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert find_start("../home/run").tokenizer.fingerprint == learned  # its model has it
     shutil.rmtree(run / "model")
-    with pytest.raises(InputError, match=f"run/config.yaml: tokenizer: found tok to be .*, expected {learned}"):
+    with pytest.raises(InputError, match=f"run/config.yaml: tokenizer: tok is .*, expected {learned}"):
         find_start("../home/run")
     other.unlink()
     with pytest.raises(InputError, match=r"home/run/config.yaml: tokenizer: tok/tokenizer.json: no such"):

@@ -33,7 +33,7 @@ from modernbert.model.heads import MaskedLM
 from modernbert.tasks.retrieval_examples import Question, questions_of_ids, questions_of_rows, step_of
 from modernbert.tasks.task import retrieval_task
 from modernbert.tokenizer.input_templates import EncodedText, InputTemplate, encode_with_template
-from modernbert.training import retriever_finetuning as retriever
+from modernbert.training import retriever_inputs
 from modernbert.training.distributed import Objective
 from modernbert.training.finetune_command import schema_of
 from modernbert.training.losses import info_nce
@@ -187,7 +187,7 @@ def test_a_query_asked_twice_keeps_the_answers_of_both(config: RetrieverConfig, 
     (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td1\t1\n")
     (tmp_path / "more.jsonl").write_text(json.dumps({"query": "w1 w2", "positive": documents["d2"]}) + "\n")
     train = [str(folder), str(tmp_path / "more.jsonl")]
-    questions = retriever._questions(replace(config, train=train, negatives=1), None)
+    questions = retriever_inputs._questions(replace(config, train=train, negatives=1), None, torch.device("cpu"))
     assert [each.answer for each in questions] == [documents[key] for key in ("d0", "d1", "d2")]
     assert [each.others for each in questions] == [[documents["d3"]]] * 2 + [[]]
     passages, _, known = step_of(questions)

@@ -168,7 +168,7 @@ world = World()
 if size > 1:
     store = torch.distributed.FileStore("store", size)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
-    world = World(rank, size, None, torch.distributed.new_group(engine="gloo"))
+    world = World(rank, size, None, torch.distributed.new_group(backend="gloo"))
 with Saver(Path("checkpoints"), keep=2, world=world) as saver:
     for step in range(1, 6):
         saver.save(step, {"weights": {"w": torch.full((3,), float(step)), "b": torch.zeros(2)}}, {"step": step})
