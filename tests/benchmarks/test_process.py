@@ -49,7 +49,9 @@ def wait_until(is_so, seconds: float = 60) -> bool:
 def test_a_measurement_ends_with_the_bench_that_asked_for_it(tmp_path: Path, how: signal.Signals) -> None:
     script, told = tmp_path / "measure.py", tmp_path / "pid"
     script.write_text(MEASURE)
-    bench = subprocess.Popen([sys.executable, str(script), str(told)], stderr=subprocess.DEVNULL)
+    # The benchmarks are a folder of the clone, not an installed package.
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    bench = subprocess.Popen([sys.executable, str(script), str(told)], env=environment, stderr=subprocess.DEVNULL)
     try:
         assert wait_until(told.exists)
         bench.send_signal(how)

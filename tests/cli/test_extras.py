@@ -49,7 +49,7 @@ NEEDS = [
     ("pyarrow", "data", ["prepare", "sources=[packed]", "tokenizer=no/model", "out=out"]),
     ("zstandard", "data", ["prepare", "sources=[packed]", "tokenizer=no/model", "out=out", "on_error=skip"]),
     ("zstandard", "data", ["tokenizer", "sources=[packed]", "out=out"]),
-    ("datasets", "data", ["tokenizer", "sources=[hf://datasets/owner/name]", "out=out"]),
+    ("datasets", "data", ["finetune", "model=foreign", "output=out", "task=classify", "train=[owner/name]"]),
     ("pyarrow", "data", ["embed", "no/model", "a text", "--output", "out.parquet"]),
     ("pyarrow", "index", ["embed", "no/model", "a text", "--output", "out.lance"]),
     ("lancedb", "index", ["embed", "no/model", "a text", "--output", "out.lance"]),
