@@ -1,6 +1,6 @@
 """A thread that computes the texts of all clients in shared batches, in fair order.
 
-Texts of all requests are laid end to end, so a batch has no padding and its memory does not depend on one request. The
+Texts of all requests are concatenated, so a batch has no padding and its memory does not depend on one request. The
 size of batches and of the queue bounds the time that a request waits for others.
 
 Source: Goyal et al. 1997 (start-time fair queueing), with tokens in place of time: a large request waits for small

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from modernbert.data.labeled_rows import Row
@@ -25,7 +24,7 @@ from modernbert.tasks.head_losses import HeadLoss, cross_entropy_loss
 from modernbert.tasks.metrics import Metric, TaggedTexts, span_f1, span_precision, span_recall, tag_accuracy
 from modernbert.tasks.task import ClassifierTask, Predictions, register
 
-__all__ = ["CharacterSpan", "Span", "Tagging", "TaggingExamples", "character_spans", "spans_of_best", "spans_of_scores"]
+__all__ = ["CharacterSpan", "Span", "Tagging", "TaggingExamples", "character_spans", "spans_of_best"]
 
 CharacterSpan = tuple[int, int, str]
 """(first character, the one after the last, label)"""
@@ -164,14 +163,6 @@ def character_spans(words: Sequence[tuple[int, int]], tags: Sequence[str]) -> se
     {(0, 8, 'place')}
     """
     return {(words[first][0], words[behind - 1][1], label) for first, behind, label in spans_of(tags)}
-
-
-def spans_of_scores(
-    labels: Sequence[str], text: str, words: Sequence[tuple[int, int]], scores: np.ndarray
-) -> list[Span]:
-    """Return the spans that the logits of a text's words mark [words, labels]."""
-    shares, best = torch.from_numpy(scores).softmax(dim=1).max(dim=1)
-    return spans_of_best(labels, text, words, best.numpy(), shares.numpy())
 
 
 def spans_of_best(
