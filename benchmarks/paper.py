@@ -25,10 +25,10 @@ __all__ = ["PaperConfig", "run"]
 
 _RETRIEVAL = ("single", "in-domain", "late")
 _WRITTEN_BY = {
-    "glue": "modernbert evaluate glue MODEL DATA --out {folder}",
-    "single": "modernbert evaluate retrieval MODEL COLLECTION... --out {folder}/single.json",
-    "in-domain": "modernbert evaluate retrieval MODEL_TUNED_ON_MLDR mldr --out {folder}/in-domain.json",
-    "late": "modernbert evaluate retrieval LATE_MODEL COLLECTION... --out {folder}/late.json",
+    "glue": "modernbert evaluate glue MODEL DATA --output {folder}",
+    "single": "modernbert evaluate retrieval MODEL COLLECTION... --output {folder}/single.json",
+    "in-domain": "modernbert evaluate retrieval MODEL_TUNED_ON_MLDR mldr --output {folder}/in-domain.json",
+    "late": "modernbert evaluate retrieval LATE_MODEL COLLECTION... --output {folder}/late.json",
 }
 
 

@@ -68,6 +68,23 @@ def modernbert(
         return subprocess.CompletedProcess(words, status, streams[1].read_text(), streams[2].read_text())
 
 
+def options(*words: str) -> list[str]:
+    """Return `key=value` words as options, and a list such as `train=[a, b]` as one option for each entry.
+
+    >>> options("max_len=8", "train=[a, b]")
+    ['--max-len', '8', '--train', 'a', '--train', 'b']
+    """
+    found = []
+    for word in words:
+        key, _, value = word.partition("=")
+        values = value[1:-1].split(", ") if value[:1] == "[" and value[-1:] == "]" else [value]
+        if value in ("true", "false"):
+            found.append(f"--{'' if value == 'true' else 'no-'}{key.replace('_', '-')}")
+        else:
+            found += [part for each in values for part in (f"--{key.replace('_', '-')}", each)]
+    return found
+
+
 def run_here(*words: str, given: bytes = b"") -> subprocess.CompletedProcess[str]:
     """Run a command in this process, and return what `modernbert` returns."""
     status: object = 0

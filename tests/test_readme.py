@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from commands import modernbert
+from commands import modernbert, options
 
 from modernbert import ModernBert
 from modernbert.checkpoints.folder import load_config
@@ -63,9 +63,10 @@ def elsewhere(tmp_path: Path, small_bert: ModernBert, monkeypatch: pytest.Monkey
 def test_pretraining_and_continued_pretraining_work_as_printed(elsewhere: Path, small_bert: ModernBert) -> None:
     said = ""
     wanted = [words for words in commands_of("Train") if words[0] == "modernbert"]
-    for words in wanted[: [words[2] for words in wanted].index("pretrain/adapt") + 1]:
+    for words in wanted[: [words[3] for words in wanted].index("pretrain/adapt") + 1]:
         verb, *rest = words[1:]
-        done = modernbert(verb, *rest, *SHORTER[rest[0] if verb == "pretrain" else verb])
+        shorter = options(*SHORTER[rest[1]]) if verb == "pretrain" else SHORTER[verb]
+        done = modernbert(verb, *rest, *shorter)
         assert done.returncode == 0, f"{words}: {done.stderr}"
         said += done.stdout + done.stderr
     assert f"starting from {HUB_NAME}" in said
@@ -81,7 +82,7 @@ def test_pretraining_and_continued_pretraining_work_as_printed(elsewhere: Path, 
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": RetrieverConfig}
 GIVEN = {
     "pretrain": ["output=x", "tokenizer=x", "init_from=x", "data.sources.a=x"],
-    "finetune": ["output=x", "model=x", "train=[x]", "dev=[x]"],
+    "finetune": ["model=x", "output=x", "train=[x]", "dev=[x]"],
 }
 CONFIGS = Path(__file__).parents[1] / "modernbert" / "configs"
 
@@ -100,23 +101,24 @@ def test_commands_take_the_names_of_configs(elsewhere: Path) -> None:
         ("pretrain", "pretrain/demo", "preset: tiny\n"),
         ("finetune", "finetune/msmarco-single", "batch: 512\n"),
     ):
-        done = modernbert(verb, name, *GIVEN[verb], "--print")
+        words = [*options(*GIVEN[verb][1:]), "--config", name]
+        done = modernbert(verb, *(["x"] if verb == "finetune" else ["--output", "x"]), *words, "--print")
         assert done.returncode == 0 and line in done.stdout, done.stderr
 
 
 def test_a_file_of_that_name_comes_first_and_an_unknown_name_lists_the_shipped(elsewhere: Path) -> None:
     (elsewhere / "pretrain").mkdir()
     (elsewhere / "pretrain" / "demo").write_text("seed: 123\n")
-    assert "seed: 123\n" in modernbert("pretrain", "pretrain/demo", "output=x", "--print").stdout
-    for verb, words in (("pretrain", ["pretrain/dmo"]), ("finetune", ["mine.yaml"]), ("plan", ["pretrain/dmo"])):
-        done = modernbert(verb, *words, "out=x")
+    assert "seed: 123\n" in modernbert("pretrain", "--config", "pretrain/demo", "--output", "x", "--print").stdout
+    for words in (["pretrain", "--config", "pretrain/dmo"], ["finetune", "--config", "mine.yaml"], ["plan", "pretrain/dmo"]):
+        done = modernbert(*words)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-        assert f"{words[0]}: no such config file; the shipped configs are finetune/code, " in done.stderr
+        assert f"{words[-1]}: no such config file; the shipped configs are finetune/code, " in done.stderr
         assert "pretrain/adapt, pretrain/base, pretrain/demo" in done.stderr
 
 
 def test_a_plan_takes_the_names_of_configs_and_of_models(elsewhere: Path) -> None:
-    words = ["pretrain/adapt", f"init_from={HUB_NAME}", "phases.adapt.tokens=5000000"]
+    words = ["pretrain/adapt", "--set", f"init_from={HUB_NAME}", "--set", "phases.adapt.tokens=5000000"]
     done = modernbert("plan", *words, "--device", "h100")
     assert done.returncode == 0, done.stderr
     done = modernbert("plan", "pretrain/adapt", "--device", "h100")
@@ -125,11 +127,12 @@ def test_a_plan_takes_the_names_of_configs_and_of_models(elsewhere: Path) -> Non
 
 
 def test_a_tokenizer_that_is_nowhere_is_named(elsewhere: Path) -> None:
-    for verb, words in (
-        ("prepare", ["sources=[corpus/]", "out=x"]),
-        ("pretrain", ["data.sources.a=x", "output=x", "phases.a.tokens=65536", "phases.a.lr=1e-3"]),
-    ):
-        done = modernbert(verb, *words, "tokenizer=owner/absent")
+    for words in (
+        ["prepare", "sources=[corpus/]", "out=x", "tokenizer=owner/absent"],
+        ["pretrain", "--data.sources.a", "x", "--output", "x", "--phases.a.tokens", "65536", "--phases.a.lr", "1e-3",
+         "--tokenizer", "owner/absent"],
+    ):  # fmt: skip
+        done = modernbert(*words)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert "owner/absent: no such tokenizer file or folder, and not on the hub" in done.stderr
         assert not (elsewhere / "x").exists()

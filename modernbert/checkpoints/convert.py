@@ -7,10 +7,11 @@ disagree are an error, and the source of each setting is printed.
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from modernbert.checkpoints.convert_options import ConvertConfig
 from modernbert.checkpoints.flexbert import (
     Found,
     fields_of_settings,
@@ -36,23 +37,6 @@ __all__ = ["ConvertConfig", "run"]
 _PUBLISHED, _SAFETENSORS = "modernbert", ".safetensors"
 
 
-@dataclass
-class ConvertConfig:
-    """The checkpoint, the output, and fields of the model that neither the file nor the training YAML has."""
-
-    checkpoint: Path
-    out: Path
-    tokenizer: str | None = None
-    training: Path | None = None
-    num_attention_heads: int | None = None
-    max_position_embeddings: int | None = None
-    global_attn_every_n_layers: int | None = None
-    local_attention: int | None = None
-    global_rope_theta: float | None = None
-    local_rope_theta: float | None = None
-    norm_eps: float | None = None
-
-
 _OPTIONS = tuple(field.name for field in fields(ConvertConfig))[4:]
 
 
@@ -62,7 +46,7 @@ def run(config: ConvertConfig) -> Path:
     Raises: InputError if the file is damaged or not a ModernBERT, or if a setting is unknown.
     """
     path = config.checkpoint
-    if config.out.suffix == _SAFETENSORS:
+    if config.output.suffix == _SAFETENSORS:
         return _convert_tensors(config)
     with open_torch_file(path) as file:
         found = find_weights(file, str(path))
@@ -82,24 +66,24 @@ def run(config: ConvertConfig) -> Path:
     model = model_of(described, weights, path)
     longest = model.max_length
     save_folder(
-        config.out, model, None if tokenizer is None else lambda partial: tokenizer.save_folder(partial, longest)
+        config.output, model, None if tokenizer is None else lambda partial: tokenizer.save_folder(partial, longest)
     )
-    print(f"{config.out}: {sum(each.numel() for each in model.parameters()):,} parameters in {kinds[0]}")
+    print(f"{config.output}: {sum(each.numel() for each in model.parameters()):,} parameters in {kinds[0]}")
     if tokenizer is None:
-        print(f"{config.out}: has no tokenizer; pass --tokenizer FOLDER to add one")
-    return config.out
+        print(f"{config.output}: has no tokenizer; pass --tokenizer FOLDER to add one")
+    return config.output
 
 
 def _convert_tensors(config: ConvertConfig) -> Path:
     """Write the tensors of a file under their own names, such as those of a `Dense` module."""
     with open_torch_file(config.checkpoint) as file:
         tensors = file.tensors(named_tensors(file.content, str(config.checkpoint)))
-    if config.out.exists():
-        raise InputError(f"{config.out}: exists already, expected a new file")
-    with new_file(config.out) as partial:
+    if config.output.exists():
+        raise InputError(f"{config.output}: exists already, expected a new file")
+    with new_file(config.output) as partial:
         write_tensors(partial, tensors, metadata={"format": "pt"})
-    print(f"{config.out}: {len(tensors)} tensors")
-    return config.out
+    print(f"{config.output}: {len(tensors)} tensors")
+    return config.output
 
 
 def _published(config: ConvertConfig, settings: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -119,8 +103,8 @@ def _described(
     sources = [("the weights", fields_of_shapes(found.tensors, str(path)))]
     if settings is not None:
         sources.append((where, fields_of_settings(settings, where)))
-    if config.training is not None:
-        sources.append((str(config.training), _fields_of_training(config.training)))
+    if config.training_config is not None:
+        sources.append((str(config.training_config), _fields_of_training(config.training_config)))
     known = _fields(config, sources)
     shape = ModelConfig.from_fields({name: value for name, (value, _) in known.items()} | _ids_of(tokenizer))
     if tokenizer is not None and tokenizer.vocab_size > shape.vocab_size:
@@ -152,7 +136,7 @@ def _fields(config: ConvertConfig, sources: Sequence[tuple[str, Mapping[str, Any
     if missing:
         wanted = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
         raise InputError(
-            f"{config.checkpoint}: has no {', '.join(missing)}; expected --config TRAINING.yaml, or {wanted}"
+            f"{config.checkpoint}: has no {', '.join(missing)}; expected --training-config TRAINING.yaml, or {wanted}"
         )
     return known
 

@@ -94,7 +94,7 @@ def _dense(folder: FolderFiles, module: Module, width: int) -> Tensor:
     if not is_there(place / WEIGHTS) and is_there(place / _PICKLE):
         raise InputError(
             f"{place}: has {_PICKLE}, a pickle, which is never loaded; expected {WEIGHTS} "
-            f"(modernbert convert {place / _PICKLE} --out {place / WEIGHTS} reads it without running it)"
+            f"(modernbert convert {place / _PICKLE} --output {place / WEIGHTS} reads it without running it)"
         )
     weight = _weight(place / WEIGHTS, "linear.weight", width, alone=not found.get("use_residual", False))
     if found.get("bias"):

@@ -99,7 +99,7 @@ def refuse_pickles(folder: Path) -> None:
     if pickles:
         raise InputError(
             f"{folder}: has {pickles[0]}, a pickle, which is never loaded; expected {WEIGHTS} "
-            f"(modernbert convert {folder / pickles[0]} --out FOLDER reads it without running it)"
+            f"(modernbert convert {folder / pickles[0]} --output FOLDER reads it without running it)"
         )
 
 

@@ -1,5 +1,6 @@
 """Command-line parsers generated from option classes, with help texts, shell completion and one-line errors."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -72,20 +73,26 @@ class VerbCommand(click.Command):
     """A command whose parameters are the fields of its option class."""
 
     def __init__(self, name: str, verb: Verb) -> None:
-        self.verb, self.schema = verb, verb.load_options()
-        self.options = list(options_of(self.schema))
-        parameters = [_parameter(each) for each in self.options if "NAME" not in each.key.split(".")]
-        extra = [
+        self.verb = verb
+        self.extra = [
             click.Option(["--config"], metavar="FILE", help="YAML file with options, or the name of a shipped config."),
             click.Option(
                 ["--print", "print_config"], is_flag=True, help="Print all options with their values, and stop."
             ),
         ]
-        text = (self.schema.__doc__ or "").replace("`", "")
-        super().__init__(name, callback=self._run, params=[*parameters, *extra], help=text)
+        super().__init__(name, callback=self._run)
+        self._use(verb.load_options())
+
+    def _use(self, schema: type) -> None:
+        self.schema, self.help = schema, (inspect.getdoc(schema) or "").replace("`", "")
+        self.options = list(options_of(schema))
+        self.params = [_parameter(each) for each in self.options if "NAME" not in each.key.split(".")]
+        self.params += self.extra
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take the options that belong to mappings, such as `--phases.adapt.tokens 5`, then parse the others."""
+        if self.verb.by_task and (task := _task_in(args)):
+            self._use(self.verb.load_options(task))
         rest: list[str] = []
         ctx.meta["given"] = given = {}
         words = iter(args)
@@ -109,13 +116,13 @@ class VerbCommand(click.Command):
             parts = option.key.split(".")
             if "NAME" not in parts:
                 continue
-            if option.kind is Any or len(given) == len(parts):
+            if len(given) == len(parts):
+                # The keys of a mapping of any values are names of fields.
+                kept = "" if option.kind is Any else "NAME"
                 key = [
-                    each if part == "NAME" else each.replace("-", "_") for part, each in zip(parts, given, strict=False)
+                    each if part == kept else each.replace("-", "_") for part, each in zip(parts, given, strict=True)
                 ]
-                if all(part in ("NAME", each) for part, each in zip(parts, key, strict=False)) and len(key) == len(
-                    parts
-                ):
+                if all(part in ("NAME", each) for part, each in zip(parts, key, strict=True)):
                     return ".".join(key)
         return None
 
@@ -145,6 +152,20 @@ class VerbCommand(click.Command):
         for heading, rows in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(rows)
+
+
+def _task_in(args: Sequence[str]) -> str | None:
+    """Return the task that a command line, or the config file that it names, asks for."""
+    found: dict[str, str] = {}
+    for word, after in zip(args, [*args[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in ("--task", "--config"):
+            found[name] = value if equals else after
+    if "--task" in found or "--config" not in found:
+        return found.get("--task")
+    from modernbert.config_files import value_of
+
+    return value_of("task", found["--config"])
 
 
 class _Type(click.ParamType[Any]):

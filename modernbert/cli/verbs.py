@@ -19,10 +19,12 @@ class Verb:
     """`module:Class` of its options, in a module that imports no torch, so that help and errors are immediate."""
     function: str
     """`module:name` of the function that takes the options."""
+    by_task: str | None = None
+    """`module:name` of a function that returns the class of the options for a `--task`."""
 
-    def load_options(self) -> type:
-        """Import the class of options."""
-        return _load(self.options)
+    def load_options(self, task: str | None = None) -> type:
+        """Import the class of options, that for a task if there are several."""
+        return _load(self.by_task)(task) if task and self.by_task else _load(self.options)
 
     def load_function(self) -> Any:
         """Import the function."""
@@ -89,8 +91,58 @@ VERBS = {
         "export.export_options:ExportConfig",
         "export.export_model:run",
     ),
+    "pretrain": Verb(
+        "Train",
+        "Pretrain a model, or continue the pretraining of one.",
+        "training.pretraining_config:PretrainConfig",
+        "training.pretraining:run",
+    ),
+    "finetune": Verb(
+        "Train",
+        "Fine-tune a model: classify, tag, rerank, embed, late, ...",
+        "training.finetuning:FinetuneConfig",
+        "training.finetune_command:run",
+        "training.finetune_command:schema_of",
+    ),
+    "sweep": Verb(
+        "Train",
+        "Fine-tune with several hyperparameters, and keep the best model.",
+        "training.sweep_command:FinetuneSweepConfig",
+        "training.sweep_command:run",
+        "training.sweep_command:sweep_schema_of",
+    ),
+    "grow": Verb(
+        "Train",
+        "Initialize a larger model with the weights of a trained one.",
+        "training.command_options:GrowConfig",
+        "training.grow_folder:run",
+    ),
+    "average": Verb(
+        "Train",
+        "Average the weights of checkpoints.",
+        "training.command_options:AverageConfig",
+        "training.average_checkpoints:run",
+    ),
+    "plan": Verb(
+        "Train",
+        "Forecast memory, speed and hours of pretraining.",
+        "planning.plan_options:PlanConfig",
+        "planning.plan:run",
+    ),
+    "evaluate retrieval": Verb(
+        "Evaluate",
+        "Score the ranking of documents: nDCG@10, MRR@10, recall@100.",
+        "evaluation.retrieval_options:RetrievalConfig",
+        "evaluation.evaluate_retrieval:run",
+    ),
+    "evaluate glue": Verb(
+        "Evaluate",
+        "Fine-tune on the tasks of GLUE, and print the scores.",
+        "training.command_options:GlueConfig",
+        "training.glue:run",
+    ),
     "report": Verb(
-        "Tools",
+        "Evaluate",
         "Write an HTML page about runs.",
         "reporting.report_options:ReportConfig",
         "reporting.report:run",
@@ -100,6 +152,12 @@ VERBS = {
         "Measure the speed, latency and memory of a model.",
         "planning.bench_options:BenchConfig",
         "planning.bench_model:bench",
+    ),
+    "convert": Verb(
+        "Tools",
+        "Convert a checkpoint to a model folder.",
+        "checkpoints.convert_options:ConvertConfig",
+        "checkpoints.convert:run",
     ),
     "demo": Verb(
         "Tools",

@@ -6,7 +6,7 @@ a relevant document are excluded and counted; truncated texts are counted.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from modernbert.data.beir import Collection, Rank, read_collection
 from modernbert.errors import InputError
 from modernbert.evaluation.mteb_tasks import run_task, tasks_of
 from modernbert.evaluation.retrieval_eval import rank_by_index, rank_by_model, rank_by_words, score_collection
+from modernbert.evaluation.retrieval_options import RetrievalConfig
 from modernbert.extras import require
 from modernbert.files import check_target, write_file
 from modernbert.inference.modernbert import ModernBert
@@ -29,39 +30,14 @@ _WIDTH_OF_A_FILE = 160
 _MTEB = "mteb:"
 
 
-@dataclass
-class RetrievalConfig:
-    """The model, the collections, and the settings that differ from those the model was fine-tuned with.
-
-    `pooling` is mean, cls, or tokens for late interaction. Texts longer than `query_length` or `document_length` tokens
-    are truncated. `index` is a folder in which document vectors are stored and reused.
-    """
-
-    model: str
-    collections: Sequence[str]
-    split: str = "test"
-    bm25: bool = False
-    pooling: str | None = None
-    query_prompt: str | None = None
-    document_prompt: str | None = None
-    query_length: int | None = None
-    document_length: int | None = None
-    device: str = "auto"
-    dtype: str = "auto"
-    out: Path | None = None
-    index: Path | None = None
-
-
 def run(config: RetrievalConfig) -> list[dict[str, Any]]:
-    """Score each collection, print a table, and return its rows; `out` is written after each collection.
+    """Score each collection, print a table, and return its rows; `output` is written after each collection.
 
     Raises:
         InputError: The files of a collection contradict each other, or the model cannot be loaded.
     """
     if not config.collections:
         raise InputError("collections: found none, expected a folder in BEIR's format")
-    if config.pooling not in (None, "mean", "cls", "tokens"):
-        raise InputError(f"pooling: found {config.pooling!r}, expected mean, cls or tokens")
     check_numbers(config)
     if config.bm25:
         require("--bm25", "bm25s")
@@ -73,7 +49,7 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
     folders = [Path(name).resolve().name for name in config.collections if not name.startswith(_MTEB)]
     if config.index is not None and len(set(folders)) < len(folders):
         raise InputError("collections: found two folders of one name, which would share an index; rename one")
-    check_target(config.out)
+    check_target(config.output)
     check_target(None if config.index is None else config.index / "vectors.lance")
     collections = [each for name in config.collections for each in _open(name, config.split)]
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype)
@@ -91,8 +67,8 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
             for system, rank in systems.items():
                 rows.extend({"system": system, **row} for row in _rows(name, collection, config.split, rank))
                 # Written now: a later collection may fail.
-                if config.out is not None:
-                    write_file(config.out, json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
+                if config.output is not None:
+                    write_file(config.output, json.dumps({"settings": settings, "rows": rows}, indent=2) + "\n")
     finally:
         if rows:
             _show(rows)

@@ -32,6 +32,7 @@ from modernbert.planning.forecast import (
     optimizer_seconds,
     seconds_per_token,
 )
+from modernbert.planning.plan_options import PlanConfig
 from modernbert.planning.shape_search import Shape, best_shapes, candidate_shapes, tile_utilization
 from modernbert.planning.step_timing import time_steps
 from modernbert.training.pretraining_config import PretrainConfig, schedule_of
@@ -42,26 +43,6 @@ __all__ = ["PlanConfig", "run"]
 _NOT_NEEDED = ("output=.", "tokenizer=.", "init_from=.")
 # Documents of the training steps that are timed on this CPU.
 _MEASURED_LENGTHS = (1024, 512, 256, 128, 64, 64)
-
-
-@dataclass(frozen=True)
-class PlanConfig:
-    """Forecast the memory, speed and time of a pretraining run."""
-
-    config: str | None = None
-    """Pretraining config: a file, or the name of a shipped one; default: a billion tokens at 1,024 and at 8,192."""
-    overrides: Sequence[str] = ()
-    """Changes to the config: `key=value`."""
-    devices: Sequence[str] = ("h100",)
-    """Devices: cpu (this one) or names of GPUs."""
-    num_devices: int = 8
-    """Number of GPUs."""
-    length: int | None = None
-    """Tokens of each document; default: the maximum length of each phase."""
-    shapes: bool = False
-    """Also search for model shapes with the best tile utilization."""
-    as_json: bool = False
-    """Print JSON; tables go to standard error."""
 
 
 @dataclass
@@ -78,10 +59,6 @@ def run(config: PlanConfig) -> None:
 
     Raises: InputError for a config that cannot be run, or an unknown device.
     """
-    if config.num_devices < 1:
-        raise InputError(f"count: found {config.num_devices}, expected at least 1")
-    if config.length is not None and config.length < 3:
-        raise InputError(f"length: found {config.length}, expected at least 3 tokens")
     pretrain, model = _load(config)
     longest = max(phase.max_len for phase in pretrain.phases.values())
     if config.length is not None and config.length > longest:
@@ -89,17 +66,17 @@ def run(config: PlanConfig) -> None:
             f"length: found {config.length:,}, expected at most {longest:,}, the maximum length of all phases"
         )
     plan = _Plan(num_parameters(model))
-    console = open_console(stderr=config.as_json)
+    console = open_console(stderr=config.json)
     console.print(f"{plan.parameters:,} parameters: {_shape_of(model)}")
     failures = []
-    for name in config.devices:
+    for name in config.device:
         try:
             plan.devices[name] = _plan_device(console, config, pretrain, model, name)
         except InputError as error:
             failures.append(str(error))
     if config.shapes and plan.devices:
         plan.shapes = _plan_shapes(console)
-    if config.as_json and plan.devices:
+    if config.json and plan.devices:
         print(json.dumps(asdict(plan), indent=2))
     for failure in failures[:-1]:
         print(f"modernbert: {failure}", file=sys.stderr)
@@ -108,7 +85,7 @@ def run(config: PlanConfig) -> None:
 
 
 def _load(config: PlanConfig) -> tuple[PretrainConfig, ModelConfig]:
-    pretrain = configs.load(PretrainConfig, config.config, [*_NOT_NEEDED, *_phase_words(config), *config.overrides])
+    pretrain = configs.load(PretrainConfig, config.recipe, [*_NOT_NEEDED, *_phase_words(config), *config.set])
     if not pretrain.data.sources:
         pretrain.data.sources = {"any": "."}
     pretrain.check()
@@ -119,16 +96,16 @@ def _load(config: PlanConfig) -> tuple[PretrainConfig, ModelConfig]:
             folder = find_folder(str(pretrain.init_from), files=["config.json"])
         if (folder / "config.json").exists():
             return pretrain, load_config(folder)
-    if "preset" not in fields and config.config is not None and not fields.keys() & {"hidden_size"}:
+    if "preset" not in fields and config.recipe is not None and not fields.keys() & {"hidden_size"}:
         raise InputError(
-            f"model.preset: missing in {config.config}, expected one (for example model.preset=large), or init_from"
+            f"model.preset: missing in {config.recipe}, expected one (for example model.preset=large), or init_from"
         )
     return pretrain, ModelConfig.preset(str(fields.pop("preset", "base")), **fields)
 
 
 def _phase_words(config: PlanConfig) -> list[str]:
     """Return the phases of a plan without a config."""
-    if config.config is not None or any(word.startswith("phases.") for word in config.overrides):
+    if config.recipe is not None or any(word.startswith("phases.") for word in config.set):
         return []
     common = "tokens: 1000000000, lr: 1e-3, micro_batch_tokens: 98304, max_micro_batches: 48"
     return [f"phases.tokens_{length}={{{common}, max_len: {length}}}" for length in (1024, 8192)]
@@ -142,7 +119,7 @@ def _plan_device(
         device, num_devices = _this_cpu(pretrain, dtype), 1
     else:
         dtype = torch.float32 if pretrain.dtype == "float32" else torch.bfloat16
-        device, num_devices = gpu_spec(name, dtype), config.num_devices
+        device, num_devices = gpu_spec(name, dtype), config.count
     setup = TrainingSetup(pretrain.recompute, num_devices if pretrain.distributed.sharding == "full" else 1, dtype)
     forecasts = {
         phase_name: forecast_phase(model, phase, schedule_of(phase), device, num_devices, config.length, setup)

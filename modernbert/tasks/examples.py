@@ -27,7 +27,7 @@ class Columns:
     text: str = "text"
     """Column of the text, the query or the question."""
     pair: str | None = None
-    """Column of a second text, such as the document of a query."""
+    """Column of a second text, such as the document of a query; none, by default."""
     label: str = "label"
     """Column of the label."""
     choices: str = "choices"

@@ -5,7 +5,6 @@ Source: paper, section 2.2.2: base averages the three best checkpoints of the de
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -13,21 +12,11 @@ import torch
 from modernbert.checkpoints.folder import save_folder
 from modernbert.errors import InputError
 from modernbert.model.heads import MaskedLM
+from modernbert.training.command_options import AverageConfig
 from modernbert.training.initial_model import Start, find_start
 from modernbert.training.run_checkpoint import Checkpoint, checkpoints
 
 __all__ = ["AverageConfig", "run"]
-
-
-@dataclass
-class AverageConfig:
-    """Of `run`, the `best` checkpoints by held-out loss, and the `last`; or `models`: folders, checkpoints or runs."""
-
-    out: str
-    run: str | None = None
-    models: list[str] = field(default_factory=list)
-    best: int = 3
-    last: bool = True
 
 
 def run(config: AverageConfig) -> Path:
@@ -36,11 +25,11 @@ def run(config: AverageConfig) -> Path:
     Raises: InputError if there is nothing to average, a checkpoint is damaged, or configs or tokenizers differ.
     """
     if (config.run is None) == (not config.models):
-        raise InputError("average: expected either run=RUN or models='[a, b, ...]'")
+        raise InputError("average: expected either --run RUN or models, such as a/model b/model")
     named = list(config.models) if config.run is None else [str(each.folder) for each in _chosen(config)]
     starts = [find_start(name) for name in named]
     model = _mean(starts, named)
-    out = Path(config.out)
+    out = Path(config.output)
     tokenizer, max_len = starts[0].tokenizer, starts[0].config.max_position_embeddings
     save_folder(out, model, lambda partial: tokenizer.save_folder(partial, max_len))
     print(f"{out}: the mean of {len(starts)} models")

@@ -64,7 +64,7 @@ from modernbert.training.training_run import run_in_folder
 __all__ = ["FinetuneConfig", "check_inputs", "finetune"]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class FinetuneConfig(FinetuneOptions):
     """Fine-tune a model on labeled rows."""
 

@@ -1,6 +1,6 @@
 """Options that fine-tuning of every task has: data, schedule, optimizer, device, checkpoints."""
 
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import ClassVar
 
 from modernbert.config_files import MISSING
@@ -18,7 +18,8 @@ class FinetuneOptions(RunOptions):
     FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = (*RunOptions.FREE_TO_CHANGE, "ignore_columns")
 
     model: str = MISSING
-    """A model folder or a model on the Hub to start from."""
+    """Model folder, or name of a model on the Hub, to start from."""
+    _: KW_ONLY
     task: str = MISSING
     """What the model learns."""
     train: list[str] = MISSING
@@ -34,7 +35,7 @@ class FinetuneOptions(RunOptions):
     test_split: str = "test"
     """Split of the folders and data sets in `test`."""
     subset: str | None = None
-    """Subset of the data sets that have several; their README.md lists them."""
+    """Subset of the data sets that have several; the default one of the data set, by default."""
     ignore_columns: list[str] = field(default_factory=list)
     """Columns to leave out, such as one that is refused because it looks like a label."""
     epochs: int = 3
@@ -56,7 +57,7 @@ class FinetuneOptions(RunOptions):
     scorings_per_epoch: int = 1
     """How often `dev` is scored in an epoch."""
     patience: int | None = None
-    """Scorings without an improvement after which training stops."""
+    """Scorings without an improvement after which training stops; none, by default."""
     budget_tokens: int = 16_384
     """Tokens of a micro-batch: a step with more is divided."""
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every_s=600.0))

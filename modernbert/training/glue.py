@@ -8,9 +8,9 @@ paper; the table has the median over seeds, too.
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -19,9 +19,9 @@ from rich.text import Text
 from modernbert import config_files as configs_of
 from modernbert.errors import InputError
 from modernbert.files import new_folder, write_file
+from modernbert.training.command_options import GlueConfig
 from modernbert.training.finetuning import FinetuneConfig, check_inputs
 from modernbert.training.glue_tasks import DECAYS, PUBLISHED, RATES, TASKS, GlueTask, config_of, tasks_in
-from modernbert.training.run_options import Dtype
 from modernbert.training.sweep import Point, Result, best_of, left_of, points_of, sweep
 
 __all__ = ["GlueConfig", "run"]
@@ -30,36 +30,11 @@ _WIDTH_OF_A_FILE = 160
 _MNLI_START = "mnli-start"
 
 
-@dataclass
-class GlueConfig:
-    """Which model on which tasks, and what is tried.
-
-    `grid` is chosen (the settings the paper chose for base) or paper (all it tried); `lrs`, `weight_decays` and
-    `epochs` replace its values. Texts longer than `max_len` are cut, and counted.
-    """
-
-    model: str
-    data: Path
-    out: Path
-    tasks: Sequence[str] = ()
-    grid: str = "chosen"
-    lrs: Sequence[float] = ()
-    weight_decays: Sequence[float] = ()
-    epochs: Sequence[int] = ()
-    seeds: Sequence[int] = (0, 1, 2)
-    max_len: int = 256
-    patience: int | None = None
-    devices: Sequence[str] = ("auto",)
-    precision: str = "auto"
-
-
 def run(config: GlueConfig) -> dict[str, Any]:
     """Tune and score task after task; print a table, write JSON, and return what it says.
 
     Raises: InputError for a task that is not there, or what cannot be learned from.
     """
-    if config.grid not in ("chosen", "paper"):
-        raise InputError(f"grid: found {config.grid!r}, expected chosen or paper")
     there = tasks_in(config.data)
     for name in config.tasks:
         if name not in there:
@@ -72,34 +47,34 @@ def run(config: GlueConfig) -> dict[str, Any]:
         max_len=config.max_len,
         cut=True,
         patience=config.patience,
-        dtype=cast(Dtype, config.precision),
+        dtype=config.dtype,
     )
     configs = {name: config_of(name, config.data, base) for name in tasks}
     said = _earlier(config)
-    start = config.out / _MNLI_START
+    start = config.output / _MNLI_START
     after_mnli = "mnli" in {*configs, *said}
     for name, each in configs.items():
         if TASKS[name].after_mnli and after_mnli:
             each.model = str(start)
-            _check_start(config.out / name, each.model)
+            _check_start(config.output / name, each.model)
     if len(configs) > 1:
         # Errors in the rows of a task are reported before hours are spent on earlier tasks.
         for name, each in configs.items():
-            if left_of(config.out / name, _points(config, TASKS[name])):
+            if left_of(config.output / name, _points(config, TASKS[name])):
                 check_inputs(replace(each, model=config.model))
     for name, each in configs.items():
         if each.model == str(start) and not start.exists():
-            _keep_start(config.out / "mnli" / said["mnli"]["best_run"] / "model", start)
-        results = sweep(each, config.out / name, _points(config, TASKS[name]), config.devices)
+            _keep_start(config.output / "mnli" / said["mnli"]["best_run"] / "model", start)
+        results = sweep(each, config.output / name, _points(config, TASKS[name]), config.device)
         said[name] = _summary(results) | {"model": config.model, "started_from": each.model}
-        write_file(config.out / "glue.json", json.dumps(said, indent=2) + "\n")
+        write_file(config.output / "glue.json", json.dumps(said, indent=2) + "\n")
     _show(config.model, said)
     return said
 
 
 def _earlier(config: GlueConfig) -> dict[str, Any]:
     """Return the results of an earlier call for this model."""
-    path = config.out / "glue.json"
+    path = config.output / "glue.json"
     try:
         found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
         return {name: each for name, each in found.items() if name in TASKS and each["model"] == config.model}
@@ -126,7 +101,7 @@ def _check_start(folder: Path, start: str) -> None:
         if found != start:
             raise InputError(
                 f"{path.parent}: was begun from {found}, but with MNLI among the tasks it starts from {start}; choose "
-                "another --out"
+                "another --output"
             )
 
 

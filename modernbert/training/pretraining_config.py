@@ -141,7 +141,7 @@ class SpikeGuardConfig:
         expect(f"{prefix}norm_factor", self.norm_factor, self.norm_factor > 1, "a number above 1")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PretrainConfig(RunOptions):
     """Pretrain a model from scratch, or continue the pretraining of one, in one or more phases."""
 
@@ -154,7 +154,8 @@ class PretrainConfig(RunOptions):
     tokenizer: str | None = None
     """A tokenizer.json, a folder with one, or a model on the Hub; that of `init_from`, by default."""
     init_from: str | None = None
-    """A model folder, a model on the Hub, a checkpoint or a run to start from; its shape is kept."""
+    """A model folder, a model on the Hub, a checkpoint or a run to start from; its shape is kept. A new model,
+    by default."""
     init_optimizer: bool = False
     """Start with the optimizer state of `init_from` too."""
     new_vocabulary: bool = False

@@ -16,7 +16,7 @@ from modernbert.training.finetuning_config import FinetuneOptions
 __all__ = ["RetrieverConfig"]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RetrieverConfig(FinetuneOptions):
     """Fine-tune a model for retrieval, from queries and the passages that answer them.
 

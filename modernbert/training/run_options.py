@@ -86,7 +86,7 @@ class DistributedConfig:
     machine, copies across machines (HSDP)."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunOptions:
     """Options of every training run."""
 

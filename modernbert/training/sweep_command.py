@@ -1,43 +1,58 @@
 """`modernbert sweep`: a fine-tuning config with several learning rates, weight decays, epochs and seeds."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from modernbert.files import write_file
-from modernbert.training.sweep import Base, best_of, points_of, sweep
+from modernbert.training.command_options import SweepGrid
+from modernbert.training.finetune_command import schema_of
+from modernbert.training.finetuning import FinetuneConfig
+from modernbert.training.retriever_config import RetrieverConfig
+from modernbert.training.sweep import best_of, points_of, sweep
 
-__all__ = ["SweepConfig", "run"]
-
-
-@dataclass
-class SweepConfig:
-    """A fine-tuning config, whose `output` is the folder of the sweep, and the values to try; by default its own."""
-
-    base: Base
-    lrs: Sequence[float] = ()
-    weight_decays: Sequence[float] = ()
-    epochs: Sequence[int] = ()
-    seeds: Sequence[int] = ()
-    devices: Sequence[str] = ()
+__all__ = ["FinetuneSweepConfig", "RetrieverSweepConfig", "run", "sweep_schema_of"]
 
 
-def run(config: SweepConfig) -> Path:
+@dataclass(kw_only=True)
+class FinetuneSweepConfig(FinetuneConfig):
+    """Fine-tune with each combination of values, stop runs that fall behind, and keep the best model."""
+
+    sweep: SweepGrid = field(default_factory=SweepGrid)
+    """Values to try."""
+
+
+@dataclass(kw_only=True)
+class RetrieverSweepConfig(RetrieverConfig):
+    """Fine-tune for retrieval with each combination of values, stop runs that fall behind, and keep the best model."""
+
+    sweep: SweepGrid = field(default_factory=SweepGrid)
+    """Values to try."""
+
+
+def sweep_schema_of(task: str) -> type[FinetuneSweepConfig] | type[RetrieverSweepConfig]:
+    """Return the class of the options for a task."""
+    return RetrieverSweepConfig if schema_of(task) is RetrieverConfig else FinetuneSweepConfig
+
+
+def run(config: FinetuneSweepConfig | RetrieverSweepConfig) -> Path:
     """Run the points that are left, print a table, write `sweep.json`, and return the folder of the best model.
 
     Raises: InputError for inputs that cannot be trained on, or not be compared.
     """
-    base = config.base
+    grid = config.sweep
+    schema: Any = RetrieverConfig if isinstance(config, RetrieverConfig) else FinetuneConfig
+    base = schema(**{each.name: getattr(config, each.name) for each in fields(schema)})
     points = points_of(
-        config.lrs or [base.lr], config.weight_decays or [base.weight_decay], config.epochs or [base.epochs],
-        config.seeds or [base.seed],
+        grid.lr or [base.lr], grid.weight_decay or [base.weight_decay], grid.epochs or [base.epochs],
+        grid.seed or [base.seed],
     )  # fmt: skip
     out = Path(base.output)
-    results = sweep(base, out, points, config.devices or [base.device])
+    results = sweep(base, out, points, grid.device or [base.device])
     rows = [{**asdict(each.point), **each.scores, "stopped": each.stopped} for each in results]
     best = best_of(results)
     write_file(

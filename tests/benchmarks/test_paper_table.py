@@ -65,7 +65,7 @@ def test_the_table_shows_whole_columns_and_says_what_is_missing(
     assert all(said["theirs"][title]["missing"] for title in TITLES)
     shown = capsys.readouterr().out
     assert "ModernBERT base" in shown and "mine, BEIR, one vector: 1 of 15; missing nfcorpus" in shown
-    assert f"modernbert evaluate glue MODEL DATA --out {tmp_path / 'theirs'}" in shown
+    assert f"modernbert evaluate glue MODEL DATA --output {tmp_path / 'theirs'}" in shown
 
 
 @pytest.mark.parametrize(

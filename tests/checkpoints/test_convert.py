@@ -73,7 +73,7 @@ def test_a_converted_checkpoint_computes_what_the_reference_does_and_nothing_of_
     moments = {name: {"exp_avg": torch.ones(3), "step": 4} for name in state_of(flexbert)}
     content = checkpoint_of(state_of(flexbert), optimizers={"AdamW": {"state": moments}}, **traps)
     torch.save(content, tmp_path / "ep0-ba4-rank0.pt")
-    run(ConvertConfig(tmp_path / "ep0-ba4-rank0.pt", tmp_path / "out", **LENGTH))
+    run(ConvertConfig(tmp_path / "ep0-ba4-rank0.pt", output=tmp_path / "out", **LENGTH))
     assert not canary.exists()
     assert_same(logits_of(tmp_path / "out"), flexbert)
     said = capsys.readouterr().out
@@ -92,7 +92,7 @@ def test_every_protocol_and_wrapping_reads_alike(tmp_path: Path, flexbert: FlexB
         for name, tensor in state_of(flexbert).items()
     )
     torch.save(checkpoint_of(wrapped), tmp_path / "c.pt", pickle_protocol=protocol)
-    run(ConvertConfig(tmp_path / "c.pt", tmp_path / "out", **LENGTH))
+    run(ConvertConfig(tmp_path / "c.pt", output=tmp_path / "out", **LENGTH))
     assert_same(logits_of(tmp_path / "out"), flexbert)
 
 
@@ -104,7 +104,7 @@ def test_views_shared_storages_and_parameters_hold_the_same_numbers(tmp_path: Pa
     state[one], state[two] = both[0].T, nn.Parameter(both[1].T)  # type: ignore[assignment]
     assert state[two].storage_offset() and state[one].stride() == (1, 32)
     torch.save(checkpoint_of(state), tmp_path / "c.pt")
-    run(ConvertConfig(tmp_path / "c.pt", tmp_path / "out", **LENGTH))
+    run(ConvertConfig(tmp_path / "c.pt", output=tmp_path / "out", **LENGTH))
     found = load_model(tmp_path / "out").state_dict()
     for name, tensor in zip(("model.layers.1.attn.Wo.weight", "model.layers.2.attn.Wo.weight"), expected, strict=True):
         assert found[name].equal(tensor)
@@ -113,7 +113,7 @@ def test_views_shared_storages_and_parameters_hold_the_same_numbers(tmp_path: Pa
 def test_bfloat16_stays_bfloat16(tmp_path: Path, flexbert: FlexBert) -> None:
     state = state_of(flexbert.bfloat16())
     torch.save(checkpoint_of(state), tmp_path / "c.pt")
-    run(ConvertConfig(tmp_path / "c.pt", tmp_path / "out", **LENGTH))
+    run(ConvertConfig(tmp_path / "c.pt", output=tmp_path / "out", **LENGTH))
     found = load_model(tmp_path / "out").state_dict()
     assert found["model.final_norm.weight"].equal(state["model.bert.final_norm.weight"])
     assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
@@ -121,7 +121,7 @@ def test_bfloat16_stays_bfloat16(tmp_path: Path, flexbert: FlexBert) -> None:
 
 def test_an_encoder_without_a_head_becomes_one(tmp_path: Path, flexbert: FlexBert) -> None:
     torch.save(checkpoint_of(state_of(flexbert.model.bert)), tmp_path / "c.pt")  # type: ignore[arg-type]
-    run(ConvertConfig(tmp_path / "c.pt", tmp_path / "out", **LENGTH))
+    run(ConvertConfig(tmp_path / "c.pt", output=tmp_path / "out", **LENGTH))
     assert type(load_model(tmp_path / "out")).__name__ == "Encoder"
 
 
@@ -129,7 +129,7 @@ def test_transformers_computes_the_same_from_the_folder(tmp_path: Path, flexbert
     from transformers import AutoModelForMaskedLM
 
     torch.save(checkpoint_of(state_of(flexbert)), tmp_path / "c.pt")
-    run(ConvertConfig(tmp_path / "c.pt", tmp_path / "out", **LENGTH))
+    run(ConvertConfig(tmp_path / "c.pt", output=tmp_path / "out", **LENGTH))
     model = AutoModelForMaskedLM.from_pretrained(tmp_path / "out").eval()
     with torch.inference_mode():
         logits = model(TOKENS[None]).logits[0]
@@ -146,7 +146,7 @@ def test_a_tokenizer_in_the_checkpoint_comes_along(tmp_path: Path, flexbert: Fle
     content = checkpoint_of(state_of(flexbert))
     content["state"]["integrations"]["huggingface"]["tokenizer"] = files
     torch.save(content, tmp_path / "c.pt")
-    run(ConvertConfig(tmp_path / "c.pt", tmp_path / "out", **LENGTH))
+    run(ConvertConfig(tmp_path / "c.pt", output=tmp_path / "out", **LENGTH))
     bert = ModernBert.load(tmp_path / "out", device="cpu", dtype="float32", engine="torch")
     assert bert.tokenizer.fingerprint == small_bert.tokenizer.fingerprint
     assert bert.config.pad_token_id == small_bert.tokenizer.pad_id
@@ -185,14 +185,14 @@ model:
 def test_the_training_yaml_or_options_tell_what_the_weights_do_not(tmp_path: Path, flexbert: FlexBert) -> None:
     torch.save(checkpoint_of(state_of(flexbert), None), tmp_path / "c.pt")
     (tmp_path / "training.yaml").write_text(YAML)
-    with pytest.raises(InputError, match=r"c\.pt: has no num_attention_heads, .*--config .*--norm-eps"):
-        run(ConvertConfig(tmp_path / "c.pt", tmp_path / "out"))
-    run(ConvertConfig(tmp_path / "c.pt", tmp_path / "a", training=tmp_path / "training.yaml"))
+    with pytest.raises(InputError, match=r"c\.pt: has no num_attention_heads, .*--training-config .*--norm-eps"):
+        run(ConvertConfig(tmp_path / "c.pt", output=tmp_path / "out"))
+    run(ConvertConfig(tmp_path / "c.pt", output=tmp_path / "a", training_config=tmp_path / "training.yaml"))
     options = dict(
         num_attention_heads=4, global_attn_every_n_layers=3, local_attention=8, global_rope_theta=160000.0,
         local_rope_theta=10000.0, norm_eps=1e-6, **LENGTH,
     )  # fmt: skip
-    run(ConvertConfig(tmp_path / "c.pt", tmp_path / "b", **options))  # type: ignore[arg-type]
+    run(ConvertConfig(tmp_path / "c.pt", output=tmp_path / "b", **options))  # type: ignore[arg-type]
     for folder in ("a", "b"):
         assert_same(logits_of(tmp_path / folder), flexbert)
 
@@ -200,7 +200,7 @@ def test_the_training_yaml_or_options_tell_what_the_weights_do_not(tmp_path: Pat
 def test_sources_that_disagree_are_refused_and_an_option_settles_it(tmp_path: Path, flexbert: FlexBert) -> None:
     torch.save(checkpoint_of(state_of(flexbert), SETTINGS | {"rotary_emb_base": 10000.0}), tmp_path / "c.pt")
     (tmp_path / "training.yaml").write_text(YAML)
-    config = ConvertConfig(tmp_path / "c.pt", tmp_path / "out", training=tmp_path / "training.yaml")
+    config = ConvertConfig(tmp_path / "c.pt", output=tmp_path / "out", training_config=tmp_path / "training.yaml")
     with pytest.raises(InputError, match=r"global_rope_theta is 160000.0, but 10000.0 by .*--global-rope-theta"):
         run(config)
     config.global_rope_theta = 160000.0
@@ -229,7 +229,7 @@ def test_settings_of_another_model_are_refused_by_name(
 ) -> None:
     torch.save(checkpoint_of(state_of(flexbert), SETTINGS | change), tmp_path / "c.pt")
     with pytest.raises(InputError, match=line):
-        run(ConvertConfig(tmp_path / "c.pt", tmp_path / "out", **LENGTH))
+        run(ConvertConfig(tmp_path / "c.pt", output=tmp_path / "out", **LENGTH))
     assert not (tmp_path / "out").exists()
 
 
@@ -237,7 +237,7 @@ def test_what_a_yaml_leaves_out_is_flexberts_default_not_modernberts(tmp_path: P
     torch.save(checkpoint_of(state_of(flexbert), None), tmp_path / "c.pt")
     (tmp_path / "t.yaml").write_text(YAML.replace("    head_pred_act: gelu\n", ""))
     with pytest.raises(InputError, match=r"t\.yaml: head_pred_act: found 'silu', which is FlexBERT's default"):
-        run(ConvertConfig(tmp_path / "c.pt", tmp_path / "out", training=tmp_path / "t.yaml"))
+        run(ConvertConfig(tmp_path / "c.pt", output=tmp_path / "out", training_config=tmp_path / "t.yaml"))
 
 
 def renamed(old: str, new: str) -> Callable[[dict[str, Any]], None]:
@@ -276,7 +276,7 @@ def test_weights_of_another_model_are_refused_by_name(
     change(state)
     torch.save(checkpoint_of(state), tmp_path / "c.pt")
     with pytest.raises(InputError, match=line) as told:
-        run(ConvertConfig(tmp_path / "c.pt", tmp_path / "out", **LENGTH))
+        run(ConvertConfig(tmp_path / "c.pt", output=tmp_path / "out", **LENGTH))
     assert "\n" not in str(told.value)
     assert not (tmp_path / "out").exists()
 
@@ -289,19 +289,19 @@ def test_a_pytorch_model_bin_beside_its_config_becomes_a_folder(tmp_path: Path, 
     torch.save(model.state_dict(), tmp_path / "new" / "pytorch_model.bin")
     with pytest.raises(InputError, match="modernbert convert"):
         load_model(tmp_path / "new")
-    run(ConvertConfig(tmp_path / "new" / "pytorch_model.bin", tmp_path / "out"))
+    run(ConvertConfig(tmp_path / "new" / "pytorch_model.bin", output=tmp_path / "out"))
     texts = ["The capital of country 3", "is"]
     bert = ModernBert.load(tmp_path / "out", device="cpu", dtype="float32", engine="torch")
     assert (bert.embed(texts) == ModernBert(small_bert.tokenizer, model).embed(texts)).all()
     with pytest.raises(InputError, match="norm_eps: .*config.json already has it"):
-        run(ConvertConfig(tmp_path / "new" / "pytorch_model.bin", tmp_path / "other", norm_eps=1e-5))
+        run(ConvertConfig(tmp_path / "new" / "pytorch_model.bin", output=tmp_path / "other", norm_eps=1e-5))
 
 
 def test_the_command_says_what_it_chose_and_ends_with_two_for_what_is_no_checkpoint(
     tmp_path: Path, flexbert: FlexBert, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def convert(*more: str) -> tuple[int, str, str]:
-        command = ["modernbert", "convert", str(tmp_path / "c.pt"), "--out", str(tmp_path / "out"), *more]
+        command = ["modernbert", "convert", str(tmp_path / "c.pt"), "--output", str(tmp_path / "out"), *more]
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as ended:
             main()
@@ -310,12 +310,14 @@ def test_the_command_says_what_it_chose_and_ends_with_two_for_what_is_no_checkpo
     before = signal.getsignal(signal.SIGTERM)
     torch.save(checkpoint_of(state_of(flexbert)), tmp_path / "c.pt")
     status, _, said = convert()
-    assert status == 2 and said.endswith("expected --config TRAINING.yaml, or --max-position-embeddings\n")
+    assert status == 2 and said.endswith("expected --training-config TRAINING.yaml, or --max-position-embeddings\n")
     status, said, _ = convert("--max-position-embeddings", "1024")
     assert status == 0 and "local_attention: 8 (the settings in c.pt)" in said
     shutil.rmtree(tmp_path / "out")
     (tmp_path / "training.yaml").write_text("model:\n  model_config:\n    final_norm: true\nmax_seq_len: 512\n")
-    status, _, said = convert("--config", str(tmp_path / "training.yaml"), "--tokenizer", str(tmp_path / "none"))
+    status, _, said = convert(
+        "--training-config", str(tmp_path / "training.yaml"), "--tokenizer", str(tmp_path / "none")
+    )
     assert status == 2 and "none" in said
     options = [
         "convert", "--num-attention-heads", "2", "--max-position-embeddings", "768", "--global-attn-every-n-layers",

@@ -150,10 +150,10 @@ def test_a_dense_that_is_a_pickle_is_converted_by_the_command_that_is_named(tmp_
     place = late / "1_Dense"
     torch.save(load_file(place / "model.safetensors"), place / "pytorch_model.bin")
     (place / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"modernbert convert (\S+bin) --out (\S+safetensors)") as told:
+    with pytest.raises(InputError, match=r"modernbert convert (\S+bin) --output (\S+safetensors)") as told:
         load(late)
     assert "\n" not in str(told.value)
-    run(ConvertConfig(place / "pytorch_model.bin", place / "model.safetensors"))
+    run(ConvertConfig(place / "pytorch_model.bin", output=place / "model.safetensors"))
     assert_alike(load(late).embed_documents(DOCUMENTS).vectors, expected)
 
 

@@ -11,7 +11,7 @@ from commands import modernbert
 from modernbert import ModernBert
 
 WORDS = ["capital", "country", "city", "land", "rivers"]
-QUICK = ["device=cpu", "dtype=float32", "dropout=0.0"]
+QUICK = ["--device", "cpu", "--dtype", "float32", "--dropout", "0.0"]
 
 
 def succeed(*words: object) -> str:
@@ -56,20 +56,20 @@ def rows(folder: Path) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def classifier_run(folder: Path, bert: Path, rows: dict[str, Path]) -> Path:
-    """A finished run of `finetune task=classify` with dev and test rows."""
+    """A finished run of `finetune --task classify` with dev and test rows."""
     succeed(
-        "finetune", f"model={bert}", "task=classify", f"output={folder / 'classifier'}", f"train=[{rows['train']}]",
-        f"dev=[{rows['dev']}]", f"test=[{rows['test']}]", "epochs=3", "batch=16", "lr=1e-3", *QUICK,
+        "finetune", bert, "--task", "classify", "--output", folder / "classifier", "--train", rows["train"], "--dev",
+        rows["dev"], "--test", rows["test"], "--epochs", 3, "--batch", 16, "--lr", "1e-3", *QUICK,
     )  # fmt: skip
     return folder / "classifier"
 
 
 @pytest.fixture(scope="session")
 def regressor_run(folder: Path, bert: Path, rows: dict[str, Path]) -> Path:
-    """A finished run of `finetune task=regress` without dev rows."""
+    """A finished run of `finetune --task regress` without dev rows."""
     succeed(
-        "finetune", f"model={bert}", "task=regress", f"output={folder / 'regressor'}", f"train=[{rows['train']}]",
-        "columns.label=rivers", "epochs=1", "batch=16", *QUICK,
+        "finetune", bert, "--task", "regress", "--output", folder / "regressor", "--train", rows["train"],
+        "--columns.label", "rivers", "--epochs", 1, "--batch", 16, *QUICK,
     )  # fmt: skip
     return folder / "regressor"
 
@@ -82,10 +82,10 @@ def collection(folder: Path, write_collection: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def embedder_run(folder: Path, bert: Path, collection: Path) -> Path:
-    """A finished run of `finetune task=embed`, scored on two collections."""
+    """A finished run of `finetune --task embed`, scored on two collections."""
     succeed(
-        "finetune", f"model={bert}", "task=embed", f"output={folder / 'embedder'}", f"train=[{collection}]",
-        f"dev=[{collection}]", "dev_split=test", f"test=[{collection}]", "epochs=2", "batch=4", *QUICK,
+        "finetune", bert, "--task", "embed", "--output", folder / "embedder", "--train", collection, "--dev",
+        collection, "--dev-split", "test", "--test", collection, "--epochs", 2, "--batch", 4, *QUICK,
     )  # fmt: skip
     return folder / "embedder"
 
@@ -111,5 +111,5 @@ def pretraining_run(folder: Path, bert: Path) -> Path:
         "device": "cpu", "dtype": "float32", "evaluation": {"every_steps": 4},
     }  # fmt: skip
     (folder / "pretrain.yaml").write_text(json.dumps(config))  # JSON is YAML
-    succeed("pretrain", folder / "pretrain.yaml")
+    succeed("pretrain", "--config", folder / "pretrain.yaml")
     return folder / "pretrained"

@@ -10,24 +10,26 @@ from commands import modernbert
 
 from modernbert.extras import EXTRAS
 
-TUNE = ["finetune", "model=no/model", "output=out", "train=[train.tsv]"]
-SCORED = [*TUNE, "dev=[dev.tsv]"]
+TUNE = ["finetune", "no/model", "--output", "out", "--train", "train.tsv"]
+PRETRAIN = ["pretrain", "--output", "out", "--tokenizer", "no/model", "--data.sources.a", "none",
+            "--phases.one.tokens", "100000", "--phases.one.lr", "1"]  # fmt: skip
+SCORED = [*TUNE, "--dev", "dev.tsv"]
 PACKED = ("pyarrow", "data", ["--input", "some.parquet"]), ("zstandard", "data", ["--input", "some.jsonl.zst"])
 USES = {"fill-mask": [], "classify": [], "tag": [], "embed": ["--output", "out.npy"], "rerank": ["query"]}
 
 NEEDS = [
-    ("sklearn", "eval", [*SCORED, "task=classify"]),
-    ("sklearn", "eval", [*TUNE, "task=classify", "test=[test.tsv]"]),
-    ("sklearn", "eval", [*SCORED, "task=rerank", "columns.pair=other"]),
-    ("scipy", "eval", [*SCORED, "task=rerank", "columns.pair=other"]),
-    ("scipy", "eval", [*SCORED, "task=regress"]),
-    ("bm25s", "eval", [*TUNE, "task=embed", "negatives=3"]),
-    ("bm25s", "eval", [*TUNE, "task=late", "negatives=3"]),
-    ("sklearn", "eval", ["sweep", *SCORED[1:], "task=classify", "--lrs", "1e-3"]),
-    ("scipy", "eval", ["sweep", *SCORED[1:], "task=regress"]),
-    ("bm25s", "eval", ["sweep", *SCORED[1:], "task=embed", "negatives=3"]),
-    ("sklearn", "eval", ["evaluate", "glue", "no/model", "glue", "--out", "out"]),
-    ("bm25s", "eval", ["evaluate", "retrieval", "no/model", "folder", "--bm25", "--out", "out.json"]),
+    ("sklearn", "eval", [*SCORED, "--task", "classify"]),
+    ("sklearn", "eval", [*TUNE, "--task", "classify", "--test", "test.tsv"]),
+    ("sklearn", "eval", [*SCORED, "--task", "rerank", "--columns.pair", "other"]),
+    ("scipy", "eval", [*SCORED, "--task", "rerank", "--columns.pair", "other"]),
+    ("scipy", "eval", [*SCORED, "--task", "regress"]),
+    ("bm25s", "eval", [*TUNE, "--task", "embed", "--negatives", "3"]),
+    ("bm25s", "eval", [*TUNE, "--task", "late", "--negatives", "3"]),
+    ("sklearn", "eval", ["sweep", *SCORED[1:], "--task", "classify", "--sweep.lr", "1e-3"]),
+    ("scipy", "eval", ["sweep", *SCORED[1:], "--task", "regress"]),
+    ("bm25s", "eval", ["sweep", *SCORED[1:], "--task", "embed", "--negatives", "3"]),
+    ("sklearn", "eval", ["evaluate", "glue", "no/model", "glue", "--output", "out"]),
+    ("bm25s", "eval", ["evaluate", "retrieval", "no/model", "folder", "--bm25", "--output", "out.json"]),
     ("mteb", "mteb", ["evaluate", "retrieval", "no/model", "folder", "mteb:beir"]),
     ("lancedb", "index", ["evaluate", "retrieval", "no/model", "folder", "--index", "out"]),
     ("pyarrow", "index", ["evaluate", "retrieval", "no/model", "folder", "--index", "out"]),
@@ -42,8 +44,7 @@ NEEDS = [
     ("jinja2", "report", ["report", "texts"]),
     ("matplotlib", "report", ["report", "texts"]),
     *((name, "demo", ["demo", "--output", "out"]) for name in ("bm25s", "jinja2", "matplotlib")),
-    *((name, "watch", ["pretrain", "output=out", "tokenizer=no/model", "data.sources.a=none", f"trackers=[{name}]",
-                       "phases.one.tokens=100000", "phases.one.lr=1"]) for name in ("wandb", "trackio", "tensorboard")),
+    *((name, "watch", [*PRETRAIN, "--trackers", name]) for name in ("wandb", "trackio", "tensorboard")),
     ("ray", "ray", ["prepare", "sources=[texts]", "tokenizer=no/model", "out=out", "--executor", "ray"]),
     ("ray", "ray", ["embed", "no/model", "--input", "texts/some.txt", "--output", "out.npy", "--executor", "ray"]),
     ("pyarrow", "data", ["prepare", "sources=[packed]", "tokenizer=no/model", "out=out"]),
@@ -55,10 +56,10 @@ NEEDS = [
     ("lancedb", "index", ["embed", "no/model", "a text", "--output", "out.lance"]),
     *((library, extra, [verb, "no/model", *more, *file]) for verb, more in USES.items()
       for library, extra, file in PACKED),
-    ("pyarrow", "data", [*TUNE[:1], "model=foreign", *TUNE[2:], "task=classify", "dev=[packed/some.parquet]"]),
+    ("pyarrow", "data", [*TUNE[:1], "foreign", *TUNE[2:], "--task", "classify", "--dev", "packed/some.parquet"]),
     ("s3fs", "s3", ["tokenizer", "sources=[s3://bucket/some.jsonl]", "out=out"]),
-    ("transformers", "eval", [*TUNE[:1], "model=foreign", *TUNE[2:], "task=classify"]),
-    ("transformers", "eval", [*TUNE[:1], "model=foreign", *TUNE[2:], "task=embed"]),
+    ("transformers", "eval", [*TUNE[:1], "foreign", *TUNE[2:], "--task", "classify"]),
+    ("transformers", "eval", [*TUNE[:1], "foreign", *TUNE[2:], "--task", "embed"]),
     *(("transformers", "eval", [verb, "foreign", *words]) for verb, words in (
         ("embed", ["a"]), ("embed", ["--input", "texts/some.txt", "--output", "out.npy"]), ("classify", ["a"]),
         ("tag", ["a"]), ("rerank", ["query", "a"]), ("fill-mask", ["a"]), ("serve", ["--port", "0"]),

@@ -66,21 +66,24 @@ def json_lines(printed: str) -> list[Any]:
     [
         (["tokenizer", "sources=[a.txt]", "out=out", "vocab_size=512", "--print"], {"vocab_size": 512}),
         (["prepare", "sources=[a.txt]", "tokenizer=t", "out=out", "--executor", "ray", "--print"], {"executor": "ray"}),
-        (["pretrain", "output=out", "tokenizer=t", "data.sources.a=b", "phases.x.tokens=9", "phases.x.lr=1", "--print"],
-         {"data": {"sources": {"a": "b"}, "heldout": {}, "verify": True}}),
-        (["finetune", "model=m", "task=late", "train=[t]", "output=out", "lr=3", "--print"],
+        (["pretrain", "--output", "out", "--tokenizer", "t", "--data.sources.a", "b", "--phases.x.tokens", "9",
+          "--phases.x.lr", "1", "--print"], {"data": {"sources": {"a": "b"}, "heldout": {}, "verify": True}}),
+        (["finetune", "m", "--task", "late", "--train", "t", "--output", "out", "--lr", "3", "--print"],
          {"lr": 3.0, "task": "late"}),
-        (["grow", "source=s", "out=out", "preset=base", "--print"], {"preset": "base"}),
-        (["average", "out=out", "run=r", "best=7", "--print"], {"best": 7}),
+        (["grow", "s", "--output", "out", "--shape.hidden-size", "96", "--print"], {"shape": {"hidden_size": 96}}),
+        (["average", "--output", "out", "--run", "r", "--best", "7", "--no-last", "--print"],
+         {"best": 7, "last": False}),
+        (["embed", "m", "--config", "embed.yaml", "--print"], {"pooling": "cls", "output": "out"}),
     ],
 )  # fmt: skip
 def test_print_shows_the_whole_config_and_does_nothing(
     words: list[str], shown: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "embed.yaml").write_text("pooling: cls\noutput: out\n")
     printed = yaml.safe_load(succeed(*words))
     assert shown.items() <= printed.items() and "out" in (printed.get("out"), printed.get("output"))
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == [tmp_path / "embed.yaml"]
 
 
 # What is refused says to which field it went.
@@ -124,15 +127,15 @@ REFUSED = [
     (["serve", "{bert}", "--port", "0", "--host", ""], "host: is empty"),
     (["prepare", "sources=[{texts}]", "tokenizer={bert}", "out=out", "--executor", "spark"], "executor: found 'spark'"),
     (["evaluate", "retrieval", "{bert}", "{collection}", "--device", "nowhere"], "device: found 'nowhere'"),
-    (["evaluate", "retrieval", "{bert}", "{collection}", "--dtype", "int4"], "dtype: found 'int4'"),
+    (["evaluate", "retrieval", "{bert}", "{collection}", "--dtype", "int4"], "--dtype: found 'int4'"),
     (["evaluate", "retrieval", "{bert}", "{collection}", "--split", "none"], "none.tsv"),
     (["evaluate", "retrieval", "{bert}", "{collection}", "--index", "{texts}/some.txt"], "some.txt"),
-    (["evaluate", "glue", "{bert}", "{texts}", "--out", "out", "--grid", "all"], "grid: found 'all'"),
+    (["evaluate", "glue", "{bert}", "{texts}", "--output", "out", "--grid", "all"], "--grid: found 'all'"),
     (["search", "{texts}", "a", "--top-k", "0"], "--top-k"),
     (["search", "{texts}", "a", "--how", "foo"], "--how: found 'foo'"),
     (["search", "{texts}", "a"], "is no index"),
-    (["plan", "--count", "0"], "count: found 0"),
-    (["plan", "--length", "2"], "length: found 2"),
+    (["plan", "--count", "0"], "--count: found '0', expected at least 1"),
+    (["plan", "--length", "2"], "--length: found '2', expected at least 3"),
 ]  # fmt: skip
 
 
@@ -285,7 +288,7 @@ def test_options_of_evaluate_retrieval(bert: Path, collection: Path, tmp_path: P
     (other / "qrels" / "train.tsv").write_text("".join(judged[:4]))
     succeed(
         "evaluate", "retrieval", bert, other, "--split", "train", "--pooling", "cls", "--query-prompt", "q: ",
-        "--document-prompt", "d: ", "--query-length", 9, "--document-length", 11, "--out", out, "--bm25", "--device",
+        "--document-prompt", "d: ", "--query-length", 9, "--document-length", 11, "--output", out, "--bm25", "--device",
         "cpu", "--dtype", "float32",
     )  # fmt: skip
     said = json.loads(out.read_text())
@@ -306,9 +309,9 @@ def test_options_of_evaluate_glue(bert: Path, rows: dict[str, Path], tmp_path: P
             text = rows[name].read_text().replace("text\t", "sentence\t", 1).replace("\tyes\t", "\t1\t")
             (tmp_path / "glue" / task / f"{name}.tsv").write_text(text.replace("\tno\t", "\t0\t"))
     succeed(
-        "evaluate", "glue", bert, tmp_path / "glue", "--out", tmp_path / "results" / "mine", "--tasks", "cola",
+        "evaluate", "glue", bert, tmp_path / "glue", "--output", tmp_path / "results" / "mine", "--tasks", "cola",
         "--grid", "paper", "--lrs", "1e-3", "--weight-decays", "0.25", "--epochs", "2", "--seeds", "7",
-        "--max-len", "12", "--patience", "1", "--devices", "cpu", "--precision", "float32",
+        "--max-len", "12", "--patience", "1", "--device", "cpu", "--dtype", "float32",
     )  # fmt: skip
     mine = tmp_path / "results" / "mine"
     assert [path.name for path in mine.iterdir() if path.is_dir()] == ["cola"]
@@ -323,10 +326,10 @@ def test_options_of_evaluate_glue(bert: Path, rows: dict[str, Path], tmp_path: P
 
 
 def test_options_of_sweep(bert: Path, rows: dict[str, Path], tmp_path: Path) -> None:
-    tuned = [f"model={bert}", "task=classify", f"train=[{rows['train']}]", f"dev=[{rows['dev']}]", "batch=32"]
     succeed(
-        "sweep", *tuned, f"output={tmp_path / 'sweep'}", "dtype=float32", "dropout=0.0", "--lrs", "1e-3", "--lrs",
-        "1e-4", "--weight-decays", "0.25", "--epochs", "1", "--seeds", "5", "--devices", "cpu",
+        "sweep", bert, "--task", "classify", "--train", rows["train"], "--dev", rows["dev"], "--batch", 32, "--output",
+        tmp_path / "sweep", "--dtype", "float32", "--dropout", "0.0", "--sweep.lr", "1e-3", "--sweep.lr", "1e-4",
+        "--sweep.weight-decay", "0.25", "--sweep.epochs", "1", "--sweep.seed", "5", "--sweep.device", "cpu",
     )  # fmt: skip
     said = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     tried = [[run[key] for key in ("lr", "weight_decay", "epochs", "seed")] for run in said["runs"]]
@@ -339,8 +342,8 @@ def test_options_of_sweep(bert: Path, rows: dict[str, Path], tmp_path: Path) -> 
 
 
 def test_options_of_plan(tmp_path: Path) -> None:
-    config = ["phases.one.tokens=100000000", "phases.one.lr=1e-3", "phases.one.max_len=1024", "model.preset=base",
-              "data.sources.a=b"]  # fmt: skip
+    words = ["phases.one.tokens=100000000", "phases.one.lr=1e-3", "phases.one.max_len=1024", "model.preset=base"]
+    config = [each for word in words for each in ("--set", word)]
     found = [
         json.loads(succeed("plan", *config, "--device", "a100", "--json", *more))["devices"]["a100"]
         for more in ([], ["--count", "2"], ["--length", "128"])

@@ -22,14 +22,16 @@ IDS = [f"{verb} {option.key}" for verb, option in OPTIONS]
 def test_every_option_has_a_help_text_that_says_its_default(verb: str, option: Option) -> None:
     assert option.help.endswith("."), "a sentence"
     if option.default is None:
-        assert any(word in option.help for word in ("by default", "Without", ", if", ", for")), "what None means"
+        assert any(word in option.help for word in ("default", "Without", ", if", ", for", "or null")), (
+            "what None means"
+        )
 
 
 @pytest.mark.parametrize(("verb", "option"), OPTIONS, ids=IDS)
 def test_every_option_sets_the_argument_of_its_name(verb: str, option: Option, monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[Any] = []
     monkeypatch.setattr(Verb, "load_function", lambda self: received.append)
-    plain, changed = words_of(verb), words_of(verb, option)
+    plain, changed = words_of(verb, option, False), words_of(verb, option, True)
     for words in (plain, changed):
         done = run_here(*words)
         assert done.returncode == 0, done.stderr
@@ -39,15 +41,13 @@ def test_every_option_sets_the_argument_of_its_name(verb: str, option: Option, m
     assert after[key] == other_value(option)
 
 
-def words_of(verb: str, changed: Option | None = None) -> list[str]:
-    """Return a command line with all required options, and another value for one option."""
+def words_of(verb: str, option_of_interest: Option, is_changed: bool) -> list[str]:
+    """Return a command line with all required options, and with another value for one option if asked."""
     words, named = verb.split(), list[str]()
     for option in options_of(VERBS[verb].load_options()):
-        if changed is not None and option.key == changed.key:
+        if is_changed and option.key == option_of_interest.key:
             value = other_value(option)
-        elif option.default is MISSING and "NAME" not in option.key:
-            value = first_value(option)
-        elif option.default is MISSING and changed is not None and siblings(option, changed):
+        elif is_required(option, option_of_interest.key):
             value = first_value(option)
         else:
             continue
@@ -62,9 +62,10 @@ def words_of(verb: str, changed: Option | None = None) -> list[str]:
     return words + named
 
 
-def siblings(option: Option, changed: Option) -> bool:
-    """Return whether two options belong to one entry of a mapping."""
-    return option.key.rpartition(".")[0] == changed.key.rpartition(".")[0]
+def is_required(option: Option, other: str) -> bool:
+    """Return whether a command needs a value for an option, if it has another option."""
+    group = option.key.rpartition("NAME.")[0]
+    return isinstance(option.default, str) and option.default == MISSING and (not group or other.startswith(group))
 
 
 def first_value(option: Option) -> Any:
@@ -115,7 +116,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the leaves of a tree of dictionaries by their paths."""
     leaves: dict[str, Any] = {}
     for name, value in tree.items():
-        if isinstance(value, dict) and value:
+        if isinstance(value, dict):
             leaves |= flat(value, f"{prefix}{name}.")
         else:
             leaves[f"{prefix}{name}"] = value

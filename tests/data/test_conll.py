@@ -169,6 +169,6 @@ def test_tags_beside_spans_are_refused(config: FinetuneConfig, tmp_path: Path) -
 
 def test_a_ragged_file_is_one_line_of_the_command(config: FinetuneConfig, tmp_path: Path) -> None:
     path = write(tmp_path / "a.conll", "a\tO\nb\tX\tO\n")
-    done = modernbert("finetune", f"model={config.model}", "task=tag", f"train=[{path}]", f"output={config.output}")
+    done = modernbert("finetune", config.model, "--task", "tag", "--train", str(path), "--output", config.output)
     assert done.returncode == 2
     assert done.stderr == f"modernbert: {path}:2: found 3 columns, expected 2 as in line 1\n"

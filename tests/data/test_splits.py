@@ -11,7 +11,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from commands import modernbert
+from commands import modernbert, options
 
 from modernbert import ModernBert
 from modernbert.data import hub_datasets
@@ -268,9 +268,9 @@ def config(tmp_path: Path, small_bert: ModernBert) -> FinetuneConfig:
 
 
 def words(config: FinetuneConfig, **changes: str) -> list[str]:
-    given = {name: getattr(config, name) for name in ("model", "task", "output", "epochs", "device")}
+    given = {name: getattr(config, name) for name in ("task", "output", "epochs", "device")}
     given |= {"train": f"[{config.train[0]}]", "dtype": "float32", "engine": "torch"} | changes
-    return [f"{name}={value}" for name, value in given.items()]
+    return [config.model, *options(*(f"{name}={value}" for name, value in given.items()))]
 
 
 def test_a_run_learns_from_the_split_train_and_is_scored_by_dev(config: FinetuneConfig, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_retrieval_on_scifact_has_the_published_scores(minilm_folder: Path, data
     command = [sys.executable, "-m", "modernbert", "evaluate", "retrieval", str(minilm_folder)]
     command += [str(data_folder / "retrieval" / "scifact"), "--device", "cpu", "--dtype", "float32"]
     threads = {"OMP_NUM_THREADS": str(os.cpu_count())}  # tests have one thread; this one takes minutes with two
-    subprocess.run([*command, "--out", str(tmp_path / "scores.json")], check=True, env=os.environ | threads)
+    subprocess.run([*command, "--output", str(tmp_path / "scores.json")], check=True, env=os.environ | threads)
     (row,) = json.loads((tmp_path / "scores.json").read_text())["rows"]
     assert row["ndcg_10"] == pytest.approx(0.64508, abs=LAST_DIGIT)
     assert row["mrr_10"] == pytest.approx(0.6047249, abs=LAST_DIGIT)

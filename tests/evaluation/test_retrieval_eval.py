@@ -159,7 +159,7 @@ def test_the_command_prints_a_table_and_writes_json(folder: Path, tmp_path: Path
     small_bert.save(tmp_path / "model")
     words = ["evaluate", "retrieval", str(tmp_path / "model"), str(folder)]
     out = str(tmp_path / "r.json")
-    done = modernbert(*words, "--bm25", "--document-length", "8", "--device", "cpu", "--out", out)
+    done = modernbert(*words, "--bm25", "--document-length", "8", "--device", "cpu", "--output", out)
     assert done.returncode == 0, done.stderr
     assert "BM25" in done.stdout
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]

@@ -289,7 +289,7 @@ def test_a_reader_that_leaves_and_a_request_to_end(folder: Path) -> None:
         (["fill-mask", "{folder}", "no mask here"], "has no [MASK]"),
         (["embed", "{folder}", "a", "--device", "cuda:7"], "device: found 'cuda:7'"),
         (["embed", "{folder}", "a", "--engine", "flash"], "flash needs a CUDA device"),
-        (["pretrain", "/absent.yaml"], "/absent.yaml: no such config file"),
+        (["pretrain", "--config", "/absent.yaml"], "/absent.yaml: no such config file"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line_and_status_2(words: list[str], message: str, folder: Path) -> None:

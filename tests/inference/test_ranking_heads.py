@@ -153,7 +153,7 @@ def test_commands_that_compare_refuse_a_model_with_labels(
     words = ("--device", "cpu", "--dtype", "float32")
     commands: list[tuple[str, ...]] = [
         ("rerank", str(folder), "what", *TEXTS),
-        ("evaluate", "retrieval", str(folder), str(collection), "--out", str(tmp_path / "scores.json")),
+        ("evaluate", "retrieval", str(folder), str(collection), "--output", str(tmp_path / "scores.json")),
     ]
     if pytest.importorskip("lancedb"):
         made = ["index", str(plain), "--input", str(tmp_path / "a.txt"), "--output", str(tmp_path / "i")]

@@ -60,7 +60,8 @@ def command(verb: str, folders: dict[str, str], file: Path, out: Path) -> list[s
         "prepare": ["prepare", f"sources=[{file}]", f"tokenizer={folders['mask']}", f"out={out}", "processes=1"],
         "tokenizer": ["tokenizer", f"sources=[{file}]", f"out={out}"],
         "finetune": [
-            "finetune", f"model={folders['mask']}", "task=classify", f"train=[{file}]", f"output={out}", "device=cpu"
+            "finetune", folders["mask"], "--task", "classify", "--train", str(file), "--output", str(out), "--device",
+            "cpu",
         ],
     }  # fmt: skip
     return readers[verb]

@@ -222,9 +222,9 @@ def test_an_adapter_beside_a_model_is_refused_in_every_command(whole: Path, tmp_
     data.write_text("text\tlabel\na\tx\nb\ty\n")
     for words in (
         ["embed", str(folder), "a"],
-        ["finetune", f"model={folder}", "task=classify", f"train=[{data}]", f"output={tmp_path / 'out'}"],
-        ["pretrain", f"init_from={folder}", "data.sources.a=x", f"output={tmp_path / 'out'}", "phases.a.tokens=16384",
-         "phases.a.lr=1e-3"],
+        ["finetune", str(folder), "--task", "classify", "--train", str(data), "--output", str(tmp_path / "out")],
+        ["pretrain", "--init-from", str(folder), "--data.sources.a", "x", "--output", str(tmp_path / "out"),
+         "--phases.a.tokens", "16384", "--phases.a.lr", "1e-3"],
         ["export", str(folder), "--output", str(tmp_path / "out")],
     ):  # fmt: skip
         done = modernbert(*words)

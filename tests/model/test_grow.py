@@ -101,9 +101,9 @@ def test_what_is_smaller_or_has_other_heads_is_refused(shape, message):
 
 def test_the_verb_writes_a_model_that_computes(small_bert: ModernBert, tmp_path, capsys):
     small_bert.save(tmp_path / "small")
-    words = [f"source={tmp_path / 'small'}", f"out={tmp_path / 'grown'}", "preset=base"]
-    words += ["model.hidden_size=128", "model.num_attention_heads=2", "model.num_hidden_layers=7"]
-    words += ["model.intermediate_size=192"]
+    words = [f"model={tmp_path / 'small'}", f"output={tmp_path / 'grown'}", "preset=base"]
+    words += ["shape.hidden_size=128", "shape.num_attention_heads=2", "shape.num_hidden_layers=7"]
+    words += ["shape.intermediate_size=192"]
     job.run(load(job.GrowConfig, None, words))
     assert "layers copied from 0, 1, 1, 2, 2, 3, 3" in capsys.readouterr().out
     before, after = (
@@ -114,5 +114,5 @@ def test_the_verb_writes_a_model_that_computes(small_bert: ModernBert, tmp_path,
     grown = ModernBert.load(tmp_path / "grown")
     assert grown.tokenizer.fingerprint == small_bert.tokenizer.fingerprint
     assert grown.embed(["a text"]).shape == (1, 128)
-    with pytest.raises(InputError, match="model.vocab_size: is not a size to grow"):
-        job.run(load(job.GrowConfig, None, [*words, "model.vocab_size=640"]))
+    with pytest.raises(InputError, match="shape.vocab_size: is not a size to grow"):
+        job.run(load(job.GrowConfig, None, [*words, "shape.vocab_size=640"]))

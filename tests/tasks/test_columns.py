@@ -123,12 +123,9 @@ def test_a_run_learns_from_every_negative(model: str, tmp_path: Path) -> None:
     lines = ["query,positive,negative_1,negative_2,id", "a,b,c,d,1", "e,f,g,h,2"]
     (tmp_path / "rows.csv").write_text("\n".join(lines) + "\n")
     words = [
-        f"model={model}",
-        "task=embed",
-        f"train=[{tmp_path / 'rows.csv'}]",
-        f"output={tmp_path / 'run'}",
-        "device=cpu",
-    ]
+        model, "--task", "embed", "--train", str(tmp_path / "rows.csv"), "--output", str(tmp_path / "run"),
+        "--device", "cpu",
+    ]  # fmt: skip
     done = modernbert("finetune", *words)
     assert done.returncode == 0 and "passages: 6 texts" in done.stdout, done.stderr
 

@@ -23,7 +23,7 @@ def scored(data, tmp_path_factory):  # noqa: F811
 
 
 def test_the_best_of_the_decay_and_the_last(scored, tmp_path, capsys):
-    average.run(AverageConfig(out=str(tmp_path / "mean"), run=str(scored), best=2))
+    average.run(AverageConfig(output=str(tmp_path / "mean"), run=str(scored), best=2))
     losses = {row["step"]: row["loss"] for row in rows(scored) if row["kind"] == "heldout"}
     # Extension and decay have one shape, so their checkpoints may be averaged.
     steps = {*sorted(range(8, 13), key=lambda step: losses[step])[:2], 12}
@@ -37,13 +37,13 @@ def test_the_best_of_the_decay_and_the_last(scored, tmp_path, capsys):
 
 
 def test_the_mean_of_equal_models_is_the_model(scored, tmp_path):
-    average.run(AverageConfig(out=str(tmp_path / "mean"), models=[str(scored / "model")] * 3))
+    average.run(AverageConfig(output=str(tmp_path / "mean"), models=[str(scored / "model")] * 3))
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path / "mean", scored / "model"))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
 def test_the_single_best_is_that_checkpoint(scored, tmp_path):
-    average.run(AverageConfig(out=str(tmp_path / "best"), run=str(scored), best=1, last=False))
+    average.run(AverageConfig(output=str(tmp_path / "best"), run=str(scored), best=1, last=False))
     losses = {row["step"]: row["loss"] for row in rows(scored) if row["kind"] == "heldout" and row["step"] > 7}
     best = min(losses, key=lambda step: losses[step])
     (expected,) = (each.tensors("model") for each in checkpoints(scored / "checkpoints") if each.step == best)
@@ -65,14 +65,14 @@ def test_a_checkpoint_whose_loss_is_not_finite_is_not_the_best(scored, tmp_path,
     for other in others:
         shutil.copytree(scored / "checkpoints" / other.folder.name, other.folder)
     assert [each.step for each in checkpoints(run / "checkpoints")] == kept
-    average.run(AverageConfig(out=str(tmp_path / "mean"), run=str(run), best=1, last=False))
+    average.run(AverageConfig(output=str(tmp_path / "mean"), run=str(run), best=1, last=False))
     assert f"step {second}: held-out loss" in capsys.readouterr().out
 
 
 def test_what_cannot_be_averaged_is_refused(straight, scored, tmp_path):  # noqa: F811
     def refused(message, **settings):
         with pytest.raises(InputError, match=message) as caught:
-            average.run(AverageConfig(out=str(tmp_path / "mean"), **settings))
+            average.run(AverageConfig(output=str(tmp_path / "mean"), **settings))
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "mean").exists()
 

@@ -60,7 +60,7 @@ def config_of(data, out, **changes):
 def start(tmp_path, config, *words, processes=2):
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--max-restarts=1"]
-    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "modernbert", "pretrain"]
+    command += ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "modernbert", "pretrain", "--config"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [*command, str(tmp_path / "config.yaml"), *words], env=environment, stderr=subprocess.PIPE, text=True
@@ -166,7 +166,7 @@ def test_what_one_process_refuses_all_refuse_in_the_same_line(data, alone, tmp_p
         free.bind(("localhost", 0))
         place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1])}
     place |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", TWO, "pretrain", str(tmp_path / "config.yaml")]
+    command = [sys.executable, "-c", TWO, "pretrain", "--config", str(tmp_path / "config.yaml")]
     done = subprocess.run(command, env=os.environ | place, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     # Only the main process looks at the folder.

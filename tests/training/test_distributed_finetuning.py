@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import options
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -36,14 +37,16 @@ def given(tmp_path: Path, small_bert: ModernBert) -> list[str]:
     (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     judged = [f"q{n}\td{n}\t1" for n in range(len(queries))]
     (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]) + "\n")
-    return [f"model={tmp_path / 'start'}", "device=cpu", "dtype=float32", "engine=torch", "dropout=0.0", "lr=1e-3"]
+    return [
+        str(tmp_path / "start"), *options("device=cpu", "dtype=float32", "engine=torch", "dropout=0.0", "lr=1e-3"),
+    ]  # fmt: skip
 
 
 def finetune(words: Sequence[str], output: Path, processes: int = 1) -> list[dict[str, Any]]:
     """Run the command, and return its log."""
     launch = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--rdzv-backend=c10d",
               "--rdzv-endpoint=localhost:0"] if processes > 1 else []  # fmt: skip
-    command = [sys.executable, *launch, "-m", "modernbert", "finetune", *words, f"output={output}"]
+    command = [sys.executable, *launch, "-m", "modernbert", "finetune", *words, "--output", str(output)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -70,9 +73,11 @@ def assert_same_run(ours: Path, theirs: Path, rows: Sequence[Sequence[dict[str, 
 def test_two_processes_classify_as_one(sharding: str, given: list[str], tmp_path: Path) -> None:
     """Whole batches of 7 and a last one of 1: in the last step, a process has no row."""
     rows = f"[{tmp_path / 'rows.tsv'}]"
-    words = [*given, "task=classify", f"train={rows}", f"dev={rows}", f"test={rows}", "batch=7", "epochs=2"]
+    words = [
+        *given, *options("task=classify", f"train={rows}", f"dev={rows}", f"test={rows}", "batch=7", "epochs=2"),
+    ]  # fmt: skip
     alone = finetune(words, tmp_path / "alone")
-    both = finetune([*words, f"distributed.sharding={sharding}"], tmp_path / "both", processes=2)
+    both = finetune([*words, "--distributed.sharding", sharding], tmp_path / "both", processes=2)
     assert [row["micro_batches"] for row in both if row["kind"] == "step"] == [2] * 7 + [1] + [2] * 7 + [1]
     for log in (alone, both):
         for row in log:
@@ -87,11 +92,12 @@ def test_two_processes_compare_all_passages_of_a_step(
     task: str, sharding: str, given: list[str], tmp_path: Path
 ) -> None:
     words = [
-        *given, f"task={task}", f"train=[{tmp_path / 'queries.jsonl'}]", f"dev=[{tmp_path / 'collection'}]",
-        "dev_split=test", "batch=4", "epochs=2", "vectors.query_length=16", "vectors.document_length=16", "lr=1e-4",
+        *given, "--task", task, "--train", str(tmp_path / "queries.jsonl"), "--dev", str(tmp_path / "collection"),
+        *options("dev_split=test", "batch=4", "epochs=2", "vectors.query_length=16", "vectors.document_length=16",
+                 "lr=1e-4"),
     ]  # fmt: skip
     alone = finetune(words, tmp_path / "alone")
-    both = finetune([*words, f"distributed.sharding={sharding}"], tmp_path / "both", processes=2)
+    both = finetune([*words, "--distributed.sharding", sharding], tmp_path / "both", processes=2)
     for log in (alone, both):
         for row in log:
             row.pop("micro_batches", None)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import options
 from safetensors.torch import load_file
 from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -293,9 +294,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(config: FinetuneConfig
     finetune(config)
     killed = replace(config, output=str(tmp_path / "killed"))
     words = [f"{name}={getattr(killed, name)}" for name in
-             ("model", "task", "output", "epochs", "batch", "lr", "dropout", "device", "dtype", "engine")]  # fmt: skip
+             ("task", "output", "epochs", "batch", "lr", "dropout", "device", "dtype", "engine")]  # fmt: skip
     words += ["checkpoint.every_s=1e-9"] + [f"{name}=[{getattr(killed, name)[0]}]" for name in ("train", "dev", "test")]
-    command = [sys.executable, "-m", "modernbert", "finetune", *words]
+    command = [sys.executable, "-m", "modernbert", "finetune", killed.model, *options(*words)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list((tmp_path / "killed").glob("checkpoints/step-*")):
         assert process.poll() is None

@@ -21,6 +21,7 @@ from modernbert.batch import batch_by_size
 from modernbert.checkpoints.folder import load_model
 from modernbert.checkpoints.sentence_transformers_format import load_vectors
 from modernbert.config_files import load as load_config
+from modernbert.config_files import read_yaml
 from modernbert.data.beir import read_texts
 from modernbert.data.hard_negatives import hard_negatives
 from modernbert.data.labeled_rows import Row
@@ -370,7 +371,7 @@ def test_an_index_serves_other_queries_and_json_is_written_as_scores_come(
     config: RetrieverConfig, tmp_path: Path, write_collection: Callable[..., Path]
 ) -> None:
     asked = RetrievalConfig(
-        config.model, config.test, device="cpu", dtype="float32", index=tmp_path / "kept", out=tmp_path / "r.json"
+        config.model, config.test, device="cpu", dtype="float32", index=tmp_path / "kept", output=tmp_path / "r.json"
     )
     evaluate(asked)
     with pytest.raises(InputError, match="other dtype, expected 'bfloat16', found 'float32'"):
@@ -461,7 +462,7 @@ def test_a_model_mines_what_it_finds_nearest(config: RetrieverConfig) -> None:
 def test_a_published_recipe_resolves_and_trains(path: Path, config: RetrieverConfig) -> None:
     words = [f"{key}={getattr(config, key)}" for key in ("model", "output", "device")] + [f"train=[{config.train[0]}]"]
     longest = ["vectors.query_length=64", "vectors.document_length=64", "batch=16"]
-    schema = schema_of(str(path), words)
+    schema = schema_of(read_yaml(path)["task"])
     assert schema is RetrieverConfig
     resolved = load_config(schema, str(path), words)
     assert resolved.lr in (8e-5, 1e-4) and resolved.warmup == 0.05

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from commands import modernbert
+from commands import modernbert, options
 
 from modernbert import ModernBert
 from modernbert.errors import InputError
@@ -144,9 +144,9 @@ def test_a_sweep_needs_something_to_compare_by(base: FinetuneConfig, tmp_path: P
 
 
 def test_the_command_sweeps(base: FinetuneConfig, tmp_path: Path) -> None:
-    words = [f"{name}={getattr(base, name)}" for name in ("model", "task", "output", "batch", "dtype", "engine")]
+    words = [f"{name}={getattr(base, name)}" for name in ("task", "output", "batch", "dtype", "engine")]
     words += [f"train=[{base.train[0]}]", f"dev=[{base.dev[0]}]", "epochs=1", "device=cpu"]
-    done = modernbert("sweep", *words, "--lrs", "1e-3", "--lrs", "1e-4")
+    done = modernbert("sweep", base.model, *options(*words), "--sweep.lr", "1e-3", "--sweep.lr", "1e-4")
     assert done.returncode == 0, done.stderr
     said = json.loads((Path(base.output) / "sweep.json").read_text())
     assert {run["lr"] for run in said["runs"]} == {1e-3, 1e-4}
@@ -185,8 +185,8 @@ def test_glue_is_tuned_scored_and_shown(
     data: Path, tmp_path: Path, model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = GlueConfig(
-        model, data, tmp_path / "out", tasks=["cola", "rte", "mnli"], lrs=[1e-3], epochs=[2], seeds=[0, 1],
-        devices=["cpu"], precision="float32",
+        model, data, output=tmp_path / "out", tasks=["cola", "rte", "mnli"], lrs=[1e-3], epochs=[2], seeds=[0, 1],
+        device=["cpu"], dtype="float32",
     )  # fmt: skip
     said = run(config)
     assert list(said) == ["cola", "mnli", "rte"], "what starts from MNLI comes after it"
@@ -210,7 +210,7 @@ def test_glue_is_tuned_scored_and_shown(
     assert len(more["mnli"]["runs"]) == 3 and len(more["rte"]["runs"]) == 3, "earlier seeds count on"
     assert (tmp_path / "out" / "mnli" / more["mnli"]["best_run"] / "model").is_dir()
     assert more["rte"]["started_from"] == str(start), "whatever is best of MNLI now"
-    alone = replace(config, out=tmp_path / "alone", tasks=["rte"], seeds=[0])
+    alone = replace(config, output=tmp_path / "alone", tasks=["rte"], seeds=[0])
     run(alone)
     with pytest.raises(InputError, match="was begun from .*start.*model, but with MNLI among the tasks"):
         run(replace(alone, tasks=["mnli", "rte"]))
@@ -223,20 +223,19 @@ def test_glue_is_tuned_scored_and_shown(
 def test_what_is_not_there_is_named(data: Path, tmp_path: Path, model: str) -> None:
     for changes, said in (
         ({"tasks": ["wnli"]}, "tasks: found 'wnli', expected cola, stsb"),
-        ({"grid": "all"}, "grid: found 'all'"),
         ({"data": tmp_path / "nowhere"}, "nowhere: holds no task of GLUE"),
     ):
         with pytest.raises(InputError, match=said):
-            run(replace(GlueConfig(model, data, tmp_path / "out"), **changes))  # type: ignore[arg-type]
+            run(replace(GlueConfig(model, data, output=tmp_path / "out"), **changes))  # type: ignore[arg-type]
     (data / "rte" / "dev.tsv").write_text("sentence1\tsentence2\tlabel\na\t\tyes\n")
     with pytest.raises(InputError, match="rte/dev.tsv:2: sentence2 is empty"):
-        run(GlueConfig(model, data, tmp_path / "out", tasks=["cola", "rte"]))
+        run(GlueConfig(model, data, output=tmp_path / "out", tasks=["cola", "rte"]))
     assert not (tmp_path / "out").exists(), "the rows of the last task are read before the first is trained"
     (data / "mnli" / "train.tsv").unlink()
     assert "mnli" not in tasks_in(data)
     (data / "cola" / "dev.tsv").unlink()
     with pytest.raises(InputError, match="cola: has no dev split"):
-        run(GlueConfig(model, data, tmp_path / "out", tasks=["cola"]))
+        run(GlueConfig(model, data, output=tmp_path / "out", tasks=["cola"]))
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,39 @@
+"""Options of the evaluation of retrieval."""
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Literal
+
+from modernbert.common_options import OneDevice
+
+__all__ = ["RetrievalConfig"]
+
+
+@dataclass(frozen=True)
+class RetrievalConfig(OneDevice):
+    """Rank the documents of collections for their queries: nDCG@10, MRR@10, recall@100."""
+
+    model: str
+    """Model folder, or name of a model on the Hub."""
+    collections: Sequence[str]
+    """Folders in the format of BEIR, or mteb:TASK."""
+    _: KW_ONLY
+    split: str = "test"
+    """Split of the relevance judgments: qrels/SPLIT.tsv."""
+    bm25: bool = False
+    """Rank by BM25, too."""
+    pooling: Literal["mean", "cls", "tokens"] | None = None
+    """Pooling of token vectors; that of the model, by default."""
+    query_prompt: str | None = None
+    """Text in front of queries; that of the model, by default."""
+    document_prompt: str | None = None
+    """Text in front of documents; that of the model, by default."""
+    query_length: int | None = None
+    """Maximum tokens of a query; that of the model, by default."""
+    document_length: int | None = None
+    """Maximum tokens of a document; that of the model, by default."""
+    output: Path | None = None
+    """JSON file for the scores; none, by default."""
+    index: Path | None = None
+    """Folder that keeps the embeddings of the documents; none, by default."""
