@@ -134,7 +134,7 @@ def check_choices(config: Any, prefix: str = "") -> None:
     Raises: InputError naming the first field with another value, and its choices.
     """
     for name, kind in get_type_hints(type(config)).items():
-        if name.isupper():
+        if name.isupper() or name == "_":  # class variables, and the mark of keyword-only fields
             continue
         value = getattr(config, name)
         if hasattr(value, "__dataclass_fields__"):
