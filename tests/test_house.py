@@ -48,11 +48,13 @@ def test_the_commands_of_the_readme_are_commands() -> None:
             assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), line
         if words[:1] == ["modernbert"]:
             verb = tuple(words[1 : 3 if words[1] == "evaluate" else 2])
-            if verb not in shown:
-                done = run_here(*verb, "--help")
+            # The options of fine-tuning depend on the task.
+            shape = (*verb, *(["--task", words[words.index("--task") + 1]] if "--task" in words else []))
+            if shape not in shown:
+                done = run_here(*shape, "--help")
                 assert done.returncode == 0, line
-                shown[verb] = done.stdout
-            known = [re.escape(each).replace("NAME", "[^.]+") for each in re.findall(r"--[\w.-]+", shown[verb])]
+                shown[shape] = done.stdout
+            known = [re.escape(each).replace("NAME", "[^.]+") for each in re.findall(r"--[\w.-]+", shown[shape])]
             for option in (word for word in words if word.startswith("--")):
                 assert any(re.fullmatch(each, option) for each in known), line
 

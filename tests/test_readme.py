@@ -110,7 +110,11 @@ def test_a_file_of_that_name_comes_first_and_an_unknown_name_lists_the_shipped(e
     (elsewhere / "pretrain").mkdir()
     (elsewhere / "pretrain" / "demo").write_text("seed: 123\n")
     assert "seed: 123\n" in modernbert("pretrain", "--config", "pretrain/demo", "--output", "x", "--print").stdout
-    for words in (["pretrain", "--config", "pretrain/dmo"], ["finetune", "--config", "mine.yaml"], ["plan", "pretrain/dmo"]):
+    for words in (
+        ["pretrain", "--config", "pretrain/dmo"],
+        ["finetune", "--config", "mine.yaml"],
+        ["plan", "pretrain/dmo"],
+    ):
         done = modernbert(*words)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
         assert f"{words[-1]}: no such config file; the shipped configs are finetune/code, " in done.stderr
