@@ -88,7 +88,7 @@ def _convert_tensors(config: ConvertConfig) -> Path:
 
 def _published(config: ConvertConfig, settings: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     """Return a config.json of transformers as it is; options beside it are an error."""
-    given = [name for name in ("training", *_OPTIONS) if getattr(config, name) is not None]
+    given = [name for name in ("training_config", *_OPTIONS) if getattr(config, name) is not None]
     if given:
         raise InputError(f"{given[0]}: {where} already has it; remove the option")
     print(f"the shape: {where}")

@@ -303,9 +303,11 @@ def test_the_command_says_what_it_chose_and_ends_with_two_for_what_is_no_checkpo
     def convert(*more: str) -> tuple[int, str, str]:
         command = ["modernbert", "convert", str(tmp_path / "c.pt"), "--output", str(tmp_path / "out"), *more]
         monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as ended:
+        try:
             main()
-        return int(ended.value.code or 0), *capfd.readouterr()
+        except SystemExit as ended:
+            return int(ended.code or 0), *capfd.readouterr()
+        return 0, *capfd.readouterr()
 
     before = signal.getsignal(signal.SIGTERM)
     torch.save(checkpoint_of(state_of(flexbert)), tmp_path / "c.pt")
