@@ -39,7 +39,7 @@ def run(config: AverageConfig) -> Path:
 def _chosen(config: AverageConfig) -> list[Checkpoint]:
     """Return the best checkpoints by held-out loss, and the last; print them."""
     if config.best < 0 or not (config.best or config.last):
-        raise InputError(f"best: found {config.best}, expected 1 or more, or last=true")
+        raise InputError(f"best: found {config.best}, expected 1 or more, or --last")
     found = checkpoints(Path(str(config.run)) / "checkpoints")
     # Checkpoints before the context extension have another config.
     found = [each for each in found if each.state["model"] == found[-1].state["model"]]
