@@ -50,7 +50,7 @@ class PlainReader:
     def _plain(
         self, read: Callable[[Any], Iterable[bytes]], join: Callable[[Iterator[bytes]], Iterable[bytes]]
     ) -> Iterator[bytes]:
-        """Yield what `read` takes from a plain file, or `join` makes of the chunks of a Zstandard file."""
+        """Yield `read(file)` of a plain file, or `join(chunks)` of a Zstandard file."""
         suffix = self._path.suffix.lower()
         try:
             if suffix == ".gz":

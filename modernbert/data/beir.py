@@ -44,7 +44,7 @@ def read_collection(folder: Path, split: str = "test", usual: str = "test") -> C
     Args:
         folder: The folder of the collection.
         split: The split of the judgments.
-        usual: The split that a folder with one `qrels.tsv` stands for; see `judgments_file`.
+        usual: The split of a folder that has one `qrels.tsv`; see `judgments_file`.
 
     Raises:
         InputError: An id occurs twice or nowhere, or a grade is not a whole number; names the file and row.
@@ -88,7 +88,7 @@ def judgments_file(folder: Path, split: str, usual: str) -> Path:
         return _file(folder, f"qrels/{split}.tsv")
     path = _file(folder, "qrels.tsv")
     if split not in (usual, "test"):
-        raise InputError(f"{path}: has one set of judgments, of no split {split!r}; leave the name of the split out")
+        raise InputError(f"{path}: has one set of judgments, expected the split {split!r}; leave the split out")
     return path
 
 

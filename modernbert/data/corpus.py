@@ -1,4 +1,4 @@
-"""Documents of a corpus: one stream from files, folders, URLs and Hub data sets, with counts of what was read."""
+"""Documents of a corpus: one stream from files, folders, URLs and Hub data sets, with counts."""
 
 import re
 import time
@@ -36,7 +36,7 @@ class Document:
 
 @dataclass
 class Tally:
-    """Counts of what was read."""
+    """Counts of documents, bytes, and skipped rows and files."""
 
     documents: int = 0
     empty: int = 0
@@ -91,9 +91,9 @@ def read_documents(
 
     Args:
         sources: Files, folders, URLs or names of Hub data sets; see `find_files`.
-        tally: Counts what is read.
+        tally: Receives the counts.
         text_field: The field with the text, in files with rows.
-        txt_unit: What a document is in `.txt`, `.md`, `.rst` and files without a suffix: `file`, `line` or `paragraph`.
+        txt_unit: The document of `.txt`, `.md`, `.rst` and files without a suffix: a `file`, `line` or `paragraph`.
         invalid: What to do with text that is not UTF-8: `repair` (replace by U+FFFD) or `refuse`.
         on_error: What to do with broken rows, and with damaged files from the place of the damage on: `fail`, or `skip`
             and count them. The failure of a network is always an error.
@@ -142,7 +142,7 @@ def find_files(
     on_error: str = "fail",
     empty_ok: bool = False,
 ) -> list[File]:
-    """List the files to read: those given, and those of known formats below the given folders, sorted by name.
+    """List the given files, and the files of known formats below the given folders, sorted by name.
 
     A source is a path, a URL that fsspec knows (of a folder, a file, or with `*`), or `owner/name@revision` of a data
     set on the Hugging Face Hub, whose card and whose rows of other splits than `train` are left out. Hidden files and
@@ -180,7 +180,7 @@ def stored_bytes(sources: Sequence[File | str], *, text_field: str = "text", on_
 
 @contextmanager
 def show_reading(label: str, tally: Tally, total_bytes: int) -> Iterator[Callable[[str], None]]:
-    """Show the progress of reading; call the result after each document, with what was made so far or with ""."""
+    """Show the progress of reading; call the result after each document, with the output so far or with ""."""
     begun = time.monotonic()
     made = ""
     with show_progress(total_bytes, interval_s=5.0) as update:

@@ -47,7 +47,7 @@ def read_file(
         file: The file.
         text_fields: Fields that must be texts; others are not read where the format allows. None reads all fields as
             they are. The text of a file without fields, or of an array of strings, is the first of them, or `text`.
-        unit: What a row is in a file without fields: `line`, `paragraph` or `file`.
+        unit: The row of a file without fields: a `line`, a `paragraph` or the `file`.
         strict: Refuse invalid UTF-8; otherwise it becomes unpaired surrogates, see `utf8.py`.
         count: Called with the number of stored bytes that were read.
 
@@ -90,7 +90,7 @@ def size_of(file: File) -> int:
 
 
 def mark_of(file: File) -> str:
-    """Return what changes with the content of a file: its modification time, or the ETag of its store."""
+    """Return a mark that changes with the content of a file: its modification time, or the ETag of its store."""
     return file.mark if isinstance(file, RemoteFile) else str(file.stat().st_mtime_ns)
 
 

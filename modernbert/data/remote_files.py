@@ -26,13 +26,13 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """The place of a file, and what its store says about it without opening it."""
+    """The URL of a file, and its size and mark in the store."""
 
     url: str
     size: int
     """Bytes as stored; 0 if the store does not say."""
     mark: str
-    """What changes with the content, such as an ETag; empty if the store has none."""
+    """A text that changes with the content, such as an ETag; empty if the store has none."""
     filesystem: Any = field(repr=False, compare=False)
     path: str = field(repr=False, compare=False)
 
@@ -76,7 +76,7 @@ def dataset_url(text: str) -> str | None:
 
 
 def find_remote(url: str) -> list[tuple[tuple[str, ...], RemoteFile]]:
-    """List the files below a URL, or those that match its `*`, each with the parts of its path below the URL.
+    """List the files below a URL, or the files that match its `*`, each with the parts of its path below the URL.
 
     Files are sorted by these parts, as in a local folder. The URL of one file gives that file, without parts.
 
@@ -148,7 +148,7 @@ class _Stream(io.RawIOBase):
 
 
 def _translate_errors(url: str, call: Callable[Given, Answer], *args: Given.args, **kwargs: Given.kwargs) -> Answer:
-    """Call a store, and turn whatever it raises into a one-line error with the URL."""
+    """Call a store, and turn its exceptions into one-line errors with the URL."""
     try:
         return call(*args, **kwargs)
     except FileNotFoundError:

@@ -81,7 +81,7 @@ def fill_folder(
         documents: The documents.
         tokenizer_file: The `tokenizer.json` or its folder.
         folder: The folder to write to.
-        tally: What the reader of `documents` counted; goes into the index.
+        tally: The counts of the reader of `documents`, which the index stores.
         shard_chars: Number of characters after which a shard ends.
         processes: Number of processes.
         progress: Called with the number of tokens of each shard.
@@ -136,7 +136,7 @@ class Shards:
         """Open a folder of shards; check the size of every file and, if `verify`, its SHA-256.
 
         Raises:
-            InputError: A file is missing, cut off or changed; names it, what was found and what was expected.
+            InputError: A file is missing, truncated or changed; names it.
         """
         folder = Path(folder)
         index = _read_index(folder / "index.json")

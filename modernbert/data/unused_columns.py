@@ -41,7 +41,7 @@ _ID = re.compile(r".*_(ids?|idx|titles?|urls?)")
 def check_signals(
     rows: Iterable[Row], task: str, signals: Sequence[Pattern[str]], known: Sequence[str], *, by_ids: bool = False
 ) -> None:
-    """Check that no column but those that are read looks like something to learn from.
+    """Check that no unread column looks like something to learn from.
 
     Args:
         rows: Rows of one split.
@@ -50,7 +50,8 @@ def check_signals(
         known: Names of the columns that are read.
         by_ids: Whether rows name their texts by ids, so that columns of ids are checked, too.
 
-    Raises: InputError naming the row and the column.
+    Raises:
+        InputError: A row has such a column; names both.
     """
     passes: dict[str, bool] = dict.fromkeys(known, True)
     for row in rows:

@@ -26,7 +26,7 @@ _FIRST_ALONE = "\u0e01"
 _MARKS = frozenset("\u0e33\u0eb3\uff9e\uff9f")
 # Signs that stack the next letter below the previous one: Myanmar virama, Khmer coeng, Tai Tham sakot.
 _STACKERS = frozenset("\u1039\u17d2\u1a60")
-# Prefixes of tags; those that always begin a span; those that end theirs. BIOES has E and S, BILOU has L and U.
+# Prefixes of tags; prefixes that always begin a span; prefixes that end one. BIOES has E and S, BILOU has L and U.
 _PREFIXES, _BEGINS, _ENDS = (frozenset(letters) for letters in ("BIESLU", "BSU", "ESLU"))
 
 

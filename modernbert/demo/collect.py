@@ -91,25 +91,26 @@ class _Corpus:
 
 
 def collect(
-    out: Path,
+    folder: Path,
     *,
     budget_mb: float,
     seed: int,
     roots: Sequence[Path] | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Collected:
-    """Write `code.jsonl`, `prose.jsonl` and `heldout.jsonl` into `out`, about `budget_mb` million bytes in all.
+    """Write `code.jsonl`, `prose.jsonl` and `heldout.jsonl` into `folder`, about `budget_mb` million bytes in all.
 
     The same files, budget and seed give the same bytes. Links are not followed.
 
     Args:
-        out: Folder for the three files.
+        folder: The folder of the three files.
         budget_mb: Size of all text, in millions of bytes.
         seed: Seed of the order of the files.
         roots: Folders to read; default: the library folders of the interpreter.
         progress: Called with the number of bytes so far.
 
-    Raises: InputError if no text is found, or the folder cannot be written.
+    Raises:
+        InputError: There is no text, or the folder cannot be written.
     """
     corpus = _Corpus()
     roots = library_roots() if roots is None else roots
@@ -129,13 +130,14 @@ def collect(
         heapq.heappush(queue, (taken + gain, tie, package))
     if not corpus.code:
         raise InputError(f"no Python source found under {', '.join(map(str, roots))}")
-    return _write(out, corpus)
+    return _write(folder, corpus)
 
 
 def read_records(path: Path) -> Iterator[Record]:
     """Read a file that `collect` wrote.
 
-    Raises: InputError if the file is absent or a line is not a record.
+    Raises:
+        InputError: The file is missing, or a line is not a record.
     """
     try:
         with open(path, encoding="utf-8") as lines:
@@ -284,7 +286,7 @@ def _reason_to_skip(text: str, defined: list[Definition]) -> str | None:
     return None if defined else "no definitions"
 
 
-def _write(out: Path, corpus: _Corpus) -> Collected:
+def _write(folder: Path, corpus: _Corpus) -> Collected:
     """Write the three files; a held-out file that shares a function with the training text is dropped."""
     trained: set[str] = set()
     trained.update(*(taken.functions for taken in corpus.code if not is_heldout(taken.record.package)))
@@ -300,10 +302,10 @@ def _write(out: Path, corpus: _Corpus) -> Collected:
     for name, records in kept.items():
         ordered = sorted(records, key=lambda record: record.origin)
         lines = [json.dumps(asdict(record), ensure_ascii=False) + "\n" for record in ordered]
-        write_file(out / f"{name}.jsonl", "".join(lines))
+        write_file(folder / f"{name}.jsonl", "".join(lines))
     packages = {record.package for records in kept.values() for record in records}
     return Collected(
-        **{name: out / f"{name}.jsonl" for name in kept},
+        **{name: folder / f"{name}.jsonl" for name in kept},
         num_bytes={name: sum(len(record.text.encode()) for record in records) for name, records in kept.items()},
         num_documents={name: len(records) for name, records in kept.items()},
         num_packages=len(packages),

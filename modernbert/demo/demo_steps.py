@@ -58,7 +58,8 @@ QUICK = Scale("runs/demo-quick", "pretrain/demo-quick", 3.0, 2_048, finetuning_s
 def run(config: DemoConfig) -> Path:
     """Train, evaluate and show a small ModernBERT; return the path of the page.
 
-    Raises: InputError if the folder holds something else, the disk is full, or a library is missing.
+    Raises:
+        InputError: The folder has other content, the disk is full, or a library is missing.
     """
     scale = QUICK if config.quick else FULL
     out = config.output or Path(scale.folder)
@@ -81,7 +82,7 @@ def run(config: DemoConfig) -> Path:
 
 
 class _Clock:
-    """Runs the steps that have no result yet, and keeps how long each took."""
+    """Runs the steps that have no result yet, and stores their durations."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -142,7 +143,7 @@ def _fill_masks(out: Path, scale: Scale) -> None:
     filled: list[Any] = bert.fill_mask([line.masked(mask) for line in lines], top_k=5)
     found = []
     for line, masks in zip(lines, filled, strict=True):
-        # A line about language models may contain masks of its own before ours.
+        # A line about language models may contain other masks before this one.
         guesses = masks[line.before.count(mask)]
         found.append({**asdict(line), "guesses": [[guess.text, guess.probability] for guess in guesses]})
     write_file(out / "masks.json", json.dumps(found, indent=1) + "\n")

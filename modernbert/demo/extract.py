@@ -52,7 +52,7 @@ def definitions(tree: ast.Module) -> list[Definition]:
 
 
 def reads_like_english(text: str) -> bool:
-    """Say whether words make up most of a text, and function words a fair share of the words.
+    """Return whether a text consists mostly of words, at least 15 % of them function words.
 
     >>> reads_like_english("Return the length of the longest line that is not a comment.")
     True
@@ -79,7 +79,7 @@ def prose_of_module(defined: Sequence[ast.Module | Definition], text: str) -> li
 
 
 def functions(defined: Sequence[Definition], text: str) -> list[str]:
-    """Return the source of every function of four lines or more, without indents and blank lines, to tell copies."""
+    """Return the source of every function of four lines or more, without indents and blank lines, to detect copies."""
     lines = [line.strip() for line in text.split("\n")]
     found = []
     for node in defined:
@@ -101,7 +101,7 @@ def topics(tree: ast.Module) -> list[tuple[str, str]]:
 
 
 def describe(metadata: str) -> str:
-    """Return the description of a package: what follows the first blank line of its METADATA."""
+    """Return the description of a package: the text after the first blank line of its METADATA."""
     return metadata.partition("\n\n")[2]
 
 

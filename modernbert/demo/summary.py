@@ -43,7 +43,7 @@ bert = ModernBert.load("{folder}/model")
 bert.fill_mask("import numpy as[MASK]")
 bert.embed(["def area(r):", "the area of a circle"])
 
-finder = ModernBert.load("{folder}/retrieval/model")  # fine-tuned to find functions by what they do
+finder = ModernBert.load("{folder}/retrieval/model")  # fine-tuned for function search
 """
 FILES = {
     "report.html": "this page",

@@ -18,16 +18,17 @@ class MtebEncoder:
     """An implementation of mteb's `EncoderProtocol`: `mteb.evaluate(MtebEncoder(bert), task)`.
 
     Queries and documents of retrieval are embedded as the model was fine-tuned to embed them, all other texts as
-    documents with the folder's default prompt. Texts that are too long are cut and counted in `num_cut`.
+    documents with the folder's default prompt. Texts that are too long are truncated and counted in `num_cut`.
     """
 
     def __init__(self, bert: ModernBert, name: str = "modernbert/model") -> None:
-        """Wrap a model that makes one vector for each text.
+        """Wrap a model that makes one vector per text.
 
-        Raises: InputError for another model, such as one with a head of labels.
+        Raises:
+            InputError: The model makes no vector per text.
         """
         if bert.is_late:
-            raise InputError("the model has a vector for each token, expected one a text; retrieval takes MtebSearch")
+            raise InputError("the model has a vector per token, expected one per text; use MtebSearch for retrieval")
         bert.check_compares()
         self.bert, self.name, self.num_cut = bert, name, 0
 
@@ -50,7 +51,8 @@ class MtebEncoder:
     ) -> np.ndarray:
         """Return the vectors of batches of texts, float32 [N, D].
 
-        Raises: InputError for inputs that are not texts.
+        Raises:
+            InputError: An input is not a text.
         """
         texts: list[str] = []
         for batch in inputs:

@@ -1,7 +1,6 @@
-"""mteb's retrieval tasks, through its protocol of search: BEIR, MLDR, CodeSearchNet, StackOverflow-QA, and many others.
+"""Evaluation on mteb's retrieval tasks (BEIR, MLDR, CodeSearchNet, StackOverflow-QA and others) by its search protocol.
 
-In: the name of a task, and what ranks. Out: the scores that mteb gives. Names are mteb's own, or the paper's, which
-stand for the task, or the fifteen of BEIR, that the paper ran.
+A task is named as mteb or as the ModernBERT paper names it; `beir` names the fifteen BEIR tasks of the paper.
 """
 
 import time
@@ -14,15 +13,15 @@ from modernbert.errors import InputError
 from modernbert.evaluation.retrieval_eval import Retrieval
 from modernbert.extras import require
 
-__all__ = ["BEIR", "Judged", "MtebSearch", "run_task", "tasks_of"]
+__all__ = ["BEIR", "MtebSearch", "SubsetScores", "run_task", "tasks_of"]
 
-# The data sets of the paper's BEIR columns.
+# The data sets of BEIR in the paper.
 BEIR = (
     "nfcorpus", "scifact", "trec-covid", "fiqa", "arguana", "climate-fever", "dbpedia-entity", "fever", "hotpotqa",
     "msmarco", "nq", "quora", "scidocs", "webis-touche2020", "cqadupstack",
 )  # fmt: skip
 
-# The paper's sets: which of mteb's tasks they are, and which subset, where it has several and the paper took one.
+# The paper's name of a data set -> mteb's name of the task, with the subset that the paper uses.
 _PAPER = {
     "nfcorpus": "NFCorpus",
     "scifact": "SciFact",
@@ -46,8 +45,8 @@ _PAPER = {
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Hold what mteb says of one subset of a task, by the name that the paper has for it."""
+class SubsetScores:
+    """The scores of one subset of a task."""
 
     collection: str
     split: str
@@ -57,11 +56,12 @@ class Judged:
 
 
 def tasks_of(name: str) -> dict[str, Any]:
-    """Return the tasks a name stands for, by the name each goes by here: `beir`, one of the paper's, or mteb's own.
+    """Return the tasks of a name, by the names to report: `beir`, a name of the paper, or a name of mteb.
 
-    `NAME:SUBSET` takes one subset of a task that has several.
+    `NAME:SUBSET` selects one subset of a task that has several.
 
-    Raises: InputError if mteb is not installed, or has no such task, or it is not one of retrieval.
+    Raises:
+        InputError: mteb is not installed, has no such task, or the task is not one of retrieval.
     """
     require(f"mteb:{name}", "mteb")
     if name.lower() == "beir":
@@ -73,10 +73,10 @@ def tasks_of(name: str) -> dict[str, Any]:
     try:
         task = mteb.get_task(task_name, hf_subsets=[subset] if subset else None)
     except (KeyError, ValueError) as error:
-        raise InputError(f"mteb:{name}: {str(error).strip(chr(34)).removeprefix('KeyError: ')}") from None
+        raise InputError(f"mteb:{name}: {str(error.args[0]).removeprefix('KeyError: ')}") from None
     if task.metadata.type not in ("Retrieval", "Reranking"):
         raise InputError(f"mteb:{name}: is a task of {task.metadata.type}, expected one of retrieval")
-    # A task of tasks, as the twelve forums are.
+    # A group of tasks, such as the twelve forums of CQADupstack.
     parts: Sequence[Any] = getattr(task.metadata, "tasks", None) or ()
     if parts:
         prefix = task_name.removesuffix("Retrieval")
@@ -89,12 +89,13 @@ def _plain(name: str) -> str:
     return name.removesuffix("Retrieval").lower()
 
 
-def run_task(name: str, task: Any, split: str, rank: Rank) -> list[Judged]:
-    """Rank the documents of a task for its queries; return what mteb makes of it, subset by subset.
+def run_task(name: str, task: Any, split: str, rank: Rank) -> list[SubsetScores]:
+    """Rank the documents of a task for its queries; return mteb's scores of each subset.
 
-    Of a task that has not the split, its own are taken (MS MARCO is judged on `dev`).
+    A task without the split is evaluated on its own splits (MS MARCO: `dev`).
 
-    Raises: InputError if the task's data cannot be had.
+    Raises:
+        InputError: The data of the task cannot be loaded.
     """
     import mteb
 
@@ -103,7 +104,7 @@ def run_task(name: str, task: Any, split: str, rank: Rank) -> list[Judged]:
     try:
         task.load_data()
     except OSError as error:
-        raise InputError(f"mteb:{task.metadata.name}: its data cannot be had ({str(error).splitlines()[0]})") from None
+        raise InputError(f"mteb:{task.metadata.name}: cannot be loaded ({str(error).splitlines()[0]})") from None
     search = MtebSearch(rank)
     result = mteb.evaluate(search, task, cache=None, show_progress_bar=False, co2_tracker=False).task_results[0]
     found = []
@@ -114,7 +115,7 @@ def run_task(name: str, task: Any, split: str, rank: Rank) -> list[Judged]:
             ndcg, mrr, recall = (float(scores[key]) for key in ("ndcg_at_10", "mrr_at_10", "recall_at_100"))
             seen = search.seen[of_split, subset]
             retrieval = Retrieval(ndcg, mrr, recall, seen.num_cut, seen.seconds)
-            found.append(Judged(known, of_split, retrieval, seen.num_queries, seen.num_documents))
+            found.append(SubsetScores(known, of_split, retrieval, seen.num_queries, seen.num_documents))
     return found
 
 
@@ -127,10 +128,10 @@ class _Seen:
 
 
 class MtebSearch:
-    """Answer the searches of mteb's `SearchProtocol` with what ranks a collection.
+    """An implementation of mteb's `SearchProtocol` by a ranking function.
 
-    `mteb.evaluate(MtebSearch(rank_by_model(bert)), task)` judges a model on any task of retrieval that mteb has.
-    `seen` says by split and subset how many texts were cut, and how long it took.
+    `mteb.evaluate(MtebSearch(rank_by_model(bert)), task)` evaluates a model on any retrieval task of mteb. `seen` has
+    the number of truncated texts and the seconds of each split and subset.
     """
 
     def __init__(self, rank: Rank, name: str = "modernbert/model") -> None:
@@ -142,13 +143,13 @@ class MtebSearch:
 
     @property
     def mteb_model_meta(self) -> Any:
-        """What mteb writes of a model beside its scores."""
+        """The description of the model that mteb saves with its scores."""
         from mteb.models.model_meta import ModelMeta
 
         return ModelMeta.create_empty({"name": self.name})
 
     def index(self, corpus: Any, *, task_metadata: Any, **_: Any) -> None:
-        """Take the documents of a task, titles before texts, as mteb joins them."""
+        """Store the documents of a task, titles before texts, as mteb joins them."""
         self.task = task_metadata.name
         self._documents = {row["id"]: f"{row.get('title') or ''} {row['text']}".strip() for row in corpus}
 
@@ -162,9 +163,10 @@ class MtebSearch:
         top_ranked: Mapping[str, Sequence[str]] | None = None,
         **_: Any,
     ) -> dict[str, dict[str, float]]:
-        """Return the `top_k` documents of each query and their scores; of those in `top_ranked`, if it is there.
+        """Return the `top_k` documents of each query and their scores; with `top_ranked`, only its documents.
 
-        Raises: InputError for queries that are not texts.
+        Raises:
+            InputError: A query is not a text.
         """
         texts: dict[str, str] = {row["id"]: _text(row) for row in queries}
         begun = time.perf_counter()

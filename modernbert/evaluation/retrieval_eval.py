@@ -23,7 +23,7 @@ from modernbert.search.embedding_table import EmbeddingTable
 __all__ = ["Retrieval", "rank_by_index", "rank_by_model", "rank_by_words", "score_collection"]
 
 _DEPTH = 100
-# Bounds the memory of the document vectors: those of a block are dropped once they are scored.
+# Bounds the memory of the document vectors: a block is dropped once it is scored.
 _BLOCK_CHARACTERS = 2**22
 # Settings that do not change document vectors.
 _QUERY_SETTINGS = ("query_prompt", "query_length", "expand_queries")

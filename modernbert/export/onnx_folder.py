@@ -99,7 +99,7 @@ def _open(path: Path, texts: Sequence[str]) -> _Source:
     tokenizer, longest = folder.tokenizer, folder.max_length
     whole = tokenizer.encode(texts)
     num_cut = sum(len(ids) > longest for ids in whole)
-    batches = _batches_of_similar_length([tokenizer.cut(ids, longest) for ids in whole])
+    batches = _batches_of_similar_length([tokenizer.truncate(ids, longest) for ids in whole])
     return _Source(folder, _load(folder), tokenizer, batches, num_cut)
 
 

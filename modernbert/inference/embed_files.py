@@ -312,7 +312,7 @@ def _embed(bert: ModernBert, part: TextChunk, config: EmbedConfig) -> tuple[str,
     # Texts that are likely to be refused are embedded alone, so that their errors do not repeat work on others.
     prompt = config.prompt or ""
     lengths = bert.count_tokens([prompt + text for text in texts])
-    odd = [n for n, length in enumerate(lengths) if config.overflow == "error" and not 0 < length <= bert.longest]
+    odd = [n for n, length in enumerate(lengths) if config.overflow == "error" and not 0 < length <= bert.max_length]
     good = sorted(set(range(len(texts))) - set(odd))
     made: dict[int, np.ndarray] = {}
     lost: dict[int, str] = {}

@@ -93,7 +93,7 @@ class ModernBert(Predictor):
         dtype = str(self.model.dtype).removeprefix("torch.")
         return (
             f"ModernBert({name}: {head}, {self.model.num_layers} layers, width {self.width}, "
-            f"max_length {self.longest:,}, {dtype} on {self.device})"
+            f"max_length {self.max_length:,}, {dtype} on {self.device})"
         )
 
     @staticmethod
@@ -198,7 +198,7 @@ class ModernBert(Predictor):
             normalize: Scale vectors to length 1.
             prompt: Put before each text; by default the folder's default prompt. An empty one puts none.
             truncate_dim: Keep the first components, before normalization; by default as many as the folder says.
-            overflow: A text over `longest` tokens is an `error`, is cut (`truncate`), or becomes the mean of its
+            overflow: A text over `max_length` tokens is an `error`, is cut (`truncate`), or becomes the mean of its
                 chunks, weighted by their tokens (`split-mean`).
             precision: `float32`, `float16`, `int8` or `binary`; see `quantize`.
             progress: Show progress on standard error.
@@ -225,7 +225,7 @@ class ModernBert(Predictor):
 
         Raises: InputError for what is not text, or a model with a head of labels.
         """
-        return self._map(Predictor.embed_with_template, check_texts(listed(texts)), template=self.query_form)
+        return self._map(Predictor.embed_with_template, check_texts(listed(texts)), template=self.query_template)
 
     def embed_documents(self, texts: str | Iterable[str], *, prompt: str | None = None) -> TextVectors:
         """Return the vectors of documents as the model was fine-tuned to make them; texts that are too long are cut.
@@ -234,7 +234,7 @@ class ModernBert(Predictor):
 
         Raises: InputError for what is not text, or a model with a head of labels.
         """
-        template = self.document_form if prompt is None else replace(self.document_form, prompt=prompt)
+        template = self.document_template if prompt is None else replace(self.document_template, prompt=prompt)
         return self._map(Predictor.embed_with_template, check_texts(listed(texts)), template=template)
 
     def embed_tokens(
@@ -359,9 +359,9 @@ class ModernBert(Predictor):
             raise InputError("a model of another family is saved by the library it came from")
 
         def write_beside(partial: Path) -> None:
-            self.tokenizer.save_folder(partial, self.longest)
+            self.tokenizer.save_folder(partial, self.max_length)
             if self.vectors != EmbeddingConfig() or self.projection is not None or self.settings != Kept():
-                write_vectors(partial, self.vectors, self.projection, self.longest, self.settings)
+                write_vectors(partial, self.vectors, self.projection, self.max_length, self.settings)
 
         save_folder(Path(folder), self.model, write_beside)
 
@@ -378,11 +378,11 @@ class ModernBert(Predictor):
         return self.default_prompt if prompt is None else prompt
 
     def _check_lengths(self, query: str, documents: Sequence[str]) -> None:
-        for name, texts, form in (("query", [query], self.query_form), ("text", documents, self.document_form)):
+        for name, texts, form in (("query", [query], self.query_template), ("text", documents, self.document_template)):
             for number, ids in enumerate(self._all_ids(texts, form.prompt)):
-                if len(ids) > form.longest:
+                if len(ids) > form.max_length:
                     place = name if name == "query" else f"{name} {number}"
-                    raise InputError(f"{place}: {too_long(len(ids), form.longest, CUT)}")
+                    raise InputError(f"{place}: {too_long(len(ids), form.max_length, CUT)}")
 
     def _all_ids(self, texts: Sequence[str], prompt: str) -> Iterator[np.ndarray]:
         """Yield the ids of each text, whatever its length."""

@@ -59,7 +59,7 @@ def apply_overflow(
         if len(ids) <= max_length:
             yield number, ids
         elif overflow == "truncate":
-            yield number, tokenizer.cut(ids, max_length)
+            yield number, tokenizer.truncate(ids, max_length)
         elif overflow == "split-mean":
             for chunk in tokenizer.split(ids, max_length):
                 yield number, chunk

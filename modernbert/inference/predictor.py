@@ -81,7 +81,7 @@ class Predictor:
         self.vectors = vectors
         self.projection = projection
         self.origin = origin
-        self.longest = min(max_length or model.max_length, model.max_length)
+        self.max_length = min(max_length or model.max_length, model.max_length)
         if tokenizer.vocab_size > model.vocab_size:
             raise InputError(
                 f"the tokenizer has {tokenizer.vocab_size:,} entries, "
@@ -145,25 +145,25 @@ class Predictor:
         return self.settings.prompt
 
     @property
-    def query_form(self) -> InputTemplate:
+    def query_template(self) -> InputTemplate:
         """The template that queries are encoded with.
 
         Raises: InputError if the model does not compare vectors, or compares them by another similarity.
         """
         vectors = self.check_compares()
         # A length of queries overrides the limit of all texts.
-        longest = min(vectors.query_length or self.longest, self.model.max_length)
+        longest = min(vectors.query_length or self.max_length, self.model.max_length)
         return InputTemplate(longest, vectors.query_prompt, vectors.expand_queries)
 
     @property
-    def document_form(self) -> InputTemplate:
+    def document_template(self) -> InputTemplate:
         """The template that documents are encoded with.
 
         Raises: InputError if the model does not compare vectors, or compares them by another similarity.
         """
         vectors = self.check_compares()
-        longest = min(vectors.document_length or self.longest, self.model.max_length)
-        skipped = frozenset(token for name in vectors.skip if (token := self.tokenizer.id_of(name)) is not None)
+        longest = min(vectors.document_length or self.max_length, self.model.max_length)
+        skipped = frozenset(token for name in vectors.skip if (token := self.tokenizer.token_to_id(name)) is not None)
         return InputTemplate(longest, vectors.document_prompt, skip=skipped)
 
     def check_compares(self) -> EmbeddingConfig:
@@ -227,7 +227,7 @@ class Predictor:
         numbers: list[int] = []
         lengths: list[int] = []
         found = [np.zeros((0, width), np.float32)]
-        documents = encode_texts(self.tokenizer, texts, self.longest, overflow, prompt=prompt)
+        documents = encode_texts(self.tokenizer, texts, self.max_length, overflow, prompt=prompt)
         for some, group, vectors in self._numbered(documents, whole, show):
             numbers += some
             lengths += [len(each.tokens) for each in group]
@@ -243,7 +243,7 @@ class Predictor:
         def encoded() -> Iterator[EncodedText]:
             nonlocal num_cut
             for start in range(0, len(texts), _TEXTS_AT_A_TIME):
-                some, cut = template.lay(self.tokenizer, texts[start : start + _TEXTS_AT_A_TIME], first=start)
+                some, cut = template.encode(self.tokenizer, texts[start : start + _TEXTS_AT_A_TIME], first=start)
                 num_cut += cut
                 yield from some
 
@@ -254,14 +254,14 @@ class Predictor:
 
     def embed_tokens_list(self, texts: Sequence[str], show: Show, *, prompt: str, overflow: str) -> list[np.ndarray]:
         """Return the hidden states of each text's tokens, each float32 [its tokens, D]."""
-        documents = encode_texts(self.tokenizer, texts, self.longest, overflow, prompt=prompt, fix=CUT)
+        documents = encode_texts(self.tokenizer, texts, self.max_length, overflow, prompt=prompt, fix=CUT)
         return [each for _, _, vectors in self._numbered(documents, TokenVectors(), show) for each in vectors]
 
     def score_list(self, texts: Sequence[Text], show: Show, *, overflow: str) -> np.ndarray:
         """Return the logits of each text or pair, float32 [N, labels]; a text in chunks has the mean of theirs."""
         numbers: list[int] = []
         found = [np.zeros((0, self.model.num_labels), np.float32)]
-        documents = encode_texts(self.tokenizer, texts, self.longest, overflow)
+        documents = encode_texts(self.tokenizer, texts, self.max_length, overflow)
         for some, _, scores in self._numbered(documents, LabelScores(self.model), show):
             numbers += some
             found.append(np.asarray(scores))
@@ -271,7 +271,7 @@ class Predictor:
 
     def tag_list(self, texts: Sequence[str], show: Show, *, overflow: str) -> list[list[Span]]:
         """Return the spans that a tagger finds in each text."""
-        words = encode_words(self.tokenizer, texts, self.longest, overflow)
+        words = encode_words(self.tokenizer, texts, self.max_length, overflow)
         outputs = compute(self.model, (encoded for _, encoded in words), LabelScores(self.model), self.budget_tokens)
         tags = chain.from_iterable(answers for _, answers in outputs)
         return [
@@ -297,7 +297,7 @@ class Predictor:
         """
         mask_id = self.tokenizer.mask_id
         fix = "a text with masks is not cut"
-        for number, ids in encode_texts(self.tokenizer, texts, self.longest, "error", fix=fix):
+        for number, ids in encode_texts(self.tokenizer, texts, self.max_length, "error", fix=fix):
             if mask_id not in ids:
                 raise InputError(f"text {number}: has no {self.tokenizer.text_of(mask_id)}, expected at least one")
             yield number, ids

@@ -31,7 +31,7 @@ class ReplicaPool(ModernBert):
 
     def __init__(self, bert: ModernBert, workers: WorkerPool[ModernBert], num_workers: int) -> None:
         super().__init__(
-            bert.tokenizer, bert.model, bert.budget_tokens, bert.vectors, bert.projection, bert.longest, bert.origin
+            bert.tokenizer, bert.model, bert.budget_tokens, bert.vectors, bert.projection, bert.max_length, bert.origin
         )
         self._workers, self._num_workers = workers, num_workers
         self._is_open = True

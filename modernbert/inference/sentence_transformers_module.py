@@ -78,7 +78,7 @@ class UnpaddedEncoder(InputModule):
         self.encoder: nn.Module = bert.encoder
         self.projection = bert.projection
         self.vectors, self.normalize, self.budget_tokens = bert.vectors, normalize, bert.budget_tokens
-        self.max_seq_length = min(bert.vectors.document_length or bert.longest, bert.longest)
+        self.max_seq_length = min(bert.vectors.document_length or bert.max_length, bert.max_length)
 
     @classmethod
     def of_folder(
@@ -146,7 +146,7 @@ class UnpaddedEncoder(InputModule):
             raise InputError(f"inputs: found {wrong[0]}, expected str")
         tokenizer: Any = self.tokenizer
         encoded = tokenizer.encode([f"{prompt or ''}{text}" for text in inputs])
-        cut = [tokenizer.cut(ids, self.max_seq_length) for ids in encoded]
+        cut = [tokenizer.truncate(ids, self.max_seq_length) for ids in encoded]
         batch = Batch.from_documents(cut)
         return {"input_ids": batch.tokens[None], "cu_seq_lens_q": batch.layout.cu_seqlens}
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from modernbert.errors import InputError
-from modernbert.tokenizer.tokenizer import refuse_table
+from modernbert.tokenizer.tokenizer import check_not_table
 
 __all__ = ["check_number", "check_texts", "listed"]
 
@@ -18,7 +18,7 @@ def listed(texts: Any) -> list[Any]:
     """
     if isinstance(texts, str):
         return [texts]
-    refuse_table(texts)
+    check_not_table(texts)
     # The elements of a pyarrow array are not Python strings.
     if callable(to_list := getattr(type(texts), "to_pylist", None)):
         return list(to_list(texts))

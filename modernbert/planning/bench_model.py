@@ -63,7 +63,8 @@ class BenchResult:
 def bench(config: BenchConfig) -> BenchResult:
     """Measure a model, print tables, and write `config.output`.
 
-    Raises: InputError for a model that cannot be loaded, or a file that cannot be written.
+    Raises:
+        InputError: The model cannot be loaded, or the file cannot be written.
     """
     check_target(config.output)
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
@@ -73,11 +74,11 @@ def bench(config: BenchConfig) -> BenchResult:
     speed, skipped = [], []
     for name in dict.fromkeys(config.sets):
         documents = set_documents(name, config.documents or sizes[name.split("-")[0]])
-        if max(map(len, documents)) > bert.longest:
+        if max(map(len, documents)) > bert.max_length:
             skipped.append(name)
             continue
         speed.append(_measure_speed(bert, name, documents, config.runs))
-    lengths = [length for length in _LATENCY_LENGTHS if length <= bert.longest]
+    lengths = [length for length in _LATENCY_LENGTHS if length <= bert.max_length]
     engine = getattr(bert.model.encoder, "engine", None)
     result = BenchResult(
         config.model,
@@ -92,7 +93,7 @@ def bench(config: BenchConfig) -> BenchResult:
     for table in _tables(result):
         console.print(table)
     if skipped:
-        console.print(f"skipped: {', '.join(skipped)}: the model takes texts of at most {bert.longest:,} tokens")
+        console.print(f"skipped: {', '.join(skipped)}: the model takes texts of at most {bert.max_length:,} tokens")
     if config.output is not None:
         write_file(config.output, json.dumps(asdict(result), indent=2) + "\n")
     return result

@@ -56,7 +56,8 @@ def gpu_spec(name: str, dtype: torch.dtype = torch.bfloat16) -> DeviceSpec:
     >>> gpu_spec("h100").multiprocessors
     132
 
-    Raises: InputError for an unknown name.
+    Raises:
+        InputError: The name is unknown.
     """
     name = name.lower()
     if name not in _DATA_SHEETS:

@@ -97,7 +97,7 @@ def forecast_phase(
     seconds = seconds_per_token(costs, device, training=True)
     if setup.recompute:
         seconds += seconds_per_token(costs, device, training=False)
-    # Micro-batches are divided among the devices: all wait for those that have one more.
+    # Micro-batches are divided among the devices, and all devices wait for the slowest one.
     rounds = ceil(phase.max_micro_batches / num_devices)
     seconds = seconds * rounds / phase.max_micro_batches + optimizer
     tokens = schedule.plan(schedule.num_steps).tokens_before

@@ -55,7 +55,8 @@ LENGTH_SETS = {
 def set_documents(name: str, num_documents: int) -> list[np.ndarray]:
     """Return the token ids of the first documents of a set.
 
-    Raises: InputError for an unknown set.
+    Raises:
+        InputError: The set is unknown.
     """
     if name not in LENGTH_SETS:
         raise InputError(f"sets: found {name!r}, expected {', '.join(LENGTH_SETS)}, real")

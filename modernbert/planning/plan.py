@@ -57,7 +57,8 @@ class _Plan:
 def run(config: PlanConfig) -> None:
     """Print a forecast for each device; an unknown device is reported after the others.
 
-    Raises: InputError for a config that cannot be run, or an unknown device.
+    Raises:
+        InputError: The config cannot be run, or a device is unknown.
     """
     pretrain, model = _load(config)
     longest = max(phase.max_len for phase in pretrain.phases.values())

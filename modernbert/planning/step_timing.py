@@ -44,7 +44,8 @@ def time_steps(
         compiled: Whether `torch.compile` compiles the layers.
         num_micro_batches: Micro-batches per step.
 
-    Raises: InputError if layers cannot be compiled.
+    Raises:
+        InputError: The layers cannot be compiled.
     """
     masked_model = MaskedLM(model, engine)
     initialize(masked_model, model, seed=0)

@@ -69,7 +69,8 @@ class BarPanel:
 def draw_lines(panels: Sequence[Panel], title: str, *, narrow: bool, height: float = 2.3) -> str:
     """Draw panels side by side, or one below the other for a phone; return SVG.
 
-    Raises: InputError if matplotlib is not installed.
+    Raises:
+        InputError: matplotlib is not installed.
     """
     of_tokens = [line.x.max() for panel in panels if not panel.x_label for line in panel.lines if len(line.x)]
     num_tokens = max([1.0, *of_tokens])
@@ -86,7 +87,8 @@ def draw_lines(panels: Sequence[Panel], title: str, *, narrow: bool, height: flo
 def draw_bars(panels: Sequence[BarPanel], title: str, *, narrow: bool) -> str:
     """Draw panels of horizontal bars; return SVG.
 
-    Raises: InputError if matplotlib is not installed.
+    Raises:
+        InputError: matplotlib is not installed.
     """
     height = 1.1 + 0.28 * max(len(panel.bars) for panel in panels)
     with _panels(len(panels), title, narrow, height) as (places, svg, _):

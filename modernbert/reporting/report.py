@@ -15,7 +15,8 @@ __all__ = ["ReportConfig", "run"]
 def run(config: ReportConfig) -> Path:
     """Write the page and print its path.
 
-    Raises: InputError if a folder is not the folder of a run or its files are damaged, or the page cannot be written.
+    Raises:
+        InputError: A folder is not that of a run, its files are damaged, or the page cannot be written.
     """
     require("report", "jinja2", "matplotlib")
     folders = list({folder.resolve(): folder for folder in config.runs}.values())

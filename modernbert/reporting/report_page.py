@@ -128,7 +128,8 @@ class Report:
 def write_report(path: Path, report: Report) -> None:
     """Write a report as one HTML file, atomically; every text in it is escaped.
 
-    Raises: InputError if jinja2 is not installed, or the file cannot be written.
+    Raises:
+        InputError: jinja2 is not installed, or the file cannot be written.
     """
     try:
         import jinja2

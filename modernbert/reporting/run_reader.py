@@ -116,7 +116,8 @@ class Run:
 def read_run(folder: Path, name: str) -> Run:
     """Read the folder of a run that is to be shown as `name`; a last line that is still being written is left out.
 
-    Raises: InputError if the folder is not the folder of a run, or one of its files is damaged.
+    Raises:
+        InputError: The folder is not that of a run, or one of its files is damaged.
     """
     if not (folder / "log.jsonl").is_file():
         raise InputError(f"{folder}: is not the folder of a run, expected log.jsonl in it")

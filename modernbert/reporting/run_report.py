@@ -21,7 +21,7 @@ __all__ = ["build_report", "loss_section", "panel_section", "speed_section"]
 NONE = "–"
 MAX_EVENTS = 50
 _SPEED_NOTE = "Batches hold no padding. Fill: the share of the token budget of a batch that holds tokens."
-# The output folder says nothing about what a run computes.
+# The output folder does not change the result of a run.
 _NOT_COMPARED = ("output",)
 _ONLY_IN_PRETRAINING = ("best held-out", "MFU", "skipped", "rollbacks")
 

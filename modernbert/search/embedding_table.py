@@ -28,7 +28,8 @@ class EmbeddingTable:
     def __init__(self, folder: Path, about: Mapping[str, Any], width: int, late: bool) -> None:
         """Open the table in a folder, or make one; `about` describes the source of its vectors, as JSON.
 
-        Raises: InputError if LanceDB is not installed, or the folder holds a table of another source, or none.
+        Raises:
+            InputError: LanceDB is not installed, or the folder has a table of another source, or something else.
         """
         database = connect(folder)
         import pyarrow
@@ -61,7 +62,8 @@ class EmbeddingTable:
     def add(self, vectors: np.ndarray | Sequence[np.ndarray], num_cut: int = 0) -> None:
         """Append the vectors of documents, all or none: [N, E], or [its tokens, E] each. `num_cut` of them were cut.
 
-        Raises: InputError if they cannot be written.
+        Raises:
+            InputError: They cannot be written.
         """
         import pyarrow
 
@@ -80,7 +82,8 @@ class EmbeddingTable:
     def search(self, queries: np.ndarray | Sequence[np.ndarray], k: int) -> Found:
         """Return the scores and numbers of the `k` documents nearest to each query; see `search_vectors`.
 
-        Raises: InputError if there is no document.
+        Raises:
+            InputError: The table is empty.
         """
         if k < 1 or not len(self):
             raise InputError(f"{self.folder}: found {len(self)} documents, k of {k}; expected at least 1")
@@ -99,7 +102,8 @@ class EmbeddingTable:
 def connect(folder: Path) -> Any:
     """Open a folder as a LanceDB database, or make one.
 
-    Raises: InputError if LanceDB is not installed, or cannot use the folder.
+    Raises:
+        InputError: LanceDB is not installed, or cannot use the folder.
     """
     require(str(folder), "lancedb", "pyarrow", extra="index")
     import lancedb
@@ -119,7 +123,8 @@ def vector_type(width: int, late: bool) -> Any:
 def open_table(folder: Path, database: Any, name: str, schema: Any, about: Mapping[str, Any]) -> Any:
     """Open a table, or make one with `about` in its metadata, as JSON.
 
-    Raises: InputError if LanceDB cannot.
+    Raises:
+        InputError: LanceDB reports an error.
     """
     with translate_lance_errors(folder):
         if name in database.list_tables().tables:

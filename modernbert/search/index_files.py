@@ -1,4 +1,4 @@
-"""`modernbert index`: make a search index of files, or update one."""
+"""`modernbert index`: make or update a search index of files."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -19,9 +19,10 @@ __all__ = ["IndexConfig", "run"]
 
 
 def run(config: IndexConfig) -> None:
-    """Index new and changed files, remove those that are gone, and print the counts.
+    """Index new and changed files, remove missing ones from the index, and print the counts.
 
-    Raises: InputError for files that cannot be read, or an index that was made with another model.
+    Raises:
+        InputError: A file cannot be read, or the index was made with another model.
     """
     require("index", "lancedb", "pyarrow", extra="index")
     tally = Tally()
@@ -46,19 +47,19 @@ def run(config: IndexConfig) -> None:
 
         # Skipped documents keep their passages, so none can be removed as gone.
         update = index.update(bert, watched(), is_whole=lambda: not tally.skipped)
-    skipped = f"; {tally.skipped:,} broken skipped ({tally.skipped_reasons[0]}), so none went" if tally.skipped else ""
-    cut = f"; {update.cut:,} passages were too long for the model, and cut" if update.cut else ""
-    passed = f", {tally.passed_over:,} files of unknown kinds passed over" if tally.passed_over else ""
+    skipped = f"; {tally.skipped:,} broken skipped ({tally.skipped_reasons[0]}), none removed" if tally.skipped else ""
+    cut = f"; {update.cut:,} passages were too long for the model and truncated" if update.cut else ""
+    passed = f", {tally.passed_over:,} files of other formats ignored" if tally.passed_over else ""
     print(
         f"{config.output}: {update.passages:,} passages; documents: {update.added:,} new or changed, {update.kept:,} "
-        f"as before, {update.removed:,} gone{passed}{cut}{skipped}"
+        f"unchanged, {update.removed:,} removed{passed}{cut}{skipped}"
     )
     tally.skips.show()
 
 
 def _once(files: Sequence[File]) -> list[File]:
     """Return files without repetitions of one file under several names."""
-    met: dict[str, File] = {}
+    found: dict[str, File] = {}
     for file in files:
-        met.setdefault(os.path.realpath(file) if isinstance(file, Path) else str(file), file)
-    return list(met.values())
+        found.setdefault(os.path.realpath(file) if isinstance(file, Path) else str(file), file)
+    return list(found.values())

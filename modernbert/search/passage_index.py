@@ -64,12 +64,13 @@ class PassageIndex:
     def open(folder: Path) -> "PassageIndex":
         """Open an existing index.
 
-        Raises: InputError if there is none, or LanceDB is not installed.
+        Raises:
+            InputError: There is none, or LanceDB is not installed.
         """
         with translate_lance_errors(folder):
             database = connect(folder) if folder.is_dir() else None
             if database is None or _TABLE not in database.list_tables().tables:
-                raise InputError(f"{folder}: is no index, expected a folder made by modernbert index")
+                raise InputError(f"{folder}: is not an index, expected a folder made by `modernbert index`")
             return PassageIndex(folder, database.open_table(_TABLE))
 
     @staticmethod
@@ -87,7 +88,7 @@ class PassageIndex:
                 the existing index, or 256.
 
         Raises:
-            InputError: The index was made with another model or other settings, or passages have no room.
+            InputError: The index has another model or other settings, or too few tokens are left for a passage.
         """
         import pyarrow
 
@@ -95,14 +96,14 @@ class PassageIndex:
             passage_tokens = (
                 PassageIndex.open(folder).about["passage_tokens"] if PassageIndex.is_in(folder) else _PASSAGE_TOKENS
             )
-        longest = longest_passage(passage_tokens, bert.document_form, bert.tokenizer)
+        longest = longest_passage(passage_tokens, bert.document_template, bert.tokenizer)
         about = {"model": model, "model_files": files, "vectors": asdict(bert.vectors), "passage_tokens": longest}
         fields = [
             ("origin", pyarrow.string()), ("digest", pyarrow.string()), ("line", pyarrow.int64()),
             ("text", pyarrow.string()), ("vector", vector_type(bert.vector_width, bert.is_late)),
         ]  # fmt: skip
         if folder.is_dir() and any(folder.iterdir()) and not PassageIndex.is_in(folder):
-            raise InputError(f"{folder}: exists and is no index, expected a new folder or an index")
+            raise InputError(f"{folder}: exists and is not an index, expected a new folder or an index")
         catalog = PassageIndex(folder, open_table(folder, connect(folder), _TABLE, pyarrow.schema(fields), about))
         catalog.check({key: value for key, value in about.items() if key != "model"})
         return catalog
@@ -113,16 +114,17 @@ class PassageIndex:
         return (folder / f"{_TABLE}.lance").exists()
 
     def check(self, about: Mapping[str, Any]) -> None:
-        """Compare settings with those that the index was made with.
+        """Compare settings with the settings of the index.
 
-        Raises: InputError naming a setting that differs.
+        Raises:
+            InputError: A setting differs; names it.
         """
-        begun = self.about
-        if "model_files" not in begun:
-            raise InputError(f"{self.folder}: was begun by an earlier version, make it anew in another folder")
+        known = self.about
+        if "model_files" not in known:
+            raise InputError(f"{self.folder}: was made by an earlier version; make a new index in another folder")
         for key, value in about.items():
-            if begun.get(key) != value:
-                raise InputError(f"{self.folder}: was begun with other {key} ({begun.get(key)!r}, found {value!r})")
+            if known.get(key) != value:
+                raise InputError(f"{self.folder}: was made with {key}={known.get(key)!r}, found {value!r}")
 
     @property
     def about(self) -> dict[str, Any]:
@@ -138,12 +140,13 @@ class PassageIndex:
     def update(
         self, bert: ModernBert, documents: Iterable[Document], is_whole: Callable[[], bool] = lambda: True
     ) -> SyncStats:
-        """Embed new and changed documents, and remove those that are no longer there.
+        """Embed new and changed documents, and remove missing ones.
 
         An interrupted update is continued by the next one. Of documents with the same origin, the first counts.
         `is_whole` is called at the end; unless it returns True, no document is removed.
 
-        Raises: InputError if the table cannot be written.
+        Raises:
+            InputError: The table cannot be written.
         """
         with translate_lance_errors(self.folder):
             rows = self._table.search().select(["origin", "digest"]).limit(max(1, len(self))).to_arrow()
@@ -166,7 +169,8 @@ class PassageIndex:
         `vectors` compares embeddings, `words` is full-text search (BM25), `hybrid` fuses both rankings. `reranker`
         ranks the best passages again, see `ModernBert.rerank`.
 
-        Raises: InputError for an unknown `how`, an empty index, or one without its full-text index.
+        Raises:
+            InputError: `how` is unknown, or the index is empty or has no full-text index.
         """
         if how not in HOW:
             raise InputError(f"how: found {how!r}, expected {', '.join(HOW)}")
@@ -179,7 +183,7 @@ class PassageIndex:
         depth = max(k, _DEPTH)
         if how != "vectors" and self._words() is None:
             raise InputError(
-                f"{self.folder}: has no full-text index yet, because indexing was stopped; run modernbert index again"
+                f"{self.folder}: has no full-text index, because indexing was stopped; run `modernbert index` again"
             )
         with translate_lance_errors(self.folder):
             rankings = [self._nearest(bert, query, depth)] if how != "words" else []
@@ -226,7 +230,7 @@ class PassageIndex:
                 update.kept += 1
             elif before is not None:
                 update.added += 1
-                # Parts of one line may have the same text: keep one, or each would be a result of its own.
+                # Parts of one line may have the same text: keep one, or each would be a result.
                 yield document, digest, list(dict.fromkeys(passages_of(document.text, bert.tokenizer, longest)))
 
     def _replace(self, bert: ModernBert, block: Sequence[tuple[Document, str, list[Passage]]]) -> int:

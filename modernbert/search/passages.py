@@ -22,20 +22,20 @@ class Passage:
     line: int
 
 
-def longest_passage(asked: int, form: InputTemplate, tokenizer: Tokenizer) -> int:
-    """Return the most tokens of a passage, special ones included: `asked`, or as many as a template encodes uncut.
+def longest_passage(asked: int, template: InputTemplate, tokenizer: Tokenizer) -> int:
+    """Return the maximum tokens of a passage, special tokens included: `asked`, or fewer if the template truncates.
 
-    Raises: InputError if fewer than a few tokens fit.
+    Raises:
+        InputError: Fewer than 8 tokens fit.
     """
-    (prompt,) = tokenizer.encode([form.prompt], special=False)
-    room = form.longest - (len(prompt) + _SEAM_TOKENS if form.prompt else 0)
-    if room < _MIN_TOKENS:
+    (prompt,) = tokenizer.encode([template.prompt], special=False)
+    budget = template.max_length - (len(prompt) + _SEAM_TOKENS if template.prompt else 0)
+    if budget < _MIN_TOKENS:
         raise InputError(
-            f"document_length: found room for {room} tokens beside the prompt of documents, expected at "
-            f"least {_MIN_TOKENS}"
+            f"document_length: leaves {budget} tokens beside the prompt of documents, expected at least {_MIN_TOKENS}"
         )
     _check_longest(asked)
-    return min(asked, room)
+    return min(asked, budget)
 
 
 def passages_of(text: str, tokenizer: Tokenizer, longest: int) -> list[Passage]:
@@ -44,7 +44,8 @@ def passages_of(text: str, tokenizer: Tokenizer, longest: int) -> list[Passage]:
     Passages end between lines, after an empty line if there is one in the second half of the passage. A longer line is
     split between words, a longer word in its middle. White space alone is not a passage.
 
-    Raises: InputError if fewer than a few tokens fit.
+    Raises:
+        InputError: `longest` is below 8.
     """
     _check_longest(longest)
     whole = longest - sum(tokenizer.num_special)
@@ -58,9 +59,9 @@ def passages_of(text: str, tokenizer: Tokenizer, longest: int) -> list[Passage]:
     start = 0
     while start < len(numbered):
         end = start + 1
-        room = whole - sizes[start]
-        while end < len(numbered) and sizes[end] <= room:
-            room -= sizes[end]
+        left = whole - sizes[start]
+        while end < len(numbered) and sizes[end] <= left:
+            left -= sizes[end]
             end += 1
         if end < len(numbered):
             blank = [n for n in range((start + end) // 2 + 1, end) if not numbered[n][1].strip()]

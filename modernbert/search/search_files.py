@@ -1,4 +1,4 @@
-"""`modernbert search`: the passages of indexed files that answer a query."""
+"""`modernbert search`: print the passages of indexed files that answer a query."""
 
 import json
 from dataclasses import asdict
@@ -23,7 +23,8 @@ _LINES_SHOWN = 8
 def run(config: SearchConfig) -> None:
     """Print the best passages: score, file and line, text; or a JSON object each.
 
-    Raises: InputError for a folder that is no index, or whose model is gone or another than it was.
+    Raises:
+        InputError: The folder is not an index, or its model is missing or has changed.
     """
     index = PassageIndex.open(config.index)
     folder = _model_folder(index, config.model)
@@ -50,4 +51,4 @@ def _model_folder(index: PassageIndex, named: str | None) -> Path:
     try:
         return find_folder(str(index.about["model"]))
     except InputError as error:
-        raise InputError(f"{error}; --model says where it is now") from None
+        raise InputError(f"{error}; if the model was moved, name its folder with --model") from None

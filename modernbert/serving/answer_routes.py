@@ -60,7 +60,7 @@ def add_answers(app: FastAPI, service: Service) -> None:
         found = await _predicted(http, service, texts, bool(body.truncate), body.raw_scores)
         return await json_response(lambda: _each_written(found, batched), len(texts) * len(model.labels))
 
-    # Clients of the Hub ask at the root for what the model is for.
+    # Clients of the Hub send the requests of the model's task to the root.
     if bert.model.is_classifier:
         answer: Any = rerank if bert.answers == "ranking" else predict
         app.add_api_route("/", answer, methods=["POST"], include_in_schema=False)
@@ -140,7 +140,7 @@ async def _tagged(http: Request, service: Service, texts: list[str], truncate: b
     words: list[list[tuple[int, int]]] = []
 
     def encode() -> list[EncodedText]:
-        found = encode_words(bert.tokenizer, texts, bert.longest, "truncate" if truncate else "error")
+        found = encode_words(bert.tokenizer, texts, bert.max_length, "truncate" if truncate else "error")
         words.extend(ranges for ranges, _ in found)
         return [encoded for _, encoded in found]
 
@@ -149,5 +149,5 @@ async def _tagged(http: Request, service: Service, texts: list[str], truncate: b
         spans_of_best(bert.model.labels, text, ranges, *best)
         for text, ranges, best in zip(texts, words, tags, strict=True)
     ]
-    # The last two keys are what clients of the Hub call a label and a text.
+    # Clients of the Hub read the label and the text from the last two keys.
     return ([asdict(span) | {"entity_group": span.label, "word": span.text} for span in of_text] for of_text in spans)

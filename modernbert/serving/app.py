@@ -133,14 +133,14 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
         def located() -> bytes:
             rows, left = [], _MAX_TOKENS
             for text in texts:
-                found = tokenizer.located(text, special=body.add_special_tokens)
+                found = tokenizer.encode_with_offsets(text, special=body.add_special_tokens)
                 left -= len(found)
                 if left < 0:
                     raise InputError(f"inputs: found more than {_MAX_TOKENS:,} tokens, expected fewer at once")
                 rows.append([
                     {
-                        "id": token, "text": tokenizer.name_of(token) if place is None else text[place[0] : place[1]],
-                        "special": place is None, "start": place and place[0], "stop": place and place[1],
+                        "id": token, "special": place is None, "start": place and place[0], "stop": place and place[1],
+                        "text": text[place[0] : place[1]] if place else tokenizer.id_to_token(token),
                     }
                     for token, place in found
                 ])  # fmt: skip
@@ -191,7 +191,7 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
             kind = {"classifier": {"id2label": names, "task": bert.model.task}}
         return {
             "model_id": service.settings.model_id, "model_dtype": str(bert.model.dtype)[6:],
-            "model_type": kind, "max_input_length": bert.longest, "max_batch_tokens": service.engine.budget_tokens,
+            "model_type": kind, "max_input_length": bert.max_length, "max_batch_tokens": service.engine.budget_tokens,
             "max_concurrent_requests": limits.most_requests, "auto_truncate": False, "version": version("modernbert"),
             **facts_of(bert),
         }  # fmt: skip

@@ -1,7 +1,7 @@
-// The page at `/`: asks the server's own routes for what a person types, and shows what they answer.
+// The page at `/`: sends the typed text to the server's routes and shows the answers.
 //
-// In: /info, then what is typed. Out: elements of the page. A text is only ever put in as text, never as HTML, and
-// where the server counts characters, they are code points: Array.from, not the string's own units.
+// Texts are inserted as text, never as HTML. The server counts characters in code points, so strings are split by
+// Array.from.
 
 const byId = (id) => document.getElementById(id);
 const counted = (number) => number.toLocaleString("en");
@@ -29,7 +29,7 @@ function listed(pairs) {
   return pairs.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)));
 }
 
-// ---- Asking ----
+// ---- Requests ----
 
 const storage = {
   // A browser may forbid storage; then the key lives as long as the page does.
@@ -44,11 +44,11 @@ const storage = {
   },
 };
 
-// Return the server's answer and how long it took, or throw an Error with one line for a person.
+// Return the server's answer and its timing, or throw an Error with a one-line message.
 async function ask(path, body, signal) {
   const isQuestion = body !== undefined;
   const headers = isQuestion ? { "Content-Type": "application/json" } : {};
-  // A header holds bytes; these are the key's, whatever it is written in.
+  // A header holds bytes: the UTF-8 bytes of the key.
   if (storage.key) headers.Authorization = `Bearer ${String.fromCharCode(...new TextEncoder().encode(storage.key))}`;
   let response, content;
   try {
@@ -60,7 +60,7 @@ async function ask(path, body, signal) {
     throw new Error("no answer from the server: is it running?");
   }
   let answer;
-  try { answer = JSON.parse(content); } catch { /* said below */ }
+  try { answer = JSON.parse(content); } catch { /* reported below */ }
   if (!response.ok || answer === undefined) throw refusal(response, answer);
   const header = (name) => (response.headers.has(name) ? Number(response.headers.get(name)) : null);
   const timing = {
@@ -71,16 +71,15 @@ async function ask(path, body, signal) {
 }
 
 function refusal(response, answer) {
-  const said = [answer?.error, answer?.detail].find((each) => typeof each === "string");
+  const message = [answer?.error, answer?.detail].find((each) => typeof each === "string");
   if (response.status === 401) {
     askForKey();
     return new Error(storage.key ? "this is not the server's key" : "the server asks for its key");
   }
-  // What programs may set to have a text cut, the page has not.
-  const line = said?.replace(/; with truncate .*/, "") ?? `the server answered ${response.status} and gave no reason`;
+  const line = message ?? `the server answered ${response.status} and gave no reason`;
   const wait = response.headers.get("retry-after");
-  const isTold = wait === null || line.includes(`${wait} s`);
-  return new Error(response.status === 429 && !isTold ? `${line}, try again in ${wait} s` : line);
+  const hasWait = wait === null || line.includes(`${wait} s`);
+  return new Error(response.status === 429 && !hasWait ? `${line}, try again in ${wait} s` : line);
 }
 
 function askForKey() {
@@ -89,7 +88,7 @@ function askForKey() {
   byId("docs").hidden = true;
 }
 
-// ---- A panel: what is typed, and the answer beside it ----
+// ---- A panel: a form and its answer ----
 
 class Panel {
   // `run(ask)` puts an answer into `result` and returns one line about it.
@@ -111,7 +110,7 @@ class Panel {
     });
   }
 
-  // What was typed is no longer what was asked.
+  // The shown answer is of an earlier text.
   changed() {
     const wasRunning = this.running !== undefined;
     this.stop();
@@ -133,7 +132,7 @@ class Panel {
     this.stop();
     const mine = (this.running = new AbortController());
     const asked = [];
-    const begun = performance.now();
+    const started = performance.now();
     this.alert.textContent = "";
     this.status.textContent = "Asking";
     this.answer.classList.add("is-running");
@@ -144,12 +143,12 @@ class Panel {
         asked.push(one);
         const { answer, timing } = await ask(path, body, mine.signal);
         one.timing = timing;
-        // What comes for a text that is no longer there is nobody's.
+        // Drop the answer to an earlier text.
         mine.signal.throwIfAborted();
         return answer;
       });
       this.status.textContent = line;
-      this.tell(asked, performance.now() - begun);
+      this.showTimings(asked, performance.now() - started);
     } catch (error) {
       if (this.running !== mine) return;
       mine.abort();
@@ -161,7 +160,7 @@ class Panel {
     if (this.running === mine) this.stop();
   }
 
-  tell(asked, milliseconds) {
+  showTimings(asked, milliseconds) {
     const known = (name) => asked.map((one) => one.timing[name]).filter((value) => value !== null);
     const rows = [];
     if (asked.length) rows.push(["Seen here", `${milliseconds.toFixed(0)} ms`]);
@@ -188,16 +187,16 @@ const MASKS_EXAMPLE = "The capital of France is [MASK], and most people there sp
 const NUM_GUESSES = 8;
 
 function openMasks(info) {
-  const { text: mask, takes_blank: takesBlank } = info.mask;
+  const { text: mask, takes_space: takesSpace } = info.mask;
   const [field, undo] = [byId("masks-text"), byId("masks-undo")];
   const before = [];
   field.value = MASKS_EXAMPLE.replaceAll("[MASK]", mask);
   for (const each of document.querySelectorAll(".mask")) each.textContent = mask;
 
-  // Return the text in parts, with the number of each mask between them; a mask takes the blank before it, or not.
+  // Return the parts of the text between masks; the mask of some tokenizers includes the space before it.
   function partsOf(text) {
     const parts = text.split(mask);
-    return parts.map((part, n) => (takesBlank && n < parts.length - 1 ? part.trimEnd() : part));
+    return parts.map((part, n) => (takesSpace && n < parts.length - 1 ? part.trimEnd() : part));
   }
 
   function fill(number, word) {
@@ -213,9 +212,9 @@ function openMasks(info) {
     const line = make("p", { className: "sentence", dir: "auto" }, parts[0]);
     parts.slice(1).forEach((part, n) => {
       const best = guesses[n]?.[0].token_str ?? mask;
-      // The blank a word brings stands before its mark; a guess of blanks alone is shown by their signs.
-      const blank = best.trim() ? best.slice(0, best.length - best.trimStart().length) : "";
-      line.append(blank, make("mark", {}, best.trim() || visible(best)), part);
+      // The space that a guess begins with is shown before its mark; a guess of spaces alone as visible signs.
+      const space = best.trim() ? best.slice(0, best.length - best.trimStart().length) : "";
+      line.append(space, make("mark", {}, best.trim() || visible(best)), part);
     });
     return line;
   }
@@ -239,7 +238,7 @@ function openMasks(info) {
       return "All masks are filled.";
     }
     const answer = await ask("fill-mask", { inputs: text, top_k: NUM_GUESSES });
-    // Of one mask there is no list around its guesses.
+    // The guesses for a single mask have no list around them.
     const found = Array.isArray(answer[0]) ? answer : [answer];
     panel.result.replaceChildren(
       sentence(partsOf(text), found),
@@ -247,7 +246,7 @@ function openMasks(info) {
     );
     return `The likeliest tokens for ${plural(found.length, "mask")}. Choose one to fill it in.`;
   });
-  // What is typed by hand is not taken back.
+  // Typing clears the history of filled masks.
   field.addEventListener("input", () => { before.length = 0; undo.hidden = true; });
   byId("masks-insert").addEventListener("click", () => {
     field.setRangeText(mask, field.selectionStart, field.selectionEnd, "end");
@@ -275,7 +274,7 @@ const HOW_SCORED = {
 
 const within = (value, lowest, highest) => (highest > lowest ? (value - lowest) / (highest - lowest) : 1);
 
-// Return the paragraphs of a text; of a text without an empty line in it, its lines.
+// Return the paragraphs of a text, or its lines if it has no empty line.
 function passagesOf(text) {
   const bare = (part) => part.replace(/^\s*\n/, "").trimEnd();
   const cut = (where) => text.split(where).map(bare).filter((part) => part.trim());
@@ -383,17 +382,18 @@ const SPANS_EXAMPLE = "Marie Curie left Warsaw for Paris in 1891 🚂 and studie
 const NUM_LABELS = 12;
 
 function openClassify(info) {
-  const { id2label, task } = info.model_type.classifier;
-  const names = Object.values(id2label);
-  const isTagger = task === "tag";
+  const names = Object.values(info.model_type.classifier.id2label);
+  const isTagger = info.labels === "spans";
   const isScore = info.scores === "score";
   const [text, second] = [byId("classify-text"), byId("classify-pair")];
   text.value = isTagger ? SPANS_EXAMPLE : LABELS_EXAMPLE;
   byId("classify-second").hidden = isTagger;
   byId("classify-about").textContent = {
-    tag: "It marks spans of the text and names each.",
-    multilabel: `It gives each of ${names.length} labels a probability of its own.`,
-  }[task] ?? (isScore ? "It gives the text a score." : `It says how likely each of ${plural(names.length, "label")} is; together they make 100 %.`);
+    score: "The model gives a text a score.",
+    spans: "The model marks and labels spans of a text.",
+    several: `The model gives each of ${plural(names.length, "label")} a probability.`,
+    one: `The model gives ${plural(names.length, "label")} probabilities that add up to 100 %.`,
+  }[isScore ? "score" : info.labels];
 
   function tagged(spans) {
     const characters = Array.from(text.value);
@@ -410,7 +410,7 @@ function openClassify(info) {
   }
 
   function labelled(rows) {
-    // A score has no bounds that a bar could be drawn between.
+    // A score has no bounds for a bar.
     if (isScore) return make("p", { className: "sentence" }, rows[0].score.toFixed(3));
     const items = rows.slice(0, NUM_LABELS).map(({ label, score }) => {
       const number = make("span", { className: "number" }, percent(score));
@@ -430,25 +430,25 @@ function openClassify(info) {
   return panel;
 }
 
-// ---- Tokens, and what each can attend to ----
+// ---- Tokens and their attention ----
 
-const MOST_PIECES = 4096;
+const MOST_TOKENS = 4096;
 
-// Return a piece of text so that blanks, and what has no shape of its own, can be seen.
-function visible(piece) {
-  const characters = Array.from(piece);
+// Return a text with visible signs for whitespace and invisible characters.
+function visible(text) {
+  const characters = Array.from(text);
   return characters.map((character) => {
     const sign = { " ": "·", "\n": "↵", "\t": "⇥" }[character];
-    // What joins pictures has no shape of its own either, but among others it has its work to do.
+    // A zero-width joiner between other characters joins emoji.
     const isJoining = character === "\u200d" && characters.length > 1;
     if (sign || isJoining || !/[\p{C}\p{Z}]/u.test(character)) return sign ?? character;
     return `U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}`;
   }).join("");
 }
 
-// Return the tokens that a token sees in a layer, and how far it is known after those that follow, until all know it:
-// [{layer, isGlobal, first, last}].
-function spread({ layers, global_every: every, window }, layer, token, count) {
+// Return the range of tokens that a token attends to in a layer, and how the range grows in the next layers until it
+// covers the text: [{layer, isGlobal, first, last}].
+function attendedRanges({ layers, global_every: every, window }, layer, token, count) {
   const rows = [];
   const side = window / 2;
   let [first, last] = [token, token];
@@ -473,30 +473,30 @@ function layersOf(attention, choose) {
     const number = make("span", { "aria-hidden": "true" }, String(layer + 1));
     return make("label", { className: `is-${kind}` }, radio, number);
   });
-  const note = make("span", { className: "note" }, "framed ones are global");
+  const note = make("span", { className: "note" }, "global layers are framed");
   return make("fieldset", {}, make("legend", {}, "Layer ", note), make("div", { className: "layers" }, ...cells));
 }
 
-class Pieces {
-  // Tokens as a list box: one of them is chosen, by mouse or arrows; `onChoice` is told of it.
+class TokenList {
+  // Tokens as a list box: one is chosen by mouse or arrow keys, and passed to `onChoice`.
   constructor(text, tokens, onChoice) {
     const characters = Array.from(text);
     this.tokens = tokens;
     const textOf = ({ special, text: name, start, stop }) => (special ? name : characters.slice(start, stop).join(""));
     this.texts = tokens.map(textOf);
     this.onChoice = onChoice;
-    this.told = make("p", { className: "told" });
-    this.chips = tokens.slice(0, MOST_PIECES).map((token, n) => this.chip(token, n));
-    this.box = make("div", { className: "pieces", role: "listbox", "aria-label": "Tokens" }, ...this.chips);
+    this.details = make("p", { className: "token-details" });
+    this.chips = tokens.slice(0, MOST_TOKENS).map((token, n) => this.chip(token, n));
+    this.box = make("div", { className: "token-list", role: "listbox", "aria-label": "Tokens" }, ...this.chips);
     this.box.addEventListener("keydown", (event) => this.moved(event));
     this.box.addEventListener("click", (event) => this.pointed(event, (n) => this.choose(n)));
-    this.box.addEventListener("pointerover", (event) => this.pointed(event, (n) => this.tell(n)));
-    this.box.addEventListener("pointerleave", () => this.tell(this.chosen));
+    this.box.addEventListener("pointerover", (event) => this.pointed(event, (n) => this.describe(n)));
+    this.box.addEventListener("pointerleave", () => this.describe(this.chosen));
   }
 
   chip(token, number) {
     const text = this.texts[number];
-    const chip = make("span", { className: "piece", role: "option", tabIndex: -1 }, visible(text));
+    const chip = make("span", { className: "token", role: "option", tabIndex: -1 }, visible(text));
     chip.classList.toggle("is-special", token.special);
     chip.setAttribute("aria-selected", "false");
     chip.setAttribute("aria-label", `${text.trim() || visible(text)}, token ${number + 1}, id ${token.id}`);
@@ -504,7 +504,7 @@ class Pieces {
   }
 
   pointed(event, then) {
-    const number = this.chips.indexOf(event.target.closest?.(".piece"));
+    const number = this.chips.indexOf(event.target.closest?.(".token"));
     if (number >= 0) then(number);
   }
 
@@ -537,20 +537,20 @@ class Pieces {
       this.chips[n].tabIndex = isChosen ? 0 : -1;
     }
     this.chosen = number;
-    this.tell(number);
+    this.describe(number);
     this.onChoice(number);
   }
 
-  tell(number) {
+  describe(number) {
     const token = this.tokens[number];
     const words = [`Token ${counted(number + 1)} of ${counted(this.tokens.length)}`, `id ${token.id}`];
     if (token.special) words.push(`special: ${token.text}`);
     else if (token.stop - token.start === 1) words.push(`character ${counted(token.start + 1)}${this.partOf(number)}`);
     else words.push(`characters ${counted(token.start + 1)} to ${counted(token.stop)}`);
-    this.told.textContent = words.join(" · ");
+    this.details.textContent = words.join(" · ");
   }
 
-  // Bytes of one character may be tokens of their own; all of them stand for it.
+  // Several tokens may be bytes of one character; all have its offsets.
   partOf(number) {
     const { start } = this.tokens[number];
     const isSame = (n) => this.tokens[n]?.special === false && this.tokens[n].start === start;
@@ -570,27 +570,27 @@ class Pieces {
   }
 }
 
-const ABOUT_SPREAD = "How far what this token says has travelled after each layer, counted from the chosen one, "
-  + "until it is known everywhere.";
+const ABOUT_RANGES = "The tokens that information from this token has reached after each layer, from the chosen layer on, "
+  + "until it has reached all.";
 
 class Attention {
   constructor(attention, count) {
     [this.attention, this.count, this.layer] = [attention, count, firstLayer(attention)];
     this.line = make("p", { className: "window", role: "status" });
-    this.rows = make("ol", { className: "spread" });
-    const layers = layersOf(attention, (layer) => { this.layer = layer; this.show(this.pieces.chosen); });
-    this.parts = [layers, this.line, this.rows, make("p", { className: "note" }, ABOUT_SPREAD)];
+    this.rows = make("ol", { className: "ranges" });
+    const layers = layersOf(attention, (layer) => { this.layer = layer; this.show(this.tokenList.chosen); });
+    this.parts = [layers, this.line, this.rows, make("p", { className: "note" }, ABOUT_RANGES)];
   }
 
   show(token) {
-    const rows = spread(this.attention, this.layer, token, this.count);
+    const rows = attendedRanges(this.attention, this.layer, token, this.count);
     const { first, last, isGlobal } = rows[0];
     const side = this.attention.window / 2;
-    const why = isGlobal ? "global: everything sees everything" : `local: ${side} tokens on each side, and itself`;
+    const why = isGlobal ? "global: each token attends to all" : `local: a token attends to itself and ${side} tokens on each side`;
     const number = make("strong", {}, counted(last - first + 1));
     const note = make("span", { className: "note" }, ` Layer ${this.layer + 1} is ${why}.`);
-    this.line.replaceChildren(`Token ${counted(token + 1)} sees `, number, ` of ${plural(this.count, "token")}.`, note);
-    this.pieces.see(first, last);
+    this.line.replaceChildren(`Token ${counted(token + 1)} attends to `, number, ` of ${plural(this.count, "token")}.`, note);
+    this.tokenList.see(first, last);
     this.rows.replaceChildren(...rows.map((row) => this.row(row, token)));
   }
 
@@ -600,15 +600,15 @@ class Attention {
     [reached.style.left, reached.style.width] = [share(first), share(last - first + 1)];
     marker.style.left = share(token + 0.5);
     const name = make("span", {}, `Layer ${layer + 1}, ${isGlobal ? "global" : "local"}`);
-    const strip = make("span", { className: "strip", "aria-hidden": "true" }, reached, marker);
-    return make("li", {}, name, strip, make("span", { className: "number" }, plural(last - first + 1, "token")));
+    const track = make("span", { className: "track", "aria-hidden": "true" }, reached, marker);
+    return make("li", {}, name, track, make("span", { className: "number" }, plural(last - first + 1, "token")));
   }
 }
 
-function room(count, most) {
+function lengthMeter(count, most) {
   const inner = make("i");
   inner.style.width = `${Math.min(100, (100 * count) / most)}%`;
-  return make("div", { className: count > most ? "room is-over" : "room", "aria-hidden": "true" }, inner);
+  return make("div", { className: count > most ? "length-meter is-over" : "length-meter", "aria-hidden": "true" }, inner);
 }
 
 function openTokens(info) {
@@ -617,13 +617,13 @@ function openTokens(info) {
     const text = byId("tokens-text").value;
     const [tokens] = await ask("tokenize", { inputs: text });
     const window = info.attention && tokens.length ? new Attention(info.attention, tokens.length) : undefined;
-    const pieces = new Pieces(text, tokens, (number) => window?.show(number));
-    if (window) window.pieces = pieces;
-    panel.result.replaceChildren(room(tokens.length, most), pieces.box, pieces.told, ...(window?.parts ?? []));
-    if (tokens.length) pieces.choose(Math.floor(pieces.chips.length / 2));
-    pieces.center();
+    const list = new TokenList(text, tokens, (number) => window?.show(number));
+    if (window) window.tokenList = list;
+    panel.result.replaceChildren(lengthMeter(tokens.length, most), list.box, list.details, ...(window?.parts ?? []));
+    if (tokens.length) list.choose(Math.floor(list.chips.length / 2));
+    list.center();
     const over = tokens.length > most ? `, ${counted(tokens.length - most)} too many` : "";
-    const drawn = tokens.length > MOST_PIECES ? ` The first ${counted(MOST_PIECES)} are drawn.` : "";
+    const drawn = tokens.length > MOST_TOKENS ? ` The first ${counted(MOST_TOKENS)} are drawn.` : "";
     return `${plural(tokens.length, "token")} of at most ${counted(most)}${over}.${drawn}`;
   });
   return panel;
@@ -644,17 +644,16 @@ function describe(info) {
     const numGlobal = Math.ceil(info.attention.layers / info.attention.global_every);
     facts.push(["Layers", `${info.attention.layers}, of which ${numGlobal} global`]);
   }
-  facts.push(["Made for", purposeOf(info)]);
+  facts.push(["Purpose", purposeOf(info)]);
   byId("facts").replaceChildren(...listed(facts));
 }
 
-function purposeOf({ answers, scores, model_type: kind }) {
+function purposeOf({ answers, scores, labels: kindOfLabels, model_type: kind }) {
   if (kind.reranker) return "ranking passages";
   if (kind.classifier) {
     const labels = plural(Object.keys(kind.classifier.id2label).length, "label");
     if (scores === "score") return "giving a text a score";
-    const known = { tag: "marking spans", multilabel: `${labels}, any number of them` };
-    return known[kind.classifier.task] ?? `one of ${labels}`;
+    return { spans: "marking spans", several: `any number of ${labels}`, one: `one of ${labels}` }[kindOfLabels];
   }
   const vectors = scores === "MaxSim" ? "a vector of each token" : "vectors of texts";
   return answers.includes("fill-mask") ? `filling masks, ${vectors}` : vectors;
@@ -687,18 +686,18 @@ function select(name) {
   }
   history.replaceState(null, "", `#${name}`);
   const panel = panels.get(name);
-  // Every panel answers its example when it is first seen.
+  // Each panel sends its example when it is first opened.
   if (!panel.seen) panel.start();
   panel.seen = true;
 }
 
-async function begin() {
+async function start() {
   byId("trouble").textContent = "";
   let info;
   try {
     info = (await ask("info")).answer;
   } catch (error) {
-    // Who has not given a key has done nothing wrong.
+    // A visitor without a key has made no error.
     const isFirst = !byId("key-form").hidden && !storage.key;
     byId("trouble").textContent = isFirst ? "" : error.message;
     if (!byId("key-form").hidden) byId("key").focus();
@@ -721,11 +720,11 @@ byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   storage.keep(byId("key").value.trim());
   byId("key").value = "";
-  begin();
+  start();
 });
 byId("key-forget").addEventListener("click", () => {
   storage.keep("");
   location.reload();
 });
 storage.load();
-begin();
+start();

@@ -1,4 +1,4 @@
-"""The playground page at `/`, three static files without a build step, and the facts about the model that it shows."""
+"""The playground page at `/`: three static files without a build step, and the facts about the model that it shows."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from fastapi import FastAPI, Response
 
 from modernbert.inference.modernbert import ModernBert
 from modernbert.model.interface import FILL_MASK, MODERNBERT
-from modernbert.tasks.task import find_task
+from modernbert.tasks.task import classifier_task
 
 __all__ = ["HEADERS", "add_file", "add_page", "facts_of"]
 
@@ -17,7 +17,7 @@ _FILES = {
     "/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
 
-# The page may load and ask this server only, and may not write HTML.
+# The page may load files of this server and send requests to it, and may not write HTML.
 HEADERS = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
@@ -45,23 +45,25 @@ def add_file(app: FastAPI, path: str, content: bytes, kind: str) -> None:
 
 
 def facts_of(bert: ModernBert) -> dict[str, Any]:
-    """Return the routes that suit a model, the kind of its scores, its mask token, and the reach of its attention.
+    """Return the routes that suit a model, the kinds of its scores and labels, its mask token, and its attention.
 
-    `window` counts the neighbors that a token sees in a local layer, half of them on each side.
+    `labels` is `one` (of several classes), `several` or `spans`. `window` is the number of neighbors that a token
+    attends to in a local layer, half of them on each side.
     """
     model, tokenizer = bert.model, bert.tokenizer
-    scores = "MaxSim" if bert.is_late else "cosine"
+    scores, labels = "MaxSim" if bert.is_late else "cosine", None
     if model.task is None or not model.is_classifier:
         answers = [*(["fill-mask"] if model.task == FILL_MASK else []), "rerank", "similarity"]
     else:
-        task = find_task(model.task)
+        task = classifier_task(model.task)
         answers = ["predict"] if task.answers in ("labels", "spans") else []
+        labels = "spans" if task.answers == "spans" else "one" if task.has_classes else "several"
         if model.is_ranker:
             answers.append("rerank")
             scores = "probability" if task.gives_probabilities else "score"
     mask = tokenizer.text_of(tokenizer.mask_id)
-    # A mask token that includes the blank before it stands for a word with its blank.
-    takes_blank = any(place is not None and place[0] == 1 for _, place in tokenizer.located(f"a {mask}"))
+    # A mask token that includes the space before it replaces a word with its space.
+    takes_space = any(place is not None and place[0] == 1 for _, place in tokenizer.encode_with_offsets(f"a {mask}"))
     attention = None
     if model.family == MODERNBERT:
         config = bert.encoder.config
@@ -70,6 +72,6 @@ def facts_of(bert: ModernBert) -> dict[str, Any]:
             "window": config.local_attention,
         }  # fmt: skip
     return {
-        "answers": answers, "scores": scores,
-        "mask": {"text": mask, "takes_blank": takes_blank}, "attention": attention,
+        "answers": answers, "scores": scores, "labels": labels,
+        "mask": {"text": mask, "takes_space": takes_space}, "attention": attention,
     }  # fmt: skip

@@ -90,7 +90,7 @@ class Scheduler:
 
         Args:
             bert: The model.
-            budget_tokens: The most tokens of a batch; a longer text is a batch of its own.
+            budget_tokens: The most tokens of a batch; a longer text is computed alone.
             most_queued_tokens: Refuse requests while so many tokens wait.
             wait_s: Refuse a request that would wait longer for others.
             batch_s: The most seconds of a batch, at the speed of the last ones.
@@ -125,7 +125,8 @@ class Scheduler:
     def check_room(self, num_tokens: int) -> None:
         """Check that a request of about so many tokens would be accepted now.
 
-        Raises: Busy.
+        Raises:
+            Busy: It would be refused.
         """
         with self._changed:
             self._check_room(num_tokens)
@@ -133,7 +134,10 @@ class Scheduler:
     def submit(self, texts: Sequence[EncodedText], output: Output) -> Request:
         """Queue a request.
 
-        Raises: Busy if the queue is full; Gone if the scheduler is closing; InputError for invalid token ids.
+        Raises:
+            Busy: The queue is full.
+            Gone: The scheduler is closing.
+            InputError: Token ids are invalid.
         """
         request = Request(texts, output)
         for number, text in enumerate(texts):
@@ -295,7 +299,8 @@ class Scheduler:
 def _answers_of(output: Output, hidden: Tensor, texts: Sequence[EncodedText]) -> Sequence[Any] | np.ndarray:
     """Return an answer for each text.
 
-    Raises: ArithmeticError for hidden states or answers that are not finite; whatever the output raises.
+    Raises:
+        ArithmeticError: Hidden states or answers are not finite.
     """
     if not torch.isfinite(hidden).all():
         raise ArithmeticError("the model's hidden states are not finite")

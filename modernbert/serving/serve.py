@@ -22,7 +22,8 @@ _SWITCH_S = 0.0002
 def run(config: ServeConfig) -> None:
     """Serve until SIGTERM or an interrupt, then finish the accepted requests.
 
-    Raises: InputError for a model that cannot be loaded, an address in use, or a missing library.
+    Raises:
+        InputError: The model cannot be loaded, the address is in use, or a library is missing.
     """
     require("serve", "fastapi", "starlette", "uvicorn", "prometheus_client", "orjson", "swagger_ui_bundle")
     import uvicorn

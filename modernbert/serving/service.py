@@ -1,4 +1,4 @@
-"""What the routes share: encoding a request's texts, waiting for the scheduler, ranking, and limits on answers."""
+"""The model behind the routes: encoding of texts, waiting for the scheduler, ranking, and limits on answers."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -53,7 +53,7 @@ class Service:
 
     def warm_up(self) -> None:
         """Compute a full batch, so that a lack of memory shows before the first client."""
-        length = min(self.engine.budget_tokens, self.bert.longest)
+        length = min(self.engine.budget_tokens, self.bert.max_length)
         ids = np.full(length, self.bert.tokenizer.ordinary_ids[0], dtype=np.int64)
         self.engine.submit([EncodedText(ids)], PooledVectors("mean")).future.result()
 
@@ -80,7 +80,8 @@ class Service:
     def check_size(self, num_vectors: int, dimensions: int | None = None) -> None:
         """Check that the vectors of an answer fit its limit.
 
-        Raises: InputError.
+        Raises:
+            InputError: They do not fit.
         """
         width = dimensions or self.bert.vector_width
         if num_vectors * width > _MAX_NUMBERS:
@@ -92,7 +93,8 @@ class Service:
     def check_dimensions(self, dimensions: int | None, width: int) -> None:
         """Check that vectors have as many components as are asked for.
 
-        Raises: InputError.
+        Raises:
+            InputError: They have fewer.
         """
         if dimensions is not None and dimensions > width:
             raise InputError(f"dimensions: found {dimensions}, expected 1 to {width}")
@@ -104,12 +106,13 @@ class Service:
 
         `prompt_name` is a kind or one of the folder's prompts; an empty `prompt` turns the default prompt off.
 
-        Raises: InputError for two names that differ, or an unknown one.
+        Raises:
+            InputError: Two names differ, or a name is unknown.
         """
         if prompt is not None:
             if prompt_name is not None or input_type is not None:
                 raise InputError("prompt: found one beside prompt_name or input_type, expected one of them")
-            return InputTemplate(self.bert.longest, prompt) if prompt else ""
+            return InputTemplate(self.bert.max_length, prompt) if prompt else ""
         prompts = self.bert.prompts
         names = [name for name in (prompt_name, input_type) if name is not None]
         unknown = [name for name in names if name not in KINDS and name not in prompts]
@@ -122,16 +125,17 @@ class Service:
             return self.bert.default_prompt
         name = names[0]
         if name not in KINDS:
-            return InputTemplate(self.bert.longest, prompts[name])
-        template = self.bert.query_form if name.endswith("query") else self.bert.document_form
-        # A folder may have prompts of such names beside those of its queries and documents.
+            return InputTemplate(self.bert.max_length, prompts[name])
+        template = self.bert.query_template if name.endswith("query") else self.bert.document_template
+        # A folder may have prompts of these names in addition to its query and document prompts.
         is_other = name not in ("query", "document") and name in prompts
         return replace(template, prompt=prompts[name]) if is_other else template
 
     def encode(self, texts: Sequence[Text], template: InputTemplate | str, truncate: bool) -> list[EncodedText]:
         """Return the ids of texts, encoded with a template or after a prompt. All texts are strings, or all are ids.
 
-        Raises: InputError naming a text that is too long, or ids where a prompt belongs before the text.
+        Raises:
+            InputError: A text is too long, or ids are given where a prompt belongs before the text.
         """
         overflow = "truncate" if truncate else "error"
         tokenizer = self.bert.tokenizer
@@ -140,9 +144,9 @@ class Service:
             if len(strings) < len(texts):
                 raise InputError("inputs: found ids, expected texts: ids have no place for a prompt")
             prompt = template.prompt
-            found = encode_texts(tokenizer, strings, template.longest, overflow, prompt=prompt, fix=_FIX)
-            return [template.lay_ids(tokenizer, ids) for _, ids in found]
-        longest = self.bert.longest
+            found = encode_texts(tokenizer, strings, template.max_length, overflow, prompt=prompt, fix=_FIX)
+            return [template.apply(tokenizer, ids) for _, ids in found]
+        longest = self.bert.max_length
         if len(strings) == len(texts):
             found = encode_texts(tokenizer, strings, longest, overflow, prompt=template, fix=_FIX)
         else:
@@ -153,26 +157,31 @@ class Service:
     def encode_pairs(self, pairs: Sequence[tuple[str, str]], truncate: bool) -> list[EncodedText]:
         """Return the ids of pairs of texts.
 
-        Raises: InputError naming a pair that is too long.
+        Raises:
+            InputError: A pair is too long; names it.
         """
         overflow = "truncate" if truncate else "error"
-        found = encode_texts(self.bert.tokenizer, pairs, self.bert.longest, overflow, fix=_FIX)
+        found = encode_texts(self.bert.tokenizer, pairs, self.bert.max_length, overflow, fix=_FIX)
         return [EncodedText(ids) for _, ids in found]
 
     def _complete_ids(self, rows: Sequence[list[int]], prompt: str) -> list[np.ndarray]:
         tokenizer = self.bert.tokenizer
-        bare = next((number for number, ids in enumerate(rows) if not tokenizer.is_complete(ids)), None)
+        bare = next((number for number, ids in enumerate(rows) if not tokenizer.has_special_tokens(ids)), None)
         if prompt and bare is not None:
             raise InputError(
-                f"text {bare}: found ids without special tokens, but the prompt {shown(prompt, 80)!r} stands before "
+                f"text {bare}: found ids without special tokens, but the prompt {shown(prompt, 80)!r} belongs before "
                 'each text of this model. Send the text, ids with prompt and special tokens, or "prompt": "".'
             )
-        return [np.asarray(ids, dtype=np.int64) if tokenizer.is_complete(ids) else tokenizer.wrap(ids) for ids in rows]
+        return [
+            np.asarray(ids, dtype=np.int64) if tokenizer.has_special_tokens(ids) else tokenizer.add_special_tokens(ids)
+            for ids in rows
+        ]
 
     def text_vectors(self, normalize: bool, dimensions: int | None) -> PooledVectors:
         """Return the output of one vector for each text, as the model was fine-tuned to make them.
 
-        Raises: InputError for more dimensions than the vectors have.
+        Raises:
+            InputError: The vectors have fewer dimensions.
         """
         self.check_dimensions(dimensions, self.bert.width if self.bert.is_late else self.bert.vector_width)
         return replace(self.bert.text_vectors(truncate_dim=dimensions), normalize=normalize)
@@ -180,7 +189,8 @@ class Service:
     def head(self) -> tuple[Model, Task]:
         """Return the model and the task of its head.
 
-        Raises: InputError if the model has no head with labels, or one whose answers are not served.
+        Raises:
+            InputError: The model has no head with labels, or one whose answers are not served.
         """
         model = self.bert.model
         if model.task is None or not model.is_classifier:
@@ -203,16 +213,17 @@ class Service:
     async def compare(self, http: Request, source: str, texts: list[str], truncate: bool) -> list[float]:
         """Return the cosine of a text with others, or the MaxSim of a late-interaction model.
 
-        Raises: InputError for a model that does not compare vectors.
+        Raises:
+            InputError: The model does not compare vectors.
         """
         bert = self.bert
 
         def encode() -> list[EncodedText]:
             try:
-                query = self.encode([source], bert.query_form, truncate)
+                query = self.encode([source], bert.query_template, truncate)
             except InputError as error:
                 raise relocate_error(error, [("the query", source)]) from None
-            encoded = [*query, *self.encode(texts, bert.document_form, truncate)]
+            encoded = [*query, *self.encode(texts, bert.document_template, truncate)]
             if bert.is_late:
                 self.check_size(sum(each.num_rows for each in encoded))
             return encoded

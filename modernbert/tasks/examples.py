@@ -11,7 +11,7 @@ import torch
 from modernbert.batch import Batch
 from modernbert.data.labeled_rows import Row
 from modernbert.errors import InputError
-from modernbert.tokenizer.input_templates import EncodedText, encode_with_template
+from modernbert.tokenizer.input_templates import EncodedText, collate_texts
 from modernbert.tokenizer.tokenizer import Tokenizer
 
 __all__ = ["Columns", "Example", "Examples", "RowEncoder", "batch_of", "check_not_withheld", "label_of", "texts_of"]
@@ -138,7 +138,7 @@ class RowEncoder:
                 "longer texts"
             )
         examples.num_cut += 1
-        return self.tokenizer.cut(tokens, self.max_length)
+        return self.tokenizer.truncate(tokens, self.max_length)
 
     def portions(self, rows: Sequence[T]) -> Iterator[Sequence[T]]:
         """Yield rows in portions: a tokenizer takes many texts at once, not all."""
@@ -150,7 +150,7 @@ def batch_of(examples: Sequence[Example]) -> Batch:
     """Concatenate examples to a batch on the CPU; label positions become positions in the batch."""
     labels = torch.from_numpy(np.concatenate([each.labels for each in examples]))
     documents = [EncodedText(part, each.label_positions) for each in examples for part in _documents_of(each)]
-    return replace(encode_with_template(documents), labels=labels)
+    return replace(collate_texts(documents), labels=labels)
 
 
 def _documents_of(example: Example) -> list[np.ndarray]:

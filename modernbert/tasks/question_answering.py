@@ -87,7 +87,7 @@ class QuestionAnswering(ClassifierTask):
         for row in rows:
             question, passage = row.text(columns.text), row.text(_passage_column(columns))
             answers = _answers_of(row, columns)
-            ((tokens, places),) = encoder.tokenizer.encode_located([(question, passage)])
+            ((tokens, places),) = encoder.tokenizer.encode_pairs_with_offsets([(question, passage)])
             kept = encoder.fit(row, tokens, examples)
             if kept is not tokens:
                 behind = encoder.tokenizer.num_special[1]

@@ -23,13 +23,13 @@ _ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
-def add_tokens_beside(core: tokenizers.Tokenizer, folder: Path, most_entries: int | None) -> bool:
+def add_tokens_beside(core: tokenizers.Tokenizer, folder: Path, max_vocab_size: int | None) -> bool:
     """Add the tokens that the files in a folder list to a tokenizer; return whether that changed it.
 
     Args:
         core: The tokenizer, which is changed.
         folder: The folder of the files.
-        most_entries: The vocabulary size of the model.
+        max_vocab_size: The vocabulary size of the model.
 
     Raises:
         InputError: An entry is not a token, a stated id differs from the token's id, or there are more tokens than the
@@ -44,10 +44,10 @@ def add_tokens_beside(core: tokenizers.Tokenizer, folder: Path, most_entries: in
     tokens = [token for token, _, _ in stated] + [token for token in others if token.content not in known]
     new = {token.content for token in tokens if token.content and core.token_to_id(token.content) is None}
     size = core.get_vocab_size(with_added_tokens=True) + len(new)
-    if new and most_entries is not None and size > most_entries:
+    if new and max_vocab_size is not None and size > max_vocab_size:
         raise InputError(
             f"{folder / _CONFIG}: with its added tokens the vocabulary has {size:,} entries, which does not fit the "
-            f"model's vocabulary of {most_entries:,}"
+            f"model's vocabulary of {max_vocab_size:,}"
         )
     before = _added_in(core)
     core.add_tokens(tokens)

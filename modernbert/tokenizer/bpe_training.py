@@ -7,7 +7,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from modernbert.errors import InputError
-from modernbert.tokenizer.tokenizer import ROLES, USUAL_NAMES, Tokenizer, refuse_table
+from modernbert.tokenizer.tokenizer import ROLES, USUAL_NAMES, Tokenizer, check_not_table
 from modernbert.tokenizer.tokenizer_files import read_tokenizer_json
 
 __all__ = ["adapt_olmo", "train_tokenizer"]
@@ -31,7 +31,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
     Source: the published tokenizer.json; the regular expression of GPT-2, after NFC.
     """
-    refuse_table(texts)
+    check_not_table(texts)
     num_bpe_tokens = vocab_size - len(SPACE_RUNS) - len(ROLES) - NUM_UNUSED
     if vocab_size % 64 or num_bpe_tokens <= 256:
         raise InputError(f"vocab_size: found {vocab_size}, expected a multiple of 64, at least 384")

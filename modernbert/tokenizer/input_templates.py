@@ -12,7 +12,7 @@ import torch
 from modernbert.batch import Batch
 from modernbert.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["InputTemplate", "EncodedText", "encode_with_template"]
+__all__ = ["InputTemplate", "EncodedText", "collate_texts"]
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,18 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class InputTemplate:
-    """How a text is encoded: with `prompt` before it and at most `longest` tokens, special tokens included.
+    """How a text is encoded: with `prompt` before it and at most `max_length` tokens, special tokens included.
 
-    With `expand`, a shorter text is padded to `longest` with [MASK] tokens, which the text attends to. Tokens in `skip`
-    are seen by the model but have no vector.
+    With `expand`, a shorter text is padded to `max_length` with [MASK] tokens, which the text attends to. The
+    model reads the tokens in `skip`, but they have no vector.
     """
 
-    longest: int
+    max_length: int
     prompt: str = ""
     expand: bool = False
     skip: frozenset[int] = frozenset()
 
-    def lay(self, tokenizer: Tokenizer, texts: Sequence[str], first: int = 0) -> tuple[list[EncodedText], int]:
+    def encode(self, tokenizer: Tokenizer, texts: Sequence[str], first: int = 0) -> tuple[list[EncodedText], int]:
         """Encode texts; return them and how many of them were truncated.
 
         Args:
@@ -53,21 +53,21 @@ class InputTemplate:
             InputError: A text has an unpaired surrogate; names the text by its number.
         """
         encoded = tokenizer.encode([self.prompt + text for text in texts], first=first)
-        num_cut = sum(len(ids) > self.longest for ids in encoded)
-        return [self.lay_ids(tokenizer, tokenizer.cut(ids, self.longest)) for ids in encoded], num_cut
+        num_cut = sum(len(ids) > self.max_length for ids in encoded)
+        return [self.apply(tokenizer, tokenizer.truncate(ids, self.max_length)) for ids in encoded], num_cut
 
-    def lay_ids(self, tokenizer: Tokenizer, ids: np.ndarray) -> EncodedText:
+    def apply(self, tokenizer: Tokenizer, ids: np.ndarray) -> EncodedText:
         """Apply the template to ids that have the prompt and are not too long."""
         if self.expand:
-            ids = np.append(ids, np.full(self.longest - len(ids), tokenizer.mask_id, dtype=np.int64))
+            ids = np.append(ids, np.full(self.max_length - len(ids), tokenizer.mask_id, dtype=np.int64))
         if not self.skip:
             return EncodedText(ids)
         kept = np.flatnonzero(~np.isin(ids, list(self.skip)))
         return EncodedText(ids, kept)
 
 
-def encode_with_template(texts: Sequence[EncodedText]) -> Batch:
-    """Collate encoded texts into a batch; its `label_positions` are those of the texts, if any text has them."""
+def collate_texts(texts: Sequence[EncodedText]) -> Batch:
+    """Collate encoded texts into a batch, with `label_positions` if a text has them."""
     batch = Batch.from_documents([each.tokens for each in texts])
     if all(each.label_positions is None for each in texts):
         return batch

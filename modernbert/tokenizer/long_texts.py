@@ -24,7 +24,7 @@ class LongTextSplitter:
         self._core = core
 
     def split(self, text: str) -> Iterator[str]:
-        """Yield a text in parts whose ids, joined, are those of the text."""
+        """Yield a text in parts whose ids, joined, equal the ids of the text."""
         start = 0
         while len(text) - start > LONG_CHARS and self._has_safe_cuts:
             cut = self._find_cut(text, start + LONG_CHARS)
@@ -59,8 +59,8 @@ class LongTextSplitter:
 
         This holds for byte-level tokenizers with the regular expression of GPT-2: a space can only be the first
         character of a word there, and no word has both letters and digits. NFC neither joins a space or a digit to the
-        character before it nor turns a visible character into a space. Added tokens are matched before words are;
-        those with inner spaces, or that strip the spaces on their right, rule splitting out.
+        character before it nor makes a space of a visible character. Added tokens are matched before words are; a
+        tokenizer with added tokens that have inner spaces, or the flag `rstrip`, is never split.
         """
         plan: dict[str, Any] = json.loads(self._core.to_str())
         splitter = plan["pre_tokenizer"] or {}

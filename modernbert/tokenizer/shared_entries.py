@@ -1,4 +1,4 @@
-"""Maps the entries of a new vocabulary to those of an old one, so that embeddings can be kept."""
+"""Maps the entries of a new vocabulary to entries of an old one, so that embeddings can be kept."""
 
 from modernbert.tokenizer.tokenizer import Tokenizer
 
@@ -6,7 +6,7 @@ __all__ = ["entries_of"]
 
 
 def entries_of(new: Tokenizer, old: Tokenizer) -> list[list[int]]:
-    """Return for each id of `new` the ids of `old` that stand for the same text.
+    """Return for each id of `new` the ids of `old` for the same text.
 
     This is one id if both have the entry or the role ([CLS], [SEP], [PAD], [MASK]), else the old tokens of the entry's
     text, which may be none.
@@ -16,7 +16,7 @@ def entries_of(new: Tokenizer, old: Tokenizer) -> list[list[int]]:
     roles = {getattr(new, name): getattr(old, name) for name in ("cls_id", "sep_id", "pad_id", "mask_id")}
     entries = []
     for token in range(new.vocab_size):
-        same = roles.get(token, old.id_of(new.name_of(token)))
+        same = roles.get(token, old.token_to_id(new.id_to_token(token)))
         entries.append([same] if same is not None else _encode(new.text_of(token), old))
     return entries
 

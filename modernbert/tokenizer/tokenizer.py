@@ -1,6 +1,6 @@
 """Texts to token ids and back, with any `tokenizer.json`.
 
-Token ids equal those of transformers and of the published checkpoints. The files beside `tokenizer.json` name the
+Token ids equal the ids of transformers and of the published checkpoints. The files beside `tokenizer.json` name the
 special tokens, may add tokens, and say whether sentence-transformers lowercases texts first.
 """
 
@@ -30,7 +30,7 @@ from modernbert.tokenizer.tokenizer_files import (
     translate_errors,
 )
 
-__all__ = ["Tokenizer", "refuse_table"]
+__all__ = ["Tokenizer", "check_not_table"]
 
 ROLES = ("unk", "cls", "sep", "pad", "mask")
 # The keys of a role in tokenizer_config.json, then its names in vocabularies.
@@ -50,7 +50,7 @@ _MAX_NAMES = 8
 class Tokenizer:
     """Encodes and decodes text, and knows the ids of the special tokens.
 
-    `cls_id`, `sep_id`, `pad_id` and `mask_id` are those of the file's own template and names. `special_ids` are never
+    `cls_id`, `sep_id`, `pad_id` and `mask_id` come from the template and the names in the file. `special_ids` are never
     masked. `ordinary_ids` are the ids that masking may draw as a replacement: neither special nor unused entries.
     """
 
@@ -82,12 +82,12 @@ class Tokenizer:
             raise InputError(f"{origin}: its template puts in token {beyond[0]}, which its vocabulary does not have")
 
     @staticmethod
-    def load(path: Path | str, most_entries: int | None = None) -> "Tokenizer":
+    def load(path: Path | str, max_vocab_size: int | None = None) -> "Tokenizer":
         """Load a `tokenizer.json`, or the one in a folder, with the tokens that the files beside it add.
 
         Args:
             path: The file or its folder.
-            most_entries: The vocabulary size of the model, which the tokenizer must not exceed.
+            max_vocab_size: The vocabulary size of the model, which the tokenizer must not exceed.
 
         Raises:
             InputError: The file does not exist, is not a tokenizer, lacks a special token, has too many entries, or
@@ -95,9 +95,9 @@ class Tokenizer:
         """
         path = Path(path)
         file = path / "tokenizer.json" if path.is_dir() else path
-        core = read_tokenizer_json(file, most_entries)
+        core = read_tokenizer_json(file, max_vocab_size)
         with translate_errors(str(file), "cannot take the tokens that files beside it add"):
-            if add_tokens_beside(core, file.parent, most_entries):
+            if add_tokens_beside(core, file.parent, max_vocab_size):
                 check_token_expansion(core.to_str().encode(), str(file))
         check_normalizer(core, file.parent)
         if read_json(file.parent / _SENTENCE_TRANSFORMERS_CONFIG, missing_ok=True).get("do_lower_case"):
@@ -107,16 +107,16 @@ class Tokenizer:
         tokenizer = Tokenizer(core, read_special_token_names(file.parent), str(file))
         config = read_json(file.parent / "tokenizer_config.json", missing_ok=True)
         tokenizer._truncation_side = str(config.get("truncation_side") or tokenizer._truncation_side)[:60]
-        if most_entries is not None and tokenizer.vocab_size > most_entries:
+        if max_vocab_size is not None and tokenizer.vocab_size > max_vocab_size:
             raise InputError(
                 f"{file}: has {tokenizer.vocab_size:,} entries, which does not fit the model's vocabulary of "
-                f"{most_entries:,}"
+                f"{max_vocab_size:,}"
             )
         return tokenizer
 
     @cached_property
     def special_ids(self) -> Int64[np.ndarray, " _"]:
-        """Sorted ids of the special tokens: those with a role, and all that are flagged special."""
+        """Sorted ids of the special tokens: tokens with a role, and all that are flagged special."""
         flagged = {i for i, token in self._core.get_added_tokens_decoder().items() if token.special}
         roles = {self.cls_id, self.sep_id, self.pad_id, self.mask_id}
         unk = set() if self._unk_id is None else {self._unk_id}
@@ -131,7 +131,7 @@ class Tokenizer:
 
     @cached_property
     def ordinary_ids(self) -> Int64[np.ndarray, " _"]:
-        """Sorted ids that stand for text: all but special tokens and unused entries."""
+        """Sorted ids of text: all but special tokens and unused entries."""
         unused = {i for text, i in self._core.get_vocab().items() if _UNUSED.fullmatch(text)}
         return np.array([i for i in self._ids if not self.is_special[i] and i not in unused], dtype=np.int64)
 
@@ -166,13 +166,13 @@ class Tokenizer:
         return [np.concatenate([*of_text, end]) for of_text in ids]
 
     def encode_pairs(
-        self, pairs: Sequence[tuple[str, str]], longest: int | None = None
+        self, pairs: Sequence[tuple[str, str]], max_length: int | None = None
     ) -> list[Int64[np.ndarray, " _"]]:
         """Encode each pair of texts into one row with the template for pairs: [CLS] A [SEP] B [SEP].
 
         Args:
             pairs: The pairs.
-            longest: The maximum length; longer rows lose tokens from the end of the text that is longer at the time.
+            max_length: The maximum length; longer rows lose tokens from the end of the text that is longer at the time.
 
         Raises:
             InputError: A text has an unpaired surrogate; names the pair by its number.
@@ -182,12 +182,12 @@ class Tokenizer:
         with translate_errors(self._origin):
             encodings = self._core.encode_batch_fast(list(pairs))
         rows = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
-        too_long = [] if longest is None else [n for n, row in enumerate(rows) if len(row) > longest]
+        too_long = [] if max_length is None else [n for n, row in enumerate(rows) if len(row) > max_length]
         for n in too_long:
             self._check_truncation_side()
             first, second = self.encode(pairs[n], special=False)
             between = rows[n][len(self._prefix) + len(first) : len(rows[n]) - len(second) - len(self._suffix)]
-            budget = max(0, int(longest or 0) - len(self._prefix) - len(between) - len(self._suffix))
+            budget = max(0, int(max_length or 0) - len(self._prefix) - len(between) - len(self._suffix))
             kept = min(len(first), max(budget - len(second), budget - budget // 2))
             parts = [self._prefix, first[:kept], between, second[: budget - kept], self._suffix]
             rows[n] = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
@@ -217,7 +217,7 @@ class Tokenizer:
             found.append((ids, np.searchsorted(ends, np.asarray(places, dtype=np.int64), "right") + len(self._prefix)))
         return found
 
-    def encode_located(
+    def encode_pairs_with_offsets(
         self, pairs: Sequence[tuple[str, str]]
     ) -> list[tuple[Int64[np.ndarray, " _"], Int64[np.ndarray, "_ 2"]]]:
         """Encode pairs as `encode_pairs` does; return for each its ids and the tokens' offsets in the second text.
@@ -245,33 +245,34 @@ class Tokenizer:
         """Number of special tokens that the template puts before and after a text."""
         return len(self._prefix), len(self._suffix)
 
-    def cut(self, ids: Int64[np.ndarray, " _"], longest: int) -> Int64[np.ndarray, " _"]:
-        """Truncate the ids of a text to `longest`: the end of the text is dropped, special tokens stay.
+    def truncate(self, ids: Int64[np.ndarray, " _"], max_length: int) -> Int64[np.ndarray, " _"]:
+        """Truncate the ids of a text to `max_length`: the end of the text is dropped, special tokens stay.
 
         Raises:
             InputError: The text is longer, and the tokenizer's files say to truncate at the start.
         """
-        if len(ids) <= longest:
+        if len(ids) <= max_length:
             return ids
         self._check_truncation_side()
-        end = np.array(self._suffix[-longest:], dtype=np.int64)
-        return np.concatenate([ids[: longest - len(end)], end])
+        end = np.array(self._suffix[-max_length:], dtype=np.int64)
+        return np.concatenate([ids[: max_length - len(end)], end])
 
-    def split(self, ids: Int64[np.ndarray, " _"], longest: int) -> list[Int64[np.ndarray, " _"]]:
-        """Split the ids of a text into as few parts of similar size as fit `longest`, each with the special tokens.
+    def split(self, ids: Int64[np.ndarray, " _"], max_length: int) -> list[Int64[np.ndarray, " _"]]:
+        """Split the ids of a text into as few parts of similar size as fit `max_length`, each with the special tokens.
 
         Raises:
-            InputError: `longest` leaves no space beside the special tokens.
+            InputError: `max_length` leaves no space beside the special tokens.
         """
         start, end = self._prefix, self._suffix
-        budget = longest - len(start) - len(end)
+        special = len(start) + len(end)
+        budget = max_length - special
         if budget < 1:
-            raise InputError(f"longest: found {longest}, expected more than the {len(start) + len(end)} special tokens")
+            raise InputError(f"max_length: found {max_length}, expected more than the {special} special tokens")
         content = ids[len(start) : len(ids) - len(end)]
         parts = np.array_split(content, max(1, -(-len(content) // budget)))
-        return [self.wrap(part) for part in parts]
+        return [self.add_special_tokens(part) for part in parts]
 
-    def located(self, text: str, *, special: bool = True) -> list[tuple[int, tuple[int, int] | None]]:
+    def encode_with_offsets(self, text: str, *, special: bool = True) -> list[tuple[int, tuple[int, int] | None]]:
         """Return the ids of a text, each with its character offsets; None for the special tokens of the template.
 
         Raises:
@@ -285,11 +286,11 @@ class Tokenizer:
         places = zip(encoding.ids, encoding.offsets, added, strict=True)
         return [(token, None if is_added else (start, end)) for token, (start, end), is_added in places]
 
-    def wrap(self, ids: Sequence[int] | Int64[np.ndarray, " _"]) -> Int64[np.ndarray, " _"]:
+    def add_special_tokens(self, ids: Sequence[int] | Int64[np.ndarray, " _"]) -> Int64[np.ndarray, " _"]:
         """Put the special tokens around the ids of a text that has none."""
         return np.concatenate([np.asarray(part, dtype=np.int64) for part in (self._prefix, ids, self._suffix)])
 
-    def is_complete(self, ids: Sequence[int]) -> bool:
+    def has_special_tokens(self, ids: Sequence[int]) -> bool:
         """Return whether the ids of a text begin with [CLS] and end with [SEP]."""
         return len(ids) > 1 and ids[0] == self.cls_id and ids[-1] == self.sep_id
 
@@ -302,11 +303,11 @@ class Tokenizer:
         """Return the text of one id; a part of a character is U+FFFD."""
         return self.decode([token])
 
-    def name_of(self, token: int) -> str:
+    def id_to_token(self, token: int) -> str:
         """Return the vocabulary entry of an id as the file spells it, or "" if there is none."""
         return self._core.id_to_token(token) or ""
 
-    def id_of(self, name: str) -> int | None:
+    def token_to_id(self, name: str) -> int | None:
         """Return the id of a vocabulary entry as the file spells it, or None."""
         return self._core.token_to_id(name)
 
@@ -362,7 +363,7 @@ class Tokenizer:
             )
 
 
-def refuse_table(texts: Any) -> None:
+def check_not_table(texts: Any) -> None:
     """Check that texts are not a table, a dict or a set: iterating over a table gives the names of its columns.
 
     Raises:
@@ -386,7 +387,7 @@ def refuse_table(texts: Any) -> None:
 
 
 def _check(texts: Sequence[str], first: int = 0) -> None:
-    refuse_table(texts)
+    check_not_table(texts)
     for n, text in enumerate(texts, first):
         try:
             text.encode()

@@ -36,15 +36,15 @@ def translate_errors(origin: str, problem: str = "fails on a text") -> Iterator[
         raise InputError(f"{origin}: {problem} ({error})") from None
 
 
-def read_tokenizer_json(file: Path, max_entries: int | None = None) -> tokenizers.Tokenizer:
-    """Read a `tokenizer.json`, plain or .gz; its size is bounded by `max_entries`, the vocabulary of its model.
+def read_tokenizer_json(file: Path, max_vocab_size: int | None = None) -> tokenizers.Tokenizer:
+    """Read a `tokenizer.json`, plain or .gz; its size is bounded by `max_vocab_size`, the vocabulary of its model.
 
     Raises:
         InputError: The file does not exist, is too large, or is not a tokenizer.
     """
     if not is_there(file):
         raise InputError(f"{file}: no such tokenizer file")
-    check_file(file, None if max_entries is None else _FIXED_BYTES + _ENTRY_BYTES * max_entries)
+    check_file(file, None if max_vocab_size is None else _FIXED_BYTES + _ENTRY_BYTES * max_vocab_size)
     with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
         content = stream.read()
     with translate_errors(str(file), "is not a tokenizer.json"):
@@ -83,7 +83,7 @@ def check_normalizer(core: tokenizers.Tokenizer, folder: Path) -> None:
     }
     for key, expected in own.items():
         stated = found.get(key, expected)
-        if key == "strip_accents" and stated is None:  # null means: strip accents if text is lowercased
+        if key == "strip_accents" and stated is None:  # null means: as `do_lower_case`
             stated = lowercase
         if stated != expected:
             raise InputError(

@@ -43,7 +43,7 @@ from modernbert.tasks.retrieval_examples import (
     step_of,
 )
 from modernbert.tasks.task import retrieval_task
-from modernbert.tokenizer.input_templates import EncodedText, encode_with_template
+from modernbert.tokenizer.input_templates import EncodedText, collate_texts
 from modernbert.training.distributed import World
 from modernbert.training.finetuning_loop import (
     GiveUp,
@@ -135,7 +135,7 @@ class _Steps(StepBatches):
 
     def filler(self) -> Batch:
         """Return a batch of one query."""
-        return encode_with_template([next(iter(self._inputs.queries.values()))])
+        return collate_texts([next(iter(self._inputs.queries.values()))])
 
     def batches(self, step: int, run: TrainingRun) -> Iterator[Batch | None]:
         """Yield the micro-batches of a step; None for one of another process."""
@@ -153,7 +153,7 @@ class _Steps(StepBatches):
             candidates=candidates if teacher else None,
             teacher=teacher or None,
         )
-        parts = [encode_with_template(group) for group in self._groups(texts)]
+        parts = [collate_texts(group) for group in self._groups(texts)]
         yield from self._loss.micro_batches(
             run.objective, parts, comparison, step_seed=derive_seed(self._seed, step), device=self._inputs.device,
             dtype=self._inputs.dtype, world=self.world,

@@ -88,7 +88,7 @@ def open_inputs(config: RetrieverConfig, device: torch.device) -> RetrieverInput
     if not is_foreign and task.per_token and config.projection is not None:
         load_projection(folder, load_config(folder).hidden_size)  # refuses one that does not fit
     for prompt in (vectors.query_prompt, vectors.document_prompt):
-        if config.stanford and tokenizer.id_of(prompt.strip()) is None:
+        if config.stanford and tokenizer.token_to_id(prompt.strip()) is None:
             raise InputError(f"vectors: found the mark {prompt.strip()!r}, which is no token of {folder}")
     collections = {
         name: [read_collection(Path(each), getattr(config, f"{name}_split"), name) for each in getattr(config, name)]
@@ -201,12 +201,12 @@ def _miner(config: RetrieverConfig, device: torch.device) -> ModernBert:
 
 
 def _skipped(tokenizer: Tokenizer, vectors: EmbeddingConfig) -> frozenset[int]:
-    return frozenset(token for name in vectors.skip if (token := tokenizer.id_of(name)) is not None)
+    return frozenset(token for name in vectors.skip if (token := tokenizer.token_to_id(name)) is not None)
 
 
 def _encode(tokenizer: Tokenizer, template: InputTemplate, name: str, texts: Sequence[str]) -> dict[str, EncodedText]:
     distinct = list(dict.fromkeys(texts))
-    encoded, num_cut = template.lay(tokenizer, distinct)
-    cut = f", {num_cut:,} cut at {template.longest:,} tokens" if num_cut else ""
+    encoded, num_cut = template.encode(tokenizer, distinct)
+    cut = f", {num_cut:,} cut at {template.max_length:,} tokens" if num_cut else ""
     print(f"{name}: {len(distinct):,} texts, {sum(len(each.tokens) for each in encoded):,} tokens{cut}")
     return dict(zip(distinct, encoded, strict=True))

@@ -162,7 +162,7 @@ def test_the_command_and_the_server_put_the_default_prompt_before_texts(write: W
         close(every[0], bert.embed_tokens(TEXTS[:1])[0])
         # Ids have no place for a prompt: complete ones are taken as they are, others only without it.
         bare_ids = bert.tokenizer.encode([f"{PROMPTS['clustering']}{TEXTS[0]}"], special=False)[0].tolist()
-        whole = bert.tokenizer.wrap(bare_ids).tolist()
+        whole = bert.tokenizer.add_special_tokens(bare_ids).tolist()
         close(client.post("/embed", json={"inputs": whole}).json(), expected[:1])
         close(client.post("/embed", json={"inputs": bare_ids, "prompt": ""}).json(), expected[:1])
         for body in ({"inputs": bare_ids}, {"inputs": whole, "prompt": "x "}, {"inputs": "a", "prompt_name": "no"},
@@ -221,7 +221,7 @@ LIMITS: dict[str, dict[str, Any]] = {
 def test_texts_are_as_long_as_sentence_transformers_takes_them(write: Write, kind: str, family: str) -> None:
     folder = write(family=family, **LIMITS[kind])
     bert, model = load(folder), theirs(folder)
-    assert bert.longest == model.max_seq_length == LIMIT
+    assert bert.max_length == model.max_seq_length == LIMIT
     close(bert.embed([LONG, "x"], overflow="truncate"), model.encode([LONG, "x"]))
     with pytest.raises(InputError, match=rf"text 0: has [\d,]+ tokens, expected at most {LIMIT}"):
         bert.embed(LONG)
@@ -260,7 +260,7 @@ def test_every_call_and_route_keeps_the_limit(write: Write, tmp_path: Path) -> N
         close(client.post("/embed", json={"inputs": LONG, "truncate": True}).json(), expected)
         close(client.post("/embed", json={"inputs": ids.tolist(), "truncate": True}).json(), expected)
     bert.save(tmp_path / "saved")
-    assert load(tmp_path / "saved").longest == theirs(tmp_path / "saved").max_seq_length == LIMIT
+    assert load(tmp_path / "saved").max_length == theirs(tmp_path / "saved").max_seq_length == LIMIT
 
 
 @pytest.mark.parametrize("task", ["mask", "classify", "tag", "rerank"])
@@ -283,7 +283,7 @@ def test_heads_keep_the_limit_of_the_tokenizer(plain: Path, small_bert: ModernBe
         "tag": ("/predict", {"inputs": LONG}),
         "rerank": ("/rerank", {"query": "a", "texts": [LONG]}),
     }
-    assert bert.longest == LIMIT
+    assert bert.max_length == LIMIT
     with pytest.raises(InputError, match=f"expected at most {LIMIT}"):
         calls[task](bert)
     with served(bert) as client:
@@ -292,7 +292,7 @@ def test_heads_keep_the_limit_of_the_tokenizer(plain: Path, small_bert: ModernBe
         assert answer.status_code == 422 and f"expected at most {LIMIT}" in answer.text
         assert client.get("/info").json()["max_input_length"] == LIMIT
     bert.save(tmp_path / "saved")
-    assert load(tmp_path / "saved").longest == LIMIT
+    assert load(tmp_path / "saved").max_length == LIMIT
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_a_limit_is_a_number_of_tokens_or_refused(
 ) -> None:
     folder = write(files={name: {key: value}})
     if longest is not None:
-        assert load(folder).longest == longest
+        assert load(folder).max_length == longest
         return
     with pytest.raises(InputError, match=rf"{name}: {key} is '?{value}'?, expected a number of tokens"):
         load(folder)

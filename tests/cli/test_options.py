@@ -133,7 +133,7 @@ REFUSED = [
     (["evaluate", "glue", "{bert}", "{texts}", "--output", "out", "--grid", "all"], "--grid: found 'all'"),
     (["search", "{texts}", "a", "--top-k", "0"], "--top-k"),
     (["search", "{texts}", "a", "--how", "foo"], "--how: found 'foo'"),
-    (["search", "{texts}", "a"], "is no index"),
+    (["search", "{texts}", "a"], "is not an index"),
     (["plan", "--count", "0"], "--count: found '0', expected at least 1"),
     (["plan", "--length", "2"], "--length: found '2', expected at least 3"),
 ]  # fmt: skip

@@ -131,9 +131,9 @@ def test_a_broken_file_is_named_or_counted(tmp_path: Path, name: str) -> None:
     assert texts[:60] == GOOD and texts[-1] == "the last"
     assert tally.skipped >= 1 and tally.skipped_reasons[0].startswith(str(path))
     assert len(texts) == tally.documents
-    if name.removesuffix(".jsonl") in ROWS:  # the rows around it are there
+    if name.removesuffix(".jsonl") in ROWS:  # the rows around it are read
         assert texts[60:-1] == GOOD[:2] and tally.skipped == 1
-    elif "cut" in name and ".gz" in name:  # so is what comes before the cut
+    elif "cut" in name and ".gz" in name:  # the rows before the end of the file are read
         assert texts[60:-1] == GOOD[: len(texts) - 61]
 
 

@@ -19,7 +19,7 @@ def masked(rate: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def is_plausible(found: int, num: int, rate: float) -> bool:
-    """Whether a count lies within five standard deviations of what a binomial law expects."""
+    """Return whether a count is within five standard deviations of the mean of a binomial distribution."""
     return abs(found - num * rate) < 5 * (num * rate * (1 - rate)) ** 0.5
 
 

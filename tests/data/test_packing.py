@@ -67,7 +67,7 @@ def test_first_bin_is_as_full_as_any_choice_of_two_more(lengths: list[int], budg
     choices = itertools.chain.from_iterable(itertools.combinations(others, n) for n in range(3))
     fitting = [sum(choice) for choice in choices if sum(choice) <= free]
     singles = [length for length in others if length <= free]
-    # With room for more after the longest, the greedy rule goes on; else it must do as well as any two.
+    # If another chunk fits after the longest, the greedy rule adds it; otherwise it must fill as much as any two.
     if not singles or free - max(singles) < min(others):
         assert filled >= budget - free + max(fitting)
 

@@ -95,7 +95,7 @@ def test_what_is_wrong_is_said_with_the_url(memory: Any) -> None:
 
 
 def test_a_store_that_fails_is_no_broken_file(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network may be back tomorrow: what it lacks today must not be passed over as damaged."""
+    """A failing network is an outage, not a damaged file, so its files must not be skipped."""
 
     class Cut(fsspec.spec.AbstractBufferedFile):
         def _fetch_range(self, start: int, end: int) -> bytes:

@@ -75,7 +75,7 @@ def test_an_epoch_has_every_piece_once_and_epochs_differ(shards: Shards, tokeniz
     assert all(sorted(epoch) == list(range(num)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     assert [ChunkOrder(pieces, 0, seed=4).take() for _ in range(num)] != epochs[0]
-    # A second epoch is what it is whether or not the first was gone through.
+    # The order of the second epoch does not depend on reading the first.
     late = ChunkOrder(pieces, 0, seed=3, place=(1, 5))
     assert [late.take()[0] for _ in range(num - 5)] == epochs[1][5:]
 

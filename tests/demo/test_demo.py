@@ -30,7 +30,7 @@ def saved(out: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """Kill a demo once it has trained for a while, start it again, and return its folder and what it printed."""
+    """Kill a demo once it has trained for a while, start it again, and return its folder and its output."""
     out = tmp_path_factory.mktemp("demo") / "run"
     first = start(out)
     deadline = time.monotonic() + 240

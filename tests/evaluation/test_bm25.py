@@ -39,7 +39,7 @@ def test_scores_are_the_formula_of_bm25(k1: float, b: float) -> None:
 
 
 def test_the_best_of_each_query_are_those_of_all_pairs_sorted() -> None:
-    """Of equals, those of nothing among them, the first stays first; and memory does not grow with the pairs."""
+    """Equal scores, zero included, keep the order of the passages; and memory does not grow with the pairs."""
     rng = np.random.default_rng(0)
     passages = [" ".join(rng.choice([f"w{n}" for n in range(200)], 5)) for _ in range(2_000)]
     passages[7] = passages[1_500] = passages[3]

@@ -1,4 +1,4 @@
-"""mteb judges a model through ours as through sentence-transformers."""
+"""mteb's scores are the same with `MtebEncoder` as with sentence-transformers."""
 
 from collections.abc import Callable
 from pathlib import Path

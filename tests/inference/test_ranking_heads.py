@@ -122,7 +122,7 @@ def test_a_model_with_other_labels_compares_nothing(task: str, tuned: Callable[[
     calls: list[Callable[[], Any]] = [
         lambda: bert.rerank("what", TEXTS), lambda: bert.rerank("what", []), lambda: bert.similarity("what", TEXTS),
         lambda: bert.similarity("what", []), lambda: bert.embed_queries(TEXTS), lambda: bert.embed_documents(TEXTS),
-        lambda: MtebEncoder(bert), lambda: bert.query_form, lambda: bert.document_form,
+        lambda: MtebEncoder(bert), lambda: bert.query_template, lambda: bert.document_template,
     ]  # fmt: skip
     for call in calls:
         with pytest.raises(InputError, match=REFUSED.format(task)) as told:

@@ -21,7 +21,7 @@ def test_shared_entries_keep_their_rows_and_new_ones_are_means(small_bert: Moder
         assert entries[getattr(new, role)] == [getattr(old, role)]
     kept = made = 0
     for token in range(new.vocab_size):
-        same = old.id_of(new.name_of(token))
+        same = old.token_to_id(new.id_to_token(token))
         if same is not None:
             kept += 1
             assert all(torch.equal(changed[name][token], weights[name][same]) for name in NAMES)

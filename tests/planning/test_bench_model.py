@@ -1,4 +1,4 @@
-"""`modernbert bench`: what it measures of a small model, prints and writes."""
+"""`modernbert bench`: measurements of a small model, its tables and its file."""
 
 import json
 from dataclasses import asdict

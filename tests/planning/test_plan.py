@@ -54,7 +54,7 @@ def test_a_mask_rate_pays_for_its_rows_in_the_vocabulary_and_beyond_the_last_att
 @pytest.mark.skipif(build.unavailable_reason() is not None, reason=f"cpu {build.unavailable_reason()}")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_step_holds_what_autograd_keeps(dtype: torch.dtype) -> None:
-    """Count the bytes of what the way forward saves, but for the weights."""
+    """Count the bytes that the forward pass saves, without the weights."""
     config, lengths = replace(BASE, num_hidden_layers=4), [300, 212]
     model = MaskedLM(config, find_engine("cpu")).train()
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
@@ -203,7 +203,7 @@ def test_the_papers_runs_stand_beside_their_published_hours() -> None:
     assert said["parameters"] == 149_655_232
     assert list(said["devices"]["h100"]["phases"]) == ["stable", "extension", "decay"]
     assert "published" in done.stderr and "191.1" in done.stderr
-    # Not faster than the whole peak of eight H100 allows, and not slower than what the authors' program did.
+    # Not faster than the peak of eight H100, and not slower than the authors' program.
     hours = [phase["hours"] for phase in said["devices"]["h100"]["phases"].values()]
     for forecast, published in zip(hours, (191.1, 36.3, 7.5), strict=True):
         assert 0.26 * published < forecast < published

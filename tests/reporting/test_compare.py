@@ -1,4 +1,4 @@
-"""Runs side by side: which rows count, what is shown of them, and folders that are not quite whole."""
+"""Reports of several runs: the rows that count, their display, and incomplete folders."""
 
 import json
 import math
@@ -184,7 +184,7 @@ def test_runs_are_put_side_by_side_with_what_differs(tmp_path: Path) -> None:
     assert report.keys[0].color != report.keys[1].color
     tables = {table.title: table for part in report.sections for table in part.tables}
     assert [row[0] for row in tables["Runs"].rows] == ["low", "high"]
-    # Not `output`, which always differs, nor what is the same.
+    # Neither `output`, which always differs, nor equal fields.
     assert tables["Differences"].rows == [["phases.stable.lr", "0.001", "0.003"]]
 
 
@@ -196,9 +196,9 @@ def test_more_runs_than_colours_have_other_strokes(tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_step_stands_beside_others(tmp_path: Path) -> None:
-    runs = [read_run(write(tmp_path / "begun", [], None), "begun"), read_run(steady(tmp_path / "whole"), "whole")]
+    runs = [read_run(write(tmp_path / "empty", [], None), "empty"), read_run(steady(tmp_path / "whole"), "whole")]
     (table,) = (table for part in build_report(runs).sections for table in part.tables if table.title == "Runs")
-    assert table.rows[0] == ["begun", "open", "0", "0", "0.0 s", "–", "–", "–", "–", "0", "0"]
+    assert table.rows[0] == ["empty", "open", "0", "0", "0.0 s", "–", "–", "–", "–", "0", "0"]
 
 
 def test_the_page_is_put_into_the_run_and_leaves_it_as_it_was(

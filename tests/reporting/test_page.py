@@ -76,7 +76,7 @@ def report(run: Run) -> Report:
 
 
 class Page(HTMLParser):
-    """Collect the tags of a page, what they carry, and its text; complain of tags that do not match."""
+    """Collect the tags of a page, their attributes and its text; fail for tags that do not match."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""An index on disk: finds what exact search finds, goes on where it was left, and knows what it is of."""
+"""The table of embeddings: the results of exact search, resumed writes, and refusal of another source."""
 
 import json
 from collections.abc import Callable

@@ -1,7 +1,4 @@
-"""A person with a browser: what the tests of the page do with it.
-
-In: a driver. Out: `Page`, which checks whenever it is left that the console was quiet and nobody else was asked.
-"""
+"""A headless browser for the tests of the playground page."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +22,7 @@ def tuned(bert: ModernBert, task: str, labels: list[str]) -> ModernBert:
 
 
 class Page:
-    """What a person does with the page; whatever it is left for, its console was quiet and it asked nobody else."""
+    """The page in a browser; `leave` checks that the console is empty and that only the server was asked."""
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
@@ -40,7 +37,7 @@ class Page:
             self.wait_for_answer()
 
     def leave(self) -> None:
-        """Check what the browser noted; a status that is no answer is noted by it, and is shown by the page."""
+        """Check the log of the browser; an error status is logged there and shown on the page."""
         notes = [each["message"] for each in self.driver.get_log("browser")]
         assert [note for note in notes if "responded with a status of 4" not in note] == []
         asked = self.js("return performance.getEntriesByType('resource').map((each) => each.name)")
@@ -83,7 +80,7 @@ class Page:
         )  # fmt: skip
 
     def run(self, **fields: str) -> None:
-        """Write into the fields of the panel, and ask."""
+        """Fill in the fields of the panel and submit it."""
         for name, text in fields.items():
             self.write(f"{self.panel}-{name}", text)
         self.find(f"#{self.panel} .run").click()
@@ -100,7 +97,7 @@ class Page:
         (chain.key_up(Keys.CONTROL) if control else chain).perform()
 
     def focused(self) -> str:
-        """Return what has the focus: its id, or what it says."""
+        """Return the id or the label of the focused element."""
         return self.js("const it = document.activeElement; return it.id || it.ariaLabel || it.value || it.textContent")
 
     def emulate(self, **features: str) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of the page start from: servers, and a browser."""
+"""Fixtures of the page's tests: servers and a browser."""
 
 import shutil
 import socket
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def serve() -> "Iterator[Callable[..., Served]]":
-    """Serve models on sockets of this machine, as people do."""
+    """Serve models on local sockets."""
     import uvicorn
     from browser import Served
 

@@ -1,4 +1,4 @@
-"""A server in a process of its own, begun by the command line."""
+"""A server in another process, started by the command line."""
 
 import socket
 import subprocess
@@ -10,7 +10,7 @@ import httpx
 
 
 class Served:
-    """A server of its own process."""
+    """A server process."""
 
     def __init__(self, folder: Path, *words: str) -> None:
         with socket.socket() as free:

@@ -1,4 +1,4 @@
-"""The server: the library's answers in the shapes of others, refusals that say why, an end that loses nothing."""
+"""The server: the library's results with the fields of other servers, refusals with reasons, and graceful shutdown."""
 
 import base64
 import concurrent.futures
@@ -98,7 +98,7 @@ def test_ids_with_special_tokens_are_taken_as_they_are(open_app: Open, small_ber
     client, vectors, tokenizer = open_app(small_bert), small_bert.embed(TEXTS), small_bert.tokenizer
     whole = [ids.tolist() for ids in tokenizer.encode(TEXTS)]
     assert all(ids[0] == tokenizer.cls_id and ids[-1] == tokenizer.sep_id for ids in whole)
-    # Each row says by itself whether it is complete.
+    # Completeness is decided for each row.
     mixed = [ids[1:-1] if number % 2 else ids for number, ids in enumerate(whole)]
     for path in ("/", "/embed"):
         for rows in (whole, mixed):
@@ -115,7 +115,7 @@ def test_ids_with_special_tokens_are_taken_as_they_are(open_app: Open, small_ber
             client.post(path, json={"inputs": whole}).json(), small_bert.embed_tokens(TEXTS), strict=True
         ):
             np.testing.assert_allclose(mine, expected, atol=1e-4)
-    # A pair is complete too; half of the special tokens are not both.
+    # A pair is complete, too; a row with one of the special tokens is not.
     (pair,) = tokenizer.encode_pairs([("a land", "a river")])
     rows = client.post("/embed_all", json={"inputs": [pair.tolist(), whole[0][:-1]]}).json()
     assert [len(row) for row in rows] == [len(pair), len(whole[0]) + 1]
@@ -133,7 +133,7 @@ def test_vectors_come_in_fewer_bytes(open_app: Open, small_bert: ModernBert) -> 
         as_bytes = client.post("/v1/embeddings", json=body | {"encoding_format": "base64"}).json()["data"]
         read = [np.frombuffer(base64.b64decode(row["embedding"]), expected.dtype) for row in as_bytes]
         for found in (np.array(rows), np.stack(read).astype(np.float64)):
-            # The last bit of a vector may differ, and with it what it is rounded to.
+            # The last bit of a vector may differ, and so may its rounded value.
             np.testing.assert_allclose(found, expected.astype(np.float64), atol=1 if precision == "int8" else 1e-3)
     every = client.post("/embed_multi", json={"inputs": TEXTS, "encoding_format": "base64"}).json()
     for one, expected in zip(every, small_bert.embed_tokens(TEXTS), strict=True):
@@ -142,7 +142,7 @@ def test_vectors_come_in_fewer_bytes(open_app: Open, small_bert: ModernBert) -> 
 
 
 def test_late_interaction_is_that_of_the_library(open_app: Open, small_bert: ModernBert) -> None:
-    """Queries are filled up, markers stand before the texts, and what has no vector in documents has none here."""
+    """Queries are expanded, markers precede texts, and skipped tokens of documents have no vector."""
     torch.manual_seed(1)
     vectors = EmbeddingConfig("tokens", "[unused0] ", "[unused1] ", 16, 40, True, ["."])
     projection = torch.nn.Linear(64, 24, bias=False)
@@ -358,7 +358,7 @@ def test_broken_bodies_are_refused(open_app: Open, small_bert: ModernBert) -> No
         assert found.status_code in (400, 422), (content[:20], found.status_code)
     found = client.post("/embed", json={"inputs": "a" * 30_000})
     assert found.status_code == 413 and "more than 20,000 bytes" in found.json()["error"]
-    # Without a length beforehand, what is too much shows as it comes.
+    # Without a content length, an oversized body is detected while it arrives.
     found = client.post("/embed", content=(b" " * 1_000 for _ in range(30)), headers=headers)
     assert found.status_code == 413
     assert client.post("/embed", json={"inputs": "a"}).status_code == 200
@@ -378,7 +378,7 @@ def test_a_key_is_asked_for(open_app: Open, small_bert: ModernBert) -> None:
 
 
 def test_an_empty_key_lets_nobody_in(folder: Path) -> None:
-    """What is not set where a key should be is no wish for an open server."""
+    """An empty key is an error, not a server without a key."""
     for wrong, said in (({"api_key": ""}, "api_key: is empty"), ({"host": ""}, "host: is empty")):
         with pytest.raises(InputError, match=said):
             run(ServeConfig(str(folder), **wrong))
@@ -453,7 +453,7 @@ def test_clients_of_openai_and_of_the_hub_work_unedited(
     import huggingface_hub
     import openai
 
-    # These tests ask nothing of the hub; a server of this machine may be asked.
+    # Tests may not ask the Hub, but a local server.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with Served(folder, "--api-key", "secret") as server:
         client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret")
@@ -490,7 +490,7 @@ def test_the_hubs_client_gets_labels_and_spans(
 
 
 def test_a_request_to_end_loses_nothing_that_was_taken(folder: Path) -> None:
-    # However busy the machine is that runs this: what is taken is answered.
+    # Accepted requests are answered, however busy the machine is.
     with Served(folder, "--max-wait", "1000") as server, concurrent.futures.ThreadPoolExecutor(6) as pool:
         body = {"inputs": ["word " * 50] * 60}
         asked = [pool.submit(httpx.post, f"{server.url}/embed", json=body, timeout=60) for _ in range(6)]
@@ -498,7 +498,7 @@ def test_a_request_to_end_loses_nothing_that_was_taken(folder: Path) -> None:
             time.sleep(0.01)
         server.process.send_signal(signal.SIGTERM)
         found = [each.result() for each in asked]
-        # Whoever came after the signal is told so; what had been taken is answered.
+        # Requests after the signal are refused; accepted ones are answered.
         taken = [each for each in found if each.status_code != 503]
         assert taken and all(each.status_code == 200 and len(each.json()) == 60 for each in taken)
         assert server.process.wait(30) == 143, "128 and the signal's number, as every verb"
@@ -506,7 +506,7 @@ def test_a_request_to_end_loses_nothing_that_was_taken(folder: Path) -> None:
 
 
 def test_an_address_is_taken_before_the_model_is_loaded() -> None:
-    """Of two servers that are begun at once, the second is told."""
+    """Of two servers that start at once, the second reports the address in use."""
     first = _listen("127.0.0.1", 0)
     with first, pytest.raises(InputError, match="cannot listen"):
         _listen("127.0.0.1", first.getsockname()[1])

@@ -1,4 +1,4 @@
-"""The server's own description of itself, taken at its word: requests drawn from it, answers held against it."""
+"""The OpenAPI schema: requests generated from it, and responses validated against it."""
 
 import copy
 import json
@@ -29,11 +29,11 @@ from modernbert.serving.scheduler import Scheduler  # noqa: E402
 from modernbert.tasks.task import start_classifier  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-# Not among them: that whatever fits is accepted, for a text may be too long, or have no mask.
+# A request that fits the schema may be refused, because a text is too long or has no mask.
 CHECKS = [
     not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance
 ]  # fmt: skip
-# A few requests a route at every change; a thousand in an hour of leisure.
+# A few requests per route by default; more with the environment variable.
 NUM_REQUESTS = int(os.environ.get("MODERNBERT_REQUESTS", "6"))
 SEED = int(os.environ.get("MODERNBERT_SEED", "0"))
 
@@ -58,8 +58,8 @@ def refuse(word: str) -> Any:
 
 
 def drawn(operation: Any, check: Callable[[Any], None]) -> None:
-    """Call `check` with requests that fit the description of a route, and with such that do not."""
-    # Of a route that takes nothing, nothing can be wrong.
+    """Call `check` with requests that fit the schema of a route, and with requests that do not."""
+    # A route without parameters has no invalid request.
     modes = list(schemathesis.GenerationMode) if operation.method == "post" else [schemathesis.GenerationMode.POSITIVE]
     for mode in modes:
 
@@ -76,7 +76,7 @@ def drawn(operation: Any, check: Callable[[Any], None]) -> None:
 
 
 def test_no_request_of_the_description_breaks_the_server(client: TestClient, small_bert: ModernBert) -> None:
-    """Every status is one that is described, every answer of its shape; none is an error of the server's own."""
+    """Every status and every response is in the schema, and none is an internal error."""
     schema = schemathesis.openapi.from_asgi("/openapi.json", client.app)
     seen: list[int] = []
 

@@ -1,4 +1,4 @@
-"""Requests that nobody should send: none of them breaks the server, and a text's vector stays what it was."""
+"""Malformed requests: none breaks the server or changes the vector of a text."""
 
 import json
 import socket
@@ -42,7 +42,7 @@ BODIES: tuple[bytes, ...] = (
 
 @pytest.fixture(scope="module")
 def port(small_bert: ModernBert) -> Iterator[int]:
-    """Serve on a socket of this machine, as people do."""
+    """Serve on a local socket."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     engine = Scheduler(small_bert, budget_tokens=500)
@@ -61,7 +61,7 @@ def port(small_bert: ModernBert) -> Iterator[int]:
 
 
 def sent(port: int, data: bytes, *, half_closed: bool = False) -> bytes:
-    """Send bytes and return what comes back until the server closes or is done."""
+    """Send bytes and return the response until the server closes or is done."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as line:
         line.sendall(data)
         if half_closed:
@@ -109,7 +109,7 @@ def test_no_body_breaks_a_route(route: str, port: int, small_bert: ModernBert) -
         (b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: -5\r\n\r\n{}", True, (b"", b"HTTP/1.1 4")),
         (b"POST /embed HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999\r\n\r\n{", True, (b"HTTP/1.1 413",)),
         (b"POST /embed HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n", True, (b"", b"HTTP/1.1 4")),
-        # Half a body, and nothing behind it: as long as a request may take, no longer.
+        # An incomplete body ends with the time limit of the request.
         (request("/embed", b'{"inputs": "a"}')[:-4], False, (b"HTTP/1.1 408",)),
         (b"DELETE /embed HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", False, (b"HTTP/1.1 405",)),
         (b"POST /" + b"x" * 5_000 + b" HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", False, (b"HTTP/1.1 404",)),

@@ -1,4 +1,4 @@
-"""The page, in a real browser: what it shows is what the library says."""
+"""The page in a browser: it shows the results of the library."""
 
 import re
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def test_the_page_is_three_files_that_ask_nobody_else(small_bert: ModernBert) ->
             policy = found.headers["content-security-policy"]
             assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
             assert found.headers["x-content-type-options"] == "nosniff"
-            # The one address there is names the form of the icon, and is never asked.
+            # The only URL is the namespace of the icon, which is never requested.
             assert re.findall(r"https?://[^'\"\s]+", found.text) in ([], ["http://www.w3.org/2000/svg"])
             assert client.head(path).status_code == 200
             assert client.put(path).status_code == 401 and client.post(path, json={"inputs": "a"}).status_code == 401
@@ -54,7 +54,7 @@ def test_info_says_what_a_model_is_made_for(small_bert: ModernBert) -> None:
     found = info(small_bert)
     assert found["answers"] == ["fill-mask", "rerank", "similarity"] and found["scores"] == "cosine"
     assert found["attention"] == {"layers": 4, "global_every": 3, "window": 128}
-    assert found["mask"] == {"text": "[MASK]", "takes_blank": True}
+    assert found["mask"] == {"text": "[MASK]", "takes_space": True}
     assert info(tuned(small_bert, "tag", ["O", "B-x"]))["answers"] == ["predict"]
     assert info(tuned(small_bert, "extract", ["start", "end"]))["answers"] == []
     ranker = info(tuned(small_bert, "rerank", ["score"]))
@@ -147,15 +147,15 @@ def test_spans_are_marked_at_their_characters(page: Page, serve: Callable[..., S
 def test_tokens_are_pieces_of_the_text(page: Page, masked: Served, small_bert: ModernBert) -> None:
     page.open(masked.url, "tokens")
     page.run(text=EMOJI)
-    located = small_bert.tokenizer.located(EMOJI)
-    pieces = [EMOJI[slice(*place)] if place else small_bert.tokenizer.name_of(token) for token, place in located]
+    located = small_bert.tokenizer.encode_with_offsets(EMOJI)
+    pieces = [EMOJI[slice(*place)] if place else small_bert.tokenizer.id_to_token(token) for token, place in located]
     shown = [piece.replace(" ", "·") if piece != "\u200d" else "U+200D" for piece in pieces]
     assert page.texts(".piece") == shown and "U+200D" in shown and "🎈" in shown
     assert len(page.texts(".piece.is-special")) == 2
     assert page.status == f"{len(pieces)} tokens of at most 1,000."
     for number, (token, place) in enumerate(located):
-        page.js("document.querySelectorAll('.piece')[arguments[0]].click()", number)
-        told = page.texts(".told")[0]
+        page.js("document.querySelectorAll('.token')[arguments[0]].click()", number)
+        told = page.texts(".token-details")[0]
         assert told.startswith(f"Token {number + 1} of {len(pieces)} · id {token} · ")
         assert place is None or f" {place[0] + 1}" in told
     page.run(text="x " * 1_200)
@@ -174,7 +174,7 @@ def test_the_window_is_what_a_layer_attends_to(page: Page, masked: Served, small
     def seen(layer: int, token: int) -> list[int]:
         found = page.js(
             "document.querySelectorAll('#tokens .layers input')[arguments[0]].click();"
-            "const pieces = [...document.querySelectorAll('.piece')]; pieces[arguments[1]].click();"
+            "const pieces = [...document.querySelectorAll('.token')]; pieces[arguments[1]].click();"
             "return pieces.flatMap((each, n) => each.matches('.is-seen') ? [n] : [])", layer, token,
         )  # fmt: skip
         assert page.texts(".window strong") == [str(len(found))]
@@ -188,4 +188,4 @@ def test_the_window_is_what_a_layer_attends_to(page: Page, masked: Served, small
             assert seen(layer, token) == expected
     assert len(seen(1, 150)) == 129 and len(seen(3, 150)) == 300
     seen(1, 150)
-    assert page.texts(".spread .number") == ["129 tokens", "257 tokens", "300 tokens"]
+    assert page.texts(".ranges .number") == ["129 tokens", "257 tokens", "300 tokens"]

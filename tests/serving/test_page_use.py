@@ -1,4 +1,4 @@
-"""The page, in a real browser: by keys, in the light and the dark, on a telephone, and when things go wrong."""
+"""The page in a browser: keyboard use, light and dark schemes, small screens, and errors."""
 
 import re
 import threading
@@ -54,12 +54,12 @@ def test_one_can_do_without_a_mouse(page: Page, masked: Served) -> None:
     page.open(masked.url, "tokens")
     while page.js("return document.activeElement.role") != "option":
         page.press("TAB")
-    told, seen = page.texts(".told")[0], page.texts(".window")[0]
+    told, seen = page.texts(".token-details")[0], page.texts(".window")[0]
     page.press("ARROW_RIGHT")
-    told_of_next = page.texts(".told")[0]
+    told_of_next = page.texts(".token-details")[0]
     assert told_of_next != told and page.focused().split(", ")[1] in told_of_next.lower()
     page.press("ARROW_DOWN", "ARROW_UP", "HOME")
-    assert page.texts(".told")[0].startswith("Token 1 of")
+    assert page.texts(".token-details")[0].startswith("Token 1 of")
     page.press("TAB", "ARROW_RIGHT", "ARROW_RIGHT")
     assert page.texts(".window")[0] != seen and "Layer 4 is global" in page.texts(".window")[0]
 
@@ -74,7 +74,7 @@ def test_every_control_is_reached_by_tab(panel: str, page: Page, masked: Served)
     left = page.js(
         "return [...document.querySelectorAll('a, button, input, textarea, summary, pre')].filter((each) =>"
         " each.checkVisibility() && !window.reached.has(each) && each.tabIndex >= 0)"
-        # Arrows lead on from the radio that is checked.
+        # Arrow keys move from the checked radio button.
         ".filter((each) => each.type !== 'radio' || each.checked)"
         ".map((each) => each.outerHTML)"
     )
@@ -86,7 +86,7 @@ def test_every_control_is_reached_by_tab(panel: str, page: Page, masked: Served)
     assert all(names)
 
 
-# The worst contrast of any text that is shown, and where: colours of any form become numbers on a canvas.
+# The lowest contrast of a visible text and its element; a canvas converts colors to numbers.
 CONTRAST = """
 const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
 function drawn(colors) {
@@ -183,7 +183,7 @@ def test_what_the_server_refuses_is_one_line(page: Page, masked: Served) -> None
 
 
 def hold(engine: Scheduler) -> threading.Event:
-    """Keep an engine at work until the event is set."""
+    """Keep a scheduler busy until the event is set."""
     begun, over = threading.Event(), threading.Event()
 
     def finish(*_: Any) -> list[None]:

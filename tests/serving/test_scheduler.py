@@ -1,4 +1,4 @@
-"""The engine: the same answers as the library whoever else asks, fair turns, and nobody left without a word."""
+"""The scheduler: the library's results under any load, fair order, and an answer or error for every client."""
 
 import threading
 import time
@@ -41,7 +41,7 @@ def engine(small_bert: ModernBert) -> Iterator[Scheduler]:
 
 
 class Held:
-    """Hold the engine in the middle of a batch until told to go on."""
+    """Block the scheduler in the middle of a batch until the event is set."""
 
     def __init__(self, engine: Scheduler) -> None:
         self.entered, self.go = threading.Event(), threading.Event()
@@ -65,7 +65,7 @@ def test_many_clients_get_what_the_library_gives(engine: Scheduler, small_bert: 
 
 
 def test_a_little_is_served_before_the_rest_of_much(engine: Scheduler) -> None:
-    """A request of a hundred full batches does not keep one of a few tokens waiting for more than two of them."""
+    """A small request waits for at most two batches of a request of a hundred batches."""
     order: list[str] = []
 
     def noted(name: str) -> Any:
@@ -105,7 +105,7 @@ def test_who_leaves_is_not_computed_for(engine: Scheduler) -> None:
 def test_too_much_is_refused_with_a_time_and_taken_again_later(small_bert: ModernBert) -> None:
     engine = Scheduler(small_bert, budget_tokens=100, most_queued_tokens=300)
     held = Held(engine)
-    # One request is never refused for its size alone.
+    # A request is never refused for its size alone.
     whole = submit(engine, [np.full(100, 5)] * 50, means)
     with pytest.raises(Busy, match="try again in") as caught:
         submit(engine, [np.full(3, 5)], means)
@@ -117,7 +117,7 @@ def test_too_much_is_refused_with_a_time_and_taken_again_later(small_bert: Moder
 
 
 def test_nobody_is_kept_waiting_longer_than_agreed(small_bert: ModernBert) -> None:
-    """What others have before a request is told in seconds at the speed of the batches so far."""
+    """The wait of a request is the tokens ahead of it, at the speed of the last batches."""
     engine = Scheduler(small_bert, budget_tokens=100, wait_s=2.2)
     engine._computed = (100.0, 1.0)
     held = Held(engine)
@@ -127,7 +127,7 @@ def test_nobody_is_kept_waiting_longer_than_agreed(small_bert: ModernBert) -> No
             taken.append(submit(engine, [np.full(50, 5)], means))
     assert len(taken) == 5, "two and a half seconds of others are too long"
     assert caught.value.retry_after_s == 1
-    # Of one who asks for much, a request of little waits only for as much as it wants itself.
+    # A small request waits for as many tokens of a large request as it has itself.
     assert engine._tokens_ahead(10) == 250
     held.go.set()
     assert all(len(each.future.result(timeout=30)) == 1 for each in taken)
@@ -222,7 +222,7 @@ def test_a_batch_that_fails_is_computed_one_client_after_another(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_nobody_waits_for_an_engine_that_has_ended(small_bert: ModernBert) -> None:
-    engine = Scheduler(small_bert, batch_s=float("nan"))  # no speed makes a number of tokens of it
+    engine = Scheduler(small_bert, batch_s=float("nan"))  # makes the budget of a batch NaN
     engine._computed = (1.0, 1.0)
     asked = submit(engine, [np.array([1, 5, 2])], means)
     with pytest.raises(Gone):

@@ -1,4 +1,4 @@
-"""Memory of a server does not grow with what one request asks for where an output is as wide as the vocabulary."""
+"""The memory of a server is bounded for outputs that are as wide as the vocabulary."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def status_of(process: int) -> dict[str, int]:
 
 
 def growth(server: Served, path: str, body: dict[str, Any]) -> tuple[int, Any]:
-    """Return by how much the server's peak exceeds what it held before a request, and the answer."""
+    """Return by how many bytes a request raises the server's peak memory, and the answer."""
     Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")
     before = status_of(server.process.pid)["VmRSS"]
     answer = httpx.post(f"{server.url}{path}", json=body, timeout=120)

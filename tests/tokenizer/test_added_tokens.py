@@ -43,7 +43,7 @@ ADDING: dict[str, Files] = {
     "additional_special_tokens": {CONFIG: {"additional_special_tokens": ["<a>", "<b>", "[SEP]"]}},
     "extra_special_tokens": {CONFIG: {"extra_special_tokens": ["<b>", "<a>"]}},
     "extra_special_tokens with names": {CONFIG: {"extra_special_tokens": {"image_token": "<image>"}}},
-    "a role of its own": {CONFIG: {"image_token": "<image>", "add_bos_token": False}},
+    "a role with another name": {CONFIG: {"image_token": "<image>", "add_bos_token": False}},
     "a role whose token is new": {CONFIG: {"bos_token": "<a>", "eos_token": "<b>"}},
     "a role whose token is an object": {CONFIG: {"bos_token": ENT | {"content": "<a>", "__type": "AddedToken"}}},
     "added_tokens.json": {ADDED: {"<new>": 513, "<c>": 512}},
@@ -60,7 +60,7 @@ def write(folder: Path, tokenizer: Tokenizer, files: Files) -> Path:
     tokenizer.save(folder / "tokenizer.json")
     filled = json.loads(json.dumps(files))
     for entry in filled.get(CONFIG, {}).get("added_tokens_decoder", {}).values():
-        entry["content"] = entry["content"] or tokenizer.name_of(260)
+        entry["content"] = entry["content"] or tokenizer.id_to_token(260)
     decoder = filled.get(CONFIG, {}).get("added_tokens_decoder", {})
     if "mask" in decoder:
         decoder[str(tokenizer.mask_id)] = decoder.pop("mask")
@@ -76,13 +76,13 @@ def write(folder: Path, tokenizer: Tokenizer, files: Files) -> Path:
 def test_tokens_beside_are_added_as_transformers_adds_them(tokenizer: Tokenizer, tmp_path: Path, name: str) -> None:
     folder = write(tmp_path / "model", tokenizer, ADDING[name])
     ours, theirs = Tokenizer.load(folder), AutoTokenizer.from_pretrained(folder)
-    texts = [*TEXTS, f"one {tokenizer.name_of(260)} two"]
+    texts = [*TEXTS, f"one {tokenizer.id_to_token(260)} two"]
     assert [row.tolist() for row in ours.encode(texts)] == theirs(texts)["input_ids"]
     assert ours.vocab_size == len(theirs)
     assert {token for token in theirs.all_special_ids if token is not None} <= set(ours.special_ids.tolist())
     assert [row.tolist() for row in ours.encode(texts)] != [row.tolist() for row in tokenizer.encode(texts)]
     assert ours.fingerprint != tokenizer.fingerprint
-    # What is written for others has them too.
+    # The files written for transformers have them, too.
     (tmp_path / "saved").mkdir()
     ours.save_folder(tmp_path / "saved", 100)
     again = AutoTokenizer.from_pretrained(tmp_path / "saved")
@@ -104,8 +104,8 @@ REFUSED: dict[str, Files] = {
     },
     r"added_tokens.json: the token '<new>' has the id 3, expected 512": {ADDED: {"<new>": 3}},
     r"added_tokens.json: '<new>' is 'x', expected an id": {ADDED: {"<new>": "x"}},
-    "added_tokens_decoder: found the unknown key 'strip'": {
-        CONFIG: {"added_tokens_decoder": {"512": ENT | {"strip": True}}}
+    "added_tokens_decoder: found the unknown key 'trim'": {
+        CONFIG: {"added_tokens_decoder": {"512": ENT | {"trim": True}}}
     },
     "added_tokens_decoder: found .* expected flags that are true or false": {
         CONFIG: {"added_tokens_decoder": {"512": ENT | {"lstrip": "yes"}}}

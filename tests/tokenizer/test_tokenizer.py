@@ -198,7 +198,7 @@ def test_a_text_is_cut_where_its_own_library_cuts_it(tokenizer: Tokenizer, templ
     assert sum(ours.num_special) == template.count("[")
     for longest in range(4, len(whole) + 2):
         core.enable_truncation(longest)
-        assert ours.cut(whole, longest).tolist() == core.encode("many words of text here").ids
+        assert ours.truncate(whole, longest).tolist() == core.encode("many words of text here").ids
 
 
 @pytest.mark.parametrize("place", ["tokenizer.json", "tokenizer_config.json"])
@@ -214,8 +214,8 @@ def test_a_folder_that_cuts_the_start_of_texts_cuts_none(tokenizer: Tokenizer, t
         path.write_text(path.read_text().replace('"truncation_side": "right"', '"truncation_side": "left"'))
     loaded = Tokenizer.load(tmp_path)
     (whole,) = loaded.encode(["many words of text here"])
-    assert loaded.cut(whole, len(whole)).tolist() == ids(tokenizer, "many words of text here", special=True)
-    for cut in (lambda: loaded.cut(whole, 5), lambda: loaded.encode_pairs([("many words", "of text")], 5)):
+    assert loaded.truncate(whole, len(whole)).tolist() == ids(tokenizer, "many words of text here", special=True)
+    for cut in (lambda: loaded.truncate(whole, 5), lambda: loaded.encode_pairs([("many words", "of text")], 5)):
         with pytest.raises(InputError, match="json: truncation_side is 'left', expected 'right'"):
             cut()
     loaded.save_folder(tmp_path, 100)

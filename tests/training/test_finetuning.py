@@ -117,9 +117,9 @@ def test_a_limit_of_the_folder_holds_for_training_and_for_what_was_trained(
     with pytest.raises(InputError, match=r"dev.tsv:.*: has .* tokens, expected at most 6; cut=true"):
         finetune(short)
     bert = ModernBert.load(finetune(replace(short, cut=True)), device="cpu")
-    assert bert.longest == 6
+    assert bert.max_length == 6
     longer = ModernBert.load(finetune(replace(short, max_len=40, output=str(tmp_path / "longer"))), device="cpu")
-    assert longer.longest == 40
+    assert longer.max_length == 40
 
 
 @pytest.mark.parametrize(

@@ -262,7 +262,7 @@ def test_a_run_without_a_tokenizer_or_a_model_is_refused(data, straight, tmp_pat
 def test_shards_of_another_tokenizer_than_the_models_are_refused(data, straight, tmp_path):  # noqa: F811
     model = shutil.copytree(straight / "model", tmp_path / "model")
     found = json.loads((Path(model) / "tokenizer_config.json").read_text())
-    name = Tokenizer.load(model).name_of(300)
+    name = Tokenizer.load(model).id_to_token(300)
     added = {"300": {"content": name, "special": False, "normalized": False}}
     found["added_tokens_decoder"] |= added
     (Path(model) / "tokenizer_config.json").write_text(json.dumps(found))

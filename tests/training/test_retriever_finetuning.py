@@ -33,7 +33,7 @@ from modernbert.model.embedder import Embedder, EmbeddingConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.tasks.retrieval_examples import Question, questions_of_ids, questions_of_rows, step_of
 from modernbert.tasks.task import retrieval_task
-from modernbert.tokenizer.input_templates import EncodedText, InputTemplate, encode_with_template
+from modernbert.tokenizer.input_templates import EncodedText, InputTemplate, collate_texts
 from modernbert.training import retriever_inputs
 from modernbert.training.distributed import Objective
 from modernbert.training.finetune_command import schema_of
@@ -83,7 +83,7 @@ def test_cached_gradients_equal_plain_ones(late: bool, with_teacher: bool, small
     found = []
     for budget in (10_000, 100, 1):
         loss = RetrievalLoss(0.05)
-        parts = [encode_with_template(group) for group in batch_by_size(items, budget, lambda each: len(each.tokens))]
+        parts = [collate_texts(group) for group in batch_by_size(items, budget, lambda each: len(each.tokens))]
         batches = list(
             loss.micro_batches(
                 Objective(model, loss),
@@ -112,7 +112,7 @@ def test_dropout_is_the_same_when_a_micro_batch_comes_again(small_model: MaskedL
     model = embedder(small_model, False)
     items = texts(24, 3, False)
     loss = RetrievalLoss(0.05)
-    parts = [encode_with_template(group) for group in batch_by_size(items, 100, lambda each: len(each.tokens))]
+    parts = [collate_texts(group) for group in batch_by_size(items, 100, lambda each: len(each.tokens))]
     seen: list[Tensor] = []
     compare = loss.compare
     loss.compare = lambda vectors, what: (seen.append(vectors), compare(vectors, what))[1]  # type: ignore[method-assign]
@@ -132,7 +132,7 @@ def test_telling_apart_is_the_ranking_loss_of_sentence_transformers(small_model:
     """MultipleNegativesRankingLoss by its documentation: cross entropy of cosine times scale, the positive in place."""
     model = embedder(small_model, False).eval()
     items = texts(24, 3, False)
-    vectors = model(encode_with_template(items)).detach()
+    vectors = model(collate_texts(items)).detach()
     total, count = RetrievalLoss(0.05).compare(vectors, Comparison(6, [1] * 24))
     cosine = F.cosine_similarity(vectors[:6, None], vectors[None, 6:], dim=-1)
     expected = F.cross_entropy(cosine * 20.0, torch.arange(6))
@@ -143,7 +143,7 @@ def test_late_scores_and_distillation_are_those_of_pylate(small_model: MaskedLM)
     """By PyLate's formulas on padded tensors: sums of maxima, stretched to 0..1, KL to the teacher's log-softmax."""
     model = embedder(small_model, True).eval()
     items = texts(24, 3, True)
-    vectors = model(encode_with_template(items)).detach()
+    vectors = model(collate_texts(items)).detach()
     what = comparison(items, True, True)
     assert what.candidates is not None and what.teacher is not None
     rows = list(vectors.split(list(what.lengths)))
@@ -207,15 +207,15 @@ def test_a_teacher_that_agrees_costs_nothing() -> None:
 def test_forms_mark_fill_up_and_skip(small_bert: ModernBert) -> None:
     tokenizer = small_bert.tokenizer
     form = InputTemplate(12, "[unused0]", expand=True)
-    ((laid,), num_cut) = form.lay(tokenizer, ["city"])
+    ((laid,), num_cut) = form.encode(tokenizer, ["city"])
     ids = laid.tokens.tolist()
     assert len(ids) == 12 and num_cut == 0
-    assert ids[:2] == [tokenizer.cls_id, tokenizer.id_of("[unused0]")]
+    assert ids[:2] == [tokenizer.cls_id, tokenizer.token_to_id("[unused0]")]
     end = ids.index(tokenizer.sep_id)
     assert ids[end + 1 :] == [tokenizer.mask_id] * (11 - end)
-    comma = tokenizer.id_of(",")
+    comma = tokenizer.token_to_id(",")
     assert comma is not None
-    ((laid,), num_cut) = InputTemplate(9, skip=frozenset({comma})).lay(tokenizer, ["city, " * 9])
+    ((laid,), num_cut) = InputTemplate(9, skip=frozenset({comma})).encode(tokenizer, ["city, " * 9])
     assert num_cut == 1 and laid.label_positions is not None
     assert len(laid.tokens) == 9 and comma in laid.tokens and comma not in laid.tokens[laid.label_positions]
 
@@ -266,8 +266,8 @@ def test_a_limit_of_the_folder_holds_where_no_length_is_given(config: RetrieverC
     folder = finetune_retriever(replace(config, epochs=1, vectors=EmbeddingConfig(query_length=30)))
     ours = ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
     theirs = sentence_transformers.SentenceTransformer(str(folder), device="cpu")
-    assert ours.longest == theirs.max_seq_length == 20
-    assert (ours.query_form.longest, ours.document_form.longest) == (30, 20)
+    assert ours.max_length == theirs.max_seq_length == 20
+    assert (ours.query_template.max_length, ours.document_template.max_length) == (30, 20)
     long = ["a city " * 40]
     np.testing.assert_allclose(theirs.encode_document(long), ours.embed_documents(long).vectors, atol=1e-5)
 
