@@ -10,8 +10,9 @@ from pathlib import Path
 from modernbert.data.duplicates import SeenTexts
 from modernbert.data.hub_datasets import is_hub_dataset
 from modernbert.data.input_errors import BrokenInput, Skips
-from modernbert.data.readers import File, read_file, require_readers, size_of, starts_with_field
-from modernbert.data.remote_files import RemoteFile, dataset_url, find_remote, is_url
+from modernbert.data.readers import read_file, require_readers, size_of, starts_with_field
+from modernbert.data.remote_files import RemoteFile
+from modernbert.data.source_files import File, Parts, fail, list_source
 from modernbert.data.splits import splits_in
 from modernbert.data.suffixes import CONLL, KNOWN, PROSE, ROWS, check_suffix, format_of, known_suffixes
 from modernbert.data.utf8 import find_problem
@@ -107,7 +108,7 @@ def read_documents(
     check_choice("txt_unit", txt_unit, ("file", "line", "paragraph"))
     check_choice("invalid", invalid, ("repair", "refuse"))
     check_choice("on_error", on_error, ("fail", "skip"))
-    on_broken = tally.skips.add if on_error == "skip" else _fail
+    on_broken = tally.skips.add if on_error == "skip" else fail
     files = find_files(sources, tally, text_field=text_field, on_error=on_error, empty_ok=empty_ok)
     seen = SeenTexts() if deduplicate else None
 
@@ -159,16 +160,9 @@ def find_files(
         raise InputError("sources: found none, expected at least one file or folder")
     tally = tally or Tally()
     files: list[File] = []
+    on_broken = tally.skips.add if on_error == "skip" else fail
     for source in sources:
-        if isinstance(source, RemoteFile):
-            files.append(source)
-        elif isinstance(source, str) and is_url(source):
-            files += _below_url(source, tally, text_field)
-        elif isinstance(source, str) and format_of(Path(source)) not in KNOWN and (url := dataset_url(source)):
-            files += _below_url(url, tally, text_field)
-        else:
-            on_broken = tally.skips.add if on_error == "skip" else _fail
-            files += _below_path(Path(source), tally, on_broken, text_field, empty_ok)
+        files += _find_in(source, tally, on_broken, text_field, empty_ok)
     require_readers(files)
     return files
 
@@ -181,12 +175,12 @@ def stored_bytes(sources: Sequence[File | str], *, text_field: str = "text", on_
 @contextmanager
 def show_reading(label: str, tally: Tally, total_bytes: int) -> Iterator[Callable[[str], None]]:
     """Show the progress of reading; call the result after each document, with the output so far or with ""."""
-    begun = time.monotonic()
+    started = time.monotonic()
     made = ""
     with show_progress(total_bytes, interval_s=5.0) as update:
 
         def text() -> str:
-            speed = tally.bytes / 1e6 / (time.monotonic() - begun)
+            speed = tally.bytes / 1e6 / (time.monotonic() - started)
             return f"{label}  {tally.documents:,} documents  {speed:,.1f} MB/s  {made}".rstrip()
 
         def show(state: str) -> None:
@@ -207,62 +201,34 @@ def check_choice(name: str, found: str, known: Sequence[str]) -> None:
         raise InputError(f"{name}: found {found!r}, expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
 
 
-def _fail(error: InputError) -> None:
-    raise error
-
-
-def _below_path(
-    path: Path, tally: Tally, on_broken: Callable[[InputError], None], text_field: str, empty_ok: bool
+def _find_in(
+    source: File | str, tally: Tally, on_broken: Callable[[InputError], None], text_field: str, empty_ok: bool
 ) -> list[File]:
-    if path.is_dir():
-        found = list(_walk(path, tally, on_broken, text_field))
-        if not found and not empty_ok:
-            raise InputError(f"{path}: no file of a known format below this folder ({known_suffixes()})")
-        return found
-    if not path.exists():
-        raise InputError(f"{path}: no such file or folder")
-    _check_format(path)
-    if not path.is_file():
-        raise InputError(f"{path}: is neither a file nor a folder")
-    return [path]
-
-
-def _walk(folder: Path, tally: Tally, on_broken: Callable[[InputError], None], text_field: str) -> Iterator[File]:
-    try:
-        entries = sorted(folder.iterdir())
-    except OSError as error:
-        on_broken(BrokenInput(folder, f"cannot be read ({error.strerror})"))
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            if entry.name not in SKIPPED_FOLDERS:
-                yield from _walk(entry, tally, on_broken, text_field)
-        elif entry.is_file() and _has_documents(entry, text_field):
-            yield entry
-        else:
-            tally.passed_over += 1
-
-
-def _below_url(url: str, tally: Tally, text_field: str) -> list[File]:
+    """Return the files to read of one source, and count the others."""
+    if isinstance(source, RemoteFile):
+        return [source]
     files: list[File] = []
-    for parts, file in find_remote(url):
+    for parts, file in list_source(source, _is_hidden, on_broken):
         if not parts:
             _check_format(file)
             return [file]
-        if any(part.startswith(".") or part in SKIPPED_FOLDERS for part in parts):
+        if any(map(_is_hidden, parts)):
             continue
-        if not (is_hub_dataset(url) and _is_left_out(parts, file)) and _has_documents(file, text_field):
+        is_left_out = is_hub_dataset(str(source)) and _is_left_out(parts, file)
+        if not is_left_out and _has_documents(file, text_field):
             files.append(file)
         else:
             tally.passed_over += 1
-    if not files:
-        raise InputError(f"{url}: no file of a known format below this folder ({known_suffixes()})")
+    if not files and not empty_ok:
+        raise InputError(f"{source}: no file of a known format below this folder ({known_suffixes()})")
     return files
 
 
-def _is_left_out(parts: tuple[str, ...], file: File) -> bool:
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in SKIPPED_FOLDERS
+
+
+def _is_left_out(parts: Parts, file: File) -> bool:
     """Return whether a file of a Hub data set is its card, or has rows of another split than `train`."""
     splits = splits_in(parts)
     return parts == ("README.md",) or (format_of(file) in ROWS and bool(splits) and "train" not in splits)
@@ -271,12 +237,16 @@ def _is_left_out(parts: tuple[str, ...], file: File) -> bool:
 def _check_format(file: File) -> None:
     check_suffix(file)
     if format_of(file) in CONLL:
-        raise InputError(f"{file}: holds labelled words, expected documents: {known_suffixes()}")
+        raise InputError(f"{file}: has labeled words, expected documents: {known_suffixes()}")
+    if isinstance(file, Path) and not file.is_file():
+        raise InputError(f"{file}: is neither a file nor a folder")
 
 
 def _has_documents(file: File, text_field: str) -> bool:
     """Return whether a file below a folder is one to read."""
     suffix = format_of(file)
+    if isinstance(file, Path) and not file.is_file():
+        return False
     if suffix in (".csv", ".tsv", ".json"):
         return starts_with_field(file, text_field)
     return suffix in KNOWN and suffix not in CONLL

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from modernbert.data.hub_datasets import check_hub_rows, is_hub_dataset, read_hub_rows
 from modernbert.data.input_errors import BrokenInput
-from modernbert.data.readers import File, read_file, require_readers, starts_array
-from modernbert.data.remote_files import dataset_url, find_remote, is_url
+from modernbert.data.readers import read_file, require_readers, starts_array
+from modernbert.data.remote_files import is_url
 from modernbert.data.rows import Row
-from modernbert.data.splits import Parts, Subset, choose_split, is_shard, splits_in, subset_of
+from modernbert.data.source_files import File, Parts, list_source
+from modernbert.data.splits import Subset, choose_split, is_shard, splits_in, subset_of
 from modernbert.data.suffixes import CONLL, KNOWN, ROWS, format_of, unknown_suffix
 from modernbert.errors import InputError
 
@@ -73,32 +74,21 @@ def _rows_of(file: File) -> Iterator[Row]:
 
 
 def _files(source: str, split: str, subset: str | None, *, report: bool = True) -> list[File]:
-    url = source if is_url(source) else dataset_url(source)
-    is_one_file = False
-    listed: list[tuple[Parts, File]]
-    if url is not None:
-        listed = list(find_remote(url))
-        is_one_file = listed[0][0] == ()
-        listed = [each for each in listed if not _is_hidden(each[0])]
-    elif (path := Path(source)).is_dir():
-        listed = _walk(path)
-    elif path.exists():
-        listed, is_one_file = [((), path)], True
-    else:
-        raise InputError(f"{source}: no such file")
-    if is_one_file:
+    listed = list(list_source(source, lambda name: _is_hidden((name, "")), follow_links=True))
+    if [parts for parts, _ in listed] == [()]:
         if subset is not None:
             raise InputError(f"subset: found {subset!r}, but {source} is a file, expected a data set")
         ((_, file),) = listed
         _check_format(file)
         return [file]
+    listed = [each for each in listed if not _is_hidden(each[0])]
     chosen = _subset(source, listed, subset)
     by_names = chosen.patterns is None
     known = [(parts, file) for parts, file in listed if _has_rows(file) or not by_names]
     if not known:
-        raise InputError(f"{source}: no labelled file there, expected {', '.join(_LABELED)}")
+        raise InputError(f"{source}: no labeled file there, expected {', '.join(_LABELED)}")
     paths = [parts for parts, _ in known]
-    is_pattern = url is not None and "*" in url
+    is_pattern = is_url(source) and "*" in source
     if is_pattern and subset is None and len({tuple(splits_in(parts)) for parts in paths}) == 1:
         return [file for _, file in known]
     name, numbers = choose_split(paths, split, source, chosen)
@@ -119,28 +109,7 @@ def _check_format(file: File) -> None:
     if format_of(file) not in KNOWN:
         raise unknown_suffix(file)
     if format_of(file) not in _LABELED:
-        raise InputError(f"{file}: holds text without fields, expected labelled rows: {', '.join(_LABELED)}")
-
-
-def _walk(folder: Path) -> list[tuple[Parts, File]]:
-    """List the files below a folder as a store lists them: without hidden ones, following links."""
-    found: list[tuple[Parts, File]] = []
-
-    def walk(place: Path, parts: Parts, above: frozenset[Path]) -> None:
-        real = place.resolve()
-        if real in above:
-            return  # a link to a folder that contains it
-        for path in place.iterdir():
-            if path.is_dir() and not _is_hidden((path.name, "")):
-                walk(path, (*parts, path.name), above | {real})
-            elif not path.is_dir():
-                found.append(((*parts, path.name), path))
-
-    try:
-        walk(folder, (), frozenset())
-    except OSError as error:
-        raise InputError(f"{error.filename or folder}: cannot be read ({error.strerror or error})") from None
-    return sorted(((parts, file) for parts, file in found if not _is_hidden(parts)), key=lambda item: item[0])
+        raise InputError(f"{file}: has text without fields, expected labeled rows: {', '.join(_LABELED)}")
 
 
 def _is_hidden(parts: Parts) -> bool:

@@ -11,9 +11,10 @@ from typing import Any
 
 from modernbert.data.corpus import Document, Tally, find_files, read_documents, show_reading, stored_bytes
 from modernbert.data.input_errors import Outage
-from modernbert.data.readers import File, mark_of, size_of
+from modernbert.data.readers import mark_of, size_of
 from modernbert.data.shard_workers import EXECUTORS
 from modernbert.data.shards import Shards, fill_folder
+from modernbert.data.source_files import File
 from modernbert.errors import InputError
 from modernbert.extras import require
 from modernbert.files import move_into_place, only_process, remove_leftovers, translate_errors, try_delete, write_file

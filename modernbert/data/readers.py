@@ -4,7 +4,6 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from modernbert.data.archives import open_plain
@@ -13,19 +12,19 @@ from modernbert.data.input_errors import BrokenInput
 from modernbert.data.json_array import read_array
 from modernbert.data.remote_files import RemoteFile
 from modernbert.data.rows import Row
+from modernbert.data.source_files import File
 from modernbert.data.suffixes import CONLL, ROWS, format_of
 from modernbert.data.utf8 import BOM, decode_chunks, decode_lines
 from modernbert.errors import InputError
 from modernbert.extras import missing, require
 
-__all__ = ["File", "mark_of", "read_file", "require_readers", "size_of", "starts_array", "starts_with_field"]
+__all__ = ["mark_of", "read_file", "require_readers", "size_of", "starts_array", "starts_with_field"]
 
 # Documents may be long, so few are in memory at a time.
 TEXT_ROWS, ROWS_AT_A_TIME = 64, 1024
 _PAGE_BYTES = 1 << 20
 _MAX_NAMES = 8
 
-File = Path | RemoteFile
 Count = Callable[[int], None]
 """called with the number of stored bytes that were read since the last call"""
 

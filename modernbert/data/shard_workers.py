@@ -53,7 +53,7 @@ def _begin_worker(place: str) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # each process has one core
 
 
-def _call_in_worker(begun: None, task: tuple[Callable[..., Any], tuple[Any, ...]]) -> Any:
+def _call_in_worker(state: None, task: tuple[Callable[..., Any], tuple[Any, ...]]) -> Any:
     return _call(*task)
 
 

@@ -12,12 +12,10 @@ from typing import Any
 
 import yaml
 
+from modernbert.data.source_files import Parts
 from modernbert.errors import InputError
 
-__all__ = ["Parts", "Subset", "choose_split", "is_shard", "match_split", "name_of_split", "splits_in", "subset_of"]
-
-Parts = tuple[str, ...]
-"""the path of a file below the folder of the data set, part by part"""
+__all__ = ["Subset", "choose_split", "is_shard", "match_split", "name_of_split", "splits_in", "subset_of"]
 
 _KEYWORDS = {
     "train": ("train", "training"),

@@ -12,10 +12,11 @@ import os
 import re
 import sysconfig
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from modernbert.data.labeled_rows import read_rows
 from modernbert.demo.extract import (
     Definition,
     definitions,
@@ -96,7 +97,6 @@ def collect(
     budget_mb: float,
     seed: int,
     roots: Sequence[Path] | None = None,
-    progress: Callable[[int], None] | None = None,
 ) -> Collected:
     """Write `code.jsonl`, `prose.jsonl` and `heldout.jsonl` into `folder`, about `budget_mb` million bytes in all.
 
@@ -107,7 +107,6 @@ def collect(
         budget_mb: Size of all text, in millions of bytes.
         seed: Seed of the order of the files.
         roots: Folders to read; default: the library folders of the interpreter.
-        progress: Called with the number of bytes so far.
 
     Raises:
         InputError: There is no text, or the folder cannot be written.
@@ -125,29 +124,20 @@ def collect(
             continue
         gain = _take(packages[package].pop(), corpus)
         total += gain
-        if gain and progress is not None:
-            progress(total)
         heapq.heappush(queue, (taken + gain, tie, package))
     if not corpus.code:
         raise InputError(f"no Python source found under {', '.join(map(str, roots))}")
     return _write(folder, corpus)
 
 
-def read_records(path: Path) -> Iterator[Record]:
+def read_records(path: Path) -> list[Record]:
     """Read a file that `collect` wrote.
 
     Raises:
         InputError: The file is missing, or a line is not a record.
     """
-    try:
-        with open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
-                try:
-                    yield Record(**json.loads(line))
-                except (ValueError, TypeError):
-                    raise InputError(f"{path}:{number}: expected a JSON object with text, origin and package") from None
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from None
+    rows = [] if path.exists() and not path.stat().st_size else read_rows([str(path)])
+    return [Record(*(row.text(name) for name in ("text", "origin", "package"))) for row in rows]
 
 
 def library_roots() -> list[Path]:

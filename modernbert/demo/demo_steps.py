@@ -94,9 +94,9 @@ class _Clock:
             self._console.print(f"[dim]{name}: done before[/dim]")
             return
         self._console.print(f"[bold]{name}[/bold]")
-        begun = time.monotonic()
+        started = time.monotonic()
         work()
-        self.seconds[name] = round(time.monotonic() - begun, 1)
+        self.seconds[name] = round(time.monotonic() - started, 1)
         write_file(self._path, json.dumps(self.seconds, indent=2) + "\n")
 
 
@@ -181,4 +181,4 @@ def _finetune(out: Path, folder: Path, scale: Scale) -> None:
 
 
 def _records(out: Path, name: str) -> list[Record]:
-    return list(read_records(out / "corpus" / f"{name}.jsonl"))
+    return read_records(out / "corpus" / f"{name}.jsonl")

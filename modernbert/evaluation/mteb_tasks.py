@@ -169,11 +169,11 @@ class MtebSearch:
             InputError: A query is not a text.
         """
         texts: dict[str, str] = {row["id"]: _text(row) for row in queries}
-        begun = time.perf_counter()
+        started = time.perf_counter()
         depth = top_k if top_ranked is None else len(self._documents)
         collection = Collection(f"{self.task}-{hf_subset}-{hf_split}", self._documents, texts, {}, 0, 0)
         scores, numbers, num_cut = self.rank(collection, depth)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - started
         self.seen[hf_split, hf_subset] = _Seen(num_cut, seconds, len(texts), len(self._documents))
         names = list(self._documents)
         found: dict[str, dict[str, float]] = {}

@@ -42,14 +42,14 @@ class Retrieval:
 
 def score_collection(collection: Collection, rank: Rank) -> Retrieval:
     """Score a ranking function on a collection: means over the queries that have a relevant document."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     documents = list(collection.documents)
     scores, numbers, num_cut = rank(collection, _DEPTH)
     rankings = {
         query: rank_ids({documents[n]: float(score) for n, score in zip(row, found, strict=True)})
         for query, row, found in zip(collection.queries, numbers.tolist(), scores.tolist(), strict=True)
     }
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     judgments = collection.judgments
     return Retrieval(
         mean_over_queries(ndcg_at, 10, rankings, judgments), mean_over_queries(mrr_at, 10, rankings, judgments),

@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 
 from modernbert.data.corpus import check_choice
 from modernbert.data.input_errors import BrokenInput, Skips
-from modernbert.data.readers import File, read_file, require_readers
+from modernbert.data.readers import read_file, require_readers
 from modernbert.data.remote_files import RemoteFile, find_remote, is_url
 from modernbert.data.rows import Row
+from modernbert.data.source_files import File
 from modernbert.data.suffixes import CONLL, ROWS, check_suffix, format_of
 from modernbert.data.utf8 import decode_lines, find_problem
 from modernbert.errors import InputError

@@ -118,12 +118,12 @@ def _measure_latency(bert: ModernBert, length: int, calls: int) -> LatencyRow:
 @torch.inference_mode()
 def _seconds(bert: ModernBert, batches: Sequence[Sequence[np.ndarray]]) -> float:
     """Return the seconds until the vectors of all batches are in the memory of the host."""
-    begun = time.perf_counter()
+    started = time.perf_counter()
     for documents in batches:
         ids = [document % bert.model.vocab_size for document in documents]  # small vocabularies
         batch = Batch.from_documents(ids).to(bert.device)
         pool(bert.model.encode(batch).float(), batch.layout, "mean").cpu()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def _tables(result: BenchResult) -> list[Table]:

@@ -110,7 +110,7 @@ def _fastest(work: Callable[[], object], times: int = 5) -> float:
     work()
     seconds = []
     for _ in range(times):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         work()
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(time.perf_counter() - started)
     return min(seconds)

@@ -56,10 +56,10 @@ def time_steps(
     optimizer = StableAdamW(parameter_groups(masked_model, 1e-5), lr=1e-4, kernels=engine.optimizer_kernels(device))
     batch = random_batch(model, lengths, mask_rate)
     for step in range(num_steps + 1):
-        begun = time.perf_counter()
+        started = time.perf_counter()
         # A step ends by reading its loss, which waits for the device.
         train_step(objective, [batch] * num_micro_batches, optimizer, 1e-4, seed=step, device=device, dtype=dtype)
-        yield time.perf_counter() - begun
+        yield time.perf_counter() - started
 
 
 def random_batch(model: ModelConfig, lengths: Sequence[int], mask_rate: float, seed: int = 0) -> Batch:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modernbert.checkpoints.folder import digest_of
 from modernbert.data.corpus import Document, Tally, find_files, read_documents
-from modernbert.data.readers import File
+from modernbert.data.source_files import File
 from modernbert.extras import require
 from modernbert.files import only_process
 from modernbert.inference.modernbert import ModernBert
@@ -27,12 +27,12 @@ def run(config: IndexConfig) -> None:
     require("index", "lancedb", "pyarrow", extra="index")
     tally = Tally()
     # An existing index may become empty, when all its files are gone; a new index without files is an error.
-    begun = PassageIndex.is_in(config.output)
+    exists = PassageIndex.is_in(config.output)
     found = find_files(
-        config.input, tally, text_field=config.text_field, on_error=config.on_error, empty_ok=begun
+        config.input, tally, text_field=config.text_field, on_error=config.on_error, empty_ok=exists
     )  # fmt: skip
     files = _once(found)
-    documents = read_documents(files, tally, text_field=config.text_field, on_error=config.on_error, empty_ok=begun)
+    documents = read_documents(files, tally, text_field=config.text_field, on_error=config.on_error, empty_ok=exists)
     # Read a document before anything is written: an error leaves no folder behind.
     first = list(islice(documents, 1))
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)

@@ -104,9 +104,9 @@ class PassageIndex:
         ]  # fmt: skip
         if folder.is_dir() and any(folder.iterdir()) and not PassageIndex.is_in(folder):
             raise InputError(f"{folder}: exists and is not an index, expected a new folder or an index")
-        catalog = PassageIndex(folder, open_table(folder, connect(folder), _TABLE, pyarrow.schema(fields), about))
-        catalog.check({key: value for key, value in about.items() if key != "model"})
-        return catalog
+        index = PassageIndex(folder, open_table(folder, connect(folder), _TABLE, pyarrow.schema(fields), about))
+        index.check({key: value for key, value in about.items() if key != "model"})
+        return index
 
     @staticmethod
     def is_in(folder: Path) -> bool:
@@ -186,36 +186,31 @@ class PassageIndex:
                 f"{self.folder}: has no full-text index, because indexing was stopped; run `modernbert index` again"
             )
         with translate_lance_errors(self.folder):
-            rankings = [self._nearest(bert, query, depth)] if how != "words" else []
-            rankings += [self._sharing(query, depth)] if how != "vectors" else []
-        if len(rankings) == 1:
-            found = rankings[0]
-        else:
-            scores: dict[tuple[str, int, str], float] = {}
-            for ranking in rankings:
-                for rank, hit in enumerate(ranking, 1):
-                    key = hit.origin, hit.line, hit.text
-                    scores[key] = scores.get(key, 0) + 1 / (_FUSION + rank)
-            found = [SearchResult(score, *key) for key, score in sorted(scores.items(), key=lambda item: -item[1])]
+            found = self._rank(bert, query, depth, how)
         if reranker is not None and found:
             ranked = reranker.rerank(query, [hit.text for hit in found[:depth]], overflow="truncate")
-            found = [SearchResult(each.score, *_place(found[each.index])) for each in ranked]
+            found = [replace(found[each.index], score=each.score) for each in ranked]
         return found[:k]
 
-    def _nearest(self, bert: ModernBert, query: str, depth: int) -> list[SearchResult]:
-        (vector,) = bert.embed_queries([query]).vectors
-        asked: Any = self._table.search(vector, vector_column_name="vector")
-        rows = asked.distance_type("cosine").limit(depth).to_list()
-        whole = len(vector) if bert.is_late else 1
-        return [SearchResult(whole - row["_distance"], row["origin"], row["line"], row["text"]) for row in rows]
-
-    def _sharing(self, query: str, depth: int) -> list[SearchResult]:
+    def _rank(self, bert: ModernBert, query: str, depth: int, how: str) -> list[SearchResult]:
         from lancedb.query import MatchQuery
+        from lancedb.rerankers import RRFReranker
 
         # A plain string is parsed for quotes, as a phrase query, which this full-text index does not support.
-        words: Any = MatchQuery
-        rows = self._table.search(words(query, "text"), query_type="fts").limit(depth).to_list()
-        return [SearchResult(row["_score"], row["origin"], row["line"], row["text"]) for row in rows]
+        words = MatchQuery(query, "text")  # type: ignore[call-arg]
+        if how == "words":
+            rows = self._table.search(words, query_type="fts").limit(depth).to_list()
+            return [_result(row, row["_score"]) for row in rows]
+        (vector,) = bert.embed_queries([query]).vectors
+        asked: Any
+        if how == "vectors":
+            asked = self._table.search(vector, vector_column_name="vector")
+            whole = len(vector) if bert.is_late else 1
+            rows = asked.distance_type("cosine").limit(depth).to_list()
+            return [_result(row, whole - row["_distance"]) for row in rows]
+        asked = self._table.search(query_type="hybrid", vector_column_name="vector").vector(vector).text(words)
+        rows = asked.distance_type("cosine").rerank(RRFReranker(_FUSION)).limit(depth).to_list()
+        return [_result(row, row["_relevance_score"]) for row in rows]
 
     def _changed(
         self, bert: ModernBert, documents: Iterable[Document], known: dict[str, str | None], update: SyncStats
@@ -281,5 +276,5 @@ def _size(entry: tuple[Document, str, list[Passage]]) -> int:
     return len(entry[0].text)
 
 
-def _place(hit: SearchResult) -> tuple[str, int, str]:
-    return hit.origin, hit.line, hit.text
+def _result(row: Mapping[str, Any], score: float) -> SearchResult:
+    return SearchResult(score, row["origin"], row["line"], row["text"])

@@ -31,9 +31,8 @@ def longest_passage(asked: int, template: InputTemplate, tokenizer: Tokenizer) -
     (prompt,) = tokenizer.encode([template.prompt], special=False)
     budget = template.max_length - (len(prompt) + _SEAM_TOKENS if template.prompt else 0)
     if budget < _MIN_TOKENS:
-        raise InputError(
-            f"document_length: leaves {budget} tokens beside the prompt of documents, expected at least {_MIN_TOKENS}"
-        )
+        left = max(0, budget)
+        raise InputError(f"document_length: leaves {left} tokens beside the prompt, expected at least {_MIN_TOKENS}")
     _check_longest(asked)
     return min(asked, budget)
 

@@ -33,12 +33,12 @@ _OF_A_KIND = re.compile(r"^(str|int|list|function-|constrained)|\[")
 _MAX_TOKENS = 2**17
 
 
-def make_app(bert: ModernBert, engine: Scheduler, settings: ServeSettings) -> FastAPI:
+def make_app(bert: ModernBert, scheduler: Scheduler, settings: ServeSettings) -> FastAPI:
     """Return the application; it is ready once it has computed a batch of the full budget.
 
     `app.state.close()` makes it refuse new requests and finish those it has accepted.
     """
-    service = Service(bert, engine, settings)
+    service = Service(bert, scheduler, settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -47,19 +47,19 @@ def make_app(bert: ModernBert, engine: Scheduler, settings: ServeSettings) -> Fa
         service.is_ready = True
         yield
         close()
-        await run_in_threadpool(engine.close)
+        await run_in_threadpool(scheduler.close)
 
     def close() -> None:
         service.is_ready, service.is_closing = False, True
 
     app = FastAPI(title="modernbert", lifespan=lifespan, docs_url=None, redoc_url=None, responses=schemas.REFUSALS)
-    metrics = Metrics(engine)
+    metrics = Metrics(scheduler)
     app.state.close = close
     paths: set[str] = set()
     app.add_middleware(
         RequestGuard,
         limits=settings.limits,
-        engine=engine,
+        scheduler=scheduler,
         metrics=metrics,
         is_closing=lambda: service.is_closing,
         paths=paths,
@@ -170,7 +170,7 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @app.get("/ping", response_class=Response)
     async def health() -> Response:
         """Return 200 while the scheduler runs, else 503."""
-        if not service.engine.is_alive:
+        if not service.scheduler.is_alive:
             return Response(status_code=503)
         return Response(status_code=200)
 
@@ -178,7 +178,7 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
     @app.get("/ready", response_class=Response)
     async def ready() -> Response:
         """Return 200 if the server answers; 503 before its first batch and while it closes."""
-        return Response(status_code=200 if service.is_ready and service.engine.is_alive else 503)
+        return Response(status_code=200 if service.is_ready and service.scheduler.is_alive else 503)
 
     @app.get("/info")
     async def info() -> dict[str, Any]:
@@ -190,9 +190,9 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
             names = {str(number): name for number, name in enumerate(bert.model.labels)}
             kind = {"classifier": {"id2label": names, "task": bert.model.task}}
         return {
-            "model_id": service.settings.model_id, "model_dtype": str(bert.model.dtype)[6:],
-            "model_type": kind, "max_input_length": bert.max_length, "max_batch_tokens": service.engine.budget_tokens,
-            "max_concurrent_requests": limits.most_requests, "auto_truncate": False, "version": version("modernbert"),
+            "model_id": service.settings.model_id, "model_dtype": str(bert.model.dtype)[6:], "model_type": kind,
+            "max_input_length": bert.max_length, "max_batch_tokens": service.scheduler.budget_tokens,
+            "max_concurrent_requests": limits.max_requests, "auto_truncate": False, "version": version("modernbert"),
             **facts_of(bert),
         }  # fmt: skip
 

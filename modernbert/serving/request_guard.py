@@ -38,8 +38,8 @@ _PAGE = ("/", "/page.css", "/page.js")
 class Limits:
     """Limits of a server: concurrent requests, bytes of a body, seconds of a request; and its API key, if any."""
 
-    most_requests: int = 512
-    most_bytes: int = 8_000_000
+    max_requests: int = 512
+    max_bytes: int = 8_000_000
     timeout_s: float = 120.0
     api_key: str | None = None
     log: bool = True
@@ -48,7 +48,7 @@ class Limits:
 class Metrics:
     """Counters and gauges for Prometheus."""
 
-    def __init__(self, engine: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         self.registry = CollectorRegistry()
         labels = ("path", "status")
         self.requests = Counter("modernbert_requests", "Requests answered.", labels, registry=self.registry)
@@ -58,9 +58,9 @@ class Metrics:
         self.queued = Histogram("modernbert_queue_seconds", "Seconds before the first batch.", registry=self.registry)
         self.tokens = Counter("modernbert_tokens", "Tokens of requests answered.", registry=self.registry)
         for name, text, read in (
-            ("modernbert_queue_tokens", "Tokens that wait.", lambda: engine.queued_tokens),
-            ("modernbert_batch_tokens", "Tokens of the last batch.", lambda: engine.last_batch_tokens),
-            ("modernbert_tokens_per_second", "Speed of the last batches.", lambda: engine.tokens_per_s),
+            ("modernbert_queue_tokens", "Tokens that wait.", lambda: scheduler.queued_tokens),
+            ("modernbert_batch_tokens", "Tokens of the last batch.", lambda: scheduler.last_batch_tokens),
+            ("modernbert_tokens_per_second", "Speed of the last batches.", lambda: scheduler.tokens_per_s),
         ):
             Gauge(name, text, registry=self.registry).set_function(read)
 
@@ -85,12 +85,12 @@ class RequestGuard:
         self,
         app: Any,
         limits: Limits,
-        engine: Scheduler,
+        scheduler: Scheduler,
         metrics: Metrics,
         is_closing: Callable[[], bool],
         paths: Collection[str],
     ) -> None:
-        self.app, self.limits, self.engine, self.metrics = app, limits, engine, metrics
+        self.app, self.limits, self.scheduler, self.metrics = app, limits, scheduler, metrics
         self.is_closing, self.paths = is_closing, paths
         self.running = 0
 
@@ -98,7 +98,7 @@ class RequestGuard:
         """Refuse a request, or pass it to the application."""
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        begun = time.monotonic()
+        started = time.monotonic()
         headers = {name.lower(): value for name, value in scope["headers"]}
         status = 0
         # Why the body is not read further; the answer of the routes to half a body is dropped.
@@ -110,7 +110,7 @@ class RequestGuard:
                 return
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", []), *_timings(scope, begun)]
+                message["headers"] = [*message.get("headers", []), *_timings(scope, started)]
             await send(message)
 
         refusal = self._refusal(scope["method"], scope["path"], headers)
@@ -119,7 +119,7 @@ class RequestGuard:
                 return await _refuse(scope, sent, refusal)
             self.running += 1
             try:
-                await self.app(scope, self._bounded(receive, begun, broken), sent)
+                await self.app(scope, self._bounded(receive, started, broken), sent)
             except _Broken:
                 pass
             finally:
@@ -131,7 +131,7 @@ class RequestGuard:
             status = 500  # Starlette sends it after this
             raise
         finally:
-            self._note(scope, status, begun)
+            self._note(scope, status, started)
 
     def _refusal(self, method: str, path: str, headers: dict[bytes, bytes]) -> _Refusal | None:
         limits = self.limits
@@ -146,19 +146,19 @@ class RequestGuard:
                 found = "another key" if given else "no key"
                 return _Refusal(401, "Unauthorized", f"found {found}, expected the header Authorization: Bearer KEY")
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > limits.most_bytes:
-            return _Refusal(413, "Payload", f"the body has more than {limits.most_bytes:,} bytes")
-        if self.running >= limits.most_requests and path not in _UNCOUNTED:
+        if not length.isdigit() or int(length) > limits.max_bytes:
+            return _Refusal(413, "Payload", f"the body has more than {limits.max_bytes:,} bytes")
+        if self.running >= limits.max_requests and path not in _UNCOUNTED:
             text = f"{self.running} requests are being answered, try again in 1 s"
             return _Refusal(429, "Overloaded", text, 1)
         if method == "POST" and path in self.paths and path not in _NOT_COMPUTED:
             try:
-                self.engine.check_room(int(length) // _BYTES_PER_TOKEN)
+                self.scheduler.check_capacity(int(length) // _BYTES_PER_TOKEN)
             except Busy as busy:
                 return _Refusal(429, "Overloaded", str(busy), busy.retry_after_s)
         return None
 
-    def _bounded(self, receive: Receive, begun: float, broken: list[_Refusal]) -> Receive:
+    def _bounded(self, receive: Receive, started: float, broken: list[_Refusal]) -> Receive:
         """Count the bytes of a body as they arrive, and wait for them within the time limit of the request."""
         num_bytes = 0
         whole = False
@@ -167,7 +167,7 @@ class RequestGuard:
             nonlocal num_bytes, whole
             if whole:  # after the body, the only message is that the client has left
                 return await receive()
-            left = self.limits.timeout_s - (time.monotonic() - begun)
+            left = self.limits.timeout_s - (time.monotonic() - started)
             try:
                 async with asyncio.timeout(max(0.0, left)):
                     message = await receive()
@@ -177,23 +177,23 @@ class RequestGuard:
             if message["type"] == "http.request":
                 num_bytes += len(message.get("body", b""))
                 whole = not message.get("more_body", False)
-                if num_bytes > self.limits.most_bytes:
-                    broken.append(_Refusal(413, "Payload", f"the body has more than {self.limits.most_bytes:,} bytes"))
+                if num_bytes > self.limits.max_bytes:
+                    broken.append(_Refusal(413, "Payload", f"the body has more than {self.limits.max_bytes:,} bytes"))
                     raise _Broken
             return message
 
         return received
 
-    def _note(self, scope: MutableMapping[str, Any], status: int, begun: float) -> None:
-        seconds = time.monotonic() - begun
+    def _note(self, scope: MutableMapping[str, Any], status: int, started: float) -> None:
+        seconds = time.monotonic() - started
         # Unknown paths are counted as one: each label takes memory.
         path = scope["path"] if scope["path"] in self.paths else "other"
         self.metrics.requests.labels(path, str(status)).inc()
         self.metrics.seconds.labels(path).observe(seconds)
-        job: Request | None = scope.get("modernbert.job")
-        num_tokens = job.num_tokens if job is not None else 0
-        if job is not None and status == 200:
-            self.metrics.queued.observe(job.queued_s)
+        request: Request | None = scope.get("modernbert.request")
+        num_tokens = request.num_tokens if request is not None else 0
+        if request is not None and status == 200:
+            self.metrics.queued.observe(request.queued_s)
             self.metrics.tokens.inc(num_tokens)
         if self.limits.log:
             row = {
@@ -203,14 +203,14 @@ class RequestGuard:
             print(json.dumps(row), file=sys.stderr, flush=True)
 
 
-def _timings(scope: MutableMapping[str, Any], begun: float) -> list[tuple[bytes, bytes]]:
+def _timings(scope: MutableMapping[str, Any], started: float) -> list[tuple[bytes, bytes]]:
     """Return milliseconds and tokens as the headers of text-embeddings-inference."""
-    found = {"x-total-time": round(1000 * (time.monotonic() - begun))}
-    job: Request | None = scope.get("modernbert.job")
-    if job is not None:
+    found = {"x-total-time": round(1000 * (time.monotonic() - started))}
+    request: Request | None = scope.get("modernbert.request")
+    if request is not None:
         found |= {
-            "x-queue-time": round(1000 * job.queued_s), "x-inference-time": round(1000 * job.computed_s),
-            "x-compute-tokens": job.num_tokens,
+            "x-queue-time": round(1000 * request.queued_s), "x-inference-time": round(1000 * request.computed_s),
+            "x-compute-tokens": request.num_tokens,
         }  # fmt: skip
     return [(name.encode(), str(value).encode()) for name, value in found.items()]
 

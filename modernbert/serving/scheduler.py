@@ -81,7 +81,7 @@ class Scheduler:
         self,
         bert: ModernBert,
         budget_tokens: int = 4_096,
-        most_queued_tokens: int = 1_000_000,
+        max_queued_tokens: int = 1_000_000,
         *,
         wait_s: float = math.inf,
         batch_s: float = 0.5,
@@ -91,12 +91,12 @@ class Scheduler:
         Args:
             bert: The model.
             budget_tokens: The most tokens of a batch; a longer text is computed alone.
-            most_queued_tokens: Refuse requests while so many tokens wait.
+            max_queued_tokens: Refuse requests while so many tokens wait.
             wait_s: Refuse a request that would wait longer for others.
             batch_s: The most seconds of a batch, at the speed of the last ones.
         """
         self.bert = bert
-        self.budget_tokens, self.most_queued_tokens = budget_tokens, most_queued_tokens
+        self.budget_tokens, self.max_queued_tokens = budget_tokens, max_queued_tokens
         self.wait_s, self.batch_s = wait_s, batch_s
         self.queued_tokens = 0
         self.last_batch_tokens = 0
@@ -108,7 +108,7 @@ class Scheduler:
         self._waiting: list[tuple[float, int, Request]] = []
         self._changed = threading.Condition()
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
         self._thread.start()
 
     @property
@@ -122,14 +122,14 @@ class Scheduler:
         """Whether the thread runs."""
         return self._thread.is_alive()
 
-    def check_room(self, num_tokens: int) -> None:
+    def check_capacity(self, num_tokens: int) -> None:
         """Check that a request of about so many tokens would be accepted now.
 
         Raises:
             Busy: It would be refused.
         """
         with self._changed:
-            self._check_room(num_tokens)
+            self._check_capacity(num_tokens)
 
     def submit(self, texts: Sequence[EncodedText], output: Output) -> Request:
         """Queue a request.
@@ -152,7 +152,7 @@ class Scheduler:
         with self._changed:
             if self._closing:
                 raise Gone("the server is closing")
-            self._check_room(request.num_tokens)
+            self._check_capacity(request.num_tokens)
             self.queued_tokens += request.num_tokens
             request._turn = self._turn
             self._push(request)
@@ -168,9 +168,9 @@ class Scheduler:
         with self._changed:
             self._give_up()
 
-    def _check_room(self, num_tokens: int) -> None:
+    def _check_capacity(self, num_tokens: int) -> None:
         speed = self.tokens_per_s
-        if self.queued_tokens >= self.most_queued_tokens:
+        if self.queued_tokens >= self.max_queued_tokens:
             raise Busy(self.queued_tokens / (speed or 1_000))
         if not speed:
             return
@@ -265,7 +265,7 @@ class Scheduler:
 
     def _compute(self, batch: Sequence[tuple[Request, list[EncodedText]]]) -> None:
         """Run the encoder once over the texts of several requests, then make the output of each."""
-        begun = time.monotonic()
+        started = time.monotonic()
         try:
             documents = Batch.from_documents([each.tokens for _, texts in batch for each in texts])
             with torch.inference_mode():
@@ -283,7 +283,7 @@ class Scheduler:
             end = begin + sum(len(each.tokens) for _, texts in group for each in texts)
             self._answer(group, output, hidden[begin:end])
             begin = end
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - started
         if not self._is_first:
             tokens_so_far, seconds_so_far = self._computed
             self._computed = _DECAY * tokens_so_far + documents.num_tokens, _DECAY * seconds_so_far + seconds

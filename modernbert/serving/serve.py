@@ -41,11 +41,11 @@ def run(config: ServeConfig) -> None:
     sys.setswitchinterval(_SWITCH_S)
     listener = _listen(config.host, config.port)
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
-    engine = Scheduler(
+    scheduler = Scheduler(
         bert, config.batch_tokens, config.queue_tokens, wait_s=config.max_wait, batch_s=config.batch_seconds
     )
     limits = Limits(config.max_requests, config.max_bytes, config.timeout, api_key)
-    app = make_app(bert, engine, ServeSettings(config.model, limits))
+    app = make_app(bert, scheduler, ServeSettings(config.model, limits))
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 

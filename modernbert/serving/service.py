@@ -47,22 +47,22 @@ class ServeSettings:
 class Service:
     """A model and its scheduler, as the routes use them."""
 
-    def __init__(self, bert: ModernBert, engine: Scheduler, settings: ServeSettings) -> None:
-        self.bert, self.engine, self.settings = bert, engine, settings
+    def __init__(self, bert: ModernBert, scheduler: Scheduler, settings: ServeSettings) -> None:
+        self.bert, self.scheduler, self.settings = bert, scheduler, settings
         self.is_ready = self.is_closing = False
 
     def warm_up(self) -> None:
         """Compute a full batch, so that a lack of memory shows before the first client."""
-        length = min(self.engine.budget_tokens, self.bert.max_length)
+        length = min(self.scheduler.budget_tokens, self.bert.max_length)
         ids = np.full(length, self.bert.tokenizer.ordinary_ids[0], dtype=np.int64)
-        self.engine.submit([EncodedText(ids)], PooledVectors("mean")).future.result()
+        self.scheduler.submit([EncodedText(ids)], PooledVectors("mean")).future.result()
 
     async def compute(self, http: Request, encode: Callable[[], Sequence[EncodedText]], output: Output) -> list[Any]:
         """Encode texts off the event loop and return their outputs; drop a client that leaves or waits too long."""
         texts = await asyncio.get_running_loop().run_in_executor(None, encode)
-        job = self.engine.submit(texts, output)
-        http.scope["modernbert.job"] = job
-        future = asyncio.wrap_future(job.future)
+        request = self.scheduler.submit(texts, output)
+        http.scope["modernbert.request"] = request
+        future = asyncio.wrap_future(request.future)
         leaving = asyncio.ensure_future(_left(http))
         waiting: set[asyncio.Future[Any]] = {future, leaving}
         try:
@@ -75,7 +75,7 @@ class Service:
         finally:
             leaving.cancel()
             if not future.done():
-                job.cancel()
+                request.cancel()
 
     def check_size(self, num_vectors: int, dimensions: int | None = None) -> None:
         """Check that the vectors of an answer fit its limit.

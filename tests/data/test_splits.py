@@ -226,7 +226,7 @@ def test_a_readme_says_which_files_are_a_split(tmp_path: Path) -> None:
             "test",
             r"has no split 'test', found train .training/more.csv.",
         ),
-        (["notes.doc"], "train", "no labelled file there, expected .jsonl"),
+        (["notes.doc"], "train", "no labeled file there, expected .jsonl"),
     ],
 )
 def test_what_is_no_split_is_one_line(names: list[str], split: str, said: str, tmp_path: Path) -> None:

@@ -212,7 +212,7 @@ def test_words_are_found_after_a_stop_that_came_before_they_were_indexed(
             with pytest.raises(KeyboardInterrupt):
                 index(notes, tmp_path / "index", small_bert)
         if number == 0:
-            with pytest.raises(InputError, match="index: has no full-text index yet, .* run modernbert index again"):
+            with pytest.raises(InputError, match="index: has no full-text index, .* run `modernbert index` again"):
                 PassageIndex.open(tmp_path / "index").search(small_bert, "mountains", 5)
         catalog, counts = index(notes, tmp_path / "index", small_bert)
         assert counts == (0, 4, 0)
@@ -231,7 +231,7 @@ def test_passages_are_no_longer_than_documents_may_be(tmp_path: Path, small_bert
     assert 30 < max(map(len, prompted)) <= 40
     assert sum(hit.text.count("capital") for hit in hits) == 60
     short = ModernBert(small_bert.tokenizer, small_bert.model, vectors=replace(vectors, document_length=12))
-    with pytest.raises(InputError, match="document_length: leaves . tokens"):
+    with pytest.raises(InputError, match="document_length: leaves 0 tokens"):
         PassageIndex.begin(tmp_path / "other", short, "model", "bits", 256)
     assert not (tmp_path / "other").exists()
 
@@ -309,7 +309,7 @@ def test_broken_rows_are_skipped_if_asked_and_nothing_goes_meanwhile(
     run(replace(config, on_error="skip"))
     said = capsys.readouterr().out.splitlines()[-1]
     assert "documents: 1 new or changed, 4 unchanged, 0 removed; 1 broken skipped" in said
-    assert "rows.jsonl:2: is not JSON" in said and said.endswith("so none went")
+    assert "rows.jsonl:2: is not JSON" in said and said.endswith("none removed")
     texts = [hit.text for hit in PassageIndex.open(config.output).search(small_bert, "row", 50, how="words")]
     assert sorted(texts) == ["first row", "second row", "third row"]
     rows.write_text('{"text": "first row"}\n')

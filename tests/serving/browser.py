@@ -13,7 +13,7 @@ from modernbert.tasks.task import start_classifier
 @dataclass
 class Served:
     url: str
-    engine: Scheduler
+    scheduler: Scheduler
 
 
 def tuned(bert: ModernBert, task: str, labels: list[str]) -> ModernBert:

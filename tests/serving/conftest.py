@@ -26,18 +26,18 @@ def serve() -> "Iterator[Callable[..., Served]]":
 
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def serve(bert: ModernBert, most_queued_tokens: int = 100_000, **limits: Any) -> "Served":
+    def serve(bert: ModernBert, max_queued_tokens: int = 100_000, **limits: Any) -> "Served":
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.bind(("127.0.0.1", 0))
-        engine = Scheduler(bert, budget_tokens=500, most_queued_tokens=most_queued_tokens)
-        app = make_app(bert, engine, ServeSettings("a/model", Limits(log=False, **limits), warm_up=False))
+        scheduler = Scheduler(bert, budget_tokens=500, max_queued_tokens=max_queued_tokens)
+        app = make_app(bert, scheduler, ServeSettings("a/model", Limits(log=False, **limits), warm_up=False))
         server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         running.append((server, thread))
         while not server.started:
             assert thread.is_alive()
-        return Served(f"http://127.0.0.1:{listener.getsockname()[1]}", engine)
+        return Served(f"http://127.0.0.1:{listener.getsockname()[1]}", scheduler)
 
     yield serve
     for server, _ in running:

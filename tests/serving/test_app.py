@@ -52,8 +52,8 @@ def open_app() -> Iterator[Open]:
     clients: list[TestClient] = []
 
     def open_app(bert: ModernBert, **limits: Any) -> TestClient:
-        engine = Scheduler(bert, budget_tokens=300, most_queued_tokens=limits.pop("queue", 100_000))
-        app = make_app(bert, engine, ServeSettings("mine", Limits(log=False, **limits)))
+        scheduler = Scheduler(bert, budget_tokens=300, max_queued_tokens=limits.pop("queue", 100_000))
+        app = make_app(bert, scheduler, ServeSettings("mine", Limits(log=False, **limits)))
         client = TestClient(app, raise_server_exceptions=False)
         clients.append(client.__enter__())
         return client
@@ -345,7 +345,7 @@ def test_a_long_text_is_cut_when_asked(open_app: Open, small_bert: ModernBert) -
 
 
 def test_broken_bodies_are_refused(open_app: Open, small_bert: ModernBert) -> None:
-    client = open_app(small_bert, most_bytes=20_000)
+    client = open_app(small_bert, max_bytes=20_000)
     headers = {"content-type": "application/json"}
     said = client.post("/embed", content=b'{"inputs": }', headers=headers)
     assert said.status_code == 400 and said.json()["error"].startswith("the body is not JSON: ")
@@ -387,7 +387,7 @@ def test_an_empty_key_lets_nobody_in(folder: Path) -> None:
 
 
 def test_who_counts_is_never_turned_away_and_each_refusal_has_its_path(open_app: Open, small_bert: ModernBert) -> None:
-    client = open_app(small_bert, most_requests=0)
+    client = open_app(small_bert, max_requests=0)
     assert client.post("/embed", json={"inputs": "a"}).status_code == 429
     assert 'modernbert_requests_total{path="/embed",status="429"} 1.0' in client.get("/metrics").text
 

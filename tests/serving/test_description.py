@@ -47,8 +47,8 @@ def classifier(bert: ModernBert) -> ModernBert:
 @pytest.fixture(scope="module", params=["masks", "labels"])
 def client(small_bert: ModernBert, request: pytest.FixtureRequest) -> Iterator[TestClient]:
     bert = small_bert if request.param == "masks" else classifier(small_bert)
-    engine = Scheduler(bert, budget_tokens=500)
-    app = make_app(bert, engine, ServeSettings("m", Limits(most_bytes=200_000, log=False)))
+    scheduler = Scheduler(bert, budget_tokens=500)
+    app = make_app(bert, scheduler, ServeSettings("m", Limits(max_bytes=200_000, log=False)))
     with TestClient(app, raise_server_exceptions=False) as client:
         yield client
 

@@ -45,10 +45,10 @@ def port(small_bert: ModernBert) -> Iterator[int]:
     """Serve on a local socket."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
-    engine = Scheduler(small_bert, budget_tokens=500)
-    limits = Limits(most_bytes=200_000, timeout_s=4.0, log=False)
+    scheduler = Scheduler(small_bert, budget_tokens=500)
+    limits = Limits(max_bytes=200_000, timeout_s=4.0, log=False)
     server = uvicorn.Server(
-        uvicorn.Config(make_app(small_bert, engine, ServeSettings("m", limits)), log_level="critical")
+        uvicorn.Config(make_app(small_bert, scheduler, ServeSettings("m", limits)), log_level="critical")
     )
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

@@ -182,7 +182,7 @@ def test_what_the_server_refuses_is_one_line(page: Page, masked: Served) -> None
     assert "unpaired surrogate" in page.alert
 
 
-def hold(engine: Scheduler) -> threading.Event:
+def hold(scheduler: Scheduler) -> threading.Event:
     """Keep a scheduler busy until the event is set."""
     begun, over = threading.Event(), threading.Event()
 
@@ -191,7 +191,7 @@ def hold(engine: Scheduler) -> threading.Event:
         over.wait(20)
         return [None]
 
-    engine.submit([EncodedText(np.array([5]))], finish)
+    scheduler.submit([EncodedText(np.array([5]))], finish)
     begun.wait(20)
     return over
 
@@ -199,26 +199,26 @@ def hold(engine: Scheduler) -> threading.Event:
 def test_typing_stops_a_request_and_a_busy_server_says_when(
     page: Page, serve: Callable[..., Served], small_bert: ModernBert
 ) -> None:
-    served = serve(small_bert, most_queued_tokens=5)
+    served = serve(small_bert, max_queued_tokens=5)
     page.open(served.url, "masks")
-    over = hold(served.engine)
+    over = hold(served.scheduler)
     page.find("#masks .run").click()
-    page.until(lambda: served.engine.queued_tokens)
+    page.until(lambda: served.scheduler.queued_tokens)
     assert page.status == "Asking"
     page.open(served.url, "compare")
     assert re.fullmatch(r"too many tokens are waiting, try again in \d+ s", page.alert)
     over.set()
-    page.until(lambda: not served.engine.queued_tokens)
+    page.until(lambda: not served.scheduler.queued_tokens)
 
     page.open(served.url, "masks")
-    over = hold(served.engine)
+    over = hold(served.scheduler)
     before = page.texts(".result")
     page.find("#masks .run").click()
-    page.until(lambda: served.engine.queued_tokens)
+    page.until(lambda: served.scheduler.queued_tokens)
     page.find("#masks-text").send_keys("x")
     assert page.status == "Stopped, the text has changed. Ctrl+Enter asks again."
     over.set()
-    page.until(lambda: not served.engine.queued_tokens)
+    page.until(lambda: not served.scheduler.queued_tokens)
     assert page.texts(".result") == before and page.status.startswith("Stopped")
 
 

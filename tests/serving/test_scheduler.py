@@ -24,8 +24,8 @@ def lengths_of(texts: Sequence[EncodedText]) -> list[int]:
     return [len(each.tokens) for each in texts]
 
 
-def submit(engine: Scheduler, documents: Sequence[np.ndarray], output: Any) -> Request:
-    return engine.submit([EncodedText(ids) for ids in documents], output)
+def submit(scheduler: Scheduler, documents: Sequence[np.ndarray], output: Any) -> Request:
+    return scheduler.submit([EncodedText(ids) for ids in documents], output)
 
 
 def texts_of(number: int, seed: int) -> list[str]:
@@ -34,7 +34,7 @@ def texts_of(number: int, seed: int) -> list[str]:
 
 
 @pytest.fixture
-def engine(small_bert: ModernBert) -> Iterator[Scheduler]:
+def scheduler(small_bert: ModernBert) -> Iterator[Scheduler]:
     found = Scheduler(small_bert, budget_tokens=200)
     yield found
     found.close(5.0)
@@ -43,9 +43,9 @@ def engine(small_bert: ModernBert) -> Iterator[Scheduler]:
 class Held:
     """Block the scheduler in the middle of a batch until the event is set."""
 
-    def __init__(self, engine: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler) -> None:
         self.entered, self.go = threading.Event(), threading.Event()
-        self.request = submit(engine, [np.array([1, 5, 2])], self.finish)
+        self.request = submit(scheduler, [np.array([1, 5, 2])], self.finish)
         assert self.entered.wait(10)
 
     def finish(self, hidden: Tensor, texts: Sequence[EncodedText]) -> list[Any]:
@@ -54,17 +54,17 @@ class Held:
         return [None]
 
 
-def test_many_clients_get_what_the_library_gives(engine: Scheduler, small_bert: ModernBert) -> None:
+def test_many_clients_get_what_the_library_gives(scheduler: Scheduler, small_bert: ModernBert) -> None:
     requests = [texts_of(number, seed) for seed, number in enumerate([1, 40, 3, 1, 17, 2] * 5)]
-    asked = [submit(engine, small_bert.tokenizer.encode(texts), means) for texts in requests]
+    asked = [submit(scheduler, small_bert.tokenizer.encode(texts), means) for texts in requests]
     for texts, request in zip(requests, asked, strict=True):
         found = np.stack(request.future.result(timeout=30))
         np.testing.assert_allclose(found, small_bert.embed(texts, normalize=False), atol=1e-5)
-    assert engine.queued_tokens == 0 and engine.tokens_per_s > 0
-    assert submit(engine, [], means).future.result(timeout=1) == []
+    assert scheduler.queued_tokens == 0 and scheduler.tokens_per_s > 0
+    assert submit(scheduler, [], means).future.result(timeout=1) == []
 
 
-def test_a_little_is_served_before_the_rest_of_much(engine: Scheduler) -> None:
+def test_a_little_is_served_before_the_rest_of_much(scheduler: Scheduler) -> None:
     """A small request waits for at most two batches of a request of a hundred batches."""
     order: list[str] = []
 
@@ -75,9 +75,9 @@ def test_a_little_is_served_before_the_rest_of_much(engine: Scheduler) -> None:
 
         return finish
 
-    held = Held(engine)
-    much = submit(engine, [np.full(100, 5)] * 200, noted("much"))
-    little = [submit(engine, [np.full(20, 5)], noted("little")) for _ in range(3)]
+    held = Held(scheduler)
+    much = submit(scheduler, [np.full(100, 5)] * 200, noted("much"))
+    little = [submit(scheduler, [np.full(20, 5)], noted("little")) for _ in range(3)]
     held.go.set()
     for request in (much, *little):
         request.future.result(timeout=30)
@@ -85,53 +85,53 @@ def test_a_little_is_served_before_the_rest_of_much(engine: Scheduler) -> None:
     assert order.count("much") == 200
 
 
-def test_who_leaves_is_not_computed_for(engine: Scheduler) -> None:
+def test_who_leaves_is_not_computed_for(scheduler: Scheduler) -> None:
     seen: list[int] = []
-    held = Held(engine)
+    held = Held(scheduler)
     left = submit(
-        engine, [np.full(50, 5)] * 40, lambda hidden, texts: seen.extend(lengths_of(texts)) or [0] * len(texts)
+        scheduler, [np.full(50, 5)] * 40, lambda hidden, texts: seen.extend(lengths_of(texts)) or [0] * len(texts)
     )
-    stays = submit(engine, [np.full(50, 5)] * 2, lambda hidden, texts: lengths_of(texts))
+    stays = submit(scheduler, [np.full(50, 5)] * 2, lambda hidden, texts: lengths_of(texts))
     left.cancel()
     held.go.set()
     assert stays.future.result(timeout=10) == [50, 50]
     with pytest.raises(CancelledError):
         left.future.result(timeout=10)
-    while engine.queued_tokens:
+    while scheduler.queued_tokens:
         time.sleep(0.01)
     assert seen == []
 
 
 def test_too_much_is_refused_with_a_time_and_taken_again_later(small_bert: ModernBert) -> None:
-    engine = Scheduler(small_bert, budget_tokens=100, most_queued_tokens=300)
-    held = Held(engine)
+    scheduler = Scheduler(small_bert, budget_tokens=100, max_queued_tokens=300)
+    held = Held(scheduler)
     # A request is never refused for its size alone.
-    whole = submit(engine, [np.full(100, 5)] * 50, means)
+    whole = submit(scheduler, [np.full(100, 5)] * 50, means)
     with pytest.raises(Busy, match="try again in") as caught:
-        submit(engine, [np.full(3, 5)], means)
+        submit(scheduler, [np.full(3, 5)], means)
     assert caught.value.retry_after_s >= 1
     held.go.set()
     assert len(whole.future.result(timeout=30)) == 50
-    assert len(submit(engine, [np.full(3, 5)], means).future.result(timeout=10)) == 1
-    engine.close(5.0)
+    assert len(submit(scheduler, [np.full(3, 5)], means).future.result(timeout=10)) == 1
+    scheduler.close(5.0)
 
 
 def test_nobody_is_kept_waiting_longer_than_agreed(small_bert: ModernBert) -> None:
     """The wait of a request is the tokens ahead of it, at the speed of the last batches."""
-    engine = Scheduler(small_bert, budget_tokens=100, wait_s=2.2)
-    engine._computed = (100.0, 1.0)
-    held = Held(engine)
-    taken = [submit(engine, [np.full(50, 5)], means) for _ in range(5)]
+    scheduler = Scheduler(small_bert, budget_tokens=100, wait_s=2.2)
+    scheduler._computed = (100.0, 1.0)
+    held = Held(scheduler)
+    taken = [submit(scheduler, [np.full(50, 5)], means) for _ in range(5)]
     with pytest.raises(Busy) as caught:
         for _ in range(3):
-            taken.append(submit(engine, [np.full(50, 5)], means))
+            taken.append(submit(scheduler, [np.full(50, 5)], means))
     assert len(taken) == 5, "two and a half seconds of others are too long"
     assert caught.value.retry_after_s == 1
     # A small request waits for as many tokens of a large request as it has itself.
-    assert engine._tokens_ahead(10) == 250
+    assert scheduler._tokens_ahead(10) == 250
     held.go.set()
     assert all(len(each.future.result(timeout=30)) == 1 for each in taken)
-    engine.close(5.0)
+    scheduler.close(5.0)
     alone = Scheduler(small_bert, budget_tokens=100, wait_s=2.0)
     alone._computed = (100.0, 1.0)
     held = Held(alone)
@@ -143,45 +143,47 @@ def test_nobody_is_kept_waiting_longer_than_agreed(small_bert: ModernBert) -> No
 
 
 def test_batches_are_as_small_as_a_slow_machine_needs(small_bert: ModernBert) -> None:
-    engine = Scheduler(small_bert, budget_tokens=4_000, batch_s=0.5)
+    scheduler = Scheduler(small_bert, budget_tokens=4_000, batch_s=0.5)
     seen: list[int] = []
-    held = Held(engine)
-    engine._computed = (10_000.0, 10.0)  # a thousand tokens a second
-    waiting = submit(engine, [np.full(90, 5)] * 30, lambda hidden, texts: seen.append(len(texts)) or [0] * len(texts))
+    held = Held(scheduler)
+    scheduler._computed = (10_000.0, 10.0)  # a thousand tokens a second
+    waiting = submit(
+        scheduler, [np.full(90, 5)] * 30, lambda hidden, texts: seen.append(len(texts)) or [0] * len(texts)
+    )
     held.go.set()
     waiting.future.result(timeout=30)
     assert seen[0] == 5, "half a second of them"
-    engine.close(5.0)
+    scheduler.close(5.0)
 
 
-def test_what_is_not_finite_is_no_answer(engine: Scheduler) -> None:
+def test_what_is_not_finite_is_no_answer(scheduler: Scheduler) -> None:
     for bad in (np.array([1.0, np.nan]), (np.array([1]), np.array([np.inf]))):
-        request = submit(engine, [np.full(3, 5)], lambda hidden, texts, bad=bad: [bad])
+        request = submit(scheduler, [np.full(3, 5)], lambda hidden, texts, bad=bad: [bad])
         with pytest.raises(ArithmeticError, match="not finite"):
             request.future.result(timeout=10)
 
 
-def test_a_failure_is_told_to_whom_it_concerns_and_the_engine_lives(engine: Scheduler) -> None:
-    held = Held(engine)
+def test_a_failure_is_told_to_whom_it_concerns_and_the_engine_lives(scheduler: Scheduler) -> None:
+    held = Held(scheduler)
 
     def broken(hidden: Tensor, texts: Sequence[EncodedText]) -> list[Any]:
         raise ValueError("broken")
 
-    bad = submit(engine, [np.full(90, 5)] * 9, broken)
-    good = submit(engine, [np.full(9, 5)], means)
+    bad = submit(scheduler, [np.full(90, 5)] * 9, broken)
+    good = submit(scheduler, [np.full(9, 5)], means)
     for ids in ([1, 10**6, 2], [-1], []):
         with pytest.raises(InputError, match="text 0: has ids outside of 0 to 511, or none"):
-            submit(engine, [np.array(ids, dtype=np.int64)], means)
+            submit(scheduler, [np.array(ids, dtype=np.int64)], means)
     held.go.set()
     with pytest.raises(ValueError, match="broken"):
         bad.future.result(timeout=10)
     assert np.isfinite(good.future.result(timeout=10)[0]).all()
-    while engine.queued_tokens:
+    while scheduler.queued_tokens:
         time.sleep(0.01)
-    assert engine.is_alive
+    assert scheduler.is_alive
 
 
-def test_what_many_want_made_is_made_at_once_and_a_failure_hurts_only_its_own(engine: Scheduler) -> None:
+def test_what_many_want_made_is_made_at_once_and_a_failure_hurts_only_its_own(scheduler: Scheduler) -> None:
     groups: list[int] = []
 
     def picky(hidden: Tensor, texts: Sequence[EncodedText]) -> list[np.ndarray]:
@@ -190,8 +192,8 @@ def test_what_many_want_made_is_made_at_once_and_a_failure_hurts_only_its_own(en
             raise ValueError("seven is not wanted")
         return means(hidden, texts)
 
-    held = Held(engine)
-    asked = [submit(engine, [np.full(length, 5)], picky) for length in (3, 7, 4)]
+    held = Held(scheduler)
+    asked = [submit(scheduler, [np.full(length, 5)], picky) for length in (3, 7, 4)]
     held.go.set()
     with pytest.raises(ValueError, match="seven"):
         asked[1].future.result(timeout=30)
@@ -201,7 +203,7 @@ def test_what_many_want_made_is_made_at_once_and_a_failure_hurts_only_its_own(en
 
 
 def test_a_batch_that_fails_is_computed_one_client_after_another(
-    engine: Scheduler, small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch
+    scheduler: Scheduler, small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = type(small_bert.encoder).forward
 
@@ -211,9 +213,9 @@ def test_a_batch_that_fails_is_computed_one_client_after_another(
         return real(self, tokens, *others)
 
     monkeypatch.setattr(type(small_bert.encoder), "forward", failing)
-    held = Held(engine)
-    bad = submit(engine, [np.array([1, 77, 2])], means)
-    good = [submit(engine, [np.array([1, 5, 2])], means) for _ in range(3)]
+    held = Held(scheduler)
+    bad = submit(scheduler, [np.array([1, 77, 2])], means)
+    good = [submit(scheduler, [np.array([1, 5, 2])], means) for _ in range(3)]
     held.go.set()
     with pytest.raises(RuntimeError, match="out of memory"):
         bad.future.result(timeout=10)
@@ -222,41 +224,41 @@ def test_a_batch_that_fails_is_computed_one_client_after_another(
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_nobody_waits_for_an_engine_that_has_ended(small_bert: ModernBert) -> None:
-    engine = Scheduler(small_bert, batch_s=float("nan"))  # makes the budget of a batch NaN
-    engine._computed = (1.0, 1.0)
-    asked = submit(engine, [np.array([1, 5, 2])], means)
+    scheduler = Scheduler(small_bert, batch_s=float("nan"))  # makes the budget of a batch NaN
+    scheduler._computed = (1.0, 1.0)
+    asked = submit(scheduler, [np.array([1, 5, 2])], means)
     with pytest.raises(Gone):
         asked.future.result(timeout=30)
     with pytest.raises(Gone):
-        submit(engine, [np.array([1, 5, 2])], means)
-    engine.close(5.0)
-    assert not engine.is_alive
+        submit(scheduler, [np.array([1, 5, 2])], means)
+    scheduler.close(5.0)
+    assert not scheduler.is_alive
 
 
 def test_closing_computes_what_waits_and_takes_no_more(small_bert: ModernBert) -> None:
-    engine = Scheduler(small_bert, budget_tokens=100)
-    held = Held(engine)
-    waiting = submit(engine, [np.full(50, 5)] * 20, means)
+    scheduler = Scheduler(small_bert, budget_tokens=100)
+    held = Held(scheduler)
+    waiting = submit(scheduler, [np.full(50, 5)] * 20, means)
     threading.Timer(0.2, held.go.set).start()
-    engine.close(20.0)
-    assert len(waiting.future.result(timeout=1)) == 20 and not engine.is_alive
+    scheduler.close(20.0)
+    assert len(waiting.future.result(timeout=1)) == 20 and not scheduler.is_alive
     with pytest.raises(Gone, match="the server is closing"):
-        submit(engine, [np.full(3, 5)], means)
+        submit(scheduler, [np.full(3, 5)], means)
 
 
 def test_closing_gives_up_what_takes_too_long(small_bert: ModernBert) -> None:
-    engine = Scheduler(small_bert, budget_tokens=100)
-    held = Held(engine)
-    waiting = submit(engine, [np.full(50, 5)] * 20, means)
-    engine.close(0.1)
+    scheduler = Scheduler(small_bert, budget_tokens=100)
+    held = Held(scheduler)
+    waiting = submit(scheduler, [np.full(50, 5)] * 20, means)
+    scheduler.close(0.1)
     with pytest.raises(Gone, match="the server has closed"):
         waiting.future.result(timeout=1)
     held.go.set()
 
 
-def test_a_request_knows_how_long_it_took(engine: Scheduler, small_bert: ModernBert) -> None:
-    held = Held(engine)
-    request = submit(engine, small_bert.tokenizer.encode(["a text"]), means)
+def test_a_request_knows_how_long_it_took(scheduler: Scheduler, small_bert: ModernBert) -> None:
+    held = Held(scheduler)
+    request = submit(scheduler, small_bert.tokenizer.encode(["a text"]), means)
     time.sleep(0.1)
     held.go.set()
     request.future.result(timeout=10)
