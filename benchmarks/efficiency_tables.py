@@ -122,9 +122,8 @@ def gpu_training(result: dict[str, Any]) -> str:
     """Return the training speed on a GPU by shape and length."""
     lines = ["| training, tokens/s | | of peak | KB a token |", "| --- | ---: | ---: | ---: |"]
     for row in result["training"]:
-        name = f"{row['train']}, {row['length']:,} tokens" + (
-            "" if row.get("engine", row.get("backend")) in ("cuda", "triton") else ", compiled layers"
-        )
+        is_compiled = "compiled" in (row.get("engine") or row["backend"])
+        name = f"{row['train']}, {row['length']:,} tokens{', compiled layers' if is_compiled else ''}"
         lines.append(
             f"| {name} | {row['tokens_per_s']:,} | {100 * row['mfu']:.1f} % | {row['bytes_per_token'] / 1000:,.0f} |"
         )

@@ -97,13 +97,13 @@ def _measure_parts(
         name = part.__name__.strip("_")
         if name not in chosen:
             continue
-        begun = time.monotonic()
+        started = time.monotonic()
         rows = result[name] = []
         for row in _until_error(part(device, words.small)):
             print("  " + ", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
             rows.append(row)
             write_file(words.out / "gpu.json", json.dumps(result, indent=2) + "\n")
-        print(f"  {time.monotonic() - begun:.0f} s", flush=True)
+        print(f"  {time.monotonic() - started:.0f} s", flush=True)
         if part is _parity and not all(row["holds"] for row in result["parity"]):
             sys.exit(1)
 
@@ -253,9 +253,9 @@ def _latency(loaded: Loaded, length: int, calls: int) -> dict[str, Any]:
 
 
 def _seconds(loaded: Loaded, document: np.ndarray) -> float:
-    begun = time.perf_counter()
+    started = time.perf_counter()
     loaded.encode([document]).cpu()
-    return time.perf_counter() - begun
+    return time.perf_counter() - started
 
 
 def _guarded(row: dict[str, Any], work: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class PaperConfig:
 
 
 def run(config: PaperConfig) -> dict[str, Any]:
-    """Print the table and what is missing, write JSON to `config.out`, and return its content.
+    """Print the table and the missing sets, write JSON to `config.out`, and return its content.
 
     Raises: InputError for a folder without models, or a file that is not a result of `modernbert evaluate`.
     """

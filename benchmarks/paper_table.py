@@ -21,7 +21,7 @@ _PARTS = {
 }  # fmt: skip
 
 Measured = Mapping[tuple[str, str], float]
-"""(kind, set) -> score of 0 to 1; the kinds are those of COLUMNS"""
+"""(kind, set) -> score of 0 to 1; the kinds are in COLUMNS"""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The models of the efficiency table, with random weights: this package's, and those of `transformers`."""
+"""The models of the efficiency table, with random weights: of this package and of `transformers`."""
 
 import importlib
 from collections.abc import Callable, Sequence

@@ -48,7 +48,7 @@ class Results:
     def finish(
         self, console: Console, panels: Mapping[str, Mapping[str, Sequence[float]]], units: Mapping[str, str]
     ) -> None:
-        """Print what was not measured, and write the page, if its libraries are installed.
+        """Print the missing measurements, and write the page, if its libraries are installed.
 
         Args:
             console: Where to print.

@@ -138,7 +138,7 @@ def _libraries(engines: Sequence[str]) -> list[str]:
 
 
 def _lengths(config: ServingConfig, name: str) -> list[int]:
-    """Return lengths: log-normal with a median of 60 tokens and at most 512, equal ones, or those of real texts.
+    """Return lengths: log-normal with a median of 60 tokens and at most 512, equal ones, or the lengths of real texts.
 
     Raises: InputError if the texts cannot be read.
     """

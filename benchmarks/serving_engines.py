@@ -63,7 +63,7 @@ def load_engine(name: str, folder: Path, workspace: Path) -> Engine:
 
 
 def load_reference(folder: Path, workspace: Path) -> Engine:
-    """Return what all engines are held against: float32 of `transformers`, or our reference engine without it."""
+    """Return the reference of all engines: float32 of `transformers`, or our reference engine without it."""
     try:
         return _of_transformers(torch.float32)(folder, workspace)
     except Absent:

@@ -1,7 +1,6 @@
-"""Ragged batches: documents laid end to end, and where each begins.
+"""Ragged batches: concatenated documents without padding, and their lengths.
 
-`SequenceLengths` and `Batch` are the only batch types of the package: data code and model code meet here and nowhere
-else.
+`SequenceLengths` and `Batch` are the only batch types of the package, and the only interface between data and model.
 
 Axis letters, used in every annotation of the package:
 
@@ -29,18 +28,20 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class SequenceLengths:
-    """Say where each document of a flat token stream begins and ends.
+    """The lengths and offsets of the documents of a batch.
 
-    `lengths` stays in Python, so that no code has to ask the device for a length; the tensors may live on any device.
+    `lengths` and `max_seqlen` are Python integers, since reading them from a GPU would synchronize.
     """
 
     lengths: tuple[int, ...]
     cu_seqlens: Int32[Tensor, " offsets"]
     positions: Int32[Tensor, " T"]
+    max_seqlen: int
+    """Upper bound of the lengths, for the launch of kernels; the longest document, except in a CUDA graph."""
 
     @staticmethod
     def from_lengths(lengths: Sequence[int]) -> "SequenceLengths":
-        """Lay out documents of the given lengths, on the CPU.
+        """Return the offsets of documents of these lengths, on the CPU.
 
         >>> SequenceLengths.from_lengths([2, 3]).positions.tolist()
         [0, 1, 0, 1, 2]
@@ -61,6 +62,7 @@ class SequenceLengths:
             lengths=tuple(sizes.tolist()),
             cu_seqlens=torch.from_numpy(np.concatenate(([0], ends)).astype(np.int32)),
             positions=torch.from_numpy(positions.astype(np.int32)),
+            max_seqlen=int(sizes.max()),
         )
 
     @property
@@ -74,17 +76,12 @@ class SequenceLengths:
         return sum(self.lengths)
 
     @property
-    def max_seqlen(self) -> int:
-        """Length of the longest document, as kernels ask for it: a Python integer."""
-        return max(self.lengths)
-
-    @property
     def starts(self) -> Int32[Tensor, " N"]:
         """Row of each document's first token."""
         return self.cu_seqlens[:-1]
 
     def doc_ids(self) -> Int64[Tensor, " T"]:
-        """Number of the document each token belongs to.
+        """Return the index of each token's document.
 
         >>> SequenceLengths.from_lengths([2, 3]).doc_ids().tolist()
         [0, 0, 1, 1, 1]
@@ -105,7 +102,7 @@ class SequenceLengths:
 
 @dataclass(frozen=True)
 class Batch:
-    """Hold the tokens of several documents, and the rows a loss is taken at.
+    """The tokens of several documents, and their labels.
 
     `label_positions` are token positions of the batch and `labels` their labels: masked tokens in pretraining, tags of
     words. Labels without `label_positions` belong to the documents, one each; a label may be a vector. Both are None
@@ -119,7 +116,7 @@ class Batch:
 
     @staticmethod
     def from_documents(documents: Sequence[Sequence[int] | np.ndarray]) -> "Batch":
-        """Lay token ids of documents end to end, on the CPU.
+        """Concatenate the token ids of documents, on the CPU.
 
         Raises: InputError if there is no document, or one without tokens.
         """
@@ -134,12 +131,11 @@ class Batch:
 
     @property
     def num_labels(self) -> int:
-        """Number of rows with a loss, M; known without asking the device."""
+        """Number of rows with a loss, M."""
         return 0 if self.labels is None else self.labels.shape[0]
 
     def to(self, device: torch.device | str) -> "Batch":
         """Move every tensor to a device."""
-
         return Batch(
             tokens=to_device_async(self.tokens, device),
             layout=self.layout.to(device),
@@ -149,17 +145,14 @@ class Batch:
 
 
 def to_device_async(tensor: Tensor, device: torch.device | str) -> Tensor:
-    """Return a tensor on a device, without waiting for what that device is doing.
-
-    A GPU fetches from pinned memory when it comes to it; from any other, the host would stand still until it has.
-    """
+    """Copy a tensor to a device without blocking the host: copies to a GPU need pinned memory for that."""
     if tensor.device.type == "cpu" and torch.device(device).type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 def batch_by_size(items: Iterable[Item], budget: int, size: Callable[[Item], int]) -> Iterator[list[Item]]:
-    """Cut items, in order, into groups of a bounded size; one that is larger makes a group of its own.
+    """Split items, in order, into groups of a bounded size; a larger item is a group alone.
 
     >>> list(batch_by_size([3, 3, 9, 1], 6, lambda item: item))
     [[3, 3], [9], [1]]

@@ -64,7 +64,7 @@ def choose_precision(name: str, device: torch.device, field: str = "precision") 
     >>> choose_precision("float32", torch.device("cpu"))
     torch.float32
 
-    Raises: InputError for any other name, which calls the option `field`.
+    Raises: InputError for any other name, with `field` as the name of the option.
     """
     if name == "auto":
         return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
@@ -81,15 +81,14 @@ def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
 
 
 def has_amx() -> bool:
-    """Say whether the processor multiplies tiles of bfloat16 (AMX)."""
-    # torch has no public question for an instruction set; where a version lacks the private one, say no.
+    """Return whether the processor multiplies tiles of bfloat16 (AMX)."""
+    # torch has no public function for instruction sets, and a version may lack the private one.
     return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)())
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Private as well.
     has_avx512_bf16 = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return has_amx() or bool(has_avx512_bf16())
 

@@ -1,7 +1,4 @@
-"""The one exception for what a user can cause; the command line prints it as one line and exits with status 2.
-
-In: a message, with names that may be anybody's in it. Out: the same as one line that a terminal can show.
-"""
+"""`InputError`, the exception for errors that users cause; the command line prints one line and exits with status 2."""
 
 __all__ = ["CheckFailed", "InputError", "shown"]
 
@@ -9,20 +6,20 @@ _MOST_CHARS = 2_000
 
 
 class InputError(ValueError):
-    """Say which file or field is wrong, what was found, and what was expected, in one line."""
+    """An error that a user can fix: one line with the file or field, the found and the expected value, and the fix."""
 
     def __init__(self, message: str) -> None:
         super().__init__(shown(message))
 
 
 class CheckFailed(InputError):
-    """Say that a model failed the last check after it was written; `storage.new_folder` keeps it under another name."""
+    """A written model failed its last check; `files.new_folder` keeps it under another name."""
 
 
 def shown(text: str, most_chars: int = _MOST_CHARS) -> str:
-    r"""Return text as a line of a terminal may hold it: what breaks, moves or colours lines is spelled out.
+    r"""Return text as one printable line: control characters are escaped.
 
-    Names of files, tensors and labels come from model folders, and those from anybody.
+    Names of files, tensors and labels come from untrusted model folders.
 
     >>> shown("a\nb")
     'a\\nb'

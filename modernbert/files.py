@@ -76,21 +76,14 @@ def new_folder(target: Path, *, replace: bool = False, kept: Path | None = None)
     _put_back(target)
     if target.exists() and not replace:
         raise InputError(f"{target}: exists already, expected a new folder")
-    partial = _partial(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(target)
+    with _partial_of(target) as partial:
         partial.mkdir()
-        yield partial
+        try:
+            yield partial
+        except CheckFailed as error:
+            kept = kept or target.with_name(target.name + UNVERIFIED)
+            raise CheckFailed(f"{error}; {_keep(partial, kept)}") from None
         move_into_place(partial, target)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise translate_errors(target, error) from error
-    except CheckFailed as error:
-        raise CheckFailed(f"{error}; {_keep(partial, kept or target.with_name(target.name + UNVERIFIED))}") from None
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _keep(partial: Path, kept: Path) -> str:
@@ -148,22 +141,11 @@ def new_file(target: Path) -> Iterator[Path]:
 
     Raises: InputError if the disk is full or not writable; the old file is then unchanged.
     """
-    partial = _partial(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(target)
+    with _partial_of(target) as partial:
         yield partial
         sync_file(partial)
         os.replace(partial, target)
         sync_folder(target.parent)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise translate_errors(target, error) from error
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink()
-        raise
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, str] | None = None) -> None:
@@ -184,7 +166,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: dict[str, st
 
 @contextmanager
 def unwrap_errors() -> Iterator[None]:
-    """Raise the OSError that safetensors or LanceDB wrapped in an error of its own."""
+    """Raise the OSError that safetensors or LanceDB wrapped in another error."""
     from safetensors import SafetensorError
 
     try:
@@ -197,7 +179,7 @@ def unwrap_errors() -> Iterator[None]:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove temporary files of killed processes beside `target`; those of live processes stay.
+    """Remove temporary files of killed processes beside `target`; files of live processes stay.
 
     A previous folder whose replacement was interrupted is restored. `target` may be a pattern.
     """
@@ -251,8 +233,22 @@ def sync_folder(path: Path) -> None:
         sync_file(path)
 
 
-def _partial(target: Path) -> Path:
-    return target.with_name(f"{target.name}{_LEFTOVER}{os.getpid()}")
+@contextmanager
+def _partial_of(target: Path) -> Iterator[Path]:
+    """Yield the temporary sibling of `target`; on failure remove it, except on `CheckFailed`."""
+    partial = target.with_name(f"{target.name}{_LEFTOVER}{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(target)
+        yield partial
+    except CheckFailed:
+        raise
+    except BaseException as error:
+        with suppress(OSError):
+            shutil.rmtree(partial, ignore_errors=True) if partial.is_dir() else partial.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise translate_errors(target, error) from error
+        raise
 
 
 def _leftovers(target: Path, kind: str = "") -> list[Path]:

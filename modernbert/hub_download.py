@@ -1,14 +1,16 @@
 """Local copies of models on the Hugging Face Hub: a name to a folder."""
 
+import logging
 import os
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from modernbert.errors import InputError, shown
 
 __all__ = ["MODEL_FILES", "find_folder", "find_tokenizer"]
+
+logger = logging.getLogger("modernbert")
 
 MODEL_FILES = ["*.json", "*.safetensors", "artifact.metadata"]
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -29,8 +31,7 @@ def find_folder(
 
     Args:
         name: A folder, or a name on the hub (`owner/model`).
-        revision: A commit, tag or branch of the hub. Without a commit, the model may change, so standard error says
-            which commit it is.
+        revision: A commit, tag or branch of the hub. Without a commit, the model may change, so the commit is logged.
         token: An access token for private models.
         offline: Use earlier downloads only.
         files: Patterns of the files to download.
@@ -61,8 +62,9 @@ def find_folder(
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{name}: neither a local folder nor an available model on the hub ({reason})") from None
     if not _COMMIT.fullmatch(revision or ""):
-        print(f"{name}: {revision or 'main'} is commit {found.name} today; revision={found.name} pins it",
-              file=sys.stderr)  # fmt: skip
+        logger.warning(
+            "%s: %s is commit %s today; revision=%s pins it", name, revision or "main", found.name, found.name
+        )
     return found
 
 

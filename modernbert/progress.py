@@ -20,7 +20,7 @@ _BAR_INTERVAL_S = 0.1
 def show_progress(
     total: int | None, *, start: int = 0, interval_s: float = 10.0, keep: bool = True
 ) -> Iterator[Update]:
-    """Show how far a task is, until the end of the `with` block.
+    """Show the progress of a task, until the end of the `with` block.
 
     Args:
         total: The amount of work in any unit, or None if it is unknown.
@@ -31,7 +31,7 @@ def show_progress(
     if not sys.stderr.isatty():
         yield from _throttled(_line_printer(total, start), interval_s, keep)
         return
-    # Imported here: a program that embeds without a terminal does not wait for it.
+    # Imported here, to be loaded only for a terminal.
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -52,14 +52,14 @@ def show_texts(total: int | None, wanted: bool = True) -> Iterator[Callable[[int
     if not wanted:
         yield lambda done, tokens: None
         return
-    begun, num_tokens = time.monotonic(), 0
+    started, num_tokens = time.monotonic(), 0
     of_all = "" if total is None else f" of {total:,}"
     with show_progress(total, keep=False) as update:
 
         def show(done: int, tokens: int) -> None:
             nonlocal num_tokens
             num_tokens += tokens
-            update(done, lambda: f"{done:,}{of_all} texts{_per_second(num_tokens, begun)}")
+            update(done, lambda: f"{done:,}{of_all} texts{_per_second(num_tokens, started)}")
 
         yield show
 
@@ -99,18 +99,18 @@ def _throttled(show: Callable[[int, str], None], interval_s: float, keep: bool) 
 
 
 def _line_printer(total: int | None, start: int) -> Callable[[int, str], None]:
-    begun = time.monotonic()
+    started = time.monotonic()
 
     def show(done: int, text: str) -> None:
         share = ""
         if total:
             share = f"  {min(1.0, done / total):.0%}"
         if total and done > start:
-            share += f"  {max(0.0, total - done) * (time.monotonic() - begun) / (done - start):,.0f} s left"
+            share += f"  {max(0.0, total - done) * (time.monotonic() - started) / (done - start):,.0f} s left"
         print(f"{text}{share}", file=sys.stderr, flush=True)
 
     return show
 
 
-def _per_second(num_tokens: int, begun: float) -> str:
-    return f"  {num_tokens / (time.monotonic() - begun):,.0f} tokens/s" if num_tokens else ""
+def _per_second(num_tokens: int, started: float) -> str:
+    return f"  {num_tokens / (time.monotonic() - started):,.0f} tokens/s" if num_tokens else ""

@@ -143,7 +143,7 @@ def _resources(ray: Any, device: str, processes: int | None) -> tuple[str, dict[
 
 
 class _Worker:
-    """One worker process. It returns exceptions, because Ray would raise them wrapped in an error of its own."""
+    """One worker process. It returns exceptions, because Ray would wrap them in another error."""
 
     def __init__(self, begin: Callable[[str], Any], work: Callable[[Any, Any], Any], place: str) -> None:
         self._begin, self._work, self._place = begin, work, place

@@ -6,7 +6,7 @@ import re
 import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from modernbert.errors import InputError, shown
 
@@ -20,6 +20,8 @@ __all__ = [
     "read_json",
     "read_json_list",
 ]
+
+Json = TypeVar("Json")
 
 # Published files are smaller than 2 MB and have some thousand objects. The bound on brackets limits the memory of the
 # parsed objects.
@@ -105,7 +107,7 @@ def is_one_line(label: str) -> bool:
 
 
 def check_keys(found: Mapping[str, Any], known: Collection[str], place: str) -> None:
-    """Refuse unknown keys, since any of them could change what a model computes. Null values are ignored.
+    """Refuse unknown keys, since any of them could change the outputs of a model. Null values are ignored.
 
     Raises: InputError naming `place`, the first unknown key and its value, and the known keys.
     """
@@ -133,12 +135,7 @@ def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
 
     Raises: InputError naming the file.
     """
-    if missing_ok and not is_there(path):
-        return {}
-    found = _parsed(path)
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: found {type(found).__name__}, expected an object")
-    return found
+    return _read_as(path, dict, "an object", missing_ok)
 
 
 def read_json_list(path: Path) -> list[Any]:
@@ -146,11 +143,15 @@ def read_json_list(path: Path) -> list[Any]:
 
     Raises: InputError naming the file.
     """
-    if not is_there(path):
-        return []
+    return _read_as(path, list, "a list", missing_ok=True)
+
+
+def _read_as(path: Path, kind: type[Json], expected: str, missing_ok: bool) -> Json:
+    if missing_ok and not is_there(path):
+        return kind()
     found = _parsed(path)
-    if not isinstance(found, list):
-        raise InputError(f"{path}: found {type(found).__name__}, expected a list")
+    if not isinstance(found, kind):
+        raise InputError(f"{path}: found {type(found).__name__}, expected {expected}")
     return found
 
 

@@ -1,8 +1,4 @@
-"""Processes of this machine that take work and give back what came of it.
-
-In: tasks. Out: results, in the order of the tasks. A file of its own because embedding, sweeps and preparing text all
-share work out, and in each a process must neither outlive the one that started it nor die unheard.
-"""
+"""Worker processes on this machine: a pool that returns results in the order of the tasks."""
 
 import os
 import signal
@@ -26,10 +22,9 @@ Result = TypeVar("Result")
 
 
 class WorkerPool(Generic[State]):
-    """Processes that each begin once, at a place of their own, and then take whichever task is next.
+    """A process per place, usually a device. Each calls `begin(place)` once and passes the result to every task.
 
-    A place is a device, as a rule. What `begin` makes of it is handed to the work of every task. Processes end with
-    this one, however it ends, and at once if the `with` block is left by an error.
+    The processes end with this one, even if it is killed, and at once if an error leaves the `with` block.
     """
 
     def __init__(self, places: Sequence[str], begin: Callable[[str], State]) -> None:
@@ -37,44 +32,44 @@ class WorkerPool(Generic[State]):
         queue = context.SimpleQueue()
         for place in places:
             queue.put(place)
-        # Nothing is ever sent: the processes wait for this end to close, as it does with the last of this process.
-        held, self._leash = context.Pipe(duplex=False)
-        self._number = len(places)
-        self._pool = ProcessPoolExecutor(len(places), context, _enter, (held, queue, begin))
+        # Nothing is sent: workers wait for the end of the pipe to close, which the system does when this process ends.
+        receiver, self._sender = context.Pipe(duplex=False)
+        self._num_workers = len(places)
+        self._pool = ProcessPoolExecutor(len(places), context, _start_worker, (receiver, queue, begin))
 
     def __enter__(self) -> "WorkerPool[State]":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         if kind is not None:
-            self._leash.close()
+            self._sender.close()
         self._pool.shutdown(cancel_futures=True)
-        self._leash.close()
+        self._sender.close()
 
     def submit(self, work: Callable[[State, Task], Result], task: Task) -> Future[Result]:
-        """Have one task done; the result is there later, or BrokenProcessPool for a process that died."""
-        return self._pool.submit(_do, work, task)
+        """Run one task; the future raises BrokenProcessPool if its process dies."""
+        return self._pool.submit(_run_task, work, task)
 
     def map(
         self, work: Callable[[State, Task], Result], tasks: Iterable[Task], *, ahead: int | None = None
     ) -> Iterator[Result]:
-        """Yield what came of each task, in order; so many wait or are done `ahead`, two for each process by default.
+        """Yield the result of each task, in order. At most `ahead` tasks are read early, by default two per process.
 
-        Raises: InputError if a process dies, and whatever the work raises.
+        Raises: InputError if a process dies, and any exception of `work`.
         """
         waiting: deque[Future[Result]] = deque()
-        most = 2 * self._number if ahead is None else ahead
+        max_waiting = 2 * self._num_workers if ahead is None else ahead
         try:
             for task in tasks:
                 waiting.append(self.submit(work, task))
-                if len(waiting) > most:
+                if len(waiting) > max_waiting:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         except BrokenProcessPool:
             raise InputError(
-                "a process died, perhaps for want of memory, or because the script that starts it does so outside of "
-                "if __name__ == '__main__'"
+                "a worker process died, perhaps out of memory, or because the script that starts it has no "
+                "if __name__ == '__main__' guard"
             ) from None
         finally:
             for future in waiting:
@@ -82,25 +77,24 @@ class WorkerPool(Generic[State]):
 
 
 _begin: Callable[[], Any]
-_state: list[Any] = []  # of a worker process, for all tasks that it takes
+_state: list[Any] = []  # of a worker process, for all its tasks
 
 
-def _enter(held: connection.Connection, queue: Any, begin: Callable[[str], Any]) -> None:
-    """Make this process one that works for another."""
+def _start_worker(receiver: connection.Connection, queue: Any, begin: Callable[[str], Any]) -> None:
+    """Prepare a new process for tasks."""
     global _begin
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that is worked for is interrupted too, and lets go
-    threading.Thread(target=_end_with, args=(held,), daemon=True).start()
-    place = queue.get()
-    _begin = partial(begin, place)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C also reaches the parent, which ends the workers
+    threading.Thread(target=_exit_with_parent, args=(receiver,), daemon=True).start()
+    _begin = partial(begin, queue.get())
 
 
-def _end_with(held: connection.Connection) -> None:
-    connection.wait([held])
+def _exit_with_parent(receiver: connection.Connection) -> None:
+    connection.wait([receiver])
     os._exit(1)
 
 
-def _do(work: Callable[[Any, Any], Any], task: Any) -> Any:
-    # Not when the process enters: what is raised here is told with the task, there with a page of traces.
+def _run_task(work: Callable[[Any, Any], Any], task: Any) -> Any:
+    # Begin with the first task, so that an error is raised with that task instead of breaking the pool.
     if not _state:
         _state.append(_begin())
     return work(_state[0], task)

@@ -1,4 +1,4 @@
-"""Run commands: in a process that is forked from one that has imported torch, or in this process."""
+"""Run commands, in a fork of a process that has imported torch, or in this process."""
 
 import atexit
 import functools
@@ -43,13 +43,13 @@ for line in sys.stdin:
 def modernbert(
     *words: str, given: str | Path = "", without: Sequence[str] = (), **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a verb as `python -m modernbert.cli.main` does: what it is given to read is a text or a file.
+    """Run a command like `python -m modernbert.cli.main`; standard input is a text or a file.
 
-    Variables are set for the verb; modules that read the environment at import do so once. Libraries named in
-    `without` are as if they were not installed.
+    `variables` are environment variables; modules that read them at import do so once. Libraries in `without` appear
+    not to be installed.
     """
-    with tempfile.TemporaryDirectory() as room:
-        streams = [Path(room, name) for name in ("in", "out", "err")]
+    with tempfile.TemporaryDirectory() as folder:
+        streams = [Path(folder, name) for name in ("in", "out", "err")]
         for stream in streams:
             stream.touch()
         if isinstance(given, Path):

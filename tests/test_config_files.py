@@ -1,4 +1,4 @@
-"""What a person can get wrong in a config is one line that says what to write instead."""
+"""Mistakes in a config are one-line errors that name the correct value."""
 
 from dataclasses import dataclass, field
 

@@ -9,7 +9,7 @@ from modernbert.devices import autocast, choose_device, choose_precision, peak_m
 from modernbert.errors import InputError
 
 
-def test_auto_takes_what_is_there():
+def test_auto_takes_the_available_device():
     device = choose_device("auto")
     assert device.type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert choose_precision("auto", device) in (torch.float32, torch.bfloat16)
@@ -33,14 +33,14 @@ def test_autocast_gives_products_of_the_dtype(dtype):
         assert (left @ left).dtype == dtype
 
 
-def test_a_peak_can_be_counted_anew() -> None:
-    """Half a GiB that is written and freed shows in the peak, and no longer when it is counted anew."""
+def test_the_peak_can_be_reset() -> None:
+    """Half a GiB that is written and freed is in the peak, but not after a reset."""
     device = torch.device("cpu")
     before = restart_peak(device)
     torch.ones(2**27)
     assert peak_memory(device) - before > 2**29 * 0.9
     again = restart_peak(device)
     if not Path("/proc/self/clear_refs").exists():
-        pytest.skip("this system does not count anew")
+        pytest.skip("this system cannot reset the peak")
     assert again - before < 2**28
     assert peak_memory(device) - again < 2**28

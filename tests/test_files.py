@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writes of files and folders."""
 
 import os
 import resource
@@ -34,8 +34,8 @@ def test_a_disk_that_takes_no_more_tensors_is_one_line(tmp_path):
 
 def test_strided_tensors_are_written_by_value(tmp_path):
     base = torch.arange(12.0).reshape(3, 4)
-    write_tensors(tmp_path / "x.safetensors", {"turned": base.T})
-    assert torch.equal(load_file(tmp_path / "x.safetensors")["turned"], base.T)
+    write_tensors(tmp_path / "x.safetensors", {"transposed": base.T})
+    assert torch.equal(load_file(tmp_path / "x.safetensors")["transposed"], base.T)
 
 
 def test_a_parent_that_is_a_file_is_one_line(tmp_path):
@@ -46,7 +46,7 @@ def test_a_parent_that_is_a_file_is_one_line(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
-def test_where_nothing_can_be_written_is_told_before_the_work(tmp_path):
+def test_a_target_that_cannot_be_written_is_refused_before_the_work(tmp_path):
     (tmp_path / "file").write_text("x")
     for target, said in (
         (tmp_path, "is a folder, expected the name of a file"),
@@ -54,7 +54,7 @@ def test_where_nothing_can_be_written_is_told_before_the_work(tmp_path):
         (Path("/proc/below"), "/proc is not writable"),
     ):
         if said.startswith("/proc") and os.access("/proc", os.W_OK):
-            continue  # whoever is root may write anywhere, as far as the system says beforehand
+            continue  # os.access allows everything for root
         with pytest.raises(InputError, match=said):
             check_target(target)
     check_target(tmp_path / "new" / "folder" / "file")
@@ -62,14 +62,14 @@ def test_where_nothing_can_be_written_is_told_before_the_work(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
-def test_a_file_half_written_by_a_killed_process_goes_with_the_next_write(tmp_path):
+def test_the_next_write_removes_the_temporary_file_of_a_killed_process(tmp_path):
     (tmp_path / f"report.md.partial-{DEAD}").write_text("ha")
     (tmp_path / f"report.md.partial-{os.getppid()}").write_text("of a living process")
     write_file(tmp_path / "report.md", "whole")
     assert names(tmp_path) == ["report.md", f"report.md.partial-{os.getppid()}"]
 
 
-def test_what_was_set_aside_by_a_killed_process_comes_back(tmp_path):
+def test_the_backup_of_a_killed_process_is_restored(tmp_path):
     aside = tmp_path / f"model.partial-previous-{DEAD}"
     aside.mkdir()
     (aside / "weights").write_text("old")
@@ -79,13 +79,13 @@ def test_what_was_set_aside_by_a_killed_process_comes_back(tmp_path):
     assert (tmp_path / "model" / "weights").read_text() == "old"
 
 
-def test_weights_are_for_whoever_reads_the_rest_of_a_folder(tmp_path):
+def test_weights_have_the_mode_of_the_other_files(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     write_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(3)})
     assert (tmp_path / "x.safetensors").stat().st_mode == (tmp_path / "config.json").stat().st_mode
 
 
-def test_what_failed_its_last_check_is_kept_and_the_line_says_where(tmp_path):
+def test_a_folder_that_fails_its_last_check_is_kept(tmp_path):
     for content in ("first", "second"):
         with pytest.raises(InputError, match=r"differs; it is kept as .*/model\.unverified$"):
             with new_folder(tmp_path / "model") as folder:

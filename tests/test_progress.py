@@ -1,4 +1,4 @@
-"""Progress: lines without a terminal, at most one every few seconds, and the last state where it is to stay."""
+"""Progress without a terminal: at most one line every few seconds, and the final state if it is to stay."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_only_the_last_state_is_shown_within_the_interval(capsys: pytest.Capture
     assert capsys.readouterr().err == "2 of them\n"
 
 
-def test_texts_are_quiet_when_they_are_few_or_not_wanted(capsys: pytest.CaptureFixture[str]) -> None:
+def test_few_texts_or_unwanted_progress_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     for wanted in (True, False):
         with show_texts(2, wanted) as show:
             show(2, 100)

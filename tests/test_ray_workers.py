@@ -1,4 +1,4 @@
-"""Work on a Ray cluster: what is raised comes back as it was, and what kills its process is given up."""
+"""Tasks on a Ray cluster: exceptions are returned, and a task that kills its processes is abandoned."""
 
 import subprocess
 import sys
@@ -15,14 +15,14 @@ from modernbert.errors import InputError
 
 def begin(place):
     if os.environ.get("PLACE") == place:
-        raise InputError(f"device: {place} has no room")
+        raise InputError(f"device: {place} is too small")
     return place
 
 def work(place, task):
     if task == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     if task == 5:
-        raise ZeroDivisionError("a mistake of ours")
+        raise ZeroDivisionError("a mistake")
     return place, task * task
 
 def read(tasks):
@@ -30,7 +30,7 @@ def read(tasks):
     if len(tasks) == 1:
         raise InputError("t.txt:7: cannot be read")
 
-def told(tasks):
+def report(tasks):
     found = []
     try:
         for result in ray_map(lambda: read(tasks), begin, work, device="cpu", processes=2):
@@ -42,14 +42,14 @@ def told(tasks):
 
 import ray
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-told(range(3))
-told([2])
-told([1, 3])
-told([5, 5])
+report(range(3))
+report([2])
+report([1, 3])
+report([5, 5])
 os.environ["PLACE"] = "cpu"
 ray.shutdown()
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-told([0, 1])
+report([0, 1])
 """
 
 
@@ -61,12 +61,12 @@ def test_results_errors_and_deaths_come_back() -> None:
     assert lines[1:] == [
         "InputError t.txt:7: cannot be read",
         "InputError ray: 4 processes died of the same work, perhaps out of memory",
-        "ZeroDivisionError a mistake of ours",
-        "InputError device: cpu has no room",
+        "ZeroDivisionError a mistake",
+        "InputError device: cpu is too small",
     ]
 
 
-def test_an_address_where_nobody_is_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_without_a_cluster_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(InputError, match="RAY_ADDRESS: no cluster answers at '127.0.0.1:1'"), connected():
         raise AssertionError

@@ -1,4 +1,4 @@
-"""Processes that take work: in order, a few tasks ahead, and gone with the process they work for."""
+"""Worker processes: results in order, few tasks read ahead, and no worker outlives its parent."""
 
 import os
 import signal
@@ -51,7 +51,7 @@ def wait_until_gone(process: int) -> None:
         time.sleep(0.02)
 
 
-def test_results_come_in_order_and_tasks_are_taken_as_they_are_wanted() -> None:
+def test_results_are_in_order_and_few_tasks_are_read_ahead() -> None:
     taken = []
 
     def tasks() -> Iterator[int]:
@@ -62,26 +62,29 @@ def test_results_come_in_order_and_tasks_are_taken_as_they_are_wanted() -> None:
     with WorkerPool(["here", "there"], begin) as pool:
         results = pool.map(square, tasks())
         first = [next(results) for _ in range(3)]
-        assert len(taken) <= 8, "two for each process wait, and no more"
+        assert len(taken) <= 8, "at most two tasks per process wait"
         everything = first + list(results)
         assert [value for value, _, _ in everything] == [number * number for number in range(30)]
-        assert len({(place, process) for _, place, process in everything}) == 2, "each place has a process of its own"
+        assert len({(place, process) for _, place, process in everything}) == 2, "each place has one process"
         with pytest.raises(InputError, match="task: found -1"):
             list(pool.map(square, [1, -1, 2]))
-        assert [value for value, _, _ in pool.map(square, [3])] == [9], "an error of one task is not the end"
+        assert [value for value, _, _ in pool.map(square, [3])] == [9], "an error of one task does not end the pool"
 
 
-def test_what_is_wrong_with_a_place_is_said_by_the_task() -> None:
+def test_an_error_at_the_start_is_raised_with_the_task() -> None:
     with WorkerPool(["nowhere"], begin) as pool, pytest.raises(InputError, match="^device: found nowhere$"):
         list(pool.map(square, [1]))
 
 
 def test_a_process_that_dies_is_one_line() -> None:
-    with pytest.raises(InputError, match="a process died, perhaps for want of memory"), WorkerPool(["a"], str) as pool:
+    with (
+        pytest.raises(InputError, match="a worker process died, perhaps out of memory"),
+        WorkerPool(["a"], str) as pool,
+    ):
         list(pool.map(end, range(5)))
 
 
-def test_an_error_ends_work_that_has_begun(tmp_path: Path) -> None:
+def test_an_error_ends_running_tasks(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), WorkerPool(["a"], str) as pool:
         pool.submit(sleep, str(tmp_path / "process"))
         while not (tmp_path / "process").exists() or not (tmp_path / "process").read_text():

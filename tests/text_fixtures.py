@@ -1,4 +1,4 @@
-"""A small language, a tokenizer that learned it, and shards of it."""
+"""Texts of a small artificial language, a tokenizer trained on them, and their shards."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ MakeShards = Callable[..., Shards]
 
 
 def _sentences(num: int, seed: int, longest: int = 120) -> list[str]:
-    """Sentences of a made-up language whose words are as unevenly frequent as real ones."""
+    """Return sentences of an artificial language with Zipf-distributed words."""
     rng = random.Random(seed)
     syllables = [a + b + c for a in "bdkmnprstv" for b in "aeiou" for c in ("", "n", "r", "st")]
     words = ["".join(random.Random(n).choices(syllables, k=1 + n % 3)) for n in range(800)]

@@ -25,7 +25,7 @@ _CHUNK_BLOCKS = 32
 def plan_bands(
     lengths: SequenceLengths, window: tuple[int, int], dtype: torch.dtype
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """Return attention over q, k, v [T, H, K]: each block of B queries sees the B + left + right keys of its band."""
+    """Return attention over q, k, v [T, H, K]: B queries attend to the B + left + right keys of their band."""
     left, right = window
     block = max(left, right)
     band = left + block + right
@@ -47,7 +47,7 @@ def plan_bands(
 def _band_mask(
     lengths: SequenceLengths, window: tuple[int, int], block: int, tail: int
 ) -> Float[Tensor, "blocks 1 B W"]:
-    """Return 0 where a query of a block sees a key of its band, minus infinity elsewhere.
+    """Return 0 where a query of a block attends to a key of its band, minus infinity elsewhere.
 
     Padding counts as one more document, so that every row has a key: a row of minus infinities would give NaN.
     """
@@ -123,7 +123,7 @@ def _scores_backward(
 
 
 def _add_bands(target: Float[Tensor, "blocks B K"], bands: Float[Tensor, "n W K"]) -> None:
-    """Add band number i to the blocks from number i on."""
+    """Add band i to the blocks from block i on."""
     block = target.shape[1]
     for number, piece in enumerate(bands.split(block, dim=1)):
         target[number : number + len(bands), : piece.shape[1]] += piece

@@ -1,4 +1,4 @@
-"""Blocks of an encoder compiled by `torch.compile`, for engines without kernels of their own around attention."""
+"""Blocks of an encoder compiled by `torch.compile`, for engines that compute all but attention with torch."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,8 @@ __all__ = ["compile_blocks"]
 def compile_blocks(encoder: "Encoder", dtype: torch.dtype) -> str | None:
     """Compile RoPE and the operations around attention, for any number of tokens; return the reason if that fails.
 
-    All blocks share their compiled functions. Attention stays as it is, since its kernels are compiled. Two passes
-    forward and backward over a few tokens show whether the compiler works.
+    All blocks share their compiled functions. Attention stays as it is, since its kernels are compiled. Two forward and
+    backward passes over a few tokens test the compiler.
 
     Source: paper, section 2.1.2 (compilation without attention, 10 % of throughput).
     """

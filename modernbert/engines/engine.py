@@ -1,7 +1,7 @@
 """The interface of engines: every computation of an encoder that depends on the hardware.
 
 An engine computes attention, linear layers, LayerNorm, GeGLU, the masked-LM loss and the optimizer step. The base class
-computes everything but attention with torch, so that an engine implements only what it does faster.
+computes everything but attention with torch, so an engine only implements its faster operations.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,8 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
 from modernbert.batch import SequenceLengths
-from modernbert.engines.linear_cross_entropy import chunked_linear_cross_entropy
+from modernbert.engines.inference_plan import is_plain_norm
+from modernbert.engines.linear_cross_entropy import ChunkKernels, chunked_linear_cross_entropy
 from modernbert.model.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = [
     "OptimizerKernels",
     "Rope",
     "RopeAttention",
+    "RowKernels",
     "Window",
     "dtype_name",
 ]
@@ -62,10 +64,23 @@ class OptimizerKernels(Protocol):
         exp_avgs: Sequence[Tensor],
         exp_avg_sqs: Sequence[Tensor],
         rates: Float[Tensor, " tensors"],
-        kept: Float[Tensor, " tensors"],
+        decays: Float[Tensor, " tensors"],
         eps: float,
     ) -> None:
-        """Scale each weight by its tensor's `kept`, and subtract its rate times m / (sqrt(v) + eps)."""
+        """Scale each weight by its tensor's decay, and subtract its rate times m / (sqrt(v) + eps)."""
+
+
+@runtime_checkable
+class RowKernels(Protocol):
+    """Fused, differentiable kernels over rows."""
+
+    def residual_layer_norm(
+        self, residual: Tensor, x: Tensor, weight: Tensor, eps: float, dropout: float, /
+    ) -> tuple[Tensor, Tensor]:
+        """Return `residual + dropout(x)` and its LayerNorm, in one pass."""
+
+    def geglu(self, x: Float[Tensor, "T F2"], /) -> Float[Tensor, "T F"]:
+        """Return the exact GELU of the first half of each row times the second half."""
 
 
 class Engine:
@@ -106,11 +121,16 @@ class Engine:
         self, residual: Tensor, x: Tensor, norm: nn.LayerNorm, dropout: float
     ) -> tuple[Tensor, Tensor]:
         """Return `residual + dropout(x)` and its LayerNorm."""
+        kernels = self.row_kernels()
+        if kernels is not None and is_plain_norm(norm):
+            return kernels.residual_layer_norm(residual, x, norm.weight, norm.eps, dropout)
         residual = residual + (F.dropout(x, dropout) if dropout else x)
         return residual, norm(residual)
 
     def geglu(self, x: Float[Tensor, "T F2"]) -> Float[Tensor, "T F"]:
         """Return the exact GELU of the first half of each row times the second half."""
+        if (kernels := self.row_kernels()) is not None:
+            return kernels.geglu(x)
         activated, gate = x.chunk(2, dim=-1)
         return F.gelu(activated) * gate
 
@@ -125,7 +145,16 @@ class Engine:
 
         The logits [M, V] are never whole in memory.
         """
-        return chunked_linear_cross_entropy(x, weight, bias, labels), len(labels)
+        kernels = self.chunk_kernels(weight)
+        return chunked_linear_cross_entropy(x, weight, bias, labels, kernels), len(labels)
+
+    def row_kernels(self) -> RowKernels | None:
+        """Return kernels for the operations between GEMMs, or None to compute them with torch."""
+        return None
+
+    def chunk_kernels(self, weight: Float[Tensor, "V D"]) -> type[ChunkKernels]:
+        """Return the kernels of `linear_cross_entropy`, which computes a chunk of rows at a time."""
+        return ChunkKernels
 
     def optimizer_kernels(self, device: torch.device) -> OptimizerKernels | None:
         """Return kernels for the optimizer step on a device, or None to compute it with torch."""
@@ -175,7 +204,7 @@ class RopeAttention:
     def rotate(self, qkv: Float[Tensor, "T 3 H K"]) -> tuple[Tensor, Tensor, Tensor]:
         """Return rotated queries, rotated keys, and values, [T, H, K] each; RoPE is computed in float32 or wider.
 
-        Source: Su et al. 2021 (RoPE); the first half of a head rotates against the second (NeoX layout).
+        Source: Su et al. 2021 (RoPE); the halves of a head rotate against each other (NeoX layout).
         """
         q, k, v = qkv.unbind(1)
         return _rotate(q, self.rope), _rotate(k, self.rope), v

@@ -1,8 +1,7 @@
 """Inference plans: faster ways to compute an encoder without gradients, cached beside its ordinary modules.
 
-A plan reads weights and skips the modules' own calls: packed weights, all layers in one call, CUDA graphs. It is used
-only while the encoder computes what its weights say (no hooks, adapters or replaced modules), and is built anew when a
-weight or module changes.
+A plan reads weights and skips the calls of modules: packed weights, all layers in one call, CUDA graphs. It is used
+only for a plain encoder (no hooks, adapters or replaced modules), and is rebuilt when a weight or module changes.
 """
 
 import operator
@@ -30,13 +29,13 @@ _is_training = operator.attrgetter("training")
 
 @runtime_checkable
 class InferencePlan(Protocol):
-    """What an engine prepared from the weights of an encoder."""
+    """Data that an engine prepared from the weights of an encoder."""
 
     def accepts(self, tokens: Tensor, lengths: SequenceLengths) -> bool:
         """Return whether the plan computes this batch."""
 
     def run(self, encoder: "Encoder", tokens: Tensor, lengths: SequenceLengths, rows: Tensor | None) -> Tensor:
-        """Return what `encoder.run_layers` returns, without gradients."""
+        """Compute `encoder.run_layers` without gradients."""
 
 
 class PlanCache:
@@ -145,7 +144,7 @@ class _Snapshot:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Return whether a module computes what its type and weights say: no subclass, no hook, no forward of its own."""
+    """Return whether a module computes what its type and weights say: no subclass, no hook, no replaced `forward`."""
     kind = type(module)
     if kind not in _TORCH_TYPES and kind.__module__ != _OUR_TYPES:
         return False

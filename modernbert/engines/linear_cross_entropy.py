@@ -3,7 +3,6 @@
 The logits [M, V] are never whole in memory. Engines choose the kernels of the softmax and of the GEMMs.
 """
 
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64, Integer
 from torch import Tensor
 
-__all__ = ["CHUNK_ROWS", "GPU_CHUNK_ROWS", "ChunkGemms", "chunked_linear_cross_entropy"]
+__all__ = ["CHUNK_ROWS", "GPU_CHUNK_ROWS", "ChunkKernels", "chunked_linear_cross_entropy"]
 
 # Rows whose logits are in memory at a time, in the dtype of the GEMM: 98 MiB of bfloat16 at 50,368 entries on a CPU,
 # 787 MiB on a GPU, where adding a chunk's gradient of the weight to the total costs relatively more.
@@ -21,15 +20,15 @@ GPU_CHUNK_ROWS = 8192
 FP32_ROWS = 64
 GPU_FP32_ROWS = 1024
 
-CrossEntropy = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor], Tensor | float]
-"""(logits without bias, bias, labels, grad_bias or None, float32 scratch) -> summed cross entropy.
 
-With `grad_bias`, the logits are overwritten with their gradient, and the gradient of the bias is added to it.
-"""
+class ChunkKernels:
+    """The three GEMMs of a chunk with one weight [V, D], and its cross entropy, in torch.
 
-
-class ChunkGemms:
-    """The three GEMMs of a chunk with one weight [V, D], in torch."""
+    Args:
+        weight: The weight of the linear layer.
+        dtype: The dtype of the GEMMs.
+        scratch: A buffer in float32 or wider for some rows of a chunk.
+    """
 
     def __init__(self, weight: Float[Tensor, "V D"], dtype: torch.dtype, scratch: Float[Tensor, "rows V"]) -> None:
         self.weight, self.dtype, self.scratch = weight, dtype, scratch
@@ -46,6 +45,23 @@ class ChunkGemms:
         """Add the gradient of the weight to `total`."""
         _add_converted(total, torch.mm(grad_logits.T, x, out=self._product), self.scratch)
 
+    def cross_entropy_(
+        self, logits: Float[Tensor, "rows V"], bias: Tensor, labels: Tensor, grad_bias: Tensor | None
+    ) -> Tensor | float:
+        """Return the summed cross entropy of logits to which the bias is not yet added.
+
+        With `grad_bias`, the logits are overwritten with their gradient, and the gradient of the bias is added to it.
+        """
+        total = torch.zeros((), dtype=self.scratch.dtype, device=logits.device)
+        size = len(self.scratch)
+        for part, targets in zip(logits.split(size), labels.split(size), strict=True):
+            grad_logits = self.scratch[: len(part)].copy_(part).add_(bias)
+            total += _loss_and_grad_(grad_logits, targets)
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(dim=0).to(bias.dtype)
+                part.copy_(grad_logits)
+        return total
+
     @cached_property
     def _narrow(self) -> Float[Tensor, "V D"]:
         return self.weight.to(self.dtype)
@@ -55,34 +71,18 @@ class ChunkGemms:
         return torch.empty_like(self._narrow)
 
 
-def torch_cross_entropy_(
-    logits: Float[Tensor, "rows V"], bias: Tensor, labels: Tensor, grad_bias: Tensor | None, scratch: Tensor
-) -> Tensor:
-    """Compute `CrossEntropy` with torch, in float32 or wider."""
-    total = torch.zeros((), dtype=scratch.dtype, device=logits.device)
-    for part, targets in zip(logits.split(len(scratch)), labels.split(len(scratch)), strict=True):
-        grad_logits = scratch[: len(part)].copy_(part).add_(bias)
-        total += _loss_and_grad_(grad_logits, targets)
-        if grad_bias is not None:
-            grad_bias += grad_logits.sum(dim=0).to(bias.dtype)
-            part.copy_(grad_logits)
-    return total
-
-
 def chunked_linear_cross_entropy(
     x: Float[Tensor, "M D"],
     weight: Float[Tensor, "V D"],
     bias: Float[Tensor, " V"],
     labels: Integer[Tensor, " M"],
-    cross_entropy: CrossEntropy = torch_cross_entropy_,
-    gemms: type[ChunkGemms] = ChunkGemms,
+    kernels: type[ChunkKernels] = ChunkKernels,
 ) -> Float[Tensor, ""]:
     """Return the summed cross entropy of `x @ weight.T + bias`, in float32 or wider.
 
     A chunk's gradients are computed right after its logits, so neither is stored or recomputed; the backward pass only
     scales them. Source: the idea is that of Cut Cross-Entropy (Wijmans et al. 2024) and Liger Kernel.
     """
-    kernels = cross_entropy, gemms
     total: Tensor = _LinearCrossEntropy.apply(x, weight, bias, labels.long(), kernels, torch.is_grad_enabled())
     return total
 
@@ -91,9 +91,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor,
-        kernels: tuple[CrossEntropy, type[ChunkGemms]], with_gradients: bool,
+        kernels: type[ChunkKernels], with_gradients: bool,
     ) -> Tensor:  # fmt: skip
-        cross_entropy, gemms = kernels
         wide = torch.promote_types(x.dtype, torch.float32)
         needs_gradients = with_gradients and any(ctx.needs_input_grad)
         total = torch.zeros((), dtype=wide, device=x.device)
@@ -106,14 +105,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         fp32_size = min(FP32_ROWS if on_cpu else GPU_FP32_ROWS, size)
         scratch = x.new_empty(size, len(weight))
         scratch_fp32 = torch.empty(fp32_size, len(weight), dtype=wide, device=x.device)
-        products = gemms(weight, x.dtype, scratch_fp32)
+        chunk_kernels = kernels(weight, x.dtype, scratch_fp32)
         for start in range(0, len(x), max(1, size)):
             chunk, targets = x[start : start + size], labels[start : start + size]
-            logits = products.logits_(scratch[: len(chunk)], chunk)
-            total += cross_entropy(logits, bias, targets, grad_bias if needs_gradients else None, scratch_fp32)
+            logits = chunk_kernels.logits_(scratch[: len(chunk)], chunk)
+            total += chunk_kernels.cross_entropy_(logits, bias, targets, grad_bias if needs_gradients else None)
             if needs_gradients:
-                products.grad_x_(grad_x[start : start + size], logits)
-                products.add_grad_weight_(grad_weight, logits, chunk)
+                chunk_kernels.grad_x_(grad_x[start : start + size], logits)
+                chunk_kernels.add_grad_weight_(grad_weight, logits, chunk)
         ctx.save_for_backward(grad_x, grad_weight, grad_bias)
         return total
 
@@ -130,10 +129,10 @@ def _loss_and_grad_(logits: Float[Tensor, "rows V"], labels: Int64[Tensor, " row
     """Return the summed cross entropy, and overwrite the logits with its gradient."""
     picked = logits.gather(1, labels[:, None])
     maxima = logits.amax(dim=-1, keepdim=True)
-    sums = logits.sub_(maxima).exp_().sum(dim=-1, keepdim=True)
-    logits.div_(sums)
+    sum_exp = logits.sub_(maxima).exp_().sum(dim=-1, keepdim=True)
+    logits.div_(sum_exp)
     logits[torch.arange(len(logits), device=logits.device), labels] -= 1
-    return (sums.log() + maxima - picked).sum()
+    return (sum_exp.log() + maxima - picked).sum()
 
 
 def _add_converted(total: Float[Tensor, "V D"], part: Float[Tensor, "V D"], scratch: Tensor) -> None:

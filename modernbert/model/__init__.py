@@ -1,1 +1,1 @@
-"""Batches -> hidden states: config, attention, encoder, heads, initialisation, published folders."""
+"""The model: config, encoder, heads, initialization, surgery."""

@@ -1,6 +1,6 @@
 """`ModelConfig`, the sizes of a ModernBERT, and the published sizes by name.
 
-Field names are those of config.json. Only settings that differ between published models are fields.
+Fields are named as in config.json. Only settings that differ between published models are fields.
 """
 
 import difflib
@@ -116,21 +116,11 @@ class ModelConfig:
         return asdict(self)
 
 
-_POSITIVE = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-    "global_attn_every_n_layers",
-    "local_attention",
-    "global_rope_theta",
-    "local_rope_theta",
-    "norm_eps",
-    "initializer_range",
-    "initializer_cutoff_factor",
-)
+_POSITIVE = [
+    field.name
+    for field in fields(ModelConfig)
+    if field.type in (int, float) and field.name != "attention_output_dropout"
+]
 # Far above any published encoder, and low enough to fail quickly.
 _MAX = {
     "vocab_size": 2**22,

@@ -1,7 +1,7 @@
 """The encoder of ModernBERT: RoPE, attention, MLP, block, encoder, from top to bottom.
 
 Batches are ragged: documents end to end, without padding. An `Engine` computes attention, GEMMs, norms and GeGLU.
-Parameter names are those of the published checkpoints. Source: paper, section 2.1 and appendix A.
+Parameters are named as in the published checkpoints. Source: paper, section 2.1 and appendix A.
 """
 
 import functools
@@ -78,7 +78,7 @@ class Mlp(nn.Module):
         self.Wo = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Float[Tensor, "T D"], engine: Engine) -> Float[Tensor, "T D"]:
-        """Transform each token by itself."""
+        """Transform each token."""
         return engine.linear(self.Wo, engine.geglu(engine.linear(self.Wi, x)))
 
 

@@ -1,4 +1,4 @@
-"""Models with a head: the masked LM and fine-tuned classifiers. `model.interface.Model` documents what they share.
+"""Models with a head: the masked LM and fine-tuned classifiers. `model.interface.Model` documents their interface.
 
 Rows with a label are gathered after the last attention, so the last MLP, the head and the decoder run on about 30 % of
 the tokens in pretraining. Source: paper, section 2.1.1; the published classes in transformers.
@@ -22,15 +22,7 @@ from modernbert.model.initialization import draw_normal
 from modernbert.model.interface import FILL_MASK, HeadSpec, Model
 from modernbert.model.meta_device import on_meta
 
-__all__ = [
-    "Classifier",
-    "MaskedLM",
-    "Model",
-    "PredictionHead",
-    "encoder_of",
-    "new_classifier",
-    "pool",
-]
+__all__ = ["Classifier", "MaskedLM", "PredictionHead", "new_classifier", "pool"]
 
 
 class PredictionHead(nn.Module):
@@ -53,7 +45,26 @@ class PredictionHead(nn.Module):
         return F.layer_norm(rows, self.norm.normalized_shape, self.norm.weight.float(), eps=self.norm.eps)
 
 
-class MaskedLM(Model):
+class HeadModel(Model):
+    """An encoder, `model`, with a head; `forward` returns the logits."""
+
+    model: Encoder
+
+    @property
+    def encoder(self) -> Encoder:
+        """The model without its head."""
+        return self.model
+
+    def encode(self, batch: Batch, rows: Int64[Tensor, " M"] | None = None) -> Float[Tensor, "M D"]:
+        """Return the hidden states of every token of a batch, or of the tokens `rows`."""
+        return self.model.encode(batch, rows)
+
+    def logits(self, batch: Batch) -> Float[Tensor, "M labels"]:
+        """Return `forward`."""
+        return self(batch)
+
+
+class MaskedLM(HeadModel):
     """The encoder with the masked-LM head; the decoder shares its weight with the token embedding and has a bias."""
 
     task = FILL_MASK
@@ -67,22 +78,9 @@ class MaskedLM(Model):
         self.decoder.weight = self.model.embeddings.tok_embeddings.weight
 
     @property
-    def encoder(self) -> Encoder:
-        """The encoder."""
-        return self.model
-
-    @property
     def output_layer(self) -> nn.Linear:
         """The decoder."""
         return self.decoder
-
-    def encode(self, batch: Batch, rows: Int64[Tensor, " M"] | None = None) -> Float[Tensor, "M D"]:
-        """Return the hidden states of every token of a batch, or of the tokens `rows`."""
-        return self.model(batch.tokens, batch.layout, rows)
-
-    def logits(self, batch: Batch) -> Float[Tensor, "M V"]:
-        """Return `forward`."""
-        return self(batch)
 
     def head_logits(
         self,
@@ -106,7 +104,7 @@ class MaskedLM(Model):
         return self.decoder(self.head(rows))
 
 
-class Classifier(Model):
+class Classifier(HeadModel):
     """The encoder, the prediction head, and a linear layer with a row for each label.
 
     All published fine-tuned heads have these parameter names and shapes, so one class serves all tasks. Heads that
@@ -123,22 +121,9 @@ class Classifier(Model):
         self.classifier = nn.Linear(config.hidden_size, len(self.labels))
 
     @property
-    def encoder(self) -> Encoder:
-        """The encoder."""
-        return self.model
-
-    @property
     def output_layer(self) -> nn.Linear:
         """The linear layer with a row for each label."""
         return self.classifier
-
-    def encode(self, batch: Batch, rows: Int64[Tensor, " M"] | None = None) -> Float[Tensor, "M D"]:
-        """Return the hidden states of every token of a batch, or of the tokens `rows`."""
-        return self.model(batch.tokens, batch.layout, rows)
-
-    def logits(self, batch: Batch) -> Float[Tensor, "M labels"]:
-        """Return `forward`."""
-        return self(batch)
 
     def forward(self, batch: Batch) -> Float[Tensor, "M labels"]:
         """Return the scores of every document or every token, or of those in `batch.label_positions`."""
@@ -161,11 +146,6 @@ class Classifier(Model):
             return self.classifier(self.head(hidden))
         with torch.autocast(hidden.device.type, enabled=False):
             return _linear_fp32(self.classifier, self.head.forward_fp32(hidden))
-
-
-def encoder_of(model: Model) -> Model:
-    """Return a model without its head."""
-    return model.encoder
 
 
 def _linear_fp32(layer: nn.Linear, rows: Float[Tensor, "N D_in"]) -> Float[Tensor, "N D_out"]:

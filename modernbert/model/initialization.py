@@ -15,7 +15,7 @@ __all__ = ["draw_normal", "initialize"]
 
 
 def initialize(module: nn.Module, config: ModelConfig, seed: int) -> None:
-    """Initialize every parameter of a model in place; parameters on the meta device are left alone."""
+    """Initialize every parameter of a model in place; parameters on the meta device are skipped."""
     generator = torch.Generator().manual_seed(seed)
     narrow = config.initializer_range / math.sqrt(2 * config.num_hidden_layers)
     for name, parameter in module.named_parameters():

@@ -1,7 +1,7 @@
 """The interface of every model that a folder can hold: with a masked-LM head, a fine-tuned head, or none.
 
-Callers ask a model what it is (`task`, `labels`, `hidden_size`, ...) and for its outputs (`encode`, `logits`), and do
-not need its class. Models of other families (`checkpoints.transformers_models`) have the same interface.
+Callers use its properties (`task`, `labels`, `hidden_size`, ...) and outputs (`encode`, `logits`), not its class.
+Models of other families (`checkpoints.transformers_models`) have the same interface.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ MODERNBERT = "modernbert"
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """What a fine-tuned head is for. Tasks define it (`tasks.task`).
+    """The use of a fine-tuned head, as its task defines it (`tasks.task`).
 
     Attributes:
         task: Name of the task.
@@ -40,10 +40,10 @@ class HeadSpec:
 
 
 class Model(nn.Module):
-    """A model of ragged batches; the defaults are those of an encoder without a head.
+    """A model of ragged batches; by default an encoder without a head.
 
     Attributes:
-        task: What the head is for: `fill-mask`, the name of a fine-tuning task, or None without a head.
+        task: The task of the head: `fill-mask`, the name of a fine-tuning task, or None without a head.
         labels: The names of the columns of `logits`; empty for the masked LM, whose columns are the vocabulary.
         scores_tokens: Whether a row of `logits` is a token (masked LM, tags, answers), not a document.
         reads_pairs: Whether the model was trained on pairs of texts.
@@ -85,7 +85,7 @@ class Model(nn.Module):
         return self.ranks_pairs and self.num_labels == 1
 
     def set_head(self, spec: HeadSpec, labels: Sequence[str]) -> None:
-        """Set what the head is for."""
+        """Set the use of the head."""
         self.task, self.labels = spec.task, tuple(labels)
         self.scores_tokens, self.reads_pairs, self.ranks_pairs = (
             spec.scores_tokens, spec.reads_pairs, spec.ranks_pairs
@@ -146,7 +146,7 @@ class Model(nn.Module):
         layout: SequenceLengths | None = None,
         rows: Int64[Tensor, " M"] | None = None,
     ) -> Float[Tensor, "M labels"]:
-        """Return what `logits` returns, from hidden states.
+        """Compute `logits` from hidden states.
 
         Args:
             hidden: The output of `encode`.

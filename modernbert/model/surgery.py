@@ -44,7 +44,7 @@ def tile(tensor: Tensor, shape: tuple[int, ...], whole: tuple[int, ...] | None =
 
 
 def grow(weights: Mapping[str, Tensor], old: ModelConfig, new: ModelConfig) -> dict[str, Tensor]:
-    """Return weights of a `MaskedLM` of shape `new` from those of shape `old`, by center tiling and a layer map.
+    """Grow weights of a `MaskedLM` of shape `old` to shape `new`, by center tiling and a layer map.
 
     Queries, keys, values and both halves of `mlp.Wi` are tiled separately. The first layer has no attention norm; a
     later layer that copies it gets a norm of ones.

@@ -41,7 +41,7 @@ from modernbert.extras import require
 from modernbert.files import write_file
 from modernbert.hub_download import find_folder
 from modernbert.model.encoder import Encoder
-from modernbert.model.heads import Classifier, encoder_of
+from modernbert.model.heads import Classifier
 from modernbert.tasks.examples import Columns, Examples, RowEncoder, batch_of
 from modernbert.tasks.metrics import Metric, scores_of
 from modernbert.tasks.task import ClassifierTask, Predictions, classifier_task, start_classifier
@@ -222,7 +222,7 @@ def _start(
     model = start_classifier(loaded, config.task, inputs.labels, config.seed)
     # Saved with the model, so that it never scores single texts.
     model.reads_pairs = model.reads_pairs or config.columns.pair is not None
-    encoder = encoder_of(model)
+    encoder = model.encoder
     assert isinstance(encoder, Encoder)
     if config.dropout is not None:
         encoder.set_dropout(config.dropout)
@@ -292,7 +292,7 @@ def _write(out: Path, config: FinetuneConfig, inputs: _Inputs, model: nn.Module,
         save_foreign(out / "model", model, inputs.folder)
     else:
         assert isinstance(model, Classifier)
-        most = encoder_of(model).config.max_position_embeddings
+        most = model.encoder.config.max_position_embeddings
         # The limit of the start folder stays, unless the model was trained on longer texts.
         longest = min(max(max_length_of(inputs.folder) or most, config.max_len or 0), most)
         save_folder(out / "model", model, lambda partial: inputs.tokenizer.save_folder(partial, longest), replace=True)

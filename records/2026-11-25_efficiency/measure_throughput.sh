@@ -4,7 +4,7 @@
 set -eu
 out=$1 texts=$2 tokenizer=$3
 mkdir -p "$out"
-part() { name=$1; shift; modernbert bench throughput --out "$out/$name" "$@" 2>"$out/$name.err" | tee "$out/$name.txt"; }
+part() { name=$1; shift; python -m benchmarks.throughput --out "$out/$name" "$@" 2>"$out/$name.err" | tee "$out/$name.txt"; }
 part base-short --dtype bfloat16 --sets short-fixed --sets short-variable
 part base-float32 --dtype float32 --sets short-variable --runs 2
 part base-long --dtype bfloat16 --sets long-fixed --sets long-variable --runs 2

@@ -8,12 +8,12 @@ import torch
 
 from benchmarks.training_systems import mixed_lengths
 from modernbert.devices import keep_freed_memory
-from modernbert.engines.cpu import calls
+from modernbert.engines.cpu import build, checked_calls
 from modernbert.engines.registry import find_engine
 from modernbert.model.config import ModelConfig
 from modernbert.planning.step_timing import time_steps
 
-LIBRARY = calls.library()
+LIBRARY = build.library()
 SECONDS: Counter[str] = Counter()
 
 
@@ -33,7 +33,7 @@ class Timed:
 def main() -> None:
     torch.set_num_threads(2)
     keep_freed_memory()
-    calls.library = Timed  # type: ignore[assignment]
+    checked_calls.library = Timed  # type: ignore[assignment]
     lengths = mixed_lengths(4096)
     steps = time_steps(
         ModelConfig.preset("base"), lengths, device=torch.device("cpu"), dtype=torch.bfloat16,

@@ -1,11 +1,11 @@
-"""The script for GPUs: what it is told wrongly is said before anything is measured."""
+"""The GPU script reports wrong options before it measures."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 
-def test_a_folder_that_is_a_file_is_said_first(tmp_path: Path) -> None:
+def test_an_output_that_is_a_file_is_refused_first(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("mine")
     words = [
         sys.executable,

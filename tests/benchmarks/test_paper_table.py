@@ -1,4 +1,4 @@
-"""Table 1 of the paper: its means are those of the paper's other tables, and what was not measured is named."""
+"""Table 1 of the paper: means equal the published ones, and missing sets are named."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def rows(**scores: float) -> dict[str, Any]:
 
 def test_means_are_those_of_the_published_parts() -> None:
     column = COLUMNS[TITLES.index("GLUE")]
-    # Parts and mean are each rounded to a tenth; some rows of others, which the paper copied, are further off.
+    # Parts and means are rounded to 0.1; some rows that the paper copied from others differ more.
     for name in ("BERT base", "RoBERTa base", "ModernBERT base", "ModernBERT large"):
         parts = zip(glue.TASKS, glue.PUBLISHED[name], strict=True)
         found = score_of(column, {("glue", task): score / 100 for task, score in parts})
@@ -38,7 +38,7 @@ def test_means_are_those_of_the_published_parts() -> None:
         assert found == pytest.approx(PUBLISHED["ModernBERT base"][TITLES.index(title)], abs=0.051)
 
 
-def test_a_set_in_parts_is_their_mean_and_a_part_that_lacks_is_named() -> None:
+def test_a_set_of_parts_is_their_mean_and_a_missing_part_is_named() -> None:
     column = COLUMNS[TITLES.index("CodeSearchNet")]
     measured = {("single", f"codesearchnet-{name}"): 0.5 for name in ("go", "java", "javascript", "php", "python")}
     assert score_of(column, measured) is None and missing_sets(column, measured) == ["codesearchnet-ruby"]
@@ -46,7 +46,7 @@ def test_a_set_in_parts_is_their_mean_and_a_part_that_lacks_is_named() -> None:
     assert missing_sets(column, {}) == ["codesearchnet"]
 
 
-def test_the_table_shows_whole_columns_and_says_what_is_missing(
+def test_the_table_shows_whole_columns_and_names_the_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("mine", "theirs"):

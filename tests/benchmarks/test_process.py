@@ -1,4 +1,4 @@
-"""One measurement, one process."""
+"""A measurement in a process."""
 
 import os
 import signal
@@ -46,7 +46,7 @@ def wait_until(is_so, seconds: float = 60) -> bool:
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_measurement_ends_with_the_bench_that_asked_for_it(tmp_path: Path, how: signal.Signals) -> None:
+def test_a_measurement_ends_with_its_benchmark(tmp_path: Path, how: signal.Signals) -> None:
     script, told = tmp_path / "measure.py", tmp_path / "pid"
     script.write_text(MEASURE)
     # The benchmarks are a folder of the clone, not an installed package.
@@ -62,7 +62,7 @@ def test_a_measurement_ends_with_the_bench_that_asked_for_it(tmp_path: Path, how
     measuring = int(told.read_text())
     if not wait_until(lambda: not is_running(measuring)):
         os.kill(measuring, signal.SIGKILL)
-        raise AssertionError("the measurement went on")
+        raise AssertionError("the measurement continued")
 
 
 def _takes_too_much(_: None) -> None:
@@ -78,14 +78,14 @@ def _yields_until_it_raises(number: int) -> Iterator[int]:
     raise ArithmeticError("odd")
 
 
-def test_rows_come_before_what_ends_the_process_that_measures_them() -> None:
+def test_rows_before_the_end_of_the_process_are_kept() -> None:
     rows = rows_of_new_process(_yields_until_it_raises, 3)
     assert [next(rows) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(InputError, match="^ArithmeticError: odd$"):
         next(rows)
 
 
-def test_what_does_not_fit_into_a_processors_memory_is_a_line(capfd: pytest.CaptureFixture[str]) -> None:
+def test_out_of_memory_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="^does not fit: .*allocate memory") as raised:
         in_new_process(_takes_too_much, None)
     assert "\\n" not in str(raised.value)
@@ -93,7 +93,7 @@ def test_what_does_not_fit_into_a_processors_memory_is_a_line(capfd: pytest.Capt
 
 
 @pytest.mark.parametrize("message, said", [("odd\nthing", "ArithmeticError: odd"), ("", "ArithmeticError")])
-def test_what_a_measurement_raises_is_its_type_and_first_line(
+def test_an_exception_of_a_measurement_is_its_type_and_first_line(
     message: str, said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError) as raised:

@@ -1,4 +1,4 @@
-"""Engines side by side: the same vectors from each, or no time; and the verb on a small scale."""
+"""The comparison of serving engines: only engines with equal vectors are timed; and the command on a small scale."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def test_padded_engines_get_batches_within_the_budget_and_vectors_in_order() -> 
     assert seen == [[3, 50, 4], [60], [1]]
 
 
-def test_an_engine_that_computes_something_else_is_not_timed(folder: Path) -> None:
+def test_an_engine_with_other_vectors_is_not_timed(folder: Path) -> None:
     work = serving._Work("modernbert-float32", {"latency-16": [16]}, str(folder), 1, None)
     _, expected = serving._reference(work)
     right = expected["latency-16"]
@@ -78,7 +78,7 @@ def test_an_engine_that_computes_something_else_is_not_timed(folder: Path) -> No
 
 
 @pytest.mark.slow
-def test_the_verb_times_engines_in_turn(tmp_path: Path) -> None:
+def test_the_command_times_all_engines(tmp_path: Path) -> None:
     done = serving_shape(
         "--preset", "tiny", "--engines", "modernbert", "--engines", "modernbert", "--engines",
         "transformers-float32", "--sets", "short-mix",
@@ -101,14 +101,14 @@ def test_the_verb_times_engines_in_turn(tmp_path: Path) -> None:
 
 
 def without(library: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put a module that cannot be imported before the library; processes of measurements have the path of this one."""
+    """Shadow a library by a module that cannot be imported, also in the processes of measurements."""
     (folder / f"{library}.py").write_text("raise ImportError")
     monkeypatch.syspath_prepend(folder)
     monkeypatch.delitem(sys.modules, library, raising=False)
 
 
 @pytest.mark.slow
-def test_what_is_not_installed_is_said_and_the_rest_measured(
+def test_a_missing_library_is_named_and_the_rest_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without `transformers` the reference is the package itself; without matplotlib there is no page."""
@@ -135,7 +135,7 @@ def test_what_is_not_installed_is_said_and_the_rest_measured(
 
 
 @pytest.mark.parametrize("calls", [1, 2, 3, 20])
-def test_of_few_calls_p95_is_not_below_the_median(calls: int) -> None:
+def test_p95_of_few_calls_is_not_below_the_median(calls: int) -> None:
     waits = iter(range(1_000))
 
     def embed(documents: list[np.ndarray]) -> np.ndarray:

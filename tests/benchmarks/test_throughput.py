@@ -1,4 +1,4 @@
-"""The efficiency table: its sets, its models, and the verb on a small scale."""
+"""The efficiency table: its sets, its models, and the command on a small scale."""
 
 import json
 import subprocess
@@ -44,7 +44,7 @@ def bench(name: str, *words: str) -> subprocess.CompletedProcess[str]:
     ],
 )  # fmt: skip
 def test_sets_are_those_of_the_paper(name: str, tokens: int, shortest: int, longest: int) -> None:
-    """Appendix F: 8,192 documents; fewer are their beginning."""
+    """Appendix F has 8,192 documents; smaller sets are their first ones."""
     lengths = LENGTH_SETS[name].lengths(8_192)
     assert (sum(lengths), min(lengths), max(lengths)) == (tokens, shortest, longest)
     assert LENGTH_SETS[name].lengths(20) == lengths[:20] and len(LENGTH_SETS[name].lengths(9_000)) == 9_000
@@ -95,7 +95,7 @@ def test_gte_without_padding_equals_the_published_code() -> None:
 
 
 def test_padded_and_ragged_models_compute_every_document(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the bench calls is the model: a document in a batch has the hidden states it has alone."""
+    """In the benchmark, a document has the same hidden states in a batch and alone."""
     documents = [document[:length] for document, length in zip(set_documents("short-fixed", 2), (40, 70), strict=True)]
     for name in ("modernbert-base", "bert-base"):
         loaded = load(name, CPU, torch.float32)
@@ -126,13 +126,13 @@ def _ends_itself(_: None) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_process_that_is_ended_is_a_line() -> None:
+def test_a_killed_process_is_one_line() -> None:
     with pytest.raises(InputError, match="ended with signal 9"):
         in_new_process(_ends_itself, None)
 
 
 @pytest.mark.slow
-def test_the_verb_measures_and_names_what_it_cannot(tmp_path: Path) -> None:
+def test_the_command_measures_and_names_failures(tmp_path: Path) -> None:
     done = bench(
         "throughput", "--models", "bert-base", "--sets", "long-variable", "--sets", "short-variable", "--documents",
         "1", "--runs", "1", "--dtype", "float32", "--device", "cpu", "--out", str(tmp_path),
@@ -153,7 +153,7 @@ def test_the_verb_measures_and_names_what_it_cannot(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_training_is_measured_against_the_trainer(tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
-    # Named twice is named once.
+    # A system that is named twice is measured once.
     names = ("modernbert", "modernbert", "trainer-best")
     named = [word for name in names for word in ("--systems", name)]
     done = bench(
@@ -169,7 +169,7 @@ def test_training_is_measured_against_the_trainer(tmp_path: Path) -> None:
     assert rows[0]["real_share"] == 1.0 and rows[1]["real_share"] > 0.95, "rows of one length make a batch"
 
 
-def test_documents_end_to_end_are_full_rows() -> None:
+def test_concatenated_documents_are_full_rows() -> None:
     work = TrainingWork("trainer-concatenated", ModelConfig.preset("tiny"), [100, 40, 60], 2, "cpu", "float32")
     rows, batch_rows = training._rows(work)
     assert {len(row["input_ids"]) for row in rows} == {100} and batch_rows == 2
@@ -191,7 +191,7 @@ def test_fine_tuning_is_measured_against_the_trainer(tmp_path: Path) -> None:
     assert all(row["tokens_per_s"] > 0 for row in rows)
 
 
-def test_who_stops_training_has_the_rows_until_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_benchmark_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = training_steps.measure_training
 
     def stopped(work: TrainingWork) -> TrainingRow:
@@ -216,7 +216,7 @@ def test_lengths_lie_between_the_deciles_of_a_set(name: str) -> None:
     assert np.abs(found - deciles[1:-1]).max() <= 1
 
 
-def test_lengths_of_a_mix_add_up() -> None:
+def test_lengths_of_a_mix_sum_to_the_tokens() -> None:
     lengths = mixed_lengths(8_192)
     assert sum(lengths) == 8_192 and max(lengths) <= 1024 and min(lengths) < 64
 

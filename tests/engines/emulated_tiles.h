@@ -1,6 +1,6 @@
-// AMX tiles in plain C++, after Intel's manual: what the tile code is tested with where the processor has none.
+// AMX tiles emulated in plain C++, after Intel's manual, to test the tile code on other processors.
 //
-// Put before every source (`-include`) together with -D__AMX_BF16__: the names of the instructions then mean these.
+// Included before every source (`-include`) with -D__AMX_BF16__; it replaces the intrinsics.
 #pragma once
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -25,16 +25,16 @@ inline void require(bool condition) {
 }
 
 inline void configure(const void* shape) {
-    const uint8_t* given = (const uint8_t*)shape;
-    require(given[0] == 1 && given[1] == 0);
-    for (int i = 2; i < 16; ++i) require(given[i] == 0);
+    const uint8_t* config = (const uint8_t*)shape;
+    require(config[0] == 1 && config[1] == 0);
+    for (int i = 2; i < 16; ++i) require(config[i] == 0);
     for (int t = 0; t < 8; ++t) {
-        std::memcpy(&state.bytes[t], given + 16 + 2 * t, 2);
-        state.rows[t] = given[48 + t];
+        std::memcpy(&state.bytes[t], config + 16 + 2 * t, 2);
+        state.rows[t] = config[48 + t];
         require(state.rows[t] <= 16 && state.bytes[t] <= 64);
     }
-    for (int i = 32; i < 48; ++i) require(given[i] == 0);
-    for (int i = 56; i < 64; ++i) require(given[i] == 0);
+    for (int i = 32; i < 48; ++i) require(config[i] == 0);
+    for (int i = 56; i < 64; ++i) require(config[i] == 0);
     state.configured = true;
     std::memset(state.tile, 0, sizeof state.tile);
 }

@@ -1,4 +1,4 @@
-"""The engine of CONTRIBUTING.md: its file and one entry of the registry make it an engine like the others."""
+"""The example engine of CONTRIBUTING.md works with its file and one entry of the registry."""
 
 import re
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_an_engine_of_one_file_gives_the_same_vectors(counting: Any, small_bert:
     assert counting.flops > 0
 
 
-def test_it_is_chosen_by_name_alone_and_where_it_runs(counting: Any, small_bert: ModernBert) -> None:
+def test_it_is_chosen_by_name_only(counting: Any, small_bert: ModernBert) -> None:
     cpu = torch.device("cpu")
     assert choose_engine("counting", cpu, torch.float32, small_bert.config) is counting
     assert choose_engine("auto", cpu, torch.float32, small_bert.config) is not counting

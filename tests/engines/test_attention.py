@@ -1,4 +1,4 @@
-"""Every engine's attention against the reference; the flash kernels through a stand-in and, marked gpu, for real."""
+"""Attention of every engine against the reference; FlashAttention with a stand-in kernel, and on a GPU itself."""
 
 import inspect
 import math
@@ -33,9 +33,9 @@ def outcome(
     shape = (sum(lengths), heads, width)
     q, k, v, g = (torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for _ in range(4))
     inputs = [x.requires_grad_() for x in (q, k, v)]
-    mixed = find_engine(engine).attention(*inputs, SequenceLengths.from_lengths(lengths), window)
-    mixed.backward(g)
-    return [mixed.detach(), *(x.grad for x in inputs)]
+    attn_out = find_engine(engine).attention(*inputs, SequenceLengths.from_lengths(lengths), window)
+    attn_out.backward(g)
+    return [attn_out.detach(), *(x.grad for x in inputs)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
@@ -67,8 +67,8 @@ def test_torch_equals_the_reference_for_any_lengths(lengths: list[int], side: in
 
 
 @pytest.mark.parametrize("lengths", [[640], [200, 30, 77, 1, 400]], ids=str)
-def test_local_gradients_in_bfloat16_are_as_near_as_those_of_torch(lengths: list[int]) -> None:
-    """The measure of nearness: what rounding alone does when torch's own backward pass runs in bfloat16."""
+def test_local_gradients_in_bfloat16_are_as_accurate_as_those_of_torch(lengths: list[int]) -> None:
+    """The error is compared with the rounding of torch's own backward pass in bfloat16."""
     layout = SequenceLengths.from_lengths(lengths)
     exact = outcome("reference", lengths, WINDOW, torch.float64, width=64)
     ours = outcome("torch", lengths, WINDOW, torch.bfloat16, width=64)
@@ -78,8 +78,8 @@ def test_local_gradients_in_bfloat16_are_as_near_as_those_of_torch(lengths: list
     shape = (sum(lengths), 2, 64)
     q, k, v, g = (torch.randn(shape, generator=generator, dtype=torch.float64).bfloat16() for _ in range(4))
     inputs = [x.transpose(0, 1)[None].requires_grad_() for x in (q, k, v)]
-    mixed = torch.nn.functional.scaled_dot_product_attention(*inputs, attn_mask=same & near)
-    theirs = [mixed, *torch.autograd.grad(mixed, inputs, g.transpose(0, 1)[None])]
+    attn_out = torch.nn.functional.scaled_dot_product_attention(*inputs, attn_mask=same & near)
+    theirs = [attn_out, *torch.autograd.grad(attn_out, inputs, g.transpose(0, 1)[None])]
     for our, their, expected in zip(ours, theirs, exact, strict=True):
         error = (our.double() - expected).norm() / expected.norm()
         assert error < 0.01
@@ -87,7 +87,7 @@ def test_local_gradients_in_bfloat16_are_as_near_as_those_of_torch(lengths: list
 
 
 def test_the_reference_is_the_formula() -> None:
-    """A window of 64 lets a token see 129 keys: with equal scores each of them weighs 1/129."""
+    """With a window of 64 a token attends to 129 keys: with equal scores each has the weight 1/129."""
     layout = SequenceLengths.from_lengths([300])
     zeros = torch.zeros(300, 1, 300, dtype=torch.float64)
     values = torch.eye(300, dtype=torch.float64)[:, None, :]
@@ -122,7 +122,7 @@ def stand_in(
     scale: float | None = None,
     window_size: tuple[int, int] = (-1, -1),
 ) -> Tensor:
-    """Compute what torch's `varlen_attn` does, and refuse what its kernels refuse."""
+    """Compute torch's `varlen_attn`, and check its arguments like its kernels."""
     assert query.shape == key.shape == value.shape and query.ndim == 3
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
     assert type(max_q) is int and type(max_k) is int
@@ -149,9 +149,7 @@ def test_the_stand_in_has_the_signature_of_torch() -> None:
 
 @pytest.mark.parametrize("window", [None, WINDOW], ids=str)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_flash_hands_the_kernel_what_it_expects(
-    lengths: list[int], window: Window, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_flash_calls_the_kernel_correctly(lengths: list[int], window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flash, "varlen_kernel", lambda: stand_in)
     for found, expected in zip(
         outcome("flash", lengths, window, torch.float64),
@@ -187,7 +185,7 @@ def test_auto_takes_what_runs_and_a_name_is_never_replaced() -> None:
 
 
 class _Largest(torch.overrides.TorchFunctionMode):
-    """Note the largest tensor any call returns."""
+    """Record the size of the largest tensor that any call returns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -235,9 +233,9 @@ def test_kernels_of_a_gpu_equal_torch(lengths: list[int], window: Window, engine
     results = []
     for name, dtype in ((engine, torch.bfloat16), ("torch", torch.float32)):
         inputs = [x.to(dtype).detach().requires_grad_() for x in (q, k, v)]
-        mixed = find_engine(name).attention(*inputs, layout, window)
-        mixed.backward(g.to(dtype))
-        results.append([mixed.detach().float(), *(x.grad.float() for x in inputs)])
+        attn_out = find_engine(name).attention(*inputs, layout, window)
+        attn_out.backward(g.to(dtype))
+        results.append([attn_out.detach().float(), *(x.grad.float() for x in inputs)])
     for found, expected in zip(*results, strict=True):
         # A document of one token has no gradient in its query and key.
         assert (found - expected).norm() <= 0.02 * expected.norm() + 0.01

@@ -1,4 +1,4 @@
-"""Compiled and recomputed layers give what plain layers give."""
+"""Compiled and recomputed layers compute the same as plain layers."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ def test_recomputed_layers_change_no_bit():
         assert torch.equal(ours, theirs)
 
 
-def test_recomputing_keeps_less():
+def test_recomputing_saves_fewer_tensors():
     def kept(recompute):
         model, sizes = model_of(), []
         model.model.recompute = recompute
@@ -54,8 +54,8 @@ def test_recomputing_keeps_less():
     assert kept(True) < kept(False) / 2
 
 
-def run_apart(code, **environment):
-    """Run code without the run-time type checks of these tests, which a compiler cannot look through."""
+def run_in_process(code, **environment):
+    """Run code without the runtime type checks of these tests, which torch.compile cannot trace."""
     code = (
         "import warnings; warnings.simplefilter('ignore')\nimport torch\n"
         "from test_compile import batch_of, model_of, outcome\n"
@@ -68,7 +68,7 @@ def run_apart(code, **environment):
 
 @pytest.mark.slow
 def test_compiled_layers_compute_the_same_for_any_length():
-    run_apart("""
+    run_in_process("""
 plain, compiled = model_of(), model_of()
 names = list(compiled.state_dict())
 assert (reason := PORTABLE.compile_blocks(compiled.model, torch.float32)) is None, reason
@@ -77,7 +77,7 @@ def compare(*lengths):
     batch = batch_of(*lengths)
     for ours, theirs in zip(outcome(compiled, batch), outcome(plain, batch), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-# Attention hands on a view for some layouts: the first of either kind may be compiled for, new lengths may not.
+# Attention returns a view for some lengths: both kinds may be compiled once, new lengths may not.
 for lengths in [(17, 3), (130, 40, 5), (300,)]:
     compare(*lengths)
 with torch.compiler.set_stance("fail_on_recompile"):
@@ -88,7 +88,7 @@ with torch.compiler.set_stance("fail_on_recompile"):
 
 @pytest.mark.slow
 def test_without_a_compiler_layers_stay_as_they_are(tmp_path):
-    run_apart(
+    run_in_process(
         """
 model = model_of()
 expected = outcome(model, batch_of(17, 3))

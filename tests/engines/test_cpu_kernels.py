@@ -1,4 +1,4 @@
-"""The loops in C++ against torch and closed forms, forward and backward, at any number of threads."""
+"""The C++ kernels against torch and closed forms, forward and backward, at any number of threads."""
 
 import copy
 import hashlib
@@ -34,14 +34,14 @@ pytestmark = pytest.mark.skipif(build.unavailable_reason() is not None, reason=f
 
 WINDOW = (64, 64)
 LENGTHS = [[1], [1, 1, 1], [64], [128, 64], [65, 63], [129, 1, 127], [3, 200, 2, 2, 2, 90], [640], [70] * 5, [257, 700]]
-# Of what a result is off, as a share of its length: rounding of one float32, or of one bfloat16, and a little more.
+# Relative error of a result: the rounding of one float32 or bfloat16, and a little more.
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 6e-3}
 
 
 def attention(
     engine: str, lengths: list[int], window: Window, dtype: torch.dtype, exact: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return what comes out, and the gradient of what goes in; `exact` computes in float64 from the rounded inputs."""
+    """Return the output and the gradient of the input; `exact` computes in float64 from the rounded inputs."""
     generator = torch.Generator().manual_seed(1)
     layout = SequenceLengths.from_lengths(lengths)
     qkv = torch.randn(sum(lengths), 3, 2, 64, generator=generator).to(dtype)
@@ -49,9 +49,9 @@ def attention(
     if exact:
         qkv, upstream = qkv.double(), upstream.double()
     angles = rope_angles(layout.positions, 64, 10_000.0)
-    mixed = find_engine(engine).plan_attention(layout, window, angles, qkv.dtype)(qkv.requires_grad_())
-    (grad,) = torch.autograd.grad(mixed, qkv, upstream)
-    return mixed.detach(), grad
+    attn_out = find_engine(engine).plan_attention(layout, window, angles, qkv.dtype)(qkv.requires_grad_())
+    (grad,) = torch.autograd.grad(attn_out, qkv, upstream)
+    return attn_out.detach(), grad
 
 
 def error(found: Tensor, expected: Tensor) -> float:
@@ -82,7 +82,7 @@ def test_attention_equals_dense_for_any_lengths(lengths: list[int], sides: tuple
 
 
 def assert_linear(widths: tuple[int, int], num_rows: int, dtype: torch.dtype) -> None:
-    """Assert that the products of a linear layer, there and back, are those of float64."""
+    """Compare a linear layer, forward and backward, with float64."""
     generator = torch.Generator().manual_seed(num_rows)
     rows = torch.randn(num_rows, widths[0], generator=generator).to(dtype).requires_grad_()
     weight = torch.randn(widths[1], widths[0], generator=generator, requires_grad=True)
@@ -92,7 +92,7 @@ def assert_linear(widths: tuple[int, int], num_rows: int, dtype: torch.dtype) ->
     exact_rows, exact_weight = (x.detach().to(dtype).double().requires_grad_() for x in (rows, weight))
     out = F.linear(exact_rows, exact_weight)
     expected = out, *torch.autograd.grad(out, (exact_rows, exact_weight), upstream.double())
-    assert found[2].dtype == torch.float32, "gradients of weights are never rounded to bfloat16"
+    assert found[2].dtype == torch.float32, "gradients of weights stay in float32"
     for mine, exact, tolerance in zip(found, expected, (TOLERANCE[dtype], TOLERANCE[dtype], 1e-6), strict=True):
         assert error(mine, exact) < tolerance if exact.norm() else not mine.any()
 
@@ -101,12 +101,12 @@ def assert_linear(widths: tuple[int, int], num_rows: int, dtype: torch.dtype) ->
 @pytest.mark.parametrize("num_rows", [0, 1, 31, 47, 145, 1_700])
 @pytest.mark.parametrize("widths", [(64, 64), (192, 320), (1_600, 896)], ids=str)
 def test_linear_equals_torch_forward_and_backward(widths: tuple[int, int], num_rows: int, dtype: torch.dtype) -> None:
-    """Few rows and many, of blocks that are full and not, deeper and wider than what lies in a cache at a time."""
+    """Few and many rows, full and partial blocks, larger than a cache."""
     assert_linear(widths, num_rows, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_product_of_rows_does_not_depend_on_other_rows_or_threads(dtype: torch.dtype) -> None:
+def test_a_gemm_row_does_not_depend_on_other_rows_or_threads(dtype: torch.dtype) -> None:
     rows, weight = torch.randn(300, 192).to(dtype), torch.randn(128, 192)
     whole = calls.linear(rows, weight)
     before = torch.get_num_threads()
@@ -117,7 +117,7 @@ def test_a_product_of_rows_does_not_depend_on_other_rows_or_threads(dtype: torch
         torch.set_num_threads(before)
 
 
-def test_linear_takes_what_lies_otherwise_in_memory() -> None:
+def test_linear_accepts_strided_tensors() -> None:
     rows, weight = torch.randn(128, 100).t().requires_grad_(), torch.randn(128, 192).t().requires_grad_()
     upstream = torch.randn(100, 192)
     found = torch.autograd.grad(calls.linear(rows, weight), (rows, weight), upstream)
@@ -125,54 +125,54 @@ def test_linear_takes_what_lies_otherwise_in_memory() -> None:
         assert error(mine, other) < 1e-6
 
 
-def test_products_refuse_what_does_not_go_together() -> None:
-    """Instead of reading what lies behind."""
-    rows, strips = torch.ones(4, 64), calls.pack_weight(torch.ones(64, 128))
+def test_gemms_refuse_shapes_that_do_not_match() -> None:
+    """Otherwise C++ would read past the end."""
+    rows, packed = torch.ones(4, 64), calls.pack_weight(torch.ones(64, 128))
     for shape in ((100, 64), (64, 80)):
         with pytest.raises(ValueError, match="a matrix of"):
             calls.linear(torch.ones(4, shape[1]), torch.ones(shape))
     for out in (torch.zeros(5, 128), torch.zeros(4, 64), torch.zeros(4, 256)[:, :128], torch.zeros(4, 128).double()):
         with pytest.raises(ValueError, match="times|out: found"):
-            calls.multiply_(out, rows, strips)
-    with pytest.raises(ValueError, match="times strips"):
-        calls.multiply_(torch.zeros(4, 128), torch.ones(4, 128), strips)
-    with pytest.raises(ValueError, match="times strips"):
-        calls.multiply_(torch.zeros(20, 128), torch.ones(64, 20), strips, transposed=True)
+            calls.multiply_(out, rows, packed)
+    with pytest.raises(ValueError, match="times packed"):
+        calls.multiply_(torch.zeros(4, 128), torch.ones(4, 128), packed)
+    with pytest.raises(ValueError, match="times packed"):
+        calls.multiply_(torch.zeros(20, 128), torch.ones(64, 20), packed, transposed=True)
     with pytest.raises(ValueError, match="float32 or bfloat16"):
         calls.linear(rows.double(), torch.ones(64, 64).double())
     with pytest.raises(IndexError, match="labels from -100 to 3, expected 0 to 49"):
         calls.cross_entropy_(torch.zeros(2, 50), torch.zeros(50), torch.tensor([-100, 3]), None)
 
 
-def test_products_are_added_to_what_is_there() -> None:
+def test_gemms_accumulate() -> None:
     out, rows, weight = torch.randn(100, 128), torch.randn(100, 64), torch.randn(64, 128)
     expected = out.double() + rows.double() @ weight.double()
     assert error(calls.multiply_(out, rows, calls.pack_weight(weight), add=True), expected) < 1e-6
 
 
 def test_large_scores_do_not_overflow() -> None:
-    """Scores of hundreds, as untrained weights or long training make them: the softmax picks one key."""
+    """Scores of hundreds, as from untrained weights: the softmax picks one key."""
     layout = SequenceLengths.from_lengths([300])
     qkv = torch.randn(300, 3, 1, 64) * 40
     angles = rope_angles(layout.positions, 64, 10_000.0)
     for dtype in TOLERANCE:
-        mixed = find_engine("cpu").plan_attention(layout, None, angles, dtype)(qkv.to(dtype))
+        attn_out = find_engine("cpu").plan_attention(layout, None, angles, dtype)(qkv.to(dtype))
         wide = tuple(a.double() for a in angles)
         expected = find_engine("reference").plan_attention(layout, None, wide, torch.float64)(qkv.to(dtype).double())
-        assert mixed.isfinite().all()
+        assert attn_out.isfinite().all()
         # Near ties flip between keys in bfloat16, where scores of a thousand are rounded to whole numbers.
-        assert error(mixed, expected) < (1e-4 if dtype == torch.float32 else 0.3)
+        assert error(attn_out, expected) < (1e-4 if dtype == torch.float32 else 0.3)
 
 
-def test_what_is_not_a_number_is_not_hidden() -> None:
-    """A guard looks for such losses, so no loop may turn them into numbers; another document stays as it is."""
+def test_nan_propagates() -> None:
+    """The loss spike guard looks for NaN, so no kernel may hide it; another document is not affected."""
     layout = SequenceLengths.from_lengths([20, 30])
     qkv = torch.randn(50, 3, 1, 64)
     qkv[3, 0, 0, 5] = torch.nan
     angles = rope_angles(layout.positions, 64, 10_000.0)
-    mixed = find_engine("cpu").plan_attention(layout, None, angles, torch.float32)(qkv)
-    assert mixed[3].isnan().all() and mixed[20:].isfinite().all()
-    hidden, normed = calls.add_norm(torch.full((2, 64), torch.nan), torch.zeros(2, 64), torch.ones(64), 1e-5)
+    attn_out = find_engine("cpu").plan_attention(layout, None, angles, torch.float32)(qkv)
+    assert attn_out[3].isnan().all() and attn_out[20:].isfinite().all()
+    hidden, normed = calls.residual_layer_norm(torch.full((2, 64), torch.nan), torch.zeros(2, 64), torch.ones(64), 1e-5)
     assert hidden.isnan().all() and normed.isnan().all()
     assert calls.geglu(torch.full((1, 64), torch.nan)).isnan().all()
     logits = torch.zeros(2, 50)
@@ -183,8 +183,8 @@ def test_what_is_not_a_number_is_not_hidden() -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 @pytest.mark.parametrize("wide, narrow", [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")])
-def test_sum_and_norm_equal_torch(wide: str, narrow: str, dropout: float) -> None:
-    """What dropout keeps is what it keeps of ones, after the same seed."""
+def test_residual_layer_norm_equals_torch(wide: str, narrow: str, dropout: float) -> None:
+    """The same seed applied to ones gives the dropout mask."""
     wide_type, narrow_type = getattr(torch, wide), getattr(torch, narrow)
     hidden, delta = (torch.randn(201, 96) * 3 + 1).to(wide_type), torch.randn(201, 96).to(narrow_type)
     scale = torch.rand(96) + 0.5
@@ -195,11 +195,11 @@ def test_sum_and_norm_equal_torch(wide: str, narrow: str, dropout: float) -> Non
 
     ours = [x.clone().requires_grad_() for x in (hidden, delta, scale)]
     torch.manual_seed(7)
-    outputs = calls.add_norm(*ours, 1e-5, dropout)
+    outputs = calls.residual_layer_norm(*ours, 1e-5, dropout)
     torch.manual_seed(7)
-    kept, _ = calls.add_norm(torch.zeros(201, 96), torch.ones(201, 96), scale, 1e-5, dropout)
+    mask, _ = calls.residual_layer_norm(torch.zeros(201, 96), torch.ones(201, 96), scale, 1e-5, dropout)
     theirs = [x.double().requires_grad_() for x in (hidden, delta, scale)]
-    total = theirs[0] + theirs[1] * kept
+    total = theirs[0] + theirs[1] * mask
     expected = total, F.layer_norm(total, (96,), theirs[2], None, 1e-5)
     for mine, other in zip(
         (*outputs, *gradients(outputs, ours)), (*expected, *gradients(expected, theirs)), strict=True
@@ -207,16 +207,16 @@ def test_sum_and_norm_equal_torch(wide: str, narrow: str, dropout: float) -> Non
         assert error(mine, other) < (TOLERANCE[torch.float32] if wide == narrow == "float32" else 6e-3)
 
 
-def test_the_sum_alone_has_a_gradient_too() -> None:
+def test_the_sum_without_the_norm_has_a_gradient() -> None:
     hidden, delta = torch.randn(3, 64, requires_grad=True), torch.randn(3, 64, requires_grad=True)
-    total, _ = calls.add_norm(hidden, delta, torch.ones(64), 1e-5)
+    total, _ = calls.residual_layer_norm(hidden, delta, torch.ones(64), 1e-5)
     for grad in torch.autograd.grad(total.sum(), (hidden, delta)):
         assert torch.equal(grad, torch.ones(3, 64))
 
 
-def test_dropout_keeps_the_mean_and_is_another_every_time() -> None:
+def test_dropout_keeps_the_mean_and_differs_between_calls() -> None:
     ones, scale = torch.ones(1_000, 64), torch.ones(64)
-    first, second = (calls.add_norm(torch.zeros(1_000, 64), ones, scale, 1e-5, 0.1)[0] for _ in range(2))
+    first, second = (calls.residual_layer_norm(torch.zeros(1_000, 64), ones, scale, 1e-5, 0.1)[0] for _ in range(2))
     kept = torch.tensor(1 / 0.9)
     assert first.unique().tolist() == [0, kept]
     # 64,000 draws: five deviations.
@@ -254,7 +254,7 @@ def test_cross_entropy_equals_torch(width: int, dtype: torch.dtype) -> None:
     expected = expected.detach()
     found = logits.clone()
     assert calls.cross_entropy_(found, bias, labels, None) == pytest.approx(float(expected), rel=1e-5)
-    assert torch.equal(found, logits), "without a gradient the logits stay"
+    assert torch.equal(found, logits), "without a gradient the logits are not changed"
     grad_bias = torch.ones(width)
     assert calls.cross_entropy_(found, bias, labels, grad_bias) == pytest.approx(float(expected), rel=1e-5)
     assert error(found, theirs[0].grad) < TOLERANCE[dtype]
@@ -302,7 +302,7 @@ def test_a_training_step_equals_that_of_the_other_engines(small_model: MaskedLM,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_number_of_threads_changes_no_bit_of_a_loop(dtype: torch.dtype) -> None:
+def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype) -> None:
     before = torch.get_num_threads()
     found = []
     try:
@@ -311,8 +311,8 @@ def test_the_number_of_threads_changes_no_bit_of_a_loop(dtype: torch.dtype) -> N
             torch.manual_seed(0)
             both = torch.randn(300, 256).to(dtype).requires_grad_()
             delta, scale = torch.randn(300, 128).to(dtype).requires_grad_(), torch.ones(128, requires_grad=True)
-            hidden, normed = calls.add_norm(calls.geglu(both), delta, scale, 1e-5)
-            # The last is so long that it is cut into other tasks.
+            hidden, normed = calls.residual_layer_norm(calls.geglu(both), delta, scale, 1e-5)
+            # The last document is split into several tasks.
             cases = ([200, 900], WINDOW), ([200, 900], None), ([5_000], None)
             outputs = [tensor for lengths, window in cases for tensor in attention("cpu", lengths, window, dtype)]
             grads = torch.autograd.grad((hidden.float() + normed.float()).square().sum(), (both, delta, scale))
@@ -328,20 +328,20 @@ def test_the_number_of_threads_changes_no_bit_of_a_loop(dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize("window", [None, WINDOW, (3, 3)], ids=str)
-def test_products_in_tiles_equal_dense(window: Window, tiles: None) -> None:
-    for lengths in (each for each in LENGTHS if max(each) <= 200):  # what is emulated takes its time
+def test_attention_with_amx_tiles_equals_dense(window: Window, tiles: None) -> None:
+    for lengths in (each for each in LENGTHS if max(each) <= 200):  # emulation is slow
         exact = attention("reference", lengths, window, torch.bfloat16, exact=True)
         for found, expected in zip(attention("cpu", lengths, window, torch.bfloat16), exact, strict=True):
             assert error(found, expected) < TOLERANCE[torch.bfloat16]
 
 
-def test_an_encoder_in_tiles_equals_dense(tiles: None) -> None:
+def test_an_encoder_with_amx_tiles_equals_dense(tiles: None) -> None:
     assert_whole_encoder(torch.bfloat16)
     assert_linear((192, 320), 47, torch.bfloat16)
 
 
 def assert_whole_encoder(dtype: torch.dtype) -> None:
-    """All layers in one call, threads with rows of their own and threads that share them."""
+    """All layers in one call, with a chunk of rows per thread and with shared rows."""
     config = ModelConfig.preset("tiny")
     plain = Encoder(config, find_engine("reference")).eval()
     initialize(plain, config, seed=0)
@@ -359,7 +359,7 @@ def assert_whole_encoder(dtype: torch.dtype) -> None:
 def gradients_of(
     engine: str, dtype: torch.dtype, vocabulary: int, *, recompute: bool = False, trained: str = ""
 ) -> dict[str, Tensor]:
-    """Return the gradients of a small model whose layers and decoder are as wide as loops want them."""
+    """Return the gradients of a small model with widths that the C++ GEMMs support."""
     config = ModelConfig.preset("tiny", vocab_size=vocabulary, attention_output_dropout=0.0)
     model = MaskedLM(config, find_engine(engine))
     initialize(model, config, seed=0)
@@ -376,8 +376,8 @@ def gradients_of(
 
 @pytest.mark.parametrize("trained", ["", "layers.2.mlp.Wi", "layers.2.mlp_norm", "head", "embeddings"])
 @pytest.mark.parametrize("recompute", [False, True])
-def test_a_model_in_loops_learns_what_one_in_torch_does(recompute: bool, trained: str) -> None:
-    """Whole, and with all but a part frozen; what is gone through twice finds what it was given."""
+def test_gradients_of_a_model_equal_the_reference(recompute: bool, trained: str) -> None:
+    """With all parameters or only some trained, and with recomputed layers."""
     expected = gradients_of("reference", torch.float32, 4_096, trained=trained)
     found = gradients_of("cpu", torch.float32, 4_096, recompute=recompute, trained=trained)
     assert found.keys() == expected.keys() and found
@@ -386,10 +386,8 @@ def test_a_model_in_loops_learns_what_one_in_torch_does(recompute: bool, trained
 
 @pytest.mark.parametrize("vocabulary", [4_096, 4_020])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_a_decoder_in_loops_learns_chunk_by_chunk(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, vocabulary: int
-) -> None:
-    """With a vocabulary that products in loops take, and one that they do not."""
+def test_the_decoder_is_trained_in_chunks(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, vocabulary: int) -> None:
+    """With a vocabulary that the C++ GEMMs support, and one that they do not."""
     monkeypatch.setattr(decoding, "CHUNK_ROWS", 50)
     expected = gradients_of("reference", torch.float32, vocabulary, trained="decoder")
     found = gradients_of("cpu", dtype, vocabulary, trained="decoder")
@@ -399,8 +397,8 @@ def test_a_decoder_in_loops_learns_chunk_by_chunk(
     assert all(error(found[name], expected[name]) < (5e-6 if dtype == torch.float32 else 3e-2) for name in expected)
 
 
-def test_what_hangs_on_a_layer_is_heard() -> None:
-    """Hooks, a bias put in later, and weights that are made anew at every pass, as pruning does."""
+def test_changes_of_a_layer_take_effect() -> None:
+    """Hooks, a bias that is added later, and pruning, which recomputes weights in every forward pass."""
     config = ModelConfig.preset("tiny")
     model = MaskedLM(config, find_engine("cpu")).eval()
     initialize(model, config, seed=0)
@@ -418,13 +416,13 @@ def test_what_hangs_on_a_layer_is_heard() -> None:
 
 @pytest.fixture(scope="module")
 def cache_of_tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the library in tiles is kept from test to test."""
+    """The cached library with AMX tiles."""
     return tmp_path_factory.mktemp("tiles")
 
 
 @pytest.fixture
 def tiles(cache_of_tiles: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The library as a processor with AMX gets it; where there is none, its instructions are emulated."""
+    """Use the library for AMX; without such a processor, its instructions are emulated."""
     if "amx_bf16" not in build._processor_features():
         emulation = ["-include", str(Path(__file__).parent / "emulated_tiles.h"), "-D__AMX_BF16__"]
         monkeypatch.setattr(build, "_FLAGS", [*build._FLAGS, *emulation])
@@ -435,10 +433,8 @@ def tiles(cache_of_tiles: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     build._load.cache_clear()
 
 
-def test_products_in_vectors_equal_dense_on_a_narrower_processor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What a laptop has: AVX2, and no instruction for bfloat16."""
+def test_kernels_for_avx2_equal_dense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AVX2 without bfloat16 instructions, as in a laptop."""
     narrow = ["-march=haswell" if flag == "-march=native" else flag for flag in build._FLAGS]
     monkeypatch.setattr(build, "_FLAGS", narrow)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -458,9 +454,9 @@ def test_products_in_vectors_equal_dense_on_a_narrower_processor(
 
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """No library is kept, and none is loaded; afterwards everything is as it was."""
+    """An empty cache, and no loaded library."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    # How a library is kept is asked here, not how fast it is: to optimise takes three times as long as the rest.
+    # These tests are about the cache; optimization would triple the time of compilation.
     monkeypatch.setattr(build, "_FLAGS", ["-O0" if flag == "-O3" else flag for flag in build._FLAGS])
     build._load.cache_clear()
     yield tmp_path
@@ -478,20 +474,20 @@ def test_a_machine_without_a_compiler_says_so(
         choose_engine("cpu", cpu, torch.float32, config)
 
 
-def test_what_is_kept_serves_without_a_compiler(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_library_needs_no_compiler(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert build.unavailable_reason() is None
     build._load.cache_clear()
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert build.unavailable_reason() is None
 
 
-def test_the_library_is_made_once_and_a_damaged_one_again(
-    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_the_library_is_compiled_once_and_again_if_damaged(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
         build._load.cache_clear()
         assert build.unavailable_reason() is None
-    assert capsys.readouterr().err.count("compiling") == 1
+    assert caplog.text.count("compiling") == 1
     (made,) = empty_cache.rglob("*.so")
     monkeypatch.setenv("XDG_CACHE_HOME", str(empty_cache / "other"))
     damaged = empty_cache / "other" / "modernbert" / made.name
@@ -502,13 +498,13 @@ def test_the_library_is_made_once_and_a_damaged_one_again(
     assert damaged.stat().st_size == made.stat().st_size
 
 
-def test_where_nothing_can_be_kept_the_library_serves_one_process(
-    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_without_a_cache_the_library_is_used_by_one_process(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (empty_cache / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(empty_cache / "file"))
     assert build.unavailable_reason() is None
-    assert "the next process compiles the kernels again" in capsys.readouterr().err
+    assert "the next process compiles the kernels again" in caplog.text
     assert calls.geglu(torch.ones(2, 32)).shape == (2, 16)
 
 
@@ -522,15 +518,15 @@ def test_a_user_without_a_home_has_a_cache(empty_cache: Path, monkeypatch: pytes
 
 
 def test_a_library_that_another_user_may_have_made_is_not_loaded(
-    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The digest at the end of the file is no protection: who can write the file can write the digest."""
+    """The digest at the end of the file does not protect: another user could write a matching digest."""
     assert build.unavailable_reason() is None
     (made,) = empty_cache.rglob("*.so")
-    assert made.parent.stat().st_mode & 0o077 == 0, "the folder is this user's alone"
+    assert made.parent.stat().st_mode & 0o077 == 0, "only this user can read the folder"
     good = shutil.copy(made, empty_cache / "good.so")
     monkeypatch.setattr(build, "_compile", lambda target: shutil.copy(good, target))  # takes seconds
-    code = b"not a library of ours"
+    code = b"another library"
     made.write_bytes(code + hashlib.sha256(code).digest())
     for planted, owner, mode in (
         (made, 0, 0o646), (made.parent, 0, 0o707), (made, 65534, 0o644), (made.parent, 65534, 0o700),
@@ -540,11 +536,11 @@ def test_a_library_that_another_user_may_have_made_is_not_loaded(
         before = planted.stat()
         os.chown(planted, owner or before.st_uid, -1)
         planted.chmod(mode)
-        capsys.readouterr()
+        caplog.clear()
         build._load.cache_clear()
         assert build.unavailable_reason() is None
         assert calls.geglu(torch.ones(2, 32)).shape == (2, 16)
-        said = capsys.readouterr().err
+        said = caplog.text
         assert f"{planted}: " in said and "so it is not used; the next process compiles the kernels again" in said
         assert made.read_bytes().startswith(code)
         os.chown(planted, before.st_uid, -1)
@@ -552,8 +548,8 @@ def test_a_library_that_another_user_may_have_made_is_not_loaded(
 
 
 @pytest.mark.parametrize("width", [8, 24, 190, 200])
-def test_widths_that_vectors_do_not_divide_are_left_to_torch(width: int) -> None:
-    """A last vector that reaches behind its row would write over other memory."""
+def test_widths_that_are_not_whole_vectors_use_torch(width: int) -> None:
+    """A last vector that ends past its row would overwrite other memory."""
     cpu, config = torch.device("cpu"), ModelConfig.preset("base", intermediate_size=width)
     assert choose_engine("auto", cpu, torch.float32, config).name == "torch"
     with pytest.raises(InputError, match=f"cpu needs an intermediate_size that divides by 16, found {width}"):
@@ -561,4 +557,4 @@ def test_widths_that_vectors_do_not_divide_are_left_to_torch(width: int) -> None
     with pytest.raises(ValueError, match="expected a multiple of 16"):
         calls.geglu(torch.zeros(3, 2 * width))
     with pytest.raises(ValueError, match="expected a multiple of 16"):
-        calls.add_norm(torch.zeros(3, width), torch.zeros(3, width), torch.ones(width), 1e-5)
+        calls.residual_layer_norm(torch.zeros(3, width), torch.zeros(3, width), torch.ones(width), 1e-5)

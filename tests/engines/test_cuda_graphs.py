@@ -1,4 +1,4 @@
-"""Batches filled up to a fixed size compute what they did before; on a GPU, replayed passes too."""
+"""Padding a batch to a fixed size does not change its outputs; on a GPU, neither does a CUDA graph."""
 
 import pytest
 import torch
@@ -31,19 +31,20 @@ def batch_of(*lengths: int) -> Batch:
 
 @settings(max_examples=15, deadline=None)
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=5), st.integers(0, 70), st.integers(1, 4))
-def test_what_fills_a_batch_up_changes_nothing(lengths: list[int], more_tokens: int, more_documents: int) -> None:
+def test_padding_changes_no_output(lengths: list[int], more_tokens: int, more_documents: int) -> None:
     encoder, batch = encoder_of("reference"), batch_of(*lengths)
     tokens, layout = pad_to_size(
         batch.tokens, batch.layout, batch.num_tokens + more_tokens, batch.layout.num_docs + more_documents
     )
-    assert len(tokens) == layout.num_tokens == batch.num_tokens + more_tokens
+    assert len(tokens) == layout.num_tokens == layout.max_seqlen == batch.num_tokens + more_tokens
+    assert list(layout.lengths) == layout.cu_seqlens.diff().tolist()
     assert len(layout.cu_seqlens) == layout.num_docs + 1
     with torch.no_grad():
         expected = encoder(batch.tokens, batch.layout)
         torch.testing.assert_close(encoder(tokens, layout)[: batch.num_tokens], expected, atol=1e-5, rtol=0)
 
 
-def test_only_short_batches_on_a_gpu_are_replayed() -> None:
+def test_a_batch_on_a_cpu_is_not_replayed() -> None:
     batch = batch_of(5, 7)
     with torch.no_grad():
         assert not CudaGraphs().accepts(batch.tokens, batch.layout)
@@ -51,7 +52,7 @@ def test_only_short_batches_on_a_gpu_are_replayed() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("engine", ["cuda", "flash"])
-def test_replayed_passes_equal_those_before(engine: str) -> None:
+def test_replayed_graphs_equal_the_eager_pass(engine: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     assert choose_engine(engine, torch.device("cuda"), torch.bfloat16, ModelConfig(**SHAPE)).name == engine

@@ -1,4 +1,4 @@
-"""The encoder in one call: what the encoder layer by layer computes, at any lengths and number of threads."""
+"""The packed encoder equals the encoder layer by layer, at any lengths and number of threads."""
 
 import copy
 from pathlib import Path
@@ -43,7 +43,7 @@ def batch_of(lengths: list[int]) -> Batch:
 
 @torch.inference_mode()
 def error(found: torch.nn.Module, lengths: list[int], plain: Encoder) -> float:
-    """Return what is off as a share, against dense attention and plain layers in float64."""
+    """Return the relative error against dense attention and plain layers in float64."""
     exact = copy.deepcopy(plain).double()
     exact.engine = find_engine("reference")
     batch = batch_of(lengths)
@@ -53,13 +53,13 @@ def error(found: torch.nn.Module, lengths: list[int], plain: Encoder) -> float:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
-def test_it_computes_what_the_encoder_computes(lengths: list[int], dtype: torch.dtype) -> None:
+def test_it_equals_the_encoder(lengths: list[int], dtype: torch.dtype) -> None:
     plain, planned = make(dtype)
     assert error(planned, lengths, plain) < (2e-6 if dtype == torch.float32 else 1e-2)
 
 
-def test_in_bfloat16_it_is_nearer_than_layer_by_layer() -> None:
-    """Its residual stream is not rounded after every layer."""
+def test_in_bfloat16_it_is_more_accurate_than_layer_by_layer() -> None:
+    """Its residual stream stays in float32."""
     plain, planned = make(torch.bfloat16)
     assert error(planned, [200, 70], plain) < 0.7 * error(plain, [200, 70], plain)
 
@@ -93,12 +93,12 @@ def test_packed_weights_are_unpacked_bit_for_bit(dtype: torch.dtype) -> None:
     assert torch.equal(calls.unpack_weight(calls.pack_weight(weight, transposed=True)), weight)
 
 
-def test_strips_of_a_weight_are_outputs_side_by_side() -> None:
+def test_a_packed_panel_holds_adjacent_outputs() -> None:
     weight = torch.arange(128 * 32).view(128, 32).float()
-    strips = calls.pack_weight(weight, transposed=True)
-    width = strips.shape[2]
-    assert 64 % width == 0, "the halves of Wi and panels of 64 are whole strips"
-    assert strips[1, 5, 3].tolist() == [weight[width + 3, 5]]
+    packed = calls.pack_weight(weight, transposed=True)
+    width = packed.shape[2]
+    assert 64 % width == 0, "the halves of Wi and panels of 64 are whole packed panels"
+    assert packed[1, 5, 3].tolist() == [weight[width + 3, 5]]
     narrow = weight.bfloat16()
     assert calls.pack_weight(narrow, transposed=True)[1, 5, 3].tolist() == narrow[width + 3, 10:12].tolist()
 
@@ -120,7 +120,7 @@ def test_a_model_with_a_plan_is_saved_as_published(with_head: bool, tmp_path: Pa
 
 
 @pytest.mark.parametrize("changes", [{"intermediate_size": 208}, {"hidden_size": 96, "num_attention_heads": 3}])
-def test_shapes_that_panels_do_not_divide_go_layer_by_layer(changes: dict[str, int]) -> None:
+def test_widths_without_a_packed_gemm_are_computed_layer_by_layer(changes: dict[str, int]) -> None:
     config = ModelConfig.preset("tiny", **changes)
     assert not supports_gemm(config.hidden_size, config.intermediate_size)
     plain = Encoder(config).eval()

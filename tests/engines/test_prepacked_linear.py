@@ -1,4 +1,4 @@
-"""Prepacked weights give the same products."""
+"""Prepacked weights do not change the outputs."""
 
 import copy
 
@@ -25,7 +25,7 @@ def encoder() -> Encoder:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_rows", [1, 2, 17, 300])
-def test_a_layer_computes_the_same_products(encoder: Encoder, dtype: torch.dtype, num_rows: int) -> None:
+def test_a_layer_computes_the_same_outputs(encoder: Encoder, dtype: torch.dtype, num_rows: int) -> None:
     torch.manual_seed(0)
     engine = PrepackedLinears(encoder.to(dtype)).engine
     with torch.inference_mode():

@@ -1,1 +1,1 @@
-"""Runs that are killed, damaged and fed what cannot be learned from: `python -m tests.faults`."""
+"""Fault injection for training runs: kills, disk faults, bad losses. Run it with `python -m tests.faults`."""

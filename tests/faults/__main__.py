@@ -1,4 +1,4 @@
-"""`python -m tests.faults`: disturb runs in every way that is known, and write a table of what came of it."""
+"""`python -m tests.faults`: inject every known fault into runs, and write a table of the results."""
 
 import os
 
@@ -18,26 +18,26 @@ from . import course, damage, kills, mistakes, prepares, ranks, steps
 
 PARTS = ("kill", "prepare", "rank", "storage", "step", "mistake")
 WHAT = {
-    "kill": "A run is ended by SIGKILL and started again, a third of them twice: it must end with the same bits.",
-    "prepare": "`prepare` is ended by SIGKILL twice and started again: it must write the same shards, byte for byte.",
-    "rank": "One process of two is ended: torchrun starts both again, and they end with the same bits.",
-    "storage": "A disk fails: the fault is named, the checkpoint before it used, no other weight is ever loaded.",
-    "step": "A loss or gradient that is not finite or far out: skipped, or gone back from, as the guard says.",
-    "mistake": "A mistake put in on purpose: at least one case must go red.",
+    "kill": "A run is killed with SIGKILL and restarted, a third of them twice: it must end with the same bits.",
+    "prepare": "`prepare` is killed with SIGKILL twice and restarted: it must write the same shards, byte for byte.",
+    "rank": "One process of two is killed: torchrun restarts both, and they end with the same bits.",
+    "storage": "A disk fails: the error names it, and the run resumes from an earlier whole checkpoint.",
+    "step": "A loss or gradient that is not finite or an outlier: the guard skips the step or rolls back.",
+    "mistake": "A deliberate mistake in the product: at least one case must fail.",
 }
 
 
 def main() -> int:
-    """Run the parts asked for; return 1 if a case went other than it should."""
+    """Run the selected parts; return 1 if a case failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--out", type=Path, help="folder for table.md and cases.jsonl")
     parser.add_argument("--parts", default=",".join(PARTS))
     parser.add_argument("--per-point", type=int, default=7, help="kills at each point")
-    parser.add_argument("--only", default="", help="cases whose name holds this")
+    parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, default=1)
     words = parser.parse_args()
-    begun, rows = time.monotonic(), list[dict[str, Any]]()
+    started, rows = time.monotonic(), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory(prefix="faults-data-") as name:
         scratch = Path(name)
         scratch.chmod(0o755)
@@ -48,11 +48,11 @@ def main() -> int:
         for part in words.parts.split(","):
             cases = [case for case in _cases(part, data, scratch, words) if words.only in f"{case.point} {case.name}"]
             print(f"{part}: {len(cases)} cases", flush=True)
-            for row in course.in_turn(cases, words.workers):
+            for row in course.run_cases(cases, words.workers):
                 rows.append(row)
                 if row["wrong"]:
                     print(f"  {row['point']}: {row['name']}: {'; '.join(row['wrong'])}", flush=True)
-    table = _table(rows, time.monotonic() - begun)
+    table = _table(rows, time.monotonic() - started)
     print(table)
     if words.out is not None:
         words.out.mkdir(parents=True, exist_ok=True)
@@ -76,17 +76,17 @@ def _cases(part: str, data: Path, scratch: Path, words: argparse.Namespace) -> l
     straight = course.straight_run(kills.config_every(1, data, scratch / "mistakes"))
     (scratch / "mistake-keys").mkdir()
     keys = steps.keys_of_run(course.guarded_config(data, scratch / "mistake-keys" / "run"), scratch / "mistake-keys")
-    room = mistakes.Room(data, scratch, straight, keys)
-    return [_noticed(mistake, room) for mistake in mistakes.mistakes()]
+    context = mistakes.Context(data, scratch, straight, keys)
+    return [_noticed(mistake, context) for mistake in mistakes.mistakes()]
 
 
-def _noticed(mistake: mistakes.Mistake, room: mistakes.Room) -> course.Case:
-    """Return the case that goes wrong if no case goes wrong."""
+def _noticed(mistake: mistakes.Mistake, context: mistakes.Context) -> course.Case:
+    """Return a case that fails unless another case notices the mistake."""
 
     def act(folder: Path) -> list[str]:
-        for number, case in enumerate(mistake.cases(room)):
+        for number, case in enumerate(mistake.cases(context)):
             (folder / str(number)).mkdir()
-            (row,) = course.in_turn([case], 1)
+            (row,) = course.run_cases([case], 1)
             if row["wrong"]:
                 course.note(folder, seen_by=f"{case.point}: {case.name}", as_=row["wrong"][0])
                 return []
@@ -103,7 +103,7 @@ def _table(rows: Iterable[dict[str, Any]], seconds: float) -> str:
         if not of_part:
             continue
         right = sum(not row["wrong"] for row in of_part)
-        lines += [f"## {part}: {right} of {len(of_part)} as they should be", "", WHAT[part], ""]
+        lines += [f"## {part}: {right} of {len(of_part)} passed", "", WHAT[part], ""]
         if part == "mistake":
             lines += ["| mistake | noticed by | as |", "| --- | --- | --- |"]
             lines += [
@@ -115,7 +115,7 @@ def _table(rows: Iterable[dict[str, Any]], seconds: float) -> str:
                 Counter(row["point"] for row in of_part if not row["wrong"]),
             )
             kills_too = f" ({sum(row.get('kills', 0) for row in of_part)} kills)" if part == "kill" else ""
-            lines += [f"| point | cases{kills_too} | as they should be |", "| --- | --- | --- |"]
+            lines += [f"| point | cases{kills_too} | passed |", "| --- | --- | --- |"]
             lines += [f"| {point} | {number} | {good[point]} |" for point, number in count.items()]
         lines.append("")
     return "\n".join([*lines, f"{len(rows)} cases in {seconds:,.0f} s."])

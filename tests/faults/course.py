@@ -1,9 +1,6 @@
-"""One small run in a process of its own, and what has to be equal of two of them.
+"""Small training runs in forked processes with injected faults, and the comparison of their end states.
 
-In: a config, and what to disturb. Out: how the process ended, and the end state of its run folder. A file of its own
-because every part of the suite starts runs, ends them and compares them in the same way.
-
-Each run is a fork of one parent that has imported everything and computed nothing: a start costs milliseconds.
+Each run is a fork of a parent that has imported everything and computed nothing, so that it starts in milliseconds.
 """
 
 import hashlib
@@ -29,14 +26,14 @@ from modernbert.training.pretraining_config import Phase, PretrainConfig, SpikeG
 
 WORDS = "the river runs down from cold hills and old mills turn where children swim in warm summer light".split()
 LONGEST_S = 100
-"""A run takes a second; one that takes this long hangs, and its process is ended."""
+"""A run takes a second; after this time its process hangs and is killed."""
 
 Prepare = Callable[[], None]
 
 
 @dataclass
 class Outcome:
-    """How one process ended: 0 finished, 1 an exception nobody expected, 2 one line for the user, below 0 a signal."""
+    """The end of a process: 0 finished, 1 an unexpected exception, 2 one line for the user, below 0 a signal."""
 
     status: int
     said: str
@@ -46,8 +43,8 @@ class Outcome:
         return self.status == -signal.SIGKILL
 
     @property
-    def went_on_after(self) -> int:
-        """Say which checkpoint the run went on from; 0 is none."""
+    def resumed_from(self) -> int:
+        """The step of the checkpoint that the run resumed from; 0 is none."""
         lines = [line for line in self.said.splitlines() if line.startswith("going on after step ")]
         return int(lines[-1].split()[-1].replace(",", "")) if lines else 0
 
@@ -58,10 +55,7 @@ class Outcome:
 
 @dataclass
 class Case:
-    """One disturbance: where it stands in the table, and what to do in an empty folder.
-
-    `act` returns what is wrong, nothing if all is as it should be.
-    """
+    """One fault: its row in the table, and `act`, which injects it in an empty folder and returns the failures."""
 
     part: str
     point: str
@@ -94,7 +88,7 @@ def changed(config: PretrainConfig, **changes: Any) -> PretrainConfig:
 
 
 def config_of(data: Path, out: Path, **changes: Any) -> PretrainConfig:
-    """Return three short phases, 14 steps, of a model that has one layer of each kind."""
+    """Return a config of three short phases, 14 steps, with one global and one local layer."""
     shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 1}
     late = {"max_len": 128, "micro_batch_tokens": 128, "global_rope_theta": 160_000.0}
     phases = {
@@ -114,7 +108,7 @@ def config_of(data: Path, out: Path, **changes: Any) -> PretrainConfig:
 
 
 def guarded_config(data: Path, out: Path, **changes: Any) -> PretrainConfig:
-    """Return two phases of one micro-batch a step, 30 and 15 steps, with a guard that soon has seen enough."""
+    """Return a config of two phases of 30 and 15 steps of one micro-batch, with a guard that triggers early."""
     steps = {"max_len": 64, "micro_batch_tokens": 64}
     phases = {"first": Phase(tokens=64 * 30, lr=2e-3, **steps), "second": Phase(tokens=64 * 15, lr=1e-3, **steps)}
     guard = SpikeGuardConfig(window=8, patience=3, max_rollbacks=3)
@@ -163,7 +157,7 @@ def in_fork(act: Prepare, log: Path) -> Outcome:
 
 
 def run(config: PretrainConfig, *prepare: Prepare) -> Outcome:
-    """Start the run, or start it again, in a process that is first disturbed by `prepare`."""
+    """Start or resume the run in a process that first calls `prepare`."""
 
     def act() -> None:
         for each in prepare:
@@ -176,14 +170,14 @@ def run(config: PretrainConfig, *prepare: Prepare) -> Outcome:
 
 
 def committed(out: Path) -> int:
-    """Return the newest step that has a manifest, under its own name or set aside for a new folder; 0 for none."""
+    """Return the newest step with a manifest, under its name or as a backup; 0 for none."""
     names = [path.parent.name for path in (out / "checkpoints").glob("step-*/manifest.json")]
     whole = [name.split(".")[0] for name in names if ".partial-" not in name or ".partial-previous-" in name]
     return max((int(name.removeprefix("step-")) for name in whole), default=0)
 
 
 def end_state(out: Path) -> dict[str, str]:
-    """Return the SHA-256 of what must not depend on how often a run was stopped."""
+    """Return the SHA-256 of all files that must not depend on the number of restarts."""
     last = sorted((out / "checkpoints").glob("step-????????"))[-1]
     files = {"log.jsonl": out / "log.jsonl", "model/model.safetensors": out / "model" / "model.safetensors"}
     files |= {f"{last.name}/{path.name}": path for path in last.glob("*.safetensors")}
@@ -191,7 +185,7 @@ def end_state(out: Path) -> dict[str, str]:
 
 
 def differences(out: Path, straight: dict[str, str]) -> list[str]:
-    """Say what of a finished run is not as it is in the undisturbed one."""
+    """Return the differences between a finished run and the run without faults."""
     if not (out / "model").is_dir():
         return ["there is no model"]
     found = end_state(out)
@@ -200,12 +194,12 @@ def differences(out: Path, straight: dict[str, str]) -> list[str]:
 
 
 def unfinished(outcome: Outcome, what: str) -> list[str]:
-    """Say how a run that should have finished ended instead."""
+    """Return how a run ended that should have finished."""
     return [] if outcome.status == 0 else [f"{what} ended with {outcome.status}: {outcome.last_line[-300:]}"]
 
 
 def untyped(outcome: Outcome) -> list[str]:
-    """Say what is wrong with how a run told of a fault it cannot mend: one line that a user can read is right."""
+    """Return the failures of an error message: one readable line is correct."""
     lines = [line for line in outcome.said.splitlines() if line.startswith("error: ")]
     if outcome.status == 2 and len(lines) == 1 and outcome.last_line == lines[0]:
         return []
@@ -213,16 +207,16 @@ def untyped(outcome: Outcome) -> list[str]:
 
 
 def straight_run(config: PretrainConfig, *prepare: Prepare) -> dict[str, str]:
-    """Return the end state of a run that nobody stopped."""
+    """Return the end state of a run without faults."""
     outcome = run(config, *prepare)
     assert outcome.status == 0, outcome.said
     return end_state(Path(config.output))
 
 
-def in_turn(cases: Sequence[Case], num_workers: int) -> Iterable[dict[str, Any]]:
-    """Go through cases, several at once, each in a fork and a folder of its own, and yield a row for each."""
+def run_cases(cases: Sequence[Case], num_workers: int) -> Iterable[dict[str, Any]]:
+    """Run cases, several at once, each in a fork and in an empty folder, and yield a row for each."""
     with tempfile.TemporaryDirectory(prefix="faults-") as scratch:
-        os.chmod(scratch, 0o755)  # a case may go on as another user
+        os.chmod(scratch, 0o755)  # a case may switch to another user
         waiting, running = list(enumerate(cases)), dict[int, tuple[Case, Path, float]]()
         while waiting or running:
             while waiting and len(running) < num_workers:
@@ -231,18 +225,18 @@ def in_turn(cases: Sequence[Case], num_workers: int) -> Iterable[dict[str, Any]]
                 folder.mkdir()
                 running[_start(case, folder)] = (case, folder, time.monotonic())
             child, _ = os.wait()
-            case, folder, begun = running.pop(child)
-            told = folder / "told.json"
-            wrong = json.loads(told.read_text()) if told.exists() else ["the case itself ended early"]
+            case, folder, started = running.pop(child)
+            result = folder / "result.json"
+            wrong = json.loads(result.read_text()) if result.exists() else ["the case itself ended early"]
             facts_file = folder / "facts.json"
             facts = case.facts | (json.loads(facts_file.read_text()) if facts_file.exists() else {})
-            seconds = round(time.monotonic() - begun, 2)
+            seconds = round(time.monotonic() - started, 2)
             yield {"part": case.part, "point": case.point, "name": case.name, "wrong": wrong, "s": seconds, **facts}
             _remove(folder)
 
 
 def note(folder: Path, **facts: Any) -> None:
-    """Put facts into the row of the case that runs in a folder."""
+    """Add facts to the row of the case that runs in a folder."""
     (folder / "facts.json").write_text(json.dumps(facts))
 
 
@@ -256,7 +250,7 @@ def _start(case: Case, folder: Path) -> int:
             wrong = case.act(folder)
         except BaseException:
             wrong = [f"the case itself: {traceback.format_exc()[-600:]}"]
-        (folder / "told.json").write_text(json.dumps(wrong))
+        (folder / "result.json").write_text(json.dumps(wrong))
     finally:
         os._exit(0)
 

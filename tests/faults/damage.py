@@ -1,8 +1,7 @@
-"""Disks that fail: calls of the system that end in an error, and files that are not what was written.
+"""Disk faults: system calls that fail, and files of a checkpoint that are damaged.
 
-In: names of system calls, names of files of a checkpoint. Out: cases that run into the fault and say what went wrong:
-the fault has to be named, the checkpoint before it used, and no weight may differ from those of a run without faults.
-A file of its own because what is damaged here lies on the disk, not in the process.
+The error must name the fault, the run must resume from the checkpoint before it, and no weight may differ from a run
+without faults.
 """
 
 import errno
@@ -35,12 +34,12 @@ STOPPED_AT = 9
 
 
 def fail(call: str, n: int, number: int) -> None:
-    """Make the n-th call end in a system error, and every later one too: a disk does not mend itself."""
+    """Make the n-th call and every later one fail with a system error."""
     owner, name = SYSTEM_CALLS[call]
     original, calls = getattr(owner, name), count(1)
 
     def failing(*arguments: Any, **named: Any) -> Any:
-        # Not the folders and files of other programs of this machine.
+        # Except for files of other programs.
         if next(calls) < n or (arguments and str(arguments[0]).startswith("/dev")):
             return original(*arguments, **named)
         if call == "save_file":
@@ -51,19 +50,19 @@ def fail(call: str, n: int, number: int) -> None:
 
 
 def failing_call(data: Path, straight: dict[str, str], call: str, n: int, number: int) -> Case:
-    """Return the case of a call that fails: one line; what was saved is kept; later the run goes on."""
+    """Return the case of a failing call: one error line, checkpoints stay, and the run resumes later."""
 
     def act(folder: Path) -> list[str]:
         config = course.config_of(data, folder / "run")
         outcome = course.run(config, partial(fail, call, n, number))
-        wrong = course.untyped(outcome) if outcome.status else ["the fault was not met"]
+        wrong = course.untyped(outcome) if outcome.status else ["the fault did not occur"]
         if str(folder) not in outcome.last_line:
             wrong.append(f"no file of the run is named: {outcome.last_line[-200:]}")
         expected = course.committed(folder / "run")
         outcome = course.run(config)
-        wrong += course.unfinished(outcome, "the run after it")
-        if outcome.went_on_after < expected:
-            wrong.append(f"step {expected} was committed, went on after {outcome.went_on_after}")
+        wrong += course.unfinished(outcome, "the resumed run")
+        if outcome.resumed_from < expected:
+            wrong.append(f"step {expected} was committed, resumed from {outcome.resumed_from}")
         return wrong + course.differences(folder / "run", straight)
 
     name = f"{errno.errorcode[number]} from call {n} of {call}"
@@ -71,9 +70,9 @@ def failing_call(data: Path, straight: dict[str, str], call: str, n: int, number
 
 
 def stopped_run(data: Path, folder: Path, **changes: Any) -> Any:
-    """Run to a kill in step 10, with every checkpoint written, and return the config."""
+    """Kill a run in step 10, after a checkpoint of every step, and return its config."""
     config = course.config_of(data, folder / "run", checkpoint__keep=3, **changes)
-    # A checkpoint is written by a thread, and the next one only when it is done.
+    # A thread writes each checkpoint; the next write starts only when it is done.
     outcome = course.run(config, partial(kills.arm, kills.Kill("_write", STOPPED_AT + 1, "before")))
     assert outcome.was_killed, outcome.said
     assert course.committed(folder / "run") >= STOPPED_AT, outcome.said
@@ -88,27 +87,27 @@ def damaged(
     *,
     back_to: int = STOPPED_AT - 1,
 ) -> Case:
-    """Return the case of a damaged checkpoint: `harm` is given its folder and returns what has to be named."""
+    """Return the case of a damaged checkpoint: `harm` damages its folder and returns the name for the error."""
 
     def act(folder: Path) -> list[str]:
         config = stopped_run(data, folder)
         named = harm(folder / "run" / "checkpoints" / f"step-{STOPPED_AT:08d}")
         outcome = course.run(config)
-        wrong = course.unfinished(outcome, "the run after it")
-        if outcome.went_on_after != back_to:
-            wrong.append(f"went on after {outcome.went_on_after}, expected {back_to}")
-        told = [line for line in outcome.said.splitlines() if "passing over" in line]
-        if named is not None and not any(named in line for line in told):
-            wrong.append(f"{named} is not named: {told}")
-        if named is None and told:
-            wrong.append(f"a whole checkpoint was passed over: {told}")
+        wrong = course.unfinished(outcome, "the resumed run")
+        if outcome.resumed_from != back_to:
+            wrong.append(f"resumed from {outcome.resumed_from}, expected {back_to}")
+        messages = [line for line in outcome.said.splitlines() if "passing over" in line]
+        if named is not None and not any(named in line for line in messages):
+            wrong.append(f"{named} is not named: {messages}")
+        if named is None and messages:
+            wrong.append(f"a whole checkpoint was passed over: {messages}")
         return wrong + course.differences(folder / "run", straight)
 
     return Case("storage", "a damaged checkpoint", name, act)
 
 
 def refused(data: Path, name: str, harm: Callable[[Path], str], point: str = "nothing whole is left") -> Case:
-    """Return the case of a run folder nothing can be read from: one line names the file, and nothing is changed."""
+    """Return the case of an unreadable run folder: one line names the file, and no file changes."""
 
     def act(folder: Path) -> list[str]:
         config = stopped_run(data, folder)
@@ -173,7 +172,7 @@ def edit_state(folder: Path) -> str:
 
 
 def leave_half_written(owner: int, folder: Path) -> None:
-    """Leave what a process that is gone had begun to write."""
+    """Leave the unfinished folder of a dead process."""
     stale = folder.with_name(f"step-{STOPPED_AT + 1:08d}.partial-{owner}")
     shutil.copytree(folder, stale)
     cut("model.safetensors", 0.5, stale)
@@ -185,7 +184,7 @@ def set_aside(folder: Path) -> None:
 
 
 def cut_while_written(file: str, n: int, data: Path, straight: dict[str, str]) -> Case:
-    """Return the case of a write that loses the end of a file and says nothing, before its sum is taken."""
+    """Return the case of a write that silently loses the end of a file before its SHA-256 is computed."""
 
     def lossy() -> None:
         owner, name = (Path, "write_text") if file.endswith(".json") else (safetensors.torch, "save_file")
@@ -209,7 +208,7 @@ def cut_while_written(file: str, n: int, data: Path, straight: dict[str, str]) -
         else:
             wrong = [] if first.was_killed else [f"ended with {first.status}: {first.last_line}"]
         outcome = course.run(config)
-        return wrong + course.unfinished(outcome, "the run after it") + course.differences(folder / "run", straight)
+        return wrong + course.unfinished(outcome, "the resumed run") + course.differences(folder / "run", straight)
 
     return Case("storage", "a short write", f"half of {file} of checkpoint {n}, unnoticed by the writer", act)
 
@@ -243,7 +242,7 @@ def harm_config(folder: Path) -> str:
 
 
 def read_only(data: Path) -> Case:
-    """Return the case of a folder that may not be written, met by a user who is not root."""
+    """Return the case of a read-only folder, for a user other than root."""
 
     def act(folder: Path) -> list[str]:
         config = stopped_run(data, folder)
@@ -258,7 +257,7 @@ def read_only(data: Path) -> Case:
 
 
 def storage_cases(data: Path, scratch: Path) -> list[Case]:
-    """Return about sixty faults of a disk."""
+    """Return about sixty disk faults."""
     straight = course.straight_run(kills.config_every(1, data, scratch / "storage"))
     calls = {"os.fsync": (1, 4, 40), "os.rename": (1, 2, 9), "os.replace": (1,), "Path.mkdir": (2, 6),
              "Path.write_text": (1, 2, 8, 13), "Path.write_bytes": (1,), "save_file": (1, 2, 9)}  # fmt: skip

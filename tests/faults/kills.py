@@ -1,8 +1,6 @@
-"""Ends a run's process at a named place, by the signal that no program can catch.
+"""Kill a run with SIGKILL before, during or after the n-th call of a function, restart it, and compare its end state.
 
-In: names of functions of the product, of the standard library and of torch. Out: cases that kill a run at the n-th
-call of one, before, after, or half way, start it again, and compare its end with that of a run nobody disturbed. A
-file of its own because the product has no hooks for this: everything is done to it from outside, by name.
+Functions of the package, the standard library and torch are patched by name.
 """
 
 import json
@@ -78,7 +76,7 @@ PREPARE_POINTS: dict[str, tuple[Any, str]] = {
 
 @dataclass(frozen=True)
 class Kill:
-    """The n-th call of a point, counted from 1; `half` leaves half of what the call writes."""
+    """A kill at the n-th call of a point, counted from 1; `half` leaves half of the written data."""
 
     point: str
     n: int
@@ -89,7 +87,7 @@ class Kill:
 
 
 def wrap(point: str, around: Callable[[Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], Any]) -> None:
-    """Put a function around the one that a point names, in this process."""
+    """Wrap the function of a point, in this process."""
     owner, name = (POINTS | PREPARE_POINTS)[point]
     original = getattr(owner, name)
 
@@ -104,7 +102,7 @@ def end_process() -> None:
 
 
 def arm(kill: Kill) -> None:
-    """Make this process end at a call."""
+    """Kill this process at a call."""
     calls = count(1)
 
     def around(original: Callable[..., Any], arguments: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
@@ -130,7 +128,7 @@ def _half_file(which: int, original: Any, arguments: tuple[Any, ...], named: Map
 
 
 def _half_line(original: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-    """Write half a line of the journal."""
+    """Write half a line of the log."""
     files, (_, name, row) = arguments[0]._files, arguments
     line = json.dumps(row)
     files[name].write(line[: len(line) // 2].encode())
@@ -152,11 +150,11 @@ HALVES: dict[str, Callable[..., None]] = {
 
 
 def count_calls(config: Any, scratch: Path, *before: Kill) -> dict[str, int]:
-    """Return how often each point is passed in a run, or in what is left of one after a kill."""
+    """Return the number of calls of each point in a run, or in its rest after kills."""
     for kill in before:
         outcome = course.run(config, partial(arm, kill))
         assert outcome.was_killed, outcome.said
-    told = scratch / "counts.json"
+    counts_file = scratch / "counts.json"
     counts: Counter[str] = Counter()
 
     def counting(point: str) -> None:
@@ -170,33 +168,33 @@ def count_calls(config: Any, scratch: Path, *before: Kill) -> dict[str, int]:
         for point in POINTS:
             counting(point)
         pretrain.run(config)
-        told.write_text(json.dumps(counts))
+        counts_file.write_text(json.dumps(counts))
 
     outcome = course.in_fork(act, scratch / "said.txt")
     assert outcome.status == 0, outcome.said
-    found = json.loads(told.read_text())
-    found["write_text"] -= "write_text" in found and 1  # that of the counts
+    found = json.loads(counts_file.read_text())
+    found["write_text"] -= "write_text" in found and 1  # the call that writes the counts
     return found
 
 
 def kill_cases(data: Path, scratch: Path, seed: int, per_point: int) -> list[Case]:
-    """Draw kills at every point: each in a run that begins or in one that goes on, a third of them killed twice."""
+    """Draw kills at every point, in new and in resumed runs; a third of the runs is killed twice."""
     straight = course.straight_run(course.config_of(data, scratch / "straight" / "run"))
-    begun = {k: count_calls(config_every(k, data, scratch / f"count{k}"), scratch) for k in (1, 2, 3)}
+    from_start = {k: count_calls(config_every(k, data, scratch / f"count{k}"), scratch) for k in (1, 2, 3)}
     half_way = Kill("StableAdamW.step", 8, "before")
     left = {k: count_calls(config_every(k, data, scratch / f"left{k}"), scratch, half_way) for k in (1, 2, 3)}
     rng = random.Random(seed)
     cases = []
-    for place, point in enumerate(POINTS):
+    for number, point in enumerate(POINTS):
         for turn in range(per_point):
             every = rng.choice((1, 2, 3))
             whens = ("before", "after", "half") if point in HALVES else ("before", "after")
-            calls = begun[every][point]
-            # Stretches of the run in turn, so that its end is killed as often as its beginning.
+            calls = from_start[every][point]
+            # Spread the kills over the whole run.
             first = Kill(point, 1 + int(calls * (turn + rng.random()) / per_point), whens[turn % len(whens)])
             kills = [first]
-            if (place + turn) % 3 == 0:
-                second = rng.choice([name for name, number in left[every].items() if number])
+            if (number + turn) % 3 == 0:
+                second = rng.choice([name for name, calls in left[every].items() if calls])
                 whens = ("before", "after", "half") if second in HALVES else ("before", "after")
                 kills.append(Kill(second, rng.randint(1, max(1, left[every][second] // 2)), rng.choice(whens)))
             cases.append(kill_case(data, straight, every, kills))
@@ -204,13 +202,13 @@ def kill_cases(data: Path, scratch: Path, seed: int, per_point: int) -> list[Cas
 
 
 def config_every(every: int, data: Path, folder: Path, **changes: Any) -> Any:
-    """Return the config of a run that saves every so many steps, in a new folder."""
+    """Return the config of a run in a new folder, with a checkpoint every `every` steps."""
     folder.mkdir(parents=True, exist_ok=True)
     return course.config_of(data, folder / "run", checkpoint__every_steps=every, **changes)
 
 
 def kill_case(data: Path, straight: dict[str, str], every: int, kills: list[Kill], *mistakes: course.Prepare) -> Case:
-    """Return the case of a run that is killed, and started again by the same command, until it is done."""
+    """Return the case of a run that is killed and restarted by the same command until it is done."""
 
     def act(folder: Path) -> list[str]:
         config = config_every(every, data, folder)
@@ -218,8 +216,8 @@ def kill_case(data: Path, straight: dict[str, str], every: int, kills: list[Kill
         for kill in [*kills, None]:
             outcome = course.run(config, *mistakes, *([partial(arm, kill)] if kill else []))
             was_whole = (out / "model").is_dir() and "this run is finished" in outcome.said
-            if expected and not was_whole and outcome.went_on_after < expected and "going on" in outcome.said:
-                wrong.append(f"step {expected} was committed, went on after {outcome.went_on_after}")
+            if expected and not was_whole and outcome.resumed_from < expected and "going on" in outcome.said:
+                wrong.append(f"step {expected} was committed, resumed from {outcome.resumed_from}")
             if "passing over" in outcome.said:
                 wrong.append("a kill left a checkpoint that has to be passed over")
             if outcome.was_killed:

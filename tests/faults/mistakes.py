@@ -1,8 +1,4 @@
-"""Mistakes put into the product on purpose: a suite that does not notice them proves nothing.
-
-In: a run, and one thing done wrong in it. Out: for each mistake the first case that goes red. A file of its own because
-here it is the suite that is examined.
-"""
+"""Mutation tests of this suite: deliberate mistakes in the product, each of which at least one case must notice."""
 
 import json
 import os
@@ -27,16 +23,16 @@ from .kills import Kill
 
 @dataclass(frozen=True)
 class Mistake:
-    """Something done wrong, and cases that should see it."""
+    """A deliberate mistake, and the cases that should notice it."""
 
     name: str
     make: Callable[[], None]
-    cases: Callable[["Room"], list[Case]]
+    cases: Callable[["Context"], list[Case]]
 
 
 @dataclass
-class Room:
-    """What all cases need."""
+class Context:
+    """Data that all cases share."""
 
     data: Path
     scratch: Path
@@ -45,16 +41,16 @@ class Room:
 
 
 def sync_order(data: Path, *mistakes: course.Prepare) -> Case:
-    """Return the case that listens to the system calls: what is renamed into place has to be on the disk before."""
+    """Return the case that records system calls: files must be synced before they are renamed into place."""
 
     def act(folder: Path) -> list[str]:
-        config, told = course.config_of(data, folder / "run"), folder / "calls.json"
+        config, calls_file = course.config_of(data, folder / "run"), folder / "calls.json"
 
-        def listening() -> None:
+        def record_calls() -> None:
             calls: list[tuple[str, ...]] = []
             fsync, rename, replace = os.fsync, os.rename, os.replace
 
-            def heard(name: str, original: Callable[..., None], describe: Callable[..., tuple[str, ...]]) -> Any:
+            def recorded(name: str, original: Callable[..., None], describe: Callable[..., tuple[str, ...]]) -> Any:
                 def call(*arguments: Any) -> None:
                     calls.append((name, *describe(*arguments)))
                     original(*arguments)
@@ -66,21 +62,21 @@ def sync_order(data: Path, *mistakes: course.Prepare) -> Case:
                 inside = [str(path) for path in source.rglob("*")] if source.is_dir() else []
                 return (str(source), str(target), *inside)
 
-            os.fsync = heard("sync", fsync, lambda descriptor: (os.readlink(f"/proc/self/fd/{descriptor}"),))
-            os.rename, os.replace = heard("move", rename, moved), heard("move", replace, moved)
+            os.fsync = recorded("sync", fsync, lambda descriptor: (os.readlink(f"/proc/self/fd/{descriptor}"),))
+            os.rename, os.replace = recorded("move", rename, moved), recorded("move", replace, moved)
             pretrain.run(config)
-            told.write_text(json.dumps(calls))
+            calls_file.write_text(json.dumps(calls))
 
-        outcome = course.in_fork(lambda: [*(make() for make in mistakes), listening()], folder / "said.txt")
-        return course.unfinished(outcome, "the run") + _unsynced(json.loads(told.read_text()))
+        outcome = course.in_fork(lambda: [*(make() for make in mistakes), record_calls()], folder / "said.txt")
+        return course.unfinished(outcome, "the run") + _unsynced(json.loads(calls_file.read_text()))
 
-    return Case("kill", "order of calls", "what is renamed was synced, its folder after it", act)
+    return Case("kill", "order of calls", "files are synced before a rename, and their folder after it", act)
 
 
 def _unsynced(calls: list[list[str]]) -> list[str]:
     wrong = set()
     for place, (name, *paths) in enumerate(calls):
-        # What is set aside, or renamed to be deleted, need not outlive a power cut under its new name.
+        # Backups, and folders that will be deleted, need no durable name.
         if name != "move" or ".partial-previous-" in paths[1] or ".partial-old-" in paths[1]:
             continue
         source, target, *inside = paths
@@ -126,13 +122,13 @@ def _manifest_after_rename() -> None:
             storage._rename = rename
 
     def kills_between() -> None:
-        """A place between the two."""
+        """A point for kills between the two."""
 
     checkpoint._commit, checkpoint._write = without_manifest, then_manifest
 
 
 def _on_resume(change: Callable[[Any], None]) -> Callable[[], None]:
-    """Return a mistake in what a run takes from its checkpoint."""
+    """Return a mistake in the state that a run restores."""
 
     def make() -> None:
         restore = TrainingRun._restore
@@ -184,14 +180,14 @@ def _no_return() -> None:
     LossSpikeGuard.is_exhausted = property(lambda self: False)  # type: ignore[assignment]
 
 
-def _killed(room: Room, mistake: course.Prepare) -> list[Case]:
+def _killed(context: Context, mistake: course.Prepare) -> list[Case]:
     points = [
         ("_write", 9, "after"),
         ("train_step", 8, "before"),
         ("Journal._write", 14, "half"),
         ("os.rename", 7, "after"),
     ]
-    return [kills.kill_case(room.data, room.straight, 2, [Kill(*point)], mistake) for point in points]
+    return [kills.kill_case(context.data, context.straight, 2, [Kill(*point)], mistake) for point in points]
 
 
 def _resumed(case: Case, mistake: course.Prepare) -> Case:
@@ -205,47 +201,51 @@ def _resumed(case: Case, mistake: course.Prepare) -> Case:
 
 
 def mistakes() -> list[Mistake]:
-    """Return what is done wrong, one at a time."""
+    """Return all mistakes."""
 
-    def listened(make: course.Prepare) -> Callable[[Room], list[Case]]:
-        return lambda room: [sync_order(room.data, make)]
+    def with_recorded_calls(make: course.Prepare) -> Callable[[Context], list[Case]]:
+        return lambda context: [sync_order(context.data, make)]
 
-    def killed(make: course.Prepare) -> Callable[[Room], list[Case]]:
-        return lambda room: _killed(room, make)
+    def killed(make: course.Prepare) -> Callable[[Context], list[Case]]:
+        return lambda context: _killed(context, make)
 
-    def damaged(make: course.Prepare) -> Callable[[Room], list[Case]]:
+    def damaged(make: course.Prepare) -> Callable[[Context], list[Case]]:
         harm = partial(damage.flip, "model.safetensors", 0.6)
-        return lambda room: [_resumed(damage.damaged(room.data, room.straight, "a bit flipped", harm), make)]
+        return lambda context: [_resumed(damage.damaged(context.data, context.straight, "a bit flipped", harm), make)]
 
-    def spoiled(make: course.Prepare, kind: str, pattern: str) -> Callable[[Room], list[Case]]:
-        return lambda room: [
+    def spoiled(make: course.Prepare, kind: str, pattern: str) -> Callable[[Context], list[Case]]:
+        return lambda context: [
             _resumed(
-                steps.bad_steps(room.data, kind, pattern, [room.keys[n - 1] for n in steps.PATTERNS[pattern]]), make
+                steps.bad_steps(context.data, kind, pattern, [context.keys[n - 1] for n in steps.PATTERNS[pattern]]),
+                make,
             )
         ]
 
     made = {
-        "fsync left out": _no_sync,
+        "fsync omitted": _no_sync,
         "renamed before the manifest is written": _manifest_after_rename,
-        "masks begin anew after a restart": _on_resume(_masks_anew),
-        "text that waits in the pool lost at a restart": _on_resume(_pool_lost),
+        "masks restart after a resume": _on_resume(_masks_anew),
+        "text in the packing pool lost at a resume": _on_resume(_pool_lost),
         "the optimizer's moments not restored": _no_moments,
-        "dropout's generator not set": _same_dropout,
-        "the log not cut back to the checkpoint": _journal_not_cut,
+        "dropout seed not set": _same_dropout,
+        "the log not truncated to the checkpoint": _journal_not_cut,
     }
-    named = [Mistake(name, make, listened(make) if "fsync" in name else killed(make)) for name, make in made.items()]
+    named = [
+        Mistake(name, make, with_recorded_calls(make) if "fsync" in name else killed(make))
+        for name, make in made.items()
+    ]
     between = Kill("sync_folder", 8, "after")
     named[1] = Mistake(
         "renamed before the manifest is written", _manifest_after_rename,
-        lambda room: [
-            kills.kill_case(room.data, room.straight, 1, [Kill("os.rename", n, "after")], _manifest_after_rename)
+        lambda context: [
+            kills.kill_case(context.data, context.straight, 1, [Kill("os.rename", n, "after")], _manifest_after_rename)
             for n in (2, 3, 4)
-        ] + [kills.kill_case(room.data, room.straight, 1, [between], _manifest_after_rename)],
+        ] + [kills.kill_case(context.data, context.straight, 1, [between], _manifest_after_rename)],
     )  # fmt: skip
     return [
         *named,
         Mistake("checkpoints not verified", _nothing_verified, damaged(_nothing_verified)),
         Mistake("bad steps taken", _always_taken, spoiled(_always_taken, "nan loss", "one step")),
-        Mistake("no return after bad steps in a row", _no_return,
-                spoiled(_no_return, "nan in one gradient", "three in a row, as many as are waited for")),
+        Mistake("no rollback after several bad steps", _no_return,
+                spoiled(_no_return, "nan in one gradient", "three in a row, as many as the patience")),
     ]  # fmt: skip

@@ -1,8 +1,4 @@
-"""Ends `prepare` at a named place: started again, it has to end with the same shards.
-
-In: texts, and where to kill. Out: cases that compare every byte with a `prepare` nobody disturbed. A file of its own
-because shards are written by another program than checkpoints are.
-"""
+"""Kill `prepare` at the calls of some functions; after a restart it must write the same shards."""
 
 import hashlib
 import json
@@ -35,7 +31,7 @@ def write_corpus(path: Path) -> None:
 
 
 def prepared(data: Path, corpus: Path, out: Path, *disturb: course.Prepare) -> course.Outcome:
-    """Prepare in a process of its own, in many small shards."""
+    """Prepare many small shards in a forked process."""
 
     def act() -> None:
         prepare.SHARD_CHARS = 3_000
@@ -54,7 +50,7 @@ def content(out: Path) -> dict[str, str]:
 
 
 def prepare_cases(data: Path, scratch: Path) -> list[Case]:
-    """Return kills in a shard, between shards, in the index, as all is moved into place, and after it."""
+    """Return kills in a shard, between shards, in the index, in the final rename, and after it."""
     scratch.mkdir(parents=True, exist_ok=True)
     corpus = scratch / "corpus.jsonl"
     write_corpus(corpus)
@@ -65,7 +61,7 @@ def prepare_cases(data: Path, scratch: Path) -> list[Case]:
     def case(first: kills.Kill) -> Case:
         def act(folder: Path) -> list[str]:
             out, wrong = folder / "out", list[str]()
-            # Once more in the work that is left: a stop seldom comes alone.
+            # A second kill in the rest of the work.
             for kill in (first, kills.Kill("write_shard", 2, "after")):
                 outcome = prepared(data, corpus, out, partial(kills.arm, kill))
                 if not outcome.was_killed and kill is first:

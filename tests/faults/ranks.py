@@ -1,8 +1,4 @@
-"""Two processes on one run, of which one dies: the other ends too, and both are started again.
-
-In: a kill, and the process it falls on. Out: cases that compare the end with that of two processes nobody disturbed. A
-file of its own because these runs are started by `torchrun`, which brings its own restarts.
-"""
+"""Kill one of two processes of a run; `torchrun` restarts both, and they must end with the same bits."""
 
 import json
 import os
@@ -23,7 +19,7 @@ LONGEST_S = 180
 
 
 def together(config: PretrainConfig, rank: int = 0, kill: kills.Kill | None = None) -> course.Outcome:
-    """Run in two processes that torchrun starts again up to three times."""
+    """Run in two processes that torchrun restarts up to three times."""
     folder = Path(config.output).parent
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(to_yaml(config))
@@ -37,7 +33,7 @@ def together(config: PretrainConfig, rank: int = 0, kill: kills.Kill | None = No
 
 
 def rank_cases(data: Path, scratch: Path) -> list[Case]:
-    """Return deaths of either process: in a step, in its part of a checkpoint, in scoring."""
+    """Return kills of either process: in a step, in its part of a checkpoint, in evaluation."""
     scratch.mkdir(parents=True, exist_ok=True)
     calm = course.config_of(data, scratch / "run")
     outcome = together(calm)
@@ -60,7 +56,7 @@ def rank_cases(data: Path, scratch: Path) -> list[Case]:
 
 
 def main() -> None:
-    """Be one of the processes, and die if it is this one's turn; a process that was started again lives."""
+    """Run one process, and kill it if it is the selected one and was not restarted."""
     given = json.loads(sys.argv[2])
     is_first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
     if given["kill"] is not None and is_first and int(os.environ["RANK"]) == given["rank"]:

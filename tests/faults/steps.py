@@ -1,10 +1,7 @@
-"""Steps that must not be taken: losses and gradients that are not finite, or far out.
+"""Bad steps: losses and gradients that are not finite or outliers.
 
-In: a run, and the text that shall be bad. Out: cases that check it against a second way: a run in which nothing is bad,
-but whose guard is told which steps to refuse. Both have to end with the same bits. A file of its own because here the
-fault lies in the numbers.
-
-What is bad is a property of the batch, found by its content: a run that meets the same text again meets the same fault.
+A run with bad batches must end with the same bits as a run without them whose guard refuses the same steps. A batch is
+identified by its content, so that a resumed run meets the same faults.
 """
 
 import hashlib
@@ -32,14 +29,14 @@ NOT_FINITE = tuple(kind for kind in KINDS if "nan" in kind or "inf" in kind)
 PATTERNS = {
     "one step": [12],
     "two in a row": [20, 21],
-    "three in a row, as many as are waited for": [14, 15, 16],
-    "five in a row, the last two behind the return": [13, 14, 15, 16, 17],
-    "the step before a checkpoint and its own": [11, 12],
+    "three in a row, as many as the patience": [14, 15, 16],
+    "five in a row, the last two after the rollback": [13, 14, 15, 16, 17],
+    "the steps before and at a checkpoint": [11, 12],
 }
 
 
 class _Passing(torch.autograd.Function):
-    """Let a value through, and change what comes back."""
+    """Identity in the forward pass; `change` is applied to the gradient."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -56,7 +53,7 @@ def key_of(batch: Batch) -> str:
 
 
 def spoil(kind: str, keys: Sequence[str]) -> None:
-    """Make the loss of some batches, or its gradient, what must not be learned from."""
+    """Corrupt the loss or the gradient of some batches."""
     original = pretrain.masked_lm
 
     def spoiled(model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
@@ -80,8 +77,8 @@ def spoil(kind: str, keys: Sequence[str]) -> None:
 
 
 def refuse(keys: Sequence[str]) -> None:
-    """Have the guard refuse the steps of some batches, in which nothing is bad."""
-    step, judge = loop.train_step, LossSpikeGuard._fault
+    """Make the guard refuse the steps of some good batches."""
+    step, find_fault = loop.train_step, LossSpikeGuard._fault
     now: list[str] = []
 
     def stepping(objective: nn.Module, micro_batches: Sequence[Batch], *arguments: Any, **named: Any) -> Any:
@@ -89,12 +86,14 @@ def refuse(keys: Sequence[str]) -> None:
         return step(objective, micro_batches, *arguments, **named)
 
     loop.train_step = stepping
-    LossSpikeGuard._fault = lambda self, loss, norm: "asked for" if set(now) & set(keys) else judge(self, loss, norm)
+    LossSpikeGuard._fault = lambda self, loss, norm: (
+        "asked for" if set(now) & set(keys) else find_fault(self, loss, norm)
+    )
 
 
 def keys_of_run(config: Any, scratch: Path) -> list[str]:
-    """Return the key of the batch of each step of an undisturbed run."""
-    told = scratch / "keys.json"
+    """Return the key of each batch of a run without faults."""
+    keys_file = scratch / "keys.json"
 
     def act() -> None:
         step, keys = loop.train_step, []
@@ -105,22 +104,22 @@ def keys_of_run(config: Any, scratch: Path) -> list[str]:
 
         loop.train_step = stepping
         pretrain.run(config)
-        told.write_text(json.dumps(keys))
+        keys_file.write_text(json.dumps(keys))
 
     outcome = course.in_fork(act, scratch / "said.txt")
     assert outcome.status == 0, outcome.said
-    return json.loads(told.read_text())
+    return json.loads(keys_file.read_text())
 
 
 def bad_steps(data: Path, kind: str, pattern: str, keys: list[str], kill: kills.Kill | None = None) -> Case:
-    """Return the case of some bad steps, killed on the way or not."""
+    """Return the case of some bad steps, optionally with a kill."""
 
     def act(folder: Path) -> list[str]:
         reference, config = (course.guarded_config(data, folder / name / "run") for name in ("asked", "bad"))
         for each in (reference, config):
             Path(each.output).parent.mkdir()
         asked = course.run(reference, partial(refuse, keys))
-        wrong = course.unfinished(asked, "the run whose guard was told")
+        wrong = course.unfinished(asked, "the reference run")
         if kill is not None:
             outcome = course.run(config, partial(spoil, kind, keys), partial(kills.arm, kill))
             wrong += [] if outcome.was_killed else [f"was not killed, ended with {outcome.status}"]
@@ -134,7 +133,7 @@ def bad_steps(data: Path, kind: str, pattern: str, keys: list[str], kill: kills.
             wrong.append(f"{len(keys)} bad steps, but {len(skipped)} skipped in the log")
         patience = config.guard.patience
         if len(back) != len(keys) // patience:
-            wrong.append(f"{len(back)} returns in the log, expected {len(keys) // patience}")
+            wrong.append(f"{len(back)} rollbacks in the log, expected {len(keys) // patience}")
         weights = load_file(Path(config.output) / "model" / "model.safetensors")
         if not all(bool(tensor.isfinite().all()) for tensor in weights.values()):
             wrong.append("a weight is not finite")
@@ -148,7 +147,7 @@ def bad_steps(data: Path, kind: str, pattern: str, keys: list[str], kill: kills.
 
 
 def hopeless(data: Path, kind: str, keys: list[str]) -> Case:
-    """Return the case of text that is bad without end: after so many returns, one line, and the checkpoints stay."""
+    """Return the case of text that is always bad: after some rollbacks one error line, and the checkpoints stay."""
 
     def act(folder: Path) -> list[str]:
         config = course.guarded_config(data, folder / "run")
@@ -162,7 +161,7 @@ def hopeless(data: Path, kind: str, keys: list[str]) -> Case:
 
 
 def step_cases(data: Path, scratch: Path) -> list[Case]:
-    """Return about forty kinds of steps that must not be taken."""
+    """Return about forty cases of bad steps."""
     folder = scratch / "keys"
     folder.mkdir()
     keys = keys_of_run(course.guarded_config(data, folder / "run"), folder)
@@ -175,6 +174,6 @@ def step_cases(data: Path, scratch: Path) -> list[Case]:
     points = [("Saver.save", n, when) for n in (4, 5) for when in ("before", "after")] + [("_restore", 2, "after")]
     for number, (point, n, when) in enumerate(points):
         kind = KINDS[number % len(KINDS)]
-        chosen = [keys[step - 1] for step in PATTERNS["five in a row, the last two behind the return"]]
+        chosen = [keys[step - 1] for step in PATTERNS["five in a row, the last two after the rollback"]]
         cases.append(bad_steps(data, kind, "five in a row", chosen, kills.Kill(point, n, when)))
     return [*cases, hopeless(data, "nan loss", keys[10:]), hopeless(data, "gradient x 1e4", keys[10:])]

@@ -16,8 +16,8 @@ import pytest
         ("mistake", "checkpoint"),
     ],
 )
-def test_a_few_of_each_kind_go_as_they_should(part: str, only: str, tmp_path: Path) -> None:
-    # In a process of its own: the cases are forks, and this one has threads.
+def test_a_few_cases_of_each_part(part: str, only: str, tmp_path: Path) -> None:
+    # A new process, since the cases fork and this process has threads.
     words = [sys.executable, "-m", "tests.faults", "--parts", part, "--only", only, "--per-point", "1"]
     root = Path(__file__).parents[2]
     done = subprocess.run([*words, "--out", str(tmp_path)], cwd=root, capture_output=True, text=True)

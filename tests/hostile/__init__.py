@@ -1,1 +1,1 @@
-"""Model folders that nobody should load: `python -m tests.hostile` tries every one."""
+"""Hostile model folders; `python -m tests.hostile` loads each of them."""

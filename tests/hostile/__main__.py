@@ -1,7 +1,6 @@
-"""Load every hostile folder in this process, and tell what came of it.
+"""Load every hostile folder, write one JSON line per case to `cases.jsonl`, and print a table.
 
-In: a folder to work in. Out: a line of JSON for each case in `cases.jsonl`, and a table on standard output. A process
-of its own, because what is tested may be its end: whatever it hears itself do in a folder is written down.
+It runs in a separate process, since a case may crash it. An audit hook records the actions of this process.
 """
 
 import argparse
@@ -37,10 +36,10 @@ from .making import Case
 
 CPU = torch.device("cpu")
 TEXTS = ["a [MASK] of country 3", "a" * 60 + "!", "x" * 40, "The capital of country 3 is city 21."]
-# Nothing of the kind happens while a folder is loaded; torch compiles text of its own.
-UNHEARD_OF = ("pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect",
+# Audit events that loading a folder never raises. `compile` is not among them, since torch compiles generated code.
+FORBIDDEN_EVENTS = ("pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "socket.connect",
               "socket.getaddrinfo", "builtins.input", "marshal.loads")  # fmt: skip
-heard: list[str] = []
+events: list[str] = []
 watched: list[str] = []
 
 
@@ -50,15 +49,15 @@ def cases() -> list[Case]:
 
 
 def listen(event: str, words: Sequence[Any]) -> None:
-    """Write down what a folder made this process do, and that it took a line of its own for code."""
+    """Record forbidden events, executed code of the folder, and writes to it."""
     if not watched:
         return
-    if event in UNHEARD_OF and not (event == "marshal.loads" and _is_importing()):
-        heard.append(f"{event} {words!r:.200}")
+    if event in FORBIDDEN_EVENTS and not (event == "marshal.loads" and _is_importing()):
+        events.append(f"{event} {words!r:.200}")
     elif event == "exec" and watched[0] in getattr(words[0], "co_filename", ""):
-        heard.append(f"exec {words[0].co_filename}")
+        events.append(f"exec {words[0].co_filename}")
     elif event == "open" and isinstance(words[0], str) and words[0].startswith(watched[0]) and words[2] & os.O_ACCMODE:
-        heard.append(f"write {words[0]}")
+        events.append(f"write {words[0]}")
 
 
 def _is_importing() -> bool:
@@ -104,7 +103,7 @@ def make_good(root: Path) -> None:
 
 
 def use(folder: Path) -> list[np.ndarray]:
-    """Load a folder and ask it for everything."""
+    """Load a folder and return all its outputs."""
     bert = ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
     found = [np.concatenate(bert.embed_tokens(TEXTS)), bert.embed(TEXTS)]
     # Vectors of a model with labels are not compared.
@@ -119,29 +118,29 @@ def use(folder: Path) -> list[np.ndarray]:
 
 
 def try_case(case: Case, root: Path, good: list[np.ndarray]) -> dict[str, Any]:
-    """Make a folder, load it, and return what came of it."""
+    """Make a folder, load it, and return the result."""
     folder = root / "tried" / "model"
     shutil.rmtree(folder.parent, ignore_errors=True)
     shutil.copytree(root / case.of, folder)
     case.make(folder)
     before = restart_peak(CPU)
-    begun, begun_cpu = time.monotonic(), time.process_time()
-    heard.clear()
+    start, start_cpu = time.monotonic(), time.process_time()
+    events.clear()
     watched.append(str(root / "tried"))
-    told: dict[str, Any] = {"kind": case.kind, "name": case.name, "says": case.says}
+    result: dict[str, Any] = {"kind": case.kind, "name": case.name, "says": case.says}
     try:
         found = use(folder)
-        # The last bit of a product depends on where in memory its weights begin, so on the file that they lie in.
+        # The last bit of a GEMM depends on the alignment of its weights, and so on their file.
         equal = np.allclose if case.kind == "index" else np.array_equal
         same = len(found) == len(good) and all(equal(a, b) for a, b in zip(found, good, strict=True))
-        told |= {"outcome": "loaded", "same": same}
+        result |= {"outcome": "loaded", "same": same}
     except InputError as error:
-        told |= {"outcome": "refused", "message": str(error).replace(str(folder), "MODEL")}
-    except BaseException as error:  # what is tested is that there is none of these
-        told |= {"outcome": "crashed", "message": f"{type(error).__name__}: {error}"[:300]}
+        result |= {"outcome": "refused", "message": str(error).replace(str(folder), "MODEL")}
+    except BaseException as error:  # the test expects none of these
+        result |= {"outcome": "crashed", "message": f"{type(error).__name__}: {error}"[:300]}
     watched.clear()
-    return told | {
-        "cpu_s": time.process_time() - begun_cpu, "wall_s": time.monotonic() - begun, "heard": list(heard),
+    return result | {
+        "cpu_s": time.process_time() - start_cpu, "wall_s": time.monotonic() - start, "events": list(events),
         "peak_bytes": peak_memory(CPU) - before, "canary": Path(os.environ["CANARY"]).exists(),
         "imported": sorted(name for name in sys.modules if "evil" in name),
     }  # fmt: skip
@@ -159,7 +158,7 @@ def try_all(root: Path, only: str) -> Iterator[dict[str, Any]]:
 
 
 def main() -> None:
-    """Try them, and print a table."""
+    """Try the cases, and print a table."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", default="")
@@ -168,10 +167,10 @@ def main() -> None:
     words.out.mkdir(parents=True, exist_ok=True)
     kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
     with (words.out / "cases.jsonl").open("w") as file:
-        for told in try_all(words.out, words.only):
-            file.write(json.dumps(told) + "\n")
+        for result in try_all(words.out, words.only):
+            file.write(json.dumps(result) + "\n")
             file.flush()
-            kinds[told["kind"]].append(told)
+            kinds[result["kind"]].append(result)
     print("| kind | folders | refused | harmless | slowest, CPU s | most memory, MB |")
     print("| --- | --- | --- | --- | --- | --- |")
     for kind, some in kinds.items():

@@ -1,7 +1,4 @@
-"""Hostile folders of other families, which `transformers` builds: configs that name code, kernels and other files.
-
-In: nothing. Out: cases.
-"""
+"""Hostile folders of other families, which `transformers` builds: configs that name code, kernels and other files."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +18,7 @@ EVIL = {"AutoModel": "modeling_evil.Evil", "AutoConfig": "modeling_evil.Evil", "
 
 
 def cases() -> Iterator[Case]:
-    """Yield them all."""
+    """Yield all cases."""
     code = add("modeling_evil.py", EVIL_CODE.encode())
 
     def case(name: str, make: Make, says: str | None) -> Case:
@@ -36,7 +33,7 @@ def cases() -> Iterator[Case]:
     yield case("auto_map to another repository", edited(CONFIG, {"auto_map": {"AutoModel": "evil/repo--m.Evil"}}), None)
     strange = {"model_type": "strange", "auto_map": EVIL}
     yield case(
-        "a family of its own code", all_of(edited(CONFIG, strange), code), "model_type: found 'strange', expected"
+        "a family with custom code", all_of(edited(CONFIG, strange), code), "model_type: found 'strange', expected"
     )
     for family in ("timm_wrapper", "encoder-decoder", "clip", "llama", "t5", "rag", "../bert", "", "BERT"):
         yield config("config.json: model_type: found", model_type=family)

@@ -1,8 +1,4 @@
-"""What a folder is made hostile with.
-
-In: a good folder. Out: small functions that change a copy of it, and cases that name them. A file of its own because
-every kind of case is made of the same few changes.
-"""
+"""Functions that make a copy of a good model folder hostile, and the cases that use them."""
 
 import json
 import os
@@ -20,9 +16,9 @@ Make = Callable[[Path], None]
 
 @dataclass(frozen=True)
 class Case:
-    """One hostile folder: how it is made of the good folder `of`, and what is said of it.
+    """One hostile folder: `make` changes a copy of the good folder `of`.
 
-    `says` is part of the reason for which it is refused; None: it loads, and computes what the good folder does.
+    `says` is part of the expected error; with None it loads and computes the same as the good folder.
     """
 
     kind: str
@@ -33,24 +29,24 @@ class Case:
 
 
 class Canary:
-    """What a pickle makes of itself: a file that tells that the pickle was opened."""
+    """An object that creates a file when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (os.system, (f"touch {os.environ['CANARY']}",))
 
 
 def pickled(protocol: int = 2) -> bytes:
-    """Return a pickle that leaves a trace when it is opened."""
+    """Return a pickle that creates a file when it is loaded."""
     return pickle.dumps({"model.final_norm.weight": Canary()}, protocol=protocol)
 
 
 def plain(content: Any) -> bytes:
-    """Return what a file holds: bytes as they are, all else as JSON."""
+    """Return the content of a file: bytes unchanged, other values as JSON."""
     return content if isinstance(content, bytes) else json.dumps(content).encode()
 
 
 def add(name: str, content: Any) -> Make:
-    """Write a file, over what was there."""
+    """Write or replace a file."""
 
     def make(folder: Path) -> None:
         path = folder / name
@@ -76,7 +72,7 @@ def edited(name: str, change: Mapping[str, Any] | Callable[[dict[str, Any]], obj
 
 
 def linked(name: str, target: str) -> Make:
-    """Put a link in the place of a file."""
+    """Replace a file by a link."""
 
     def make(folder: Path) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
@@ -87,7 +83,7 @@ def linked(name: str, target: str) -> Make:
 
 
 def pipe(name: str) -> Make:
-    """Put a pipe in the place of a file: whoever opens it waits for ever."""
+    """Replace a file by a pipe; reading it blocks forever."""
 
     def make(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
@@ -97,7 +93,7 @@ def pipe(name: str) -> Make:
 
 
 def all_of(*makes: Make) -> Make:
-    """Do one after another."""
+    """Apply several changes in order."""
 
     def make(folder: Path) -> None:
         for each in makes:
@@ -107,6 +103,6 @@ def all_of(*makes: Make) -> Make:
 
 
 def stored(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
-    """Return a safetensors file, whatever its header says."""
+    """Return a safetensors file with any header."""
     written = plain(header)
     return struct.pack("<Q", len(written) if length is None else length) + written + data

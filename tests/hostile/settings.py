@@ -1,7 +1,4 @@
-"""Hostile settings: configs that name code or sizes of no model, bombs of JSON, files that are none.
-
-In: nothing. Out: cases.
-"""
+"""Hostile settings: configs that name code or impossible sizes, JSON bombs, entries that are not regular files."""
 
 import json
 import os
@@ -15,14 +12,14 @@ __all__ = ["cases"]
 
 CONFIG, SETTINGS, LIMITS = "config.json", "config_sentence_transformers.json", "sentence_bert_config.json"
 UNREADABLE = "config.json: is not readable JSON"
-# Read of a model folder, and what is said where one is no file.
+# The files that loading a model folder reads.
 READ = (CONFIG, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "model.safetensors",
         "modules.json", SETTINGS, LIMITS, "1_Pooling/config.json")  # fmt: skip
 EVIL_CODE = "import os\nos.system('touch ' + os.environ['CANARY'])\nclass Evil: pass\n"
 
 
 def cases() -> Iterator[Case]:
-    """Yield them all."""
+    """Yield all cases."""
     yield from _code()
     yield from _sizes()
     yield from _bombs()
@@ -31,7 +28,7 @@ def cases() -> Iterator[Case]:
 
 
 def _code() -> Iterator[Case]:
-    """Keys that name code: they are passed over, but for those that say which weights there are, and in what form."""
+    """Yield keys that name code. They are ignored, except for keys that describe the weights."""
     named = {
         "auto_map": {"AutoModel": "modeling_evil.Evil", "AutoConfig": "modeling_evil.Evil"},
         "_attn_implementation_internal": "evil/kernel",

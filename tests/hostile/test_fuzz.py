@@ -1,4 +1,4 @@
-"""Folders with anything in their files: each loads and answers, or is refused with an `InputError`."""
+"""Fuzzed model folders: each loads and computes, or is refused with an `InputError`."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ ANYTHING = st.recursive(
 
 
 def places(document: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Yield the way to every value in a document; of long lists and objects to the first and the last."""
+    """Yield the path to every value of a document; in long lists and objects, to the first and the last."""
     yield way
     keys = (
         list(document)
@@ -48,7 +48,7 @@ def places(document: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
 
 @st.composite
 def damaged(draw: st.DrawFn, document: Any) -> Any:
-    """Draw a document in which some values are others, are gone, or are new."""
+    """Draw a document with some values replaced, removed or added."""
     changed = copy.deepcopy(document)
     for _ in range(draw(st.integers(1, 3))):
         *way, last = draw(st.sampled_from([each for each in places(changed) if each] or [("new",)]))
@@ -63,7 +63,7 @@ def damaged(draw: st.DrawFn, document: Any) -> Any:
 
 
 def answers(folder: Path) -> bool:
-    """Load a folder and use it; say whether it was willing."""
+    """Load a folder and use it; return whether it was accepted."""
     try:
         bert = ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
         bert.embed(["a city", "aaaa"])

@@ -1,6 +1,6 @@
-"""Hostile model folders: no code of theirs runs, none is the end of the process, each is refused soon and by name.
+"""Hostile model folders: none executes code or crashes the process, and each is refused quickly by name.
 
-What loads all the same, because the hostile part of it is passed over, computes what the good folder computes.
+A folder whose hostile part is ignored loads, and computes the same as the good folder.
 """
 
 import json
@@ -22,8 +22,8 @@ KINDS = Counter(case.kind for case in cases())
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """Try all of them in a process of their own, for any may be its end."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """Run all cases in a separate process, since any may crash it."""
     out = tmp_path_factory.mktemp("hostile")
     words = [sys.executable, "-m", "tests.hostile", "--out", str(out)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
@@ -35,10 +35,10 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, A
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_folder_is_refused_by_name_or_computes_what_the_good_one_does(
-    told: dict[str, list[dict[str, Any]]], kind: str
+    results: dict[str, list[dict[str, Any]]], kind: str
 ) -> None:
-    assert len(told[kind]) == KINDS[kind]
-    for line in told[kind]:
+    assert len(results[kind]) == KINDS[kind]
+    for line in results[kind]:
         if line["says"] is None:
             assert line["outcome"] == "loaded" and line["same"], line
         else:
@@ -47,15 +47,15 @@ def test_every_folder_is_refused_by_name_or_computes_what_the_good_one_does(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_folder_runs_code_or_takes_long_or_much(told: dict[str, list[dict[str, Any]]], kind: str) -> None:
-    for line in told[kind]:
-        assert not line["canary"] and not line["heard"] and not line["imported"], line
-        # Of a processor: other tests run at the same time.
+def test_no_folder_runs_code_or_takes_long_or_much(results: dict[str, list[dict[str, Any]]], kind: str) -> None:
+    for line in results[kind]:
+        assert not line["canary"] and not line["events"] and not line["imported"], line
+        # CPU time, since other tests run at the same time.
         assert line["cpu_s"] < 2 and line["peak_bytes"] < 500e6, line
 
 
 def test_a_file_is_read_no_further_than_it_is_long() -> None:
-    """A file of the system that says it is empty may give bytes for ever."""
+    """A system file of size 0 may return bytes forever."""
     assert read_bytes(Path("/proc/self/status"), 100) == b""
     with pytest.raises(InputError, match="/dev/zero: is a pipe or a device, expected a file"):
         read_bytes(Path("/dev/zero"), 100)

@@ -1,7 +1,4 @@
-"""Hostile tokenizers: text that grows without end, patterns that never end, ids of no token.
-
-In: nothing. Out: cases.
-"""
+"""Hostile tokenizers: text that grows without bound, catastrophic patterns, ids without a token."""
 
 import base64
 from collections.abc import Callable, Iterator
@@ -15,12 +12,12 @@ __all__ = ["cases"]
 TOKENIZER = "tokenizer.json"
 FAILS = "tokenizer.json: fails on a text"
 UNREADABLE = "tokenizer.json: is not a tokenizer.json"
-# The file beside states the ids of all added tokens too, and would be the first to contradict.
+# tokenizer_config.json also lists the ids of all added tokens, and its check would fail first.
 ALONE = edited("tokenizer_config.json", lambda found: found.pop("added_tokens_decoder"))
 
 
 def cases() -> Iterator[Case]:
-    """Yield them all."""
+    """Yield all cases."""
     yield from _growing()
     yield from _patterns()
     yield from _ids()
@@ -186,7 +183,7 @@ def _forms() -> Iterator[Case]:
     for file in ("tokenizer_config.json", "special_tokens_map.json"):
         for name, (content, says) in beside.items():
             yield Case("tokenizer", f"{file}: {name}", add(file, content), says)
-        # Beside the added tokens of the other file, transformers does not read this one's.
+        # transformers ignores the added tokens of this file if the other file has some.
         says = "the vocabulary has 100,512 entries" if file == "tokenizer_config.json" else None
         many = {"additional_special_tokens": [f"<{n}>" for n in range(100_000)]}
         yield Case("tokenizer", f"{file}: a hundred thousand special tokens", add(file, many), says)

@@ -1,7 +1,4 @@
-"""Hostile weights: pickles of every kind, headers that lie, tensors of no model, indexes that climb out.
-
-In: nothing. Out: cases.
-"""
+"""Hostile weights: pickles of every kind, false headers, unknown tensors, indexes that name files of other folders."""
 
 import gzip
 import io
@@ -29,7 +26,7 @@ NEVER = "a pickle, which is never loaded; expected model.safetensors"
 
 
 def cases() -> Iterator[Case]:
-    """Yield them all."""
+    """Yield all cases."""
     yield from _pickles()
     yield from _headers()
     yield from _tensors()

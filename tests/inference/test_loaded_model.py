@@ -441,15 +441,15 @@ asked = {
     "fewer labels": lambda: calls.cross_entropy_(logits, bias, labels[:9], None),
     "logits that are not contiguous": lambda: calls.cross_entropy_(wide, bias, labels, None),
     "a bias of another width": lambda: calls.cross_entropy_(logits, bias[:9], labels, None),
-    "a delta of fewer rows": lambda: calls.add_norm(rows, rows[:9], bias, 1e-5),
-    "a delta in float64": lambda: calls.add_norm(rows, rows.double(), bias, 1e-5),
-    "a scale of another width": lambda: calls.add_norm(rows, rows, bias[:64], 1e-5),
-    "a float32 delta to a bfloat16 stream": lambda: calls.add_norm(rows.bfloat16(), rows, bias, 1e-5),
+    "a delta of fewer rows": lambda: calls.residual_layer_norm(rows, rows[:9], bias, 1e-5),
+    "a delta in float64": lambda: calls.residual_layer_norm(rows, rows.double(), bias, 1e-5),
+    "a scale of another width": lambda: calls.residual_layer_norm(rows, rows, bias[:64], 1e-5),
+    "a float32 delta to a bfloat16 stream": lambda: calls.residual_layer_norm(rows.bfloat16(), rows, bias, 1e-5),
     "an odd width": lambda: calls.geglu(torch.randn(4, 33)),
     "GeGLU of another device": lambda: calls.geglu(rows.to(meta)),
     "a gradient in bfloat16": lambda: calls.update_moments_(moments[0].bfloat16(), *moments[1:], (0.9, 0.98), 1e-6),
     "moments of other sizes": lambda: calls.update_moments_(moments[0], moments[1][:9], moments[2], (0.9, 0.98), 1e-6),
-    "a weight that is not contiguous": lambda: calls.apply_moments_(wide, wide, wide, lr=1.0, kept=1.0, eps=1e-6),
+    "a weight that is not contiguous": lambda: calls.apply_moments_(wide, wide, wide, lr=1.0, decay=1.0, eps=1e-6),
 }
 for name, call in asked.items():
     try:

@@ -300,7 +300,7 @@ def test_what_a_user_can_mend_is_one_line_and_status_2(words: list[str], message
 
 
 def test_a_model_of_the_hub_is_found_in_its_cache_and_its_commit_is_said(
-    tmp_path: Path, small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The folders the hub's client leaves behind, of a model that was downloaded before."""
     commit = "0123456789abcdef0123456789abcdef01234567"
@@ -310,9 +310,10 @@ def test_a_model_of_the_hub_is_found_in_its_cache_and_its_commit_is_said(
     (kept / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert find_folder("owner/name", offline=True) == kept / "snapshots" / commit
-    assert capsys.readouterr().err == f"owner/name: main is commit {commit} today; revision={commit} pins it\n"
+    assert caplog.messages == [f"owner/name: main is commit {commit} today; revision={commit} pins it"]
+    caplog.clear()
     assert find_folder("owner/name", commit, offline=True).name == commit
-    assert capsys.readouterr().err == ""
+    assert not caplog.messages
     bert = ModernBert.load("owner/name", revision=commit, offline=True, device="cpu", dtype="float32")
     np.testing.assert_allclose(bert.embed("a"), small_bert.embed("a"), atol=1e-5)
     with pytest.raises(InputError, match="owner/other: neither a local folder nor an available model on the hub"):

@@ -49,7 +49,7 @@ def examples(task: str) -> list[Example]:
 
 
 def padded(task: str, items: list[Example]) -> dict[str, Tensor]:
-    """The same examples as transformers wants them."""
+    """Return the same examples in the format of transformers."""
     ids = torch.full((len(items), max(LENGTHS)), 3)
     mask = torch.zeros_like(ids)
     labels: Tensor = torch.full(ids.shape, -100)
@@ -100,8 +100,8 @@ def test_losses_and_gradients_equal_those_of_transformers_on_the_folder_we_write
         torch.testing.assert_close(ours(batch), expected.logits, atol=1e-5, rtol=0)
 
 
-def test_choices_cost_what_they_cost_in_transformers(tmp_path: Path, small_model: MaskedLM) -> None:
-    """Three questions of four choices each, as transformers wants them, and laid end to end."""
+def test_losses_of_choices_equal_those_of_transformers(tmp_path: Path, small_model: MaskedLM) -> None:
+    """Three questions of four choices each, padded for transformers and concatenated."""
     ours = start_classifier(small_model, "choose", ["score"], seed=1).eval()
     save_folder(tmp_path / "model", ours)
     theirs = AutoModelForMultipleChoice.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
@@ -157,7 +157,7 @@ def test_folders_of_transformers_load_and_come_back_byte_for_byte(
 
 
 def test_a_class_weight_counts_an_error_as_often(small_model: MaskedLM) -> None:
-    """The weighted mean is that of the rows repeated."""
+    """The weighted mean equals the mean of repeated rows."""
     model = started(small_model, "classify")
     items = examples("classify")
     repeated = [item for item in items for _ in range([1, 2, 3][int(item.labels[0])])]
@@ -166,7 +166,7 @@ def test_a_class_weight_counts_an_error_as_often(small_model: MaskedLM) -> None:
     assert float(total.detach()) == pytest.approx(float(plain.detach()), rel=1e-5) and float(count) == number
 
 
-def test_scores_start_anew_unless_labels_and_task_are_the_same(
+def test_the_classifier_is_new_unless_labels_and_task_are_the_same(
     small_model: MaskedLM, small_config: ModelConfig
 ) -> None:
     first = started(small_model, "classify")

@@ -1,4 +1,4 @@
-"""Files beside the weights and keys that decide: each is used as its own library uses it, or refused by name."""
+"""Configs and other files of a model folder: used in the same way as by their own library, or refused by name."""
 
 import json
 import shutil
@@ -83,7 +83,7 @@ READ: dict[str, dict[str, Any]] = {
     },
     "no entries": {"rope_parameters": {}},
     "null": {"rope_parameters": None},
-    "a bare theta that says what the others say": {
+    "a bare theta equal to the others": {
         "rope_theta": 600.0,
         "global_rope_theta": 600.0,
         "local_rope_theta": 600.0,
@@ -193,12 +193,12 @@ HEADS = {
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_every_folder_that_transformers_writes_loads_without_a_word(
+def test_every_folder_that_transformers_writes_loads_without_a_message(
     tmp_path: Path, kind: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     kind(ModernBertConfig(**SIZES)).save_pretrained(tmp_path)
     assert isinstance(load_model(tmp_path), HEADS[kind])
-    # A second time, after a look through the class that reads what it wrote.
+    # A second time, after transformers has loaded and saved it again.
     kind.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
     assert load_config(tmp_path / "again") == load_config(tmp_path)
     assert not caplog.text
@@ -300,7 +300,7 @@ def test_two_sets_of_weights_are_refused(bare: Path, tmp_path: Path) -> None:
         load_model(folder)
     (folder / "model.safetensors").unlink()
     load_model(folder)
-    # An index of the one file contradicts nothing.
+    # An index of the same file is no contradiction.
     one = shutil.copytree(bare, tmp_path / "one")
     index = {"weight_map": dict.fromkeys(load_file(one / "model.safetensors"), "model.safetensors")}
     (one / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -419,7 +419,7 @@ PYLATE = {
 
 
 def pylate(whole: Path, folder: Path, **changes: Any) -> Path:
-    """Write what PyLate writes: its early versions did not name the kind of model."""
+    """Write a folder of PyLate; its early versions did not name the type of model."""
     SentenceTransformer(str(whole), device="cpu").save(str(folder))
     modules = json.loads((folder / "modules.json").read_text())[:1]
     modules += [{"idx": 1, "name": "1", "path": "1_Dense", "type": "pylate.models.Dense.Dense"}]

@@ -1,4 +1,4 @@
-"""Growing by the published rule, element for element."""
+"""Growth by the published rule, element by element."""
 
 import pytest
 import torch

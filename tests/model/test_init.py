@@ -21,7 +21,7 @@ def model_of(config: ModelConfig, seed: int = 0) -> MaskedLM:
 
 def test_standard_deviations_and_cutoff() -> None:
     config = ModelConfig.preset("ettin-17m")
-    # The part of a normal distribution within two standard deviations is itself 0.8796 as wide.
+    # A normal distribution truncated at two standard deviations has 0.8796 of its standard deviation.
     cut = 0.8796
     within_one = math.erf(0.5**0.5) / math.erf(2**0.5)
     for name, parameter in model_of(config).named_parameters():
@@ -54,7 +54,7 @@ def test_first_loss_is_the_logarithm_of_the_vocabulary(name: str) -> None:
 
 
 def test_no_token_is_special_to_the_embedding(small_model: MaskedLM, small_config: ModelConfig) -> None:
-    """The published code leaves one row of the embedding without a gradient; here every token learns."""
+    """In the published code one row of the embedding gets no gradient; here every row does."""
     batch = Batch.from_documents([[small_config.pad_token_id, 0, 5]])
     small_model(batch).sum().backward()
     gradient = small_model.model.embeddings.tok_embeddings.weight.grad
@@ -70,7 +70,7 @@ def test_unknown_preset_and_field_suggest_the_nearest() -> None:
         ModelConfig.preset("base", hidden_size="64")
 
 
-def test_dropout_falls_on_the_attention_output_alone(small_config: ModelConfig) -> None:
+def test_only_the_attention_output_has_dropout(small_config: ModelConfig) -> None:
     model = MaskedLM(ModelConfig(**(small_config.as_dict() | {"attention_output_dropout": 0.1})))
     dropouts = {name: module.p for name, module in model.named_modules() if isinstance(module, torch.nn.Dropout)}
     assert dropouts == {f"model.layers.{n}.attn.out_drop": 0.1 for n in range(small_config.num_hidden_layers)}

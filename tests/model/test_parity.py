@@ -39,7 +39,7 @@ def documents(lengths: list[int], vocab_size: int, seed: int = 0) -> list[np.nda
 
 
 def ragged_lengths(seed: int) -> list[int]:
-    """1 to 64 documents, most of them short, some at the edges of window and block."""
+    """Draw 1 to 64 documents, most of them short, some at the edges of window and block."""
     rng = np.random.default_rng(seed)
     edges = [1, 2, 63, 64, 65, 66, 127, 128, 129, 130, 192]
     number = int(rng.integers(1, 65))
@@ -157,7 +157,7 @@ def test_a_document_gives_the_same_hidden_states_alone_and_in_any_batch(small_mo
             torch.testing.assert_close(together, expected, atol=1e-5, rtol=0)
 
 
-def test_logits_only_at_the_rows_asked_for(small_model: MaskedLM) -> None:
+def test_logits_at_label_positions(small_model: MaskedLM) -> None:
     batch = Batch.from_documents(documents([40, 9], 512))
     rows = torch.tensor([48, 0, 7])
     chosen = Batch(batch.tokens, batch.layout, label_positions=rows, labels=rows)

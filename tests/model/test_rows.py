@@ -1,4 +1,4 @@
-"""Rows that are asked for: what a model returns of them, and sends back through them, is what it does of all rows."""
+"""Selected rows: hidden states and gradients equal a pass over all rows."""
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ def gradients(model: Encoder, total: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize("where", WHERE, ids=lambda where: f"{len(where)} rows")
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_rows_alone_are_those_of_all_and_so_are_gradients(
+def test_rows_and_gradients_equal_those_of_all_rows(
     engine: str, recompute: bool, where: list[int], batch: Batch, small_config: ModelConfig
 ) -> None:
     model = Encoder(small_config, find_engine(engine))
@@ -47,7 +47,7 @@ def test_rows_alone_are_those_of_all_and_so_are_gradients(
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_the_last_layer_computes_what_is_asked_for_alone(batch: Batch, small_config: ModelConfig) -> None:
+def test_the_last_layer_computes_only_the_selected_rows(batch: Batch, small_config: ModelConfig) -> None:
     model = MaskedLM(small_config)
     initialize(model, small_config, seed=0)
     heights: dict[str, int] = {}
@@ -61,7 +61,7 @@ def test_the_last_layer_computes_what_is_asked_for_alone(batch: Batch, small_con
 
 
 @pytest.mark.skipif(build.unavailable_reason() is not None, reason=f"cpu {build.unavailable_reason()}")
-def test_an_encoder_for_inference_returns_rows_alone(batch: Batch, small_config: ModelConfig) -> None:
+def test_an_inference_plan_returns_only_the_selected_rows(batch: Batch, small_config: ModelConfig) -> None:
     engine = choose_engine("cpu", torch.device("cpu"), torch.float32, small_config)
     model = Encoder(small_config, engine).eval()
     initialize(model, small_config, seed=0)

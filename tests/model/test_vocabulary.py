@@ -1,4 +1,4 @@
-"""Another vocabulary for a model: what both have is kept, what is new is made of what was."""
+"""A new vocabulary: shared entries keep their rows, new entries are means of old rows."""
 
 import torch
 

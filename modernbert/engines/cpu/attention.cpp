@@ -23,7 +23,7 @@ namespace {
 constexpr int K = 64;  // width of a head, in every published model
 constexpr int KEYS_PER_STEP = 512;
 constexpr float LOG2_E = 1.44269504088896341f;
-constexpr float UNSEEN = -1e30f;  // a finite score of weight 0: inf - inf is NaN
+constexpr float MASKED = -1e30f;  // a finite score of weight 0: inf - inf is NaN
 static_assert(K == PANEL, "values need no repacking into panels");
 
 struct Heads {
@@ -125,13 +125,13 @@ void online_softmax_row(float* scores, T* weights, int width, Span seen, float s
                         float& l_i) {
     constexpr int STEP = 2 * LANES;
     const int first = seen.first / STEP * STEP, last = round_up(seen.last, STEP);
-    for (int j = first; j < seen.first; ++j) scores[j] = UNSEEN;
-    for (int j = seen.last; j < last; ++j) scores[j] = UNSEEN;
-    vfloat most[2] = {broadcast(UNSEEN), broadcast(UNSEEN)};
+    for (int j = first; j < seen.first; ++j) scores[j] = MASKED;
+    for (int j = seen.last; j < last; ++j) scores[j] = MASKED;
+    vfloat maxima[2] = {broadcast(MASKED), broadcast(MASKED)};
     for (int j = first; j < last; j += STEP)
-        for (int i = 0; i < 2; ++i) most[i] = max(load(scores + j + i * LANES), most[i]);
+        for (int i = 0; i < 2; ++i) maxima[i] = max(load(scores + j + i * LANES), maxima[i]);
     const float before = m_i;
-    m_i = std::max(m_i, hmax(max(most[0], most[1])) * scale);
+    m_i = std::max(m_i, hmax(max(maxima[0], maxima[1])) * scale);
     std::memset(weights, 0, first * sizeof(T));
     vfloat added[2] = {};
     for (int j = first; j < last; j += STEP) {
@@ -320,19 +320,19 @@ void attention_backward_task(const T* qkv, const T* attn_out, const float* lse, 
 // Queries per task. Each task rotates and packs its own keys, so in a global layer with few documents tasks are as
 // large as possible while each thread still gets several.
 int queries_per_task(const Heads& heads, int num_tokens, int num_threads) {
-    constexpr int LEAST = 512;
-    if (heads.is_local()) return LEAST;
-    return std::max(LEAST, round_up(int(int64_t(num_tokens) * heads.number / (8 * num_threads)), 96));
+    constexpr int MIN_QUERIES = 512;
+    if (heads.is_local()) return MIN_QUERIES;
+    return std::max(MIN_QUERIES, round_up(int(int64_t(num_tokens) * heads.number / (8 * num_threads)), 96));
 }
 
-// Split documents into tasks of at most `most_queries` queries, longest first, so the last ones to run are short.
-std::vector<Task> split_tasks(const int32_t* offsets, int num_docs, const Heads& heads, int most_queries) {
+// Split documents into tasks of at most `max_queries` queries, longest first, so the last ones to run are short.
+std::vector<Task> split_tasks(const int32_t* offsets, int num_docs, const Heads& heads, int max_queries) {
     std::vector<Task> tasks;
     for (int document = 0; document < num_docs; ++document) {
         const int start = offsets[document], length = offsets[document + 1] - start;
-        for (int first = 0; first < length; first += most_queries)
+        for (int first = 0; first < length; first += max_queries)
             for (int head = 0; head < heads.number; ++head)
-                tasks.push_back({start, length, {first, std::min(length, first + most_queries)}, head});
+                tasks.push_back({start, length, {first, std::min(length, first + max_queries)}, head});
     }
     auto work = [&](const Task& task) {
         const Span keys = visible_keys(heads, task.length, task.queries);

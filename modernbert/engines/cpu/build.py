@@ -3,6 +3,7 @@
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -19,6 +20,8 @@ from modernbert.errors import InputError
 from modernbert.files import write_file
 
 __all__ = ["library", "unavailable_reason"]
+
+logger = logging.getLogger("modernbert")
 
 _FLAGS = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fvisibility=hidden", "-w"]
 _FOLDER = Path(__file__).parent
@@ -62,7 +65,7 @@ def _load() -> ctypes.CDLL | str:
 
 
 def _open(target: Path) -> ctypes.CDLL:
-    """Load the cached library, or compile it; if it cannot be cached, it serves this process alone.
+    """Load the cached library, or compile it; if it cannot be cached, only this process uses it.
 
     Raises: subprocess.CalledProcessError if compilation fails; InputError if there is no compiler; OSError if the
         compiled file is not a library.
@@ -70,8 +73,8 @@ def _open(target: Path) -> ctypes.CDLL:
     untrusted = _untrusted(target.parent) or _untrusted(target)
     if not untrusted and _is_whole(target):
         return ctypes.CDLL(str(target))
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as room:
-        made = Path(room) / "kernels.so"
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        made = Path(folder) / "kernels.so"
         _compile(made)
         library = made.read_bytes()
         try:
@@ -80,7 +83,7 @@ def _open(target: Path) -> ctypes.CDLL:
             _make_private(target.parent)
             write_file(target, library + hashlib.sha256(library).digest())
         except InputError as error:
-            print(f"{error}; the next process compiles the kernels again", file=sys.stderr)
+            logger.warning("%s; the next process compiles the kernels again", error)
         return ctypes.CDLL(str(made))
 
 
@@ -99,7 +102,7 @@ def _untrusted(path: Path) -> str | None:
 
 
 def _make_private(folder: Path) -> None:
-    """Make the cache folder, for this user alone.
+    """Make the cache folder, readable for this user only.
 
     Raises: InputError if it cannot be made.
     """
@@ -133,10 +136,10 @@ def _compile(made: Path) -> None:
     compiler = next((found for name in ("g++", "c++") if (found := shutil.which(name))), None)
     if compiler is None:
         raise InputError("needs a C++ compiler (g++), found none")
-    print("compiling the CPU kernels for this processor, once", file=sys.stderr)
+    logger.warning("compiling the CPU kernels for this processor, once")
 
-    def run(*words: str) -> None:
-        subprocess.run([compiler, *_FLAGS, *words], capture_output=True, text=True, errors="replace", check=True)
+    def run(*arguments: str) -> None:
+        subprocess.run([compiler, *_FLAGS, *arguments], capture_output=True, text=True, errors="replace", check=True)
 
     objects = [str(made.with_name(f"{name}.o")) for name in _SOURCES]
     with ThreadPoolExecutor() as pool:  # one compiler process per source

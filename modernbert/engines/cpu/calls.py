@@ -20,8 +20,6 @@ from modernbert.engines.cpu.checked_calls import (
     INT64,
     WIDTH_STEP,
     call,
-    call_mixed,
-    call_named,
     expect,
     expect_angles,
     expect_offsets,
@@ -30,8 +28,8 @@ from modernbert.engines.cpu.checked_calls import (
 )
 
 __all__ = [
-    "PackedLayers", "add_norm", "apply_moments_", "attend", "cross_entropy_", "encode", "geglu", "linear", "multiply_",
-    "unpack_weight", "pack_weight", "update_moments_",
+    "PackedLayers", "apply_moments_", "attend", "cross_entropy_", "encode", "geglu", "linear", "multiply_",
+    "pack_weight", "residual_layer_norm", "unpack_weight", "update_moments_",
 ]  # fmt: skip
 
 # Outputs of one GEMM panel.
@@ -120,8 +118,9 @@ def encode(
     hidden = torch.empty(num_rows, width)
     qkv, attn_out = (embedded.new_empty(num_rows, number * width) for number in (3, 1))
     call(
-        "encode", embedded, out, hidden, qkv, attn_out, layers.table, final_norm, *angles[0], *angles[1], offsets,
-        len(offsets) - 1, num_tokens, len(layers.weights), width, feed_width, num_heads, *window, eps,
+        "encode", (layers.dtype,), embedded, out, hidden, qkv, attn_out, layers.table, final_norm, *angles[0],
+        *angles[1], offsets, len(offsets) - 1, num_tokens, len(layers.weights), width, feed_width, num_heads, *window,
+        eps,
     )  # fmt: skip
     return out
 
@@ -142,10 +141,10 @@ def linear(rows: Float[Tensor, "T D_in"], weight: Float[Tensor, "D_out D_in"]) -
 
 def pack_weight(
     matrix: Float[Tensor, "_ _"], dtype: torch.dtype | None = None, *, transposed: bool = False
-) -> Float[Tensor, "strips groups strip group"]:
-    """Pack a matrix [k, n] as the right operand of a GEMM: in strips of columns, with pairs of bfloat16 rows adjacent.
+) -> Float[Tensor, "panels groups width group"]:
+    """Pack a matrix [k, n] as the right operand of a GEMM: in panels of columns, with pairs of bfloat16 rows adjacent.
 
-    The width of a strip depends on the processor, and its rows are zero-padded to a multiple of 32. With `transposed`,
+    The width of a panel depends on the processor, and its rows are zero-padded to a multiple of 32. With `transposed`,
     the matrix is given as [n, k], like the weight of a linear layer.
 
     Raises: ValueError unless n is a multiple of 64 and, with `transposed`, k a multiple of 32.
@@ -157,28 +156,27 @@ def pack_weight(
     num_columns, depth = matrix.shape if transposed else matrix.shape[::-1]
     if num_columns % PANEL or (transposed and depth % 32):
         raise ValueError(f"a matrix of {depth} by {num_columns}, expected multiples of 32 and of {PANEL}")
-    strip, group = int(library().packed_width()), 4 // dtype.itemsize
-    strips = matrix.new_empty(num_columns // strip, _padded_depth(depth) // group, strip, group, dtype=dtype)
-    call_mixed(
-        "pack_transposed" if transposed else "pack", matrix, strips, matrix.contiguous(), strips, num_columns, depth
-    )
-    return strips
+    width, group = int(library().packed_width()), 4 // dtype.itemsize
+    packed = matrix.new_empty(num_columns // width, _padded_depth(depth) // group, width, group, dtype=dtype)
+    name = "pack_transposed" if transposed else "pack"
+    call(name, (matrix.dtype, dtype), matrix.contiguous(), packed, num_columns, depth)
+    return packed
 
 
 def _padded_depth(depth: int) -> int:
-    """Return the number of rows of packed strips: a multiple of the tile depth, at least one tile."""
+    """Return the number of rows of packed panels: a multiple of the tile depth, at least one tile."""
     return -(-max(depth, 1) // 32) * 32
 
 
-def unpack_weight(strips: Float[Tensor, "strips groups strip group"]) -> Float[Tensor, "n k"]:
+def unpack_weight(packed: Float[Tensor, "panels groups width group"]) -> Float[Tensor, "n k"]:
     """Return the weight [n, k] that `pack_weight` packed; k is a multiple of 32."""
-    return strips.transpose(1, 2).flatten(2).flatten(0, 1)
+    return packed.transpose(1, 2).flatten(2).flatten(0, 1)
 
 
 def multiply_(
     out: Float[Tensor, "m n"],
     rows: Float[Tensor, "_ _"],
-    strips: Float[Tensor, "strips groups strip group"],
+    packed: Float[Tensor, "panels groups width group"],
     *,
     transposed: bool = False,
     add: bool = False,
@@ -190,42 +188,43 @@ def multiply_(
     Raises: ValueError for shapes or dtypes that do not match.
     """
     num_rows, depth = rows.shape[::-1] if transposed else rows.shape
-    shape = num_rows, strips.shape[0] * strips.shape[2]
+    shape = num_rows, packed.shape[0] * packed.shape[2]
     if (
-        strips.shape[1] * strips.shape[3] != _padded_depth(depth)
+        packed.shape[1] * packed.shape[3] != _padded_depth(depth)
         or out.shape != shape
         or (transposed and num_rows % 16)
     ):
-        raise ValueError(f"{tuple(rows.shape)} times strips {tuple(strips.shape)} into {tuple(out.shape)}")
+        raise ValueError(f"{tuple(rows.shape)} times packed {tuple(packed.shape)} into {tuple(out.shape)}")
     expect("rows", rows, FLOATS, None, None, contiguous=False)
-    expect("strips", strips, (rows.dtype,), None, None, None, None)
+    expect("packed", packed, (rows.dtype,), None, None, None, None)
     expect("out", out, (torch.float32, rows.dtype), *shape)
-    call_mixed("multiply_rows", out, rows, rows.contiguous(), int(transposed), strips, out, *shape, depth, int(add))
+    dtypes = out.dtype, rows.dtype
+    call("multiply_rows", dtypes, rows.contiguous(), int(transposed), packed, out, *shape, depth, int(add))
     return out
 
 
-def add_norm(
-    hidden: Float[Tensor, "T D"],
-    delta: Float[Tensor, "T D"],
+def residual_layer_norm(
+    residual: Float[Tensor, "T D"],
+    x: Float[Tensor, "T D"],
     scale: Float[Tensor, " D"],
     eps: float,
     dropout: float = 0.0,
 ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]:
-    """Return `hidden + delta` in the dtype of `hidden`, and its LayerNorm in the dtype of `delta`.
+    """Return `residual + dropout(x)` in the dtype of `residual`, and its LayerNorm in the dtype of `x`.
 
-    Dropout is applied to `delta`; its seed comes from torch's generator. D is a multiple of 16.
+    The seed of dropout comes from torch's generator. D is a multiple of 16.
 
     Raises: ValueError for tensors of another dtype, device or shape.
     """
-    num_rows, width = hidden.shape
-    expect("hidden", hidden, FLOATS, num_rows, width, contiguous=False)
-    # The residual stream is never held in fewer bits than what is added to it.
-    narrow = (hidden.dtype,) if hidden.dtype == torch.bfloat16 else FLOATS
-    expect("delta", delta, narrow, num_rows, width, contiguous=False)
+    num_rows, width = residual.shape
+    expect("residual", residual, FLOATS, num_rows, width, contiguous=False)
+    # The residual stream never has fewer bits than the added rows.
+    narrow = (torch.bfloat16,) if residual.dtype == torch.bfloat16 else FLOATS
+    expect("x", x, narrow, num_rows, width, contiguous=False)
     expect("scale", scale, (torch.float32, torch.bfloat16, torch.float16), width, contiguous=False)
     expect_whole_vectors(width)
     seed = int(torch.randint(2**31, ())) if dropout else 0
-    result: tuple[Tensor, Tensor] = _AddNorm.apply(hidden, delta, scale, eps, (float(dropout), seed))
+    result: tuple[Tensor, Tensor] = _ResidualLayerNorm.apply(residual, x, scale, eps, (float(dropout), seed))
     return result
 
 
@@ -260,7 +259,7 @@ def cross_entropy_(
     if num_rows and not (0 <= int(labels.min()) and int(labels.max()) < width):
         raise IndexError(f"labels from {int(labels.min())} to {int(labels.max())}, expected 0 to {width - 1}")
     parts = None if grad_bias is None else torch.empty(-(-num_rows // rows_per_block()), width)
-    loss = call("cross_entropy", logits, bias.float(), labels, parts, num_rows, width)
+    loss = call("cross_entropy", (logits.dtype,), logits, bias.float(), labels, parts, num_rows, width)
     if grad_bias is not None and parts is not None:
         grad_bias += parts.sum(dim=0)
     return float(loss)
@@ -273,18 +272,19 @@ def update_moments_(grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, betas: tu
     """
     for name, tensor in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
         expect(name, tensor, FLOAT32, *grad.shape)
-    rest1, rest2 = 1 - betas[0], 1 - betas[1]
-    return float(call_named("update_moments", grad, exp_avg, exp_avg_sq, grad.numel(), rest1, betas[1], rest2, eps))
+    beta1, beta2 = betas
+    rates = 1 - beta1, beta2, 1 - beta2
+    return float(call("update_moments", (), grad, exp_avg, exp_avg_sq, grad.numel(), *rates, eps))
 
 
-def apply_moments_(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, lr: float, kept: float, eps: float) -> None:
-    """Scale one float32 tensor by `kept` and take an Adam step of `lr`.
+def apply_moments_(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, lr: float, decay: float, eps: float) -> None:
+    """Scale one float32 tensor by `decay` and take an Adam step of `lr`.
 
     Raises: ValueError for tensors of another dtype, device or layout, or of different shapes.
     """
     for name, tensor in (("weight", weight), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
         expect(name, tensor, FLOAT32, *weight.shape)
-    call_named("apply_moments", weight, exp_avg, exp_avg_sq, weight.numel(), lr, kept, eps)
+    call("apply_moments", (), weight, exp_avg, exp_avg_sq, weight.numel(), lr, decay, eps)
 
 
 class _Linear(torch.autograd.Function):
@@ -314,7 +314,7 @@ class _Attend(torch.autograd.Function):
         attn_out = qkv.new_empty(num_tokens, num_heads, width)
         lse = torch.empty(num_tokens, num_heads) if ctx.needs_input_grad[0] else None
         shape = (len(offsets) - 1, num_heads, *window)
-        call("attend", qkv, attn_out, lse, cosines, sines, offsets, *shape)
+        call("attend", (qkv.dtype,), qkv, attn_out, lse, cosines, sines, offsets, *shape)
         ctx.save_for_backward(qkv, attn_out, lse, cosines, sines, offsets)
         ctx.shape = shape
         return attn_out
@@ -324,24 +324,25 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         qkv, attn_out, lse, *fixed = ctx.saved_tensors
         grad_qkv = torch.empty_like(qkv)
-        call("attend_backward", qkv, attn_out, lse, grad.contiguous(), grad_qkv, *fixed, *ctx.shape)
+        call("attend_backward", (qkv.dtype,), qkv, attn_out, lse, grad.contiguous(), grad_qkv, *fixed, *ctx.shape)
         return grad_qkv, None, None, None, None
 
 
-class _AddNorm(torch.autograd.Function):
+class _ResidualLayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, delta: Tensor, scale: Tensor, eps: float, dropout: tuple[float, int]
+        ctx: Any, residual: Tensor, x: Tensor, scale: Tensor, eps: float, dropout: tuple[float, int]
     ) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
-        hidden, delta = hidden.contiguous(), delta.contiguous()
-        wide_scale, moments = scale.float().contiguous(), torch.empty(len(hidden), 2)
-        total, normed = torch.empty_like(hidden), torch.empty_like(delta)
-        call_mixed(
-            "add_norm", hidden, delta, hidden, delta, wide_scale, eps, total, normed, moments, *dropout, *hidden.shape
-        )
+        residual, x = residual.contiguous(), x.contiguous()
+        wide_scale, moments = scale.float().contiguous(), torch.empty(len(residual), 2)
+        total, normed = torch.empty_like(residual), torch.empty_like(x)
+        call(
+            "residual_layer_norm", (residual.dtype, x.dtype), residual, x, wide_scale, eps, total, normed, moments,
+            *dropout, *residual.shape,
+        )  # fmt: skip
         ctx.save_for_backward(total, scale, wide_scale, moments)
-        ctx.narrow, ctx.dropout = delta.dtype, dropout
+        ctx.narrow, ctx.dropout = x.dtype, dropout
         return total, normed
 
     @staticmethod
@@ -350,19 +351,18 @@ class _AddNorm(torch.autograd.Function):
         total, scale, wide_scale, moments = ctx.saved_tensors
         if grad_normed is None:
             grad_normed = torch.zeros_like(total, dtype=ctx.narrow)
-        grad_hidden = torch.empty_like(total)
+        grad_residual = torch.empty_like(total)
         # With one dtype and no dropout, both gradients are the same tensor.
-        share, _ = ctx.dropout
-        is_one = ctx.narrow == total.dtype and not share
-        grad_delta = None if is_one else torch.empty_like(total, dtype=ctx.narrow)
+        is_one = ctx.narrow == total.dtype and not ctx.dropout[0]
+        grad_x = None if is_one else torch.empty_like(total, dtype=ctx.narrow)
         parts = torch.empty(-(-len(total) // rows_per_block()), total.shape[1])
         grad_total = None if grad_total is None else grad_total.contiguous()
-        call_mixed(
-            "add_norm_backward", total, grad_normed, total, wide_scale, moments, grad_total, grad_normed.contiguous(),
-            grad_hidden, grad_delta, parts, *ctx.dropout, *total.shape,
+        call(
+            "residual_layer_norm_backward", (total.dtype, grad_normed.dtype), total, wide_scale, moments, grad_total,
+            grad_normed.contiguous(), grad_residual, grad_x, parts, *ctx.dropout, *total.shape,
         )  # fmt: skip
         grad_scale = parts.sum(dim=0).to(scale.dtype)
-        return grad_hidden, grad_hidden if grad_delta is None else grad_delta, grad_scale, None, None
+        return grad_residual, grad_residual if grad_x is None else grad_x, grad_scale, None, None
 
 
 class _Geglu(torch.autograd.Function):
@@ -371,7 +371,7 @@ class _Geglu(torch.autograd.Function):
         both = both.contiguous()
         num_rows, width = both.shape[0], both.shape[1] // 2
         out = both.new_empty(num_rows, width)
-        call("geglu", both, out, num_rows, width)
+        call("geglu", (both.dtype,), both, out, num_rows, width)
         ctx.save_for_backward(both)
         return out
 
@@ -380,5 +380,5 @@ class _Geglu(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
         (both,) = ctx.saved_tensors
         grad_both = torch.empty_like(both)
-        call("geglu_backward", both, grad.contiguous(), grad_both, *grad.shape)
+        call("geglu_backward", (both.dtype,), both, grad.contiguous(), grad_both, *grad.shape)
         return grad_both

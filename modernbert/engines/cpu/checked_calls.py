@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 
 from modernbert.engines.cpu.build import library
+from modernbert.engines.engine import dtype_name
 
-__all__ = [
-    "call", "call_mixed", "call_named", "expect", "expect_angles", "expect_offsets", "expect_whole_vectors",
-    "rows_per_block",
-]  # fmt: skip
+__all__ = ["call", "expect", "expect_angles", "expect_offsets", "expect_whole_vectors", "rows_per_block"]
 
 HEAD_WIDTH = 64
 # Rows are processed in whole vectors; the widest has this many lanes.
@@ -24,9 +22,9 @@ FLOAT32, INT32, INT64 = (torch.float32,), (torch.int32,), (torch.int64,)
 def expect(
     name: str, tensor: Tensor, dtypes: Sequence[torch.dtype], *shape: int | None, contiguous: bool = True
 ) -> None:
-    """Check a tensor before C++ reads its memory; None stands for any size.
+    """Check a tensor before C++ reads its memory; None accepts any size.
 
-    Raises: ValueError naming what was found and expected.
+    Raises: ValueError naming the found and the expected dtype, shape, strides and device.
     """
     if (
         tensor.dtype in dtypes
@@ -36,10 +34,10 @@ def expect(
         and (not contiguous or tensor.is_contiguous())
     ):
         return
-    types = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+    types = " or ".join(map(dtype_name, dtypes))
     sizes = ", ".join("any" if size is None else str(size) for size in shape)
     raise ValueError(
-        f"{name}: found {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)} of strides "
+        f"{name}: found {dtype_name(tensor.dtype)} {list(tensor.shape)} of strides "
         f"{list(tensor.stride())} on {tensor.device}, "
         f"expected{' contiguous' if contiguous else ''} {types} [{sizes}] on cpu"
     )
@@ -69,23 +67,10 @@ def rows_per_block() -> int:
     return int(library().rows_per_block())
 
 
-def call(name: str, first: Tensor, *rest: Tensor | int | float | None) -> Any:
-    """Call the C++ function for the dtype of the first tensor."""
-    return call_named(f"{name}_{_type(first)}", first, *rest)
-
-
-def _type(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def call_mixed(name: str, wide: Tensor, narrow: Tensor, *arguments: Tensor | int | float | None) -> Any:
-    """Call the C++ function for two dtypes: that of the residual stream and that of GEMMs."""
-    return call_named(f"{name}_{_type(wide)}_{_type(narrow)}", *arguments)
-
-
-def call_named(name: str, *arguments: Tensor | int | float | None) -> Any:
-    """Call a C++ function by its full name."""
-    return getattr(library(), name)(*_as_c(arguments), ctypes.c_int64(torch.get_num_threads()))
+def call(name: str, dtypes: Sequence[torch.dtype], *arguments: Tensor | int | float | None) -> Any:
+    """Call the C++ function of a name for some dtypes, such as `geglu_float32`."""
+    function = getattr(library(), "_".join((name, *map(dtype_name, dtypes))))
+    return function(*_as_c(arguments), ctypes.c_int64(torch.get_num_threads()))
 
 
 def _as_c(arguments: Sequence[Tensor | int | float | None]) -> list[Any]:

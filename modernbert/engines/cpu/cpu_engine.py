@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from modernbert.batch import SequenceLengths
@@ -14,9 +14,9 @@ from modernbert.engines.cpu import build, calls
 from modernbert.engines.cpu.checked_calls import HEAD_WIDTH, WIDTH_STEP
 from modernbert.engines.cpu.packed_encoder import PackedEncoder
 from modernbert.engines.cpu.prepacked_linear import PrepackedLinears, can_prepack
-from modernbert.engines.engine import AttentionFn, Engine, OptimizerKernels, Rope, Window, dtype_name
-from modernbert.engines.inference_plan import InferencePlan, is_plain, is_plain_norm
-from modernbert.engines.linear_cross_entropy import ChunkGemms, chunked_linear_cross_entropy
+from modernbert.engines.engine import AttentionFn, Engine, OptimizerKernels, Rope, RowKernels, Window, dtype_name
+from modernbert.engines.inference_plan import InferencePlan, is_plain
+from modernbert.engines.linear_cross_entropy import ChunkKernels
 from modernbert.model.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -61,28 +61,13 @@ class CpuEngine(Engine):
             return super().linear(layer, x)
         return calls.linear(x.to(dtype), layer.weight)
 
-    def residual_layer_norm(
-        self, residual: Tensor, x: Tensor, norm: nn.LayerNorm, dropout: float
-    ) -> tuple[Tensor, Tensor]:
-        """Return `residual + dropout(x)` and its LayerNorm, in one pass."""
-        if not is_plain_norm(norm):
-            return super().residual_layer_norm(residual, x, norm, dropout)
-        return calls.add_norm(residual, x, norm.weight, norm.eps, dropout)
+    def row_kernels(self) -> RowKernels:
+        """Return LayerNorm and GeGLU in C++."""
+        return calls
 
-    def geglu(self, x: Float[Tensor, "T F2"]) -> Float[Tensor, "T F"]:
-        """Return the exact GELU of the first half of each row times the second half."""
-        return calls.geglu(x)
-
-    def linear_cross_entropy(
-        self,
-        x: Float[Tensor, "M D"],
-        weight: Float[Tensor, "V D"],
-        bias: Float[Tensor, " V"],
-        labels: Integer[Tensor, " M"],
-    ) -> tuple[Float[Tensor, ""], int]:
-        """Return the summed cross entropy and the number of rows; GEMMs in C++ for the widths they support."""
-        gemms = _PackedGemms if supports_gemm(*weight.shape) else ChunkGemms
-        return chunked_linear_cross_entropy(x, weight, bias, labels, _cross_entropy_, gemms), len(labels)
+    def chunk_kernels(self, weight: Float[Tensor, "V D"]) -> type[ChunkKernels]:
+        """Return the cross entropy in C++, and GEMMs in C++ for the widths they support."""
+        return _PackedChunks if supports_gemm(*weight.shape) else _CppChunks
 
     def optimizer_kernels(self, device: torch.device) -> OptimizerKernels | None:
         """Return the two passes of the optimizer step in C++."""
@@ -105,11 +90,14 @@ def supports_gemm(*widths: int) -> bool:
     return not any(width % calls.PANEL for width in widths) and not has_amx()
 
 
-def _cross_entropy_(logits: Tensor, bias: Tensor, labels: Tensor, grad_bias: Tensor | None, scratch: Tensor) -> float:
-    return calls.cross_entropy_(logits, bias, labels, grad_bias)
+class _CppChunks(ChunkKernels):
+    """Cross entropy in C++."""
+
+    def cross_entropy_(self, logits: Tensor, bias: Tensor, labels: Tensor, grad_bias: Tensor | None) -> float:
+        return calls.cross_entropy_(logits, bias, labels, grad_bias)
 
 
-class _PackedGemms(ChunkGemms):
+class _PackedChunks(_CppChunks):
     """GEMMs in C++, with the weight packed once for all chunks."""
 
     def logits_(self, out: Tensor, x: Tensor) -> Tensor:
@@ -148,10 +136,10 @@ class _CpuOptimizerKernels:
         exp_avgs: Sequence[Tensor],
         exp_avg_sqs: Sequence[Tensor],
         rates: Float[Tensor, " tensors"],
-        kept: Float[Tensor, " tensors"],
+        decays: Float[Tensor, " tensors"],
         eps: float,
     ) -> None:
-        for weight, m, v, rate, share in zip(
-            weights, exp_avgs, exp_avg_sqs, rates.tolist(), kept.tolist(), strict=True
+        for weight, m, v, rate, decay in zip(
+            weights, exp_avgs, exp_avg_sqs, rates.tolist(), decays.tolist(), strict=True
         ):
-            calls.apply_moments_(weight, m, v, lr=rate, kept=share, eps=eps)
+            calls.apply_moments_(weight, m, v, lr=rate, decay=decay, eps=eps)

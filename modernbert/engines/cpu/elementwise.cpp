@@ -19,55 +19,57 @@ void for_blocks(int64_t num_rows, int num_threads, const Do& run) {
         run(block, block * ROWS_PER_BLOCK, std::min(num_rows, (block + 1) * ROWS_PER_BLOCK));
 }
 
-// hidden [T][D], delta [T][D] -> total = hidden + dropout(delta), normed = LayerNorm(total).
+// residual [T][D], x [T][D] -> total = residual + dropout(x), normed = LayerNorm(total).
 // `moments` [T][2] stores mean and 1 / standard deviation. D is a multiple of 16.
 template <class Hidden, class Narrow>
-void add_norm(const Hidden* hidden, const Narrow* delta, const float* scale, float eps, Hidden* total, Narrow* normed,
-              float* moments, const Dropout& dropout, int64_t num_rows, int64_t width, int num_threads) {
+void residual_layer_norm(const Hidden* residual, const Narrow* x, const float* scale, float eps, Hidden* total,
+                         Narrow* normed, float* moments, const Dropout& dropout, int64_t num_rows, int64_t width,
+                         int num_threads) {
     for_blocks(num_rows, num_threads, [&](int64_t, int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row) {
             Hidden* here = total + row * width;
             for (int64_t i = 0, place = row * width; i < width; i += LANES, place += LANES) {
-                vfloat added = load(delta + place);
-                if (dropout.share) added *= dropout.mask(place);
-                store(here + i, load(hidden + place) + added);
+                vfloat added = load(x + place);
+                if (dropout.p) added *= dropout.mask(place);
+                store(here + i, load(residual + place) + added);
             }
             const Moments found = norm_row(here, scale, eps, width, normed + row * width);
             moments[row * 2] = found.mean;
-            moments[row * 2 + 1] = found.factor;
+            moments[row * 2 + 1] = found.rstd;
         }
     });
 }
 
 // The gradient of `total` is the sum of the gradients of the residual stream and of the norm; after the dropout mask,
-// in the narrow dtype, it is the gradient of `delta`. `scale_parts` [blocks][D] is summed by the caller.
+// in the narrow dtype, it is the gradient of `x`. `scale_parts` [blocks][D] is summed by the caller.
 template <class Hidden, class Narrow>
-void add_norm_backward(const Hidden* total, const float* scale, const float* moments, const Hidden* grad_total,
-                       const Narrow* grad_normed, Hidden* grad_hidden, Narrow* grad_delta, float* scale_parts,
-                       const Dropout& dropout, int64_t num_rows, int64_t width, int num_threads) {
+void residual_layer_norm_backward(const Hidden* total, const float* scale, const float* moments,
+                                  const Hidden* grad_total, const Narrow* grad_normed, Hidden* grad_residual,
+                                  Narrow* grad_x, float* scale_parts, const Dropout& dropout, int64_t num_rows,
+                                  int64_t width, int num_threads) {
     for_blocks(num_rows, num_threads, [&](int64_t block, int64_t first, int64_t last) {
         float* scale_part = scale_parts + block * width;
         std::fill(scale_part, scale_part + width, 0.0f);
         for (int64_t row = first; row < last; ++row) {
-            const Hidden* x = total + row * width;
+            const Hidden* row_total = total + row * width;
             const Narrow* g = grad_normed + row * width;
-            const float mean = moments[row * 2], factor = moments[row * 2 + 1];
-            vfloat grad_dot_unit = {}, grad_sum = {};
+            const float mean = moments[row * 2], rstd = moments[row * 2 + 1];
+            vfloat grad_dot_x_hat = {}, grad_sum = {};
             for (int64_t i = 0; i < width; i += LANES) {
-                vfloat unit = (load(x + i) - mean) * factor, grad_unit = load(g + i);
-                store(scale_part + i, load(scale_part + i) + grad_unit * unit);
-                grad_unit *= load(scale + i);
-                grad_sum += grad_unit;
-                grad_dot_unit += grad_unit * unit;
+                vfloat x_hat = (load(row_total + i) - mean) * rstd, grad_x_hat = load(g + i);
+                store(scale_part + i, load(scale_part + i) + grad_x_hat * x_hat);
+                grad_x_hat *= load(scale + i);
+                grad_sum += grad_x_hat;
+                grad_dot_x_hat += grad_x_hat * x_hat;
             }
-            const float mean_grad = hsum(grad_sum) / width, mean_dot = hsum(grad_dot_unit) / width;
+            const float mean_grad = hsum(grad_sum) / width, mean_dot = hsum(grad_dot_x_hat) / width;
             for (int64_t i = 0; i < width; i += LANES) {
-                vfloat unit = (load(x + i) - mean) * factor;
-                vfloat grad = (load(g + i) * load(scale + i) - mean_grad - unit * mean_dot) * factor;
+                vfloat x_hat = (load(row_total + i) - mean) * rstd;
+                vfloat grad = (load(g + i) * load(scale + i) - mean_grad - x_hat * mean_dot) * rstd;
                 if (grad_total) grad += load(grad_total + row * width + i);
-                store(grad_hidden + row * width + i, grad);
-                if (dropout.share) grad *= dropout.mask(row * width + i);
-                if (grad_delta) store(grad_delta + row * width + i, grad);
+                store(grad_residual + row * width + i, grad);
+                if (dropout.p) grad *= dropout.mask(row * width + i);
+                if (grad_x) store(grad_x + row * width + i, grad);
             }
         }
     });
@@ -91,9 +93,9 @@ void geglu_backward(const T* both, const T* grad, T* grad_both, int64_t num_rows
         for (int64_t row = first; row < last; ++row)
             for (int64_t i = 0; i < width; i += LANES) {
                 vfloat x = load(both + row * 2 * width + i), gate = load(both + (row * 2 + 1) * width + i);
-                vfloat upstream = load(grad + row * width + i), density = gaussian(x), share = normal_cdf(x, density);
-                store(grad_both + row * 2 * width + i, upstream * gate * (share + x * density * 0.39894228040143268f));
-                store(grad_both + (row * 2 + 1) * width + i, upstream * x * share);
+                vfloat upstream = load(grad + row * width + i), density = gaussian(x), cdf = normal_cdf(x, density);
+                store(grad_both + row * 2 * width + i, upstream * gate * (cdf + x * density * 0.39894228040143268f));
+                store(grad_both + (row * 2 + 1) * width + i, upstream * x * cdf);
             }
     });
 }
@@ -104,19 +106,19 @@ void geglu_backward(const T* both, const T* grad, T* grad_both, int64_t num_rows
 using namespace modernbert;
 
 // HIDDEN is the dtype of the residual stream, NARROW that of GEMMs.
-#define FOR_TYPES(HIDDEN, NARROW)                                                                                      \
-    EXPORT void add_norm_##HIDDEN##_##NARROW(const HIDDEN* hidden, const NARROW* delta, const float* scale, float eps, \
-                                             HIDDEN* total, NARROW* normed, float* moments, float dropout,             \
-                                             int64_t seed, int64_t num_rows, int64_t width, int64_t num_threads) {     \
-        add_norm(hidden, delta, scale, eps, total, normed, moments, {dropout, uint32_t(seed)}, num_rows, width,        \
-                 int(num_threads));                                                                                    \
-    }                                                                                                                  \
-    EXPORT void add_norm_backward_##HIDDEN##_##NARROW(                                                                 \
-        const HIDDEN* total, const float* scale, const float* moments, const HIDDEN* grad_total,                       \
-        const NARROW* grad_normed, HIDDEN* grad_hidden, NARROW* grad_delta, float* scale_parts, float dropout,         \
-        int64_t seed, int64_t num_rows, int64_t width, int64_t num_threads) {                                          \
-        add_norm_backward(total, scale, moments, grad_total, grad_normed, grad_hidden, grad_delta, scale_parts,        \
-                          {dropout, uint32_t(seed)}, num_rows, width, int(num_threads));                               \
+#define FOR_TYPES(HIDDEN, NARROW)                                                                                 \
+    EXPORT void residual_layer_norm_##HIDDEN##_##NARROW(                                                          \
+        const HIDDEN* residual, const NARROW* x, const float* scale, float eps, HIDDEN* total, NARROW* normed,    \
+        float* moments, float dropout, int64_t seed, int64_t num_rows, int64_t width, int64_t num_threads) {      \
+        residual_layer_norm(residual, x, scale, eps, total, normed, moments, {dropout, uint32_t(seed)}, num_rows, \
+                            width, int(num_threads));                                                             \
+    }                                                                                                             \
+    EXPORT void residual_layer_norm_backward_##HIDDEN##_##NARROW(                                                 \
+        const HIDDEN* total, const float* scale, const float* moments, const HIDDEN* grad_total,                  \
+        const NARROW* grad_normed, HIDDEN* grad_residual, NARROW* grad_x, float* scale_parts, float dropout,      \
+        int64_t seed, int64_t num_rows, int64_t width, int64_t num_threads) {                                     \
+        residual_layer_norm_backward(total, scale, moments, grad_total, grad_normed, grad_residual, grad_x,       \
+                                     scale_parts, {dropout, uint32_t(seed)}, num_rows, width, int(num_threads));  \
     }
 FOR_TYPES(float32, float32)
 FOR_TYPES(float32, bfloat16)

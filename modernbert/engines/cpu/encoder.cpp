@@ -5,7 +5,7 @@
 // they are in its cache. With too few rows for that, as in one short text, all threads share the same rows and split
 // the weights, since reading the weights from memory is then the bottleneck.
 //
-//   weights   packed, [N / STRIP][k / GROUP][STRIP][GROUP]
+//   weights   packed, [N / PACK_WIDTH][k / GROUP][PACK_WIDTH][GROUP]
 //   hidden    [T][D]     the residual stream, float32 throughout
 //   qkv       [T][3][H][K],  attn_out [T][H][K]
 //
@@ -79,8 +79,8 @@ void for_panels(const Team& team, const T* rows, int height, int depth, const T*
     for (int panel = first; panel < last; ++panel)
         for (int row = 0; row < height; row += CHUNK) {
             const int some = std::min(CHUNK, height - row);
-            multiply<STRIP>(rows + int64_t(row) * depth, depth, weights + int64_t(panel) * depth * PANEL, piece, PANEL,
-                            some, PANEL, depth, false);
+            multiply<PACK_WIDTH>(rows + int64_t(row) * depth, depth, weights + int64_t(panel) * depth * PANEL, piece,
+                                 PANEL, some, PANEL, depth, false);
             use(panel, row, some, piece);
         }
 }
@@ -128,9 +128,9 @@ void gate(const Team& team, const Encoder<T>& encoder, const Chunk<T>& chunk, co
     alignas(64) static thread_local float gates[CHUNK * PANEL];
     for_panels(team, chunk.normed, chunk.padded, encoder.width, layer.activated, encoder.feed / PANEL,
                [&](int panel, int row, int height, const float* piece) {
-                   multiply<STRIP>(chunk.normed + int64_t(row) * encoder.width, encoder.width,
-                                   layer.gate + int64_t(panel) * encoder.width * PANEL, gates, PANEL, height, PANEL,
-                                   encoder.width, false);
+                   multiply<PACK_WIDTH>(chunk.normed + int64_t(row) * encoder.width, encoder.width,
+                                        layer.gate + int64_t(panel) * encoder.width * PANEL, gates, PANEL, height,
+                                        PANEL, encoder.width, false);
                    for (int r = 0; r < height; ++r) {
                        T* to = chunk.gated + int64_t(row + r) * encoder.feed + panel * PANEL;
                        for (int i = r * PANEL; i < (r + 1) * PANEL; i += LANES, to += LANES)
@@ -209,7 +209,7 @@ void for_chunks(const Encoder<T>& encoder, int num_tokens, int num_threads, cons
 
 using namespace modernbert;
 
-EXPORT int64_t packed_width() { return STRIP; }
+EXPORT int64_t packed_width() { return PACK_WIDTH; }
 
 // cosines and sines are [T][K / 2]; `left` and `right` are the window of local layers.
 #define FOR_TYPE(T)                                                                                                    \

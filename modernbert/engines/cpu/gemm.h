@@ -1,11 +1,11 @@
 // GEMM of matrices that fit a core's caches: C = A B, or C += A B, accumulated in float32.
 //
 //   A  [m][lda]                      row-major
-//   B  [n / W][k / GROUP][W][GROUP]  packed in strips of W columns: bfloat16 in pairs of adjacent rows, as AVX-512 BF16
+//   B  [n / W][k / GROUP][W][GROUP]  packed in panels of W columns: bfloat16 in pairs of adjacent rows, as AVX-512 BF16
 //                                    and AMX read it, float32 row-major
 //   C  [m][ldc]                      float32
 //
-// m is a multiple of ROW_STEP, n is 64, 32 or STRIP, k a multiple of 32: the AMX tile shape. Callers pad smaller
+// m is a multiple of ROW_STEP, n is 64, 32 or PACK_WIDTH, k a multiple of 32: the AMX tile shape. Callers pad smaller
 // matrices.
 #pragma once
 #include <algorithm>
@@ -39,8 +39,8 @@ inline vfloat multiply_add(vfloat total, vfloat a, vfloat b, const bfloat16*) {
 #endif
 }
 
-// A tile of C fits the registers, and a strip of B is as wide as a tile, so a tile reads B contiguously. All rows use
-// one block of a strip while it is in L1, and prefetch the next block meanwhile. With AVX-512, strips are wide enough
+// A tile of C fits the registers, and a panel of B is as wide as a tile, so a tile reads B contiguously. All rows use
+// one block of a panel while it is in L1, and prefetch the next block meanwhile. With AVX-512, panels are wide enough
 // for the hardware prefetcher.
 #if defined(__AVX512F__)
 constexpr int ROWS = 6, COLUMNS = 4;  // 24 accumulators, 4 vectors of B and one of A in 32 registers
@@ -52,9 +52,9 @@ constexpr int BYTES_PER_BLOCK = 1 << 14, UNROLL = 4;
 constexpr bool PREFETCH = true;
 #endif
 #if defined(MODERNBERT_AMX)
-constexpr int STRIP = PANEL, ROW_STEP = 16;
+constexpr int PACK_WIDTH = PANEL, ROW_STEP = 16;
 #else
-constexpr int STRIP = COLUMNS * LANES, ROW_STEP = 4;
+constexpr int PACK_WIDTH = COLUMNS * LANES, ROW_STEP = 4;
 #endif
 
 // Not inlined, so that the compiler has all registers for the loop over k. Each iteration prefetches `step` more bytes
@@ -66,7 +66,7 @@ __attribute__((noinline)) void gemm_tile(const T* a, int lda, const T* b, float*
     vfloat total[M][N] = {};
 #pragma GCC unroll UNROLL
     for (int kk = 0; kk < k / G; ++kk) {
-        if (PREFETCH && W == STRIP) __builtin_prefetch((const char*)ahead + kk * step);
+        if (PREFETCH && W == PACK_WIDTH) __builtin_prefetch((const char*)ahead + kk * step);
         vfloat column[N];
         for (int j = 0; j < N; ++j) std::memcpy(&column[j], b + (kk * W + j * LANES) * G, sizeof(vfloat));
         for (int i = 0; i < M; ++i) {
@@ -104,13 +104,13 @@ inline void gemm_vectors(const T* a, int lda, const T* b, float* c, int ldc, int
     constexpr int PART = BYTES_PER_BLOCK / (W * sizeof(T));
     for (int j = 0, width; j < n; j += width) {
         width = std::min(COLUMNS * LANES, n - j);
-        const T* strip = b + j / W * k * W + j % W * GROUP<T>;
+        const T* panel = b + j / W * k * W + j % W * GROUP<T>;
         for (int kk = 0; kk < k; kk += PART) {
             const int part = std::min(PART, k - kk);
             if (width == COLUMNS * LANES)
-                gemm_columns<W, COLUMNS>(a + kk, lda, strip + kk * W, c + j, ldc, m, part, add || kk > 0);
+                gemm_columns<W, COLUMNS>(a + kk, lda, panel + kk * W, c + j, ldc, m, part, add || kk > 0);
             else
-                gemm_columns<W, 2>(a + kk, lda, strip + kk * W, c + j, ldc, m, part, add || kk > 0);
+                gemm_columns<W, 2>(a + kk, lda, panel + kk * W, c + j, ldc, m, part, add || kk > 0);
         }
     }
 }

@@ -1,12 +1,12 @@
 // GEMMs of a linear layer in training: forward, gradient of the input, gradient of the weight.
 //
-//   out [m][n] = rows [m][k] times packed [k][n], which is stored as [n / STRIP][k / GROUP][STRIP][GROUP]
+//   out [m][n] = rows [m][k] times packed [k][n], which is stored as [n / PACK_WIDTH][k / GROUP][PACK_WIDTH][GROUP]
 //
 // With a weight W [N][K]: forward is rows [T][K] times W^T, the gradient of the rows is grad [T][N] times W, and the
 // gradient of the weight is grad^T [N][T] times rows. Inputs are rounded to T; accumulation is in float32. The order of
 // summation depends on k alone, so neither the number of threads nor other rows change a bit of the result.
 //
-// n is a multiple of 64. m and k are arbitrary, since blocks and strips are zero-padded; but m is a multiple of 16
+// n is a multiple of 64. m and k are arbitrary, since blocks and panels are zero-padded; but m is a multiple of 16
 // where rows are transposed, and k of 32 where the packed matrix is.
 #include <algorithm>
 
@@ -19,33 +19,35 @@ namespace modernbert {
 namespace {
 
 constexpr int HEIGHT = 144;          // rows of a block of A
-constexpr int BYTES_PER_ROW = 1536;  // of a block of A: with its partial sums it fits L2
-constexpr int TILE = 48;             // rows that are stored while their sums are in L1
-constexpr int STRIPS_PER_STEP = 768 / STRIP;
+constexpr int BYTES_PER_ROW = 1536;  // of a block of A: with its accumulators it fits L2
+constexpr int TILE = 48;             // rows that are stored while their accumulators are in L1
+constexpr int PANELS_PER_STEP = 768 / PACK_WIDTH;
 
 template <class T>
 constexpr int DEPTH = BYTES_PER_ROW / sizeof(T);
 
-// Depth of packed strips: a multiple of the tile depth, at least one tile.
+// Depth of packed panels: a multiple of the tile depth, at least one tile.
 int padded_depth(int k) { return round_up(std::max(k, 1), 32); }
 
-// [k][n] -> packed strips.
+// [k][n] -> packed panels.
 template <class From, class T>
 void pack(const From* matrix, T* packed, int n, int k, int num_threads) {
     const int padded = padded_depth(k);
 #pragma omp parallel for collapse(2) num_threads(num_threads) schedule(static)
-    for (int strip = 0; strip < n / STRIP; ++strip)
+    for (int panel = 0; panel < n / PACK_WIDTH; ++panel)
         for (int first = 0; first < padded; first += 128)
-            pack_rows<STRIP>(matrix + int64_t(first) * n + strip * STRIP, n, k - first, std::min(128, padded - first),
-                             packed + (int64_t(strip) * padded + first) * STRIP);
+            pack_rows<PACK_WIDTH>(matrix + int64_t(first) * n + panel * PACK_WIDTH, n, k - first,
+                                  std::min(128, padded - first),
+                                  packed + (int64_t(panel) * padded + first) * PACK_WIDTH);
 }
 
-// [n][k] -> packed strips of its transpose; k is a multiple of 32.
+// [n][k] -> packed panels of its transpose; k is a multiple of 32.
 template <class From, class T>
 void pack_transposed(const From* matrix, T* packed, int n, int k, int num_threads) {
 #pragma omp parallel for num_threads(num_threads) schedule(static)
-    for (int strip = 0; strip < n / STRIP; ++strip)
-        pack_rows_transposed<STRIP>(matrix + int64_t(strip) * STRIP * k, k, k, packed + int64_t(strip) * STRIP * k);
+    for (int panel = 0; panel < n / PACK_WIDTH; ++panel)
+        pack_rows_transposed<PACK_WIDTH>(matrix + int64_t(panel) * PACK_WIDTH * k, k, k,
+                                         packed + int64_t(panel) * PACK_WIDTH * k);
 }
 
 // Copy rows [first, last) and columns [from, to) of [m][k], zero-padded.
@@ -62,8 +64,9 @@ void copy_block(const T* rows, int k, int first, int last, int from, int to, T* 
 
 template <class Out>
 void store_tile(const float* tile, Out* out, int64_t step, int height, bool add) {
-    for (int row = 0; row < height; ++row, out += step, tile += STRIP)
-        for (int i = 0; i < STRIP; i += LANES) store(out + i, add ? load(out + i) + load(tile + i) : load(tile + i));
+    for (int row = 0; row < height; ++row, out += step, tile += PACK_WIDTH)
+        for (int i = 0; i < PACK_WIDTH; i += LANES)
+            store(out + i, add ? load(out + i) + load(tile + i) : load(tile + i));
 }
 
 template <class T, class Out>
@@ -76,14 +79,14 @@ struct Product {
     bool add;
 };
 
-// Multiply a block of rows with some strips, DEPTH values of k at a time.
+// Multiply a block of rows with some panels, DEPTH values of k at a time.
 template <class T, class Out>
-void multiply_block(const Product<T, Out>& product, int first, int height, int first_strip, int last_strip,
+void multiply_block(const Product<T, Out>& product, int first, int height, int first_panel, int last_panel,
                     ScratchArena& memory) {
     constexpr int STEP = DEPTH<T> + 64 / int(sizeof(T));
-    memory.reset(HEIGHT * STEP * sizeof(T) + size_t(HEIGHT) * STRIPS_PER_STEP * STRIP * sizeof(float));
+    memory.reset(HEIGHT * STEP * sizeof(T) + size_t(HEIGHT) * PANELS_PER_STEP * PACK_WIDTH * sizeof(float));
     T* block = memory.alloc<T>(HEIGHT * STEP);
-    float* sums = memory.alloc<float>(HEIGHT * STRIPS_PER_STEP * STRIP);
+    float* acc = memory.alloc<float>(HEIGHT * PANELS_PER_STEP * PACK_WIDTH);
     const int depth = padded_depth(product.k), m = product.m, n = product.n;
     for (int from = 0; from < depth; from += DEPTH<T>) {
         const int to = std::min(depth, from + DEPTH<T>), real = std::min(product.k, to);
@@ -91,22 +94,22 @@ void multiply_block(const Product<T, Out>& product, int first, int height, int f
             transpose(product.rows + int64_t(from) * m + first, m, real - from, to - from, height, block, STEP);
         else
             copy_block(product.rows, product.k, first, first + height, from, real, block, STEP);
-        for (int strip = first_strip; strip < last_strip; ++strip)
+        for (int panel = first_panel; panel < last_panel; ++panel)
             for (int row = 0; row < height; row += TILE) {
                 const int some = std::min(TILE, height - row);
-                float* tile = sums + ((strip - first_strip) * HEIGHT + row) * STRIP;
-                const T* part = product.packed + (int64_t(strip) * depth + from) * STRIP;
-                multiply<STRIP>(block + row * STEP, STEP, part, tile, STRIP, round_up(some, ROW_STEP), STRIP, to - from,
-                                from > 0);
+                float* tile = acc + ((panel - first_panel) * HEIGHT + row) * PACK_WIDTH;
+                const T* part = product.packed + (int64_t(panel) * depth + from) * PACK_WIDTH;
+                multiply<PACK_WIDTH>(block + row * STEP, STEP, part, tile, PACK_WIDTH, round_up(some, ROW_STEP),
+                                     PACK_WIDTH, to - from, from > 0);
                 if (to == depth)
-                    store_tile(tile, product.out + int64_t(first + row) * n + strip * STRIP, n, some, product.add);
+                    store_tile(tile, product.out + int64_t(first + row) * n + panel * PACK_WIDTH, n, some, product.add);
             }
     }
 }
 
 template <class T, class Out>
 void multiply_rows(const Product<T, Out>& product, int num_threads) {
-    const int num_strips = product.n / STRIP, num_parts = (num_strips + STRIPS_PER_STEP - 1) / STRIPS_PER_STEP;
+    const int num_panels = product.n / PACK_WIDTH, num_parts = (num_panels + PANELS_PER_STEP - 1) / PANELS_PER_STEP;
     const int least = (product.m + HEIGHT - 1) / HEIGHT;
     // With few blocks, give each thread the same number.
     const int even = least < 4 * num_threads ? round_up(least, num_threads) : least;
@@ -119,8 +122,8 @@ void multiply_rows(const Product<T, Out>& product, int num_threads) {
 #pragma omp for collapse(2) schedule(dynamic)
         for (int part = 0; part < num_parts; ++part)
             for (int first = 0; first < product.m; first += most)
-                multiply_block(product, first, std::min(product.m - first, most), part * num_strips / num_parts,
-                               (part + 1) * num_strips / num_parts, memory);
+                multiply_block(product, first, std::min(product.m - first, most), part * num_panels / num_parts,
+                               (part + 1) * num_panels / num_parts, memory);
     }
 }
 

@@ -1,4 +1,4 @@
-// Packing of matrices for GEMM: transposed, or in strips of columns with the rows of a group adjacent.
+// Pack matrices for GEMM: transposed, or in panels of columns with the rows of a group adjacent.
 #pragma once
 #include "gemm.h"
 
@@ -25,7 +25,7 @@ inline vu16 load_bf16(const bfloat16* from) {
     return halves;
 }
 
-// Load the first group of `left` rows, `step` elements apart, interleaved; missing rows are zero.
+// Interleave the first group of `left` rows with stride `step`; missing rows are zero.
 template <class From>
 inline vu32 load_row_group(const From* rows, int64_t, int left, const float*) {
     return left > 0 ? (vu32)load(rows) : vu32{};
@@ -36,26 +36,26 @@ inline vu32 load_row_group(const From* rows, int64_t step, int left, const bfloa
     return __builtin_convertvector(even, vu32) | (__builtin_convertvector(odd, vu32) << 16);
 }
 
-// W columns of `num_rows` rows -> a strip, zero-padded to `padded` rows.
+// W columns of `num_rows` rows -> a panel, zero-padded to `padded` rows.
 template <int W, class From, class T>
-void pack_rows(const From* rows, int64_t step, int num_rows, int padded, T* strip) {
+void pack_rows(const From* rows, int64_t step, int num_rows, int padded, T* panel) {
     for (int row = 0; row < padded; row += GROUP<T>)
         for (int j = 0; j < W; j += LANES) {
-            const vu32 group = load_row_group(rows + row * step + j, step, num_rows - row, strip);
-            std::memcpy(strip + row * W + j * GROUP<T>, &group, sizeof group);
+            const vu32 group = load_row_group(rows + row * step + j, step, num_rows - row, panel);
+            std::memcpy(panel + row * W + j * GROUP<T>, &group, sizeof group);
         }
 }
 
-// W rows of `depth` values -> the strip of their transpose.
+// W rows of `depth` values -> the panel of their transpose.
 template <int W, class From, class T>
-void pack_rows_transposed(const From* rows, int64_t step, int depth, T* strip) {
+void pack_rows_transposed(const From* rows, int64_t step, int depth, T* panel) {
     for (int j = 0; j < W; j += LANES)
         for (int k = 0; k < depth; k += LANES * GROUP<T>) {
             vu32 tile[LANES];
-            for (int r = 0; r < LANES; ++r) tile[r] = load_groups(rows + (j + r) * step + k, strip);
+            for (int r = 0; r < LANES; ++r) tile[r] = load_groups(rows + (j + r) * step + k, panel);
             transpose_tile(tile);
             for (int r = 0; r < LANES; ++r)
-                std::memcpy(strip + (k + r * GROUP<T>)*W + j * GROUP<T>, &tile[r], sizeof(vu32));
+                std::memcpy(panel + (k + r * GROUP<T>)*W + j * GROUP<T>, &tile[r], sizeof(vu32));
         }
 }
 

@@ -43,6 +43,6 @@ def _pack(layer: Any) -> list[Tensor]:
     linears = [layer.attn.Wqkv, layer.attn.Wo, layer.mlp.Wi, layer.mlp.Wo]
     qkv, out, up, down = (calls.pack_weight(linear.weight, transposed=True) for linear in linears)
     activated, gate = up.chunk(2)
-    # The first layer has no attention norm; C++ does not read its place.
+    # The first layer has no attention norm; C++ does not read this entry.
     norms = [layer.mlp_norm if isinstance(layer.attn_norm, nn.Identity) else layer.attn_norm, layer.mlp_norm]
     return [qkv, out, activated, gate, down, *(norm.weight.float() for norm in norms)]

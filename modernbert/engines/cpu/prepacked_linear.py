@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from modernbert.batch import SequenceLengths
-from modernbert.engines.engine import AttentionFn, Engine, Rope, Window
+from modernbert.engines.engine import AttentionFn, Engine, Rope, RowKernels, Window
 
 if TYPE_CHECKING:
     from modernbert.model.encoder import Encoder
@@ -42,7 +42,7 @@ class PrepackedLinears:
 
 
 class _PrepackedEngine(Engine):
-    """An encoder's engine, with products of prepacked weights."""
+    """An encoder's engine, with GEMMs of prepacked weights."""
 
     def __init__(self, encoder: "Encoder") -> None:
         self.base = encoder.engine
@@ -58,10 +58,5 @@ class _PrepackedEngine(Engine):
     def plan_attention(self, lengths: SequenceLengths, window: Window, rope: Rope, dtype: torch.dtype) -> AttentionFn:
         return self.base.plan_attention(lengths, window, rope, dtype)
 
-    def residual_layer_norm(
-        self, residual: Tensor, x: Tensor, norm: nn.LayerNorm, dropout: float
-    ) -> tuple[Tensor, Tensor]:
-        return self.base.residual_layer_norm(residual, x, norm, dropout)
-
-    def geglu(self, x: Tensor) -> Tensor:
-        return self.base.geglu(x)
+    def row_kernels(self) -> RowKernels | None:
+        return self.base.row_kernels()

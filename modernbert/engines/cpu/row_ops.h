@@ -5,30 +5,30 @@
 namespace modernbert {
 
 struct Moments {
-    float mean, factor;  // factor is 1 / standard deviation
+    float mean, rstd;  // rstd is 1 / standard deviation
 };
 
 // LayerNorm of one row, without bias; the width is a multiple of LANES.
 template <class From, class To>
 inline Moments norm_row(const From* row, const float* scale, float eps, int64_t width, To* to) {
-    vfloat sums = {}, squares = {};
-    for (int64_t i = 0; i < width; i += LANES) sums += load(row + i);
-    const float mean = hsum(sums) / width;
+    vfloat sum = {}, squares = {};
+    for (int64_t i = 0; i < width; i += LANES) sum += load(row + i);
+    const float mean = hsum(sum) / width;
     for (int64_t i = 0; i < width; i += LANES) {
         vfloat centered = load(row + i) - mean;
         squares += centered * centered;
     }
-    const float factor = 1.0f / std::sqrt(hsum(squares) / width + eps);
-    for (int64_t i = 0; i < width; i += LANES) store(to + i, (load(row + i) - mean) * factor * load(scale + i));
-    return {mean, factor};
+    const float rstd = 1.0f / std::sqrt(hsum(squares) / width + eps);
+    for (int64_t i = 0; i < width; i += LANES) store(to + i, (load(row + i) - mean) * rstd * load(scale + i));
+    return {mean, rstd};
 }
 
 // Counter-based dropout: the mask is hash(index, seed), recomputed in the backward pass instead of stored.
 struct Dropout {
-    float share;
+    float p;
     uint32_t seed;
 
-    // The mask, scaled by 1 / (1 - share). Source of the hash: "lowbias32", C. Wellons, hash prospector. The GPU
+    // The mask, scaled by 1 / (1 - p). Source of the hash: "lowbias32", C. Wellons, hash prospector. The GPU
     // kernels use the same hash and drop the same values.
     vfloat mask(int64_t index) const {
         vu32 x;
@@ -38,7 +38,7 @@ struct Dropout {
         x = (x ^ (x >> 15)) * 0x846CA68Bu;
         x = x ^ (x >> 16);
         const vfloat drawn = __builtin_convertvector((vint)(x >> 8), vfloat) * (1.0f / 16777216.0f);
-        return drawn >= share ? broadcast(1.0f / (1.0f - share)) : vfloat{};
+        return drawn >= p ? broadcast(1.0f / (1.0f - p)) : vfloat{};
     }
 };
 

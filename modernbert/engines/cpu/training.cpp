@@ -46,25 +46,25 @@ double cross_entropy(T* logits, const float* bias, const int64_t* labels, float*
         for (int64_t row = block * ROWS_PER_BLOCK; row < last; ++row) {
             T* logit = logits + row * width;
             const int64_t label = labels[row];
-            vfloat most = broadcast(-INFINITY), weight_sum = {};
+            vfloat maxima = broadcast(-INFINITY), sum_exp = {};
             for (int64_t i = 0; i < width; i += LANES)
-                most = max(load_up_to(logit, i, width, -INFINITY) + load_up_to(bias, i, width, 0), most);
-            const float m = hmax(most), wanted = to_float(logit[label]) + bias[label];
+                maxima = max(load_up_to(logit, i, width, -INFINITY) + load_up_to(bias, i, width, 0), maxima);
+            const float m = hmax(maxima), target = to_float(logit[label]) + bias[label];
             for (int64_t i = 0; i < width; i += LANES)
-                weight_sum += vexp(load_up_to(logit, i, width, -INFINITY) + load_up_to(bias, i, width, 0) - m);
-            const float total = hsum(weight_sum);
-            losses[block] += double(std::log(total)) + m - wanted;
+                sum_exp += vexp(load_up_to(logit, i, width, -INFINITY) + load_up_to(bias, i, width, 0) - m);
+            const float total = hsum(sum_exp);
+            losses[block] += double(std::log(total)) + m - target;
             if (!bias_part) continue;
             const float lse = m + std::log(total);
             for (int64_t i = 0; i < width; i += LANES) {
-                vfloat share = vexp(load_up_to(logit, i, width, -INFINITY) + load_up_to(bias, i, width, 0) - lse);
-                store_up_to(bias_part, i, width, load_up_to(bias_part, i, width, 0) + share);
-                store_up_to(logit, i, width, share);
+                vfloat probability = vexp(load_up_to(logit, i, width, -INFINITY) + load_up_to(bias, i, width, 0) - lse);
+                store_up_to(bias_part, i, width, load_up_to(bias_part, i, width, 0) + probability);
+                store_up_to(logit, i, width, probability);
             }
             bias_part[label] -= 1.0f;
-            T one[LANES];
-            store(one, broadcast(std::exp(wanted - lse) - 1.0f));
-            logit[label] = one[0];
+            T rounded[LANES];
+            store(rounded, broadcast(std::exp(target - lse) - 1.0f));
+            logit[label] = rounded[0];
         }
     }
     double total = 0;
@@ -72,35 +72,35 @@ double cross_entropy(T* logits, const float* bias, const int64_t* labels, float*
     return total;
 }
 
-// rest1 and rest2 are 1 - beta, computed in float64: 1 - 0.999 in float32 is not 0.001.
+// one_minus_beta1 and one_minus_beta2 are 1 - beta, computed in float64: 1 - 0.999 in float32 is not 0.001.
 struct Adam {
-    float rest1, beta2, rest2, eps;
+    float one_minus_beta1, beta2, one_minus_beta2, eps;
 };
 
 // Update the moments of one tensor; return the sum of (gradient / root of the second moment)^2.
 double update(const float* grad, float* mean, float* square, int64_t number, const Adam& adam, int num_threads) {
     const int64_t num_blocks = (number + VALUES_PER_BLOCK - 1) / VALUES_PER_BLOCK;
-    std::vector<double> sums(num_blocks);
+    std::vector<double> partial_sums(num_blocks);
 #pragma omp parallel for num_threads(num_threads) schedule(static)
     for (int64_t block = 0; block < num_blocks; ++block) {
         const int64_t last = std::min(number, (block + 1) * VALUES_PER_BLOCK);
         vfloat squares = {};
         for (int64_t i = block * VALUES_PER_BLOCK; i < last; i += LANES) {
             vfloat g = load_up_to(grad, i, last, 0), m = load_up_to(mean, i, last, 0);
-            vfloat v = load_up_to(square, i, last, 0) * adam.beta2 + g * g * adam.rest2;
-            store_up_to(mean, i, last, m + (g - m) * adam.rest1);
+            vfloat v = load_up_to(square, i, last, 0) * adam.beta2 + g * g * adam.one_minus_beta2;
+            store_up_to(mean, i, last, m + (g - m) * adam.one_minus_beta1);
             store_up_to(square, i, last, v);
             vfloat ratio = g / max(vsqrt(v), broadcast(adam.eps));
             squares += ratio * ratio;
         }
-        sums[block] = hsum(squares);
+        partial_sums[block] = hsum(squares);
     }
     double total = 0;
-    for (double part : sums) total += part;
+    for (double part : partial_sums) total += part;
     return total;
 }
 
-void apply(float* weight, const float* mean, const float* square, int64_t number, float rate, float kept, float eps,
+void apply(float* weight, const float* mean, const float* square, int64_t number, float lr, float decay, float eps,
            int num_threads) {
     const int64_t num_blocks = (number + VALUES_PER_BLOCK - 1) / VALUES_PER_BLOCK;
 #pragma omp parallel for num_threads(num_threads) schedule(static)
@@ -108,7 +108,7 @@ void apply(float* weight, const float* mean, const float* square, int64_t number
         const int64_t last = std::min(number, (block + 1) * VALUES_PER_BLOCK);
         for (int64_t i = block * VALUES_PER_BLOCK; i < last; i += LANES) {
             vfloat step = load_up_to(mean, i, last, 0) / (vsqrt(load_up_to(square, i, last, 0)) + eps);
-            store_up_to(weight, i, last, load_up_to(weight, i, last, 0) * kept - step * rate);
+            store_up_to(weight, i, last, load_up_to(weight, i, last, 0) * decay - step * lr);
         }
     }
 }
@@ -126,12 +126,12 @@ using namespace modernbert;
 FOR_TYPE(float32)
 FOR_TYPE(bfloat16)
 
-EXPORT double update_moments(const float* grad, float* mean, float* square, int64_t number, float rest1, float beta2,
-                             float rest2, float eps, int64_t num_threads) {
-    return update(grad, mean, square, number, {rest1, beta2, rest2, eps}, int(num_threads));
+EXPORT double update_moments(const float* grad, float* mean, float* square, int64_t number, float one_minus_beta1,
+                             float beta2, float one_minus_beta2, float eps, int64_t num_threads) {
+    return update(grad, mean, square, number, {one_minus_beta1, beta2, one_minus_beta2, eps}, int(num_threads));
 }
 
-EXPORT void apply_moments(float* weight, const float* mean, const float* square, int64_t number, float rate, float kept,
+EXPORT void apply_moments(float* weight, const float* mean, const float* square, int64_t number, float lr, float decay,
                           float eps, int64_t num_threads) {
-    apply(weight, mean, square, number, rate, kept, eps, int(num_threads));
+    apply(weight, mean, square, number, lr, decay, eps, int(num_threads));
 }

@@ -1,21 +1,22 @@
 // SIMD vectors of the processor's width; values in memory are float32 or bfloat16.
 //
-// Arithmetic uses the vector extensions of GCC and Clang. Operations that these lack use an intrinsic where there is
-// one.
+// Arithmetic uses the vector extensions of GCC; other operations use intrinsics.
 #pragma once
+#include <immintrin.h>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
 
 namespace modernbert {
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
+typedef __m512 native;
+#define INTRINSIC(name) _mm512_##name
 #else
 constexpr int LANES = 8;
+typedef __m256 native;
+#define INTRINSIC(name) _mm256_##name
 #endif
 typedef float vfloat __attribute__((vector_size(LANES * 4)));
 typedef int32_t vint __attribute__((vector_size(LANES * 4)));
@@ -27,7 +28,7 @@ struct bfloat16 {
     uint16_t bits;
 };
 
-// Subtract zero: GCC folds this to x. It cannot fold x + 0, which scaled_x -0 into 0.
+// Subtract zero: GCC folds this to x. It cannot fold x + 0, since -0 + 0 is 0.
 inline vfloat broadcast(float x) { return x - vfloat{}; }
 
 inline vfloat load(const float* p) {
@@ -81,21 +82,9 @@ inline float to_float(bfloat16 x) {
 }
 
 // Where `a` is NaN, `b`.
-inline vfloat max(vfloat a, vfloat b) {
-#if defined(__AVX512F__)
-    return (vfloat)_mm512_max_ps((__m512)a, (__m512)b);
-#else
-    return (vfloat)_mm256_max_ps((__m256)a, (__m256)b);
-#endif
-}
+inline vfloat max(vfloat a, vfloat b) { return (vfloat)INTRINSIC(max_ps)((native)a, (native)b); }
 
-inline vfloat vsqrt(vfloat x) {
-#if defined(__AVX512F__)
-    return (vfloat)_mm512_sqrt_ps((__m512)x);
-#else
-    return (vfloat)_mm256_sqrt_ps((__m256)x);
-#endif
-}
+inline vfloat vsqrt(vfloat x) { return (vfloat)INTRINSIC(sqrt_ps)((native)x); }
 
 inline float hsum(vfloat x) {
 #if defined(__AVX512F__)

@@ -5,14 +5,14 @@ import importlib.util
 from typing import TYPE_CHECKING, cast
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from modernbert.batch import SequenceLengths
-from modernbert.engines.engine import AttentionFn, Engine, OptimizerKernels, Rope, Window
+from modernbert.engines.engine import AttentionFn, Engine, OptimizerKernels, Rope, RowKernels, Window
 from modernbert.engines.flash_engine import flash_attention, flash_unavailable_reason
-from modernbert.engines.inference_plan import InferencePlan, is_plain_norm
-from modernbert.engines.linear_cross_entropy import chunked_linear_cross_entropy
+from modernbert.engines.inference_plan import InferencePlan
+from modernbert.engines.linear_cross_entropy import ChunkKernels
 from modernbert.model.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class CudaEngine(Engine):
         if window is None and lengths.num_tokens >= _FLASH_LENGTH * lengths.num_docs:
             kernel = flash_attention(lengths, window)
             return lambda qkv: kernel(*rope_kernels.split_rotated_qkv(qkv, cosines, sines))
-        ranges = attention_kernels.ranges(lengths, window)
+        ranges = attention_kernels.key_ranges(lengths, window)
         return lambda qkv: attention_kernels.attend(qkv, cosines, sines, ranges)
 
     def linear(self, layer: nn.Module, x: Tensor) -> Tensor:
@@ -58,31 +58,15 @@ class CudaEngine(Engine):
         result = super().linear(layer, x)
         return result.clone() if layer._forward_hooks else result
 
-    def residual_layer_norm(
-        self, residual: Tensor, x: Tensor, norm: nn.LayerNorm, dropout: float
-    ) -> tuple[Tensor, Tensor]:
-        """Return `residual + dropout(x)` and its LayerNorm, in one pass."""
+    def row_kernels(self) -> RowKernels:
+        """Return LayerNorm and GeGLU in Triton."""
         from modernbert.engines.cuda import elementwise_kernels
 
-        if not is_plain_norm(norm):
-            return super().residual_layer_norm(residual, x, norm, dropout)
-        return elementwise_kernels.add_norm(residual, x, norm.weight, norm.eps, dropout)
+        return elementwise_kernels
 
-    def geglu(self, x: Float[Tensor, "T F2"]) -> Float[Tensor, "T F"]:
-        """Return the exact GELU of the first half of each row times the second half."""
-        from modernbert.engines.cuda import elementwise_kernels
-
-        return elementwise_kernels.geglu(x)
-
-    def linear_cross_entropy(
-        self,
-        x: Float[Tensor, "M D"],
-        weight: Float[Tensor, "V D"],
-        bias: Float[Tensor, " V"],
-        labels: Integer[Tensor, " M"],
-    ) -> tuple[Float[Tensor, ""], int]:
-        """Return the summed cross entropy and the number of rows; softmax in Triton, GEMMs by torch."""
-        return chunked_linear_cross_entropy(x, weight, bias, labels, _cross_entropy_), len(labels)
+    def chunk_kernels(self, weight: Float[Tensor, "V D"]) -> type[ChunkKernels]:
+        """Return the cross entropy in Triton, and GEMMs by torch."""
+        return _TritonChunks
 
     def optimizer_kernels(self, device: torch.device) -> OptimizerKernels | None:
         """Return the optimizer step in four launches for all tensors."""
@@ -99,14 +83,15 @@ class CudaEngine(Engine):
         return CudaGraphs()
 
 
-def _cross_entropy_(logits: Tensor, bias: Tensor, labels: Tensor, grad_bias: Tensor | None, scratch: Tensor) -> Tensor:
-    from modernbert.engines.cuda.cross_entropy_kernel import cross_entropy_
+class _TritonChunks(ChunkKernels):
+    def cross_entropy_(self, logits: Tensor, bias: Tensor, labels: Tensor, grad_bias: Tensor | None) -> Tensor:
+        from modernbert.engines.cuda.cross_entropy_kernel import cross_entropy_
 
-    with torch.cuda.device_of(logits):
-        total = cross_entropy_(logits, bias, labels, write_grad=grad_bias is not None)
-    if grad_bias is not None:
-        grad_bias += logits.sum(dim=0, dtype=grad_bias.dtype)
-    return total
+        with torch.cuda.device_of(logits):
+            total = cross_entropy_(logits, bias, labels, write_grad=grad_bias is not None)
+        if grad_bias is not None:
+            grad_bias += logits.sum(dim=0, dtype=grad_bias.dtype)
+        return total
 
 
 @functools.cache

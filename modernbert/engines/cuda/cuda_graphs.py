@@ -119,17 +119,18 @@ def pad_to_size(
 ) -> tuple[Tensor, SequenceLengths]:
     """Return a batch of `num_tokens` and `num_docs` that begins with this one.
 
-    One filler document is followed by empty ones. `lengths[0] = num_tokens` makes kernels launch for the maximum
-    length.
+    One filler document is followed by empty ones. `max_seqlen` is `num_tokens`, since a graph launches its kernels for
+    the longest document that a batch of this size can have.
     """
     missing = num_tokens - lengths.num_tokens
     device = tokens.device
     ends = torch.full((num_docs - lengths.num_docs,), num_tokens, dtype=torch.int32, device=device)
     positions = torch.arange(missing, dtype=torch.int32, device=device)
     return torch.cat((tokens, tokens.new_zeros(missing))), SequenceLengths(
-        lengths=(num_tokens, *(0,) * (num_docs - 1)),
+        lengths=(*lengths.lengths, missing, *(0,) * (num_docs - lengths.num_docs - 1)),
         cu_seqlens=torch.cat((lengths.cu_seqlens, ends)),
         positions=torch.cat((lengths.positions, positions)),
+        max_seqlen=num_tokens,
     )
 
 

@@ -12,27 +12,27 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["add_norm", "geglu"]
+__all__ = ["geglu", "residual_layer_norm"]
 
 # Sizes of tiles: the fastest of those tried on an H200.
 _ROWS, _GATE_ROWS, _GATE_COLUMNS = 1, 16, 128
-# Programs of the backward pass, 8 per multiprocessor (132): each accumulates the gradient of the scale over its rows.
+# Programs of the backward pass, 8 per multiprocessor (132): each accumulates the gradient of the weight over its rows.
 _PROGRAMS = 8 * 132
 
 
-def add_norm(
-    hidden: Float[Tensor, "T D"],
-    delta: Float[Tensor, "T D"],
+def residual_layer_norm(
+    residual: Float[Tensor, "T D"],
+    x: Float[Tensor, "T D"],
     weight: Float[Tensor, " D"],
     eps: float,
     dropout: float = 0.0,
 ) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]:
-    """Return the sum, in the dtype of `hidden`, and its LayerNorm, in that of `delta`; dropout applies to `delta`.
+    """Return `residual + dropout(x)` in the dtype of `residual`, and its LayerNorm in the dtype of `x`.
 
     The seed of dropout comes from torch's CPU generator, which needs no device synchronization.
     """
     seed = int(torch.randint(2**31, (), device="cpu")) if dropout else 0
-    return _AddNorm.apply(hidden, delta, weight, eps, dropout, seed)  # type: ignore[no-any-return]
+    return _ResidualLayerNorm.apply(residual, x, weight, eps, dropout, seed)  # type: ignore[no-any-return]
 
 
 def geglu(both: Float[Tensor, "T F2"]) -> Float[Tensor, "T F"]:
@@ -40,42 +40,42 @@ def geglu(both: Float[Tensor, "T F2"]) -> Float[Tensor, "T F"]:
     return _Geglu.apply(both)  # type: ignore[no-any-return]
 
 
-class _AddNorm(torch.autograd.Function):
+class _ResidualLayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, hidden: Tensor, delta: Tensor, weight: Tensor, eps: float, dropout: float, seed: int
+        ctx: Any, residual: Tensor, x: Tensor, weight: Tensor, eps: float, dropout: float, seed: int
     ) -> tuple[Tensor, Tensor]:
-        hidden, delta = hidden.contiguous(), delta.contiguous()
-        num_rows, width = hidden.shape
-        total, normed = torch.empty_like(hidden), torch.empty_like(delta)
-        mean, scale = (torch.empty(num_rows, dtype=torch.float32, device=hidden.device) for _ in range(2))
+        residual, x = residual.contiguous(), x.contiguous()
+        num_rows, width = residual.shape
+        total, normed = torch.empty_like(residual), torch.empty_like(x)
+        mean, rstd = (torch.empty(num_rows, dtype=torch.float32, device=residual.device) for _ in range(2))
         grid = (triton.cdiv(num_rows, _ROWS),)
-        _add_norm_kernel[grid](
-            hidden, delta, weight, total, normed, mean, scale, num_rows, width, eps, dropout, seed,
+        _residual_layer_norm_kernel[grid](
+            residual, x, weight, total, normed, mean, rstd, num_rows, width, eps, dropout, seed,
             ROWS=_ROWS, COLUMNS=triton.next_power_of_2(width), DROP=dropout > 0, num_warps=4,
         )  # fmt: skip
-        ctx.save_for_backward(total, weight, mean, scale)
-        ctx.delta_dtype, ctx.dropout, ctx.seed = delta.dtype, dropout, seed
+        ctx.save_for_backward(total, weight, mean, rstd)
+        ctx.x_dtype, ctx.dropout, ctx.seed = x.dtype, dropout, seed
         return total, normed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor, d_normed: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        total, weight, mean, scale = ctx.saved_tensors
+        total, weight, mean, rstd = ctx.saved_tensors
         d_total, d_normed = d_total.contiguous(), d_normed.contiguous()
         num_rows, width = total.shape
-        d_hidden = torch.empty_like(total)
-        d_delta = d_hidden
-        if ctx.delta_dtype != total.dtype or ctx.dropout:
-            d_delta = torch.empty(total.shape, dtype=ctx.delta_dtype, device=total.device)
+        d_residual = torch.empty_like(total)
+        d_x = d_residual
+        if ctx.x_dtype != total.dtype or ctx.dropout:
+            d_x = torch.empty(total.shape, dtype=ctx.x_dtype, device=total.device)
         programs = min(_PROGRAMS, triton.cdiv(num_rows, _ROWS))
         d_weight = torch.empty(programs, width, dtype=torch.float32, device=total.device)
-        _add_norm_backward_kernel[(programs,)](
-            d_total, d_normed, total, weight, mean, scale, d_hidden, d_delta, d_weight, num_rows, width,
+        _residual_layer_norm_backward_kernel[(programs,)](
+            d_total, d_normed, total, weight, mean, rstd, d_residual, d_x, d_weight, num_rows, width,
             ctx.dropout, ctx.seed, ROWS=_ROWS, COLUMNS=triton.next_power_of_2(width),
-            SEPARATE_DELTA=d_delta is not d_hidden, DROP=ctx.dropout > 0, num_warps=4,
+            SEPARATE_X=d_x is not d_residual, DROP=ctx.dropout > 0, num_warps=4,
         )  # fmt: skip
-        return d_hidden, d_delta, d_weight.sum(dim=0).to(weight.dtype), None, None, None
+        return d_residual, d_x, d_weight.sum(dim=0).to(weight.dtype), None, None, None
 
 
 @triton.jit
@@ -90,59 +90,59 @@ def _dropout_mask(offsets, dropout, seed):
 
 
 @triton.jit(do_not_specialize=["num_rows", "seed"])
-def _add_norm_kernel(
-    hidden, delta, weight, total, normed, mean, scale, num_rows, width, eps, dropout, seed,
+def _residual_layer_norm_kernel(
+    residual, x, weight, total, normed, mean, rstd, num_rows, width, eps, dropout, seed,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DROP: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, COLUMNS)
     inside = (rows < num_rows)[:, None] & (columns < width)[None, :]
     offsets = rows.to(tl.int64)[:, None] * width + columns[None, :]
-    x = tl.load(hidden + offsets, mask=inside, other=0.0).to(tl.float32)
-    added = tl.load(delta + offsets, mask=inside, other=0.0).to(tl.float32)
-    x += added * _dropout_mask(offsets, dropout, seed) if DROP else added
+    value = tl.load(residual + offsets, mask=inside, other=0.0).to(tl.float32)
+    added = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+    value += added * _dropout_mask(offsets, dropout, seed) if DROP else added
     # Normalize the rounded sum, since that is the residual stream of the next layer.
-    rounded = x.to(total.dtype.element_ty)
+    rounded = value.to(total.dtype.element_ty)
     tl.store(total + offsets, rounded, mask=inside)
-    x = rounded.to(tl.float32)
-    middle = tl.sum(x, axis=1) / width
-    centered = tl.where(inside, x - middle[:, None], 0.0)
-    inverse = tl.rsqrt(tl.sum(centered * centered, axis=1) / width + eps)
-    factor = tl.load(weight + columns, mask=columns < width, other=0.0).to(tl.float32)
-    tl.store(normed + offsets, (centered * inverse[:, None] * factor[None, :]).to(normed.dtype.element_ty), mask=inside)
-    tl.store(mean + rows, middle, mask=rows < num_rows)
-    tl.store(scale + rows, inverse, mask=rows < num_rows)
+    value = rounded.to(tl.float32)
+    mu = tl.sum(value, axis=1) / width
+    centered = tl.where(inside, value - mu[:, None], 0.0)
+    rstd_i = tl.rsqrt(tl.sum(centered * centered, axis=1) / width + eps)
+    weights = tl.load(weight + columns, mask=columns < width, other=0.0).to(tl.float32)
+    tl.store(normed + offsets, (centered * rstd_i[:, None] * weights[None, :]).to(normed.dtype.element_ty), mask=inside)
+    tl.store(mean + rows, mu, mask=rows < num_rows)
+    tl.store(rstd + rows, rstd_i, mask=rows < num_rows)
 
 
 @triton.jit(do_not_specialize=["num_rows", "seed"])
-def _add_norm_backward_kernel(
-    d_total, d_normed, total, weight, mean, scale, d_hidden, d_delta, d_weight, num_rows, width, dropout, seed,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SEPARATE_DELTA: tl.constexpr, DROP: tl.constexpr,
+def _residual_layer_norm_backward_kernel(
+    d_total, d_normed, total, weight, mean, rstd, d_residual, d_x, d_weight, num_rows, width, dropout, seed,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, SEPARATE_X: tl.constexpr, DROP: tl.constexpr,
 ):  # fmt: skip
     columns = tl.arange(0, COLUMNS)
-    factor = tl.load(weight + columns, mask=columns < width, other=0.0).to(tl.float32)
-    sums = tl.zeros((COLUMNS,), dtype=tl.float32)
+    weights = tl.load(weight + columns, mask=columns < width, other=0.0).to(tl.float32)
+    d_weight_acc = tl.zeros((COLUMNS,), dtype=tl.float32)
     for first in range(tl.program_id(0) * ROWS, num_rows, tl.num_programs(0) * ROWS):
         rows = first + tl.arange(0, ROWS)
         inside = (rows < num_rows)[:, None] & (columns < width)[None, :]
         offsets = rows.to(tl.int64)[:, None] * width + columns[None, :]
         upstream = tl.load(d_normed + offsets, mask=inside, other=0.0).to(tl.float32)
         x = tl.load(total + offsets, mask=inside, other=0.0).to(tl.float32)
-        middle = tl.load(mean + rows, mask=rows < num_rows, other=0.0)
-        inverse = tl.load(scale + rows, mask=rows < num_rows, other=0.0)
-        unit = tl.where(inside, (x - middle[:, None]) * inverse[:, None], 0.0)
-        sums += tl.sum(upstream * unit, axis=0)
-        grad_unit = upstream * factor[None, :]
-        mean_dot = tl.sum(grad_unit * unit, axis=1) / width
-        mean_grad = tl.sum(grad_unit, axis=1) / width
-        grad = (grad_unit - mean_grad[:, None] - unit * mean_dot[:, None]) * inverse[:, None]
+        mu = tl.load(mean + rows, mask=rows < num_rows, other=0.0)
+        rstd_i = tl.load(rstd + rows, mask=rows < num_rows, other=0.0)
+        x_hat = tl.where(inside, (x - mu[:, None]) * rstd_i[:, None], 0.0)
+        d_weight_acc += tl.sum(upstream * x_hat, axis=0)
+        grad_x_hat = upstream * weights[None, :]
+        mean_dot = tl.sum(grad_x_hat * x_hat, axis=1) / width
+        mean_grad = tl.sum(grad_x_hat, axis=1) / width
+        grad = (grad_x_hat - mean_grad[:, None] - x_hat * mean_dot[:, None]) * rstd_i[:, None]
         grad += tl.load(d_total + offsets, mask=inside, other=0.0).to(tl.float32)
-        tl.store(d_hidden + offsets, grad.to(d_hidden.dtype.element_ty), mask=inside)
-        if SEPARATE_DELTA:
+        tl.store(d_residual + offsets, grad.to(d_residual.dtype.element_ty), mask=inside)
+        if SEPARATE_X:
             if DROP:
                 grad *= _dropout_mask(offsets, dropout, seed)
-            tl.store(d_delta + offsets, grad.to(d_delta.dtype.element_ty), mask=inside)
-    tl.store(d_weight + tl.program_id(0) * width + columns, sums, mask=columns < width)
+            tl.store(d_x + offsets, grad.to(d_x.dtype.element_ty), mask=inside)
+    tl.store(d_weight + tl.program_id(0) * width + columns, d_weight_acc, mask=columns < width)
 
 
 class _Geglu(torch.autograd.Function):
@@ -180,21 +180,21 @@ def _offsets(num_rows, feed, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _geglu_kernel(both, out, num_rows, feed, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    number, place, inside = _offsets(num_rows, feed, ROWS, COLUMNS)
-    x = tl.load(both + place, mask=inside, other=0.0).to(tl.float32)
-    gate = tl.load(both + place + feed, mask=inside, other=0.0).to(tl.float32)
-    share = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
-    tl.store(out + number, (x * share * gate).to(out.dtype.element_ty), mask=inside)
+    out_offsets, in_offsets, inside = _offsets(num_rows, feed, ROWS, COLUMNS)
+    x = tl.load(both + in_offsets, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(both + in_offsets + feed, mask=inside, other=0.0).to(tl.float32)
+    cdf = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+    tl.store(out + out_offsets, (x * cdf * gate).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
 def _geglu_backward_kernel(both, upstream, grad_both, num_rows, feed, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    number, place, inside = _offsets(num_rows, feed, ROWS, COLUMNS)
-    x = tl.load(both + place, mask=inside, other=0.0).to(tl.float32)
-    gate = tl.load(both + place + feed, mask=inside, other=0.0).to(tl.float32)
-    grad_out = tl.load(upstream + number, mask=inside, other=0.0).to(tl.float32)
-    share = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
+    out_offsets, in_offsets, inside = _offsets(num_rows, feed, ROWS, COLUMNS)
+    x = tl.load(both + in_offsets, mask=inside, other=0.0).to(tl.float32)
+    gate = tl.load(both + in_offsets + feed, mask=inside, other=0.0).to(tl.float32)
+    grad_out = tl.load(upstream + out_offsets, mask=inside, other=0.0).to(tl.float32)
+    cdf = 0.5 * (1.0 + tl.erf(x * 0.7071067811865476))
     density = 0.3989422804014327 * tl.exp(-0.5 * x * x)
-    kind = grad_both.dtype.element_ty
-    tl.store(grad_both + place, (grad_out * gate * (share + x * density)).to(kind), mask=inside)
-    tl.store(grad_both + place + feed, (grad_out * x * share).to(kind), mask=inside)
+    dtype = grad_both.dtype.element_ty
+    tl.store(grad_both + in_offsets, (grad_out * gate * (cdf + x * density)).to(dtype), mask=inside)
+    tl.store(grad_both + in_offsets + feed, (grad_out * x * cdf).to(dtype), mask=inside)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-__all__ = ["split_rotated_qkv", "apply_rope_", "inverse_rope"]
+__all__ = ["apply_rope_", "inverse_rope", "split_rotated_qkv"]
 
 _ROWS = 64
 
@@ -32,7 +32,7 @@ def apply_rope_(qkv: Float[Tensor, "T 3 H K"], cosines: Float[Tensor, "T K2"], s
 def split_rotated_qkv(
     qkv: Float[Tensor, "T 3 H K"], cosines: Float[Tensor, "T K2"], sines: Float[Tensor, "T K2"]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return rotated queries, rotated keys, and values, [T, H, K] each: views of `qkv`, which is rotated in place."""
+    """Return rotated queries, rotated keys, and values, [T, H, K] each: views of `qkv`, part is rotated in place."""
     return _SplitRotatedQkv.apply(qkv, cosines, sines)  # type: ignore[no-any-return]
 
 
@@ -74,9 +74,9 @@ def _rope_kernel(
     sine = tl.load(sines + angles, mask=inside, other=0.0)
     x = tl.load(qkv + offsets, mask=inside, other=0.0).to(tl.float32)
     y = tl.load(qkv + offsets + HALF, mask=inside, other=0.0).to(tl.float32)
-    kind = qkv.dtype.element_ty
-    tl.store(qkv + offsets, (x * cosine - y * sine).to(kind), mask=inside)
-    tl.store(qkv + offsets + HALF, (y * cosine + x * sine).to(kind), mask=inside)
+    dtype = qkv.dtype.element_ty
+    tl.store(qkv + offsets, (x * cosine - y * sine).to(dtype), mask=inside)
+    tl.store(qkv + offsets + HALF, (y * cosine + x * sine).to(dtype), mask=inside)
 
 
 @triton.jit
@@ -91,23 +91,23 @@ def inverse_rope(x, y, cosines, sines, angles, inside):
 def _backward_kernel(
     dq, dk, dv, grad_qkv, cosines, sines, num_rows, num_heads, HALF: tl.constexpr, ROWS: tl.constexpr
 ):  # fmt: skip
-    which = tl.program_id(1)
+    part = tl.program_id(1)
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, HALF)
     inside = (rows < num_rows)[:, None]
     source_offsets = rows.to(tl.int64)[:, None] * 2 * HALF + columns[None, :]
     tokens = rows // num_heads
     source = dq
-    if which == 1:
+    if part == 1:
         source = dk
-    if which == 2:
+    if part == 2:
         source = dv
     x = tl.load(source + source_offsets, mask=inside, other=0.0).to(tl.float32)
     y = tl.load(source + source_offsets + HALF, mask=inside, other=0.0).to(tl.float32)
     first, second = x, y
-    if which < 2:
+    if part < 2:
         first, second = inverse_rope(x, y, cosines, sines, tokens[:, None] * HALF + columns[None, :], inside)
-    offsets = ((tokens.to(tl.int64) * 3 + which) * num_heads + rows % num_heads)[:, None] * 2 * HALF + columns[None, :]
-    kind = grad_qkv.dtype.element_ty
-    tl.store(grad_qkv + offsets, first.to(kind), mask=inside)
-    tl.store(grad_qkv + offsets + HALF, second.to(kind), mask=inside)
+    offsets = ((tokens.to(tl.int64) * 3 + part) * num_heads + rows % num_heads)[:, None] * 2 * HALF + columns[None, :]
+    dtype = grad_qkv.dtype.element_ty
+    tl.store(grad_qkv + offsets, first.to(dtype), mask=inside)
+    tl.store(grad_qkv + offsets + HALF, second.to(dtype), mask=inside)
