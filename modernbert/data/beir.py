@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from modernbert.data.labeled_rows import Row, read_rows
+from modernbert.data.suffixes import COMPRESSIONS
 from modernbert.errors import InputError
 
 __all__ = ["Collection", "Rank", "is_collection", "judgments_file", "read_collection", "read_texts"]
-
-_COMPRESSIONS = ("", ".gz", ".zst")
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def read_texts(folder: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 def is_collection(folder: Path) -> bool:
     """Return whether a folder has the queries of a collection."""
-    return any((folder / f"queries.jsonl{suffix}").exists() for suffix in _COMPRESSIONS)
+    return any((folder / f"queries.jsonl{suffix}").exists() for suffix in ("", *COMPRESSIONS))
 
 
 def _optional_text(row: Row, column: str) -> str:
@@ -136,7 +135,7 @@ def _add(known: dict[str, str], row: Row, text: str) -> None:
 
 
 def _file(folder: Path, name: str) -> Path:
-    found = [path for suffix in _COMPRESSIONS if (path := folder / f"{name}{suffix}").exists()]
+    found = [path for suffix in ("", *COMPRESSIONS) if (path := folder / f"{name}{suffix}").exists()]
     if len(found) > 1:
         raise InputError(f"{folder}: found {' and '.join(path.name for path in found)}, expected one of them")
     if found:

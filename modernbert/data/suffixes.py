@@ -5,7 +5,18 @@ from pathlib import Path
 from modernbert.data.remote_files import RemoteFile
 from modernbert.errors import InputError
 
-__all__ = ["CODE", "CONLL", "KNOWN", "PROSE", "ROWS", "check_suffix", "format_of", "known_suffixes", "unknown_suffix"]
+__all__ = [
+    "CODE",
+    "COMPRESSIONS",
+    "CONLL",
+    "KNOWN",
+    "PROSE",
+    "ROWS",
+    "check_suffix",
+    "format_of",
+    "known_suffixes",
+    "unknown_suffix",
+]
 
 PROSE = (".txt", ".md", ".rst")
 # Files with named fields. A .json file has one array of objects or strings.
@@ -17,7 +28,7 @@ CODE = tuple(
     " .yml .toml .ini .cfg .cmake .proto .tex .vue".split()
 )
 KNOWN = (*PROSE, *ROWS, *CONLL, *CODE)
-_COMPRESSIONS = (".gz", ".zst")
+COMPRESSIONS = (".gz", ".zst")
 
 
 def format_of(file: Path | RemoteFile) -> str:
@@ -27,7 +38,7 @@ def format_of(file: Path | RemoteFile) -> str:
     '.jsonl'
     """
     name = file.name.lower()
-    for suffix in _COMPRESSIONS:
+    for suffix in COMPRESSIONS:
         name = name.removesuffix(suffix)
     return Path(name).suffix
 

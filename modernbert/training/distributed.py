@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
@@ -56,8 +56,8 @@ class Objective(nn.Module):
 class World:
     """The processes of a run: the rank of this one, their number, and how tensors are sharded over them.
 
-    `mesh` is None if every process holds the whole model. `writers` is a group of its own for the thread that writes
-    checkpoints, whose collectives on the CPU must not mix with those of training.
+    `mesh` is None if every process holds the whole model. `writers` is a separate group for the thread that writes
+    checkpoints: its collectives on the CPU must not mix with the collectives of training.
     """
 
     rank: int = 0
@@ -121,10 +121,10 @@ class World:
         return cast(Result, box[0])
 
     def spread(self, objective: Objective, blocks: Sequence[nn.Module], dtype: torch.dtype) -> nn.Module:
-        """Wrap a model and its loss for data parallelism: gradients are averaged in each backward pass that syncs.
+        """Wrap a model and its loss in DDP or FSDP2, which average gradients in each backward pass that syncs.
 
-        With FSDP2, each block is gathered as a unit. In half precision its matrices are gathered in `dtype`, which
-        they are cast to for their products anyway, and their gradients are reduced in float32.
+        With FSDP2, each block is gathered as a unit. In half precision its matrices are gathered in `dtype`, the dtype
+        of their products, and their gradients are reduced in float32.
         """
         if self.mesh is not None:
             from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -197,21 +197,16 @@ def _own_device(name: str, local_rank: int) -> str:
 def syncing(objective: nn.Module, is_last: bool) -> Any:
     """Return a context for one backward pass; gradients are exchanged after the last one of a step only."""
     if isinstance(objective, DistributedDataParallel):
-        return _nothing() if is_last else objective.no_sync()
+        return nullcontext() if is_last else objective.no_sync()
     if _holds_part(objective):
         objective.set_requires_gradient_sync(is_last)
-    return _nothing()
+    return nullcontext()
 
 
 def settle(objective: nn.Module) -> None:
     """Free the gathered parameters that a forward pass without a backward pass leaves behind."""
     if _holds_part(objective):
         objective.reshard()
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 def _holds_part(objective: nn.Module) -> "TypeGuard[FSDPModule]":

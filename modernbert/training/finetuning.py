@@ -200,7 +200,7 @@ def _report_shared_rows(rows: Mapping[str, Sequence[Row]]) -> None:
     learned = {row.origin for row in rows["train"]}
     for name in ("dev", "test"):
         if shared := sum(row.origin in learned for row in rows.get(name, ())):
-            print(f"{name}: {shared:,} rows are learned from too, the scores of these say what was learned by heart")
+            print(f"{name}: {shared:,} rows are also trained on; their scores measure memorization")
 
 
 def _report_split(name: str, examples: Examples) -> None:

@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 GiveUp = Callable[[float, float], str | None]
-"""(epochs done, best score so far, more being better) -> why to stop, or None"""
+"""(epochs done, best score so far, higher is better) -> why to stop, or None"""
 Score = Callable[[nn.Module], dict[str, float]]
 
 
@@ -65,7 +65,7 @@ class LinearPlan:
     num_micro_batches: Callable[[int], int]
 
     def plan(self, step: int) -> StepPlan:
-        """Return what a step does, counted from 0."""
+        """Return the plan of a step, counted from 0."""
         rising = round(self.warmup * self.num_steps)
         share = step / rising if step < rising else (self.num_steps - step) / max(1, self.num_steps - rising)
         return StepPlan(self.num_micro_batches(step), self.peak_lr * share, step)
@@ -96,7 +96,7 @@ class StepBatches(ABC):
 
     @abstractmethod
     def filler(self) -> Batch:
-        """Return any batch, for a process that has none in a step."""
+        """Return a batch for a process that has no micro-batch in a step."""
 
 
 class LabeledBatches(StepBatches):
@@ -139,7 +139,7 @@ def divide(parts: list[list[int]], num_processes: int) -> list[list[int]]:
 
 @dataclass
 class Tuned:
-    """Outcome of fine-tuning: which step has the best scores, and why the run ended early, if it did."""
+    """Result of fine-tuning: the best step and its scores, and why the run ended early, if it did."""
 
     best_step: int
     best_scores: dict[str, float]
@@ -160,9 +160,9 @@ class TuneRecipe(Recipe):
         num_tokens: Tokens of all steps, for the progress bar.
         engine: Name of the engine.
         dtype: Data type of the matrix products.
-        metric: Name of the score that decides.
-        score: Scores a model on the dev data; None: the last weights are kept.
-        give_up: Decides after each scoring whether the run stops.
+        metric: Name of the score that selects the best weights.
+        score: Scores a model on the dev data; None keeps the last weights.
+        give_up: Called after each evaluation; returns why to stop, or None.
     """
 
     saves_last = False
@@ -209,7 +209,7 @@ class TuneRecipe(Recipe):
         """Refuse to continue with other training data."""
         if checkpoint is not None and checkpoint.state.get("rows", self._rows) != self._rows:
             raise InputError(
-                f"train: found other rows, labels or tokens than {checkpoint.folder} was learned from; "
+                f"train: found other rows, labels or tokens than those {checkpoint.folder} was trained on; "
                 "choose another `output` for them"
             )
 
@@ -265,7 +265,7 @@ class TuneRecipe(Recipe):
         config, done = self.config, run.state.evaluation
         reason = None
         if config.patience is not None and done["since_best"] >= config.patience:
-            reason = f"{done['since_best']} scorings without a gain"
+            reason = f"{done['since_best']} evaluations without a gain"
         elif self._give_up is not None and done["best_scores"]:
             epochs = run.state.step / self.batches.sampler.steps_per_epoch
             best, give_up = _gain(done["best_scores"], self._metric), self._give_up
@@ -300,7 +300,7 @@ def _load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def _gain(scores: Mapping[str, float], metric: str) -> float:
-    """Return a score of which more is better: the negative of an error."""
+    """Return a score for which higher is better: the negative of an error."""
     return -scores[metric] if metric.endswith("error") else scores[metric]
 
 

@@ -64,7 +64,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 
 # Name from the driver, then TFLOPS in bfloat16, float16 and float32. A part of a GPU (MIG), a laptop GPU and other
-# variants match none: no number is better than a wrong one.
+# variants match none: a missing number is better than a wrong one.
 _PEAKS = (
     (r"NVIDIA B200", 2250.0, 2250.0, 75.0),
     (r"NVIDIA H200", 989.4, 989.4, 66.9),

@@ -22,7 +22,7 @@ from modernbert.files import new_folder, write_file
 from modernbert.training.command_options import GlueConfig
 from modernbert.training.finetuning import FinetuneConfig, check_inputs
 from modernbert.training.glue_tasks import DECAYS, PUBLISHED, RATES, TASKS, GlueTask, config_of, tasks_in
-from modernbert.training.sweep import Point, Result, best_of, left_of, points_of, sweep
+from modernbert.training.sweep import Point, Result, best_of, points_of, sweep, unfinished
 
 __all__ = ["GlueConfig", "run"]
 
@@ -60,7 +60,7 @@ def run(config: GlueConfig) -> dict[str, Any]:
     if len(configs) > 1:
         # Errors in the rows of a task are reported before hours are spent on earlier tasks.
         for name, each in configs.items():
-            if left_of(config.output / name, _points(config, TASKS[name])):
+            if unfinished(config.output / name, _points(config, TASKS[name])):
                 check_inputs(replace(each, model=config.model))
     for name, each in configs.items():
         if each.model == str(start) and not start.exists():
@@ -100,8 +100,8 @@ def _check_start(folder: Path, start: str) -> None:
         found = configs_of.load(FinetuneConfig, path).model
         if found != start:
             raise InputError(
-                f"{path.parent}: was begun from {found}, but with MNLI among the tasks it starts from {start}; choose "
-                "another --output"
+                f"{path.parent}: was started from {found}, but with MNLI among the tasks it starts from {start}; "
+                "choose another --output"
             )
 
 

@@ -1,13 +1,14 @@
 """The tasks of GLUE: file names and columns, the metric of each, the paper's settings, and the published scores.
 
-Source: table 5, table 6 and appendix E.1 of the paper. Metrics are those of its baselines: Matthews correlation for
-CoLA, Pearson's for STS-B, accuracy for all others.
+Source: table 5, table 6 and appendix E.1 of the paper. Metrics as in its baselines: Matthews correlation for CoLA,
+Pearson correlation for STS-B, accuracy for all others.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from modernbert.data.labeled_rows import read_rows
+from modernbert.data.suffixes import COMPRESSIONS, ROWS
 from modernbert.errors import InputError
 from modernbert.tasks.examples import Columns
 from modernbert.training.finetuning import FinetuneConfig
@@ -52,7 +53,7 @@ TASKS = {
     "rte": GlueTask("accuracy", (1, 2, 3), (5e-5, 1e-5, 3), 16, after_mnli=True),
 }
 
-# Published dev scores in the order of TASKS; the paper copied those of other models from earlier papers.
+# Published dev scores in the order of TASKS; scores of other models are from earlier papers.
 PUBLISHED = {
     "BERT base": (59.0, 93.1, 89.5, 89.4, 91.4, 85.4, 91.6, 78.2),
     "RoBERTa base": (63.6, 94.8, 90.2, 91.2, 91.9, 87.6, 92.8, 78.7),
@@ -73,9 +74,7 @@ _FIRST = ("sentence1", "question1", "question", "premise", "#1 String", "sentenc
 _SECOND = ("sentence2", "question2", "sentence", "hypothesis", "#2 String")
 _LABELS = ("label", "score", "gold_label", "is_duplicate", "Quality")
 _DEV = ("dev", "dev_matched", "validation", "validation_matched")
-_SUFFIXES = tuple(
-    f"{suffix}{packed}" for suffix in (".tsv", ".csv", ".jsonl", ".json", ".parquet") for packed in ("", ".gz", ".zst")
-)
+_SUFFIXES = tuple(f"{suffix}{compression}" for suffix in ROWS for compression in ("", *COMPRESSIONS))
 
 
 def tasks_in(data: Path) -> list[str]:
@@ -83,9 +82,7 @@ def tasks_in(data: Path) -> list[str]:
 
     Raises: InputError if it holds none.
     """
-    found = [
-        name for name in TASKS if any((data / name / f"train{suffix}").exists() for suffix in _SUFFIXES)
-    ]  # fmt: skip
+    found = [name for name in TASKS if any((data / name / f"train{suffix}").exists() for suffix in _SUFFIXES)]
     if not found:
         raise InputError(
             f"{data}: holds no task of GLUE, expected folders called {', '.join(TASKS)} with train and dev"
@@ -94,7 +91,7 @@ def tasks_in(data: Path) -> list[str]:
 
 
 def config_of(name: str, data: Path, base: FinetuneConfig) -> FinetuneConfig:
-    """Return the config for one task; other options are those of `base`.
+    """Return the config for one task; further options come from `base`.
 
     Raises: InputError if a split or a column is missing.
     """
@@ -103,15 +100,13 @@ def config_of(name: str, data: Path, base: FinetuneConfig) -> FinetuneConfig:
     (first, *_) = read_rows([str(train)])
     text = _column(first.values, ("sentence",) if not task.pair else _FIRST, train)
     pair = _column({key: 0 for key in first.values if key != text}, _SECOND, train) if task.pair else None
-    kept = {key: value for key, value in vars(base).items()}
     columns = Columns(text=text, pair=pair, label=_column(first.values, _LABELS, train))
-    kept |= {
-        "task": task.task, "train": [str(train)], "dev": [str(dev)], "test": [],
-        "columns": columns, "metric": task.metric, "batch": task.batch,
+    return replace(
+        base, task=task.task, train=[str(train)], dev=[str(dev)], test=[], columns=columns, metric=task.metric,
+        batch=task.batch,
         # Further columns of GLUE's own files, such as the labels of single annotators.
-        "ignore_columns": [key for key in first.values if key not in (text, pair, columns.label)],
-    }  # fmt: skip
-    return FinetuneConfig(**kept)
+        ignore_columns=[key for key in first.values if key not in (text, pair, columns.label)],
+    )  # fmt: skip
 
 
 def _split(folder: Path, names: tuple[str, ...]) -> Path:

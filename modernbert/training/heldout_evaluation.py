@@ -1,6 +1,6 @@
 """Scores on held-out text, by source and length.
 
-Runs are compared by these scores: the text is cut, packed and masked alike in all phases and all runs of one seed.
+The text is cut, packed and masked in the same way in all phases and all runs of one seed, so scores are comparable.
 """
 
 from collections.abc import Mapping, Sequence
@@ -84,10 +84,10 @@ def position_lines(log: Sequence[Row]) -> list[str]:
     lines = []
     for source, max_len in dict.fromkeys((row["source"], row["max_len"]) for row in scored):
         of_kind = [row for row in scored if (row["source"], row["max_len"]) == (source, max_len)]
-        begin, end = of_kind[0], of_kind[-1]
-        lines.append(f"held out {source} at {max_len:,} tokens, loss after step {begin['step']:,} and {end['step']:,}:")
+        start, end = of_kind[0], of_kind[-1]
+        lines.append(f"held out {source} at {max_len:,} tokens, loss after step {start['step']:,} and {end['step']:,}:")
         for positions, last in end["positions"].items():
-            first = begin["positions"][positions]
+            first = start["positions"][positions]
             lines.append(f"  positions {positions:>12}: {_format(first['loss'])} -> {_format(last['loss'])}")
     return lines
 

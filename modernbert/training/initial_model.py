@@ -76,9 +76,9 @@ def shape_of(checkpoint: Checkpoint) -> ModelConfig:
 
 
 def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
-    """Load the tokenizer of the run's config or of its exported model, whichever the checkpoint was trained with.
+    """Load the tokenizer of the run's config or exported model that has the fingerprint in the checkpoint.
 
-    A relative path in the config can lead to another folder from here, and the tokenizer in it can have changed.
+    A relative path in the config can resolve to another folder, and the tokenizer in it can have changed.
     """
     run = checkpoint.folder.absolute().parent.parent
     path = run / "config.yaml"

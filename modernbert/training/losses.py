@@ -14,12 +14,7 @@ from modernbert.engines.registry import PORTABLE
 from modernbert.errors import InputError
 from modernbert.model.interface import Model
 
-__all__ = [
-    "contrastive",
-    "masked_lm",
-    "masked_lm_rows",
-    "info_nce",
-]
+__all__ = ["info_nce", "masked_lm", "masked_lm_rows"]
 
 _EVAL_ROWS = 256
 
@@ -33,7 +28,7 @@ def masked_lm(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
     labels = _masked(batch)
     features = _features(model, batch)
     decoder: nn.Linear = model.decoder  # type: ignore[assignment]
-    if not is_plain(decoder):  # an adapter or a hook is part of what the decoder computes
+    if not is_plain(decoder):  # an adapter or a hook must run
         return F.cross_entropy(decoder(features).float(), labels.long(), reduction="sum"), batch.num_labels
     engine = model.encoder.engine if isinstance(model, Model) else PORTABLE
     return engine.linear_cross_entropy(features, decoder.weight, decoder.bias, labels)
@@ -52,27 +47,11 @@ def masked_lm_rows(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, " M"],
     return torch.cat(losses), torch.cat(correct)
 
 
-def contrastive(
-    vectors: Float[Tensor, "rows D"], num_queries: int, temperature: float
-) -> tuple[Float[Tensor, ""], int]:
-    """Sum the InfoNCE loss of Q queries against P passages, in float32.
-
-    Rows are Q queries, then P >= Q passages: the positive of query i is passage i, every other passage is a negative.
-    Vectors are normalized here.
-
-    Source: van den Oord et al. 2018 (InfoNCE), with in-batch negatives.
-    """
-    num_passages = vectors.shape[0] - num_queries
-    if not 0 < num_queries <= num_passages:
-        raise InputError(
-            f"contrastive loss: {num_queries} queries, {num_passages} passages, expected one positive each"
-        )
-    unit = F.normalize(vectors.float(), dim=-1)
-    return info_nce(unit[:num_queries] @ unit[num_queries:].T / temperature)
-
-
 def info_nce(scores: Float[Tensor, "Q P"], known: Bool[Tensor, "Q P"] | None = None) -> tuple[Float[Tensor, ""], int]:
-    """Sum the cross entropy of each query's own passage, number i of query i, among all that are not known to fit."""
+    """Sum the InfoNCE loss: passage i is the positive of query i, others are negatives unless `known` to match.
+
+    Source: van den Oord et al. 2018, with in-batch negatives.
+    """
     own = torch.arange(len(scores), device=scores.device)
     if known is not None:
         others = known.clone()
@@ -82,7 +61,7 @@ def info_nce(scores: Float[Tensor, "Q P"], known: Bool[Tensor, "Q P"] | None = N
 
 
 def _features(model: nn.Module, batch: Batch) -> Float[Tensor, "M D"]:
-    """Return what the decoder sees of the masked rows, in the precision it multiplies in."""
+    """Return the inputs of the decoder for the masked rows, in the dtype of its GEMM."""
     features: Tensor = model.features(batch)  # type: ignore[operator]
     device = features.device.type
     return features.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else features
@@ -90,5 +69,5 @@ def _features(model: nn.Module, batch: Batch) -> Float[Tensor, "M D"]:
 
 def _masked(batch: Batch) -> Tensor:
     if batch.label_positions is None or batch.labels is None:
-        raise InputError("masked language modelling: the batch names no masked rows, expected where and labels")
+        raise InputError("masked language modeling: the batch has no masked rows, expected label_positions and labels")
     return batch.labels

@@ -34,11 +34,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class OptimizerContext:
-    """What an optimizer is made from besides its parameter groups and the peak learning rate."""
+    """Options and environment of an optimizer."""
 
     options: "OptimizerConfig"
     sum_shards: Callable[[Tensor], Tensor] | None = None
-    """Adds numbers up over the processes that each hold a part of a tensor; None: tensors are whole."""
+    """Sums values over the processes that each hold a shard of a tensor; None if tensors are not sharded."""
     kernels: OptimizerKernels | None = None
     """Kernels of an engine."""
 
@@ -49,7 +49,7 @@ _Factory = TypeVar("_Factory", bound=OptimizerFactory)
 
 
 def register_optimizer(kind: str) -> Callable[[_Factory], _Factory]:
-    """Return a decorator that makes an optimizer known as `kind`.
+    """Return a decorator that registers an optimizer as `kind`.
 
     The class or function is called with parameter groups, the peak learning rate and an `OptimizerContext`. In each
     step it reads the learning rate from `group["lr"]`. Tensors in its `state` are saved in checkpoints and restored.
@@ -77,11 +77,11 @@ class OptimizerSet:
 
     @property
     def state(self) -> Mapping[Tensor, dict[str, Any]]:
-        """The state of each parameter, which is a part of that of its optimizer."""
+        """The state of each parameter."""
         return {parameter: optimizer.state[parameter] for parameter, optimizer in self._owner.items()}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients."""
+        """Reset the gradients."""
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none)
 
@@ -131,7 +131,7 @@ class StableAdamW(torch.optim.Optimizer):
         betas: Decay rates of the moments.
         eps: Term added to the denominator.
         weight_decay: Share of each weight that a step at the peak learning rate removes.
-        sum_shards: Adds numbers up over the processes that hold parts of a tensor, since the RMS is of the whole.
+        sum_shards: Sums values over the processes that hold shards of a tensor: the RMS is of the whole tensor.
         kernels: Kernels of an engine for float32 tensors: two passes over memory instead of ten.
     """
 
@@ -204,7 +204,7 @@ class StableAdamW(torch.optim.Optimizer):
         torch._foreach_add_(parameters, list(updates))
 
     def _steps(self, norms: Tensor, sizes_of_whole: list[int], group: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """Return for each tensor its learning rate and the share of it that stays, on the device of the norms."""
+        """Return the learning rate of each tensor and its factor 1 - decay, on the device of the norms."""
         sizes = to_device_async(torch.tensor(sizes_of_whole, dtype=norms.dtype), norms.device)
         shortening = 1 / (_over_shards(norms, self._sum_shards) / sizes.sqrt()).clamp(min=1)
         return group["lr"] * shortening, 1 - group["weight_decay"] * (group["lr"] / group["max_lr"]) * shortening
@@ -220,7 +220,7 @@ def _stable_adamw(groups: list[dict[str, Any]], lr: float, context: OptimizerCon
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Group parameters: those with weight decay (matrices, embeddings), and those without (norm scales, biases).
+    """Group parameters into matrices and embeddings, with weight decay, and norm scales and biases, without.
 
     A tied parameter is in one group.
     """
@@ -291,7 +291,7 @@ def _debiased(beta: float, step: int) -> float:
 
 
 def _over_shards(norms: Tensor, sum_shards: Callable[[Tensor], Tensor] | None) -> Tensor:
-    """Return the norms of whole tensors, given those of the parts here."""
+    """Return the norms of whole tensors from the norms of their shards in this process."""
     return norms if sum_shards is None else sum_shards(norms.square()).sqrt()
 
 

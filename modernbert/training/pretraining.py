@@ -51,7 +51,7 @@ __all__ = ["Phase", "PretrainConfig", "pretrain", "run"]
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a config names, opened and checked."""
+    """The opened and checked inputs of a run."""
 
     tokenizer: Tokenizer
     sources: dict[str, Shards]
@@ -62,7 +62,7 @@ class _Inputs:
     dtype: torch.dtype
     engine: Engine
     digests: dict[str, str]
-    """SHA-256 of the index of each folder of shards, which a resumed run must find again."""
+    """SHA-256 of the index of each folder of shards; a resumed run must find the same."""
 
 
 def run(config: PretrainConfig) -> Path:
@@ -76,8 +76,8 @@ def pretrain(config: PretrainConfig) -> Path:
     """Pretrain, or continue a run that was stopped, and return the model folder.
 
     Args:
-        config: Options of the run. A run folder can only be continued with the same options, except for those that
-            change where it computes and what it keeps.
+        config: Options of the run. A run folder can only be continued with the same options, except for
+            `RunOptions.FREE_TO_CHANGE`.
 
     Raises:
         InputError: For phases, sources, tokenizer or model that do not fit together, and a run folder of another
@@ -118,7 +118,7 @@ class _PretrainRecipe(Recipe):
         self.model.to(inputs.device)
         self.model.model.recompute = config.recompute
         if config.compile and (reason := inputs.engine.compile_blocks(self.model.model, inputs.dtype)):
-            print(f"compile: going on without ({reason})")
+            print(f"compile: not used ({reason})")
         self.loss, self.blocks = masked_lm, self.model.model.layers
         self.engine, self.dtype = inputs.engine.name, inputs.dtype
         self.evaluate_every = config.evaluation.every_steps
@@ -142,7 +142,7 @@ class _PretrainRecipe(Recipe):
         return build_optimizer(self.model, parameter_groups(self.model, options.weight_decay), options.lr, context)
 
     def feed(self, run: TrainingRun) -> Feed:
-        """Return the packed text of the current phase, from the cursor on."""
+        """Return the packed text of the current phase, starting at the cursor."""
         phase = self.phases[run.state.phase]
         stream = Stream(
             self.inputs.sources,
@@ -198,7 +198,7 @@ class _PretrainRecipe(Recipe):
                 )
 
     def checkpoint_state(self, run: TrainingRun) -> dict[str, Any]:
-        """Return what the checkpoint needs to be a model to start from, and to be averaged."""
+        """Return the state that `--init-from` and averaging need."""
         return {
             "shards": self.inputs.digests,
             "model": asdict(self.model.model.config),
@@ -218,7 +218,7 @@ class _PretrainRecipe(Recipe):
             for name, phase in config.phases.items():
                 if phase.max_micro_batches % world.size:
                     number = phase.max_micro_batches
-                    print(f"phases.{name}: {number} micro-batches a step do not divide among {world.size}")
+                    print(f"phases.{name}: {number} micro-batches a step do not divide evenly among {world.size}")
         if checkpoint is None and config.init_from is not None:
             print(f"starting from {config.init_from}")
             name, phase = next(iter(config.phases.items()))
@@ -234,7 +234,7 @@ class _PretrainRecipe(Recipe):
         if checkpoint is not None:
             before = checkpoint.state.get("engine", self.engine)
             if before != self.engine:
-                print(f"the engine was {before} before, and rounds otherwise: the run does not end with the same bits")
+                print(f"the engine was {before} before and rounds differently: the run will not end with the same bits")
 
 
 class _PackedFeed(Feed):
@@ -261,7 +261,7 @@ class _PackedFeed(Feed):
         return self._last.cursor()
 
     def log_row(self, plan: StepPlan, result: StepResult, step: int) -> dict[str, Any]:
-        """Return how full the batches are, and how much of each source was read."""
+        """Return the fill of the batches and the tokens and epochs read of each source."""
         packed = self._last
         return {
             "fill": round(result.num_tokens / (plan.num_micro_batches * packed.budget_tokens), 6),
@@ -271,7 +271,7 @@ class _PackedFeed(Feed):
         }
 
     def timing_row(self, seconds: float) -> dict[str, Any]:
-        """Return the use of a device, as a mean over the processes, since the last call."""
+        """Return operations per second, MFU and memory since the last call, as a mean over the processes."""
         device = self._inputs.device
         # Summed over all processes, since one of them may have had no batch in this step.
         flops = self._world.sum(torch.tensor(float(self._flops), dtype=torch.float64, device=device))
@@ -303,7 +303,7 @@ def _export(folder: Path, model: MaskedLM, inputs: _Inputs, world: World) -> Non
 def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> _Inputs:
     """Check a config and open its inputs; writes nothing."""
     dtype = choose_precision(config.dtype, device, "dtype")
-    # The model to start from may be gone when the run has checkpoints of its own.
+    # A run with checkpoints does not need the initial model, which may have been deleted.
     check_run_folder(Path(config.output), config)
     own = latest(Path(config.output) / "checkpoints", clean=False) if config.init_from is not None else None
     start = None

@@ -84,9 +84,9 @@ class RetrievalLoss:
             yield Batch(part.tokens, part.layout, part.label_positions, wanted) if mine else None
 
     def __call__(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Any]:
-        """Return the loss of a step of one part; for one of several parts, a number with the gradient of its vectors.
+        """Return the loss of a step of one part; for one of several parts, a scalar with the gradient of its vectors.
 
-        The first of several parts has the value of the whole step, the others 0.
+        The first of several parts has the value of the whole step, the others have 0.
         """
         vectors = model(batch)
         assert self._comparison is not None, "micro_batches comes first"
@@ -121,8 +121,8 @@ def _gathered(embedded: Tensor, num_parts: int, world: World) -> list[Tensor]:
     rows = world.sum(rows)
     # A sum with zeros is exact, and needs no equal shapes.
     whole = embedded.new_zeros(int(rows.sum()), embedded.shape[1])
-    begin = int(rows[: world.rank].sum())
-    whole[begin : begin + len(embedded)] = embedded
+    start = int(rows[: world.rank].sum())
+    whole[start : start + len(embedded)] = embedded
     return list(world.sum(whole).split(rows.tolist()))[:num_parts]
 
 

@@ -140,7 +140,7 @@ def _check_apart(config: RetrieverConfig) -> None:
                     f"{name}_split: found {split!r} and train_split={config.train_split!r}, but {path} is one set of "
                     "judgments for both; expected another folder to score by"
                 )
-            print(f"{name}: {path} is learned from too, its scores say what was learned by heart")
+            print(f"{name}: {path} is also trained on; its scores measure memorization")
 
 
 def _questions(

@@ -51,13 +51,13 @@ class Checkpoint:
     state: dict[str, Any]
 
     def tensors(self, stem: str) -> dict[str, Tensor]:
-        """Read the whole tensors of the files whose names begin with `stem`, onto the CPU."""
+        """Read the whole tensors of the files whose names start with `stem`, onto the CPU."""
         parts: dict[str, list[tuple[int, Tensor]]] = {}
         for path in sorted(self.folder.glob(f"{stem}*.safetensors")):
             with safe_open(path, framework="pt") as file:
-                begins = file.metadata() or {}
+                first_rows = file.metadata() or {}
                 for name in file.keys():
-                    parts.setdefault(name, []).append((int(begins.get(name, "0")), file.get_tensor(name)))
+                    parts.setdefault(name, []).append((int(first_rows.get(name, "0")), file.get_tensor(name)))
         return {name: _joined(found) for name, found in parts.items()}
 
 
@@ -78,7 +78,7 @@ class Saver:
             self.wait()
 
     def save(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
-        """Begin to write a checkpoint, after the previous one is written.
+        """Start to write a checkpoint, after the previous one is written.
 
         Raises: InputError if the previous one could not be written.
         """
@@ -107,10 +107,10 @@ def save(
     keep: int,
     kept_steps: Collection[int] = (),
 ) -> Path:
-    """Write a checkpoint, then remove all but the newest `keep` and those of `kept_steps`.
+    """Write a checkpoint, then remove all but the newest `keep` and the checkpoints of `kept_steps`.
 
     `tensors` maps a file stem to named tensors. Checkpoints of later steps are removed too: they are damaged, or the
-    run has returned to an earlier one.
+    run was rolled back.
 
     Raises: InputError naming the folder if it cannot be written; earlier checkpoints are then as they were.
     """
@@ -133,9 +133,9 @@ def latest(root: Path, *, clean: bool = True) -> Checkpoint | None:
         if fault is None:
             return _opened(folder)
         if clean:
-            print(f"{fault}; passing over this checkpoint", flush=True)
+            print(f"{fault}; skipping this checkpoint", flush=True)
     if folders:
-        raise InputError(f"{root}: none of the {len(folders)} checkpoints is whole, expected at least one")
+        raise InputError(f"{root}: all {len(folders)} checkpoints are damaged, expected at least one intact checkpoint")
     return None
 
 
@@ -167,7 +167,7 @@ def _opened(folder: Path) -> Checkpoint:
 
 
 def _of_process(named: Mapping[str, Tensor], world: World) -> dict[str, tuple[Tensor, Part]]:
-    """Return the tensors that this process writes: its shards, and its share of the tensors that are not sharded."""
+    """Return the tensors that this process writes: its shards and its share of the unsharded tensors."""
     loads = [0] * world.size
     chosen = {}
     for name, tensor in named.items():
@@ -245,13 +245,13 @@ def _write_own(folder: Path, tensors: Mapping[str, Mapping[str, tuple[Tensor, Pa
     suffix = "" if world.size == 1 else f"-{world.rank:05d}"
     try:
         for stem, named in tensors.items():
-            begins = {
-                name: str(begin)
-                for name, (tensor, (begin, rows)) in named.items()
+            first_rows = {
+                name: str(first)
+                for name, (tensor, (first, rows)) in named.items()
                 if tensor.shape[:1] not in ((), (rows,))
             }
             path = folder / f"{stem}{suffix}.safetensors"
-            write_tensors(path, {name: tensor for name, (tensor, _) in named.items()}, begins or None)
+            write_tensors(path, {name: tensor for name, (tensor, _) in named.items()}, first_rows or None)
             sync_file(path)
     except OSError as error:
         return str(translate_errors(folder.with_name(folder.name.split(".")[0]), error))

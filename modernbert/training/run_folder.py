@@ -1,4 +1,4 @@
-"""The folder of a run: it has the config, and a run continues in it only with the same config."""
+"""The folder of a run and its config; a run continues in it only with the same config."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -39,7 +39,7 @@ def begin_run_folder(out: Path, config: RunConfig) -> None:
 
 
 def check_run_folder(out: Path, config: RunConfig) -> None:
-    """Check that a run of this config may begin or continue in a folder.
+    """Check that a run of this config may start or continue in a folder.
 
     Raises: InputError naming the first field that differs, or the folder if it is something else.
     """
@@ -50,18 +50,18 @@ def check_run_folder(out: Path, config: RunConfig) -> None:
         raise translate_errors(out, error) from error
     if path.exists() and not _may_be_corrected(out):
         was, now = asdict(load(type(config), path)), asdict(config)
-        begun, asked = _flat(was), _flat(now)
-        for key in [*asked, *begun]:
-            if not _is_free(key, config.FREE_TO_CHANGE) and begun.get(key) != asked.get(key):
+        started, asked = _flat(was), _flat(now)
+        for key in [*asked, *started]:
+            if not _is_free(key, config.FREE_TO_CHANGE) and started.get(key) != asked.get(key):
                 raise InputError(
-                    f"{path}: this run was begun with {key}={begun.get(key)}, found {key}={asked.get(key)}; "
+                    f"{path}: this run was started with {key}={started.get(key)}, found {key}={asked.get(key)}; "
                     "choose another `output` for another config"
                 )
         for key in _IN_ORDER:
             order, asked_order = _names(was, key), _names(now, key)
             if asked_order != order:
                 raise InputError(
-                    f"{path}: this run was begun with {key} in the order {', '.join(order)}, "
+                    f"{path}: this run was started with {key} in the order {', '.join(order)}, "
                     f"found {', '.join(asked_order)}; name them in that order"
                 )
     elif not path.exists() and out.exists() and not _is_empty(out):
@@ -81,7 +81,7 @@ def _names(tree: Mapping[str, Any], key: str) -> list[str]:
 
 
 def _is_empty(out: Path) -> bool:
-    """Return whether a folder has only files of a run that was killed as it began."""
+    """Return whether a folder has only files of a run that was killed at its start."""
     return out.is_dir() and all(path.name == ".lock" or path.name.startswith("config.yaml.") for path in out.iterdir())
 
 

@@ -47,7 +47,7 @@ class RunLog:
     def sizes(self) -> dict[str, int]:
         """Sync both files to the disk, and return their lengths in bytes.
 
-        Raises: InputError naming the file if the disk does not take it.
+        Raises: InputError naming the file if it cannot be written.
         """
         for file in self._files.values():
             try:
@@ -59,7 +59,7 @@ class RunLog:
     def _write(self, name: str, row: Mapping[str, Any]) -> None:
         file = self._files[name]
         try:
-            # Flushed line by line, since people watch these files.
+            # Flushed line by line, since users follow these files.
             file.write((json.dumps(row) + "\n").encode())
             file.flush()
         except OSError as error:
@@ -74,7 +74,7 @@ def number(value: float, digits: int = 6) -> float | None:
 
 
 def read_log(folder: Path, name: str = "log") -> list[dict[str, Any]]:
-    """Read the rows of `log.jsonl` or `timing.jsonl` of a run; a last line that is still being written is left out.
+    """Read the rows of `log.jsonl` or `timing.jsonl` of a run; a last line without its end is left out.
 
     Raises: InputError if the file cannot be read, or another line is not a JSON object.
     """

@@ -1,6 +1,6 @@
-"""Schedules: learning rate and number of micro-batches as functions of the step, so that they need no state.
+"""Schedules without state: learning rate and number of micro-batches as functions of the step.
 
-Tokens are nominal: micro-batches times their token budget, full or not. The schedule does not depend on the data.
+Tokens are nominal, micro-batches times their token budget, so the schedule does not depend on the data.
 """
 
 from dataclasses import dataclass
@@ -37,8 +37,8 @@ class Schedule:
 
     The learning rate rises linearly from 0 over the first `warmup_tokens`, is flat at `peak_lr`, and falls over the
     last `decay_tokens` as 1 - sqrt(t) to `lr_floor` times its peak. The batch grows to `max_micro_batches` over
-    `batch_warmup_tokens`, from `batch_growth` micro-batches on and by as many each time (one for each device, say);
-    each size on the way lasts the same number of steps.
+    `batch_warmup_tokens`, from `batch_growth` micro-batches in increments of `batch_growth`; each size lasts the same
+    number of steps.
 
     Source: section 2.2.1 and appendix A.2 of the paper (trapezoidal schedule, 1-sqrt decay, batch-size warm-up).
     """

@@ -17,7 +17,7 @@ FEWEST = 32
 class LossSpikeGuard:
     """Compare each step with the last ones of its phase, and count the skipped ones; see `SpikeGuardConfig`.
 
-    A skipped step enters no statistic. All processes see the same numbers, and so skip the same steps.
+    Skipped steps do not enter the medians. All processes see the same values and skip the same steps.
     """
 
     def __init__(self, config: SpikeGuardConfig, state: Mapping[str, Any] | None = None) -> None:

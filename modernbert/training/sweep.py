@@ -24,7 +24,7 @@ from modernbert.training.run_folder import check_run_folder
 from modernbert.training.training_loop import Diverged
 from modernbert.workers import WorkerPool
 
-__all__ = ["Base", "Point", "Result", "best_of", "left_of", "points_of", "sweep"]
+__all__ = ["Base", "Point", "Result", "best_of", "unfinished", "points_of", "sweep"]
 
 Base = FinetuneConfig | RetrieverConfig
 # Number of finished runs with which a run is compared.
@@ -60,7 +60,7 @@ class Result:
 
     @property
     def score(self) -> float:
-        """The score that decides."""
+        """The score of the metric that selects the best run."""
         return self.scores[self.metric]
 
 
@@ -78,11 +78,11 @@ def points_of(
 def sweep(base: Base, out: Path, points: Sequence[Point], devices: Sequence[str] = ("auto",)) -> list[Result]:
     """Run the points that are left, and keep the best model.
 
-    Returns the results of all finished points of this config in the folder, including those of earlier sweeps. A point
+    Returns the results of all finished points of this config in the folder, including earlier sweeps. A point
     whose loss was not finite has none.
 
-    Raises: InputError for what cannot be learned from, no dev rows to compare by, a device that is not there, or a
-    folder with runs of another config.
+    Raises: InputError for invalid training data, missing dev rows, an unavailable device, or a folder with runs of
+    another config.
     """
     if not base.dev:
         raise InputError("dev: found nothing, expected rows or collections to compare runs by")
@@ -94,11 +94,11 @@ def sweep(base: Base, out: Path, points: Sequence[Point], devices: Sequence[str]
         config = _config_of(base, out, point)
         config.check()
         check_run_folder(out / point.name, config)
-    earlier, left = _earlier(base, out), left_of(out, points)
+    earlier, left = _earlier(base, out), unfinished(out, points)
     print(f"{out}: {len(points)} runs, {len(points) - len(left)} of them done")
     everything = list(dict.fromkeys([*points, *earlier]))
     if len(devices) > 1 and len(left) > 1:
-        _share_out(base, out, everything, left, devices)
+        _run_on_devices(base, out, everything, left, devices)
     else:
         for point in left:
             _run(base, out, everything, devices[0], point)
@@ -109,7 +109,7 @@ def sweep(base: Base, out: Path, points: Sequence[Point], devices: Sequence[str]
     return results
 
 
-def left_of(out: Path, points: Sequence[Point]) -> list[Point]:
+def unfinished(out: Path, points: Sequence[Point]) -> list[Point]:
     """Return the points that no sweep in this folder has finished."""
     return [point for point in points if not _is_done(out / point.name)]
 
@@ -121,7 +121,7 @@ def _is_done(folder: Path) -> bool:
 def _earlier(base: Base, out: Path) -> list[Point]:
     """Return the points that earlier sweeps in the folder have finished.
 
-    Raises: InputError for a run of another config, since it would be compared with those of this one.
+    Raises: InputError for a run of another config, whose scores are not comparable.
     """
     found = []
     for path in sorted(out.glob("lr*/config.yaml")):
@@ -133,7 +133,9 @@ def _earlier(base: Base, out: Path) -> list[Point]:
     return found
 
 
-def _share_out(base: Base, out: Path, points: Sequence[Point], left: Sequence[Point], devices: Sequence[str]) -> None:
+def _run_on_devices(
+    base: Base, out: Path, points: Sequence[Point], left: Sequence[Point], devices: Sequence[str]
+) -> None:
     """Run the points in one process per device, which takes the next point when one is finished."""
     with WorkerPool(devices, str) as pool:
         # All are submitted at once, so that no run waits for the one before it.
@@ -146,7 +148,7 @@ def _run(base: Base, out: Path, points: Sequence[Point], device: str, point: Poi
     print(f"{point.name}:", flush=True)
 
     def give_up(epochs: float, best: float) -> str | None:
-        """Stop a run whose best score is below the median of the mean scores of other runs up to that time."""
+        """Stop a run whose best score is below the median of the mean scores of other runs up to that point."""
         share = epochs / point.epochs
         means = [mean for other in points if other != point and (mean := _mean_until(out, other, share)) is not None]
         if len(means) >= _FEWEST and share < 1 and best < statistics.median(means):

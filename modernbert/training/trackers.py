@@ -22,7 +22,7 @@ __all__ = ["Trackers", "check_trackers", "numbers_of", "open_trackers"]
 _LIBRARIES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
 # Fields that identify a row; all others are measurements.
 _NAMING = ("kind", "phase", "step", "source", "max_len", "reason")
-# Longest wait for a server at the begin and the end of a run.
+# Longest wait for a server at the start and the end of a run.
 _WAIT_S = 60
 
 
@@ -67,7 +67,7 @@ class Trackers:
 def open_trackers(names: Sequence[str], folder: Path, config: Mapping[str, Any], first_step: int) -> Trackers:
     """Open trackers by name for the run in `folder`; a resumed run continues in the same tracker run.
 
-    `first_step` is the first step still to come: rows of it and later ones, of an earlier process, are void. A tracker
+    `first_step` is the first step to come: rows of it and later steps from an earlier process are removed. A tracker
     that cannot be opened, such as without a network, is reported, and the run starts without it.
 
     Raises: InputError as `check_trackers` does.
@@ -76,12 +76,12 @@ def open_trackers(names: Sequence[str], folder: Path, config: Mapping[str, Any],
     place = folder / "watch"
     trackers: dict[str, _Tracker] = {}
 
-    def begin(name: str) -> None:
+    def start(name: str) -> None:
         place.mkdir(parents=True, exist_ok=True)
         trackers[name] = _KINDS[name](place, config, first_step)
 
     for name in dict.fromkeys(names):
-        _attempt(name, partial(begin, name))
+        _attempt(name, partial(start, name))
     return Trackers(trackers, first_step)
 
 
@@ -214,6 +214,6 @@ def _attempt(name: str, action: Callable[[], None]) -> bool:
         action()
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        print(f"trackers: {name} failed, training goes on without it ({reason})", file=sys.stderr, flush=True)
+        print(f"trackers: {name} failed, training continues without it ({reason})", file=sys.stderr, flush=True)
         return False
     return True

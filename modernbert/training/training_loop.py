@@ -103,10 +103,10 @@ def train(
     world: World = ALONE,
     filler: Batch | None = None,
 ) -> Iterator[tuple[StepPlan, StepResult]]:
-    """Run the steps of a schedule from `first_step` on, and yield each when it is done.
+    """Run the steps of a schedule, starting at `first_step`, and yield each when it is done.
 
     When a step is yielded, exactly its micro-batches have been taken from `batches`. Dropout is a function of the seed,
-    the step and the micro-batch, so a run that begins at `first_step` repeats one that came to it.
+    the step and the micro-batch, so a run that starts at `first_step` repeats a run that reached it.
 
     Args:
         objective: Returns the sum of a loss and its number of rows for a batch.
@@ -116,10 +116,10 @@ def train(
         seed: Seed of dropout.
         device: Where to compute.
         dtype: Data type of the matrix products.
-        first_step: Number of steps that are done already.
+        first_step: Number of steps done before.
         step_filter: Decides which steps are skipped, or raises an error.
         world: The processes of the run.
-        filler: Batch for a process that has no micro-batch of its own; its loss counts 0.
+        filler: Batch for a process that has no micro-batch in a step; its loss counts 0.
 
     Raises: InputError naming the step, by default if the loss or the gradient is not finite.
     """
@@ -161,7 +161,9 @@ def train_step(
     counted = torch.zeros(2, dtype=torch.float64)  # rows and tokens: known without waiting for the device
     ours = [(number, batch) for number, batch in enumerate(micro_batches) if batch is not None]
     # All processes run the model equally often, since each forward and backward pass exchanges weights or gradients.
-    ours += [(len(micro_batches), filler or _nothing())] * (-(-len(micro_batches) // world.size) - len(ours))
+    ours += [(len(micro_batches), filler or _batch_without_labels())] * (
+        -(-len(micro_batches) // world.size) - len(ours)
+    )
     for place, (number, batch) in enumerate(ours):
         torch.manual_seed(derive_seed(seed, number))
         with syncing(objective, is_last=place == len(ours) - 1):
@@ -206,7 +208,7 @@ def evaluate(
     bounds = torch.tensor([FIRST_POSITIONS * 2**n for n in range(31)], device=device)
     left = iter(batches)
     while group := list(islice(left, world.size)):
-        batch = (group[world.rank] if world.rank < len(group) else _nothing()).to(device)
+        batch = (group[world.rank] if world.rank < len(group) else _batch_without_labels()).to(device)
         with torch.no_grad(), autocast(device, dtype):
             losses, correct = objective(batch, masked_lm_rows)
         if batch.label_positions is not None:
@@ -225,7 +227,7 @@ def evaluate(
     return HeldoutScore(loss / num_rows, accuracy / num_rows, int(num_rows), by_position)
 
 
-def _nothing() -> Batch:
+def _batch_without_labels() -> Batch:
     """Return a batch without a masked row, whose masked-language-model loss is 0."""
     nothing = torch.zeros(0, dtype=torch.int64)
     return Batch(torch.zeros(2, dtype=torch.int64), SequenceLengths.from_lengths([2]), nothing, nothing)

@@ -1,6 +1,6 @@
 """One training run, for pretraining, fine-tuning and retrieval: phases, log, evaluation, checkpoints, resume, rollback.
 
-A `Recipe` says what is trained. `TrainingRun` does everything that is the same for all recipes.
+A `Recipe` defines the model, loss, data and evaluation. `TrainingRun` runs any recipe.
 """
 
 import os
@@ -38,7 +38,7 @@ Inputs = TypeVar("Inputs")
 
 @dataclass
 class TrainState:
-    """Progress of a run: the part of a checkpoint that is not tensors."""
+    """Progress of a run, as checkpoints store it."""
 
     phase: int = 0
     phase_step: int = 0
@@ -77,11 +77,11 @@ class Feed(Iterator["Batch | None"]):
         return None
 
     def log_row(self, plan: StepPlan, result: StepResult, step: int) -> dict[str, Any]:
-        """Return what the log says of a step besides loss and learning rate."""
+        """Return further values of a step for `log.jsonl`."""
         return {}
 
     def timing_row(self, seconds: float) -> dict[str, Any]:
-        """Return what the timing says of a step besides its speed; called once a step, in every process."""
+        """Return further values of a step for `timing.jsonl`; called once a step, in every process."""
         return {}
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class Feed(Iterator["Batch | None"]):
 
 
 class Recipe:
-    """What one kind of training defines: model, loss, phases, data, optimizer and evaluation."""
+    """One kind of training: model, loss, phases, data, optimizer and evaluation."""
 
     model: nn.Module
     """The model, on its device."""
@@ -107,14 +107,14 @@ class Recipe:
     saves_last: bool = True
     """Whether a checkpoint is written at the end of each phase."""
     filler: Batch | None = None
-    """Batch for a process that has no micro-batch of its own; its loss counts 0."""
+    """Batch for a process that has no micro-batch in a step; its loss counts 0."""
 
     def start_phase(self, phase: int) -> Optimizer:
         """Adapt the model to a phase, and return its optimizer."""
         raise NotImplementedError
 
     def feed(self, run: "TrainingRun") -> Feed:
-        """Return the data of the current phase, from the state of the run on."""
+        """Return the data of the current phase, starting at the state of the run."""
         raise NotImplementedError
 
     def evaluate(self, run: "TrainingRun", *, is_last: bool = False) -> str | None:
@@ -136,14 +136,14 @@ class Recipe:
         """Restore the recipe's own state."""
 
     def describe(self, checkpoint: Checkpoint | None) -> None:
-        """Print what the run is about to do."""
+        """Print the settings of the run."""
 
     def checkpoint_state(self, run: "TrainingRun") -> dict[str, Any]:
-        """Return what a checkpoint stores besides `TrainState`."""
+        """Return further state for checkpoints."""
         return {}
 
     def checkpoint_tensors(self) -> dict[str, Mapping[str, Tensor]]:
-        """Return tensors that a checkpoint stores besides model and optimizer, by file stem."""
+        """Return further tensors for checkpoints, by file stem."""
         return {}
 
 
@@ -168,7 +168,7 @@ def run_in_folder(
     out = Path(config.output)
     with join(config.device, config.distributed.sharding) as (world, device), ExitStack() as held:
         if not world.is_main:
-            # The messages of the main process are those of the run.
+            # Only the main process prints.
             held.enter_context(redirect_stdout(held.enter_context(open(os.devnull, "w", encoding="utf-8"))))
         with world.together():
             inputs = open_inputs(world, device)
@@ -186,7 +186,7 @@ def run_in_folder(
 
 
 class TrainingRun:
-    """Run the phases of a recipe, from the newest checkpoint in the run folder on."""
+    """Run the phases of a recipe, starting at the newest checkpoint in the run folder."""
 
     def __init__(self, config: RunOptions, recipe: Recipe, world: World, device: torch.device) -> None:
         self.config, self.recipe, self.world, self.device = config, recipe, world, device
@@ -205,7 +205,7 @@ class TrainingRun:
         recipe.check(checkpoint)
         recipe.describe(checkpoint)
         if checkpoint is not None:
-            print(f"going on after step {checkpoint.step:,}", flush=True)
+            print(f"resuming after step {checkpoint.step:,}", flush=True)
         self.objective = world.spread(Objective(recipe.model, recipe.loss), list(recipe.blocks), recipe.dtype)
         found = checkpoint.state if checkpoint else {"position": {}, "sizes": {}}
         self.state = TrainState(**found["position"])
@@ -231,7 +231,7 @@ class TrainingRun:
 
     @property
     def stage(self) -> Stage:
-        """The phase in training; behind the end of the last one, the last."""
+        """The current phase; after the end of the run, the last one."""
         return self.recipe.stages[self._phase]
 
     def log(self, **row: Any) -> None:
@@ -240,7 +240,7 @@ class TrainingRun:
             self._log.log(**row)
 
     def _train_phase(self, optimizer_state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Train to the end of a phase, or until the run goes back; return the state of the optimizer."""
+        """Train to the end of a phase, or until a rollback; return the state of the optimizer."""
         recipe, state = self.recipe, self.state
         self._phase = state.phase
         optimizer = recipe.start_phase(state.phase)
@@ -254,10 +254,10 @@ class TrainingRun:
         )  # fmt: skip
         if state.step == 0 and recipe.evaluates_first:
             recipe.evaluate(self)
-        saved_at = begun = time.monotonic()
+        saved_at = started = time.monotonic()
         with closing(feed):
             for plan, result in steps:
-                seconds = time.monotonic() - begun
+                seconds = time.monotonic() - started
                 is_last = state.phase_step + 1 == schedule.num_steps
                 self._advance(result, feed, guard, phase_ends=is_last)
                 self._record(plan, result, feed, seconds)
@@ -268,11 +268,11 @@ class TrainingRun:
                     state.stopped = recipe.evaluate(self, is_last=is_last)
                     if state.stopped is not None:
                         break
-                refused = guard is not None and guard.in_a_row
-                if recipe.saves_last if is_last else not refused and self._save_is_due(saved_at):
+                spiking = guard is not None and guard.in_a_row
+                if recipe.saves_last if is_last else not spiking and self._save_is_due(saved_at):
                     self._save(named_state(recipe.model, optimizer))
                     saved_at = time.monotonic()
-                begun = time.monotonic()
+                started = time.monotonic()
         if state.phase == len(recipe.stages) or state.stopped is not None:
             return {}
         return {name: whole(tensor) for name, tensor in named_state(recipe.model, optimizer).items()}
@@ -324,15 +324,15 @@ class TrainingRun:
             )  # fmt: skip
 
     def _roll_back(self, feed: Feed, guard: LossSpikeGuard, result: StepResult) -> Mapping[str, Tensor]:
-        """Return to the last checkpoint, but keep the position in the data: behind the steps that were skipped.
+        """Restore the last checkpoint, but keep the position in the data: after the skipped steps.
 
-        Raises: InputError if the run has returned often enough.
+        Raises: InputError after `guard.max_rollbacks` rollbacks.
         """
         state = self.state
         if guard.rollbacks >= guard.config.max_rollbacks:
             raise InputError(
-                f"step {state.step}: {guard.in_a_row} steps in a row were refused ({result.skipped}), after "
-                f"{guard.rollbacks} returns to a checkpoint; a lower lr may help, or wider bounds in guard"
+                f"step {state.step}: {guard.in_a_row} steps in a row were skipped ({result.skipped}), after "
+                f"{guard.rollbacks} rollbacks; a lower lr or wider bounds in guard may help"
             )
         self.saver.wait()
         checkpoint = _latest(self.folder, self.world)
@@ -345,8 +345,8 @@ class TrainingRun:
             setattr(state, key, value)
         optimizer_state = self._restore(checkpoint)
         if checkpoint is not None:
-            # Replaces that checkpoint: a run that is stopped now must not see the same text again. The weights are
-            # those of the phase that wrote them, which may be the one before.
+            # Replaces that checkpoint: a run that is stopped now must not read the same text again. Its weights may
+            # belong to the phase before.
             self._save(optimizer_state, {key: checkpoint.state[key] for key in ("model",) if key in checkpoint.state})
         return optimizer_state
 
@@ -361,7 +361,7 @@ class TrainingRun:
         return by_steps or by_clock
 
     def _kept_steps(self) -> set[int]:
-        """Return the steps whose checkpoints are kept: the last of each phase, and every so many."""
+        """Return the steps whose checkpoints are kept: the last of each phase, and multiples of `keep_every_steps`."""
         ends = list(accumulate(stage.schedule.num_steps for stage in self.recipe.stages))
         every = self.config.checkpoint.keep_every_steps
         return {*ends, *(range(every, ends[-1] + 1, every) if every else ())}

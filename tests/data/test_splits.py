@@ -308,7 +308,7 @@ def test_signs_are_labels(config: FinetuneConfig, tmp_path: Path) -> None:
 
 def test_a_split_can_be_named(config: FinetuneConfig, capsys: pytest.CaptureFixture[str]) -> None:
     check_inputs(replace(config, dev=config.train, dev_split="train"))
-    assert "dev: 2 rows are learned from too" in capsys.readouterr().out
+    assert "dev: 2 rows are also trained on" in capsys.readouterr().out
 
 
 def test_a_retriever_learns_from_the_split_train(

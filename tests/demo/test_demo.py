@@ -44,7 +44,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     second = start(out)
     printed, errors = second.communicate(timeout=400)
     assert second.returncode == 0, errors
-    assert "tokenize: done before" in errors and "going on after step" in printed
+    assert "tokenize: done before" in errors and "resuming after step" in printed
     assert (out / "tokenizer.json").read_bytes() == tokenizer
     return out, printed
 
@@ -97,7 +97,7 @@ def test_a_folder_of_another_run_is_refused_and_left_alone(finished: tuple[Path,
     out, _ = finished
     done = modernbert("demo", "--output", str(out))
     assert done.returncode == 2
-    assert "this run was begun with" in done.stderr.splitlines()[-1]
+    assert "this run was started with" in done.stderr.splitlines()[-1]
 
 
 def test_hidden_words_are_whole_single_tokens(finished: tuple[Path, str]) -> None:

@@ -45,7 +45,7 @@ class Outcome:
     @property
     def resumed_from(self) -> int:
         """The step of the checkpoint that the run resumed from; 0 is none."""
-        lines = [line for line in self.said.splitlines() if line.startswith("going on after step ")]
+        lines = [line for line in self.said.splitlines() if line.startswith("resuming after step ")]
         return int(lines[-1].split()[-1].replace(",", "")) if lines else 0
 
     @property

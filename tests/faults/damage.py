@@ -96,7 +96,7 @@ def damaged(
         wrong = course.unfinished(outcome, "the resumed run")
         if outcome.resumed_from != back_to:
             wrong.append(f"resumed from {outcome.resumed_from}, expected {back_to}")
-        messages = [line for line in outcome.said.splitlines() if "passing over" in line]
+        messages = [line for line in outcome.said.splitlines() if "skipping this checkpoint" in line]
         if named is not None and not any(named in line for line in messages):
             wrong.append(f"{named} is not named: {messages}")
         if named is None and messages:
@@ -216,13 +216,13 @@ def cut_while_written(file: str, n: int, data: Path, straight: dict[str, str]) -
 def harm_all(folder: Path) -> str:
     for each in (folder / "checkpoints").glob("step-*"):
         flip("model.safetensors", 0.7, each)
-    return "none of the 3 checkpoints is whole"
+    return "all 3 checkpoints are damaged"
 
 
 def lose_manifests(folder: Path) -> str:
     for each in (folder / "checkpoints").glob("step-*"):
         (each / "manifest.json").unlink()
-    return "none of the 3 checkpoints is whole"
+    return "all 3 checkpoints are damaged"
 
 
 def cut_log(folder: Path) -> str:

@@ -218,7 +218,7 @@ def kill_case(data: Path, straight: dict[str, str], every: int, kills: list[Kill
             was_whole = (out / "model").is_dir() and "this run is finished" in outcome.said
             if expected and not was_whole and outcome.resumed_from < expected and "going on" in outcome.said:
                 wrong.append(f"step {expected} was committed, resumed from {outcome.resumed_from}")
-            if "passing over" in outcome.said:
+            if "skipping this checkpoint" in outcome.said:
                 wrong.append("a kill left a checkpoint that has to be passed over")
             if outcome.was_killed:
                 landed += 1

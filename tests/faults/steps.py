@@ -153,7 +153,7 @@ def hopeless(data: Path, kind: str, keys: list[str]) -> Case:
         config = course.guarded_config(data, folder / "run")
         outcome = course.run(config, partial(spoil, kind, keys))
         wrong = course.untyped(outcome)
-        if "after 3 returns to a checkpoint" not in outcome.last_line:
+        if "after 3 rollbacks" not in outcome.last_line:
             wrong.append(outcome.last_line)
         return wrong if course.committed(folder / "run") >= 8 else [*wrong, "no checkpoint stayed"]
 

@@ -117,7 +117,7 @@ def test_a_stop_loses_nothing_and_nothing_is_made_twice(
     with pytest.raises(KeyboardInterrupt):
         run(config)
     assert not (tmp_path / "v.npy").exists()
-    with pytest.raises(InputError, match="v.npy.parts: was begun with pooling=None, found 'cls'; remove it"):
+    with pytest.raises(InputError, match="v.npy.parts: was started with pooling=None, found 'cls'; remove it"):
         run(replace(config, pooling="cls"))
     run(config)
     assert sum(made) == len(TEXTS), "each text once"

@@ -122,7 +122,7 @@ def test_shards_in_bfloat16_train_as_whole_weights_do(data, tmp_path):
 
 @pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.slow), "full"])
 def test_a_run_goes_on_with_fewer_processes(data, alone, tmp_path, sharding):
-    """Two processes stop in mid run, however they hold the model; one goes on from what they wrote."""
+    """Two processes stop in mid run, with DDP and FSDP2; one process continues from their checkpoint."""
     config = config_of(data, tmp_path / "run", distributed__sharding=sharding)
     process = start(tmp_path, config)
     log = tmp_path / "run" / "log.jsonl"
@@ -170,7 +170,7 @@ def test_what_one_process_refuses_all_refuse_in_the_same_line(data, alone, tmp_p
     done = subprocess.run(command, env=os.environ | place, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     # Only the main process looks at the folder.
-    assert done.stderr.count("this run was begun with seed=17, found seed=18") == 2
+    assert done.stderr.count("this run was started with seed=17, found seed=18") == 2
     assert "Traceback" not in done.stderr
 
 

@@ -1,4 +1,4 @@
-"""Fine-tuning from files to a folder: it learns, goes on where it was, and refuses what cannot be learned from."""
+"""Fine-tuning from files to a model folder: learning, resuming, and the refusal of invalid training data."""
 
 import json
 import shutil
@@ -443,5 +443,5 @@ def test_a_finished_run_is_left_alone_and_another_config_is_refused(
     finetune(config)
     assert "this run is finished" in capsys.readouterr().out
     assert torch.equal(load_file(folder / "model.safetensors")["classifier.weight"], before)
-    with pytest.raises(InputError, match="this run was begun with lr=0.001, found lr=0.01"):
+    with pytest.raises(InputError, match="this run was started with lr=0.001, found lr=0.01"):
         finetune(replace(config, lr=0.01))

@@ -183,7 +183,7 @@ def test_a_start_has_the_tokenizer_its_run_learned_with(data, straight, tmp_path
     other.parent.mkdir(parents=True)
     spelled = (data / "tokenizer" / "tokenizer.json").read_text()
     other.write_text(spelled.replace("[unused5]", "[domain]"))
-    # A run that was begun in `home`, where `tok` was its tokenizer.
+    # A run that was started in `home`, where `tok` was its tokenizer.
     run = tmp_path / "home" / "run"
     shutil.copytree(straight, run)
     config = load(PretrainConfig, run / "config.yaml")

@@ -16,7 +16,8 @@ from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.initialization import initialize
-from modernbert.training.losses import contrastive, masked_lm, masked_lm_rows
+from modernbert.training.losses import masked_lm, masked_lm_rows
+from modernbert.training.retrieval_losses import Comparison, RetrievalLoss
 
 
 class Lookup(nn.Module):
@@ -154,27 +155,20 @@ def test_batch_without_masks_is_refused():
         masked_lm(Lookup(), tokens)
 
 
-def test_contrastive_equals_its_definition():
+def test_info_nce_equals_its_definition():
     rng = np.random.default_rng(0)
     queries, passages = rng.normal(size=(3, 5)), rng.normal(size=(7, 5))
     expected = 0.0
     for i, query in enumerate(queries):
         cosines = passages @ query / np.linalg.norm(passages, axis=1) / np.linalg.norm(query) / 0.05
         expected += np.log(np.exp(cosines).sum()) - cosines[i]
-    vectors = torch.from_numpy(np.concatenate([queries, passages])).float()
-    total, count = contrastive(vectors, 3, temperature=0.05)
+    vectors = F.normalize(torch.from_numpy(np.concatenate([queries, passages])).float(), dim=-1)
+    total, count = RetrievalLoss(temperature=0.05).compare(vectors, Comparison(3, [1] * 10))
     assert count == 3
     assert total.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_contrastive_does_not_see_length():
-    torch.manual_seed(0)
-    vectors = torch.randn(8, 4)
-    scaled = vectors * torch.rand(8, 1).add(0.1)
-    torch.testing.assert_close(contrastive(vectors, 4, 0.1)[0], contrastive(scaled, 4, 0.1)[0])
-
-
 @pytest.mark.parametrize("num_queries", [0, 5])
-def test_contrastive_wants_a_positive_each(num_queries):
-    with pytest.raises(InputError, match="one positive each"):
-        contrastive(torch.randn(8, 4), num_queries, 0.1)
+def test_a_passage_per_query_is_required(num_queries):
+    with pytest.raises(InputError, match="one each"):
+        RetrievalLoss(0.1).compare(torch.randn(8, 4), Comparison(num_queries, [1] * 8))

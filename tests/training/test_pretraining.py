@@ -1,4 +1,4 @@
-"""Whole runs of a very small model: what they write, and that stopping them changes no bit."""
+"""Whole runs of a very small model: the files they write, and bitwise equal results after a stop."""
 
 import json
 import math
@@ -172,7 +172,7 @@ def test_exported_model_is_that_of_the_last_phase(straight, data):
 
 
 class Kill(BaseException):
-    """Stands for the end of the process: no handler in the package may catch it."""
+    """Simulates the end of the process: no handler in the package may catch it."""
 
 
 write = checkpoint._write
@@ -245,7 +245,7 @@ def test_a_damaged_checkpoint_costs_its_steps_only(data, straight, tmp_path, mon
 
 
 def kill_after_a_few_steps(config, folder):
-    """Run in a process of its own, and end that by the signal that no program can catch."""
+    """Run in a child process, and end it with SIGKILL."""
     (folder / "config.yaml").write_text(to_yaml(config))
     code = (
         "import sys; from modernbert.config_files import load; "
@@ -294,14 +294,14 @@ def test_a_finished_run_says_so(data, straight, capsys):
 def test_another_config_in_the_same_folder_is_refused(data, straight):
     begun = config_of(data, straight)
     phases = begun.phases | {"decay": replace(begun.phases["decay"], lr=1e-3)}
-    with pytest.raises(InputError, match=r"begun with phases.decay.lr=0.002, found phases.decay.lr=0.001"):
+    with pytest.raises(InputError, match=r"started with phases.decay.lr=0.002, found phases.decay.lr=0.001"):
         pretrain.run(changed(begun, phases=phases))
-    with pytest.raises(InputError, match=r"begun with seed=17, found seed=18"):
+    with pytest.raises(InputError, match=r"started with seed=17, found seed=18"):
         pretrain.run(changed(begun, seed=18))
     # The same entries, but sources are known by number to the text, and phases to a checkpoint.
     for key, order in (("data.sources", "prose, code, found code, prose"), ("phases", "stable, .*, found decay, ")):
         reordered = changed(begun, **{key.replace(".", "__"): dict(reversed(attrgetter(key)(begun).items()))})
-        with pytest.raises(InputError, match=f"begun with {key} in the order {order}"):
+        with pytest.raises(InputError, match=f"started with {key} in the order {order}"):
             pretrain.run(reordered)
     # Where the run is computed and how often it is saved may change.
     pretrain.run(changed(begun, device="auto", checkpoint__every_steps=7, checkpoint__keep=5))
@@ -383,7 +383,7 @@ def test_two_processes_never_write_into_one_run(data, tmp_path):
 def test_a_run_that_diverges_stops_with_the_step_and_saves_nothing_of_it(data, tmp_path):
     config = config_of(data, tmp_path / "run", phases={"stable": Phase(
         tokens=100_000, lr=1e30, max_len=64, micro_batch_tokens=256)})  # fmt: skip
-    with pytest.raises(InputError, match=r"step \d+: 5 steps in a row were refused \(the loss is"):
+    with pytest.raises(InputError, match=r"step \d+: 5 steps in a row were skipped \(the loss is"):
         pretrain.run(config)
     found = latest(tmp_path / "run" / "checkpoints")
     assert found is None or all(tensor.isfinite().all() for tensor in found.tensors("model").values())
@@ -411,16 +411,16 @@ def test_a_config_may_be_corrected_until_there_is_a_checkpoint(data, tmp_path):
         phase = Phase(tokens=2560, lr=lr, max_len=64, micro_batch_tokens=256)
         return config_of(data, tmp_path / "run", phases={"stable": phase}, checkpoint__every_steps=0)
 
-    with pytest.raises(InputError, match=r"step \d+: 5 steps in a row were refused"):
+    with pytest.raises(InputError, match=r"step \d+: 5 steps in a row were skipped"):
         pretrain.run(with_lr(1e30))
     begin_run_folder(tmp_path / "run", with_lr(1e-2))
     (tmp_path / "run" / "tokenizer.json").write_text("another job's work")
-    with pytest.raises(InputError, match=r"begun with phases.stable.lr=0.01, found phases.stable.lr=0.001"):
+    with pytest.raises(InputError, match=r"started with phases.stable.lr=0.01, found phases.stable.lr=0.001"):
         pretrain.run(with_lr(1e-3))
     (tmp_path / "run" / "tokenizer.json").unlink()
     pretrain.run(with_lr(1e-3))
     assert [row["lr"] for row in rows(tmp_path / "run") if row["kind"] == "step"] == [1e-3] * 10
-    with pytest.raises(InputError, match="this run was begun with"):
+    with pytest.raises(InputError, match="this run was started with"):
         pretrain.run(with_lr(1e-2))
 
 

@@ -226,7 +226,7 @@ def config(tmp_path: Path, small_bert: ModernBert, write_collection: Callable[..
     folder = str(write_collection(tmp_path / "made-up", num_documents=60, num_queries=40))
     return RetrieverConfig(
         model=str(tmp_path / "start"), task="embed", train=[folder], dev=[folder], test=[folder], dev_split="train",
-        output=str(tmp_path / "run"), epochs=12, batch=16, lr=2e-3, negatives=1, device="cpu", dtype="float32",
+        output=str(tmp_path / "run"), epochs=8, batch=16, lr=3e-3, negatives=1, device="cpu", dtype="float32",
         engine="torch", dropout=0.0, vectors=EmbeddingConfig(query_length=40, document_length=60),
     )  # fmt: skip
 
@@ -557,7 +557,7 @@ def test_what_is_learned_from_and_scored_by_is_said(
     finetune_retriever(replace(config, dev=[str(other)], dev_split="dev"))
     assert "learned from" not in capsys.readouterr().out
     finetune_retriever(replace(config, output=config.output + "-again", train_split="test", test=[str(flat)]))
-    assert "test: " + str(flat / "qrels.tsv") + " is learned from too" in capsys.readouterr().out
+    assert "test: " + str(flat / "qrels.tsv") + " is also trained on" in capsys.readouterr().out
 
 
 def test_a_late_folder_that_hides_tokens_from_one_another_is_refused(config: RetrieverConfig) -> None:

@@ -1,4 +1,4 @@
-"""Sweeps and the tasks of GLUE: every setting is tried once, the best is kept, and a table says what came of it."""
+"""Sweeps and the tasks of GLUE: every setting is tried once, the best is kept, and a table shows the results."""
 
 import json
 from collections.abc import Callable
@@ -54,10 +54,10 @@ def test_a_sweep_keeps_the_best_model_and_goes_on_where_it_was(
     results = sweep(base, tmp_path / "sweep", points)
     assert "4 runs, 2 of them done" in capsys.readouterr().out
     assert [result.point for result in results] == points and results[:2] == first
-    with pytest.raises(InputError, match="begun with batch=16, found batch=8"):
+    with pytest.raises(InputError, match="started with batch=16, found batch=8"):
         sweep(replace(base, batch=8), tmp_path / "sweep", points)
     # Whose points are others is of another config all the same.
-    with pytest.raises(InputError, match="begun with batch=16, found batch=8"):
+    with pytest.raises(InputError, match="started with batch=16, found batch=8"):
         sweep(replace(base, batch=8), tmp_path / "sweep", points_of([3e-3], [1e-5], [2], [0]))
     assert not list((tmp_path / "sweep").glob("lr0.003*"))
     best = best_of(results)
@@ -191,7 +191,7 @@ def test_glue_is_tuned_scored_and_shown(
     said = run(config)
     assert list(said) == ["cola", "mnli", "rte"], "what starts from MNLI comes after it"
     assert list(run(replace(config, tasks=["cola"]))) == ["cola", "mnli", "rte"], "what is there already stays"
-    with pytest.raises(InputError, match="begun with max_len=256, found max_len=64"):
+    with pytest.raises(InputError, match="started with max_len=256, found max_len=64"):
         run(replace(config, tasks=["cola"], max_len=64))
     assert said["cola"]["started_from"] == model
     start = tmp_path / "out" / "mnli-start"
@@ -212,7 +212,7 @@ def test_glue_is_tuned_scored_and_shown(
     assert more["rte"]["started_from"] == str(start), "whatever is best of MNLI now"
     alone = replace(config, output=tmp_path / "alone", tasks=["rte"], seeds=[0])
     run(alone)
-    with pytest.raises(InputError, match="was begun from .*start.*model, but with MNLI among the tasks"):
+    with pytest.raises(InputError, match="was started from .*start.*model, but with MNLI among the tasks"):
         run(replace(alone, tasks=["mnli", "rte"]))
     assert not (tmp_path / "alone" / "mnli").exists(), "refused before anything is trained"
     (tmp_path / "out" / "glue.json").write_text("[]")

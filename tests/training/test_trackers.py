@@ -1,4 +1,4 @@
-"""Boards that watch a run: what they show is read back from them; what fails in them fails nothing else."""
+"""Experiment trackers: the values they store are read back, and a tracker that fails does not end the run."""
 
 import importlib.util
 import json
@@ -44,7 +44,7 @@ def test_rows_of_every_kind_have_names_of_their_own() -> None:
     names = [set(numbers_of(row)) for row in (step_row(1, 2.0), HELDOUT, TIMING, SKIPPED, ROLLBACK, START)]
     assert names[0] >= {"train/loss", "train/lr", "train/source_tokens/prose", "train/epochs/code"}
     assert names[1] >= {"heldout/prose/2048/loss", "heldout/prose/2048/positions/1024-2047/loss"}
-    # What was not measured is left out.
+    # Values that were not measured are missing.
     assert names[2] == {"timing/seconds", "timing/tokens_per_s", "timing/elapsed"}
     assert names[3:] == [
         {"skipped/times", "skipped/grad_norm"},
@@ -108,7 +108,7 @@ def test_a_board_that_fails_is_named_once_and_training_goes_on(
         for step in (1, 2):
             sinks.write(step_row(step, 1.0))
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("trackers: tensorboard failed, training goes on without it (")
+    assert line.startswith("trackers: tensorboard failed, training continues without it (")
 
 
 @needs("tensorboard")
@@ -140,7 +140,7 @@ def test_without_names_nothing_is_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-# The two below start services and threads that outlive a test: each runs in a process of its own.
+# The two below start services and threads that outlive a test: each runs in a child process.
 RUN_TWICE = """
 import json, sys
 from pathlib import Path

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from modernbert.batch import Batch, SequenceLengths
 from modernbert.errors import InputError
@@ -11,7 +12,7 @@ from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.initialization import initialize
 from modernbert.training.distributed import Objective
-from modernbert.training.losses import contrastive, masked_lm
+from modernbert.training.losses import info_nce, masked_lm
 from modernbert.training.optimizers import StableAdamW, parameter_groups
 from modernbert.training.schedules import Schedule
 from modernbert.training.training_loop import evaluate, train, train_step
@@ -132,12 +133,13 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_named():
         list(run)
 
 
-def test_contrastive_tuning_runs_through_the_same_loop():
+def test_contrastive_training_runs_through_the_same_loop():
     model, optimizer = model_of()
 
     def loss(model, batch):
         hidden = model.model(batch.tokens, batch.layout)
-        return contrastive(hidden[batch.layout.starts], 3, 0.1)
+        vectors = F.normalize(hidden[batch.layout.starts], dim=-1)
+        return info_nce(vectors[:3] @ vectors[3:].T / 0.1)
 
     queries, passages = batch_of(0), batch_of(1)
     batch = joined([queries, passages])
