@@ -54,7 +54,7 @@ def texts(seed, number):
 def data(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     train_tokenizer((f"{text} {number}" for number, text in enumerate(texts(0, 300))), 448).save(root / "tokenizer")
-    for name, number in (("prose", 60), ("code", 20), ("heldout", 20)):
+    for name, number in (("prose", 60), ("code", 20), ("heldout", 6)):
         documents = (Document(text, str(n)) for n, text in enumerate(texts(name, number)))
         write_shards(documents, root / "tokenizer" / "tokenizer.json", root / name, tally=Tally())
     return root
