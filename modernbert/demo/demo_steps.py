@@ -30,7 +30,7 @@ from modernbert.model.embedder import EmbeddingConfig
 from modernbert.tokenizer.bpe_training import train_tokenizer
 from modernbert.training.pretraining import PretrainConfig, pretrain
 from modernbert.training.retriever_finetuning import RetrieverConfig, finetune_retriever
-from modernbert.training.run_folder import begin_run_folder
+from modernbert.training.run_folder import open_run_folder
 
 __all__ = ["DemoConfig", "run"]
 
@@ -65,7 +65,7 @@ def run(config: DemoConfig) -> Path:
     out = config.output or Path(scale.folder)
     require("demo", "bm25s", "jinja2", "matplotlib", extra="demo")
     pretraining = _pretrain_config(out, scale)
-    begin_run_folder(out, pretraining)
+    open_run_folder(out, pretraining)
     clock = _Clock(out / "seconds.json")
     finetuned = out / "retrieval"
     clock.step("collect text", out / "corpus", lambda: _collect(out / "corpus", scale))

@@ -13,7 +13,7 @@ from modernbert.checkpoints.folder import save_folder
 from modernbert.errors import InputError
 from modernbert.model.heads import MaskedLM
 from modernbert.training.command_options import AverageConfig
-from modernbert.training.initial_model import Start, find_start
+from modernbert.training.initial_model import InitialModel, open_initial_model
 from modernbert.training.run_checkpoint import Checkpoint, checkpoints
 
 __all__ = ["AverageConfig", "run"]
@@ -27,7 +27,7 @@ def run(config: AverageConfig) -> Path:
     if (config.run is None) == (not config.models):
         raise InputError("average: expected either --run RUN or models, such as a/model b/model")
     named = list(config.models) if config.run is None else [str(each.folder) for each in _chosen(config)]
-    starts = [find_start(name) for name in named]
+    starts = [open_initial_model(name) for name in named]
     model = _mean(starts, named)
     out = Path(config.output)
     tokenizer, max_len = starts[0].tokenizer, starts[0].config.max_position_embeddings
@@ -65,7 +65,7 @@ def _score_of(checkpoint: Checkpoint) -> float | None:
     return float(loss) if loss is not None and math.isfinite(loss) else None
 
 
-def _mean(starts: Sequence[Start], names: Sequence[str]) -> MaskedLM:
+def _mean(starts: Sequence[InitialModel], names: Sequence[str]) -> MaskedLM:
     """Average in float64, one tensor at a time."""
     first = starts[0]
     for start, name in zip(starts, names, strict=True):

@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 __all__ = [
-    "ALONE",
+    "SINGLE_PROCESS",
     "Objective",
     "World",
     "first_row",
     "join",
-    "local",
-    "settle",
+    "local_shard",
+    "reshard",
     "sharded_like",
-    "syncing",
-    "whole",
+    "gradient_sync",
+    "full_tensor",
 ]
 
 Result = TypeVar("Result")
@@ -120,7 +120,7 @@ class World:
             dist.broadcast_object_list(box, src=0, group=self.writers)
         return cast(Result, box[0])
 
-    def spread(self, objective: Objective, blocks: Sequence[nn.Module], dtype: torch.dtype) -> nn.Module:
+    def parallelize(self, objective: Objective, blocks: Sequence[nn.Module], dtype: torch.dtype) -> nn.Module:
         """Wrap a model and its loss in DDP or FSDP2, which average gradients in each backward pass that syncs.
 
         With FSDP2, each block is gathered as a unit. In half precision its matrices are gathered in `dtype`, the dtype
@@ -145,7 +145,7 @@ class World:
         return self.mesh is None or self.mesh.ndim == 1 or self.mesh.get_local_rank(0) == 0
 
 
-ALONE = World()
+SINGLE_PROCESS = World()
 
 
 @contextmanager
@@ -159,7 +159,7 @@ def join(device: str, sharding: str) -> Iterator[tuple[World, torch.device]]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield ALONE, choose_device(device)
+        yield SINGLE_PROCESS, choose_device(device)
         return
     # Imported here: one process alone does not need them.
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]
@@ -194,7 +194,7 @@ def _own_device(name: str, local_rank: int) -> str:
     return name
 
 
-def syncing(objective: nn.Module, is_last: bool) -> Any:
+def gradient_sync(objective: nn.Module, is_last: bool) -> Any:
     """Return a context for one backward pass; gradients are exchanged after the last one of a step only."""
     if isinstance(objective, DistributedDataParallel):
         return nullcontext() if is_last else objective.no_sync()
@@ -203,7 +203,7 @@ def syncing(objective: nn.Module, is_last: bool) -> Any:
     return nullcontext()
 
 
-def settle(objective: nn.Module) -> None:
+def reshard(objective: nn.Module) -> None:
     """Free the gathered parameters that a forward pass without a backward pass leaves behind."""
     if _holds_part(objective):
         objective.reshard()
@@ -220,12 +220,12 @@ def _is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     return sharded is not None and isinstance(tensor, sharded.DTensor)
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """Return the shard of a tensor that this process holds; the tensor itself, if it is not sharded."""
     return tensor.to_local() if _is_sharded(tensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """Return the whole tensor; a collective call, if it is sharded."""
     return tensor.full_tensor() if _is_sharded(tensor) else tensor
 

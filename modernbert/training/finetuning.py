@@ -49,10 +49,10 @@ from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.training.distributed import World
 from modernbert.training.finetuning_config import FinetuneOptions
 from modernbert.training.finetuning_loop import (
-    GiveUp,
+    FinetuneRecipe,
+    FinetuneResult,
     LabeledBatches,
-    Tuned,
-    TuneRecipe,
+    StopRule,
     check_sharding,
     digest_of_rows,
     groups_by_depth,
@@ -113,19 +113,19 @@ class _Inputs:
     folder: Path
 
 
-def finetune(config: FinetuneConfig, give_up: GiveUp | None = None) -> Path:
+def finetune(config: FinetuneConfig, stop_rule: StopRule | None = None) -> Path:
     """Fine-tune a model, or continue a stopped run, and return the model folder.
 
     Args:
         config: The options.
-        give_up: Is asked after each scoring whether the run may stop.
+        stop_rule: Is asked after each scoring whether the run may stop.
 
     Raises: InputError for inputs that cannot be learned from, before anything is written; and for errors that only a
     run can show, such as a loss that is not finite.
     """
     return run_in_folder(
         config, "scores.json", lambda world, device: _open_inputs(config, device),
-        lambda inputs, world: _finetune(config, inputs, world, give_up),
+        lambda inputs, world: _finetune(config, inputs, world, stop_rule),
     )  # fmt: skip
 
 
@@ -234,7 +234,7 @@ def _start(
     return model, groups, encoder.layers
 
 
-def _finetune(config: FinetuneConfig, inputs: _Inputs, world: World, give_up: GiveUp | None) -> None:
+def _finetune(config: FinetuneConfig, inputs: _Inputs, world: World, stop_rule: StopRule | None) -> None:
     """Train from the last checkpoint, keep the best weights, and write the results."""
     keep_freed_memory()
     model, groups, blocks = _start(config, inputs)
@@ -249,11 +249,11 @@ def _finetune(config: FinetuneConfig, inputs: _Inputs, world: World, give_up: Gi
         each for item in examples for each in (item.tokens, item.labels, item.label_positions) if each is not None
     )
     rows = digest_of_rows(sampler.num_steps, inputs.labels, arrays)
-    recipe = TuneRecipe(
+    recipe = FinetuneRecipe(
         config, model, inputs.task.loss(_class_weights(config, inputs)), groups, batches, blocks, rows=rows,
         num_tokens=config.epochs * sum(lengths), engine=engine, dtype=inputs.dtype, metric=inputs.metric,
         score=(lambda plain: _scores(config, inputs, plain, "dev")[0]) if "dev" in inputs.splits else None,
-        give_up=give_up,
+        stop_rule=stop_rule,
     )  # fmt: skip
     tuned = recipe.train(inputs.device)
     with world.together():
@@ -282,7 +282,7 @@ def _scores(
     return scores_of(inputs.metrics, predictions.found, predictions.expected), predictions
 
 
-def _write(out: Path, config: FinetuneConfig, inputs: _Inputs, model: nn.Module, tuned: Tuned) -> None:
+def _write(out: Path, config: FinetuneConfig, inputs: _Inputs, model: nn.Module, tuned: FinetuneResult) -> None:
     """Write the model, predictions and scores.
 
     The model is first, so that an error in scoring does not lose it. `scores.json` marks the run as finished.

@@ -19,7 +19,7 @@ from modernbert.devices import autocast
 from modernbert.engines.registry import find_optimizer_kernels
 from modernbert.errors import InputError
 from modernbert.model.encoder import Encoder
-from modernbert.training.distributed import ALONE, Loss, World, whole
+from modernbert.training.distributed import SINGLE_PROCESS, Loss, World, full_tensor
 from modernbert.training.finetuning_config import FinetuneOptions
 from modernbert.training.optimizers import (
     Optimizer,
@@ -33,12 +33,12 @@ from modernbert.training.training_loop import StepResult
 from modernbert.training.training_run import Feed, Recipe, Stage, TrainingRun
 
 __all__ = [
-    "GiveUp",
+    "StopRule",
     "LabeledBatches",
     "LinearPlan",
     "StepBatches",
-    "TuneRecipe",
-    "Tuned",
+    "FinetuneRecipe",
+    "FinetuneResult",
     "check_sharding",
     "digest_of_rows",
     "divide",
@@ -46,7 +46,7 @@ __all__ = [
     "predict",
 ]
 
-GiveUp = Callable[[float, float], str | None]
+StopRule = Callable[[float, float], str | None]
 """(epochs done, best score so far, higher is better) -> why to stop, or None"""
 Score = Callable[[nn.Module], dict[str, float]]
 
@@ -83,7 +83,7 @@ def digest_of_rows(num_steps: int, names: Sequence[str], arrays: Iterable[np.nda
 class StepBatches(ABC):
     """The micro-batches of each step, as a function of the seed and the step, for one process of several."""
 
-    def __init__(self, sampler: ExampleSampler, world: World = ALONE) -> None:
+    def __init__(self, sampler: ExampleSampler, world: World = SINGLE_PROCESS) -> None:
         self.sampler, self.world = sampler, world
 
     @abstractmethod
@@ -103,7 +103,7 @@ class LabeledBatches(StepBatches):
     """Micro-batches of labeled examples."""
 
     def __init__(
-        self, sampler: ExampleSampler, collate: Callable[[Sequence[int]], Batch], world: World = ALONE
+        self, sampler: ExampleSampler, collate: Callable[[Sequence[int]], Batch], world: World = SINGLE_PROCESS
     ) -> None:
         super().__init__(sampler, world)
         self._collate = collate
@@ -138,7 +138,7 @@ def divide(parts: list[list[int]], num_processes: int) -> list[list[int]]:
 
 
 @dataclass
-class Tuned:
+class FinetuneResult:
     """Result of fine-tuning: the best step and its scores, and why the run ended early, if it did."""
 
     best_step: int
@@ -146,7 +146,7 @@ class Tuned:
     stopped: str | None
 
 
-class TuneRecipe(Recipe):
+class FinetuneRecipe(Recipe):
     """Fine-tune a model, score it on the dev data, and keep the weights that score best.
 
     Args:
@@ -162,7 +162,7 @@ class TuneRecipe(Recipe):
         dtype: Data type of the matrix products.
         metric: Name of the score that selects the best weights.
         score: Scores a model on the dev data; None keeps the last weights.
-        give_up: Called after each evaluation; returns why to stop, or None.
+        stop_rule: Called after each evaluation; returns why to stop, or None.
     """
 
     saves_last = False
@@ -170,7 +170,7 @@ class TuneRecipe(Recipe):
     def __init__(
         self, config: FinetuneOptions, model: nn.Module, loss: Loss, groups: Callable[[], list[dict[str, Any]]],
         batches: StepBatches, blocks: nn.ModuleList, *, rows: str, num_tokens: int, engine: str, dtype: torch.dtype,
-        metric: str, score: Score | None, give_up: GiveUp | None = None,
+        metric: str, score: Score | None, stop_rule: StopRule | None = None,
     ) -> None:  # fmt: skip
         self.config, self.model, self.loss, self.blocks, self.batches = config, model, loss, blocks, batches
         self.engine, self.dtype, self.num_tokens = engine, dtype, num_tokens
@@ -182,15 +182,15 @@ class TuneRecipe(Recipe):
         plan = LinearPlan(sampler.num_steps, config.lr, config.warmup, batches.num_batches)
         self.stages = [Stage(plan, config.seed)]
         self.evaluate_every = max(1, round(sampler.steps_per_epoch / config.scorings_per_epoch))
-        self._groups, self._rows, self._metric, self._score, self._give_up = groups, rows, metric, score, give_up
+        self._groups, self._rows, self._metric, self._score, self._stop_rule = groups, rows, metric, score, stop_rule
         self._best: dict[str, Tensor] = {}
 
-    def train(self, device: torch.device) -> Tuned:
+    def train(self, device: torch.device) -> FinetuneResult:
         """Run the steps that are left after the last checkpoint, and load the best weights into `plain`."""
         state = TrainingRun(self.config, self, self.world, device).train()
         best = self._best or (self._whole_weights() if self.world.mesh is not None else {})
         _load_weights(self.plain, best)
-        return Tuned(state.evaluation["best_step"], state.evaluation["best_scores"], state.stopped)
+        return FinetuneResult(state.evaluation["best_step"], state.evaluation["best_scores"], state.stopped)
 
     def start_phase(self, phase: int) -> Optimizer:
         """Return the optimizer."""
@@ -203,7 +203,7 @@ class TuneRecipe(Recipe):
         """Return the micro-batches of all steps that are left."""
         steps = range(run.state.phase_step, self.batches.sampler.num_steps)
         batches = (batch for step in steps for batch in self.batches.batches(step, run))
-        return _TuneFeed(batches, self.batches.sampler.steps_per_epoch)
+        return _FinetuneFeed(batches, self.batches.sampler.steps_per_epoch)
 
     def check(self, checkpoint: Checkpoint | None) -> None:
         """Refuse to continue with other training data."""
@@ -259,23 +259,23 @@ class TuneRecipe(Recipe):
     def _whole_weights(self) -> dict[str, Tensor]:
         """Return a copy of the weights on the CPU; a collective call, if the model is sharded."""
         named = self.model.named_parameters()
-        return {name: whole(parameter.detach()).to("cpu", copy=True) for name, parameter in named}
+        return {name: full_tensor(parameter.detach()).to("cpu", copy=True) for name, parameter in named}
 
     def _why_stop(self, run: TrainingRun) -> str | None:
         config, done = self.config, run.state.evaluation
         reason = None
         if config.patience is not None and done["since_best"] >= config.patience:
             reason = f"{done['since_best']} evaluations without a gain"
-        elif self._give_up is not None and done["best_scores"]:
+        elif self._stop_rule is not None and done["best_scores"]:
             epochs = run.state.step / self.batches.sampler.steps_per_epoch
-            best, give_up = _gain(done["best_scores"], self._metric), self._give_up
-            reason = self.world.from_main(lambda: give_up(epochs, best))
+            best, stop_rule = _gain(done["best_scores"], self._metric), self._stop_rule
+            reason = self.world.from_main(lambda: stop_rule(epochs, best))
         if reason is not None:
             print(f"stopped after step {run.state.step:,}: {reason}")
         return reason
 
 
-class _TuneFeed(Feed):
+class _FinetuneFeed(Feed):
     def __init__(self, batches: Iterator[Batch | None], steps_per_epoch: int) -> None:
         super().__init__(batches)
         self._steps_per_epoch = steps_per_epoch

@@ -11,7 +11,7 @@ from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.surgery import grow, layer_map
 from modernbert.training.command_options import GrowConfig
-from modernbert.training.initial_model import find_start
+from modernbert.training.initial_model import open_initial_model
 
 __all__ = ["GrowConfig", "run"]
 
@@ -24,7 +24,7 @@ def run(config: GrowConfig) -> Path:
 
     Raises: InputError if there is no such source, or it is larger than the new shape.
     """
-    start = find_start(config.model)
+    start = open_initial_model(config.model)
     unknown = [key for key in config.shape if key not in _SHAPE]
     if unknown:
         raise InputError(f"shape.{unknown[0]}: is not a size to grow, expected {', '.join(_SHAPE)}")

@@ -15,14 +15,14 @@ from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.training.pretraining_config import PretrainConfig
 from modernbert.training.run_checkpoint import Checkpoint, latest, open_checkpoint
 
-__all__ = ["TOKENIZER_OF_RUN", "Start", "find_start", "shape_of"]
+__all__ = ["TOKENIZER_OF_RUN", "InitialModel", "open_initial_model", "shape_of"]
 
 # A run's copy of the initial model's tokenizer, which may be gone when the run resumes.
 TOKENIZER_OF_RUN = "tokenizer"
 
 
 @dataclass(frozen=True)
-class Start:
+class InitialModel:
     """An initial model: config, tokenizer, weights by parameter name, and the optimizer's state, if any."""
 
     config: ModelConfig
@@ -31,7 +31,7 @@ class Start:
     optimizer: Mapping[str, Tensor]
 
 
-def find_start(name: str) -> Start:
+def open_initial_model(name: str) -> InitialModel:
     """Open an initial model; from an earlier run, the newest checkpoint, or the exported model.
 
     Raises: InputError if there is none, it is damaged, or it has no masked-LM head.
@@ -51,11 +51,11 @@ def find_start(name: str) -> Start:
         raise InputError(f"{folder}: has no masked-language-model head (head.dense, head.norm, decoder), expected one")
     weights = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
     config = model.encoder.config
-    return Start(config, Tokenizer.load(folder, config.vocab_size), weights, {})
+    return InitialModel(config, Tokenizer.load(folder, config.vocab_size), weights, {})
 
 
-def _of_checkpoint(checkpoint: Checkpoint) -> Start:
-    return Start(
+def _of_checkpoint(checkpoint: Checkpoint) -> InitialModel:
+    return InitialModel(
         config=shape_of(checkpoint),
         tokenizer=_tokenizer_of(checkpoint),
         weights=checkpoint.tensors("model"),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from modernbert.batch import to_device_async
 from modernbert.engines.engine import OptimizerKernels
 from modernbert.errors import InputError
-from modernbert.training.distributed import first_row, local, sharded_like
+from modernbert.training.distributed import first_row, local_shard, sharded_like
 
 if TYPE_CHECKING:
     from modernbert.training.run_options import OptimizerConfig
@@ -171,14 +171,14 @@ class StableAdamW(torch.optim.Optimizer):
         for parameter in parameters:
             if not self.state[parameter]:
                 self.state[parameter] = {
-                    "exp_avg": torch.zeros_like(local(parameter), memory_format=torch.preserve_format),
-                    "exp_avg_sq": torch.zeros_like(local(parameter), memory_format=torch.preserve_format),
+                    "exp_avg": torch.zeros_like(local_shard(parameter), memory_format=torch.preserve_format),
+                    "exp_avg_sq": torch.zeros_like(local_shard(parameter), memory_format=torch.preserve_format),
                 }
-        gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+        gradients = [local_shard(parameter.grad) for parameter in parameters if parameter.grad is not None]
         exp_avgs = [self.state[parameter]["exp_avg"] for parameter in parameters]
         exp_avg_sqs = [self.state[parameter]["exp_avg_sq"] for parameter in parameters]
         sizes_of_whole = [parameter.numel() for parameter in parameters]
-        parameters = [local(parameter) for parameter in parameters]
+        parameters = [local_shard(parameter) for parameter in parameters]
         beta1, beta2 = (_debiased(beta, group["step"]) for beta in group["betas"])
         if self._kernels is not None:
             gradients = [gradient.contiguous() for gradient in gradients]
@@ -238,7 +238,7 @@ def grad_norm(
     parameters: Iterable[nn.Parameter], sum_shards: Callable[[Tensor], Tensor] | None = None
 ) -> Float[Tensor, ""]:
     """Return the 2-norm of all gradients together, on their device; 0 if there are none."""
-    gradients = [local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    gradients = [local_shard(parameter.grad) for parameter in parameters if parameter.grad is not None]
     if not gradients:
         return torch.zeros(())
     # One launch on a GPU.
@@ -276,7 +276,7 @@ def load_named_state(model: nn.Module, optimizer: Optimizer, named: Mapping[str,
         if value.ndim and value.shape != parameters[name].shape:
             found, expected = tuple(value.shape), tuple(parameters[name].shape)
             raise InputError(f"optimizer state: {key} has shape {found}, expected {expected}")
-        mine = local(parameters[name])
+        mine = local_shard(parameters[name])
         start = first_row(parameters[name])
         part = value[start : start + mine.shape[0]] if value.ndim else value
         of_entries = value.ndim == mine.ndim  # otherwise one number for the whole parameter, such as a step count

@@ -31,10 +31,10 @@ from modernbert.model.initialization import initialize
 from modernbert.model.surgery import change_vocabulary
 from modernbert.tokenizer.shared_entries import entries_of
 from modernbert.tokenizer.tokenizer import Tokenizer
-from modernbert.training.distributed import World, whole
+from modernbert.training.distributed import World, full_tensor
 from modernbert.training.flops import peak_flops, step_flops
 from modernbert.training.heldout_evaluation import mean_loss, position_lines, score_heldout
-from modernbert.training.initial_model import TOKENIZER_OF_RUN, Start, find_start, shape_of
+from modernbert.training.initial_model import TOKENIZER_OF_RUN, InitialModel, open_initial_model, shape_of
 from modernbert.training.losses import masked_lm
 from modernbert.training.optimizers import Optimizer, OptimizerContext, build_optimizer, parameter_groups
 from modernbert.training.pretraining_config import Phase, PretrainConfig, model_config, schedule_of
@@ -57,7 +57,7 @@ class _Inputs:
     sources: dict[str, Shards]
     heldout: dict[str, Shards]
     model: ModelConfig
-    start: Start | None
+    start: InitialModel | None
     device: torch.device
     dtype: torch.dtype
     engine: Engine
@@ -290,7 +290,7 @@ class _PackedFeed(Feed):
 
 def _export(folder: Path, model: MaskedLM, inputs: _Inputs, world: World) -> None:
     """Write the model folder; a collective call, if the model is sharded."""
-    weights = {name: whole(parameter.detach()).cpu() for name, parameter in model.named_parameters()}
+    weights = {name: full_tensor(parameter.detach()).cpu() for name, parameter in model.named_parameters()}
     if not world.is_main:
         return
     exported = MaskedLM(inputs.model)
@@ -308,7 +308,7 @@ def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> 
     own = latest(Path(config.output) / "checkpoints", clean=False) if config.init_from is not None else None
     start = None
     if config.init_from is not None and (own is None or "model" not in own.state):
-        start = find_start(str(config.init_from))
+        start = open_initial_model(str(config.init_from))
     tokenizer = _open_tokenizer(config, start)
     if start is not None:
         _check_start(config, tokenizer, start)
@@ -342,14 +342,14 @@ def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> 
     )
 
 
-def _open_tokenizer(config: PretrainConfig, start: Start | None) -> Tokenizer:
+def _open_tokenizer(config: PretrainConfig, start: InitialModel | None) -> Tokenizer:
     """Return the tokenizer of the config, or that of the model to start from, of which a run folder has a copy."""
     if config.tokenizer is not None:
         return Tokenizer.load(find_tokenizer(config.tokenizer))
     return Tokenizer.load(Path(config.output) / TOKENIZER_OF_RUN) if start is None else start.tokenizer
 
 
-def _check_start(config: PretrainConfig, tokenizer: Tokenizer, start: Start) -> None:
+def _check_start(config: PretrainConfig, tokenizer: Tokenizer, start: InitialModel) -> None:
     if start.tokenizer.fingerprint != tokenizer.fingerprint and not config.new_vocabulary:
         raise InputError(
             f"init_from: {config.init_from} has tokenizer {start.tokenizer.fingerprint}, but {config.tokenizer} is "

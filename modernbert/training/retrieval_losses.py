@@ -20,7 +20,7 @@ from modernbert.batch import Batch
 from modernbert.devices import autocast
 from modernbert.errors import InputError
 from modernbert.model.embedder import max_sims
-from modernbert.training.distributed import ALONE, World, settle
+from modernbert.training.distributed import SINGLE_PROCESS, World, reshard
 from modernbert.training.losses import info_nce
 from modernbert.training.training_loop import derive_seed
 
@@ -56,7 +56,7 @@ class RetrievalLoss:
 
     def micro_batches(
         self, objective: nn.Module, parts: Sequence[Batch], comparison: Comparison, *, step_seed: int,
-        device: torch.device, dtype: torch.dtype, world: World = ALONE,
+        device: torch.device, dtype: torch.dtype, world: World = SINGLE_PROCESS,
     ) -> Iterator[Batch | None]:  # fmt: skip
         """Yield the parts of a step, None for one of another process; the labels are the gradients of its vectors."""
         self._comparison = comparison
@@ -72,7 +72,7 @@ class RetrievalLoss:
             with torch.no_grad(), autocast(device, dtype):
                 embedded, _ = objective(parts[min(number, len(parts) - 1)].to(device), _embed)
             vectors += _gathered(embedded, min(world.size, len(parts) - first), world)
-        settle(objective)
+        reshard(objective)
         whole = torch.cat(vectors).requires_grad_()
         total, count = self.compare(whole, comparison)
         (gradients,) = torch.autograd.grad(total, whole)

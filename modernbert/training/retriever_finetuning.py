@@ -46,10 +46,10 @@ from modernbert.tasks.task import retrieval_task
 from modernbert.tokenizer.input_templates import EncodedText, collate_texts
 from modernbert.training.distributed import World
 from modernbert.training.finetuning_loop import (
-    GiveUp,
+    FinetuneRecipe,
+    FinetuneResult,
     StepBatches,
-    Tuned,
-    TuneRecipe,
+    StopRule,
     digest_of_rows,
     groups_by_depth,
 )
@@ -65,12 +65,12 @@ __all__ = ["RetrieverConfig", "finetune_retriever"]
 _METRICS = ("ndcg_10", "mrr_10", "recall_100")
 
 
-def finetune_retriever(config: RetrieverConfig, give_up: GiveUp | None = None) -> Path:
+def finetune_retriever(config: RetrieverConfig, stop_rule: StopRule | None = None) -> Path:
     """Fine-tune, or continue a run that was stopped, and return the model folder.
 
     Args:
         config: Options of the run.
-        give_up: Decides after each scoring whether the run stops.
+        stop_rule: Decides after each scoring whether the run stops.
 
     Raises:
         InputError: For inputs that cannot be learned from or do not fit together, before the run folder is touched; and
@@ -78,11 +78,11 @@ def finetune_retriever(config: RetrieverConfig, give_up: GiveUp | None = None) -
     """
     return run_in_folder(
         config, "scores.json", lambda world, device: open_inputs(config, device),
-        lambda inputs, world: _finetune(config, inputs, world, give_up),
+        lambda inputs, world: _finetune(config, inputs, world, stop_rule),
     )  # fmt: skip
 
 
-def _finetune(config: RetrieverConfig, inputs: RetrieverInputs, world: World, give_up: GiveUp | None) -> None:
+def _finetune(config: RetrieverConfig, inputs: RetrieverInputs, world: World, stop_rule: StopRule | None) -> None:
     """Train from the last checkpoint on, keep the best weights, and write the results."""
     keep_freed_memory()
     model, groups, blocks = _start(config, inputs)
@@ -93,12 +93,12 @@ def _finetune(config: RetrieverConfig, inputs: RetrieverInputs, world: World, gi
     temperature = config.temperature or retrieval_task(config.task).default_temperature
     loss = RetrievalLoss(temperature, config.normalize_scores)
     batches = _Steps(config, inputs, loss, world)
-    recipe = TuneRecipe(
+    recipe = FinetuneRecipe(
         config, model, loss, groups, batches, blocks,
         rows=digest_of_rows(batches.sampler.num_steps, [], _learned_from(config, inputs)),
         num_tokens=config.epochs * sum(batches.sampler.lengths), engine=engine, dtype=inputs.dtype,
         metric=config.metric, score=(lambda plain: _mean(_scores(inputs, plain, "dev"))) if config.dev else None,
-        give_up=give_up,
+        stop_rule=stop_rule,
     )  # fmt: skip
     tuned = recipe.train(inputs.device)
     with world.together():
@@ -238,7 +238,7 @@ def _mean(scores: Sequence[Retrieval]) -> dict[str, float]:
     return {name: sum(getattr(each, name) for each in scores) / len(scores) for name in _METRICS}
 
 
-def _write(out: Path, config: RetrieverConfig, inputs: RetrieverInputs, model: Embedder, tuned: Tuned) -> None:
+def _write(out: Path, config: RetrieverConfig, inputs: RetrieverInputs, model: Embedder, tuned: FinetuneResult) -> None:
     """Write the model, then the scores, which mark the run as finished. An error in scoring does not lose the model."""
     model.cpu()
     longest, encoder = inputs.longest, model.model

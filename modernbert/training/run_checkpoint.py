@@ -29,9 +29,9 @@ from modernbert.files import (
     try_delete,
     write_tensors,
 )
-from modernbert.training.distributed import ALONE, World, first_row, local
+from modernbert.training.distributed import SINGLE_PROCESS, World, first_row, local_shard
 
-__all__ = ["Checkpoint", "Saver", "checkpoints", "latest", "open_checkpoint", "save"]
+__all__ = ["Checkpoint", "CheckpointWriter", "checkpoints", "latest", "open_checkpoint", "save"]
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
@@ -61,15 +61,17 @@ class Checkpoint:
         return {name: _joined(found) for name, found in parts.items()}
 
 
-class Saver:
+class CheckpointWriter:
     """Write checkpoints in the background: tensors are copied to the CPU at once, and written by a thread."""
 
-    def __init__(self, root: Path, *, keep: int, kept_steps: Collection[int] = (), world: World = ALONE) -> None:
+    def __init__(
+        self, root: Path, *, keep: int, kept_steps: Collection[int] = (), world: World = SINGLE_PROCESS
+    ) -> None:
         self._root, self._keep, self._kept_steps, self._world = root, keep, kept_steps, world
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._running: Future[Path] | None = None
 
-    def __enter__(self) -> "Saver":
+    def __enter__(self) -> "CheckpointWriter":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -114,8 +116,8 @@ def save(
 
     Raises: InputError naming the folder if it cannot be written; earlier checkpoints are then as they were.
     """
-    mine = {stem: _of_process(named, ALONE) for stem, named in tensors.items()}
-    return _write(root, step, mine, dict(state), keep, kept_steps, ALONE)
+    mine = {stem: _of_process(named, SINGLE_PROCESS) for stem, named in tensors.items()}
+    return _write(root, step, mine, dict(state), keep, kept_steps, SINGLE_PROCESS)
 
 
 def latest(root: Path, *, clean: bool = True) -> Checkpoint | None:
@@ -172,9 +174,9 @@ def _of_process(named: Mapping[str, Tensor], world: World) -> dict[str, tuple[Te
     chosen = {}
     for name, tensor in named.items():
         part = (first_row(tensor), tensor.shape[0] if tensor.ndim else 1)
-        if local(tensor) is not tensor:
-            if world.holds_first_copy() and local(tensor).numel():
-                chosen[name] = (local(tensor), part)
+        if local_shard(tensor) is not tensor:
+            if world.holds_first_copy() and local_shard(tensor).numel():
+                chosen[name] = (local_shard(tensor), part)
             continue
         writer = loads.index(min(loads))
         loads[writer] += tensor.numel()

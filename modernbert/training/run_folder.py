@@ -9,7 +9,7 @@ from modernbert.config_files import load, to_yaml
 from modernbert.errors import InputError
 from modernbert.files import only_process, translate_errors, write_file
 
-__all__ = ["RunConfig", "begin_run_folder", "check_run_folder"]
+__all__ = ["RunConfig", "open_run_folder", "check_run_folder"]
 
 _BEFORE_A_CHECKPOINT = {
     "config.yaml", ".lock", "log.jsonl", "timing.jsonl", "checkpoints", "watch", "report.html", "tokenizer",
@@ -26,7 +26,7 @@ class RunConfig(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
-def begin_run_folder(out: Path, config: RunConfig) -> None:
+def open_run_folder(out: Path, config: RunConfig) -> None:
     """Write the config into a new run folder, or check that an existing one has the same.
 
     Before the first checkpoint, another config replaces the one in the folder.

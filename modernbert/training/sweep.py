@@ -147,7 +147,7 @@ def _run(base: Base, out: Path, points: Sequence[Point], device: str, point: Poi
     config = replace(_config_of(base, out, point), device=device)
     print(f"{point.name}:", flush=True)
 
-    def give_up(epochs: float, best: float) -> str | None:
+    def stop_rule(epochs: float, best: float) -> str | None:
         """Stop a run whose best score is below the median of the mean scores of other runs up to that point."""
         share = epochs / point.epochs
         means = [mean for other in points if other != point and (mean := _mean_until(out, other, share)) is not None]
@@ -157,9 +157,9 @@ def _run(base: Base, out: Path, points: Sequence[Point], device: str, point: Poi
 
     try:
         if isinstance(config, RetrieverConfig):
-            finetune_retriever(config, give_up)
+            finetune_retriever(config, stop_rule)
         else:
-            finetune(config, give_up)
+            finetune(config, stop_rule)
     except Diverged as error:
         print(f"{point.name}: stopped, {error}", flush=True)
         write_file(out / point.name / _DIVERGED, json.dumps({"error": str(error)}) + "\n")

@@ -16,7 +16,7 @@ from torch import nn
 from modernbert.batch import Batch, SequenceLengths, to_device_async
 from modernbert.devices import autocast
 from modernbert.errors import InputError
-from modernbert.training.distributed import ALONE, World, local, settle, syncing
+from modernbert.training.distributed import SINGLE_PROCESS, World, gradient_sync, local_shard, reshard
 from modernbert.training.losses import masked_lm_rows
 from modernbert.training.optimizers import Optimizer, grad_norm
 from modernbert.training.schedules import Plans, StepPlan
@@ -100,7 +100,7 @@ def train(
     dtype: torch.dtype,
     first_step: int = 0,
     step_filter: StepFilter = must_be_finite,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
     filler: Batch | None = None,
 ) -> Iterator[tuple[StepPlan, StepResult]]:
     """Run the steps of a schedule, starting at `first_step`, and yield each when it is done.
@@ -149,7 +149,7 @@ def train_step(
     device: torch.device,
     dtype: torch.dtype,
     step_filter: StepFilter = must_be_finite,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
     filler: Batch | None = None,
 ) -> StepResult:
     """Take one step on the mean loss of all rows of its micro-batches, in all processes together; see `train`.
@@ -166,7 +166,7 @@ def train_step(
     )
     for place, (number, batch) in enumerate(ours):
         torch.manual_seed(derive_seed(seed, number))
-        with syncing(objective, is_last=place == len(ours) - 1):
+        with gradient_sync(objective, is_last=place == len(ours) - 1):
             with autocast(device, dtype):
                 part, count = objective(batch.to(device))
             if number == len(micro_batches):
@@ -175,7 +175,7 @@ def train_step(
         loss += part.detach()
         counted += torch.tensor([count, batch.num_tokens if number < len(micro_batches) else 0])
     loss_sum, num_rows, num_tokens = world.sum(torch.cat([loss[None], to_device_async(counted, device)])).unbind()
-    gradients = [local(parameter.grad) for parameter in objective.parameters() if parameter.grad is not None]
+    gradients = [local_shard(parameter.grad) for parameter in objective.parameters() if parameter.grad is not None]
     # Processes exchange the mean of their gradients; the loss is a sum.
     torch._foreach_div_(gradients, num_rows.clamp(min=1) / world.size)
     norm = grad_norm(objective.parameters(), world.sum_shards if world.mesh else None)
@@ -195,7 +195,7 @@ def evaluate(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    world: World = ALONE,
+    world: World = SINGLE_PROCESS,
 ) -> HeldoutScore:
     """Score masked-token prediction on held-out batches, without dropout; the batches are divided among the processes.
 
@@ -214,7 +214,7 @@ def evaluate(
         if batch.label_positions is not None:
             ranges = torch.bucketize(batch.layout.positions[batch.label_positions], bounds, right=True)
             sums.index_add_(0, ranges, torch.stack([losses, correct, torch.ones_like(losses)], dim=1).double())
-    settle(objective)
+    reshard(objective)
     objective.train(training)
     rows: list[list[float]] = world.sum(sums).tolist()
     loss, accuracy, num_rows = (sum(column) for column in zip(*rows, strict=True))

@@ -20,10 +20,10 @@ from modernbert.devices import name_of
 from modernbert.errors import InputError
 from modernbert.files import only_process
 from modernbert.progress import ShowStep, show_steps
-from modernbert.training.distributed import Loss, Objective, World, first_row, join, local, whole
+from modernbert.training.distributed import Loss, Objective, World, first_row, full_tensor, join, local_shard
 from modernbert.training.optimizers import Optimizer, load_named_state, named_state
-from modernbert.training.run_checkpoint import Checkpoint, Saver, latest
-from modernbert.training.run_folder import begin_run_folder
+from modernbert.training.run_checkpoint import Checkpoint, CheckpointWriter, latest
+from modernbert.training.run_folder import open_run_folder
 from modernbert.training.run_log import RunLog, number
 from modernbert.training.run_options import RunOptions
 from modernbert.training.schedules import Plans, StepPlan
@@ -174,7 +174,7 @@ def run_in_folder(
             inputs = open_inputs(world, device)
         with world.together():
             if world.is_main:
-                begin_run_folder(out, config)
+                open_run_folder(out, config)
                 held.enter_context(only_process(out))
                 begin(inputs)
         if (out / finished_by).exists():
@@ -206,7 +206,7 @@ class TrainingRun:
         recipe.describe(checkpoint)
         if checkpoint is not None:
             print(f"resuming after step {checkpoint.step:,}", flush=True)
-        self.objective = world.spread(Objective(recipe.model, recipe.loss), list(recipe.blocks), recipe.dtype)
+        self.objective = world.parallelize(Objective(recipe.model, recipe.loss), list(recipe.blocks), recipe.dtype)
         found = checkpoint.state if checkpoint else {"position": {}, "sizes": {}}
         self.state = TrainState(**found["position"])
         first_step = self.state.step + 1 if checkpoint else 0
@@ -218,7 +218,7 @@ class TrainingRun:
             ) as trackers,
             RunLog(self.folder, found["sizes"], trackers.write) if world.is_main else quiet as self._log,
             show_steps(num_steps, recipe.num_tokens, self.state.tokens) if world.is_main else quiet as self._report,
-            Saver(
+            CheckpointWriter(
                 self.folder / "checkpoints", keep=config.checkpoint.keep, kept_steps=self._kept_steps(), world=world
             ) as self.saver,
         ):
@@ -275,7 +275,7 @@ class TrainingRun:
                 started = time.monotonic()
         if state.phase == len(recipe.stages) or state.stopped is not None:
             return {}
-        return {name: whole(tensor) for name, tensor in named_state(recipe.model, optimizer).items()}
+        return {name: full_tensor(tensor) for name, tensor in named_state(recipe.model, optimizer).items()}
 
     def _advance(self, result: StepResult, feed: Feed, guard: LossSpikeGuard | None, *, phase_ends: bool) -> None:
         state = self.state
@@ -390,7 +390,7 @@ class TrainingRun:
         if weights is not None:
             with torch.no_grad():
                 for name, parameter in self.recipe.model.named_parameters():
-                    mine, first = local(parameter), first_row(parameter)
+                    mine, first = local_shard(parameter), first_row(parameter)
                     own = weights[name]
                     mine.copy_(own[first : first + mine.shape[0]] if mine.ndim else own)
         return optimizer_state

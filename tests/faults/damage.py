@@ -201,7 +201,7 @@ def cut_while_written(file: str, n: int, data: Path, straight: dict[str, str]) -
 
     def act(folder: Path) -> list[str]:
         config = course.config_of(data, folder / "run", checkpoint__keep=3)
-        stop = partial(kills.arm, kills.Kill("Saver.save", n + 1, "before"))
+        stop = partial(kills.arm, kills.Kill("CheckpointWriter.save", n + 1, "before"))
         first = course.run(config, lossy, stop)
         if first.status == 2:
             wrong = course.untyped(first)

@@ -33,7 +33,7 @@ from . import course
 from .course import Case
 
 POINTS: dict[str, tuple[Any, str]] = {
-    "begin_run_folder": (training_run, "begin_run_folder"),
+    "open_run_folder": (training_run, "open_run_folder"),
     "os.replace": (os, "replace"),
     "os.fsync": (os, "fsync"),
     "os.rename": (os, "rename"),
@@ -43,7 +43,7 @@ POINTS: dict[str, tuple[Any, str]] = {
     "sha256_of": (checkpoint, "sha256_of"),
     "rmtree": (shutil, "rmtree"),
     "remove_leftovers": (storage, "remove_leftovers"),
-    "Saver.save": (checkpoint.Saver, "save"),
+    "CheckpointWriter.save": (checkpoint.CheckpointWriter, "save"),
     "_write": (checkpoint, "_write"),
     "_write_own": (checkpoint, "_write_own"),
     "_commit": (checkpoint, "_commit"),

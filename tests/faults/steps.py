@@ -171,7 +171,9 @@ def step_cases(data: Path, scratch: Path) -> list[Case]:
             cases.append(bad_steps(data, kind, pattern, [keys[step - 1] for step in steps]))
     for kind in NOT_FINITE[:3]:
         cases.append(bad_steps(data, kind, "the first two of a phase", keys[30:32]))
-    points = [("Saver.save", n, when) for n in (4, 5) for when in ("before", "after")] + [("_restore", 2, "after")]
+    points = [("CheckpointWriter.save", n, when) for n in (4, 5) for when in ("before", "after")] + [
+        ("_restore", 2, "after")
+    ]
     for number, (point, n, when) in enumerate(points):
         kind = KINDS[number % len(KINDS)]
         chosen = [keys[step - 1] for step in PATTERNS["five in a row, the last two after the rollback"]]

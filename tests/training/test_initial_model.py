@@ -28,7 +28,7 @@ from modernbert.data.shards import write_shards
 from modernbert.errors import InputError
 from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.training import pretraining as pretrain
-from modernbert.training.initial_model import find_start
+from modernbert.training.initial_model import open_initial_model
 from modernbert.training.pretraining import Phase, PretrainConfig
 from modernbert.training.pretraining_config import model_config
 from modernbert.training.run_checkpoint import latest
@@ -139,7 +139,7 @@ def test_a_start_is_found_from_wherever_it_is_named(data, straight, tmp_path, mo
     weights = latest(straight / "checkpoints").tensors("model")
 
     def is_last(name):
-        found = find_start(name).weights
+        found = open_initial_model(name).weights
         return all(torch.equal(found[each], weights[each]) for each in weights)
 
     monkeypatch.chdir(straight / "checkpoints")
@@ -153,13 +153,13 @@ def test_a_start_is_found_from_wherever_it_is_named(data, straight, tmp_path, mo
     assert is_last("run/checkpoints/best")
     (tmp_path / "run" / "checkpoints" / "best").rename(tmp_path / "run" / "best")
     with pytest.raises(InputError, match=r"^run/best: found no .*config.yaml, expected it in the folder of its run"):
-        find_start("run/best")
+        open_initial_model("run/best")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     assert is_last("run")
     shutil.rmtree(tmp_path / "run" / "model")
     (tmp_path / "run" / "checkpoints").mkdir()
     with pytest.raises(InputError, match="run: this run has no checkpoint yet"):
-        find_start("run")
+        open_initial_model("run")
 
 
 def test_a_run_goes_on_without_what_it_began_with(data, straight, tmp_path, monkeypatch):  # noqa: F811
@@ -190,15 +190,15 @@ def test_a_start_has_the_tokenizer_its_run_learned_with(data, straight, tmp_path
     (run / "config.yaml").write_text(to_yaml(changed(config, tokenizer="tok")))
     learned = Tokenizer.load(data / "tokenizer").fingerprint
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert find_start("../home/run").tokenizer.fingerprint == learned  # its model has it
+    assert open_initial_model("../home/run").tokenizer.fingerprint == learned  # its model has it
     shutil.rmtree(run / "model")
     with pytest.raises(InputError, match=f"run/config.yaml: tokenizer: tok is .*, expected {learned}"):
-        find_start("../home/run")
+        open_initial_model("../home/run")
     other.unlink()
     with pytest.raises(InputError, match=r"home/run/config.yaml: tokenizer: tok/tokenizer.json: no such"):
-        find_start("../home/run")
+        open_initial_model("../home/run")
     monkeypatch.chdir(tmp_path / "home")
-    assert find_start("run").tokenizer.fingerprint == learned
+    assert open_initial_model("run").tokenizer.fingerprint == learned
 
 
 def test_a_model_gets_another_vocabulary(data, straight, tmp_path):  # noqa: F811
@@ -246,7 +246,7 @@ def test_the_tokenizer_is_that_of_the_model_to_start_from(data, straight, tmp_pa
     expected = Tokenizer.load(straight / "model").fingerprint
     assert Tokenizer.load(tmp_path / "run" / "model").fingerprint == expected
     # Another run starts from the checkpoint of this one.
-    assert find_start(str(tmp_path / "run")).tokenizer.fingerprint == expected
+    assert open_initial_model(str(tmp_path / "run")).tokenizer.fingerprint == expected
 
 
 def test_a_run_without_a_tokenizer_or_a_model_is_refused(data, straight, tmp_path):  # noqa: F811

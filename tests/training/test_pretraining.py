@@ -35,7 +35,7 @@ from modernbert.training import run_checkpoint as checkpoint
 from modernbert.training.losses import masked_lm
 from modernbert.training.pretraining import Phase, PretrainConfig
 from modernbert.training.run_checkpoint import latest
-from modernbert.training.run_folder import begin_run_folder
+from modernbert.training.run_folder import open_run_folder
 from modernbert.training.run_log import RunLog
 from modernbert.training.training_loop import derive_seed
 
@@ -374,7 +374,7 @@ def test_two_processes_never_write_into_one_run(data, tmp_path):
     with only_process(tmp_path / "held"), pytest.raises(InputError, match="another process is at work"):
         with only_process(tmp_path / "held"):
             pass
-    begin_run_folder(tmp_path / "run", config)
+    open_run_folder(tmp_path / "run", config)
     with only_process(tmp_path / "run"), pytest.raises(InputError, match="another process is at work"):
         pretrain.run(config)
     assert pretrain.run(config).exists()
@@ -413,7 +413,7 @@ def test_a_config_may_be_corrected_until_there_is_a_checkpoint(data, tmp_path):
 
     with pytest.raises(InputError, match=r"step \d+: 5 steps in a row were skipped"):
         pretrain.run(with_lr(1e30))
-    begin_run_folder(tmp_path / "run", with_lr(1e-2))
+    open_run_folder(tmp_path / "run", with_lr(1e-2))
     (tmp_path / "run" / "tokenizer.json").write_text("another job's work")
     with pytest.raises(InputError, match=r"started with phases.stable.lr=0.01, found phases.stable.lr=0.001"):
         pretrain.run(with_lr(1e-3))

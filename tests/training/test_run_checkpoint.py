@@ -80,7 +80,7 @@ def test_only_damaged_checkpoints_is_an_error(tmp_path):
     saved(tmp_path, 1, 2)
     for folder in tmp_path.iterdir():
         flip(folder / "weights.safetensors")
-    with pytest.raises(InputError, match="none of the 2 checkpoints"):
+    with pytest.raises(InputError, match="all 2 checkpoints are damaged"):
         latest(tmp_path)
 
 
@@ -156,7 +156,7 @@ REFUSED = """
 import logging, os, sys
 import torch
 from pathlib import Path
-from modernbert.training.run_checkpoint import Saver, latest, save
+from modernbert.training.run_checkpoint import CheckpointWriter, latest, save
 from modernbert.training.distributed import World
 
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
@@ -169,7 +169,7 @@ if size > 1:
     store = torch.distributed.FileStore("store", size)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size)
     world = World(rank, size, None, torch.distributed.new_group(backend="gloo"))
-with Saver(Path("checkpoints"), keep=2, world=world) as saver:
+with CheckpointWriter(Path("checkpoints"), keep=2, world=world) as saver:
     for step in range(1, 6):
         saver.save(step, {"weights": {"w": torch.full((3,), float(step)), "b": torch.zeros(2)}}, {"step": step})
         saver.wait()
