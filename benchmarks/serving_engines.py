@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers import Absent, Documents, pad
-from modernbert.checkpoints.folder import load_config, load_model, save_folder
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.devices import choose_device, choose_precision
 from modernbert.engines.registry import REFERENCE, choose_engine
 from modernbert.errors import InputError
@@ -49,7 +49,7 @@ def make_folder(folder: Path, config: ModelConfig, seed: int = 0) -> None:
     """Write a model folder with random weights, for all engines."""
     model = Encoder(config)
     initialize(model, config, seed)
-    save_folder(folder, model)
+    ModelFolder.save(folder, model)
 
 
 def load_engine(name: str, folder: Path, workspace: Path) -> Engine:
@@ -96,8 +96,9 @@ def _ours(dtype_name: str, engine_name: str = "auto") -> Callable[[Path, Path], 
     def load(folder: Path, workspace: Path) -> Engine:
         cpu = choose_device("cpu")
         dtype = choose_precision(dtype_name, cpu)
-        engine = choose_engine(engine_name, cpu, dtype, load_config(folder))
-        model = load_model_for_inference(folder, cpu, dtype, engine)
+        opened = ModelFolder(folder)
+        engine = choose_engine(engine_name, cpu, dtype, opened.config)
+        model = load_model_for_inference(opened, cpu, dtype, engine)
         output = PooledVectors("mean", normalize=False)
 
         def embed(documents: Documents) -> np.ndarray:
@@ -162,7 +163,7 @@ def _onnxruntime(folder: Path, workspace: Path) -> Engine:
     file = workspace / "model.onnx"
     if not file.exists():
         # The graph of this package: local layers are faster than in torch's export of the model of transformers.
-        write_model(build(Embedder(load_model(folder, dtype=torch.float32), "mean")), file)
+        write_model(build(Embedder(ModelFolder(folder).load_model(dtype=torch.float32), "mean")), file)
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

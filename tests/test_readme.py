@@ -8,7 +8,7 @@ import pytest
 from commands import modernbert, options
 
 from modernbert import ModernBert
-from modernbert.checkpoints.folder import load_config
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.config_files import load, to_yaml
 from modernbert.data.shards import Shards
 from modernbert.tokenizer.tokenizer import Tokenizer
@@ -75,7 +75,7 @@ def test_pretraining_and_continued_pretraining_work_as_printed(elsewhere: Path, 
     adapted = ModernBert.load(elsewhere / "runs" / "adapted" / "model", device="cpu")
     theirs = small_bert.tokenizer.fingerprint
     assert adapted.tokenizer.fingerprint == theirs == Shards.open(elsewhere / "shards-adapt" / "train").fingerprint
-    assert load_config(elsewhere / "runs" / "adapted" / "model").hidden_size == 64
+    assert ModelFolder(elsewhere / "runs" / "adapted" / "model").config.hidden_size == 64
     assert adapted.fill_mask("The capital of [MASK].", top_k=1)[0]
 
 

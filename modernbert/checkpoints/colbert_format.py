@@ -1,6 +1,9 @@
-"""Folders of Stanford's ColBERT library: the encoder and the projection in one weights file, and `artifact.metadata`.
+"""Late-interaction folders of PyLate and of Stanford's ColBERT library.
 
-The library puts one marker token before each text, fills queries up with [MASK], and skips all punctuation or none.
+PyLate has its settings in config_sentence_transformers.json. Stanford's library has the encoder and the projection in
+one weights file, and its settings in `artifact.metadata`; it puts one marker token before each text, fills queries up
+with [MASK], and skips all punctuation or none.
+
 Source: github.com/stanford-futuredata/ColBERT, `HF_ColBERT` and `ColBERTConfig`.
 """
 
@@ -13,7 +16,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import nn
 
-from modernbert.errors import InputError
+from modernbert.checkpoints.json_values import count_of, string_of, strings_of
+from modernbert.errors import InputError, shown
 from modernbert.files import new_folder, write_tensors
 from modernbert.model.embedder import EmbeddingConfig
 from modernbert.safe_files import FolderFiles
@@ -21,9 +25,11 @@ from modernbert.safe_files import FolderFiles
 __all__ = [
     "LINEAR",
     "check_stanford",
+    "config_of_pylate",
+    "config_of_stanford",
     "is_stanford",
+    "pylate_settings",
     "stanford_settings",
-    "vectors_of_stanford",
     "write_stanford",
 ]
 
@@ -40,6 +46,49 @@ _KEYS = frozenset(
 )
 
 _NOT_COPIED = ("model.safetensors", "config.json", "modules.json", "sentence_bert", "config_sentence")
+
+
+def config_of_pylate(settings: Mapping[str, Any], prompts: tuple[str, str], place: Path) -> EmbeddingConfig:
+    """Return how texts become vectors by config_sentence_transformers.json of PyLate.
+
+    Args:
+        settings: The content of the file.
+        prompts: The prompts of queries and of documents in it.
+        place: The file, for messages.
+
+    Raises: InputError for queries that do not attend to their expansion tokens, or prompts beside prefixes.
+    """
+    expand = bool(settings.get("do_query_expansion", True))
+    if expand and not settings.get("attend_to_expansion_tokens", False):
+        raise InputError(
+            f"{place}: attend_to_expansion_tokens is false, expected true, or do_query_expansion "
+            "false: this package has no attention mask within a text"
+        )
+    # PyLate inserts prefixes as tokens. sentence-transformers puts these prompts behind them, PyLate only if asked.
+    for name, prompt in zip(("query", "document"), prompts, strict=True):
+        if prompt not in ("", settings.get(f"{name}_prefix")):
+            given = shown(repr(prompt), 60)
+            raise InputError(f"{place}: prompts.{name} is {given}, expected none beside {name}_prefix")
+    if settings.get("default_prompt_name") is not None:
+        given = shown(repr(settings["default_prompt_name"]), 60)
+        raise InputError(f"{place}: default_prompt_name is {given}, expected null beside query_prefix")
+    return EmbeddingConfig(
+        pooling="tokens", query_prompt=string_of("query_prefix", settings, place),
+        document_prompt=string_of("document_prefix", settings, place),
+        query_length=count_of("query_length", settings, place) or 32,
+        document_length=count_of("document_length", settings, place) or 180, expand_queries=expand,
+        skip=strings_of("skiplist_words", settings, place),
+    )  # fmt: skip
+
+
+def pylate_settings(vectors: EmbeddingConfig, max_length: int) -> dict[str, Any]:
+    """Return the content of config_sentence_transformers.json of PyLate."""
+    return {
+        "model_type": "ColBERT", "similarity_fn_name": "MaxSim", "query_prefix": vectors.query_prompt,
+        "document_prefix": vectors.document_prompt, "query_length": vectors.query_length or max_length,
+        "document_length": vectors.document_length or max_length, "attend_to_expansion_tokens": True,
+        "do_query_expansion": vectors.expand_queries, "skiplist_words": list(vectors.skip),
+    }  # fmt: skip
 
 
 def check_stanford(vectors: EmbeddingConfig, projection: int | None) -> None:
@@ -98,12 +147,11 @@ def is_stanford(config: Mapping[str, Any]) -> bool:
     return isinstance(named, list) and ARCHITECTURE in named
 
 
-def stanford_settings(folder: Path | FolderFiles) -> dict[str, Any] | None:
+def stanford_settings(folder: FolderFiles) -> dict[str, Any] | None:
     """Return the settings in `artifact.metadata`; None for a folder of another format.
 
     Raises: InputError naming the file, if it is not readable.
     """
-    folder = FolderFiles.of(folder)
     if not is_stanford(folder.read_json("config.json", missing_ok=True)):
         return None
     found = folder.read_json(_METADATA, missing_ok=True)
@@ -118,7 +166,7 @@ def stanford_settings(folder: Path | FolderFiles) -> dict[str, Any] | None:
     return inner
 
 
-def vectors_of_stanford(settings: Mapping[str, Any], folder: FolderFiles) -> EmbeddingConfig:
+def config_of_stanford(settings: Mapping[str, Any], folder: FolderFiles) -> EmbeddingConfig:
     """Return how texts become vectors, with the library's defaults for missing settings.
 
     Raises: InputError for an unknown value, and for queries that do not attend to their expansion tokens.

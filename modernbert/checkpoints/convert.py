@@ -21,8 +21,9 @@ from modernbert.checkpoints.flexbert import (
     without_tied_decoder,
     write_tokenizer_files,
 )
-from modernbert.checkpoints.folder import model_of, save_folder
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.hf_config import config_to_json
+from modernbert.checkpoints.modernbert_format import build_model
 from modernbert.checkpoints.torch_file import open_torch_file
 from modernbert.config_files import value_of
 from modernbert.errors import InputError
@@ -63,11 +64,8 @@ def run(config: ConvertConfig) -> Path:
     kinds = sorted({str(tensor.dtype)[6:] for tensor in weights.values()})
     if len(kinds) > 1:
         raise InputError(f"{path}: holds {' and '.join(kinds)}, expected one precision")
-    model = model_of(described, weights, path)
-    longest = model.max_length
-    save_folder(
-        config.output, model, None if tokenizer is None else lambda partial: tokenizer.save_folder(partial, longest)
-    )
+    model = build_model(described, weights, path)
+    ModelFolder.save(config.output, model, tokenizer)
     print(f"{config.output}: {sum(each.numel() for each in model.parameters()):,} parameters in {kinds[0]}")
     if tokenizer is None:
         print(f"{config.output}: has no tokenizer; pass --tokenizer FOLDER to add one")
@@ -146,8 +144,9 @@ def _fields_of_training(path: Path) -> dict[str, Any]:
     settings = value_of("model.model_config", path, ())
     if not isinstance(settings, dict):
         raise InputError(f"{path}: has no model.model_config, expected a training YAML of the reference repository")
-    longest = value_of("max_seq_len", path, ())
-    return fields_of_settings(settings, str(path)) | ({} if longest is None else {"max_position_embeddings": longest})
+    found = fields_of_settings(settings, str(path))
+    max_length = value_of("max_seq_len", path, ())
+    return found if max_length is None else found | {"max_position_embeddings": max_length}
 
 
 def _ids_of(tokenizer: Tokenizer | None) -> dict[str, Any]:

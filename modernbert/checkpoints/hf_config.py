@@ -1,18 +1,31 @@
-"""Conversion between `config.json` of transformers and `ModelConfig`.
+"""`config.json` of transformers as `ModelConfig`, and as the task and labels of a head; and back.
 
 Reads the keys of transformers 5 (`layer_types`, `rope_parameters`) and of earlier versions, text-embeddings-inference,
 candle and vLLM (`global_attn_every_n_layers`, two thetas, `layer_norm_eps`), and writes both.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from modernbert.errors import InputError, shown
 from modernbert.model.config import ModelConfig
-from modernbert.safe_files import check_keys
+from modernbert.model.interface import Model
+from modernbert.safe_files import check_keys, is_one_line, read_json
+from modernbert.tasks.task import ClassifierTask, classifier_task, known_tasks, task_of_config
 
-__all__ = ["check_head", "config_from_json", "config_to_json", "unused_dropouts"]
+__all__ = [
+    "check_head",
+    "config_from_json",
+    "config_to_json",
+    "head_to_json",
+    "labels_of_json",
+    "reads_pairs_of_json",
+    "task_of_json",
+    "unused_dropouts",
+]
 
 # Values that all published models share. A folder with another value has another architecture.
 _FIXED = {
@@ -46,6 +59,10 @@ _ROLES = {"cls_token_id": "bos_token_id", "sep_token_id": "eos_token_id"}
 # Fields that may be null; transformers refuses null in every other number.
 _MAY_BE_NULL = ("norm_eps", "local_rope_theta", "pad_token_id", *_ROLES)
 _FULL, _SLIDING = "full_attention", "sliding_attention"
+# Our keys, which other libraries ignore, and keys that sentence-transformers writes for a CrossEncoder.
+_PAIRS = "text_pairs"
+_TASK = "modernbert_task"
+_OF_CROSS_ENCODERS = ("sentence_transformers", "sbert_ce_default_activation_function")
 
 
 def config_from_json(found: Mapping[str, Any], origin: str) -> ModelConfig:
@@ -262,3 +279,71 @@ def _interval(found: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(old, int) and old >= len(kinds) and second == len(kinds):
         return {}
     return {"global_attn_every_n_layers": second}
+
+
+def task_of_json(found: Mapping[str, Any], num_labels: int, folder: Path) -> ClassifierTask | None:
+    """Return the task that a config is for: by our key, or by the architecture and the problem type.
+
+    Raises: InputError for a key with an unknown task.
+    """
+    if (name := found.get(_TASK)) is not None:
+        if name not in known_tasks():
+            raise InputError(
+                f"{folder / 'config.json'}: {_TASK} is {name!r}, expected {', '.join(known_tasks())}; a task of "
+                "another package is known once its module is imported"
+            )
+        return classifier_task(str(name))
+    architectures, problem = found.get("architectures"), found.get("problem_type")
+    listed = architectures if isinstance(architectures, list) else []
+    return task_of_config(listed, problem, num_labels)
+
+
+def reads_pairs_of_json(found: Mapping[str, Any], folder: Path) -> bool:
+    """Return whether a folder's head scores pairs of texts: by our key in config.json, or as a CrossEncoder.
+
+    Raises: InputError if our key has another type.
+    """
+    if (said := found.get(_PAIRS)) is not None:
+        if not isinstance(said, bool):
+            raise InputError(f"{folder / 'config.json'}: {_PAIRS}: found {said!r}, expected true or false")
+        return said
+    settings = read_json(folder / "config_sentence_transformers.json", missing_ok=True)
+    # sentence-transformers adds its own keys to the config.json of a CrossEncoder, and of no other model.
+    return settings.get("model_type") == "CrossEncoder" or any(key in found for key in _OF_CROSS_ENCODERS)
+
+
+def labels_of_json(found: Mapping[str, Any], num_labels: int, folder: Path) -> list[str]:
+    """Return the labels of a head, `LABEL_0` and so on if config.json names none.
+
+    Raises: InputError for labels of another number, several lines of text, or a repetition.
+    """
+    named = found.get("id2label")
+    if named is None:
+        return [f"LABEL_{number}" for number in range(num_labels)]
+    labels = [named.get(str(number)) for number in range(num_labels)] if isinstance(named, dict) else []
+    if not labels or len(named) != num_labels or not all(isinstance(label, str) for label in labels):
+        count = f"{len(named)} labels" if isinstance(named, dict) else f"{type(named).__name__}"
+        raise InputError(f"{folder / 'config.json'}: id2label has {count}, expected {num_labels} by weights")
+    texts = [str(label) for label in labels]
+    for label in texts:
+        if not is_one_line(label):  # labels are printed unescaped
+            raise InputError(f"{folder / 'config.json'}: id2label has {label!r}, expected text of one line")
+    if len(set(texts)) < num_labels:  # outputs are keyed by label
+        twice = next(label for label, count in Counter(texts).items() if count > 1)
+        raise InputError(f"{folder / 'config.json'}: id2label has {twice!r} twice, expected different labels")
+    return texts
+
+
+def head_to_json(model: Model) -> dict[str, Any]:
+    """Return the keys of config.json that describe the head of a fine-tuned model; none without such a head."""
+    if model.task is None or not model.is_classifier:
+        return {}
+    task = classifier_task(model.task)
+    return {
+        "id2label": {str(number): label for number, label in enumerate(model.labels)},
+        "label2id": {label: number for number, label in enumerate(model.labels)},
+        "num_labels": len(model.labels),
+        "problem_type": task.problem_type,
+        **({} if task.is_published else {_TASK: task.name}),
+        **({_PAIRS: True} if model.reads_pairs else {}),
+    }

@@ -12,21 +12,35 @@ from typing import Any
 
 from torch import nn
 
-from modernbert.checkpoints.colbert_format import stanford_settings, vectors_of_stanford
-from modernbert.checkpoints.sentence_transformers_modules import listed_modules
+from modernbert.checkpoints.colbert_format import (
+    config_of_pylate,
+    config_of_stanford,
+    pylate_settings,
+    stanford_settings,
+)
+from modernbert.checkpoints.json_values import count_of, string_of
+from modernbert.checkpoints.sentence_transformers_modules import (
+    POOLINGS,
+    SENTENCE,
+    TOKENS,
+    listed_modules,
+    normalizes,
+    pooling_of,
+    skipped_tokens,
+)
 from modernbert.errors import InputError, shown
 from modernbert.files import write_tensors
 from modernbert.model.embedder import EmbeddingConfig
 from modernbert.safe_files import FolderFiles, check_keys, is_there
 
 __all__ = [
-    "Kept",
+    "SentenceTransformersSettings",
     "check_no_default_prompt",
-    "load_kept",
-    "load_vectors",
+    "read_settings",
+    "read_embedding_config",
     "max_length_of",
     "unused_head_of",
-    "write_vectors",
+    "write_embedding_config",
 ]
 
 _SETTINGS, _LIMITS = "config_sentence_transformers.json", "sentence_bert_config.json"
@@ -36,9 +50,6 @@ _OLDER_LIMITS = tuple(
     f"sentence_{family}_config.json"
     for family in ("roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-_POOLINGS = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token"}
-# The names of pooled vectors and of token vectors in its modules.
-_SENTENCE, _TOKENS = "sentence_embedding", "token_embeddings"
 # Suffixes of transformers' classes whose head has labels.
 _HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
 # Tokenizers of transformers write a number of thirty digits for "no limit".
@@ -63,17 +74,12 @@ _LIMITS_KEYS = (
     "modality_config", "module_output_name", "processing_kwargs", "unpad_inputs", "model_args", "tokenizer_args",
     "config_args", "model_kwargs", "processor_kwargs", "config_kwargs",
 )  # fmt: skip
-_POOLING_KEYS = (
-    "word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt", *_POOLINGS.values(),
-    "pooling_mode_max_tokens", "pooling_mode_mean_sqrt_len_tokens", "pooling_mode_weightedmean_tokens",
-    "pooling_mode_lasttoken",
-)  # fmt: skip
 # Options of loading, which do not change what a model computes.
 _LOADING = ("trust_remote_code", "attn_implementation", "torch_dtype", "dtype", "low_cpu_mem_usage", "device_map")
 
 
 @dataclass(frozen=True)
-class Kept:
+class SentenceTransformersSettings:
     """The settings of sentence-transformers that `EmbeddingConfig` does not have; `save` writes them again.
 
     Attributes:
@@ -81,14 +87,14 @@ class Kept:
         similarity: The name of the similarity function, if the folder has one.
         prompts: The prompts of the folder by name.
         default_prompt: The name of the prompt that `embed` puts before each text.
-        obstacle: Why this package cannot compare vectors as that library does, or None if it can.
+        unsupported_similarity: Why this package cannot compare vectors as that library does, or None if it can.
     """
 
     normalize: bool | None = None
     similarity: str | None = None
     prompts: Mapping[str, Any] = field(default_factory=dict)
     default_prompt: str | None = None
-    obstacle: str | None = None
+    unsupported_similarity: str | None = None
 
     @property
     def prompt(self) -> str:
@@ -96,8 +102,12 @@ class Kept:
         return "" if self.default_prompt is None else str(self.prompts.get(self.default_prompt) or "")
 
 
-def write_vectors(
-    folder: Path, vectors: EmbeddingConfig, projection: nn.Linear | None, longest: int, kept: Kept | None = None
+def write_embedding_config(
+    folder: Path,
+    vectors: EmbeddingConfig,
+    projection: nn.Linear | None,
+    max_length: int,
+    settings: SentenceTransformersSettings | None = None,
 ) -> None:
     """Write the files that sentence-transformers reads beside a model, or PyLate for vectors of tokens.
 
@@ -105,29 +115,24 @@ def write_vectors(
 
     Raises: OSError if the disk is full or not writable. InputError if PyLate's format cannot express the model.
     """
-    late, kept = vectors.pooling == "tokens", kept or Kept()
-    if late and kept.obstacle is not None:
-        raise InputError(f"{kept.obstacle}: cannot be saved in PyLate's format")
+    late, settings = vectors.pooling == "tokens", settings or SentenceTransformersSettings()
+    if late and settings.unsupported_similarity is not None:
+        raise InputError(f"{settings.unsupported_similarity}: cannot be saved in PyLate's format")
     modules: list[tuple[str, str]] = [("", "sentence_transformers.models.Transformer")]
-    settings: dict[str, Any] = {
-        "prompts": {**kept.prompts, "query": vectors.query_prompt, "document": vectors.document_prompt},
-        "default_prompt_name": kept.default_prompt,
-        "similarity_fn_name": kept.similarity or "cosine",
+    written: dict[str, Any] = {
+        "prompts": {**settings.prompts, "query": vectors.query_prompt, "document": vectors.document_prompt},
+        "default_prompt_name": settings.default_prompt,
+        "similarity_fn_name": settings.similarity or "cosine",
         # sentence-transformers ignores this key.
         "query_length": vectors.query_length,
     }
     if vectors.truncate_dim is not None:
-        settings["truncate_dim"] = vectors.truncate_dim
+        written["truncate_dim"] = vectors.truncate_dim
     if late:
-        settings = {
-            "model_type": "ColBERT", "similarity_fn_name": "MaxSim", "query_prefix": vectors.query_prompt,
-            "document_prefix": vectors.document_prompt, "query_length": vectors.query_length or longest,
-            "document_length": vectors.document_length or longest, "attend_to_expansion_tokens": True,
-            "do_query_expansion": vectors.expand_queries, "skiplist_words": list(vectors.skip),
-        }  # fmt: skip
+        written = pylate_settings(vectors, max_length)
     else:
         width = json.loads((folder / "config.json").read_text())["hidden_size"]
-        pooling = {key: mode == vectors.pooling for mode, key in _POOLINGS.items()}
+        pooling = {key: mode == vectors.pooling for mode, key in POOLINGS.items()}
         modules += [("1_Pooling", "sentence_transformers.models.Pooling")]
         _write_module(folder / "1_Pooling", {"word_embedding_dimension": width, **pooling})
     if projection is not None:
@@ -139,13 +144,13 @@ def write_vectors(
         }  # fmt: skip
         _write_module(folder / place, described)
         write_tensors(folder / place / "model.safetensors", {"linear.weight": projection.weight.detach().cpu()})
-    if not late and kept.normalize is not False:
+    if not late and settings.normalize is not False:
         modules += [(f"{len(modules)}_Normalize", "sentence_transformers.models.Normalize")]
         (folder / modules[-1][0]).mkdir()
     listed = [{"idx": n, "name": str(n), "path": path, "type": kind} for n, (path, kind) in enumerate(modules)]
     (folder / "modules.json").write_text(json.dumps(listed, indent=2) + "\n")
-    (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
-    limits = {"max_seq_length": vectors.document_length or longest, "do_lower_case": False}
+    (folder / _SETTINGS).write_text(json.dumps(written, indent=2) + "\n")
+    limits = {"max_seq_length": vectors.document_length or max_length, "do_lower_case": False}
     (folder / "sentence_bert_config.json").write_text(json.dumps(limits, indent=2) + "\n")
 
 
@@ -154,62 +159,61 @@ def _write_module(place: Path, settings: dict[str, Any]) -> None:
     (place / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def load_vectors(folder: Path | FolderFiles) -> EmbeddingConfig:
+def read_embedding_config(folder: FolderFiles) -> EmbeddingConfig:
     """Read how the texts of a folder become vectors, with the defaults of its library.
 
     Raises: InputError naming the file, if it is not readable or has an unsupported setting.
     """
-    folder = FolderFiles.of(folder)
     if (stanford := stanford_settings(folder)) is not None:
-        return vectors_of_stanford(stanford, folder)
+        return config_of_stanford(stanford, folder)
     found, limits = folder.read_json(_SETTINGS, missing_ok=True), folder.read_json(_LIMITS, missing_ok=True)
     kind = _kind_of(found, folder)
     _check_transformer(limits, folder / _LIMITS)
     if kind == "ColBERT":
-        return _of_pylate(found, folder)
+        return config_of_pylate(found, _prompts(found, folder), folder / _SETTINGS)
     if found.get("model_type") == "MultiVectorEncoder":
         return _of_multi_vector(found, folder)
     query, document = _prompts(found, folder)
     # Without a length of their own, queries have the limit of documents.
-    length = _longest(folder)
-    asked = _whole("query_length", limits, folder / _LIMITS) or length
+    length = _text_limit(folder)
+    asked = count_of("query_length", limits, folder / _LIMITS) or length
     if "query_length" in found:
-        asked = _whole("query_length", found, folder / _SETTINGS)
-    length = _whole("document_length", limits, folder / _LIMITS) or length
+        asked = count_of("query_length", found, folder / _SETTINGS)
+    length = count_of("document_length", limits, folder / _LIMITS) or length
     return EmbeddingConfig(
-        pooling=_pooling(folder), query_prompt=query, document_prompt=document, query_length=asked,
-        document_length=length, truncate_dim=_whole("truncate_dim", found, folder / _SETTINGS, "components"),
+        pooling=pooling_of(folder), query_prompt=query, document_prompt=document, query_length=asked,
+        document_length=length, truncate_dim=count_of("truncate_dim", found, folder / _SETTINGS, "components"),
     )  # fmt: skip
 
 
-def load_kept(folder: Path | FolderFiles) -> Kept:
+def read_settings(folder: FolderFiles) -> SentenceTransformersSettings:
     """Read the other settings of a folder of sentence-transformers; the defaults for a folder of another format.
 
     Raises: InputError naming the file, if it is not readable.
     """
-    folder = FolderFiles.of(folder)
     found = folder.read_json(_SETTINGS, missing_ok=True)
     late, place = found.get("model_type") == "MultiVectorEncoder", folder / _SETTINGS
     others = _kind_of(found, folder) == "ColBERT" or stanford_settings(folder) is not None
     if others or not (folder / "modules.json").exists():
-        return Kept()
-    normalize = _normalizes(folder, _TOKENS if late else _SENTENCE)
-    similarity = _text("similarity_fn_name", found, place) or None
-    obstacle = None
-    if similarity not in (None, "maxsim" if late else "cosine") and not (similarity == "dot" and normalize):
-        obstacle = f"{place}: similarity_fn_name is {str(similarity)[:60]!r}, expected {'maxsim' if late else 'cosine'}"
+        return SentenceTransformersSettings()
+    normalize = normalizes(folder, TOKENS if late else SENTENCE)
+    similarity = string_of("similarity_fn_name", found, place) or None
+    expected, unsupported = "maxsim" if late else "cosine", None
+    if similarity not in (None, expected) and not (similarity == "dot" and normalize):
+        unsupported = f"{place}: similarity_fn_name is {str(similarity)[:60]!r}, expected {expected}"
     elif late and not normalize:
-        obstacle = f"{folder / 'modules.json'}: lists no Normalize of {_TOKENS}, expected one"
+        unsupported = f"{folder / 'modules.json'}: lists no Normalize of {TOKENS}, expected one"
     _prompts(found, folder)  # checks them
-    return Kept(normalize, similarity, found.get("prompts") or {}, _default_prompt(found, place), obstacle)
+    return SentenceTransformersSettings(
+        normalize, similarity, found.get("prompts") or {}, _default_prompt(found, place), unsupported
+    )
 
 
-def check_no_default_prompt(folder: Path | FolderFiles) -> None:
+def check_no_default_prompt(folder: FolderFiles) -> None:
     """Check that sentence-transformers puts no prompt before the texts that a fine-tuned head scores.
 
     Raises: InputError for a default prompt.
     """
-    folder = FolderFiles.of(folder)
     place = folder / _SETTINGS
     found = folder.read_json(_SETTINGS, missing_ok=True)
     name = _default_prompt(found, place)
@@ -220,12 +224,11 @@ def check_no_default_prompt(folder: Path | FolderFiles) -> None:
         )
 
 
-def unused_head_of(folder: Path | FolderFiles) -> str | None:
+def unused_head_of(folder: FolderFiles) -> str | None:
     """Return the head with labels that config.json names, if no file says how texts become vectors.
 
     Raises: InputError naming the file, if it is not readable.
     """
-    folder = FolderFiles.of(folder)
     if stanford_settings(folder) is not None or any(each.kind != "Transformer" for each in listed_modules(folder)):
         return None
     place = folder / "config.json"
@@ -234,7 +237,7 @@ def unused_head_of(folder: Path | FolderFiles) -> str | None:
     return f"{place}: architectures names {str(heads[0])[:80]}" if heads else None
 
 
-def max_length_of(folder: Path | FolderFiles) -> int | None:
+def max_length_of(folder: FolderFiles) -> int | None:
     """Return the most tokens of a text that a folder allows, or None if it sets no limit.
 
     The limit is `max_seq_length` in sentence_bert_config.json, else `model_max_length` in tokenizer_config.json.
@@ -243,7 +246,6 @@ def max_length_of(folder: Path | FolderFiles) -> int | None:
 
     Source: `Transformer` of sentence-transformers 6, `PreTrainedTokenizerBase` of transformers 5.
     """
-    folder = FolderFiles.of(folder)
     place = folder / _LIMITS
     for older in () if is_there(place) else _OLDER_LIMITS:
         if is_there(folder / older):
@@ -289,7 +291,7 @@ def _check_transformer(limits: Mapping[str, Any], place: Path) -> None:
         ("transformer_task", limits.get("transformer_task"), "feature-extraction"),
         ("modality_config.text.method", text.get("method"), "forward"),
         ("modality_config.text.method_output_name", text.get("method_output_name"), "last_hidden_state"),
-        ("module_output_name", limits.get("module_output_name"), _TOKENS),
+        ("module_output_name", limits.get("module_output_name"), TOKENS),
     ):
         if found not in (None, expected):
             raise InputError(f"{place}: {key} is {shown(repr(found), 60)}, expected {expected!r}")
@@ -304,49 +306,10 @@ def _check_transformer(limits: Mapping[str, Any], place: Path) -> None:
         raise InputError(f"{place}: processing_kwargs is {given}, expected none: only tokenizer.json encodes texts")
 
 
-def _normalizes(folder: FolderFiles, name: str) -> bool:
-    """Return whether a Normalize module scales vectors of this name to length 1."""
-    names = []
-    for each in listed_modules(folder):
-        if each.kind == "Normalize":
-            place = folder / each.path / "config.json"
-            found = folder.read_json(f"{each.path}/config.json", missing_ok=True)
-            check_keys(found, ("module_input_name", "module_output_name"), str(place))
-            names.append(found.get("module_input_name") or _SENTENCE)
-            if found.get("module_output_name") not in (None, names[-1]):
-                written = shown(repr(found["module_output_name"]), 60)
-                raise InputError(f"{place}: module_output_name is {written}, expected module_input_name")
-    return name in names
-
-
-def _of_pylate(found: dict[str, Any], folder: FolderFiles) -> EmbeddingConfig:
-    expand = bool(found.get("do_query_expansion", True))
-    if expand and not found.get("attend_to_expansion_tokens", False):
-        raise InputError(
-            f"{folder / _SETTINGS}: attend_to_expansion_tokens is false, expected true, or do_query_expansion "
-            "false: this package has no attention mask within a text"
-        )
-    # PyLate inserts prefixes as tokens. sentence-transformers puts these prompts behind them, PyLate only if asked.
-    for name, prompt in zip(("query", "document"), _prompts(found, folder), strict=True):
-        if prompt not in ("", found.get(f"{name}_prefix")):
-            given = shown(repr(prompt), 60)
-            raise InputError(f"{folder / _SETTINGS}: prompts.{name} is {given}, expected none beside {name}_prefix")
-    if found.get("default_prompt_name") is not None:
-        given = shown(repr(found["default_prompt_name"]), 60)
-        raise InputError(f"{folder / _SETTINGS}: default_prompt_name is {given}, expected null beside query_prefix")
-    return EmbeddingConfig(
-        pooling="tokens", query_prompt=_text("query_prefix", found, folder / _SETTINGS),
-        document_prompt=_text("document_prefix", found, folder / _SETTINGS),
-        query_length=_whole("query_length", found, folder / _SETTINGS) or 32,
-        document_length=_whole("document_length", found, folder / _SETTINGS) or 180, expand_queries=expand,
-        skip=_words(found, folder / _SETTINGS),
-    )  # fmt: skip
-
-
 def _of_multi_vector(found: dict[str, Any], folder: FolderFiles) -> EmbeddingConfig:
     """Read a multi-vector model of sentence-transformers, whose modules have its settings."""
     limits = folder.read_json(_LIMITS, missing_ok=True)
-    length = _whole("query_length", limits, folder / _LIMITS) or _longest(folder)
+    length = count_of("query_length", limits, folder / _LIMITS) or _text_limit(folder)
     expansion = limits.get("query_expansion")
     if expansion is not None:
         if not isinstance(expansion, dict) or expansion.get("strategy") != "fixed" or expansion.get("token"):
@@ -359,44 +322,13 @@ def _of_multi_vector(found: dict[str, Any], folder: FolderFiles) -> EmbeddingCon
                 f"{folder / _LIMITS}: query_expansion.attend is false, expected true: this package has no attention "
                 "mask within a text"
             )
-        length = _whole("length", expansion, folder / _LIMITS)
-    skip: list[str] = []
-    for module in listed_modules(folder):
-        if module.kind == "MultiVectorMask":
-            place = folder / module.path / "config.json"
-            mask = folder.read_json(f"{module.path}/config.json", missing_ok=True)
-            check_keys(mask, ("skiplist_words", "skiplist_tasks", "keep_only_token_ids"), str(place))
-            if mask.get("keep_only_token_ids") or mask.get("skiplist_tasks", ["document"]) != ["document"]:
-                raise InputError(f"{place}: skips tokens in texts other than documents, or keeps only some tokens")
-            skip = _words(mask, place)
+        length = count_of("length", expansion, folder / _LIMITS)
     query, document = _prompts(found, folder)
     return EmbeddingConfig(
         pooling="tokens", query_prompt=query, document_prompt=document, query_length=length,
-        document_length=_whole("document_length", limits, folder / _LIMITS) or _longest(folder),
-        expand_queries=expansion is not None, skip=skip,
+        document_length=count_of("document_length", limits, folder / _LIMITS) or _text_limit(folder),
+        expand_queries=expansion is not None, skip=skipped_tokens(folder),
     )  # fmt: skip
-
-
-def _pooling(folder: FolderFiles) -> str:
-    """Return the pooling of a folder of sentence-transformers; mean if it does not say."""
-    if not (folder / "modules.json").exists():
-        return "mean"
-    names = [f"{each.path}/config.json" for each in listed_modules(folder) if each.kind == "Pooling"]
-    if not names:
-        return "mean"
-    if len(names) > 1:
-        raise InputError(f"{folder / 'modules.json'}: lists {len(names)} of Pooling, expected one")
-    place = folder / names[0]
-    found = folder.read_json(names[0], missing_ok=True)
-    mode = found.get("pooling_mode")
-    modes = [mode] if isinstance(mode, str) else [name for name, key in _POOLINGS.items() if found.get(key)]
-    others = [key for key in found if key.startswith("pooling_mode_") and key not in _POOLINGS.values() and found[key]]
-    if isinstance(mode, list) or others or len(modes) > 1 or not set(modes) <= set(_POOLINGS):
-        raise InputError(f"{place}: pools by {str(mode or others or modes)[:60]}, expected mean or cls")
-    check_keys(found, _POOLING_KEYS, str(place))
-    if not found.get("include_prompt", True):
-        raise InputError(f"{place}: include_prompt is false, expected true")
-    return modes[0] if modes else "mean"
 
 
 def _prompts(found: dict[str, Any], folder: FolderFiles) -> tuple[str, str]:
@@ -405,7 +337,7 @@ def _prompts(found: dict[str, Any], folder: FolderFiles) -> tuple[str, str]:
     if not isinstance(prompts, dict):
         raise InputError(f"{folder / _SETTINGS}: prompts is {type(prompts).__name__}, expected names and texts")
     for name in prompts:
-        _text(name, prompts, folder / _SETTINGS)
+        string_of(name, prompts, folder / _SETTINGS)
     # The library takes the first of these that exists, even if it is empty.
     name = next((name for name in ("document", "passage", "corpus") if prompts.get(name) is not None), "document")
     return prompts.get("query") or "", prompts.get(name) or ""
@@ -426,7 +358,7 @@ def _default_prompt(found: dict[str, Any], place: Path) -> str | None:
     return name
 
 
-def _longest(folder: FolderFiles) -> int | None:
+def _text_limit(folder: FolderFiles) -> int | None:
     """Return the length limit of queries and documents without one of their own."""
     has_limits = (folder / "modules.json").exists() or (folder / _LIMITS).exists()
     return max_length_of(folder) if has_limits else None
@@ -441,24 +373,3 @@ def _limit(key: str, found: dict[str, Any], place: Path) -> int | None:
     if type(value) is not int or value < 1:
         raise InputError(f"{place}: {key} is {repr(value)[:60]}, expected a number of tokens")
     return value
-
-
-def _whole(key: str, found: dict[str, Any], place: Path, what: str = "tokens") -> int | None:
-    value = found.get(key)
-    if value is not None and (type(value) is not int or value < 1):
-        raise InputError(f"{place}: {key} is {value!r}, expected a number of {what}")
-    return value
-
-
-def _text(key: str, found: dict[str, Any], place: Path) -> str:
-    value = found.get(key)
-    if value is not None and not isinstance(value, str):
-        raise InputError(f"{place}: {key} is {str(value)[:60]}, expected a string")
-    return value or ""
-
-
-def _words(found: dict[str, Any], place: Path) -> list[str]:
-    words = found.get("skiplist_words") or []
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise InputError(f"{place}: skiplist_words is {str(words)[:60]!r}, expected a list of tokens")
-    return list(words)

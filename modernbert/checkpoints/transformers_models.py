@@ -8,7 +8,7 @@ read. So it never loads code, kernels, quantizers, adapters or other files that 
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,24 +21,22 @@ from modernbert.batch import Batch, SequenceLengths
 from modernbert.checkpoints.safetensors_files import WEIGHTS, check_tensor, is_of_adapter, read_weights, refuse_adapters
 from modernbert.errors import CheckFailed, InputError, shown
 from modernbert.extras import missing
-from modernbert.files import new_folder, unwrap_errors
+from modernbert.files import unwrap_errors
 from modernbert.model.interface import MODERNBERT, HeadSpec, Model
 from modernbert.safe_files import FolderFiles, is_there, read_bytes, read_json
 from modernbert.tasks.task import classifier_task
 
 __all__ = [
-    "OURS",
     "ForeignClassifier",
     "ForeignEncoder",
     "family_of",
     "load_foreign_classifier",
     "load_foreign_encoder",
-    "longest_of",
-    "save_foreign",
+    "num_positions_of",
     "vocabulary_of",
+    "write_foreign",
 ]
 
-OURS = MODERNBERT
 _OLD_PLACE = "0_Transformer"
 # Text encoders whose classes need no input but tokens.
 _FAMILIES = frozenset(
@@ -65,8 +63,6 @@ _VOCABULARY = 2**18
 _MAX_TOKENIZER_BYTES = 2**27
 # Rows are padded to a multiple of this, since libraries prepare a GEMM for each new shape.
 _STEP = 8
-
-
 # Tokens of a padded batch, padding included.
 _GRID_TOKENS = 8_192
 
@@ -81,31 +77,29 @@ class _Grid:
     real: Bool[Tensor, "N S"]
 
 
-def family_of(folder: Path | FolderFiles) -> str:
-    """Return the `model_type` of config.json; `OURS` is the family that this package computes itself.
+def family_of(folder: FolderFiles) -> str:
+    """Return the `model_type` of config.json; `modernbert` is the family that this package computes itself.
 
     Raises: InputError if there is no config.json, its family is not supported, or the folder has an adapter.
     """
-    folder = FolderFiles.of(folder)
     refuse_adapters(folder.path)
     if not is_there(folder / "config.json") and is_there(folder / _OLD_PLACE / "config.json"):
         raise InputError(
             f"{folder}: has its model in {_OLD_PLACE}, as old versions of sentence-transformers wrote it, expected "
             'these files beside modules.json, with the path ""'
         )
-    family = folder.read_json("config.json").get("model_type", OURS)
-    if not isinstance(family, str) or family not in (OURS, *_FAMILIES):
-        known = ", ".join((OURS, *sorted(_FAMILIES)))
+    family = folder.read_json("config.json").get("model_type", MODERNBERT)
+    if not isinstance(family, str) or family not in (MODERNBERT, *_FAMILIES):
+        known = ", ".join((MODERNBERT, *sorted(_FAMILIES)))
         raise InputError(f"{folder / 'config.json'}: model_type: found {family!r}, expected one of {known}")
     return family
 
 
-def longest_of(folder: Path | FolderFiles) -> int:
+def num_positions_of(folder: FolderFiles) -> int:
     """Return the number of positions of a model of another family; RoBERTa's positions start behind the padding id.
 
     Raises: InputError naming a key with an impossible value.
     """
-    folder = FolderFiles.of(folder)
     found = folder.read_json("config.json")
     named = "max_position_embeddings" if found.get("max_position_embeddings") is not None else "n_positions"
     places = _whole(folder, found, named, 512)
@@ -116,12 +110,11 @@ def longest_of(folder: Path | FolderFiles) -> int:
     return places - offset
 
 
-def vocabulary_of(folder: Path | FolderFiles) -> int:
+def vocabulary_of(folder: FolderFiles) -> int:
     """Return the size of the vocabulary of a model of another family.
 
     Raises: InputError for an impossible number.
     """
-    folder = FolderFiles.of(folder)
     return _whole(folder, folder.read_json("config.json"), "vocab_size", _VOCABULARY, most=_MAX_VALUE)
 
 
@@ -215,24 +208,22 @@ class ForeignClassifier(ForeignModel):
         return rows if batch.label_positions is None else rows.index_select(0, batch.label_positions)
 
 
-def load_foreign_encoder(folder: Path | FolderFiles, pad_id: int, sep_id: int, dtype: torch.dtype) -> ForeignEncoder:
+def load_foreign_encoder(folder: FolderFiles, pad_id: int, sep_id: int, dtype: torch.dtype) -> ForeignEncoder:
     """Load an encoder without a head.
 
     Raises: InputError if transformers is not installed or does not load the folder.
     """
-    folder = FolderFiles.of(folder)
     inner = _load(folder, "AutoModel", dtype, {})
-    return ForeignEncoder(inner.eval(), pad_id, sep_id, longest_of(folder))
+    return ForeignEncoder(inner.eval(), pad_id, sep_id, num_positions_of(folder))
 
 
 def load_foreign_classifier(
-    folder: Path | FolderFiles, task: str, labels: Sequence[str], seed: int, pad_id: int, sep_id: int
+    folder: FolderFiles, task: str, labels: Sequence[str], seed: int, pad_id: int, sep_id: int
 ) -> ForeignClassifier:
     """Load an encoder with the head of its family, in float32; missing weights of the head are drawn from the seed.
 
     Raises: InputError if transformers is not installed or does not load the folder.
     """
-    folder = FolderFiles.of(folder)
     known = classifier_task(task)
     if not known.other_families:
         raise InputError(f"task: found {task!r}, which only ModernBERT models support")
@@ -243,40 +234,31 @@ def load_foreign_classifier(
     }  # fmt: skip
     torch.manual_seed(seed)
     inner = _load(folder, f"AutoModelFor{known.head}", torch.float32, head)
-    return ForeignClassifier(inner, known.head_spec, labels, pad_id, sep_id, longest_of(folder))
+    return ForeignClassifier(inner, known.head_spec, labels, pad_id, sep_id, num_positions_of(folder))
 
 
-def save_foreign(
-    folder: Path,
-    model: Model,
-    tokenizer_of: Path,
-    write_beside: Callable[[Path], None] | None = None,
-) -> None:
-    """Write a folder that transformers loads, with the tokenizer files of the folder `tokenizer_of`.
+def write_foreign(folder: Path, model: Model, source: Path) -> None:
+    """Write a model and the tokenizer files of the folder `source` into a temporary folder, see `files.new_folder`.
 
-    Raises: InputError if the disk is full. CheckFailed if the tokenizer files are gone; the weights are then kept, see
-        `files.new_folder`.
+    Raises: OSError if the disk is full. CheckFailed if the tokenizer files are gone.
     """
-    assert isinstance(model, ForeignModel), "models of this package are saved by save_folder"
-    with new_folder(folder, replace=True) as partial:
-        with unwrap_errors():
-            model.inner.save_pretrained(partial)  # type: ignore[operator]
-        try:
-            _copy_tokenizer(tokenizer_of, partial)
-        except InputError as error:
-            raise CheckFailed(f"{error}; the model was written without its tokenizer") from error
-        if write_beside is not None:
-            write_beside(partial)
+    assert isinstance(model, ForeignModel), "models of this package are written by write_model"
+    with unwrap_errors():
+        model.inner.save_pretrained(folder)  # type: ignore[operator]
+    try:
+        _copy_tokenizer(source, folder)
+    except InputError as error:
+        raise CheckFailed(f"{error}; the model was written without its tokenizer") from error
 
 
-def _grids(tokens: Tensor, layout: SequenceLengths, pad_id: int, longest: int) -> list[_Grid]:
+def _grids(tokens: Tensor, layout: SequenceLengths, pad_id: int, max_length: int) -> list[_Grid]:
     """Pad documents of similar length together, the longest first."""
     order = sorted(range(layout.num_docs), key=lambda number: -layout.lengths[number])
     documents = tokens.split(list(layout.lengths))
     grids = []
     while order:
         size = layout.lengths[order[0]]
-        size = max(size, min(-(-size // _STEP) * _STEP, longest))
+        size = max(size, min(-(-size // _STEP) * _STEP, max_length))
         most = max(1, _GRID_TOKENS // size)
         numbers, order = order[:most], order[most:]
         lengths = torch.tensor([layout.lengths[number] for number in numbers], device=tokens.device)

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
-from modernbert.checkpoints.folder import load_config
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.reporting.report_page import (
     Bar,
     Cell,
@@ -233,7 +233,7 @@ def _usage_section(out: Path, timings: Mapping[str, float]) -> Section:
 
 
 def _facts(out: Path, config: PretrainConfig, collected: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    model = load_config(out / "model")
+    model = ModelFolder(out / "model").config
     return {
         "Model": [
             ("layers", str(model.num_hidden_layers)),

@@ -13,7 +13,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from modernbert.checkpoints.folder import digest_of
 from modernbert.data.beir import Collection, Rank, read_collection
 from modernbert.errors import InputError
 from modernbert.evaluation.mteb_tasks import run_task, tasks_of
@@ -56,8 +55,9 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
     asked = ("pooling", "query_prompt", "document_prompt", "query_length", "document_length")
     changes: dict[str, Any] = {name: getattr(config, name) for name in asked if getattr(config, name) is not None}
     bert.vectors = replace(bert.vectors, **changes)
+    assert bert.origin is not None, "it was loaded from a folder"
     by_model = (
-        rank_by_model(bert) if config.index is None else rank_by_index(bert, digest_of(config.model), config.index)
+        rank_by_model(bert) if config.index is None else rank_by_index(bert, bert.origin.folder.digest, config.index)
     )
     systems: dict[str, Rank] = {config.model: by_model} | ({"BM25": rank_by_words} if config.bm25 else {})
     settings = {"vectors": asdict(bert.vectors), "device": str(bert.device)}

@@ -14,7 +14,6 @@ import torch
 from modernbert.batch import Batch
 from modernbert.export.onnx_graph import Output, outputs_of
 from modernbert.export.onnx_nodes import needed
-from modernbert.model.embedder import Embedder
 from modernbert.model.interface import Model
 from modernbert.tokenizer.tokenizer import Tokenizer
 
@@ -82,7 +81,7 @@ def open_file(path: Path, also: Output | None = None) -> Any:
 
 def vectors_in(model: Model) -> tuple[Model, Output]:
     """Return the model and the output to judge int8 by: the vectors of an `Embedder`, else the hidden states."""
-    judged = model if isinstance(model, Embedder) else model.encoder
+    judged = model.encoder if model.pooling is None else model
     return judged, outputs_of(judged)[-1]
 
 
@@ -147,7 +146,7 @@ def _values(model: Model, batch: Batch) -> Sequence[torch.Tensor]:
     if model.task is not None:
         scores = model.logits(batch)
         return scores.unbind(-1) if len(outputs_of(model)) > 1 else [scores]
-    if isinstance(model, Embedder):
+    if model.pooling is not None:
         vectors = model(batch)
         return [vectors] if model.pooling == "tokens" else [model.encode(batch), vectors]
     return [model.encode(batch)]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from modernbert.checkpoints.folder import ModelFolder
-from modernbert.checkpoints.sentence_transformers_format import write_vectors
+from modernbert.checkpoints.sentence_transformers_format import write_embedding_config
 from modernbert.errors import CheckFailed, InputError
 from modernbert.export.onnx_check import Agreement, compare, made_up, open_file, short_texts, vectors_in
 from modernbert.export.onnx_graph import build, outputs_of
@@ -122,8 +122,8 @@ def _load(folder: ModelFolder) -> Model:
     if model.is_classifier:
         return model
     if (folder.path / "modules.json").exists():
-        if folder.kept.obstacle is not None:
-            raise InputError(f"{folder.kept.obstacle}: the graph scales vectors to length 1")
+        if folder.settings.unsupported_similarity is not None:
+            raise InputError(f"{folder.settings.unsupported_similarity}: the graph scales vectors to length 1")
         projection = folder.load_projection(model.hidden_size)
         return Embedder(model.encoder, folder.embedding_config.pooling, projection and projection.float()).eval()
     named = folder.files.read_json("config.json").get("architectures") or ["ModernBertModel"]
@@ -136,10 +136,12 @@ def _copy_beside(source: _Source, partial: Path) -> None:
     """Write the tokenizer, config.json, and the files of sentence-transformers."""
     source.tokenizer.save_folder(partial, source.folder.max_length)
     (partial / "config.json").write_bytes((source.folder.path / "config.json").read_bytes())
-    if isinstance(source.model, Embedder):
+    if source.model.pooling is not None:
         # The graph scales vectors to length 1.
-        kept = replace(source.folder.kept, normalize=None)
-        write_vectors(partial, source.folder.embedding_config, source.model.projection, source.folder.max_length, kept)
+        settings = replace(source.folder.settings, normalize=None)
+        write_embedding_config(
+            partial, source.folder.embedding_config, source.model.projection, source.folder.max_length, settings
+        )
 
 
 def _write_graphs(source: _Source, partial: Path, out: Path, int8: bool) -> Report:

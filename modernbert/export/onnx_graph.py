@@ -15,8 +15,6 @@ from torch import nn
 
 from modernbert.export.onnx_nodes import Graph
 from modernbert.model.config import ModelConfig
-from modernbert.model.embedder import Embedder
-from modernbert.model.encoder import Encoder
 from modernbert.model.interface import FILL_MASK, Model
 from modernbert.tasks.task import classifier_task
 
@@ -50,7 +48,7 @@ def outputs_of(model: Model) -> list[Output]:
     if model.output_layer is not None:
         return [Output("logits", model.scores_tokens, model.output_layer.out_features)]
     hidden = Output(_HIDDEN, True, model.hidden_size)
-    if not isinstance(model, Embedder):
+    if model.pooling is None:
         return [hidden]
     if model.pooling == "tokens":
         return [Output("token_embeddings", True, model.vector_size)]
@@ -63,18 +61,16 @@ def build(model: Model, kept: list[str] | None = None) -> Any:
     Raises: InputError if onnx is not installed.
     """
     graph = Graph(kept)
-    encoder = model.encoder
-    assert isinstance(encoder, Encoder), "models of other families are refused before"
-    _head(graph, model, _encode(graph, encoder))
+    _head(graph, model, _encode(graph, model.encoder))
     inputs = [graph.value(name, ["rows", "columns"], whole=True) for name in ("input_ids", "attention_mask")]
     outputs = [graph.value(output.name, output.shape) for output in outputs_of(model)]
     return graph.model(inputs, outputs, {"padding": "right"})
 
 
-def _encode(graph: Graph, encoder: Encoder) -> str:
+def _encode(graph: Graph, encoder: Model) -> str:
     """Add the encoder; return its hidden states [rows, columns, D]."""
     graph.scope = "embeddings"
-    embeddings = encoder.embeddings
+    embeddings: Any = encoder.embeddings
     found = graph.rows_of("input_ids", "embeddings.tok_embeddings", embeddings.tok_embeddings.weight)
     hidden = graph.norm(found, "embeddings.norm", embeddings.norm)
     attends: dict[bool, Callable[[str], str]] = {
@@ -226,7 +222,7 @@ def _merged(graph: Graph, mixed: str, config: ModelConfig) -> str:
 def _head(graph: Graph, model: Model, hidden: str) -> None:
     """Add the head or the pooling; outputs have the names of `outputs_of`."""
     outputs = [output.name for output in outputs_of(model)]
-    if isinstance(model, Embedder):
+    if model.pooling is not None:
         if model.pooling != "tokens":
             hidden = _pooled(graph, hidden, model.pooling)
         if model.projection is not None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from modernbert.checkpoints.folder import digest_of
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.data.input_errors import Skips
 from modernbert.data.readers import require_readers
 from modernbert.devices import choose_device
@@ -223,7 +223,7 @@ def _about(config: EmbedConfig) -> dict[str, Any]:
             kind = "a folder" if path.is_dir() else "nothing that can be read twice"
             raise InputError(f"{path}: is {kind}, expected a file, or texts on standard input")
     about: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in _FREE}
-    return about | {"model": digest_of(config.model)}
+    return about | {"model": ModelFolder.open(config.model).digest}
 
 
 def _read(config: EmbedConfig, kept: Path | None) -> Iterator[TextRow]:
@@ -293,7 +293,7 @@ def _load_there(config: EmbedConfig, files: str, device: str) -> ModernBert:
 
     Raises: InputError if the model of this name has other files there.
     """
-    if digest_of(config.model) != files:
+    if ModelFolder.open(config.model).digest != files:
         raise InputError(f"{config.model}: has other files on another machine of the cluster")
     return _load(config, device)
 

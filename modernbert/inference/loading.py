@@ -3,13 +3,12 @@
 import mmap
 import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import IO
 
 import torch
 from torch import Tensor, nn
 
-from modernbert.checkpoints.folder import load_model
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.devices import keep_freed_memory, release_threads_before_fork
 from modernbert.engines.engine import Engine
 from modernbert.engines.inference_plan import PlanCache
@@ -19,12 +18,12 @@ from modernbert.model.interface import Model
 __all__ = ["load_model_for_inference", "permit_plans"]
 
 
-def load_model_for_inference(folder: Path, device: torch.device, dtype: torch.dtype, engine: Engine) -> Model:
+def load_model_for_inference(folder: ModelFolder, device: torch.device, dtype: torch.dtype, engine: Engine) -> Model:
     """Load the model of a folder with an engine and its inference plan. It stays an ordinary module.
 
     Raises: InputError if the folder lacks a file or holds a wrong one.
     """
-    model = load_model(folder, engine=engine)  # mapped, in the dtype of the file
+    model = folder.load_model(engine=engine)  # mapped, in the dtype of the file
     if device.type == "cpu":
         _convert_mapped(model.parameters(), dtype)
     else:

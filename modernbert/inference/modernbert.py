@@ -12,23 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from modernbert.checkpoints.folder import load_config, save_folder
-from modernbert.checkpoints.projection import load_projection
-from modernbert.checkpoints.sentence_transformers_format import (
-    Kept,
-    check_no_default_prompt,
-    load_kept,
-    load_vectors,
-    max_length_of,
-    unused_head_of,
-    write_vectors,
-)
-from modernbert.checkpoints.transformers_models import OURS, family_of, load_foreign_encoder, vocabulary_of
+from modernbert.checkpoints.folder import ModelFolder
+from modernbert.checkpoints.sentence_transformers_format import SentenceTransformersSettings
 from modernbert.devices import choose_device, choose_precision, release_threads_before_fork
 from modernbert.engines.registry import choose_engine
 from modernbert.errors import InputError
 from modernbert.extras import require
-from modernbert.hub_download import find_folder
 from modernbert.inference.exact_search import similarities
 from modernbert.inference.loading import load_model_for_inference
 from modernbert.inference.overflow import CUT, Text, check_overflow, encode_texts, too_long
@@ -36,8 +25,7 @@ from modernbert.inference.predictor import Guess, Origin, Predictor, TextVectors
 from modernbert.inference.quantize import quantize
 from modernbert.inference.text_checks import check_number, check_texts, listed
 from modernbert.model.embedder import EmbeddingConfig
-from modernbert.model.heads import MaskedLM
-from modernbert.model.interface import Model
+from modernbert.model.interface import FILL_MASK, MODERNBERT, Model
 from modernbert.progress import show_texts
 from modernbert.tasks.tagging import Span
 from modernbert.tasks.task import find_task
@@ -88,7 +76,7 @@ class ModernBert(Predictor):
         super().__init__(tokenizer, model, budget_tokens, vectors or EmbeddingConfig(), projection, max_length, origin)
 
     def __repr__(self) -> str:
-        name = self.origin.folder.name if self.origin else "in memory"
+        name = self.origin.folder.path.name if self.origin else "in memory"
         head = self.model.task or ("late interaction" if self.is_late else "encoder")
         dtype = str(self.model.dtype).removeprefix("torch.")
         return (
@@ -123,35 +111,31 @@ class ModernBert(Predictor):
         """
         place = choose_device(device)
         precision = choose_precision(dtype, place, "dtype")
-        folder = find_folder(name, revision, token=token, offline=offline)
-        model: Model
-        if family_of(folder) == OURS:
-            config = load_config(folder)
-            chosen = choose_engine(engine, place, precision, config)
-            tokenizer = Tokenizer.load(folder, config.vocab_size)
+        folder = ModelFolder.open(name, revision, token=token, offline=offline)
+        tokenizer = folder.tokenizer
+        if folder.is_modernbert:
+            chosen = choose_engine(engine, place, precision, folder.config)
             model = load_model_for_inference(folder, place, precision, chosen)
             said = f"engine {chosen.name}" if "auto" in (device, dtype, engine) else None
         else:
             require(str(name), "transformers")
-            tokenizer = Tokenizer.load(folder, vocabulary_of(folder))
-            model = load_foreign_encoder(folder, tokenizer.pad_id, tokenizer.sep_id, precision).to(place)
+            model = folder.load_model(dtype=precision).to(place)
             release_threads_before_fork()
-            said = f"a {family_of(folder)} of transformers"
+            said = f"a {folder.family} of transformers"
         if said is not None:
             print(f"{name}: device {place}, dtype {str(precision)[6:]}, {said}", file=sys.stderr)
-        projection = load_projection(folder, model.hidden_size)
+        projection = folder.load_projection(model.hidden_size)
         if projection is not None:
             projection = projection.to(place, precision)
-        max_length = max_length_of(folder)
+        origin, vectors = Origin(folder, dtype, engine), None
         if model.is_classifier:
             # Its embedding settings, if it has any, are not those of its head.
-            check_no_default_prompt(folder)
-            return ModernBert(
-                tokenizer, model, projection=projection, max_length=max_length, origin=Origin(folder, dtype, engine)
-            )
-        origin = Origin(folder, dtype, engine, load_kept(folder), unused_head_of(folder))
+            folder.check_no_default_prompt()
+        else:
+            vectors = folder.embedding_config
+            origin = Origin(folder, dtype, engine, folder.settings, folder.unused_head)
         return ModernBert(
-            tokenizer, model, vectors=load_vectors(folder), projection=projection, max_length=max_length, origin=origin
+            tokenizer, model, vectors=vectors, projection=projection, max_length=folder.max_length, origin=origin
         )
 
     @contextmanager
@@ -172,7 +156,8 @@ class ModernBert(Predictor):
             raise InputError(f"devices: found {devices!r}, expected a list of names")
         for device in devices:
             choose_device(device)
-        arguments = self.origin.folder, self.origin.dtype, self.origin.engine, len(devices), torch.get_num_threads()
+        origin = self.origin
+        arguments = origin.folder.path, origin.dtype, origin.engine, len(devices), torch.get_num_threads()
         begin = partial(load_in_process, *arguments, budget_tokens=self.budget_tokens)
         with replicas(self, devices, begin) as pool:
             yield pool
@@ -334,7 +319,7 @@ class ModernBert(Predictor):
 
         Raises: InputError for a text without a mask or too long, or a model without the masked-LM head.
         """
-        if not isinstance(self.model, MaskedLM):
+        if self.model.task != FILL_MASK:
             raise InputError("this model folder has no masked-LM head (head.dense, head.norm, decoder.bias)")
         check_number("top_k", top_k, self.tokenizer.vocab_size)
         found = self._map(Predictor.fill_list, check_texts(listed(texts)), top_k=top_k)
@@ -355,15 +340,16 @@ class ModernBert(Predictor):
 
         Raises: InputError if the folder exists already, or the disk is full.
         """
-        if self.model.family != OURS:
+        if self.model.family != MODERNBERT:
             raise InputError("a model of another family is saved by the library it came from")
 
-        def write_beside(partial: Path) -> None:
-            self.tokenizer.save_folder(partial, self.max_length)
-            if self.vectors != EmbeddingConfig() or self.projection is not None or self.settings != Kept():
-                write_vectors(partial, self.vectors, self.projection, self.max_length, self.settings)
-
-        save_folder(Path(folder), self.model, write_beside)
+        embeds = (self.vectors, self.projection, self.settings) != (
+            EmbeddingConfig(), None, SentenceTransformersSettings()
+        )  # fmt: skip
+        ModelFolder.save(
+            Path(folder), self.model, self.tokenizer, self.max_length, vectors=self.vectors if embeds else None,
+            projection=self.projection, settings=self.settings,
+        )  # fmt: skip
 
     def _map(
         self, work: Callable[..., Result], texts: Sequence[Any], progress: bool = False, /, **settings: Any
@@ -389,7 +375,7 @@ class ModernBert(Predictor):
         return (ids for _, ids in encode_texts(self.tokenizer, texts, sys.maxsize, "error", prompt=prompt))
 
     def _task_of_head(self) -> str:
-        if self.model.family != OURS:
+        if self.model.family != MODERNBERT:
             raise InputError(
                 "classify and tag need a ModernBERT model; models of other families are loaded without their head. "
                 "Load the folder with the AutoModelFor... classes of transformers."

@@ -16,7 +16,7 @@ from modernbert.batch import Batch, SequenceLengths, batch_by_size
 from modernbert.devices import autocast
 from modernbert.errors import InputError
 from modernbert.model.embedder import finish_vectors
-from modernbert.model.heads import MaskedLM, pool
+from modernbert.model.heads import pool
 from modernbert.model.interface import Model
 from modernbert.tokenizer.input_templates import EncodedText
 
@@ -81,7 +81,7 @@ class MaskGuesses:
     vocabulary from `vocab_size` on are padding and are never guessed.
     """
 
-    model: MaskedLM
+    model: Model
     mask_id: int
     vocab_size: int
     top_k: int
@@ -96,7 +96,7 @@ class MaskGuesses:
         tokens = np.empty((len(rows), self.top_k), np.int64)
         probabilities = np.empty((len(rows), self.top_k), np.float32)
         for part, some in _parts(rows, self.model.vocab_size):
-            logits = self.model.decode(some).float()[:, : self.vocab_size]
+            logits = self.model.head_logits(some).float()[:, : self.vocab_size]
             best = logits.softmax(dim=-1).topk(self.top_k, dim=-1)
             tokens[part], probabilities[part] = best.indices.cpu(), best.values.cpu()
             del logits, best

@@ -3,22 +3,21 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from modernbert.checkpoints.sentence_transformers_format import Kept
+from modernbert.checkpoints.folder import ModelFolder
+from modernbert.checkpoints.sentence_transformers_format import SentenceTransformersSettings
 from modernbert.errors import InputError, shown
 from modernbert.inference.outputs import LabelScores, MaskGuesses, Output, PooledVectors, TokenVectors, compute
 from modernbert.inference.overflow import CUT, Text, average_chunks, encode_texts, encode_words
 from modernbert.inference.quantize import quantize
 from modernbert.model.config import ModelConfig
 from modernbert.model.embedder import EmbeddingConfig, finish_vectors
-from modernbert.model.heads import MaskedLM
-from modernbert.model.interface import Model
+from modernbert.model.interface import MODERNBERT, Model
 from modernbert.tasks.tagging import Span, spans_of_best
 from modernbert.tasks.task import Answers, find_task
 from modernbert.tokenizer.input_templates import EncodedText, InputTemplate
@@ -54,10 +53,10 @@ class TextVectors:
 class Origin:
     """The folder that a model was loaded from, how it was loaded, and the settings that `save` writes again."""
 
-    folder: Path
+    folder: ModelFolder
     dtype: str
     engine: str
-    settings: Kept = Kept()
+    settings: SentenceTransformersSettings = SentenceTransformersSettings()
     unused_head: str | None = None
     """Why vectors are not compared: `config.json` names a head that was not loaded."""
 
@@ -99,7 +98,7 @@ class Predictor:
 
         Raises: InputError for a model of another family.
         """
-        if self.model.family != "modernbert":
+        if self.model.family != MODERNBERT:
             raise InputError(f"This model is a {self.model.family} of transformers and has no ModelConfig.")
         return self.encoder.config
 
@@ -130,9 +129,9 @@ class Predictor:
         return self.model.reads_pairs
 
     @property
-    def settings(self) -> Kept:
+    def settings(self) -> SentenceTransformersSettings:
         """The settings of the folder beside its `EmbeddingConfig`, which `save` writes again."""
-        return self.origin.settings if self.origin else Kept()
+        return self.origin.settings if self.origin else SentenceTransformersSettings()
 
     @property
     def prompts(self) -> Mapping[str, str]:
@@ -182,8 +181,8 @@ class Predictor:
                 f"{self.origin.unused_head}, a head that was not loaded, so vectors are not compared. Use a model "
                 "fine-tuned with task=embed, late or rerank, or one without a head."
             )
-        if self.settings.obstacle is not None:
-            raise InputError(f"{self.settings.obstacle}: vectors are compared by their directions here")
+        if self.settings.unsupported_similarity is not None:
+            raise InputError(f"{self.settings.unsupported_similarity}: vectors are compared by their directions here")
         return self.vectors
 
     @property
@@ -281,7 +280,6 @@ class Predictor:
 
     def fill_list(self, texts: Sequence[str], show: Show, *, top_k: int) -> list[list[list[Guess]]]:
         """Return the likeliest tokens for each mask of each text."""
-        assert isinstance(self.model, MaskedLM)
         output = MaskGuesses(self.model, self.tokenizer.mask_id, self.tokenizer.vocab_size, top_k)
         outputs = self._numbered(self.encode_masked(texts), output, show)
         guessed = chain.from_iterable(answers for _, _, answers in outputs)

@@ -7,7 +7,7 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from sentence_transformers.base.modules import InputModule
 from torch import Tensor, nn
 
 from modernbert.batch import Batch, batch_by_size
-from modernbert.checkpoints.folder import save_folder
-from modernbert.checkpoints.sentence_transformers_format import Kept, load_kept, write_vectors
+from modernbert.checkpoints.folder import ModelFolder
+from modernbert.checkpoints.sentence_transformers_format import SentenceTransformersSettings
 from modernbert.checkpoints.sentence_transformers_modules import OURS_LISTED
 from modernbert.errors import InputError
 from modernbert.files import UNVERIFIED, translate_errors
@@ -44,9 +44,8 @@ def sentence_transformer(
 
     Raises: InputError if the folder is incomplete or invalid, or makes a vector of each token.
     """
-    folder = find_folder(name)
-    module = UnpaddedEncoder.of_folder(folder, device=device, dtype=dtype, engine=engine)
-    settings = read_json(folder / _SETTINGS, missing_ok=True)
+    module, folder = _load(name, device=device, dtype=dtype, engine=engine)
+    settings = folder.files.read_json(_SETTINGS, missing_ok=True)
     return SentenceTransformer(
         modules=[module],
         device=str(module.device),
@@ -81,17 +80,6 @@ class UnpaddedEncoder(InputModule):
         self.max_seq_length = min(bert.vectors.document_length or bert.max_length, bert.max_length)
 
     @classmethod
-    def of_folder(
-        cls, folder: Path, *, device: str = "auto", dtype: str = "auto", engine: str = "auto"
-    ) -> "UnpaddedEncoder":
-        """Load a folder with the normalization that its modules name.
-
-        Raises: InputError if the folder is incomplete or invalid.
-        """
-        bert = ModernBert.load(folder, device=device, dtype=dtype, engine=engine)
-        return cls(bert, normalize=bool(load_kept(folder).normalize))
-
-    @classmethod
     def load(  # type: ignore[override]
         cls,
         model_name_or_path: str,
@@ -118,7 +106,7 @@ class UnpaddedEncoder(InputModule):
             raise InputError(f"{found}: is not supported, expected only dtype in model_kwargs")
         secret = token if isinstance(token, str) else None
         folder = find_folder(model_name_or_path, revision, token=secret, offline=local_files_only)
-        return cls.of_folder(folder / subfolder, dtype=str(dtype).removeprefix("torch."))
+        return _load(folder / subfolder, dtype=str(dtype).removeprefix("torch."))[0]
 
     @property
     def device(self) -> torch.device:
@@ -179,27 +167,24 @@ class UnpaddedEncoder(InputModule):
         """
         if not safe_serialization:
             raise InputError("safe_serialization: found False, but this package writes no pickles")
-        tokenizer: Any = self.tokenizer
-        encoder: Any = self.encoder
-        longest = encoder.max_length
-
-        def write_beside(partial: Path) -> None:
-            tokenizer.save_folder(partial, longest)
-            vectors = replace(self.vectors, document_length=self.max_seq_length)
-            write_vectors(partial, vectors, self.projection, longest, Kept(normalize=self.normalize))
-
         target = Path(output_path)
-        kept = target.absolute().with_name(f"{target.absolute().name}{UNVERIFIED}")
         try:
-            self._write(target, lambda folder: save_folder(folder, encoder, write_beside, kept=kept))
+            self._write(target)
         except OSError as error:
             raise translate_errors(target, error) from error
 
-    def _write(self, target: Path, save: Callable[[Path], None]) -> None:
+    def _write(self, target: Path) -> None:
         """Write a model folder inside `target`, then move its files up, beside those of the library."""
+        tokenizer: Any = self.tokenizer
+        encoder: Any = self.encoder
         with tempfile.TemporaryDirectory(dir=target, ignore_cleanup_errors=True) as folder:
-            save(Path(folder) / "model")
             written = Path(folder) / "model"
+            ModelFolder.save(
+                written, encoder, tokenizer, projection=self.projection,
+                vectors=replace(self.vectors, document_length=self.max_seq_length),
+                settings=SentenceTransformersSettings(normalize=self.normalize),
+                kept=target.absolute().with_name(f"{target.absolute().name}{UNVERIFIED}"),
+            )  # fmt: skip
             (written / _MODULES).rename(written / OURS_LISTED)
             length = min(self.vectors.query_length or self.max_seq_length, self.max_seq_length)
             limits = read_json(written / _LIMITS) | {"query_length": length}
@@ -210,3 +195,11 @@ class UnpaddedEncoder(InputModule):
                 if (target / path.name).is_dir():
                     shutil.rmtree(target / path.name)
                 path.replace(target / path.name)
+
+
+def _load(name: str | Path, **options: Any) -> tuple[UnpaddedEncoder, ModelFolder]:
+    """Load a folder with the normalization that its modules name; return the opened folder, too."""
+    bert = ModernBert.load(name, **options)
+    assert bert.origin is not None, "it was loaded from a folder"
+    folder = bert.origin.folder
+    return UnpaddedEncoder(bert, normalize=bool(folder.settings.normalize)), folder

@@ -42,6 +42,8 @@ class EmbeddingConfig:
 class Embedder(Model):
     """The encoder, pooling, and an optional linear layer."""
 
+    pooling: str
+
     def __init__(self, encoder: Model, pooling: str, projection: nn.Linear | None = None) -> None:
         super().__init__()
         self.model, self.pooling, self.projection = encoder, pooling, projection

@@ -163,9 +163,7 @@ def pool(hidden: Float[Tensor, "T D"], layout: SequenceLengths, pooling: str) ->
     return torch.segment_reduce(hidden, "mean", lengths=lengths, axis=0)
 
 
-def new_classifier(
-    model: MaskedLM | Encoder | Classifier, spec: HeadSpec, labels: Sequence[str], seed: int
-) -> Classifier:
+def new_classifier(model: Model, spec: HeadSpec, labels: Sequence[str], seed: int) -> Classifier:
     """Return a classifier with the encoder of a model, and its prediction head if it has one.
 
     The classifier shares the model's weights. Its last layer is drawn from the seed, unless the model has one for the
@@ -179,17 +177,17 @@ def new_classifier(
     config = encoder.config
     with on_meta():
         started = Classifier(config, spec, labels)
-    started.model = encoder
+    started.add_module("model", encoder)
     generator = torch.Generator().manual_seed(seed)
-    device = encoder.embeddings.tok_embeddings.weight.device
-    if isinstance(model, Encoder):
+    device = encoder.device
+    if model.task is None:
         started.head.to_empty(device=device)
         nn.init.ones_(started.head.norm.weight)
         _fill(started.head.dense, config.initializer_range, config, generator)
     else:
-        started.head = model.head
-    if isinstance(model, Classifier) and (model.task, model.labels) == (started.task, started.labels):
-        started.classifier = model.classifier
+        started.add_module("head", model.get_submodule("head"))
+    if (model.task, model.labels) == (started.task, started.labels):
+        started.add_module("classifier", model.get_submodule("classifier"))
     else:
         started.classifier.to_empty(device=device)
         # The standard deviation keeps the size of the scores independent of the width. Source: transformers' classes.

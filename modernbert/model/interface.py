@@ -50,8 +50,12 @@ class Model(nn.Module):
         ranks_pairs: Whether pairs are ranked by the score, if the head has a single one.
         family: The `model_type` of config.json; `modernbert` is computed by this package, others by transformers.
         base_model_prefix: The name of the encoder in a model with a head; tensors in a folder can begin with it.
-        config: The shape; only encoders of this package have it (`model.encoder.config`).
-        engine: Computes the encoder; only encoders of this package have it.
+        pooling: How the model makes vectors of texts: `mean`, `cls` or `tokens`; None for a model that makes none.
+        projection: The linear layer behind pooling; only models with `pooling` have it.
+        config: The shape. Like the next three, only encoders of this package have it (`model.encoder.config`).
+        engine: Computes the encoder.
+        layers: The layers.
+        final_norm: The norm behind the last layer.
     """
 
     task: str | None = None
@@ -61,8 +65,12 @@ class Model(nn.Module):
     ranks_pairs: bool = False
     family: str = MODERNBERT
     base_model_prefix: str = "model"
+    pooling: str | None = None
+    projection: nn.Linear | None
     config: ModelConfig
     engine: Engine
+    layers: nn.ModuleList
+    final_norm: nn.LayerNorm
 
     @property
     def encoder(self) -> "Model":
@@ -97,6 +105,11 @@ class Model(nn.Module):
         return self.encoder.config.hidden_size
 
     @property
+    def vector_size(self) -> int:
+        """Number of components of a vector, E."""
+        return self.hidden_size
+
+    @property
     def num_layers(self) -> int:
         """Number of layers."""
         return self.encoder.config.num_hidden_layers
@@ -125,6 +138,10 @@ class Model(nn.Module):
     def output_layer(self) -> nn.Linear | None:
         """The last linear layer of the head, or None without a head."""
         return None
+
+    def set_dropout(self, share: float) -> None:
+        """Set the dropout of the layers of an encoder of this package."""
+        raise NotImplementedError
 
     def encode(self, batch: Batch, rows: Int64[Tensor, " M"] | None = None) -> Float[Tensor, "M D"]:
         """Return the hidden states of every token of a batch, or of the tokens `rows`."""

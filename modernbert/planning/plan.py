@@ -14,7 +14,7 @@ from rich.table import Table
 
 from modernbert import config_files as configs
 from modernbert.batch import SequenceLengths
-from modernbert.checkpoints.folder import load_config
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.console import open_console
 from modernbert.devices import choose_device, choose_precision
 from modernbert.engines.registry import choose_engine
@@ -96,7 +96,7 @@ def _load(config: PlanConfig) -> tuple[PretrainConfig, ModelConfig]:
         if not folder.exists():
             folder = find_folder(str(pretrain.init_from), files=["config.json"])
         if (folder / "config.json").exists():
-            return pretrain, load_config(folder)
+            return pretrain, ModelFolder(folder).config
     if "preset" not in fields and config.recipe is not None and not fields.keys() & {"hidden_size"}:
         raise InputError(
             f"model.preset: missing in {config.recipe}, expected one (for example model.preset=large), or init_from"

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
-from modernbert.checkpoints.folder import digest_of
 from modernbert.data.corpus import Document, Tally, find_files, read_documents
 from modernbert.data.source_files import File
 from modernbert.extras import require
@@ -37,7 +36,8 @@ def run(config: IndexConfig) -> None:
     first = list(islice(documents, 1))
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
     model = str(Path(config.model).absolute()) if Path(config.model).is_dir() else config.model
-    index = PassageIndex.begin(config.output, bert, model, digest_of(config.model), config.passage_tokens)
+    assert bert.origin is not None, "it was loaded from a folder"
+    index = PassageIndex.begin(config.output, bert, model, bert.origin.folder.digest, config.passage_tokens)
     with only_process(config.output), show_texts(None, True) as show:
 
         def watched() -> Iterator[Document]:

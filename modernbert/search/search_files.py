@@ -2,14 +2,12 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
-from modernbert.checkpoints.folder import digest_of
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.errors import InputError, shown
-from modernbert.hub_download import find_folder
 from modernbert.inference.modernbert import ModernBert
 from modernbert.inference.text_inputs import visible
 from modernbert.search.passage_index import PassageIndex
@@ -28,8 +26,8 @@ def run(config: SearchConfig) -> None:
     """
     index = PassageIndex.open(config.index)
     folder = _model_folder(index, config.model)
-    index.check({"model_files": digest_of(folder)})
-    bert = ModernBert.load(folder, device=config.device, dtype=config.dtype)
+    index.check({"model_files": folder.digest})
+    bert = ModernBert.load(folder.path, device=config.device, dtype=config.dtype)
     index.check({"vectors": asdict(bert.vectors)})
     reranker = None
     if config.rerank is not None:
@@ -45,10 +43,10 @@ def run(config: SearchConfig) -> None:
         console.print("\n".join(f"    {escape(line)}" for line in [*lines[:_LINES_SHOWN], *more]))
 
 
-def _model_folder(index: PassageIndex, named: str | None) -> Path:
+def _model_folder(index: PassageIndex, named: str | None) -> ModelFolder:
     if named is not None:
-        return find_folder(named)
+        return ModelFolder.open(named)
     try:
-        return find_folder(str(index.about["model"]))
+        return ModelFolder.open(str(index.about["model"]))
     except InputError as error:
         raise InputError(f"{error}; if the model was moved, name its folder with --model") from None

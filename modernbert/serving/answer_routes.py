@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request
 from modernbert.errors import InputError
 from modernbert.inference.outputs import LabelScores, MaskGuesses
 from modernbert.inference.overflow import encode_words
-from modernbert.model.heads import MaskedLM
+from modernbert.model.interface import FILL_MASK
 from modernbert.serving import schemas
 from modernbert.serving.service import Service, json_response
 from modernbert.tasks.tagging import spans_of_best
@@ -68,7 +68,7 @@ def add_answers(app: FastAPI, service: Service) -> None:
     @app.post("/fill-mask")
     async def fill_mask(http: Request, body: schemas.FillMaskIn) -> Any:
         model = bert.model
-        if not isinstance(model, MaskedLM):
+        if model.task != FILL_MASK:
             raise InputError("this model has no masked-LM head")
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
         top_k = (body.parameters and body.parameters.top_k) or body.top_k

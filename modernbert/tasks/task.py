@@ -18,9 +18,8 @@ from modernbert import tasks
 from modernbert.data.labeled_rows import Row
 from modernbert.data.unused_columns import NEGATIVE, POSITIVE, SAMPLE_WEIGHT, SCORE, SECOND_TEXT
 from modernbert.errors import InputError
-from modernbert.model.encoder import Encoder
-from modernbert.model.heads import Classifier, MaskedLM, new_classifier
-from modernbert.model.interface import HeadSpec
+from modernbert.model.heads import Classifier, new_classifier
+from modernbert.model.interface import HeadSpec, Model
 from modernbert.tasks.examples import Columns, Examples, RowEncoder
 from modernbert.tasks.head_losses import HeadLoss
 from modernbert.tasks.metrics import Metric
@@ -269,7 +268,7 @@ def retrieval_task(name: str) -> RetrievalTask:
     return _find(name, RetrievalTask)
 
 
-def start_classifier(model: MaskedLM | Encoder | Classifier, task: str, labels: Sequence[str], seed: int) -> Classifier:
+def start_classifier(model: Model, task: str, labels: Sequence[str], seed: int) -> Classifier:
     """Return a classifier for a task, with the encoder of a model; see `model.heads.new_classifier`.
 
     Raises: InputError for an unknown task, or labels that are not different.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from modernbert.checkpoints.folder import save_folder
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.errors import InputError
 from modernbert.model.heads import MaskedLM
 from modernbert.training.command_options import AverageConfig
@@ -30,8 +30,7 @@ def run(config: AverageConfig) -> Path:
     starts = [open_initial_model(name) for name in named]
     model = _mean(starts, named)
     out = Path(config.output)
-    tokenizer, max_len = starts[0].tokenizer, starts[0].config.max_position_embeddings
-    save_folder(out, model, lambda partial: tokenizer.save_folder(partial, max_len))
+    ModelFolder.save(out, model, starts[0].tokenizer)
     print(f"{out}: the mean of {len(starts)} models")
     return out
 

@@ -18,34 +18,21 @@ import torch
 from torch import nn
 
 from modernbert.batch import batch_by_size
-from modernbert.checkpoints.folder import load_config, load_model, save_folder
-from modernbert.checkpoints.sentence_transformers_format import max_length_of
-from modernbert.checkpoints.transformers_models import (
-    OURS,
-    ForeignClassifier,
-    family_of,
-    load_foreign_classifier,
-    longest_of,
-    save_foreign,
-    vocabulary_of,
-)
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.config_files import MISSING
 from modernbert.data.example_sampler import ExampleSampler
 from modernbert.data.labeled_rows import Row, check_files, read_rows
 from modernbert.data.unused_columns import check_signals, without_columns
 from modernbert.devices import choose_device, choose_precision, keep_freed_memory
 from modernbert.engines.engine import Engine
-from modernbert.engines.registry import choose_engine
+from modernbert.engines.registry import PORTABLE, choose_engine
 from modernbert.errors import InputError
 from modernbert.extras import require
 from modernbert.files import write_file
-from modernbert.hub_download import find_folder
-from modernbert.model.encoder import Encoder
-from modernbert.model.heads import Classifier
+from modernbert.model.interface import Model
 from modernbert.tasks.examples import Columns, Examples, RowEncoder, batch_of
 from modernbert.tasks.metrics import Metric, scores_of
-from modernbert.tasks.task import ClassifierTask, Predictions, classifier_task, start_classifier
-from modernbert.tokenizer.tokenizer import Tokenizer
+from modernbert.tasks.task import ClassifierTask, Predictions, classifier_task
 from modernbert.training.distributed import World
 from modernbert.training.finetuning_config import FinetuneOptions
 from modernbert.training.finetuning_loop import (
@@ -102,7 +89,6 @@ class _Inputs:
     """The opened and checked inputs of a run."""
 
     task: ClassifierTask
-    tokenizer: Tokenizer
     labels: list[str]
     splits: dict[str, Examples]
     metrics: dict[str, Metric]
@@ -110,7 +96,7 @@ class _Inputs:
     device: torch.device
     dtype: torch.dtype
     engine: Engine | None
-    folder: Path
+    folder: ModelFolder
 
 
 def finetune(config: FinetuneConfig, stop_rule: StopRule | None = None) -> Path:
@@ -140,19 +126,18 @@ def check_inputs(config: FinetuneConfig) -> None:
 
 def _open_inputs(config: FinetuneConfig, device: torch.device) -> _Inputs:
     dtype = choose_precision(config.dtype, device, "dtype")
-    folder = find_folder(config.model)
-    is_foreign = family_of(folder) != OURS
+    folder = ModelFolder.open(config.model)
     task = classifier_task(config.task)
-    if is_foreign:
+    if not folder.is_modernbert:
         _check_family(config, task, folder)
-    check_sharding(config, family_of(folder) if is_foreign else None)
+    check_sharding(config, folder.family)
     for name in ("train", "dev", "test"):
         check_files(getattr(config, name), getattr(config, f"{name}_split"), config.subset)
-    tokenizer = Tokenizer.load(folder, vocabulary_of(folder) if is_foreign else load_config(folder).vocab_size)
+    tokenizer = folder.tokenizer
     rows = {name: _read(config, task, name) for name in ("train", "dev", "test") if getattr(config, name)}
     _report_shared_rows(rows)
     labels = task.labels(rows["train"], config.columns)
-    encoder = RowEncoder(tokenizer, config.columns, _max_length(config, folder, is_foreign), config.cut)
+    encoder = RowEncoder(tokenizer, config.columns, _max_length(config, folder), config.cut)
     splits = {name: task.examples(some, labels, encoder) for name, some in rows.items()}
     for name, examples in splits.items():
         _report_split(name, examples)
@@ -160,29 +145,26 @@ def _open_inputs(config: FinetuneConfig, device: torch.device) -> _Inputs:
     known = task.deciding_metrics(metrics, labels)
     if config.metric is not None and config.metric not in known:
         raise InputError(f"metric: found {config.metric!r}, expected {', '.join(known)}")
-    engine = None if is_foreign else choose_engine(config.engine, device, dtype, load_config(folder))
-    return _Inputs(
-        task, tokenizer, labels, splits, metrics, config.metric or known[0], device, dtype, engine, folder
-    )  # fmt: skip
+    engine = choose_engine(config.engine, device, dtype, folder.config) if folder.is_modernbert else None
+    return _Inputs(task, labels, splits, metrics, config.metric or known[0], device, dtype, engine, folder)
 
 
-def _check_family(config: FinetuneConfig, task: ClassifierTask, folder: Path) -> None:
+def _check_family(config: FinetuneConfig, task: ClassifierTask, folder: ModelFolder) -> None:
     """Refuse options that models of other families do not have."""
     require(str(folder), "transformers")
     if not task.other_families:
-        raise InputError(f"task: found {config.task!r}, but {folder} is a {family_of(folder)}")
+        raise InputError(f"task: found {config.task!r}, but {folder} is a {folder.family}")
     for name, usual in (("layer_decay", 1.0), ("head_lr", None), ("dropout", None), ("engine", "auto")):
         if getattr(config, name) != usual:
-            raise InputError(f"{name}: found {getattr(config, name)!r}, but {folder} is a {family_of(folder)}")
+            raise InputError(f"{name}: found {getattr(config, name)!r}, but {folder} is a {folder.family}")
 
 
-def _max_length(config: FinetuneConfig, folder: Path, is_foreign: bool) -> int:
+def _max_length(config: FinetuneConfig, folder: ModelFolder) -> int:
     """Return the most tokens of an example."""
-    most = longest_of(folder) if is_foreign else load_config(folder).max_position_embeddings
-    longest = config.max_len or min(max_length_of(folder) or most, most)
-    if longest > most:
-        raise InputError(f"max_len: found {longest:,}, but {folder} takes at most {most:,} tokens")
-    return longest
+    length = config.max_len or folder.max_length
+    if length > folder.num_positions:
+        raise InputError(f"max_len: found {length:,}, but {folder} takes at most {folder.num_positions:,} tokens")
+    return length
 
 
 def _read(config: FinetuneConfig, task: ClassifierTask, name: str) -> list[Row]:
@@ -208,30 +190,22 @@ def _report_split(name: str, examples: Examples) -> None:
     print(f"{name}: {len(examples.items):,} rows, {examples.num_tokens:,} tokens{more}")
 
 
-def _start(
-    config: FinetuneConfig, inputs: _Inputs
-) -> tuple[Classifier | ForeignClassifier, Callable[[], list[dict[str, Any]]], nn.ModuleList]:
+def _start(config: FinetuneConfig, inputs: _Inputs) -> tuple[Model, Callable[[], list[dict[str, Any]]], nn.ModuleList]:
     """Return the model to start from, a function that groups its parameters, and its layers."""
-    if inputs.engine is None:
-        tokenizer = inputs.tokenizer
-        foreign = load_foreign_classifier(
-            inputs.folder, config.task, inputs.labels, config.seed, tokenizer.pad_id, tokenizer.sep_id
-        )
-        return foreign, lambda: parameter_groups(foreign, config.weight_decay), nn.ModuleList()
-    loaded = load_model(inputs.folder, dtype=torch.float32, engine=inputs.engine)
-    model = start_classifier(loaded, config.task, inputs.labels, config.seed)
+    engine = inputs.engine or PORTABLE
+    model = inputs.folder.load_classifier(config.task, inputs.labels, config.seed, engine=engine)
+    if not inputs.folder.is_modernbert:
+        return model, lambda: parameter_groups(model, config.weight_decay), nn.ModuleList()
     # Saved with the model, so that it never scores single texts.
     model.reads_pairs = model.reads_pairs or config.columns.pair is not None
-    encoder = model.encoder
-    assert isinstance(encoder, Encoder)
     if config.dropout is not None:
-        encoder.set_dropout(config.dropout)
+        model.encoder.set_dropout(config.dropout)
     head_lr = config.head_lr or config.lr
 
     def groups() -> list[dict[str, Any]]:
-        return groups_by_depth(model, encoder, config.lr, head_lr, config.layer_decay, config.weight_decay)
+        return groups_by_depth(model, config.lr, head_lr, config.layer_decay, config.weight_decay)
 
-    return model, groups, encoder.layers
+    return model, groups, model.encoder.layers
 
 
 def _finetune(config: FinetuneConfig, inputs: _Inputs, world: World, stop_rule: StopRule | None) -> None:
@@ -271,9 +245,7 @@ def _class_weights(config: FinetuneConfig, inputs: _Inputs) -> torch.Tensor | No
     return weights.to(inputs.device)
 
 
-def _scores(
-    config: FinetuneConfig, inputs: _Inputs, model: nn.Module, split: str
-) -> tuple[dict[str, float], Predictions]:
+def _scores(config: FinetuneConfig, inputs: _Inputs, model: Model, split: str) -> tuple[dict[str, float], Predictions]:
     """Return the metrics of a split, and the predictions."""
     examples = inputs.splits[split]
     groups = batch_by_size(examples.items, config.budget_tokens, lambda item: len(item.tokens))
@@ -282,20 +254,17 @@ def _scores(
     return scores_of(inputs.metrics, predictions.found, predictions.expected), predictions
 
 
-def _write(out: Path, config: FinetuneConfig, inputs: _Inputs, model: nn.Module, tuned: FinetuneResult) -> None:
+def _write(out: Path, config: FinetuneConfig, inputs: _Inputs, model: Model, tuned: FinetuneResult) -> None:
     """Write the model, predictions and scores.
 
     The model is first, so that an error in scoring does not lose it. `scores.json` marks the run as finished.
     """
     model.cpu()
-    if isinstance(model, ForeignClassifier):
-        save_foreign(out / "model", model, inputs.folder)
-    else:
-        assert isinstance(model, Classifier)
-        most = model.encoder.config.max_position_embeddings
-        # The limit of the start folder stays, unless the model was trained on longer texts.
-        longest = min(max(max_length_of(inputs.folder) or most, config.max_len or 0), most)
-        save_folder(out / "model", model, lambda partial: inputs.tokenizer.save_folder(partial, longest), replace=True)
+    # The limit of the start folder stays, unless the model was trained on longer texts.
+    max_length = max(inputs.folder.max_length, config.max_len or 0)
+    ModelFolder.save(
+        out / "model", model, inputs.folder.tokenizer, max_length, source=inputs.folder.path, replace=True
+    )  # fmt: skip
     model.to(inputs.device)
     written: dict[str, Any] = {
         "metric": inputs.metric,

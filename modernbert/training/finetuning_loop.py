@@ -18,7 +18,7 @@ from modernbert.data.example_sampler import ExampleSampler
 from modernbert.devices import autocast
 from modernbert.engines.registry import find_optimizer_kernels
 from modernbert.errors import InputError
-from modernbert.model.encoder import Encoder
+from modernbert.model.interface import MODERNBERT, Model
 from modernbert.training.distributed import SINGLE_PROCESS, Loss, World, full_tensor
 from modernbert.training.finetuning_config import FinetuneOptions
 from modernbert.training.optimizers import (
@@ -48,7 +48,7 @@ __all__ = [
 
 StopRule = Callable[[float, float], str | None]
 """(epochs done, best score so far, higher is better) -> why to stop, or None"""
-Score = Callable[[nn.Module], dict[str, float]]
+Score = Callable[[Model], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class FinetuneRecipe(Recipe):
     saves_last = False
 
     def __init__(
-        self, config: FinetuneOptions, model: nn.Module, loss: Loss, groups: Callable[[], list[dict[str, Any]]],
+        self, config: FinetuneOptions, model: Model, loss: Loss, groups: Callable[[], list[dict[str, Any]]],
         batches: StepBatches, blocks: nn.ModuleList, *, rows: str, num_tokens: int, engine: str, dtype: torch.dtype,
         metric: str, score: Score | None, stop_rule: StopRule | None = None,
     ) -> None:  # fmt: skip
@@ -285,10 +285,10 @@ class _FinetuneFeed(Feed):
         return {"epoch": round(step / self._steps_per_epoch, 4)}
 
 
-def check_sharding(config: FinetuneOptions, family: str | None) -> None:
+def check_sharding(config: FinetuneOptions, family: str) -> None:
     """Refuse to shard a model of another family, whose layers are not known. Raises: InputError."""
     sharding = config.distributed.sharding
-    if family is not None and sharding != "none":
+    if family != MODERNBERT and sharding != "none":
         raise InputError(f"distributed.sharding: found {sharding!r}, but {config.model} is a {family}; expected none")
 
 
@@ -305,17 +305,18 @@ def _gain(scores: Mapping[str, float], metric: str) -> float:
 
 
 def groups_by_depth(
-    model: nn.Module, encoder: Encoder, lr: float, head_lr: float, layer_decay: float, weight_decay: float
+    model: Model, lr: float, head_lr: float, layer_decay: float, weight_decay: float
 ) -> list[dict[str, Any]]:
     """Group parameters for the optimizer, each with its share `lr_scale` of the planned learning rate.
 
     New layers on the encoder have the learning rate `head_lr`; a pretrained head and the final norm have `lr`, the last
     layer `layer_decay` times that, and so on down to the embeddings.
     """
+    encoder = model.encoder
     depth = len(encoder.layers)
     below: list[tuple[nn.Module, float]] = [(encoder.final_norm, 1.0)]
     below += [(layer, layer_decay ** (depth - number)) for number, layer in enumerate(encoder.layers)]
-    below += [(encoder.embeddings, layer_decay ** (depth + 1))]
+    below += [(encoder.get_submodule("embeddings"), layer_decay ** (depth + 1))]
     above = [
         (child, 1.0 if name == "head" else head_lr / lr)
         for name, child in model.named_children()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from modernbert.checkpoints.folder import save_folder
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
@@ -36,7 +36,7 @@ def run(config: GrowConfig) -> Path:
         for name, parameter in model.named_parameters():
             parameter.copy_(grown[name])
     out = Path(config.output)
-    save_folder(out, model, lambda partial: start.tokenizer.save_folder(partial, shape.max_position_embeddings))
+    ModelFolder.save(out, model, start.tokenizer)
     layers = layer_map(start.config.num_hidden_layers, shape.num_hidden_layers)
     print(f"layers copied from {', '.join(map(str, layers))}")
     print(f"{out}: {sum(parameter.numel() for parameter in model.parameters()):,} parameters")

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
-from modernbert.checkpoints.folder import load_model
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.config_files import load
 from modernbert.errors import InputError
 from modernbert.hub_download import find_folder, find_tokenizer
@@ -46,12 +46,13 @@ def open_initial_model(name: str) -> InitialModel:
             folder = folder / "model"  # the checkpoints were deleted
         elif (folder / "checkpoints").is_dir():
             raise InputError(f"{folder}: this run has no checkpoint yet")
-    model = load_model(folder)
+    opened = ModelFolder(folder)
+    config = opened.config  # refuses another family
+    model = opened.load_model()
     if model.task != FILL_MASK:
         raise InputError(f"{folder}: has no masked-language-model head (head.dense, head.norm, decoder), expected one")
     weights = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
-    config = model.encoder.config
-    return InitialModel(config, Tokenizer.load(folder, config.vocab_size), weights, {})
+    return InitialModel(config, opened.tokenizer, weights, {})
 
 
 def _of_checkpoint(checkpoint: Checkpoint) -> InitialModel:

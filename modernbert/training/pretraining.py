@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from modernbert.batch import Batch
-from modernbert.checkpoints.folder import save_folder
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.data.shards import Shards
 from modernbert.data.stream import Packed, Stream, prefetch
 from modernbert.devices import choose_precision, peak_memory
@@ -295,9 +295,7 @@ def _export(folder: Path, model: MaskedLM, inputs: _Inputs, world: World) -> Non
         return
     exported = MaskedLM(inputs.model)
     exported.load_state_dict(weights, strict=False)
-    save_folder(
-        folder, exported, lambda partial: inputs.tokenizer.save_folder(partial, inputs.model.max_position_embeddings)
-    )
+    ModelFolder.save(folder, exported, inputs.tokenizer)
 
 
 def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> _Inputs:

@@ -20,24 +20,15 @@ from torch import nn
 
 from modernbert.batch import Batch, batch_by_size
 from modernbert.checkpoints.colbert_format import write_stanford
-from modernbert.checkpoints.folder import load_model, save_folder
-from modernbert.checkpoints.projection import load_projection
-from modernbert.checkpoints.sentence_transformers_format import load_vectors, write_vectors
-from modernbert.checkpoints.transformers_models import (
-    load_foreign_encoder,
-    save_foreign,
-)
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.data.example_sampler import ExampleSampler
 from modernbert.devices import autocast, keep_freed_memory
-from modernbert.evaluation.retrieval_eval import (
-    Retrieval,
-    rank_by_model,
-    score_collection,
-)
+from modernbert.engines.registry import PORTABLE
+from modernbert.evaluation.retrieval_eval import Retrieval, rank_by_model, score_collection
 from modernbert.files import write_file
 from modernbert.inference.modernbert import ModernBert
 from modernbert.model.embedder import Embedder
-from modernbert.model.interface import MODERNBERT
+from modernbert.model.interface import Model
 from modernbert.tasks.retrieval_examples import (
     Question,
     step_of,
@@ -103,7 +94,6 @@ def _finetune(config: RetrieverConfig, inputs: RetrieverInputs, world: World, st
     tuned = recipe.train(inputs.device)
     with world.together():
         if world.is_main:
-            assert isinstance(recipe.plain, Embedder)
             _write(Path(config.output), config, inputs, recipe.plain, tuned)
 
 
@@ -178,33 +168,31 @@ class _Steps(StepBatches):
 
 def _start(
     config: RetrieverConfig, inputs: RetrieverInputs
-) -> tuple[Embedder, Callable[[], list[dict[str, Any]]], nn.ModuleList]:
+) -> tuple[Model, Callable[[], list[dict[str, Any]]], nn.ModuleList]:
     """Return the model to start from, a function that groups its parameters, and its layers."""
-    if inputs.engine is None:
-        tokenizer = inputs.tokenizer
-        torch.manual_seed(config.seed)  # new weights, such as the pooler of a BERT, are random
-        foreign = load_foreign_encoder(inputs.folder, tokenizer.pad_id, tokenizer.sep_id, torch.float32)
-        other = Embedder(foreign, inputs.vectors.pooling, _start_projection(config, inputs, foreign.hidden_size))
-
-        def groups_of_other() -> list[dict[str, Any]]:
-            groups = parameter_groups(foreign, config.weight_decay)
-            if other.projection is not None:
-                scale = (config.projection_lr or config.lr) / config.lr
-                groups += [{"params": [other.projection.weight], "weight_decay": config.weight_decay, "lr_scale": scale,
-                            "lr": config.lr * scale, "max_lr": config.lr * scale}]  # fmt: skip
-            return groups
-
-        return other, groups_of_other, nn.ModuleList()
-    encoder = load_model(inputs.folder, dtype=torch.float32, engine=inputs.engine).encoder
-    if config.dropout is not None:
-        encoder.set_dropout(config.dropout)
-    projection = _start_projection(config, inputs, encoder.config.hidden_size)
+    folder = inputs.folder
+    if not folder.is_modernbert:
+        torch.manual_seed(config.seed)  # weights that the folder lacks, such as the pooler of a BERT, are random
+    encoder = folder.load_model(dtype=torch.float32, engine=inputs.engine or PORTABLE).encoder
+    projection = _start_projection(config, inputs, encoder.hidden_size)
     model = Embedder(encoder, inputs.vectors.pooling, projection)
-    above = config.projection_lr or config.lr
+    projection_lr = config.projection_lr or config.lr
+
+    def groups_of_other() -> list[dict[str, Any]]:
+        groups = parameter_groups(encoder, config.weight_decay)
+        if projection is not None:
+            scale = projection_lr / config.lr
+            groups += [{"params": [projection.weight], "weight_decay": config.weight_decay, "lr_scale": scale,
+                        "lr": config.lr * scale, "max_lr": config.lr * scale}]  # fmt: skip
+        return groups
 
     def groups() -> list[dict[str, Any]]:
-        return groups_by_depth(model, encoder, config.lr, above, config.layer_decay, config.weight_decay)
+        return groups_by_depth(model, config.lr, projection_lr, config.layer_decay, config.weight_decay)
 
+    if not folder.is_modernbert:
+        return model, groups_of_other, nn.ModuleList()
+    if config.dropout is not None:
+        encoder.set_dropout(config.dropout)
     return model, groups, encoder.layers
 
 
@@ -212,7 +200,7 @@ def _start_projection(config: RetrieverConfig, inputs: RetrieverInputs, width: i
     """Return the linear layer on the encoder: that of the folder, or a new one from the seed."""
     if not retrieval_task(config.task).per_token or config.projection is None:
         return None
-    found = load_projection(inputs.folder, width)
+    found = inputs.folder.load_projection(width)
     if found is not None and found.out_features == config.projection:
         return found.float()
     projection = nn.Linear(width, config.projection, bias=False)
@@ -221,10 +209,13 @@ def _start_projection(config: RetrieverConfig, inputs: RetrieverInputs, width: i
     return projection
 
 
-def _scores(inputs: RetrieverInputs, model: nn.Module, split: str) -> list[Retrieval]:
-    assert isinstance(model, Embedder)
+def _scores(inputs: RetrieverInputs, model: Model, split: str) -> list[Retrieval]:
     bert = ModernBert(
-        inputs.tokenizer, model.model, vectors=inputs.vectors, projection=model.projection, max_length=inputs.longest
+        inputs.folder.tokenizer,
+        model.encoder,
+        vectors=inputs.vectors,
+        projection=model.projection,
+        max_length=inputs.folder.max_length,
     )
     training = model.training
     model.eval()
@@ -238,27 +229,18 @@ def _mean(scores: Sequence[Retrieval]) -> dict[str, float]:
     return {name: sum(getattr(each, name) for each in scores) / len(scores) for name in _METRICS}
 
 
-def _write(out: Path, config: RetrieverConfig, inputs: RetrieverInputs, model: Embedder, tuned: FinetuneResult) -> None:
+def _write(out: Path, config: RetrieverConfig, inputs: RetrieverInputs, model: Model, tuned: FinetuneResult) -> None:
     """Write the model, then the scores, which mark the run as finished. An error in scoring does not lose the model."""
     model.cpu()
-    longest, encoder = inputs.longest, model.model
-
-    def write_beside(partial: Path) -> None:
-        write_vectors(partial, inputs.vectors, model.projection, longest)
-
-    def write_tokenizer_too(partial: Path) -> None:
-        inputs.tokenizer.save_folder(partial, longest)
-        write_beside(partial)
-
-    if encoder.family != MODERNBERT:
-        save_foreign(out / "model", encoder, inputs.folder, write_beside)
-    else:
-        save_folder(out / "model", encoder, write_tokenizer_too, replace=True)
+    folder = out / "model"
+    ModelFolder.save(
+        folder, model.encoder, inputs.folder.tokenizer, inputs.folder.max_length, vectors=inputs.vectors,
+        projection=model.projection, source=inputs.folder.path, replace=True,
+    )  # fmt: skip
     if config.stanford:
         assert model.projection is not None, "checked before the run"
-        write_stanford(
-            out / "stanford", out / "model", encoder.base_model_prefix, load_vectors(out / "model"), model.projection
-        )
+        vectors = ModelFolder(folder).embedding_config
+        write_stanford(out / "stanford", folder, model.encoder.base_model_prefix, vectors, model.projection)
     model.to(inputs.device)
     written: dict[str, Any] = {
         "metric": config.metric,

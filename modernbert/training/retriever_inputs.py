@@ -7,15 +7,7 @@ from pathlib import Path
 
 import torch
 
-from modernbert.checkpoints.folder import load_config
-from modernbert.checkpoints.projection import load_projection
-from modernbert.checkpoints.sentence_transformers_format import max_length_of
-from modernbert.checkpoints.transformers_models import (
-    OURS,
-    family_of,
-    longest_of,
-    vocabulary_of,
-)
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.data.beir import Collection, Rank, is_collection, judgments_file, read_collection, read_texts
 from modernbert.data.hard_negatives import hard_negatives
 from modernbert.data.labeled_rows import check_files, read_rows
@@ -26,7 +18,6 @@ from modernbert.engines.registry import choose_engine
 from modernbert.errors import InputError
 from modernbert.evaluation.retrieval_eval import rank_by_model, rank_by_words
 from modernbert.extras import require
-from modernbert.hub_download import find_folder
 from modernbert.inference.modernbert import ModernBert
 from modernbert.model.embedder import EmbeddingConfig
 from modernbert.tasks.retrieval_examples import (
@@ -49,9 +40,7 @@ __all__ = ["RetrieverInputs", "open_inputs"]
 class RetrieverInputs:
     """The opened and checked inputs of a run; every text is encoded once."""
 
-    tokenizer: Tokenizer
-    folder: Path
-    longest: int
+    folder: ModelFolder
     vectors: EmbeddingConfig
     questions: list[Question]
     queries: dict[str, EncodedText]
@@ -68,25 +57,23 @@ def open_inputs(config: RetrieverConfig, device: torch.device) -> RetrieverInput
     Raises: InputError for inputs that cannot be learned from, or do not fit together.
     """
     dtype = choose_precision(config.dtype, device, "dtype")
-    folder = find_folder(config.model)
-    is_foreign = family_of(folder) != OURS
-    if is_foreign:
+    folder = ModelFolder.open(config.model)
+    if not folder.is_modernbert:
         require(str(folder), "transformers")
-    check_sharding(config, family_of(folder) if is_foreign else None)
+    check_sharding(config, folder.family)
     files = [source for source in config.train if not is_collection(Path(source))]
     check_files(files, config.train_split, config.subset)
-    tokenizer = Tokenizer.load(folder, vocabulary_of(folder) if is_foreign else load_config(folder).vocab_size)
-    most = longest_of(folder) if is_foreign else load_config(folder).max_position_embeddings
-    longest = min(max_length_of(folder) or most, most)
-    if is_foreign and (config.layer_decay != 1.0 or config.dropout is not None or config.engine != "auto"):
-        raise InputError(f"layer_decay, dropout, engine: found one set, but {folder} is a {family_of(folder)}")
+    tokenizer, most = folder.tokenizer, folder.num_positions
+    is_changed = config.layer_decay != 1.0 or config.dropout is not None or config.engine != "auto"
+    if is_changed and not folder.is_modernbert:
+        raise InputError(f"layer_decay, dropout, engine: found one set, but {folder} is a {folder.family}")
     task = retrieval_task(config.task)
     vectors = replace(config.vectors, pooling="tokens") if task.per_token else config.vectors
     for name in ("query_length", "document_length"):
         if (getattr(vectors, name) or 0) > most:
             raise InputError(f"vectors.{name}: found {getattr(vectors, name):,}, but {folder} takes at most {most:,}")
-    if not is_foreign and task.per_token and config.projection is not None:
-        load_projection(folder, load_config(folder).hidden_size)  # refuses one that does not fit
+    if folder.is_modernbert and task.per_token and config.projection is not None:
+        folder.load_projection(folder.config.hidden_size)  # refuses one that does not fit
     for prompt in (vectors.query_prompt, vectors.document_prompt):
         if config.stanford and tokenizer.token_to_id(prompt.strip()) is None:
             raise InputError(f"vectors: found the mark {prompt.strip()!r}, which is no token of {folder}")
@@ -104,10 +91,11 @@ def open_inputs(config: RetrieverConfig, device: torch.device) -> RetrieverInput
             f"temperature: found {config.temperature}, but scores that are compared with a teacher's are stretched to "
             "reach from 0 to 1, whatever it is; expected none, or normalize_scores=false"
         )
+    most = folder.max_length
     templates = {
-        "queries": InputTemplate(vectors.query_length or longest, vectors.query_prompt, vectors.expand_queries),
+        "queries": InputTemplate(vectors.query_length or most, vectors.query_prompt, vectors.expand_queries),
         "passages": InputTemplate(
-            vectors.document_length or longest,
+            vectors.document_length or most,
             vectors.document_prompt,
             False,
             _skipped(tokenizer, vectors),
@@ -117,8 +105,8 @@ def open_inputs(config: RetrieverConfig, device: torch.device) -> RetrieverInput
     texts = [text for question in questions for text in (question.answer, *question.others)]
     passages = _encode(tokenizer, templates["passages"], "passages", texts)
     return RetrieverInputs(
-        tokenizer, folder, longest, vectors, questions, queries, passages, collections, device, dtype,
-        None if is_foreign else choose_engine(config.engine, device, dtype, load_config(folder)),
+        folder, vectors, questions, queries, passages, collections, device, dtype,
+        choose_engine(config.engine, device, dtype, folder.config) if folder.is_modernbert else None,
     )  # fmt: skip
 
 

@@ -55,7 +55,7 @@ def pieces_of(data, tokenizer, shards):
 
 def make_start(data, out, tokenizer, shape, seed):
     """Write the folder both begin from: the same random weights."""
-    from modernbert.checkpoints.folder import save_folder
+    from modernbert.checkpoints.folder import ModelFolder
     from modernbert.model.config import ModelConfig
     from modernbert.model.heads import MaskedLM
     from modernbert.model.initialization import initialize
@@ -73,7 +73,7 @@ def make_start(data, out, tokenizer, shape, seed):
     )  # fmt: skip
     model = MaskedLM(config)
     initialize(model, config, seed)
-    save_folder(folder, model, lambda partial: loaded.save_folder(partial, MAX_LEN))
+    ModelFolder.save(folder, model, loaded, MAX_LEN)
     return folder
 
 

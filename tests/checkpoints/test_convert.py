@@ -16,7 +16,7 @@ from torch import nn
 from modernbert import ModernBert
 from modernbert.batch import Batch
 from modernbert.checkpoints.convert import ConvertConfig, run
-from modernbert.checkpoints.folder import load_model
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.cli.main import main
 from modernbert.errors import InputError
 from modernbert.model.heads import MaskedLM
@@ -53,7 +53,7 @@ def flexbert() -> FlexBert:
 
 
 def logits_of(folder: Path) -> torch.Tensor:
-    model = load_model(folder)
+    model = ModelFolder(folder).load_model()
     assert isinstance(model, MaskedLM)
     with torch.inference_mode():
         return model(Batch.from_documents([TOKENS.tolist()]))
@@ -105,7 +105,7 @@ def test_views_shared_storages_and_parameters_hold_the_same_numbers(tmp_path: Pa
     assert state[two].storage_offset() and state[one].stride() == (1, 32)
     torch.save(checkpoint_of(state), tmp_path / "c.pt")
     run(ConvertConfig(tmp_path / "c.pt", output=tmp_path / "out", **LENGTH))
-    found = load_model(tmp_path / "out").state_dict()
+    found = ModelFolder(tmp_path / "out").load_model().state_dict()
     for name, tensor in zip(("model.layers.1.attn.Wo.weight", "model.layers.2.attn.Wo.weight"), expected, strict=True):
         assert found[name].equal(tensor)
 
@@ -114,7 +114,7 @@ def test_bfloat16_stays_bfloat16(tmp_path: Path, flexbert: FlexBert) -> None:
     state = state_of(flexbert.bfloat16())
     torch.save(checkpoint_of(state), tmp_path / "c.pt")
     run(ConvertConfig(tmp_path / "c.pt", output=tmp_path / "out", **LENGTH))
-    found = load_model(tmp_path / "out").state_dict()
+    found = ModelFolder(tmp_path / "out").load_model().state_dict()
     assert found["model.final_norm.weight"].equal(state["model.bert.final_norm.weight"])
     assert {tensor.dtype for tensor in found.values()} == {torch.bfloat16}
 
@@ -122,7 +122,7 @@ def test_bfloat16_stays_bfloat16(tmp_path: Path, flexbert: FlexBert) -> None:
 def test_an_encoder_without_a_head_becomes_one(tmp_path: Path, flexbert: FlexBert) -> None:
     torch.save(checkpoint_of(state_of(flexbert.model.bert)), tmp_path / "c.pt")  # type: ignore[arg-type]
     run(ConvertConfig(tmp_path / "c.pt", output=tmp_path / "out", **LENGTH))
-    assert type(load_model(tmp_path / "out")).__name__ == "Encoder"
+    assert type(ModelFolder(tmp_path / "out").load_model()).__name__ == "Encoder"
 
 
 def test_transformers_computes_the_same_from_the_folder(tmp_path: Path, flexbert: FlexBert) -> None:
@@ -283,12 +283,12 @@ def test_weights_of_another_model_are_refused_by_name(
 
 def test_a_pytorch_model_bin_beside_its_config_becomes_a_folder(tmp_path: Path, small_bert: ModernBert) -> None:
     small_bert.save(tmp_path / "new")
-    model = load_model(tmp_path / "new")
+    model = ModelFolder(tmp_path / "new").load_model()
     assert isinstance(model, MaskedLM)
     (tmp_path / "new" / "model.safetensors").unlink()
     torch.save(model.state_dict(), tmp_path / "new" / "pytorch_model.bin")
     with pytest.raises(InputError, match="modernbert convert"):
-        load_model(tmp_path / "new")
+        ModelFolder(tmp_path / "new").load_model()
     run(ConvertConfig(tmp_path / "new" / "pytorch_model.bin", output=tmp_path / "out"))
     texts = ["The capital of country 3", "is"]
     bert = ModernBert.load(tmp_path / "out", device="cpu", dtype="float32", engine="torch")

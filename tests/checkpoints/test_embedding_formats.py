@@ -18,9 +18,7 @@ from sentence_transformers.base.modules import Dense
 from modernbert import ModernBert
 from modernbert.checkpoints.colbert_format import write_stanford
 from modernbert.checkpoints.convert import ConvertConfig, run
-from modernbert.checkpoints.folder import load_model, save_folder
-from modernbert.checkpoints.projection import load_projection
-from modernbert.checkpoints.sentence_transformers_format import load_vectors, write_vectors
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.errors import InputError
 from modernbert.model.embedder import EmbeddingConfig
 
@@ -37,13 +35,9 @@ def linear(out: int = 24, width: int = 64) -> torch.nn.Linear:
 
 
 def write(folder: Path, bert: ModernBert, vectors: EmbeddingConfig, projection: torch.nn.Linear | None = None) -> Path:
-    def write_beside(partial: Path) -> None:
-        bert.tokenizer.save_folder(partial, 1_000)
-        write_vectors(partial, vectors, projection, 1_000)
-
     bert.save(folder.with_name("plain"))
-    model = load_model(folder.with_name("plain"))
-    save_folder(folder, model.model, write_beside)  # type: ignore[union-attr, arg-type]
+    model = ModelFolder(folder.with_name("plain")).load_model()
+    ModelFolder.save(folder, model.encoder, bert.tokenizer, 1_000, vectors=vectors, projection=projection)
     return folder
 
 
@@ -70,9 +64,9 @@ def late(tmp_path: Path, written: Path) -> Path:
 
 @pytest.mark.parametrize("prefix", ["model", "bert"])
 def test_a_folder_of_stanfords_library_makes_the_vectors_of_pylates(tmp_path: Path, late: Path, prefix: str) -> None:
-    projection = load_projection(late, 64)
+    projection = ModelFolder(late).load_projection(64)
     assert projection is not None
-    write_stanford(tmp_path / "stanford", late, prefix, load_vectors(late), projection)
+    write_stanford(tmp_path / "stanford", late, prefix, ModelFolder(late).embedding_config, projection)
     assert not (tmp_path / "stanford" / "modules.json").exists()
     ours, theirs = load(tmp_path / "stanford"), load(late)
     assert ours.vectors == theirs.vectors and ours.is_late and ours.vector_width == 24
@@ -87,7 +81,7 @@ def test_a_folder_of_stanfords_library_makes_the_vectors_of_pylates(tmp_path: Pa
 @pytest.mark.parametrize("layout", ["stanford", "pylate", "saved"])
 def test_sentence_transformers_makes_the_same_vectors_of_every_layout(tmp_path: Path, late: Path, layout: str) -> None:
     folder = tmp_path / layout
-    projection = load_projection(late, 64)
+    projection = ModelFolder(late).load_projection(64)
     assert projection is not None
     if layout == "stanford":
         write_stanford(folder, late, "model", LATE, projection)
@@ -336,5 +330,5 @@ def test_a_dense_of_sentence_transformers_that_names_no_activation_has_tanh(tmp_
 
 def test_stanfords_defaults_are_those_of_its_library(late: Path) -> None:
     stanford(mask_punctuation=None)(late)
-    found = load_vectors(late)
+    found = ModelFolder(late).embedding_config
     assert found == replace(LATE, query_length=32, document_length=220, skip=[])

@@ -22,7 +22,7 @@ from transformers import (
 
 from modernbert import ModernBert, safe_files
 from modernbert.batch import Batch
-from modernbert.checkpoints.folder import ModelFolder, digest_of, load_config, load_model, save_folder
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.hf_config import config_from_json, config_to_json
 from modernbert.errors import InputError
 from modernbert.hub_download import find_folder
@@ -60,22 +60,22 @@ def test_folder_of_transformers_loads_with_equal_logits_and_comes_back_byte_for_
     tmp_path: Path, theirs: ModernBertForMaskedLM, batch: Batch
 ) -> None:
     theirs.save_pretrained(tmp_path / "theirs")
-    ours = load_model(tmp_path / "theirs")
+    ours = ModelFolder(tmp_path / "theirs").load_model()
     assert isinstance(ours, MaskedLM)
     with torch.no_grad():
         torch.testing.assert_close(ours(batch), theirs(batch.tokens[None]).logits[0], atol=1e-5, rtol=0)
-    save_folder(tmp_path / "ours", ours)
+    ModelFolder.save(tmp_path / "ours", ours)
     weights = [tmp_path / name / "model.safetensors" for name in ("theirs", "ours")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_folder_of_ours_loads_unedited_in_transformers(tmp_path: Path, small_model: MaskedLM, batch: Batch) -> None:
-    save_folder(tmp_path / "ours", small_model)
+    ModelFolder.save(tmp_path / "ours", small_model)
     read = AutoModelForMaskedLM.from_pretrained(tmp_path / "ours").eval()
     with torch.no_grad():
         torch.testing.assert_close(small_model(batch), read(batch.tokens[None]).logits[0], atol=1e-5, rtol=0)
     read.save_pretrained(tmp_path / "again")
-    assert load_config(tmp_path / "again") == small_model.model.config
+    assert ModelFolder(tmp_path / "again").config == small_model.model.config
 
 
 def _save_for_an_unknown_task(folder: Path, kind: Any = ModernBertForSequenceClassification) -> Any:
@@ -90,7 +90,7 @@ def _save_for_an_unknown_task(folder: Path, kind: Any = ModernBertForSequenceCla
 def test_folders_of_a_bare_or_an_unknown_head_give_the_encoder(tmp_path: Path, batch: Batch) -> None:
     for number, kind in enumerate((ModernBertModel, ModernBertForSequenceClassification)):
         model = _save_for_an_unknown_task(tmp_path / str(number), kind)
-        ours = load_model(tmp_path / str(number))
+        ours = ModelFolder(tmp_path / str(number)).load_model()
         assert isinstance(ours, Encoder)
         expected = getattr(model, "model", model)(batch.tokens[None]).last_hidden_state[0]
         torch.testing.assert_close(ours(batch.tokens, batch.layout), expected, atol=1e-5, rtol=0)
@@ -101,9 +101,9 @@ def test_weights_in_several_files_and_in_half_precision(
 ) -> None:
     theirs.to(torch.bfloat16).save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    kept = load_model(tmp_path)
+    kept = ModelFolder(tmp_path).load_model()
     assert {parameter.dtype for parameter in kept.parameters()} == {torch.bfloat16}
-    wide = load_model(tmp_path, dtype=torch.float32)
+    wide = ModelFolder(tmp_path).load_model(dtype=torch.float32)
     assert isinstance(wide, MaskedLM)
     with torch.no_grad():
         expected = theirs.float()(batch.tokens[None]).logits[0]
@@ -135,15 +135,18 @@ def test_role_ids_that_are_null_or_absent_are_not_given() -> None:
 def test_heads_that_are_not_loaded_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _save_for_an_unknown_task(tmp_path)
     with caplog.at_level("WARNING", logger="modernbert"):
-        load_model(tmp_path)
+        ModelFolder(tmp_path).load_model()
     assert "weights of a head that is not loaded: classifier.bias, classifier.weight" in caplog.text
-    said = "names no task of ours (architectures ['ModernBertForSequenceClassification'], problem_type ordinal_regres"
+    said = "names no task of this package (architectures ['ModernBertForSequenceClassification'], problem_type ordinal"
     assert said in caplog.text
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "architectures": None, "problem_type": None}))
     with caplog.at_level("WARNING", logger="modernbert"):
-        assert isinstance(load_model(tmp_path), Encoder)
-    assert "names no task of ours (architectures None, problem_type None), so its head is not loaded" in caplog.text
+        assert isinstance(ModelFolder(tmp_path).load_model(), Encoder)
+    assert (
+        "names no task of this package (architectures None, problem_type None), so its head is not loaded"
+        in caplog.text
+    )
 
 
 def test_keys_that_other_readers_insist_on_are_written() -> None:
@@ -161,8 +164,8 @@ def test_keys_that_other_readers_insist_on_are_written() -> None:
 
 def test_output_dropout_survives_the_folder(tmp_path: Path) -> None:
     config = ModelConfig(**{k: v for k, v in SIZES.items() if k[:3] not in ("bos", "eos")})
-    save_folder(tmp_path / "m", MaskedLM(config))
-    assert load_config(tmp_path / "m").attention_output_dropout == 0.1
+    ModelFolder.save(tmp_path / "m", MaskedLM(config))
+    assert ModelFolder(tmp_path / "m").config.attention_output_dropout == 0.1
 
 
 REFUSED_CONFIGS = {
@@ -194,13 +197,19 @@ REFUSED_CONFIGS = {
 }
 
 
+def read_shape_and_weights(path: Path) -> None:
+    folder = ModelFolder(path)
+    assert folder.config.num_hidden_layers
+    folder.load_model()
+
+
 @pytest.mark.parametrize("message", REFUSED_CONFIGS)
 def test_wrong_values_are_refused_by_name(tmp_path: Path, theirs: ModernBertForMaskedLM, message: str) -> None:
     theirs.save_pretrained(tmp_path)
     words = json.loads((tmp_path / "config.json").read_text()) | REFUSED_CONFIGS[message]
     (tmp_path / "config.json").write_text(json.dumps(words))
     with pytest.raises(InputError) as caught:
-        load_model(tmp_path)
+        read_shape_and_weights(tmp_path)
     assert message in str(caught.value) and "config.json" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -209,7 +218,7 @@ def test_a_head_that_is_not_there_may_be_of_any_kind(tmp_path: Path, theirs: Mod
     theirs.model.save_pretrained(tmp_path)
     words = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(words | {"classifier_activation": "silu"}))
-    assert isinstance(load_model(tmp_path), Encoder)
+    assert isinstance(ModelFolder(tmp_path).load_model(), Encoder)
 
 
 def test_unknown_config_keys_are_ignored(tmp_path: Path, theirs: ModernBertForMaskedLM) -> None:
@@ -217,7 +226,7 @@ def test_unknown_config_keys_are_ignored(tmp_path: Path, theirs: ModernBertForMa
     words = json.loads((tmp_path / "config.json").read_text())
     extra = {"auto_map": {"AutoModel": "evil.Model"}, "reference_compile": None, "something_new": [1]}
     (tmp_path / "config.json").write_text(json.dumps(words | extra))
-    assert isinstance(load_model(tmp_path), MaskedLM)
+    assert isinstance(ModelFolder(tmp_path).load_model(), MaskedLM)
 
 
 class _Canary:
@@ -232,15 +241,15 @@ def test_a_pickle_is_named_and_never_opened(tmp_path: Path, theirs: ModernBertFo
     theirs.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(InputError, match="has no weights, expected model.safetensors"):
-        load_model(tmp_path)
+        ModelFolder(tmp_path).load_model()
     canary = tmp_path / "executed"
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(_Canary(canary)))
     with pytest.raises(InputError, match=r"pytorch_model.bin, a pickle, which is never loaded"):
-        load_model(tmp_path)
+        ModelFolder(tmp_path).load_model()
     # The same bytes under the right name are not taken for weights either.
     (tmp_path / "pytorch_model.bin").rename(tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="is not a readable safetensors file"):
-        load_model(tmp_path)
+        ModelFolder(tmp_path).load_model()
     assert not canary.exists()
 
 
@@ -258,11 +267,11 @@ def test_wrong_weights_are_named(tmp_path: Path, theirs: ModernBertForMaskedLM) 
     for message, weights in cases.items():
         save_file(weights, file)
         with pytest.raises(InputError, match=message):
-            load_model(tmp_path)
+            ModelFolder(tmp_path).load_model()
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match="is not a readable safetensors file"):
-        load_model(tmp_path)
+        ModelFolder(tmp_path).load_model()
 
 
 def test_an_index_may_only_name_files_of_its_folder(tmp_path: Path, theirs: ModernBertForMaskedLM) -> None:
@@ -271,27 +280,27 @@ def test_an_index_may_only_name_files_of_its_folder(tmp_path: Path, theirs: Mode
     index = {"weight_map": {"model.final_norm.weight": "../outside.safetensors"}}
     (tmp_path / "model" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match=r"names '../outside.safetensors', expected a .safetensors file of the same"):
-        load_model(tmp_path / "model")
+        ModelFolder(tmp_path / "model").load_model()
 
 
 def test_what_tells_models_apart_is_of_files_alone(tmp_path: Path, small_model: MaskedLM) -> None:
-    save_folder(tmp_path / "a", small_model)
-    save_folder(tmp_path / "b", small_model)
-    same = digest_of(tmp_path / "a")
-    assert same == digest_of(tmp_path / "b")
+    ModelFolder.save(tmp_path / "a", small_model)
+    ModelFolder.save(tmp_path / "b", small_model)
+    same = ModelFolder(tmp_path / "a").digest
+    assert same == ModelFolder(tmp_path / "b").digest
     (tmp_path / "b" / "README.md").write_text("Anything.")
     (tmp_path / "b" / "all_results.json").write_text("{}")
-    assert same == digest_of(tmp_path / "b")
+    assert same == ModelFolder(tmp_path / "b").digest
     met = {same}
     (tmp_path / "b" / "1_Pooling").mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json", "config.json"):
         (tmp_path / "b" / name).write_text("{}")
-        met.add(digest_of(tmp_path / "b"))
+        met.add(ModelFolder(tmp_path / "b").digest)
     (tmp_path / "b" / "1_Pooling").rename(tmp_path / "b" / "2_Pooling")
-    assert len(met | {digest_of(tmp_path / "b")}) == 7
+    assert len(met | {ModelFolder(tmp_path / "b").digest}) == 7
     os.mkfifo(tmp_path / "b" / "more.safetensors")
     with pytest.raises(InputError, match="more.safetensors: is a pipe or a device"):
-        digest_of(tmp_path / "b")
+        _ = ModelFolder(tmp_path / "b").digest
 
 
 def test_folders_that_are_none(tmp_path: Path) -> None:
@@ -301,31 +310,36 @@ def test_folders_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a file, expected a model folder"):
         find_folder(tmp_path / "file")
     with pytest.raises(InputError, match="config.json: no such file"):
-        load_model(tmp_path)
+        ModelFolder(tmp_path).load_model()
     (tmp_path / "config.json").write_text("{" * 5)
     with pytest.raises(InputError, match="config.json: is not readable JSON"):
-        load_model(tmp_path)
+        ModelFolder(tmp_path).load_model()
 
 
 def test_the_layout_of_old_folders_of_sentence_transformers_is_named(tmp_path: Path, small_model: MaskedLM) -> None:
-    save_folder(tmp_path / "0_Transformer", small_model)
+    ModelFolder.save(tmp_path / "0_Transformer", small_model)
     with pytest.raises(InputError, match="has its model in 0_Transformer, .* expected these files beside modules.json"):
         ModernBert.load(tmp_path)
 
 
-def test_saving_never_leaves_half_a_folder(tmp_path: Path, small_model: MaskedLM) -> None:
-    def fails(folder: Path) -> None:
+def test_saving_never_leaves_half_a_folder(
+    tmp_path: Path, small_model: MaskedLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(InputError, match="no space left"):
-        save_folder(tmp_path / "model", small_model, fails)
+    with monkeypatch.context() as patched:
+        patched.setattr("modernbert.checkpoints.folder.verify_written", fails)
+        with pytest.raises(InputError, match="no space left"):
+            ModelFolder.save(tmp_path / "model", small_model)
     assert list(tmp_path.iterdir()) == []
-    save_folder(tmp_path / "model", small_model)
+    ModelFolder.save(tmp_path / "model", small_model)
     with pytest.raises(InputError, match="exists already"):
-        save_folder(tmp_path / "model", small_model)
+        ModelFolder.save(tmp_path / "model", small_model)
+    monkeypatch.setattr("modernbert.checkpoints.folder.verify_written", fails)
     with pytest.raises(InputError, match="no space left"):
-        save_folder(tmp_path / "model", small_model, fails, replace=True)
-    assert isinstance(load_model(tmp_path / "model"), MaskedLM)
+        ModelFolder.save(tmp_path / "model", small_model, replace=True)
+    assert isinstance(ModelFolder(tmp_path / "model").load_model(), MaskedLM)
 
 
 def test_a_full_disk_and_a_broken_model_are_one_line(tmp_path: Path, small_model: MaskedLM) -> None:
@@ -334,13 +348,13 @@ def test_a_full_disk_and_a_broken_model_are_one_line(tmp_path: Path, small_model
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(InputError, match=f"^{tmp_path / 'model'}: cannot be written"):
-            save_folder(tmp_path / "model", small_model)
+            ModelFolder.save(tmp_path / "model", small_model)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     torch.nn.init.constant_(small_model.model.final_norm.weight, float("nan"))
     with pytest.raises(InputError, match=f"^{tmp_path / 'model'}: the model computes values that are not finite"):
-        save_folder(tmp_path / "model", small_model)
+        ModelFolder.save(tmp_path / "model", small_model)
     # The weights may be hours of work: they are kept, and say nothing of a model that is whole.
     assert [path.name for path in tmp_path.iterdir()] == ["model.unverified"]
     assert (tmp_path / "model.unverified" / "model.safetensors").is_file()
@@ -364,7 +378,7 @@ def test_a_score_near_zero_is_no_reason_to_refuse_a_model(
         # Both documents score the same, and the bias takes that away.
         weight -= apart * (weight @ apart)
         model.classifier.weight.data, model.classifier.bias.data = weight[None], -(weight @ one)[None]
-        save_folder(tmp_path / str(seed), model.to(dtype))
+        ModelFolder.save(tmp_path / str(seed), model.to(dtype))
     assert len(list(tmp_path.iterdir())) == 20
 
 
@@ -395,7 +409,7 @@ def test_an_opened_folder_reads_each_file_once(
     assert folder.is_modernbert and folder.config == small_bert.config
     assert (folder.max_length, folder.num_positions) == (300, small_bert.config.max_position_embeddings)
     assert folder.embedding_config.pooling == "cls" and folder.embedding_config.query_prompt == "query: "
-    assert folder.kept.normalize and folder.unused_head is None
+    assert folder.settings.normalize and folder.unused_head is None
     found = folder.load_projection(folder.config.hidden_size)
     assert found is not None and found.weight.equal(projection.weight)
     assert folder.load_model(dtype=torch.float32).task == "fill-mask"

@@ -15,7 +15,7 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from transformers import BertConfig, BertModel
 
 from modernbert import InputError, ModernBert
-from modernbert.checkpoints.folder import load_model, save_folder
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.evaluation.mteb_encoder import MtebEncoder
 from modernbert.search.passage_index import PassageIndex
 from modernbert.tasks.task import start_classifier
@@ -266,10 +266,10 @@ def test_every_call_and_route_keeps_the_limit(write: Write, tmp_path: Path) -> N
 @pytest.mark.parametrize("task", ["mask", "classify", "tag", "rerank"])
 def test_heads_keep_the_limit_of_the_tokenizer(plain: Path, small_bert: ModernBert, tmp_path: Path, task: str) -> None:
     """As pipelines of transformers do that cut, and its cross-encoders."""
-    model: Any = load_model(plain)
+    model: Any = ModelFolder(plain).load_model()
     if task != "mask":
         model = start_classifier(model, task, ["O"] if task == "rerank" else ["O", "B-x"], seed=1)
-    save_folder(tmp_path / "model", model, lambda partial: small_bert.tokenizer.save_folder(partial, LIMIT))
+    ModelFolder.save(tmp_path / "model", model, small_bert.tokenizer, LIMIT)
     bert = load(tmp_path / "model")
     calls: dict[str, Callable[[ModernBert], Any]] = {
         "mask": lambda bert: bert.fill_mask(f"[MASK] {LONG}"),

@@ -13,14 +13,15 @@ from safetensors.torch import load_file, save_file
 
 from modernbert import ModernBert
 from modernbert.batch import Batch
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.transformers_models import (
     family_of,
     load_foreign_classifier,
     load_foreign_encoder,
-    longest_of,
-    save_foreign,
+    num_positions_of,
 )
 from modernbert.errors import InputError
+from modernbert.safe_files import FolderFiles
 from modernbert.training.finetuning import FinetuneConfig, finetune
 
 SIZES: dict[str, Any] = dict(
@@ -51,7 +52,7 @@ def documents() -> list[np.ndarray]:
 
 
 def test_hidden_states_are_those_of_each_text_alone(folder: Path) -> None:
-    ours = load_foreign_encoder(folder, 3, 2, torch.float32)
+    ours = load_foreign_encoder(FolderFiles(folder), 3, 2, torch.float32)
     theirs = transformers.AutoModel.from_pretrained(folder).eval()
     batch = Batch.from_documents(documents())
     with torch.no_grad():
@@ -59,13 +60,13 @@ def test_hidden_states_are_those_of_each_text_alone(folder: Path) -> None:
         for rows, document in zip(found, documents(), strict=True):
             alone = theirs(input_ids=torch.from_numpy(document)[None]).last_hidden_state[0]
             torch.testing.assert_close(rows, alone, atol=1e-5, rtol=0)
-    assert longest_of(folder) == 64
+    assert num_positions_of(FolderFiles(folder)) == 64
 
 
 def test_scores_of_documents_and_of_words(folder: Path) -> None:
     batch = Batch.from_documents(documents())
-    whole = load_foreign_classifier(folder, "classify", ["a", "b", "c"], 0, 3, 2).eval()
-    words = load_foreign_classifier(folder, "tag", ["O", "B-x"], 0, 3, 2).eval()
+    whole = load_foreign_classifier(FolderFiles(folder), "classify", ["a", "b", "c"], 0, 3, 2).eval()
+    words = load_foreign_classifier(FolderFiles(folder), "tag", ["O", "B-x"], 0, 3, 2).eval()
     where = torch.tensor([0, 5, 43, 60])
     with torch.no_grad():
         assert whole(batch).shape == (4, 3) and words(batch).shape == (61, 2)
@@ -78,9 +79,9 @@ def test_many_texts_come_back_in_their_order_though_short_ones_go_apart_from_lon
     rng = np.random.default_rng(1)
     lengths = rng.permutation([*[60] * 150, *[2] * 40, *[31] * 30]).tolist()
     batch = Batch.from_documents([rng.integers(10, 500, length) for length in lengths])
-    ours = load_foreign_encoder(folder, 3, 2, torch.float32)
-    whole = load_foreign_classifier(folder, "classify", ["a", "b", "c"], 0, 3, 2).eval()
-    words = load_foreign_classifier(folder, "tag", ["O", "B-x"], 0, 3, 2).eval()
+    ours = load_foreign_encoder(FolderFiles(folder), 3, 2, torch.float32)
+    whole = load_foreign_classifier(FolderFiles(folder), "classify", ["a", "b", "c"], 0, 3, 2).eval()
+    words = load_foreign_classifier(FolderFiles(folder), "tag", ["O", "B-x"], 0, 3, 2).eval()
     with torch.no_grad():
         hidden = ours(batch.tokens, batch.layout).split(lengths)
         scores, tags = whole(batch), words(batch).split(lengths)
@@ -94,7 +95,7 @@ def test_many_texts_come_back_in_their_order_though_short_ones_go_apart_from_lon
 def test_a_text_may_be_as_long_as_the_model_takes_whatever_rows_are_rounded_to(tmp_path: Path) -> None:
     config = transformers.BertConfig(**SIZES, max_position_embeddings=61)
     transformers.BertModel(config).save_pretrained(tmp_path / "bert")
-    ours = load_foreign_encoder(tmp_path / "bert", 3, 2, torch.float32)
+    ours = load_foreign_encoder(FolderFiles(tmp_path / "bert"), 3, 2, torch.float32)
     theirs = transformers.AutoModel.from_pretrained(tmp_path / "bert").eval()
     ids = torch.arange(10, 71)
     batch = Batch.from_documents([ids.numpy()])
@@ -106,7 +107,7 @@ def test_a_text_may_be_as_long_as_the_model_takes_whatever_rows_are_rounded_to(t
 def test_the_second_text_of_a_pair_has_the_second_type(tmp_path: Path) -> None:
     model = transformers.BertModel(FAMILIES["bert"])
     model.save_pretrained(tmp_path / "bert")
-    ours = load_foreign_encoder(tmp_path / "bert", 3, 2, torch.float32)
+    ours = load_foreign_encoder(FolderFiles(tmp_path / "bert"), 3, 2, torch.float32)
     ids = torch.tensor([1, 7, 8, 2, 9, 9, 2])
     batch = Batch.from_documents([ids.numpy()])
     types = torch.tensor([[0, 0, 0, 0, 1, 1, 1]])
@@ -147,14 +148,16 @@ def test_what_is_saved_beside_a_foreign_model_is_its_tokenizer_and_nothing_that_
     (folder / "tokenizer_config.json").write_text(
         json.dumps(words | {"auto_map": {"AutoTokenizer": ["evil.Evil", None]}})
     )
-    save_foreign(tmp_path / "saved", load_foreign_encoder(folder, 3, 2, torch.float32), folder)
+    ModelFolder.save(tmp_path / "saved", load_foreign_encoder(FolderFiles(folder), 3, 2, torch.float32), source=folder)
     saved = [path.read_text() for path in (tmp_path / "saved").iterdir() if path.suffix != ".safetensors"]
     assert not any("a key" in text or "evil" in text for text in saved)
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")("a city").input_ids
     (folder / "tokenizer_config.json").unlink()
     (folder / "tokenizer_config.json").symlink_to(tmp_path / "secret")
     with pytest.raises(InputError, match="tokenizer_config.json: is not readable JSON"):
-        save_foreign(tmp_path / "again", load_foreign_encoder(folder, 3, 2, torch.float32), folder)
+        ModelFolder.save(
+            tmp_path / "again", load_foreign_encoder(FolderFiles(folder), 3, 2, torch.float32), source=folder
+        )
     assert not (tmp_path / "again").exists()
 
 
@@ -163,8 +166,8 @@ def test_a_part_that_is_missing_from_the_encoder_is_never_made_up(folder: Path) 
     name = next(each for each in weights if "layer.1" in each)
     save_file({each: tensor for each, tensor in weights.items() if each != name}, folder / "model.safetensors")
     for load in (
-        lambda: load_foreign_encoder(folder, 3, 2, torch.float32),
-        lambda: load_foreign_classifier(folder, "classify", ["a", "b"], 0, 3, 2),
+        lambda: load_foreign_encoder(FolderFiles(folder), 3, 2, torch.float32),
+        lambda: load_foreign_classifier(FolderFiles(folder), "classify", ["a", "b"], 0, 3, 2),
     ):
         with pytest.raises(InputError, match="the weights have no .*layer.1"):
             load()
@@ -188,6 +191,6 @@ def test_a_folder_that_wants_code_of_its_own_is_refused(tmp_path: Path) -> None:
     }))  # fmt: skip
     (tmp_path / "modeling.py").write_text("raise SystemExit('code of a folder was run')")
     with pytest.raises(InputError, match="model_type: found 'strange', expected one of modernbert, albert, bert"):
-        family_of(tmp_path)
+        family_of(FolderFiles(tmp_path))
     with pytest.raises(InputError, match="model_type: found 'strange'"):
         ModernBert.load(tmp_path)

@@ -21,7 +21,7 @@ from benchmarks.paper import PaperConfig
 from benchmarks.paper import run as run_paper
 from cli.conftest import succeed
 from modernbert import ModernBert
-from modernbert.checkpoints.folder import save_folder
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.model.heads import MaskedLM
 from modernbert.tasks.task import start_classifier
 
@@ -46,7 +46,7 @@ def heads(folder: Path, small_bert: ModernBert) -> dict[str, Path]:
     for task, labels in (("rerank", ["score"]), ("tag", ["O", "B-place", "I-place"])):
         made[task] = folder / task
         model = start_classifier(small_bert.model, task, labels, seed=3)
-        save_folder(made[task], model, lambda partial: small_bert.tokenizer.save_folder(partial, 1_000))
+        ModelFolder.save(made[task], model, small_bert.tokenizer, 1_000)
     return made
 
 

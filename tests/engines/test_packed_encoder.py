@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modernbert.batch import Batch
-from modernbert.checkpoints.folder import load_model, save_folder
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.engines.cpu import build, calls
 from modernbert.engines.cpu.cpu_engine import supports_gemm
 from modernbert.engines.cpu.packed_encoder import PackedEncoder
@@ -108,15 +108,17 @@ def test_a_model_with_a_plan_is_saved_as_published(with_head: bool, tmp_path: Pa
     config = ModelConfig.preset("tiny")
     model = MaskedLM(config) if with_head else Encoder(config)
     initialize(model, config, seed=2)
-    save_folder(tmp_path / "first", model)
-    loaded = load_model_for_inference(tmp_path / "first", torch.device("cpu"), torch.float32, find_engine("cpu"))
+    ModelFolder.save(tmp_path / "first", model)
+    loaded = load_model_for_inference(
+        ModelFolder(tmp_path / "first"), torch.device("cpu"), torch.float32, find_engine("cpu")
+    )
     batch = batch_of([9])
     with torch.inference_mode():
         loaded.encode(batch)
-    save_folder(tmp_path / "second", loaded)
+    ModelFolder.save(tmp_path / "second", loaded)
     first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("first", "second"))
     assert second == first
-    assert isinstance(load_model(tmp_path / "second"), type(model))
+    assert isinstance(ModelFolder(tmp_path / "second").load_model(), type(model))
 
 
 @pytest.mark.parametrize("changes", [{"intermediate_size": 208}, {"hidden_size": 96, "num_attention_heads": 3}])

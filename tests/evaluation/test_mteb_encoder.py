@@ -9,8 +9,7 @@ import pytest
 from sentence_transformers import SentenceTransformer
 
 from modernbert import ModernBert
-from modernbert.checkpoints.folder import load_model, save_folder
-from modernbert.checkpoints.sentence_transformers_format import write_vectors
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.errors import InputError
 from modernbert.evaluation.mteb_encoder import MtebEncoder
 from modernbert.inference.sentence_transformers_module import sentence_transformer
@@ -62,15 +61,10 @@ TASKS: dict[str, Callable[[], Any]] = {
 def folder(tmp_path_factory: pytest.TempPathFactory, small_bert: ModernBert) -> Path:
     place = tmp_path_factory.mktemp("mteb")
     small_bert.save(place / "plain")
-    model: Any = load_model(place / "plain")
+    model: Any = ModelFolder(place / "plain").load_model()
 
-    def write_beside(partial: Path) -> None:
-        small_bert.tokenizer.save_folder(partial, 1_000)
-        write_vectors(
-            partial, EmbeddingConfig(query_prompt="ask: ", document_prompt="read: ", document_length=20), None, 1_000
-        )
-
-    save_folder(place / "model", model.model, write_beside)
+    vectors = EmbeddingConfig(query_prompt="ask: ", document_prompt="read: ", document_length=20)
+    ModelFolder.save(place / "model", model.model, small_bert.tokenizer, 1_000, vectors=vectors)
     return place / "model"
 
 

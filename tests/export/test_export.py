@@ -18,8 +18,7 @@ from commands import modernbert
 from safetensors.torch import load_file, save_file
 
 from modernbert import Batch, InputError, ModernBert
-from modernbert.checkpoints.folder import load_model, save_folder
-from modernbert.checkpoints.sentence_transformers_format import write_vectors
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.export import onnx_nodes as nodes
 from modernbert.export.onnx_folder import export_folder
 from modernbert.model.embedder import EmbeddingConfig
@@ -57,13 +56,12 @@ def make(small_bert: ModernBert, tmp_path: Path) -> Make:
         elif task != "masked":
             model = model.model
 
-        def beside(partial: Path) -> None:
-            small_bert.tokenizer.save_folder(partial, 1_000)
-            if task == "embed":
-                projection = torch.nn.Linear(64, 24, bias=False)
-                write_vectors(partial, EmbeddingConfig(pooling=pooling), projection, 1_000)
-
-        save_folder(tmp_path / name, model.to(dtype), beside)
+        embeds = task == "embed"
+        ModelFolder.save(
+            tmp_path / name, model.to(dtype), small_bert.tokenizer, 1_000,
+            vectors=EmbeddingConfig(pooling=pooling) if embeds else None,
+            projection=torch.nn.Linear(64, 24, bias=False) if embeds else None,
+        )  # fmt: skip
         return tmp_path / name
 
     return make
@@ -136,7 +134,7 @@ def test_a_masked_lm_gives_our_logits_and_those_of_transformers(
     export_folder(folder, tmp_path / "out")
     ((name, logits),) = run(tmp_path / "out/onnx/model.onnx", documents).items()
     assert name == "logits" and logits.shape == (8, 700, 512) and logits.dtype == np.float32
-    assert apart(logits, alone(load_model(folder, dtype=torch.float32), documents)) < 1e-5
+    assert apart(logits, alone(ModelFolder(folder).load_model(dtype=torch.float32), documents)) < 1e-5
     theirs = AutoModelForMaskedLM.from_pretrained(folder, dtype=torch.float32).eval()
     with torch.no_grad():
         expected = [theirs(input_ids=torch.from_numpy(each)[None]).logits[0].numpy() for each in documents]
@@ -150,7 +148,7 @@ def test_heads_with_labels_give_our_scores(
     folder = make(task, pooling)
     export_folder(folder, tmp_path / "out")
     logits = run(tmp_path / "out/onnx/model.onnx", documents)["logits"]
-    expected = alone(load_model(folder), documents)
+    expected = alone(ModelFolder(folder).load_model(), documents)
     if task != "tag":
         expected = [each[0] for each in expected]
     assert logits.shape[-1] == len(LABELS[task]) and apart(logits, expected) < 1e-5
@@ -161,7 +159,7 @@ def test_answers_in_a_passage_have_two_outputs(make: Make, documents: list[np.nd
     folder = make("extract")
     export_folder(folder, tmp_path / "out")
     found = run(tmp_path / "out/onnx/model.onnx", documents)
-    expected = alone(load_model(folder), documents)
+    expected = alone(ModelFolder(folder).load_model(), documents)
     assert list(found) == ["start_logits", "end_logits"]
     for column, name in enumerate(found):
         assert apart(found[name], [each[:, column] for each in expected]) < 1e-5
@@ -214,7 +212,7 @@ def test_int8_is_near_and_says_how_near(make: Make, documents: list[np.ndarray],
     folder = make("masked")
     report = export_folder(folder, tmp_path / "out", int8=True, texts=["a text"])
     found = run(tmp_path / "out/onnx/model_quantized.onnx", documents)["logits"]
-    for row, own in zip(found, alone(load_model(folder), documents), strict=False):
+    for row, own in zip(found, alone(ModelFolder(folder).load_model(), documents), strict=False):
         one, other = row[: len(own)].ravel(), own.ravel()
         assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.99
     said = json.loads((tmp_path / "out/export.json").read_text())
@@ -259,7 +257,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(
     assert {path.name for path in (tmp_path / "out/onnx").iterdir()} == {"model.onnx", "model.onnx_data"}
     shutil.move(tmp_path / "out", tmp_path / "elsewhere")
     found = run(tmp_path / "elsewhere/onnx/model.onnx", documents)["last_hidden_state"]
-    assert apart(found, alone(load_model(folder), documents)) < 1e-5
+    assert apart(found, alone(ModelFolder(folder).load_model(), documents)) < 1e-5
 
 
 def test_a_full_disk_leaves_nothing_and_a_graph_that_is_not_near_lies_aside(

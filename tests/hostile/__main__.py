@@ -20,8 +20,7 @@ import torch
 import transformers
 
 from modernbert import ModernBert
-from modernbert.checkpoints.folder import save_folder
-from modernbert.checkpoints.sentence_transformers_format import write_vectors
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.devices import peak_memory, restart_peak
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
@@ -90,12 +89,7 @@ def make_good(root: Path) -> None:
             else EmbeddingConfig()
         )
         projection = torch.nn.Linear(64, 8, bias=False) if name == "late" else None
-
-        def beside(folder: Path, vectors: EmbeddingConfig = vectors, projection: Any = projection) -> None:
-            tokenizer.save_folder(folder, 1_000)
-            write_vectors(folder, vectors, projection, 1_000)
-
-        save_folder(root / name, model.eval(), beside)
+        ModelFolder.save(root / name, model.eval(), tokenizer, 1_000, vectors=vectors, projection=projection)
     sizes = dict(vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2)
     bert = transformers.BertConfig(**sizes, max_position_embeddings=300, pad_token_id=tokenizer.pad_id)
     transformers.BertModel(bert).save_pretrained(root / "bert")

@@ -14,7 +14,7 @@ from commands import modernbert
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from modernbert import Batch, InputError, ModernBert
-from modernbert.checkpoints.folder import load_model, save_folder
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.data.words import split_words
 from modernbert.inference.quantize import quantize
 from modernbert.model.heads import Classifier
@@ -36,9 +36,9 @@ def load(small_bert: ModernBert, tmp_path_factory: pytest.TempPathFactory) -> Lo
     def load(task: str) -> tuple[ModernBert, Path]:
         folder = start / task
         if not folder.exists():
-            model = start_classifier(load_model(start / "start"), task, LABELS[task], seed=3)
+            model = start_classifier(ModelFolder(start / "start").load_model(), task, LABELS[task], seed=3)
             torch.nn.init.normal_(model.classifier.weight, std=0.5)
-            save_folder(folder, model, lambda partial: small_bert.tokenizer.save_folder(partial, 1_000))
+            ModelFolder.save(folder, model, small_bert.tokenizer, 1_000)
         return ModernBert.load(folder, device="cpu", dtype="float32", engine="torch"), folder
 
     return load
@@ -86,7 +86,7 @@ def test_no_two_texts_score_alike_where_products_are_rounded(task: str, load: Lo
     found = [next(iter(each.values())) for each in bert.classify(pairs if task == "rerank" else texts)]
     # As a run scores its dev rows: weights in float32, products in bfloat16.
     batches = [Batch.from_documents(bert.tokenizer.encode(texts))]
-    whole = load_model(folder)
+    whole = ModelFolder(folder).load_model()
     assert isinstance(whole, Classifier)
     scored = predict(whole, batches, device=torch.device("cpu"), dtype=torch.bfloat16)
     for scores in (found, scored[:, 0].tolist()):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from modernbert import InputError, ModernBert
 from modernbert.batch import Batch
-from modernbert.checkpoints.folder import load_model, save_folder
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.engines.cpu.build import unavailable_reason
 from modernbert.engines.cpu.cpu_engine import supports_gemm
 from modernbert.engines.cpu.packed_encoder import PackedEncoder
@@ -54,7 +54,7 @@ def folder(small_bert: ModernBert, tmp_path_factory: pytest.TempPathFactory) -> 
     model = MaskedLM(config)
     initialize(model, config, seed=0)
     target = tmp_path_factory.mktemp("loaded") / "model"
-    save_folder(target, model, lambda partial: tokenizer.save_folder(partial, 1_000))
+    ModelFolder.save(target, model, tokenizer, 1_000)
     return target
 
 
@@ -203,7 +203,7 @@ def test_a_converted_model_computes_in_the_other_dtype_and_back(folder: Path, en
 
 @pytest.mark.parametrize(("engine", "dtype"), SETTINGS)
 def test_a_loaded_model_has_the_weights_of_its_folder(folder: Path, engine: str, dtype: str) -> None:
-    loaded, plain = load(folder, engine, dtype).model, load_model(folder, dtype=getattr(torch, dtype))
+    loaded, plain = load(folder, engine, dtype).model, ModelFolder(folder).load_model(dtype=getattr(torch, dtype))
     found, expected = loaded.state_dict(), plain.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], weight) for name, weight in expected.items())
@@ -294,7 +294,7 @@ def test_an_adapter_in_a_loaded_model_changes_the_result(folder: Path, engine: s
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_dropout_of_a_model_in_training_mode_is_off_when_texts_are_embedded(folder: Path, engine: str) -> None:
-    model = load_model(folder, engine=find_engine(engine))
+    model = ModelFolder(folder).load_model(engine=find_engine(engine))
     model.model.set_dropout(0.5)  # type: ignore[union-attr]
     bert = ModernBert(load(folder, engine).tokenizer, model)
     expected = bert.embed(TEXTS)
@@ -322,7 +322,7 @@ def test_hooks_keep_the_hidden_states_that_layers_returned(folder: Path, engine:
     batch = Batch.from_documents([list(range(5, 90)), list(range(5, 20))])
 
     def states(engine: str, keep: Callable[[Tensor], Tensor], gradients: bool) -> list[Tensor]:
-        model = load_model(folder, engine=find_engine(engine))
+        model = ModelFolder(folder).load_model(engine=find_engine(engine))
         kept: list[Tensor] = []
         for layer in model.model.layers:  # type: ignore[union-attr]
             layer.register_forward_hook(lambda _, __, output: kept.extend(keep(part) for part in output))
@@ -354,7 +354,10 @@ class Adapted(nn.Linear):
 @pytest.mark.parametrize("name", ["attn.Wqkv", "attn.Wo", "mlp.Wi", "mlp.Wo"])
 def test_an_adapter_in_a_layer_is_used_at_inference(folder: Path, engine: str, name: str) -> None:
     batch = Batch.from_documents([list(range(5, 90)), list(range(5, 20))])
-    plain, adapted = load_model(folder, engine=find_engine(engine)), load_model(folder, engine=find_engine(engine))
+    plain, adapted = (
+        ModelFolder(folder).load_model(engine=find_engine(engine)),
+        ModelFolder(folder).load_model(engine=find_engine(engine)),
+    )
     parent, child = name.split(".")
     block = getattr(adapted.model.layers[2], parent)  # type: ignore[union-attr]
     setattr(block, child, Adapted(getattr(block, child)))
@@ -371,7 +374,9 @@ def test_an_adapter_in_a_layer_is_used_at_inference(folder: Path, engine: str, n
 @pytest.mark.parametrize("name", ["dense", "classifier"])
 def test_an_adapter_in_a_head_decides(folder: Path, small_bert: ModernBert, engine: str, name: str) -> None:
     def score(adapt: bool) -> float:
-        model = start_classifier(load_model(folder, engine=find_engine(engine)), "regress", ["score"], seed=3).eval()
+        model = start_classifier(
+            ModelFolder(folder).load_model(engine=find_engine(engine)), "regress", ["score"], seed=3
+        ).eval()
         parent = model.head if name == "dense" else model
         if adapt:
             setattr(parent, name, Adapted(getattr(parent, name)))
@@ -387,7 +392,7 @@ def test_an_adapter_in_a_head_decides(folder: Path, small_bert: ModernBert, engi
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_adapter_in_the_decoder_is_trained(folder: Path, engine: str) -> None:
-    model = load_model(folder, engine=find_engine(engine))
+    model = ModelFolder(folder).load_model(engine=find_engine(engine))
     adapter = Adapted(model.decoder)  # type: ignore[arg-type]
     model.decoder = adapter
     where = torch.arange(9)

@@ -18,7 +18,7 @@ from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
 from modernbert import Batch, InputError, ModelConfig, ModernBert
-from modernbert.checkpoints.folder import save_folder
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.engines.registry import choose_engine
 from modernbert.hub_download import find_folder
 from modernbert.model.embedder import EmbeddingConfig
@@ -129,7 +129,7 @@ def test_a_tokenizer_that_does_not_fit_and_a_folder_without_the_head(bert: Moder
     )
     with pytest.raises(InputError, match="tokenizer has 512 entries, which does not fit the model's vocabulary of 448"):
         ModernBert(bert.tokenizer, MaskedLM(config))
-    save_folder(tmp_path / "encoder", bert.encoder, lambda to: bert.tokenizer.save_folder(to, 1_000))
+    ModelFolder.save(tmp_path / "encoder", bert.encoder, bert.tokenizer, 1_000)
     headless = ModernBert.load(tmp_path / "encoder", device="cpu", dtype="float32", engine="torch")
     np.testing.assert_allclose(headless.embed(TEXTS), bert.embed(TEXTS), atol=1e-6)
     with pytest.raises(InputError, match="has no masked-LM head"):

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from modernbert import InputError, ModernBert
-from modernbert.checkpoints.folder import load_model, save_folder
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.evaluation.mteb_encoder import MtebEncoder
 from modernbert.tasks.task import start_classifier
 
@@ -57,8 +57,8 @@ def of_transformers(plain: Path, tmp_path: Path) -> Callable[[str | None], Path]
 @pytest.fixture
 def tuned(plain: Path, small_bert: ModernBert, tmp_path: Path) -> Callable[[str], Path]:
     def tuned(task: str) -> Path:
-        model = start_classifier(load_model(plain), task, LABELS[task], seed=3)
-        save_folder(tmp_path / task, model, lambda partial: small_bert.tokenizer.save_folder(partial, 1_000))
+        model = start_classifier(ModelFolder(plain).load_model(), task, LABELS[task], seed=3)
+        ModelFolder.save(tmp_path / task, model, small_bert.tokenizer, 1_000)
         return tmp_path / task
 
     return tuned

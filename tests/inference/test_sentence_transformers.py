@@ -12,8 +12,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
 
 from modernbert import ModernBert
-from modernbert.checkpoints.folder import load_model, save_folder
-from modernbert.checkpoints.sentence_transformers_format import write_vectors
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.errors import InputError
 from modernbert.inference.sentence_transformers_module import UnpaddedEncoder, sentence_transformer
 from modernbert.model.embedder import EmbeddingConfig
@@ -30,13 +29,11 @@ def write(tmp_path: Path, small_bert: ModernBert) -> Callable[..., Path]:
 
     def write_folder(vectors: EmbeddingConfig, projection: torch.nn.Linear | None = None) -> Path:
         small_bert.save(tmp_path / "plain")
-        model: Any = load_model(tmp_path / "plain")
+        model: Any = ModelFolder(tmp_path / "plain").load_model()
 
-        def write_beside(partial: Path) -> None:
-            small_bert.tokenizer.save_folder(partial, 1_000)
-            write_vectors(partial, vectors, projection, 1_000)
-
-        save_folder(tmp_path / "model", model.model, write_beside)
+        ModelFolder.save(
+            tmp_path / "model", model.model, small_bert.tokenizer, 1_000, vectors=vectors, projection=projection
+        )
         return tmp_path / "model"
 
     return write_folder

@@ -16,7 +16,7 @@ from commands import run_here as modernbert
 from sentence_transformers import CrossEncoder
 
 from modernbert import InputError, ModernBert
-from modernbert.checkpoints.folder import load_model, save_folder
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.data.beir import read_collection
 from modernbert.data.corpus import Tally, read_documents
 from modernbert.data.labeled_rows import read_rows
@@ -36,9 +36,9 @@ def folders(small_bert: ModernBert, tmp_path_factory: pytest.TempPathFactory) ->
     start = tmp_path_factory.mktemp("inputs")
     small_bert.save(start / "mask")
     for task, labels in LABELS.items():
-        model = start_classifier(load_model(start / "mask"), task, labels, seed=3)
+        model = start_classifier(ModelFolder(start / "mask").load_model(), task, labels, seed=3)
         torch.nn.init.normal_(model.classifier.weight, std=0.5)
-        save_folder(start / task, model, lambda partial: small_bert.tokenizer.save_folder(partial, 1_000))
+        ModelFolder.save(start / task, model, small_bert.tokenizer, 1_000)
     return {name: str(start / name) for name in ("mask", *LABELS)}
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from modernbert import InputError, ModernBert
-from modernbert.checkpoints.folder import load_model, save_folder
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.engines.cpu.build import unavailable_reason
 from modernbert.inference import replicas as spread
 from modernbert.tasks.task import start_classifier
@@ -25,9 +25,9 @@ def folders(small_bert: ModernBert, tmp_path_factory: pytest.TempPathFactory) ->
     start = tmp_path_factory.mktemp("threads")
     small_bert.save(start / "fill")
     for task, labels in LABELS.items():
-        model = start_classifier(load_model(start / "fill"), task, labels, seed=3)
+        model = start_classifier(ModelFolder(start / "fill").load_model(), task, labels, seed=3)
         torch.nn.init.normal_(model.classifier.weight, std=0.5)
-        save_folder(start / task, model, lambda partial: small_bert.tokenizer.save_folder(partial, 1_000))
+        ModelFolder.save(start / task, model, small_bert.tokenizer, 1_000)
     return start
 
 

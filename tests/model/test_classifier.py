@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from modernbert.batch import Batch
-from modernbert.checkpoints.folder import load_model, save_folder
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import Classifier, MaskedLM
@@ -80,7 +80,7 @@ def test_losses_and_gradients_equal_those_of_transformers_on_the_folder_we_write
     task: str, tmp_path: Path, small_model: MaskedLM
 ) -> None:
     ours = started(small_model, task)
-    save_folder(tmp_path / "model", ours)
+    ModelFolder.save(tmp_path / "model", ours)
     theirs = PUBLISHED[task].from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
     items = examples(task)
     expected = theirs(**padded(task, items))
@@ -103,7 +103,7 @@ def test_losses_and_gradients_equal_those_of_transformers_on_the_folder_we_write
 def test_losses_of_choices_equal_those_of_transformers(tmp_path: Path, small_model: MaskedLM) -> None:
     """Three questions of four choices each, padded for transformers and concatenated."""
     ours = start_classifier(small_model, "choose", ["score"], seed=1).eval()
-    save_folder(tmp_path / "model", ours)
+    ModelFolder.save(tmp_path / "model", ours)
     theirs = AutoModelForMultipleChoice.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
     rng = np.random.default_rng(0)
     items, ids, mask = [], torch.full((3, 4, 80), 3), torch.zeros((3, 4, 80), dtype=torch.int64)
@@ -119,7 +119,7 @@ def test_losses_of_choices_equal_those_of_transformers(tmp_path: Path, small_mod
     total, count = multiple_choice_loss(ours, batch_of(items))
     assert count == 3
     assert float(total.detach() / count) == pytest.approx(float(expected.loss.detach()), abs=1e-5)
-    again = load_model(tmp_path / "model")
+    again = ModelFolder(tmp_path / "model").load_model()
     assert isinstance(again, Classifier) and again.task == "choose"
 
 
@@ -145,13 +145,13 @@ def test_folders_of_transformers_load_and_come_back_byte_for_byte(
         said = json.loads(path.read_text())
         del said["classifier_pooling"]
         path.write_text(json.dumps(said))
-    ours = load_model(tmp_path / "theirs")
+    ours = ModelFolder(tmp_path / "theirs").load_model()
     assert isinstance(ours, Classifier) and ours.labels == ("no", "maybe", "yes")
     tokens = torch.arange(150).remainder(512)
     with torch.no_grad():
         found = ours(Batch.from_documents([tokens.numpy()]))
         torch.testing.assert_close(found, theirs(tokens[None]).logits.flatten(0, -2), atol=1e-5, rtol=0)
-    save_folder(tmp_path / "ours", ours)
+    ModelFolder.save(tmp_path / "ours", ours)
     files = [tmp_path / name / "model.safetensors" for name in ("theirs", "ours")]
     assert files[0].read_bytes() == files[1].read_bytes()
 
@@ -179,25 +179,25 @@ def test_the_classifier_is_new_unless_labels_and_task_are_the_same(
 
 
 def test_a_folder_whose_labels_do_not_fit_its_weights_is_refused(tmp_path: Path, small_model: MaskedLM) -> None:
-    save_folder(tmp_path / "model", started(small_model, "classify"))
+    ModelFolder.save(tmp_path / "model", started(small_model, "classify"))
     path = tmp_path / "model" / "config.json"
     path.write_text(path.read_text().replace('"2": "c"', '"3": "c"'))
     with pytest.raises(InputError, match="config.json: id2label"):
-        load_model(tmp_path / "model")
+        ModelFolder(tmp_path / "model").load_model()
     path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": {"0": "a", "1": "b", "2": "a"}}))
     with pytest.raises(InputError, match="config.json: id2label has 'a' twice, expected different labels"):
-        load_model(tmp_path / "model")
+        ModelFolder(tmp_path / "model").load_model()
     path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": [1]}))
     with pytest.raises(InputError, match="config.json: id2label"):
-        load_model(tmp_path / "model")
+        ModelFolder(tmp_path / "model").load_model()
 
 
 @pytest.mark.parametrize("name", ["classifier.bias", "head.dense.weight", "head.norm.weight"])
 def test_a_folder_of_labels_that_lacks_a_part_of_its_head_is_refused(
     name: str, tmp_path: Path, small_model: MaskedLM
 ) -> None:
-    save_folder(tmp_path / "model", started(small_model, "classify"))
+    ModelFolder.save(tmp_path / "model", started(small_model, "classify"))
     path = tmp_path / "model" / "model.safetensors"
     save_file({key: tensor for key, tensor in load_file(path).items() if key != name}, path)
     with pytest.raises(InputError, match=f"model: the weights have no {name}, expected it beside classifier.weight"):
-        load_model(tmp_path / "model")
+        ModelFolder(tmp_path / "model").load_model()

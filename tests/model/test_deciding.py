@@ -26,7 +26,7 @@ from transformers import (
 
 from modernbert import ModernBert
 from modernbert.batch import Batch
-from modernbert.checkpoints.folder import load_config, load_model
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.errors import InputError
 from modernbert.model.embedder import EmbeddingConfig
 from modernbert.model.encoder import Encoder
@@ -106,7 +106,7 @@ def test_a_config_means_what_it_means_to_transformers(bare: Path, tmp_path: Path
     gone = ("rope_parameters", *(["local_attention"] if "sliding_window" in READ[name] else []))
     folder = rewritten(bare, tmp_path / "model", gone, **READ[name])
     theirs = AutoModel.from_pretrained(folder).eval()
-    ours = load_model(folder)
+    ours = ModelFolder(folder).load_model()
     assert isinstance(ours, Encoder)
     tokens = torch.arange(200).remainder(512)
     batch = Batch.from_documents([tokens.numpy()])
@@ -170,16 +170,16 @@ def test_a_config_of_which_a_part_is_not_understood_is_refused_by_name(
 ) -> None:
     folder = rewritten(bare, tmp_path / "model", ("rope_parameters",), **UNCLEAR[message])
     with pytest.raises(InputError) as caught:
-        load_model(folder)
+        ModelFolder(folder).load_model()
     assert f"config.json: {message}" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_dropouts_that_training_does_not_apply_are_named(
     bare: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    load_model(bare)
+    ModelFolder(bare).load_model()
     assert not caplog.text
-    load_model(rewritten(bare, tmp_path / "model", mlp_dropout=0.2))
+    ModelFolder(rewritten(bare, tmp_path / "model", mlp_dropout=0.2)).load_model()
     assert "config.json: mlp_dropout is 0.2; training does not apply it" in caplog.text
 
 
@@ -197,10 +197,10 @@ def test_every_folder_that_transformers_writes_loads_without_a_message(
     tmp_path: Path, kind: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     kind(ModernBertConfig(**SIZES)).save_pretrained(tmp_path)
-    assert isinstance(load_model(tmp_path), HEADS[kind])
+    assert isinstance(ModelFolder(tmp_path).load_model(), HEADS[kind])
     # A second time, after transformers has loaded and saved it again.
     kind.from_pretrained(tmp_path).save_pretrained(tmp_path / "again")
-    assert load_config(tmp_path / "again") == load_config(tmp_path)
+    assert ModelFolder(tmp_path / "again").config == ModelFolder(tmp_path).config
     assert not caplog.text
 
 
@@ -242,7 +242,7 @@ def test_an_adapter_without_its_config_is_refused(whole: Path, tmp_path: Path, n
 
 def test_a_folder_with_nothing_but_an_adapter_says_so(tmp_path: Path) -> None:
     lora(tmp_path)
-    for load in (load_model, load_config, ModernBert.load):
+    for load in (ModelFolder, ModernBert.load):
         with pytest.raises(InputError, match=r"has adapter_config.json, and no model beside it: adapters are not"):
             load(tmp_path)
 
@@ -297,14 +297,14 @@ def test_two_sets_of_weights_are_refused(bare: Path, tmp_path: Path) -> None:
     for file in (tmp_path / "sharded").glob("model*"):
         shutil.copy(file, folder)
     with pytest.raises(InputError, match=r"has model.safetensors and model.safetensors.index.json, which names other"):
-        load_model(folder)
+        ModelFolder(folder).load_model()
     (folder / "model.safetensors").unlink()
-    load_model(folder)
+    ModelFolder(folder).load_model()
     # An index of the same file is no contradiction.
     one = shutil.copytree(bare, tmp_path / "one")
     index = {"weight_map": dict.fromkeys(load_file(one / "model.safetensors"), "model.safetensors")}
     (one / "model.safetensors.index.json").write_text(json.dumps(index))
-    load_model(one)
+    ModelFolder(one).load_model()
 
 
 def test_every_kind_of_model_that_sentence_transformers_writes_loads(whole: Path, tmp_path: Path) -> None:

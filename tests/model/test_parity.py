@@ -8,7 +8,7 @@ from transformers import ModernBertConfig, ModernBertForMaskedLM
 from transformers.initialization import no_init_weights
 
 from modernbert.batch import Batch
-from modernbert.checkpoints.folder import load_model
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.hf_config import config_to_json
 from modernbert.engines.registry import find_engine
 from modernbert.model.config import PRESETS, ModelConfig
@@ -166,9 +166,8 @@ def test_logits_at_label_positions(small_model: MaskedLM) -> None:
 
 
 def test_tied_decoder_is_one_parameter_and_survives_loading(tmp_path, small_model: MaskedLM) -> None:
-    from modernbert.checkpoints.folder import save_folder
 
-    save_folder(tmp_path / "model", small_model)
-    read = load_model(tmp_path / "model")
+    ModelFolder.save(tmp_path / "model", small_model)
+    read = ModelFolder(tmp_path / "model").load_model()
     assert isinstance(read, MaskedLM)
     assert read.decoder.weight is read.model.embeddings.tok_embeddings.weight

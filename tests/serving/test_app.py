@@ -19,7 +19,7 @@ import torch
 from commands import modernbert
 
 from modernbert import InputError, ModernBert
-from modernbert.checkpoints.folder import load_model, save_folder
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.model.embedder import EmbeddingConfig
 from modernbert.tasks.task import start_classifier
 
@@ -64,8 +64,8 @@ def open_app() -> Iterator[Open]:
 
 
 def tuned(folder: Path, task: str, labels: list[str], tmp_path: Path, bert: ModernBert) -> ModernBert:
-    model = start_classifier(load_model(folder), task, labels, seed=3)
-    save_folder(tmp_path / task, model, lambda partial: bert.tokenizer.save_folder(partial, 1_000))
+    model = start_classifier(ModelFolder(folder).load_model(), task, labels, seed=3)
+    ModelFolder.save(tmp_path / task, model, bert.tokenizer, 1_000)
     return ModernBert.load(tmp_path / task, device="cpu", dtype="float32", engine="torch")
 
 

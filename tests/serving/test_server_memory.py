@@ -11,7 +11,7 @@ import pytest
 from served import Served
 
 from modernbert import ModernBert
-from modernbert.checkpoints.folder import save_folder
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.initialization import initialize
@@ -34,16 +34,13 @@ def folder(small_bert: ModernBert, tmp_path_factory: pytest.TempPathFactory) -> 
     model = MaskedLM(config)
     initialize(model, config, seed=0)
 
-    def write_tokenizer(partial: Path) -> None:
-        small_bert.tokenizer.save_folder(partial, 8_192)
-        place = partial / "tokenizer.json"
-        found = json.loads(place.read_text())
-        # Added tokens keep their ids if they are in the vocabulary too.
-        found["model"]["vocab"] |= {token["content"]: token["id"] for token in found["added_tokens"]}
-        found["model"]["vocab"] |= {f"entry{n}": n for n in range(small_bert.tokenizer.vocab_size, ENTRIES)}
-        place.write_text(json.dumps(found))
-
-    save_folder(folder, model.eval(), write_tokenizer)
+    ModelFolder.save(folder, model.eval(), small_bert.tokenizer, 8_192)
+    place = folder / "tokenizer.json"
+    found = json.loads(place.read_text())
+    # Added tokens keep their ids if they are in the vocabulary too.
+    found["model"]["vocab"] |= {token["content"]: token["id"] for token in found["added_tokens"]}
+    found["model"]["vocab"] |= {f"entry{n}": n for n in range(small_bert.tokenizer.vocab_size, ENTRIES)}
+    place.write_text(json.dumps(found))
     return folder
 
 

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer, BertTokenizer
 
 from modernbert import ModernBert
-from modernbert.checkpoints.folder import digest_of
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.errors import InputError
 from modernbert.tokenizer.tokenizer import Tokenizer
 
@@ -132,13 +132,13 @@ def test_what_contradicts_or_is_no_token_is_refused(tokenizer: Tokenizer, tmp_pa
 def test_a_model_needs_embeddings_of_what_is_added(small_bert: ModernBert, tmp_path: Path) -> None:
     small_bert.save(tmp_path / "model")
     found = json.loads((tmp_path / "model" / CONFIG).read_text())
-    digest = digest_of(tmp_path / "model")
+    digest = ModelFolder(tmp_path / "model").digest
     (tmp_path / "model" / CONFIG).write_text(json.dumps(found | {"additional_special_tokens": ["<a>"]}))
     with pytest.raises(InputError, match="has 513 entries, which does not fit the model's vocabulary of 512"):
         ModernBert.load(tmp_path / "model", device="cpu")
     (tmp_path / "model" / CONFIG).write_text(json.dumps(found))
     (tmp_path / "model" / ADDED).write_text(json.dumps({}))
-    assert digest_of(tmp_path / "model") != digest
+    assert ModelFolder(tmp_path / "model").digest != digest
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -370,8 +370,8 @@ def test_class_weights_raise_the_rare_label(config: FinetuneConfig, tmp_path: Pa
 
 
 def test_rates_fall_with_depth(small_bert: ModernBert) -> None:
-    model = start_classifier(small_bert.model, "classify", ["a", "b"], seed=0)  # type: ignore[arg-type]
-    groups = groups_by_depth(model, model.model, lr=1e-3, head_lr=1e-2, layer_decay=0.5, weight_decay=0.1)
+    model = start_classifier(small_bert.model, "classify", ["a", "b"], seed=0)
+    groups = groups_by_depth(model, lr=1e-3, head_lr=1e-2, layer_decay=0.5, weight_decay=0.1)
     by_parameter = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
     scales = {name: by_parameter.pop(id(parameter)) for name, parameter in model.named_parameters()}
     assert not by_parameter

@@ -21,7 +21,7 @@ from test_pretraining import (  # noqa: F401 (fixtures)
     texts,
 )
 
-from modernbert.checkpoints.folder import load_model
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.config_files import load, to_yaml
 from modernbert.data.corpus import Document, Tally
 from modernbert.data.shards import write_shards
@@ -58,7 +58,7 @@ def test_a_run_starts_from_a_model_folder(data, straight, tmp_path):  # noqa: F8
     assert finished["max_len"] == 64
     assert first_loss(tmp_path / "run") == pytest.approx(finished["loss"], abs=0.3)
     assert first_loss(tmp_path / "run") < math.log(448) - 0.5
-    model = load_model(tmp_path / "run" / "model")
+    model = ModelFolder(tmp_path / "run" / "model").load_model()
     assert model.model.config.global_rope_theta == 10_000.0
     assert model.model.config.hidden_size == 32
 
@@ -132,7 +132,7 @@ def test_what_does_not_fit_the_start_is_refused(data, straight, tmp_path, messag
 def test_a_published_model_gets_back_the_dropout_its_folder_lost(data, straight, tmp_path):  # noqa: F811
     changed = begun(data, tmp_path / "run", straight / "model", model={"attention_output_dropout": 0.25})
     pretrain.run(changed)
-    assert load_model(tmp_path / "run" / "model").model.config.attention_output_dropout == 0.25
+    assert ModelFolder(tmp_path / "run" / "model").load_model().model.config.attention_output_dropout == 0.25
 
 
 def test_a_start_is_found_from_wherever_it_is_named(data, straight, tmp_path, monkeypatch):  # noqa: F811
@@ -220,10 +220,10 @@ def test_a_model_gets_another_vocabulary(data, straight, tmp_path):  # noqa: F81
     with pytest.raises(InputError, match="model.vocab_size: found 384, expected at least the 448"):
         pretrain.run(begun(data, tmp_path / "run", straight / "model", new_vocabulary=True, **changes | small))
     wide = config_of(data, tmp_path, init_from="x", new_vocabulary=True, model={"vocab_size": 512}, phases=DECAY)
-    start = load_model(straight / "model").model.config
+    start = ModelFolder(straight / "model").load_model().model.config
     assert model_config(wide, Tokenizer.load(tmp_path / "tokenizer"), start).vocab_size == 512
     pretrain.run(begun(data, tmp_path / "run", straight / "model", new_vocabulary=True, **changes))
-    model = load_model(tmp_path / "run" / "model")
+    model = ModelFolder(tmp_path / "run" / "model").load_model()
     assert model.model.config.vocab_size == 448
     pretrain.run(begun(data, tmp_path / "old", straight / "model"))
     # Random replacements may be others, the rest is the same; a random start would be at ln 448 = 6.1.

@@ -20,7 +20,7 @@ from faults.course import changed
 from safetensors.torch import load_file
 
 import modernbert
-from modernbert.checkpoints.folder import load_model
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.config_files import load, to_yaml
 from modernbert.data.corpus import Document, Tally
 from modernbert.data.shards import Shards, write_shards
@@ -161,7 +161,7 @@ def test_a_board_shows_what_the_log_says_and_changes_no_bit(straight, data, tmp_
 
 
 def test_exported_model_is_that_of_the_last_phase(straight, data):
-    model = load_model(straight / "model")
+    model = ModelFolder(straight / "model").load_model()
     assert model.model.config.max_position_embeddings == 256
     assert model.model.config.global_rope_theta == 160_000.0
     weights = latest(straight / "checkpoints").tensors("model")
@@ -488,7 +488,7 @@ def test_a_phase_computes_with_its_own_settings(data, tmp_path):
     steps = [row for row in rows(tmp_path / "run") if row["kind"] == "step"]
     first = {name: next(row for row in steps if row["phase"] == name) for name in phases}
 
-    model = load_model(tmp_path / "run" / "model")
+    model = ModelFolder(tmp_path / "run" / "model").load_model()
     initialize(model, model.model.config, config.seed)
     assert step_loss(config, model, "stable") == pytest.approx(first["stable"]["loss"], abs=1e-5)
     others = [{"global_rope_theta": 160_000.0}, {"local_rope_theta": 500.0}, {"mask_rate": 0.3}]

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from modernbert import ModernBert
 from modernbert.batch import batch_by_size
-from modernbert.checkpoints.folder import load_model
-from modernbert.checkpoints.sentence_transformers_format import load_vectors
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.config_files import load as load_config
 from modernbert.config_files import read_yaml
 from modernbert.data.beir import read_texts
@@ -339,7 +338,10 @@ def test_stanfords_library_would_make_the_same_vectors(config: RetrieverConfig) 
 
 def test_a_folder_keeps_what_it_was_tuned_with(config: RetrieverConfig) -> None:
     folder = finetune_retriever(replace(config, epochs=1, vectors=EmbeddingConfig(query_length=9, document_length=33)))
-    assert load_vectors(folder).query_length == 9 and load_vectors(folder).document_length == 33
+    assert (
+        ModelFolder(folder).embedding_config.query_length == 9
+        and ModelFolder(folder).embedding_config.document_length == 33
+    )
     scores = json.loads((folder.parent / "scores.json").read_text())
     (row,) = evaluate(RetrievalConfig(str(folder), config.test, device="cpu", dtype="float32"))
     assert row["ndcg_10"] == pytest.approx(scores["test"]["made-up"]["ndcg_10"], abs=1e-6)
@@ -568,6 +570,6 @@ def test_a_late_folder_that_hides_tokens_from_one_another_is_refused(config: Ret
     path.write_text(
         path.read_text().replace('"attend_to_expansion_tokens": true', '"attend_to_expansion_tokens": false')
     )
-    assert isinstance(load_model(folder), torch.nn.Module)
+    assert isinstance(ModelFolder(folder).load_model(), torch.nn.Module)
     with pytest.raises(InputError, match="attend_to_expansion_tokens is false"):
         ModernBert.load(folder)
