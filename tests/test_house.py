@@ -17,8 +17,9 @@ from jaxtyping import TypeCheckError
 from modernbert import ModernBert
 from modernbert.config_files import load
 from modernbert.errors import InputError
-from modernbert.evaluation.ranking_metrics import rank_ids, ranks_of
+from modernbert.evaluation.ranking_metrics import rank_ids
 from modernbert.extras import EXTRAS
+from modernbert.tasks.metrics import accuracy
 from modernbert.training.pretraining_config import PretrainConfig, schedule_of
 
 ROOT = Path(__file__).parent.parent
@@ -161,6 +162,7 @@ def test_every_module_imports_without_the_extras() -> None:
 import importlib, importlib.util, pkgutil, sys
 has_triton = importlib.util.find_spec("triton")  # it comes with torch for CUDA, and is for GPUs alone
 from modernbert.extras import EXTRAS
+from modernbert.tasks.metrics import accuracy
 for name in [*EXTRAS, "httptools", "uvloop"]:
     if name != "jinja2":  # torch brings it
         sys.modules[name] = None
@@ -263,8 +265,8 @@ def test_training_brings_in_no_compiler_and_nothing_of_several_processes() -> No
 
 
 def test_tests_check_the_axes_and_the_types_of_annotations() -> None:
-    with pytest.raises(TypeCheckError, match="positives"):
-        ranks_of(np.zeros((3, 4)), np.zeros(5, dtype=int))
+    with pytest.raises(TypeCheckError, match="expected"):
+        accuracy(np.zeros(3, dtype=int), np.zeros(5, dtype=int))
     with pytest.raises(BeartypeCallHintViolation, match="scores"):
         rank_ids(["a", "b"])  # type: ignore[arg-type]
 

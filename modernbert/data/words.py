@@ -9,7 +9,15 @@ from functools import lru_cache
 
 import numpy as np
 
-__all__ = ["continued", "join_words", "pieces_of", "share_tokens", "spans_of", "split_words", "stands_alone"]
+__all__ = [
+    "tags_of_parts",
+    "join_words",
+    "split_tagged_word",
+    "merge_by_token",
+    "spans_from_tags",
+    "split_words",
+    "is_unspaced_letter",
+]
 
 _JOINER = "\u200d"
 # Scripts without spaces between words, by the Unicode names of their letters: line breaking classes ID, CJ and SA.
@@ -21,7 +29,7 @@ _SCRIPTS = tuple(
     )
 )  # fmt: skip
 # The first Thai letter; all scripts with lower code points have spaces.
-_FIRST_ALONE = "\u0e01"
+_FIRST_UNSPACED = "\u0e01"
 # Letters that belong to the letter before them: Thai and Lao AM, half-width voiced sound marks.
 _MARKS = frozenset("\u0e33\u0eb3\uff9e\uff9f")
 # Signs that stack the next letter below the previous one: Myanmar virama, Khmer coeng, Tai Tham sakot.
@@ -49,7 +57,7 @@ def split_words(text: str) -> list[tuple[int, int]]:
             open_run = joined = False
             continue
         is_letter = (character.isalnum() or character == "_") and (
-            character < _FIRST_ALONE or not stands_alone(character)
+            character < _FIRST_UNSPACED or not is_unspaced_letter(character)
         )
         touches = bool(ranges) and ranges[-1][1] == place
         if touches and (is_mark or joined or (is_letter and open_run)):
@@ -62,10 +70,10 @@ def split_words(text: str) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=65_536)
-def stands_alone(character: str) -> bool:
+def is_unspaced_letter(character: str) -> bool:
     """Return whether a character is a letter of a script that has no spaces between words.
 
-    >>> [stands_alone(letter) for letter in ("京", "の", "ก", "가", "a", "7")]
+    >>> [is_unspaced_letter(letter) for letter in ("京", "の", "ก", "가", "a", "7")]
     [True, True, True, False, False, False]
     """
     if not character.isalnum() or character.isdecimal():
@@ -74,7 +82,7 @@ def stands_alone(character: str) -> bool:
     return name.startswith(_SCRIPTS) or "IDEOGRAPH" in name or "\U00017000" <= character <= "\U00018d8f"
 
 
-def share_tokens(
+def merge_by_token(
     text: str, words: Sequence[tuple[int, int]], places: np.ndarray
 ) -> tuple[list[tuple[int, int]], np.ndarray, list[int]]:
     """Join letters of scripts without spaces that share their first token: a model has one vector for them.
@@ -95,7 +103,7 @@ def share_tokens(
     kept: list[int] = []
     for number, (begin, end) in enumerate(words):
         if kept and places[number] == places[kept[-1]] and ranges[-1][1] == begin:
-            if stands_alone(text[begin]) and stands_alone(text[words[number - 1][0]]):
+            if is_unspaced_letter(text[begin]) and is_unspaced_letter(text[words[number - 1][0]]):
                 ranges[-1] = (ranges[-1][0], end)
                 continue
         ranges.append((begin, end))
@@ -115,16 +123,16 @@ def join_words(words: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
     ('東京へ。', [(0, 2), (2, 3), (3, 4)])
     """
     ranges: list[tuple[int, int]] = []
-    pieces: list[str] = []
+    parts: list[str] = []
     place = 0
     for number, word in enumerate(words):
         if number and not _touch(words[number - 1], word):
-            pieces.append(" ")
+            parts.append(" ")
             place += 1
-        pieces.append(word)
+        parts.append(word)
         ranges.append((place, place + len(word)))
         place += len(word)
-    return "".join(pieces), ranges
+    return "".join(parts), ranges
 
 
 def _touch(before: str, word: str) -> bool:
@@ -133,22 +141,22 @@ def _touch(before: str, word: str) -> bool:
     if not last or not word:
         return False
     both = (last, word[0])
-    alone = [stands_alone(each) for each in both]
+    unspaced = [is_unspaced_letter(each) for each in both]
     wide = [unicodedata.east_asian_width(c) in "WF" and unicodedata.category(c)[0] == "P" for c in both]
-    return all(a or w for a, w in zip(alone, wide, strict=True)) or any(wide)
+    return all(a or w for a, w in zip(unspaced, wide, strict=True)) or any(wide)
 
 
-def pieces_of(word: str, tag: str) -> list[tuple[int, int, str]]:
+def split_tagged_word(word: str, tag: str) -> list[tuple[int, int, str]]:
     """Return the ranges into which `split_words` would split a word, each with its part of the word's tag.
 
     Only words with letters of scripts without spaces are split.
 
-    >>> pieces_of("東京", "B-place")
+    >>> split_tagged_word("東京", "B-place")
     [(0, 1, 'B-place'), (1, 2, 'I-place')]
-    >>> pieces_of("don't", "O")
+    >>> split_tagged_word("don't", "O")
     [(0, 5, 'O')]
     """
-    if not any(map(stands_alone, word)):
+    if not any(map(is_unspaced_letter, word)):
         return [(0, len(word), tag)]
     ranges = split_words(word)
     if not ranges or ranges[0][0] != 0 or sum(end - begin for begin, end in ranges) < len(word):
@@ -156,10 +164,10 @@ def pieces_of(word: str, tag: str) -> list[tuple[int, int, str]]:
     return [(*each, part) for each, part in zip(ranges, _parts_of(tag, len(ranges)), strict=True)]
 
 
-def continued(tag: str) -> list[str]:
+def tags_of_parts(tag: str) -> list[str]:
     """Return the tags that parts of a word with this tag can have.
 
-    >>> continued("S-x"), continued("NOUN")
+    >>> tags_of_parts("S-x"), tags_of_parts("NOUN")
     (['S-x', 'B-x', 'E-x', 'I-x'], ['NOUN'])
     """
     return list(dict.fromkeys([tag, *_parts_of(tag, 2), *_parts_of(tag, 3)]))
@@ -173,14 +181,14 @@ def _parts_of(tag: str, number: int) -> list[str]:
     return [f"{first}-{label}", *[f"{inside}-{label}"] * (number - 2), f"{last}-{label}"]
 
 
-def spans_of(tags: Sequence[str]) -> set[tuple[int, int, str]]:
+def spans_from_tags(tags: Sequence[str]) -> set[tuple[int, int, str]]:
     """Return (first word, word after the last, label) of each span that tags mark.
 
     `B-` begins a span. `I-` continues a span of its label, or begins one. `E-` or `L-` does the same and ends it. `S-`
     or `U-` is a span of one word, and so is a tag without a prefix; `O` is none. Source: conlleval, and seqeval for
     tags that mark ends.
 
-    >>> sorted(spans_of(["B-x", "I-x", "I-y", "O", "z", "B-x", "E-x", "S-x"]))
+    >>> sorted(spans_from_tags(["B-x", "I-x", "I-y", "O", "z", "B-x", "E-x", "S-x"]))
     [(0, 2, 'x'), (2, 3, 'y'), (4, 5, 'z'), (5, 7, 'x'), (7, 8, 'x')]
     """
     spans: set[tuple[int, int, str]] = set()
@@ -188,11 +196,11 @@ def spans_of(tags: Sequence[str]) -> set[tuple[int, int, str]]:
     for place, tag in enumerate([*tags, "O"]):
         prefix, _, label = tag.partition("-")
         known = bool(label) and prefix in _PREFIXES
-        goes_on = known and prefix not in _BEGINS and label == open_label
-        if open_label and not goes_on:
+        continues = known and prefix not in _BEGINS and label == open_label
+        if open_label and not continues:
             spans.add((begin, place, open_label))
             open_label = ""
-        if known and not goes_on:
+        if known and not continues:
             begin, open_label = place, label
         if known and prefix in _ENDS:
             spans.add((begin, place + 1, label))

@@ -18,11 +18,12 @@ from modernbert.data.prepare import PrepareConfig
 from modernbert.data.prepare import run as prepare
 from modernbert.demo.collect import Record, collect, read_records
 from modernbert.demo.demo_options import DemoConfig
-from modernbert.demo.function_search import rank_by_bm25, rank_by_vectors
+from modernbert.demo.function_search import search_functions
 from modernbert.demo.masks import mask_words
 from modernbert.demo.pairs import pairs
 from modernbert.demo.summary import print_summary, write_summary
 from modernbert.errors import InputError
+from modernbert.evaluation.retrieval_eval import rank_by_model, rank_by_words
 from modernbert.extras import require
 from modernbert.files import new_folder, write_file
 from modernbert.inference.modernbert import ModernBert
@@ -153,8 +154,8 @@ def _search(out: Path, name: str, folder: Path) -> None:
     heldout = pairs(_records(out, "heldout"))
     if not heldout:
         raise InputError(f"{out / 'corpus' / 'heldout.jsonl'}: has no function with a docstring, expected some")
-    ranking = rank_by_vectors(ModernBert.load(folder, dtype="float32"), heldout)
-    results = {"pairs": heldout, "model": ranking, "bm25": rank_by_bm25(heldout)}
+    systems = {"model": rank_by_model(ModernBert.load(folder, dtype="float32")), "bm25": rank_by_words}
+    results = {"pairs": heldout} | {name: search_functions(heldout, rank) for name, rank in systems.items()}
     write_file(out / f"{name}.json", json.dumps(results, default=asdict) + "\n")
 
 

@@ -1,21 +1,18 @@
-"""Function search: rank functions for a docstring, by the vectors of a model or by BM25."""
+"""Function search: find the function of a docstring among all functions, by a model or by BM25."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from modernbert.data.beir import Collection, Rank
 from modernbert.demo.pairs import Pair
-from modernbert.evaluation.bm25 import bm25_scores
-from modernbert.evaluation.ranking_metrics import mrr_of_ranks, ndcg_of_ranks, ranks_of
-from modernbert.inference.modernbert import ModernBert
+from modernbert.evaluation.ranking_metrics import mean_over_queries, mrr_at, ndcg_at
 
-__all__ = ["Ranking", "rank_by_bm25", "rank_by_vectors"]
+__all__ = ["Ranking", "search_functions"]
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """The rank of the right function for each query, the first result, and scores."""
+    """The rank of the right function and the first result for each query, and the mean scores."""
 
     ranks: list[int]
     first: list[int]
@@ -23,23 +20,17 @@ class Ranking:
     mrr: float
 
 
-def rank_by_vectors(bert: ModernBert, pairs: Sequence[Pair]) -> Ranking:
-    """Rank all functions for each docstring by cosine similarity."""
-    queries = bert.embed([pair.query for pair in pairs])
-    passages = bert.embed([pair.passage for pair in pairs], overflow="truncate")
-    return _ranking(queries @ passages.T)
-
-
-def rank_by_bm25(pairs: Sequence[Pair]) -> Ranking:
-    """Rank all functions for each docstring by BM25."""
-    return _ranking(bm25_scores([pair.query for pair in pairs], [pair.passage for pair in pairs]))
-
-
-def _ranking(scores: np.ndarray) -> Ranking:
-    ranks = ranks_of(scores, np.arange(len(scores)))
+def search_functions(pairs: Sequence[Pair], rank: Rank) -> Ranking:
+    """Rank all functions for each docstring by a ranking function, such as `rank_by_model(bert)`."""
+    ids = [str(number) for number in range(len(pairs))]
+    judgments = {name: {name: 1} for name in ids}
+    documents = {name: pair.passage for name, pair in zip(ids, pairs, strict=True)}
+    queries = {name: pair.query for name, pair in zip(ids, pairs, strict=True)}
+    _, numbers, _ = rank(Collection("functions", documents, queries, judgments, 0, 0), len(pairs))
+    rankings = {name: [ids[number] for number in row] for name, row in zip(ids, numbers.tolist(), strict=True)}
     return Ranking(
-        ranks=ranks.tolist(),
-        first=scores.argmax(axis=1).tolist(),
-        ndcg=ndcg_of_ranks(10, ranks),
-        mrr=mrr_of_ranks(10, ranks),
+        ranks=[ranking.index(name) + 1 for name, ranking in rankings.items()],
+        first=numbers[:, 0].tolist(),
+        ndcg=mean_over_queries(ndcg_at, 10, rankings, judgments),
+        mrr=mean_over_queries(mrr_at, 10, rankings, judgments),
     )

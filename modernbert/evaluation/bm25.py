@@ -8,16 +8,16 @@ Source: Lucene's CJKAnalyzer for the bigrams.
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from modernbert.data.words import split_words, stands_alone
+from modernbert.data.words import is_unspaced_letter, split_words
 from modernbert.errors import InputError
 from modernbert.extras import missing
 
-__all__ = ["bm25_best", "bm25_scores", "words_of"]
+__all__ = ["bm25_best", "words_of"]
 
 WORD = re.compile(r"[^\W_]+")
 CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -32,8 +32,8 @@ def words_of(text: str) -> list[str]:
     ['gdp', 'は東', '東京', '京都']
     """
     pairs: list[str] = []
-    if not text.isascii() and any(map(stands_alone, set(text))):
-        letters = [(a, b) for a, b in split_words(text) if stands_alone(text[a])]
+    if not text.isascii() and any(map(is_unspaced_letter, set(text))):
+        letters = [(a, b) for a, b in split_words(text) if is_unspaced_letter(text[a])]
         rest, last = [], 0
         runs: list[list[str]] = []
         for a, b in letters:
@@ -48,42 +48,16 @@ def words_of(text: str) -> list[str]:
     return [part.lower() for word in WORD.findall(text) for part in CAMEL.split(word)] + pairs
 
 
-def bm25_scores(
-    queries: Sequence[str], passages: Sequence[str], *, k1: float = 0.9, b: float = 0.4
-) -> Float32[np.ndarray, "Q P"]:
-    """Score every passage for every query by BM25 as Lucene computes it.
-
-    Raises:
-        InputError: bm25s is not installed, or no passage has a word.
-    """
-    score = _scorer(passages, k1, b)
-    return np.stack([score(query) for query in queries]) if queries else np.zeros((0, len(passages)), np.float32)
-
-
 def bm25_best(
     queries: Sequence[str], passages: Sequence[str], k: int, *, k1: float = 0.9, b: float = 0.4
 ) -> tuple[Float32[np.ndarray, "Q k"], Int64[np.ndarray, "Q k"]]:
-    """Return the scores and indices of the `k` best passages of each query, best first, or of all if there are fewer.
+    """Rank passages by BM25 as Lucene computes it; return the scores and indices of each query's `k` best, best first.
 
     Ties are in the order of the passages. One query is scored at a time, so memory does not grow with all pairs.
 
     Raises:
         InputError: bm25s is not installed, or no passage has a word.
     """
-    score = _scorer(passages, k1, b)
-    k = min(k, len(passages))
-    scores, numbers = np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)
-    for row, query in enumerate(queries):
-        of_query = score(query)
-        threshold = np.partition(of_query, -k)[-k]
-        good = np.flatnonzero(of_query >= threshold)
-        numbers[row] = good[np.argsort(-of_query[good], kind="stable")[:k]]
-        scores[row] = of_query[numbers[row]]
-    return scores, numbers
-
-
-def _scorer(passages: Sequence[str], k1: float, b: float) -> Callable[[str], Float32[np.ndarray, " P"]]:
-    """Index the passages; return a function that scores all of them for a query."""
     try:
         import bm25s
     except ImportError:
@@ -94,9 +68,13 @@ def _scorer(passages: Sequence[str], k1: float, b: float) -> Callable[[str], Flo
         raise InputError(f"BM25 needs passages with words, found none in {len(corpus)}")
     index = bm25s.BM25(k1=k1, b=b, method="lucene")
     index.index(corpus, show_progress=False)
-
-    def score(query: str) -> Float32[np.ndarray, " P"]:
+    k = min(k, len(passages))
+    scores, numbers = np.zeros((len(queries), k), np.float32), np.zeros((len(queries), k), np.int64)
+    for row, query in enumerate(queries):
         known = index.get_tokens_ids(words_of(query))
-        return index.get_scores_from_ids(known) if known else np.zeros(len(passages), np.float32)
-
-    return score
+        of_query = index.get_scores_from_ids(known) if known else np.zeros(len(passages), np.float32)
+        threshold = np.partition(of_query, -k)[-k]
+        good = np.flatnonzero(of_query >= threshold)
+        numbers[row] = good[np.argsort(-of_query[good], kind="stable")[:k]]
+        scores[row] = of_query[numbers[row]]
+    return scores, numbers

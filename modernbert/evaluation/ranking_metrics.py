@@ -6,19 +6,7 @@ A query without a relevant document has no score and is excluded from means.
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-from jaxtyping import Float, Int
-
-__all__ = [
-    "mean_over_queries",
-    "mrr_at",
-    "ndcg_at",
-    "ndcg_of_ranks",
-    "mrr_of_ranks",
-    "rank_ids",
-    "ranks_of",
-    "recall_at",
-]
+__all__ = ["mean_over_queries", "mrr_at", "ndcg_at", "rank_ids", "recall_at"]
 
 Judgments = Mapping[str, int]
 
@@ -74,28 +62,6 @@ def mean_over_queries(
     if not asked:
         return math.nan
     return sum(metric(k, rankings.get(query, ()), judgments[query]) for query in asked) / len(asked)
-
-
-def ranks_of(scores: Float[np.ndarray, "Q P"], positives: Int[np.ndarray, " Q"]) -> Int[np.ndarray, " Q"]:
-    """Return the rank, from 1, of each query's only relevant passage.
-
-    Ties count against the model: one that gives every passage the same vector must not look perfect.
-
-    >>> ranks_of(np.array([[0.1, 0.9, 0.5], [0.3, 0.3, 0.3]]), np.array([2, 0])).tolist()
-    [2, 3]
-    """
-    relevant = np.take_along_axis(scores, positives[:, None], axis=1)
-    return scores.shape[1] - (scores < relevant).sum(axis=1)
-
-
-def ndcg_of_ranks(k: int, ranks: Int[np.ndarray, " Q"]) -> float:
-    """Average nDCG@k over queries with one relevant passage each."""
-    return float(np.where(ranks <= k, 1 / np.log2(ranks + 1), 0).mean())
-
-
-def mrr_of_ranks(k: int, ranks: Int[np.ndarray, " Q"]) -> float:
-    """Average MRR@k over queries with one relevant passage each."""
-    return float(np.where(ranks <= k, 1 / ranks, 0).mean())
 
 
 def _discounted(gains: Sequence[int]) -> float:

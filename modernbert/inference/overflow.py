@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from modernbert.data.words import share_tokens, split_words
+from modernbert.data.words import merge_by_token, split_words
 from modernbert.errors import InputError
 from modernbert.tokenizer.input_templates import EncodedText
 from modernbert.tokenizer.tokenizer import Tokenizer
@@ -110,7 +110,7 @@ def encode_words(
     found = []
     room = max_length - tokenizer.num_special[1]
     for text, ranges, (_, ids), (whole, places) in zip(texts, words, kept, encoded, strict=True):
-        ranges, first, _ = share_tokens(text, ranges, places)
+        ranges, first, _ = merge_by_token(text, ranges, places)
         found.append((ranges, EncodedText(ids, first if len(ids) == len(whole) else first[first < room])))
     return found
 

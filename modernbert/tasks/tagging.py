@@ -10,13 +10,13 @@ from torch import Tensor
 from modernbert.data.labeled_rows import Row
 from modernbert.data.unused_columns import TARGET
 from modernbert.data.words import (
-    continued,
+    is_unspaced_letter,
     join_words,
-    pieces_of,
-    share_tokens,
-    spans_of,
+    merge_by_token,
+    spans_from_tags,
+    split_tagged_word,
     split_words,
-    stands_alone,
+    tags_of_parts,
 )
 from modernbert.errors import InputError
 from modernbert.tasks.examples import Columns, Example, Examples, RowEncoder, texts_of
@@ -102,18 +102,18 @@ class Tagging(ClassifierTask):
                 found.update(f"{prefix}-{label}" for _, _, label in _spans_in(row, columns) for prefix in "BI")
             else:
                 found.update(_tags_in(row, columns))
-                is_split = is_split or any(map(stands_alone, "".join(_words_in(row, columns))))
+                is_split = is_split or any(map(is_unspaced_letter, "".join(_words_in(row, columns))))
         if found <= {"O", "_"}:
             every = "'_', which is CoNLL-U's word for none" if "_" in found else "'O'"
             raise InputError(f"{columns.tags}: every word is {every}, expected at least one other tag")
         if is_split:
-            found.update(part for tag in list(found) for part in continued(tag))
+            found.update(part for tag in list(found) for part in tags_of_parts(tag))
         return ["O", *sorted(found - {"O"})]
 
     def examples(self, rows: Sequence[Row], labels: Sequence[str], encoder: RowEncoder) -> TaggingExamples:
         """Return an example for each row, with the number of each word's tag at the word's first token.
 
-        Letters of scripts without spaces that share a token are one word (`share_tokens`), with the first tag that is
+        Letters of scripts without spaces that share a token are one word (`merge_by_token`), with the first tag that is
         not `O` among theirs.
 
         Raises: InputError naming the row, for a tag that no training row has, as many tags as no words, an empty text,
@@ -162,7 +162,7 @@ def character_spans(words: Sequence[tuple[int, int]], tags: Sequence[str]) -> se
     >>> character_spans([(0, 3), (4, 8)], ["B-place", "I-place"])
     {(0, 8, 'place')}
     """
-    return {(words[first][0], words[behind - 1][1], label) for first, behind, label in spans_of(tags)}
+    return {(words[first][0], words[behind - 1][1], label) for first, behind, label in spans_from_tags(tags)}
 
 
 def spans_of_best(
@@ -170,7 +170,7 @@ def spans_of_best(
 ) -> list[Span]:
     """Return the spans that the likeliest labels of a text's words mark, by label number and probability [words]."""
     spans = []
-    for first, behind, label in sorted(spans_of([labels[n] for n in best.tolist()])):
+    for first, behind, label in sorted(spans_from_tags([labels[n] for n in best.tolist()])):
         start, end = words[first][0], words[behind - 1][1]
         spans.append(Span(start, end, label, text[start:end], float(shares[first:behind].mean())))
     return spans
@@ -196,7 +196,7 @@ def _add_example(
     encoder: RowEncoder,
 ) -> None:
     """Append the example of a text whose words begin at the tokens `places`."""
-    ranges, positions, firsts = share_tokens(read.text, read.words, places)
+    ranges, positions, firsts = merge_by_token(read.text, read.words, places)
     groups = zip(firsts, [*firsts[1:], len(read.words)], strict=True)
     tags = [next((tag for tag in read.tags[a:b] if tag != "O"), "O") for a, b in groups]
     for tag in tags:
@@ -238,7 +238,7 @@ def _from_words(row: Row, columns: Columns) -> _TaggedText:
     parts = [
         ((begin + a, begin + b), part)
         for (begin, _), word, tag in zip(ranges, words, tags, strict=True)
-        for a, b, part in pieces_of(word, tag)
+        for a, b, part in split_tagged_word(word, tag)
     ]
     part_ranges, part_tags = [place for place, _ in parts], [tag for _, tag in parts]
     # Tags that mark no spans, such as parts of speech, are those of the parts.

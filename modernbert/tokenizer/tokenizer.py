@@ -177,11 +177,7 @@ class Tokenizer:
         Raises:
             InputError: A text has an unpaired surrogate; names the pair by its number.
         """
-        _check([first for first, _ in pairs])
-        _check([second for _, second in pairs])
-        with translate_errors(self._origin):
-            encodings = self._core.encode_batch_fast(list(pairs))
-        rows = [np.array(encoding.ids, dtype=np.int64) for encoding in encodings]
+        rows = [np.array(encoding.ids, dtype=np.int64) for encoding in self._encode_batch(pairs, offsets=False)]
         too_long = [] if max_length is None else [n for n, row in enumerate(rows) if len(row) > max_length]
         for n in too_long:
             self._check_truncation_side()
@@ -206,11 +202,8 @@ class Tokenizer:
         Raises:
             InputError: A text has an unpaired surrogate; names the text by its number.
         """
-        _check(texts)
         found = []
-        with translate_errors(self._origin):
-            encodings = self._core.encode_batch(list(texts), add_special_tokens=False)
-        for encoding, places in zip(encodings, starts, strict=True):
+        for encoding, places in zip(self._encode_batch(texts, special=False), starts, strict=True):
             ends = np.array([end for _, end in encoding.offsets], dtype=np.int64)
             ids = np.array([*self._prefix, *encoding.ids, *self._suffix], dtype=np.int64)
             # Tokens that are parts of one character all end where it does; the search finds the first of them.
@@ -227,12 +220,8 @@ class Tokenizer:
         Raises:
             InputError: A text has an unpaired surrogate; names the pair by its number.
         """
-        _check([first for first, _ in pairs])
-        _check([second for _, second in pairs])
         found = []
-        with translate_errors(self._origin):
-            encodings = self._core.encode_batch(list(pairs))
-        for encoding in encodings:
+        for encoding in self._encode_batch(pairs):
             places = [
                 offset if of == 1 else (-1, -1)
                 for offset, of in zip(encoding.offsets, encoding.sequence_ids, strict=True)
@@ -278,10 +267,8 @@ class Tokenizer:
         Raises:
             InputError: The text has an unpaired surrogate.
         """
-        _check([text])
-        with translate_errors(self._origin):
-            # A batch of one: unlike `encode`, it releases the GIL.
-            (encoding,) = self._core.encode_batch([text], add_special_tokens=special)
+        # A batch of one: unlike `core.encode`, it releases the GIL.
+        (encoding,) = self._encode_batch([text], special=special)
         added = encoding.special_tokens_mask
         places = zip(encoding.ids, encoding.offsets, added, strict=True)
         return [(token, None if is_added else (start, end)) for token, (start, end), is_added in places]
@@ -343,6 +330,15 @@ class Tokenizer:
         described = {key: by_text.get(text, text) for key, text in tokens.items()}
         (folder / "special_tokens_map.json").write_text(json.dumps(described, indent=2) + "\n")
 
+    def _encode_batch(
+        self, texts: Sequence[str | tuple[str, str]], *, special: bool = True, offsets: bool = True
+    ) -> list[tokenizers.Encoding]:
+        """Encode texts or pairs with the Rust library, which is faster without offsets."""
+        _check(texts)
+        encode = self._core.encode_batch if offsets else self._core.encode_batch_fast
+        with translate_errors(self._origin):
+            return encode(list(texts), add_special_tokens=special)
+
     def _find_role(self, role: str, named: Mapping[str, str]) -> int | None:
         keys = CONFIG_KEYS.get(role, (f"{role}_token",))
         names = [named[key] for key in keys if key in named] + list(USUAL_NAMES[role])
@@ -386,13 +382,14 @@ def check_not_table(texts: Any) -> None:
         raise InputError(f"texts: found {kind}, which has no order, expected a list of texts")
 
 
-def _check(texts: Sequence[str], first: int = 0) -> None:
+def _check(texts: Sequence[str | tuple[str, str]], first: int = 0) -> None:
     check_not_table(texts)
-    for n, text in enumerate(texts, first):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            code = ord(text[error.start])
-            raise InputError(
-                f"text {n}: unpaired surrogate U+{code:04X} at character {error.start}, expected text"
-            ) from None
+    for n, each in enumerate(texts, first):
+        for text in (each,) if isinstance(each, str) else each:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                code = ord(text[error.start])
+                raise InputError(
+                    f"text {n}: unpaired surrogate U+{code:04X} at character {error.start}, expected text"
+                ) from None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modernbert.data.words import join_words, spans_of, split_words
+from modernbert.data.words import join_words, spans_from_tags, split_words
 
 
 @given(st.text(max_size=60))
@@ -120,7 +120,7 @@ def test_words_with_blanks_are_joined_by_blanks() -> None:
     ],
 )
 def test_spans_begin_and_end_as_conll_counts_them(tags: list[str], spans: set[tuple[int, int, str]]) -> None:
-    assert spans_of(tags) == spans
+    assert spans_from_tags(tags) == spans
 
 
 def spans_of_seqeval(tags: list[str]) -> set[tuple[int, int, str]]:
@@ -143,5 +143,5 @@ def test_spans_are_those_of_seqeval_however_they_are_tagged() -> None:
     known = ["O", *(f"{letter}-{label}" for letter in "BIES" for label in "xy")]
     for _ in range(2_000):
         tags = rng.choice(known, 8).tolist()
-        assert spans_of(tags) == spans_of_seqeval(tags), tags
-        assert spans_of([tag.replace("E-", "L-").replace("S-", "U-") for tag in tags]) == spans_of(tags)
+        assert spans_from_tags(tags) == spans_of_seqeval(tags), tags
+        assert spans_from_tags([tag.replace("E-", "L-").replace("S-", "U-") for tag in tags]) == spans_from_tags(tags)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from modernbert.errors import InputError
-from modernbert.evaluation.bm25 import bm25_best, bm25_scores, words_of
+from modernbert.evaluation.bm25 import bm25_best, words_of
 from modernbert.evaluation.ranking_metrics import mean_over_queries, ndcg_at
 
 PASSAGES = ["def readLines(path): return open(path).read()", "sort a list of words", "Read a file, line by line.", ""]
@@ -29,6 +29,14 @@ def bm25_by_hand(query: str, passage: str, passages: list[str], k1: float, b: fl
         idf = math.log(1 + (len(corpus) - holders + 0.5) / (holders + 0.5))
         total += idf * counts[word] / (counts[word] + norm)
     return total
+
+
+def bm25_scores(queries: list[str], passages: list[str], **constants: float) -> np.ndarray:
+    """Return the score of every passage for every query."""
+    found, numbers = bm25_best(queries, passages, len(passages), **constants)
+    scores = np.zeros_like(found)
+    np.put_along_axis(scores, numbers, found, axis=1)
+    return scores
 
 
 @pytest.mark.parametrize(("k1", "b"), [(0.9, 0.4), (1.5, 0.75)])

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics
 
-from modernbert.data.words import spans_of
+from modernbert.data.words import spans_from_tags
 from modernbert.tasks.classification import Classification
 from modernbert.tasks.cross_encoder import CrossEncoder
 from modernbert.tasks.metrics import TaggedTexts, exact_answers, scores_of
@@ -73,7 +73,7 @@ def test_tag_scores_count_whole_spans() -> None:
     """Two of three guessed spans are among four."""
     expected = [["B-x", "I-x", "O", "B-y"], ["B-x", "O", "B-y", "O"]]
     found = [["B-x", "I-x", "O", "B-x"], ["B-x", "O", "O", "O"]]
-    both = [TaggedTexts(tags, [spans_of(each) for each in tags]) for tags in (found, expected)]
+    both = [TaggedTexts(tags, [spans_from_tags(each) for each in tags]) for tags in (found, expected)]
     scores = scores_of(Tagging.metrics, *both)
     assert scores["span_precision"] == pytest.approx(2 / 3) and scores["span_recall"] == 0.5
     assert scores["span_f1"] == pytest.approx(2 * 2 / 7) and scores["accuracy"] == 0.75
