@@ -203,7 +203,7 @@ def check_files(files: Sequence[File]) -> None:
             raise InputError(f"{file}: cannot be read ({error.strerror or error})") from None
         check_suffix(file)
         if format_of(file) in CONLL:
-            raise InputError(f"{file}: holds labelled words, expected lines of text or rows: {', '.join(ROWS)}")
+            raise InputError(f"{file}: has labeled words, expected lines of text or rows: {', '.join(ROWS)}")
 
 
 def stream_rows(files: Sequence[File], text_field: str = "text", pair_field: str | None = None) -> Iterator[TextRow]:

@@ -118,5 +118,5 @@ def test_prompts_are_those_of_queries_documents_or_none(folder: Path) -> None:
     with pytest.raises(InputError, match="STS12: has image, expected text"):
         encoder.encode([{"image": ["x"]}], **about)
     late = ModernBert(bert.tokenizer, bert.model, vectors=EmbeddingConfig(pooling="tokens"))
-    with pytest.raises(InputError, match="a vector for each token"):
+    with pytest.raises(InputError, match="a vector per token"):
         MtebEncoder(late)

@@ -165,13 +165,11 @@ def test_a_file_without_a_suffix_and_source_code_are_lines(tmp_path: Path) -> No
 def test_words_with_labels_are_no_texts_and_texts_no_labelled_rows(tmp_path: Path) -> None:
     (tmp_path / "a.conll").write_text("EU\tB-x\n")
     (tmp_path / "a.txt").write_text("a\n")
-    with pytest.raises(
-        InputError, match="a.conll: holds labelled words, expected lines of text or rows: .jsonl, .json"
-    ):
+    with pytest.raises(InputError, match="a.conll: has labeled words, expected lines of text or rows: .jsonl, .json"):
         list(stream_texts([tmp_path / "a.conll"]))
-    with pytest.raises(InputError, match="a.conll: holds labelled words, expected documents"):
+    with pytest.raises(InputError, match="a.conll: has labeled words, expected documents"):
         read_documents([tmp_path / "a.conll"], Tally())
-    with pytest.raises(InputError, match="a.txt: holds text without fields, expected labelled rows: .jsonl, .json"):
+    with pytest.raises(InputError, match="a.txt: has text without fields, expected labeled rows: .jsonl, .json"):
         read_rows([str(tmp_path / "a.txt")])
 
 

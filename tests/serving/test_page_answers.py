@@ -150,8 +150,8 @@ def test_tokens_are_pieces_of_the_text(page: Page, masked: Served, small_bert: M
     located = small_bert.tokenizer.encode_with_offsets(EMOJI)
     pieces = [EMOJI[slice(*place)] if place else small_bert.tokenizer.id_to_token(token) for token, place in located]
     shown = [piece.replace(" ", "·") if piece != "\u200d" else "U+200D" for piece in pieces]
-    assert page.texts(".piece") == shown and "U+200D" in shown and "🎈" in shown
-    assert len(page.texts(".piece.is-special")) == 2
+    assert page.texts(".token") == shown and "U+200D" in shown and "🎈" in shown
+    assert len(page.texts(".token.is-special")) == 2
     assert page.status == f"{len(pieces)} tokens of at most 1,000."
     for number, (token, place) in enumerate(located):
         page.js("document.querySelectorAll('.token')[arguments[0]].click()", number)
