@@ -21,7 +21,7 @@ from modernbert.inference.text_parts import chunks_of
 from modernbert.inference.text_rows import TextRow
 
 PART_TEXTS = 100
-TEXTS = [f"the capital of country {n}" + " word" * (n % 37) for n in range(8_000)]
+TEXTS = [f"the capital of country {n}" + " word" * (n % 37) for n in range(2_400)]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def below(process: int, name: str) -> list[int]:
 def test_begun_here_killed_and_ended_on_a_cluster_of_which_a_process_dies(words: list[str], tmp_path: Path) -> None:
     parts = tmp_path / "v.npy.parts"
     here = started(*words)
-    wait_for(here, lambda: len(list(parts.glob("*.npy"))) >= 20)
+    wait_for(here, lambda: len(list(parts.glob("*.npy"))) >= 6)
     here.kill()
     here.communicate()
     # What is done is not made again: these numbers stay.
@@ -118,7 +118,7 @@ def test_what_is_wrong_is_one_line_from_there_too(words: list[str], tmp_path: Pa
     _, errors = there.communicate(timeout=240)
     assert there.returncode == 2 and "Traceback" not in errors
     (line,) = [line for line in errors.splitlines() if line.startswith("modernbert: ")]
-    assert "t.jsonl:8001: has 15,002 tokens" in line and "expected at most 1,000" in line
+    assert f"t.jsonl:{len(TEXTS) + 1}: has 15,002 tokens" in line and "expected at most 1,000" in line
     assert not (tmp_path / "v.npy").exists()
 
 
