@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["Compute", "Dtype", "Engine", "Executor", "OnError", "OneDevice", "Overflow", "TextFile"]
+from modernbert.engines.engine_names import EngineName
+
+__all__ = ["Compute", "Dtype", "Executor", "OnError", "OneDevice", "Overflow", "TextFile"]
 
 Dtype = Literal["auto", "float32", "bfloat16"]
-Engine = Literal["auto", "cuda", "flash", "cpu", "torch", "reference"]
 Executor = Literal["local", "ray"]
 OnError = Literal["fail", "skip"]
 Overflow = Literal["error", "truncate", "split-mean"]
@@ -27,7 +28,7 @@ class OneDevice:
 class Compute(OneDevice):
     """Computation."""
 
-    engine: Engine = "auto"
+    engine: EngineName = "auto"
     """Implementation of the encoder; auto: the fastest that supports the device."""
 
 

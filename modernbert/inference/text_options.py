@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from modernbert.common_options import Compute, Dtype, Engine, Executor, Overflow, TextFile
+from modernbert.common_options import Compute, Dtype, Executor, Overflow, TextFile
+from modernbert.engines.engine_names import EngineName
 
 __all__ = ["ClassifyConfig", "EmbedConfig", "FillMaskConfig", "RerankConfig", "TagConfig"]
 
@@ -49,7 +50,7 @@ class EmbedConfig:
     """Device: auto, cpu, cuda or cuda:N; repeat for one process on each."""
     dtype: Dtype = "auto"
     """Data type of the computation; auto: bfloat16 where the device is fast at it, else float32."""
-    engine: Engine = "auto"
+    engine: EngineName = "auto"
     """Implementation of the encoder; auto: the fastest that supports the device."""
     executor: Executor = "local"
     """Where to compute: local, or ray for the cluster that RAY_ADDRESS names."""

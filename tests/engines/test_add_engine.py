@@ -1,8 +1,8 @@
-"""The example engine of CONTRIBUTING.md works with its file and one entry of the registry."""
+"""The example engine of CONTRIBUTING.md works with its file and an entry of the registry."""
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import torch
 from modernbert import InputError, ModernBert
 from modernbert.engines import registry
 from modernbert.engines.engine import Engine
+from modernbert.engines.engine_names import EngineName
 from modernbert.engines.registry import choose_engine
 
 ROOT = Path(__file__).parents[2]
@@ -28,6 +29,10 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> Any:
     assert isinstance(engine, Engine)
     monkeypatch.setattr(registry, "ENGINES", [*registry.ENGINES, engine])
     return engine
+
+
+def test_every_engine_is_a_choice() -> None:
+    assert list(get_args(EngineName)) == ["auto", *(engine.name for engine in registry.ENGINES)]
 
 
 def test_an_engine_of_one_file_gives_the_same_vectors(counting: Any, small_bert: ModernBert, tmp_path: Path) -> None:
