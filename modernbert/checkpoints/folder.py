@@ -58,16 +58,17 @@ class ModelFolder:
 
     Attributes:
         path: The folder.
+        name: What was opened: the folder, or the name of a model on the Hub.
         files: Its JSON files.
         family: The `model_type` of config.json; `modernbert` is computed by this package, others by transformers.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str | None = None) -> None:
         """Open a local folder.
 
         Raises: InputError if there is no config.json, its family is not supported, or the folder has an adapter.
         """
-        self.path = path
+        self.path, self.name = path, name or str(path)
         self.files = FolderFiles(path)
         self.family = family_of(self.files)
 
@@ -87,7 +88,7 @@ class ModelFolder:
 
         Raises: InputError if there is neither, or the folder is not a model of a supported family.
         """
-        return ModelFolder(find_folder(name, revision, token=token, offline=offline, files=patterns))
+        return ModelFolder(find_folder(name, revision, token=token, offline=offline, files=patterns), str(name))
 
     @property
     def is_modernbert(self) -> bool:

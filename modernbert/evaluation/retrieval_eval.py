@@ -17,7 +17,8 @@ from modernbert.data.beir import Collection, Rank
 from modernbert.evaluation.bm25 import bm25_best
 from modernbert.evaluation.ranking_metrics import mean_over_queries, mrr_at, ndcg_at, rank_ids, recall_at
 from modernbert.inference.exact_search import search_tokens, search_vectors
-from modernbert.inference.modernbert import ModernBert, TextVectors
+from modernbert.inference.modernbert import ModernBert
+from modernbert.inference.results import TextVectors
 from modernbert.search.embedding_table import EmbeddingTable
 
 __all__ = ["Retrieval", "rank_by_index", "rank_by_model", "rank_by_words", "score_collection"]

@@ -24,7 +24,8 @@ from modernbert.devices import choose_device
 from modernbert.errors import InputError
 from modernbert.extras import require
 from modernbert.files import check_target, only_process, remove_leftovers, try_delete
-from modernbert.inference.modernbert import ModernBert, load_in_process
+from modernbert.inference.modernbert import ModernBert
+from modernbert.inference.replicas import load_in_process
 from modernbert.inference.text_inputs import (
     check_files,
     keep_input,

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.markup import escape
 
-from modernbert.inference.modernbert import Guess, ModernBert
+from modernbert.inference.modernbert import ModernBert
+from modernbert.inference.results import Guess
 from modernbert.inference.text_inputs import answers_of, gather_rows, visible
 from modernbert.inference.text_options import FillMaskConfig
 

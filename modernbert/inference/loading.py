@@ -1,6 +1,7 @@
 """Load a model for inference: weights mapped from a file, and permission for the engine's inference plan."""
 
 import mmap
+import sys
 import tempfile
 from collections.abc import Iterable
 from typing import IO
@@ -9,13 +10,38 @@ import torch
 from torch import Tensor, nn
 
 from modernbert.checkpoints.folder import ModelFolder
-from modernbert.devices import keep_freed_memory, release_threads_before_fork
+from modernbert.devices import choose_device, choose_precision, keep_freed_memory, release_threads_before_fork
 from modernbert.engines.engine import Engine
 from modernbert.engines.inference_plan import PlanCache
+from modernbert.engines.registry import choose_engine
+from modernbert.extras import require
 from modernbert.model.encoder import Encoder
 from modernbert.model.interface import Model
 
-__all__ = ["load_model_for_inference", "permit_plans"]
+__all__ = ["load_for_inference", "load_model_for_inference", "permit_plans"]
+
+
+def load_for_inference(folder: ModelFolder, device: str, dtype: str, engine: str) -> tuple[Model, nn.Linear | None]:
+    """Load the model and the projection of a folder; print what `auto` chose to standard error.
+
+    Raises: InputError if the folder is incomplete or invalid, or the device, dtype or engine is not available.
+    """
+    place = choose_device(device)
+    precision = choose_precision(dtype, place, "dtype")
+    _ = folder.tokenizer  # an invalid tokenizer is an error before the weights are read
+    if folder.is_modernbert:
+        chosen = choose_engine(engine, place, precision, folder.config)
+        model = load_model_for_inference(folder, place, precision, chosen)
+        computes = f"engine {chosen.name}"
+    else:
+        require(folder.name, "transformers")
+        model = folder.load_model(dtype=precision).to(place)
+        release_threads_before_fork()
+        computes = f"a {folder.family} of transformers"
+    if "auto" in (device, dtype, engine) or not folder.is_modernbert:
+        print(f"{folder.name}: device {place}, dtype {str(precision)[6:]}, {computes}", file=sys.stderr)
+    projection = folder.load_projection(model.hidden_size)
+    return model, projection if projection is None else projection.to(place, precision)
 
 
 def load_model_for_inference(folder: ModelFolder, device: torch.device, dtype: torch.dtype, engine: Engine) -> Model:

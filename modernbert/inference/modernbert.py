@@ -1,79 +1,36 @@
 """`ModernBert`, the object that users hold: it turns texts into vectors, labels, spans, ranks and filled masks."""
 
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.sentence_transformers_format import SentenceTransformersSettings
-from modernbert.devices import choose_device, choose_precision, release_threads_before_fork
-from modernbert.engines.registry import choose_engine
+from modernbert.devices import choose_device, choose_precision
 from modernbert.errors import InputError
-from modernbert.extras import require
 from modernbert.inference.exact_search import similarities
-from modernbert.inference.loading import load_model_for_inference
-from modernbert.inference.overflow import CUT, Text, check_overflow, encode_texts, too_long
-from modernbert.inference.predictor import Guess, Origin, Predictor, TextVectors
-from modernbert.inference.quantize import quantize
+from modernbert.inference.loading import load_for_inference
+from modernbert.inference.overflow import Text, check_overflow
+from modernbert.inference.predictor import Origin, Predictor
+from modernbert.inference.results import Guess, Ranked, TextVectors
 from modernbert.inference.text_checks import check_number, check_texts, listed
 from modernbert.model.embedder import EmbeddingConfig
-from modernbert.model.interface import FILL_MASK, MODERNBERT, Model
+from modernbert.model.interface import FILL_MASK, MODERNBERT
 from modernbert.progress import show_texts
 from modernbert.tasks.tagging import Span
-from modernbert.tasks.task import find_task
-from modernbert.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Guess", "ModernBert", "Ranked", "TextVectors", "load_in_process"]
+__all__ = ["Guess", "ModernBert", "Ranked", "TextVectors"]
 
 Result = TypeVar("Result")
-
-_BUDGET_TOKENS = 16_384
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """A ranked document: its place in the list that was given, and its score."""
-
-    index: int
-    score: float
 
 
 class ModernBert(Predictor):
     """A tokenizer and a model that belong together. Calls are independent of each other."""
-
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        model: Model,
-        budget_tokens: int = _BUDGET_TOKENS,
-        vectors: EmbeddingConfig | None = None,
-        projection: nn.Linear | None = None,
-        max_length: int | None = None,
-        origin: Origin | None = None,
-    ) -> None:
-        """Join a tokenizer and a model.
-
-        Args:
-            tokenizer: Its vocabulary must fit the model's.
-            model: A model of this package, or one of another family.
-            budget_tokens: The most tokens of a batch; bounds the memory of a call.
-            vectors: How the model was fine-tuned to embed queries and documents.
-            projection: The linear layer behind pooling.
-            max_length: The most tokens of a text, if fewer than the model has positions for.
-            origin: The folder that the model was loaded from.
-
-        Raises:
-            InputError: The tokenizer has more entries than the model.
-        """
-        super().__init__(tokenizer, model, budget_tokens, vectors or EmbeddingConfig(), projection, max_length, origin)
 
     def __repr__(self) -> str:
         name = self.origin.folder.path.name if self.origin else "in memory"
@@ -109,37 +66,28 @@ class ModernBert(Predictor):
         Raises:
             InputError: The folder is incomplete or invalid, or the device, dtype or engine is not available.
         """
-        place = choose_device(device)
-        precision = choose_precision(dtype, place, "dtype")
+        choose_precision(dtype, choose_device(device), "dtype")  # before a download
         folder = ModelFolder.open(name, revision, token=token, offline=offline)
-        tokenizer = folder.tokenizer
-        if folder.is_modernbert:
-            chosen = choose_engine(engine, place, precision, folder.config)
-            model = load_model_for_inference(folder, place, precision, chosen)
-            said = f"engine {chosen.name}" if "auto" in (device, dtype, engine) else None
-        else:
-            require(str(name), "transformers")
-            model = folder.load_model(dtype=precision).to(place)
-            release_threads_before_fork()
-            said = f"a {folder.family} of transformers"
-        if said is not None:
-            print(f"{name}: device {place}, dtype {str(precision)[6:]}, {said}", file=sys.stderr)
-        projection = folder.load_projection(model.hidden_size)
-        if projection is not None:
-            projection = projection.to(place, precision)
+        return ModernBert.from_folder(folder, device=device, dtype=dtype, engine=engine)
+
+    @staticmethod
+    def from_folder(
+        folder: ModelFolder, *, device: str = "auto", dtype: str = "auto", engine: str = "auto"
+    ) -> "ModernBert":
+        """Load the model of an opened folder, see `load`."""
+        model, projection = load_for_inference(folder, device, dtype, engine)
         origin, vectors = Origin(folder, dtype, engine), None
         if model.is_classifier:
             # Its embedding settings, if it has any, are not those of its head.
             folder.check_no_default_prompt()
         else:
             vectors = folder.embedding_config
-            origin = Origin(folder, dtype, engine, folder.settings, folder.unused_head)
+            origin = replace(origin, settings=folder.settings, unused_head=folder.unused_head)
         return ModernBert(
-            tokenizer, model, vectors=vectors, projection=projection, max_length=folder.max_length, origin=origin
+            folder.tokenizer, model, vectors=vectors, projection=projection, max_length=folder.max_length, origin=origin
         )
 
-    @contextmanager
-    def on(self, devices: Sequence[str]) -> Iterator["ModernBert"]:
+    def on(self, devices: Sequence[str]) -> AbstractContextManager["ModernBert"]:
         """Yield a model that answers from several processes, one for each device.
 
         Each process loads the folder again, for the duration of the `with` block, and takes its share of the texts of
@@ -150,17 +98,7 @@ class ModernBert(Predictor):
         """
         from modernbert.inference.replicas import replicas
 
-        if self.origin is None:
-            raise InputError("devices: this model was made in memory; save it and load it, for processes load it again")
-        if isinstance(devices, str) or not devices:
-            raise InputError(f"devices: found {devices!r}, expected a list of names")
-        for device in devices:
-            choose_device(device)
-        origin = self.origin
-        arguments = origin.folder.path, origin.dtype, origin.engine, len(devices), torch.get_num_threads()
-        begin = partial(load_in_process, *arguments, budget_tokens=self.budget_tokens)
-        with replicas(self, devices, begin) as pool:
-            yield pool
+        return replicas(self, devices)
 
     def embed(
         self,
@@ -191,14 +129,7 @@ class ModernBert(Predictor):
         Raises:
             InputError: A text is too long or not text, or an option is unknown.
         """
-        if pooling not in (None, "mean", "cls"):
-            raise InputError(f"pooling: found {pooling!r}, expected mean or cls")
-        projection = self.text_vectors().projection
-        width = self.width if projection is None else projection.out_features
-        if truncate_dim is not None:
-            check_number("truncate_dim", truncate_dim, width)
-        kept = self.text_vectors(pooling, truncate_dim).truncate_dim
-        quantize(np.zeros((0, min(width, kept or width)), np.float32), precision)
+        self.check_vectors(pooling, truncate_dim, precision)
         check_overflow(overflow)
         return self._map(
             Predictor.embed_list, check_texts(listed(texts)), progress, pooling=pooling, truncate_dim=truncate_dim,
@@ -264,12 +195,11 @@ class ModernBert(Predictor):
         if self.model.task is not None and self.model.is_ranker:
             check_overflow(overflow)
             pairs = [(query, document) for document in texts]
-            logits = self._map(Predictor.score_list, pairs, overflow=overflow)[:, 0]
-            scores = find_task(self.model.task).activate(torch.from_numpy(logits)).numpy()
+            scores = self.pair_scores(self._map(Predictor.score_list, pairs, overflow=overflow))
         else:
             check_overflow(overflow, mean_of="this model compares vectors")
             if overflow == "error":
-                self._check_lengths(query, texts)
+                self.check_lengths(query, texts)
             scores = self.similarity([query], texts)[0]
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [Ranked(int(number), float(scores[number])) for number in order]
@@ -292,7 +222,7 @@ class ModernBert(Predictor):
             raise InputError(
                 f"text {number}: found a single text, expected a pair (text, other): this model was trained on pairs"
             )
-        task = find_task(self._task_of_head())
+        task = self.task_of_head()
         if task.answers not in ("labels", "ranking"):
             raise InputError(f"this model has a head for {task.name}, expected one for classify, multilabel or regress")
         logits = torch.from_numpy(self._map(Predictor.score_list, several, overflow=overflow))
@@ -305,7 +235,7 @@ class ModernBert(Predictor):
         Raises: InputError for a model without tags, or a text that is too long or not text.
         """
         several = check_texts(listed(texts))
-        task = find_task(self._task_of_head())
+        task = self.task_of_head()
         if task.answers != "spans":
             raise InputError(f"this model has a head for {task.name}, expected one for tag")
         check_overflow(overflow, mean_of="tags have no mean")
@@ -330,7 +260,7 @@ class ModernBert(Predictor):
 
         Raises: InputError for what is not text.
         """
-        return [len(ids) for ids in self._all_ids(check_texts(listed(texts)), "")]
+        return [len(ids) for ids in self.all_ids(check_texts(listed(texts)), "")]
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that this package, `transformers` and sentence-transformers load unedited.
@@ -342,13 +272,11 @@ class ModernBert(Predictor):
         """
         if self.model.family != MODERNBERT:
             raise InputError("a model of another family is saved by the library it came from")
-
-        embeds = (self.vectors, self.projection, self.settings) != (
-            EmbeddingConfig(), None, SentenceTransformersSettings()
-        )  # fmt: skip
+        defaults = (EmbeddingConfig(), None, SentenceTransformersSettings())
+        vectors = None if (self.vectors, self.projection, self.settings) == defaults else self.vectors
         ModelFolder.save(
-            Path(folder), self.model, self.tokenizer, self.max_length, vectors=self.vectors if embeds else None,
-            projection=self.projection, settings=self.settings,
+            Path(folder), self.model, self.tokenizer, self.max_length, vectors=vectors, projection=self.projection,
+            settings=self.settings,
         )  # fmt: skip
 
     def _map(
@@ -362,43 +290,3 @@ class ModernBert(Predictor):
         if not isinstance(prompt, str | None):
             raise InputError(f"prompt: found {type(prompt).__name__}, expected str")
         return self.default_prompt if prompt is None else prompt
-
-    def _check_lengths(self, query: str, documents: Sequence[str]) -> None:
-        for name, texts, form in (("query", [query], self.query_template), ("text", documents, self.document_template)):
-            for number, ids in enumerate(self._all_ids(texts, form.prompt)):
-                if len(ids) > form.max_length:
-                    place = name if name == "query" else f"{name} {number}"
-                    raise InputError(f"{place}: {too_long(len(ids), form.max_length, CUT)}")
-
-    def _all_ids(self, texts: Sequence[str], prompt: str) -> Iterator[np.ndarray]:
-        """Yield the ids of each text, whatever its length."""
-        return (ids for _, ids in encode_texts(self.tokenizer, texts, sys.maxsize, "error", prompt=prompt))
-
-    def _task_of_head(self) -> str:
-        if self.model.family != MODERNBERT:
-            raise InputError(
-                "classify and tag need a ModernBERT model; models of other families are loaded without their head. "
-                "Load the folder with the AutoModelFor... classes of transformers."
-            )
-        if self.model.task is None or not self.model.is_classifier:
-            raise InputError(
-                "This model has no classification head. Fine-tune one (modernbert finetune), or load a "
-                "ModernBertForSequenceClassification or ModernBertForTokenClassification folder."
-            )
-        return self.model.task
-
-
-def load_in_process(
-    name: str | Path,
-    dtype: str,
-    engine: str,
-    num_processes: int,
-    num_threads: int,
-    device: str,
-    budget_tokens: int = _BUDGET_TOKENS,
-) -> ModernBert:
-    """Load a model in a worker process, which takes its share of the threads."""
-    torch.set_num_threads(max(1, num_threads // num_processes))
-    bert = ModernBert.load(name, device=device, dtype=dtype, engine=engine)
-    bert.budget_tokens = budget_tokens
-    return bert

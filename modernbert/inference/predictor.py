@@ -1,5 +1,6 @@
 """What a tokenizer and a model compute for lists of texts; `ModernBert` adds loading, saving and argument checks."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -13,40 +14,26 @@ from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.sentence_transformers_format import SentenceTransformersSettings
 from modernbert.errors import InputError, shown
 from modernbert.inference.outputs import LabelScores, MaskGuesses, Output, PooledVectors, TokenVectors, compute
-from modernbert.inference.overflow import CUT, Text, average_chunks, encode_texts, encode_words
+from modernbert.inference.overflow import CUT, Text, average_chunks, encode_texts, encode_words, too_long
 from modernbert.inference.quantize import quantize
+from modernbert.inference.results import Guess, TextVectors
+from modernbert.inference.text_checks import check_number
 from modernbert.model.config import ModelConfig
 from modernbert.model.embedder import EmbeddingConfig, finish_vectors
 from modernbert.model.interface import MODERNBERT, Model
 from modernbert.tasks.tagging import Span, spans_of_best
-from modernbert.tasks.task import Answers, find_task
+from modernbert.tasks.task import Answers, Task, find_task
 from modernbert.tokenizer.input_templates import EncodedText, InputTemplate
 from modernbert.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Guess", "Origin", "Predictor", "TextVectors"]
+__all__ = ["Origin", "Predictor"]
 
 Show = Callable[[int, int], None]
 """(texts done in all, tokens since the last call), called after each batch."""
 
+_BUDGET_TOKENS = 16_384
 # Texts tokenized at a time, so that the ids of millions are never in memory.
 _TEXTS_AT_A_TIME = 4_096
-
-
-@dataclass(frozen=True)
-class Guess:
-    """A token proposed for a mask, and its probability."""
-
-    text: str
-    token: int
-    probability: float
-
-
-@dataclass(frozen=True)
-class TextVectors:
-    """The vectors of texts, float32 [N, E], or with late interaction a list of [tokens, E]; and how many were cut."""
-
-    vectors: np.ndarray | list[np.ndarray]
-    num_cut: int
 
 
 @dataclass(frozen=True)
@@ -68,16 +55,30 @@ class Predictor:
         self,
         tokenizer: Tokenizer,
         model: Model,
-        budget_tokens: int,
-        vectors: EmbeddingConfig,
-        projection: nn.Linear | None,
-        max_length: int | None,
-        origin: Origin | None,
+        budget_tokens: int = _BUDGET_TOKENS,
+        vectors: EmbeddingConfig | None = None,
+        projection: nn.Linear | None = None,
+        max_length: int | None = None,
+        origin: Origin | None = None,
     ) -> None:
+        """Join a tokenizer and a model.
+
+        Args:
+            tokenizer: Its vocabulary must fit the model's.
+            model: A model of this package, or one of another family.
+            budget_tokens: The most tokens of a batch; bounds the memory of a call.
+            vectors: How the model was fine-tuned to embed queries and documents.
+            projection: The linear layer behind pooling.
+            max_length: The most tokens of a text, if fewer than the model has positions for.
+            origin: The folder that the model was loaded from.
+
+        Raises:
+            InputError: The tokenizer has more entries than the model.
+        """
         self.tokenizer = tokenizer
         self.model = model
         self.budget_tokens = budget_tokens
-        self.vectors = vectors
+        self.vectors = vectors or EmbeddingConfig()
         self.projection = projection
         self.origin = origin
         self.max_length = min(max_length or model.max_length, model.max_length)
@@ -185,11 +186,43 @@ class Predictor:
             raise InputError(f"{self.settings.unsupported_similarity}: vectors are compared by their directions here")
         return self.vectors
 
+    def task_of_head(self) -> Task:
+        """Return the task of the fine-tuned head.
+
+        Raises: InputError for a model without such a head.
+        """
+        if self.model.family != MODERNBERT:
+            raise InputError(
+                "classify and tag need a ModernBERT model; models of other families are loaded without their head. "
+                "Load the folder with the AutoModelFor... classes of transformers."
+            )
+        if self.model.task is None or not self.model.is_classifier:
+            raise InputError(
+                "This model has no classification head. Fine-tune one (modernbert finetune), or load a "
+                "ModernBertForSequenceClassification or ModernBertForTokenClassification folder."
+            )
+        return find_task(self.model.task)
+
     @property
     def answers(self) -> Answers | None:
         """What the fine-tuned head answers; None without such a head."""
         task = self.model.task
         return find_task(task).answers if task is not None and self.model.is_classifier else None
+
+    def check_lengths(self, query: str, documents: Sequence[str]) -> None:
+        """Check that a query and documents fit their templates.
+
+        Raises: InputError naming the first text that is too long.
+        """
+        for name, texts, form in (("query", [query], self.query_template), ("text", documents, self.document_template)):
+            for number, ids in enumerate(self.all_ids(texts, form.prompt)):
+                if len(ids) > form.max_length:
+                    place = name if name == "query" else f"{name} {number}"
+                    raise InputError(f"{place}: {too_long(len(ids), form.max_length, CUT)}")
+
+    def all_ids(self, texts: Sequence[str], prompt: str) -> Iterator[np.ndarray]:
+        """Yield the ids of each text, whatever its length."""
+        return (ids for _, ids in encode_texts(self.tokenizer, texts, sys.maxsize, "error", prompt=prompt))
 
     def text_vectors(self, pooling: str | None = None, truncate_dim: int | None = None) -> PooledVectors:
         """Return the output of one vector for each text; defaults are those of the folder.
@@ -200,6 +233,20 @@ class Predictor:
             return PooledVectors(pooling or "mean", None, truncate_dim)
         pooling, truncate_dim = pooling or self.vectors.pooling, truncate_dim or self.vectors.truncate_dim
         return PooledVectors(pooling, self.projection, truncate_dim)
+
+    def check_vectors(self, pooling: str | None, truncate_dim: int | None, precision: str) -> None:
+        """Check the options of `embed`.
+
+        Raises: InputError naming an option with an unknown value.
+        """
+        if pooling not in (None, "mean", "cls"):
+            raise InputError(f"pooling: found {pooling!r}, expected mean or cls")
+        projection = self.text_vectors().projection
+        width = self.width if projection is None else projection.out_features
+        if truncate_dim is not None:
+            check_number("truncate_dim", truncate_dim, width)
+        kept = self.text_vectors(pooling, truncate_dim).truncate_dim
+        quantize(np.zeros((0, min(width, kept or width)), np.float32), precision)
 
     def compared_vectors(self) -> PooledVectors | TokenVectors:
         """Return the output of the vectors that queries and documents are compared by."""
@@ -267,6 +314,10 @@ class Predictor:
         scores, owners = torch.from_numpy(np.concatenate(found)), torch.tensor(numbers, dtype=torch.int64)
         sums = torch.zeros(len(texts), scores.shape[1]).index_add_(0, owners, scores)
         return (sums / torch.bincount(owners, minlength=len(texts))[:, None]).numpy()
+
+    def pair_scores(self, logits: np.ndarray) -> np.ndarray:
+        """Return the scores of a cross-encoder for its logits [N, 1], float32 [N]."""
+        return self.task_of_head().activate(torch.from_numpy(logits[:, 0])).numpy()
 
     def tag_list(self, texts: Sequence[str], show: Show, *, overflow: str) -> list[list[Span]]:
         """Return the spans that a tagger finds in each text."""

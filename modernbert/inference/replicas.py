@@ -4,19 +4,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from modernbert.batch import batch_by_size
+from modernbert.devices import choose_device
 from modernbert.errors import InputError
 from modernbert.inference.modernbert import ModernBert
-from modernbert.inference.predictor import TextVectors
+from modernbert.inference.results import TextVectors
 from modernbert.inference.text_parts import PART_CHARACTERS, relocate_error
 from modernbert.progress import show_texts
 from modernbert.workers import WorkerPool
 
-__all__ = ["ReplicaPool", "replicas"]
+__all__ = ["ReplicaPool", "load_in_process", "replicas"]
 
 Result = TypeVar("Result")
 
@@ -69,14 +72,42 @@ class ReplicaPool(ModernBert):
 
 
 @contextmanager
-def replicas(bert: ModernBert, devices: Sequence[str], begin: Callable[[str], ModernBert]) -> Iterator[ReplicaPool]:
-    """Yield a pool of workers, one for each device, that load the model with `begin`."""
+def replicas(bert: ModernBert, devices: Sequence[str]) -> Iterator[ReplicaPool]:
+    """Yield a pool of workers, one for each device, that load the folder of a model again.
+
+    Raises: InputError for a device that is not available, or a model that was not loaded from a folder.
+    """
+    origin = bert.origin
+    if origin is None:
+        raise InputError("devices: this model was made in memory; save it and load it, for processes load it again")
+    if isinstance(devices, str) or not devices:
+        raise InputError(f"devices: found {devices!r}, expected a list of names")
+    for device in devices:
+        choose_device(device)
+    arguments = origin.folder.path, origin.dtype, origin.engine, len(devices), torch.get_num_threads()
+    begin = partial(load_in_process, *arguments, budget_tokens=bert.budget_tokens)
     with WorkerPool(devices, begin) as workers:
         pool = ReplicaPool(bert, workers, len(devices))
         try:
             yield pool
         finally:
             pool.close()
+
+
+def load_in_process(
+    name: str | Path,
+    dtype: str,
+    engine: str,
+    num_processes: int,
+    num_threads: int,
+    device: str,
+    budget_tokens: int | None = None,
+) -> ModernBert:
+    """Load a model in a worker process, which takes its share of the threads."""
+    torch.set_num_threads(max(1, num_threads // num_processes))
+    bert = ModernBert.load(name, device=device, dtype=dtype, engine=engine)
+    bert.budget_tokens = budget_tokens or bert.budget_tokens
+    return bert
 
 
 def _size(named: tuple[str, str | tuple[str, str]]) -> int:

@@ -27,7 +27,7 @@ def run(config: SearchConfig) -> None:
     index = PassageIndex.open(config.index)
     folder = _model_folder(index, config.model)
     index.check({"model_files": folder.digest})
-    bert = ModernBert.load(folder.path, device=config.device, dtype=config.dtype)
+    bert = ModernBert.from_folder(folder, device=config.device, dtype=config.dtype)
     index.check({"vectors": asdict(bert.vectors)})
     reranker = None
     if config.rerank is not None:
