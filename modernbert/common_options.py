@@ -1,17 +1,11 @@
-"""Options that several commands share, each with one name, one type and one help text."""
+"""Groups of options that several commands share, each with one name, one type and one help text."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
 
 from modernbert.engines.engine_names import EngineName
+from modernbert.option_types import Dtype, FileOrUrl, OnError
 
-__all__ = ["Compute", "Dtype", "Executor", "OnError", "OneDevice", "Overflow", "TextFile"]
-
-Dtype = Literal["auto", "float32", "bfloat16"]
-Executor = Literal["local", "ray"]
-OnError = Literal["fail", "skip"]
-Overflow = Literal["error", "truncate", "split-mean"]
+__all__ = ["Compute", "OneDevice", "TextFile"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +30,9 @@ class Compute(OneDevice):
 class TextFile:
     """Input."""
 
-    input: Path | None = None
-    """File with one text per line, or with rows: .jsonl, .json, .parquet, .csv, .tsv. Without texts and --input, lines
-    of standard input are read."""
+    input: FileOrUrl | None = None
+    """File or URL of one, with one text per line or with rows: .jsonl, .json, .parquet, .csv, .tsv. Without texts and
+    --input, lines of standard input are read."""
     text_field: str = "text"
     """Column that holds the text."""
     on_error: OnError = "fail"

@@ -4,13 +4,13 @@ import dataclasses
 import difflib
 import functools
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from os import PathLike
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, cast, get_args, get_origin
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, get_args, get_origin, overload
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -20,7 +20,7 @@ from modernbert.options import MISSING, default_of, hints_of, kind_of, options_o
 
 __all__ = [
     "MISSING",
-    "load",
+    "check_values",
     "nested",
     "read_yaml",
     "resolve",
@@ -32,7 +32,7 @@ __all__ = [
 
 Parameters = ParamSpec("Parameters")
 Schema = TypeVar("Schema")
-Result = TypeVar("Result")
+Answer = TypeVar("Answer", covariant=True)
 
 _EXAMPLES = {
     "input": "corpus/",
@@ -70,7 +70,7 @@ def resolve(
         # An unknown name explains a missing value.
         ranks = {"unexpected_keyword_argument": 0, "missing": 2}
         first = min(error.errors(include_url=False), key=lambda each: ranks.get(each["type"], 1))
-        key = ".".join(str(each) for each in first["loc"] if isinstance(each, str))
+        key = _key_of(schema, first)
         origin = path if _has(of_file, key) and not _has(given, key) else None
         if first["type"] == "missing":
             raise InputError(_missing_message(key, merged, name_of)) from None
@@ -80,54 +80,56 @@ def resolve(
     return made
 
 
+def check_values(config: Any) -> None:
+    """Check a dataclass that was made without `resolve`: types, choices, bounds, and required values.
+
+    Raises: InputError naming the first field with another value than its annotation allows.
+    """
+    resolve(type(config), asdict(config))
+
+
+class Command(Protocol[Parameters, Answer]):
+    """A function whose arguments are options; with `config`, those of a file need not be given."""
+
+    @overload
+    def __call__(self, *args: Parameters.args, **options: Parameters.kwargs) -> Answer: ...
+
+    @overload
+    def __call__(self, *args: Any, config: str | Path, **options: Any) -> Answer: ...
+
+
 def takes_options(
     schema: Callable[Parameters, Schema],
-) -> Callable[[Callable[[Schema], Result]], Callable[Parameters, Result]]:
+) -> Callable[[Callable[[Schema], Answer]], Command[Parameters, Answer]]:
     """Turn a function of a dataclass into a function of its fields, checked as the values of a config file are."""
 
-    def decorate(run: Callable[[Schema], Result]) -> Callable[Parameters, Result]:
+    def decorate(run: Callable[[Schema], Answer]) -> Command[Parameters, Answer]:
         kind = cast(type, schema)
         signature = inspect.signature(kind)
 
         @functools.wraps(run)
-        def call(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
-            return run(resolve(kind, signature.bind_partial(*args, **kwargs).arguments))
+        def call(*args: Any, config: str | Path | None = None, **options: Any) -> Answer:
+            return run(resolve(kind, signature.bind_partial(*args).arguments | options, config))
 
+        config = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None)
+        call.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[*signature.parameters.values(), config], return_annotation=run.__annotations__["return"]
+        )
         arguments = [f"    {each.key}: {each.help}" for each in options_of(kind)]
-        call.__signature__ = signature  # type: ignore[attr-defined]
-        call.__doc__ = "\n".join([inspect.getdoc(kind) or "", "", "Args:", *arguments])
-        return call
+        arguments.append("    config: YAML file with options, or the name of a shipped config.")
+        call.__doc__ = "\n".join([inspect.getdoc(run) or "", "", "Args:", *arguments])
+        return cast(Command[Parameters, Answer], call)
 
     return decorate
 
 
-def load(schema: type[Schema], path: Path | str | None = None, overrides: Sequence[str] = ()) -> Schema:
-    """Merge the defaults of `schema`, the YAML file at `path`, and `key.sub=value` overrides.
-
-    Text is taken as it is; other values are YAML. Raises: InputError, see `resolve`.
-    """
-    given: dict[str, Any] = {}
-    for word in overrides:
-        key, equals, text = word.partition("=")
-        if not equals:
-            raise InputError(f"{word}: expected key=value, for example seed=7")
-        kind = plain_kind(kind_of(schema, key))
-        try:
-            value = text if kind in (str, Path) and text != "null" else yaml.load(text, _Loader)
-        except yaml.YAMLError as error:
-            raise InputError(f"{word}: {_first_line(error)}") from None
-        given = _merged(given, nested({key: value}))
-    return resolve(schema, given, path)
-
-
-def value_of(key: str, path: Path | str | None, overrides: Sequence[str] = ()) -> Any:
-    """Return what a YAML file and `key=value` words say of a key, whatever their other keys are; None for nothing.
+def value_of(key: str, path: Path | str) -> Any:
+    """Return the value that a YAML file has for the path of a field, whatever its other keys are; None without one.
 
     Raises: InputError for a file that is absent or is not YAML.
     """
-    words = [word.partition("=")[2] for word in overrides if word.partition("=")[0] == key]
-    found: Any = words[-1] if words else read_yaml(path) if path is not None else None
-    for name in () if words else key.split("."):
+    found: Any = read_yaml(path)
+    for name in key.split("."):
         found = found.get(name) if isinstance(found, dict) else None
     return found
 
@@ -191,22 +193,13 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     return cast(dict[str, Any], found)
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML 1.2 floats: 1e-3 is a number."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d[\d_]*(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
 def _refuse_unknown(kind: Any) -> None:
     """Let the validation of a dataclass, and of the dataclasses in it, refuse unknown names."""
     kind = plain_kind(kind)
     if get_origin(kind) is dict:
         _refuse_unknown(get_args(kind)[1])
     elif is_dataclass(kind) and "__pydantic_config__" not in vars(kind):
-        kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[union-attr]
+        kind.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[union-attr]
         for each in hints_of(cast(type, kind)).values():
             _refuse_unknown(each)
 
@@ -220,7 +213,10 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def _prepared(kind: Any, value: Any) -> Any:
-    """Leave out values that are `MISSING`, add the defaults of groups, and make a list of a single value for a list."""
+    """Leave out values that are `MISSING`, add the defaults of groups, and make values those that pydantic accepts.
+
+    A single value becomes a list for a list, and a path becomes text for text.
+    """
     kind = plain_kind(kind)
     if isinstance(value, Mapping):
         items = {key: each for key, each in value.items() if not (isinstance(each, str) and each == MISSING)}
@@ -236,9 +232,12 @@ def _prepared(kind: Any, value: Any) -> Any:
             return {key: _prepared(hints.get(key, Any), each) for key, each in items.items()}
         inner = get_args(kind)[1] if get_origin(kind) is dict else Any
         return {key: _prepared(inner, each) for key, each in items.items()}
-    if get_origin(kind) in (list, Sequence) and isinstance(value, str | Path | int | float):
-        return [value]
-    return value
+    if get_origin(kind) in (list, Sequence):
+        several = [value] if isinstance(value, str | PathLike | int | float) else value
+        if isinstance(several, list | tuple):
+            return type(several)(_prepared(get_args(kind)[0], each) for each in several)
+        return several
+    return str(value) if kind is str and isinstance(value, PathLike) else value
 
 
 def _first_missing(kind: Any, values: Any, key: str = "") -> str | None:
@@ -278,9 +277,21 @@ def _message(schema: type, key: str, error: Any, place: str) -> str:
         return f"{place}: unknown option.{f' Did you mean {near[0]}?' if near else ''}"
     expected = error["msg"].split(", unable to ")[0].removeprefix("Input should be ")
     expected = expected.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
+    expected = expected.replace("greater than", "more than")
     if error["type"] in ("dataclass_type", "dict_type"):
         expected = "key: value pairs"
     return f"{place}: found {error['input']!r}, expected {expected}."
+
+
+def _key_of(schema: type, error: Any) -> str:
+    """Return the path of the field of an error, without the names that pydantic gives to alternative types."""
+    key = ""
+    for name in (each for each in error["loc"] if isinstance(each, str)):
+        longer = f"{key}.{name}" if key else name
+        if kind_of(schema, longer) is None and error["type"] != "unexpected_keyword_argument":
+            break
+        key = longer
+    return key
 
 
 def _at(values: Any, key: str) -> Any:

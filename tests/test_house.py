@@ -15,7 +15,7 @@ from commands import run_here
 from jaxtyping import TypeCheckError
 
 from modernbert import ModernBert
-from modernbert.config_files import load
+from modernbert.config_files import nested, resolve
 from modernbert.errors import InputError
 from modernbert.evaluation.ranking_metrics import rank_ids
 from modernbert.extras import EXTRAS
@@ -91,8 +91,8 @@ def test_the_efficiency_tables_of_the_readme_are_those_of_the_results() -> None:
 
 def config_of(name: str) -> PretrainConfig:
     path = ROOT / "modernbert" / "configs" / "pretrain" / f"{name}.yaml"
-    words = ["output=x", "tokenizer=t", "data.sources.code=a", "data.sources.prose=b", "init_from=c"]
-    config = load(PretrainConfig, path, words)
+    given = {"output": "x", "tokenizer": "t", "data.sources.code": "a", "data.sources.prose": "b", "init_from": "c"}
+    config = resolve(PretrainConfig, nested(given), path)
     config.check()
     return config
 
@@ -146,14 +146,14 @@ def test_large_is_the_run_of_the_paper() -> None:
 def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("phases:\n  stable:\n    tokns: 3\n")
     with pytest.raises(InputError, match=r"c.yaml: phases.stable.tokns: unknown option. Did you mean tokens"):
-        load(PretrainConfig, tmp_path / "c.yaml")
+        resolve(PretrainConfig, {}, tmp_path / "c.yaml")
     with pytest.raises(InputError, match="seeed: unknown option. Did you mean seed"):
-        load(PretrainConfig, None, ["seeed=3"])
+        resolve(PretrainConfig, {"seeed": 3})
     (tmp_path / "c.yaml").write_text("seed: [1\n")
     with pytest.raises(InputError, match="c.yaml: is not YAML"):
-        load(PretrainConfig, tmp_path / "c.yaml")
+        resolve(PretrainConfig, {}, tmp_path / "c.yaml")
     with pytest.raises(InputError, match="seed: found 'x', expected a valid integer"):
-        load(PretrainConfig, None, ["seed=x"])
+        resolve(PretrainConfig, {"seed": "x"})
 
 
 def test_every_module_imports_without_the_extras() -> None:

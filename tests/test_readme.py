@@ -5,11 +5,12 @@ import shlex
 from pathlib import Path
 
 import pytest
-from commands import modernbert, options
+from commands import modernbert
 
 from modernbert import ModernBert
 from modernbert.checkpoints.folder import ModelFolder
-from modernbert.config_files import load, to_yaml
+from modernbert.cli.parser import option_name
+from modernbert.config_files import nested, resolve, to_yaml
 from modernbert.data.shards import Shards
 from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.training.pretraining import PretrainConfig
@@ -19,19 +20,19 @@ README = Path(__file__).parents[1] / "README.md"
 HUB_NAME, COMMIT = "answerdotai/ModernBERT-base", "0123456789abcdef0123456789abcdef01234567"
 # What makes each command one of seconds: sizes, and nothing else.
 SHORTER = {
-    "tokenizer": ["vocab_size=512"],
-    "prepare": ["heldout=0.2", "processes=1"],
-    "pretrain/demo": [
-        "phases.stable.tokens=2048", "phases.stable.warmup_tokens=0", "phases.stable.batch_warmup_tokens=0",
-        "phases.stable.max_micro_batches=1", "phases.extension.tokens=1024", "phases.extension.max_len=1024",
-        "phases.extension.micro_batch_tokens=1024", "phases.decay.tokens=1024", "phases.decay.max_len=1024",
-        "phases.decay.micro_batch_tokens=1024", "evaluation.max_tokens=512", "data.verify=false",
-    ],
-    "pretrain/adapt": [
-        "phases.adapt.tokens=2048", "phases.adapt.warmup_tokens=0", "phases.adapt.max_micro_batches=1",
-        "phases.adapt.micro_batch_tokens=1024", "phases.adapt.max_len=512",
-    ],
-}  # fmt: skip
+    "tokenizer": "--vocab-size 512",
+    "prepare": "--heldout 0.2 --processes 1",
+    "pretrain/demo": (
+        "--phases.stable.tokens 2048 --phases.stable.warmup-tokens 0 --phases.stable.batch-warmup-tokens 0 "
+        "--phases.stable.max-micro-batches 1 --phases.extension.tokens 1024 --phases.extension.max-len 1024 "
+        "--phases.extension.micro-batch-tokens 1024 --phases.decay.tokens 1024 --phases.decay.max-len 1024 "
+        "--phases.decay.micro-batch-tokens 1024 --evaluation.max-tokens 512 --no-data.verify"
+    ),
+    "pretrain/adapt": (
+        "--phases.adapt.tokens 2048 --phases.adapt.warmup-tokens 0 --phases.adapt.max-micro-batches 1 "
+        "--phases.adapt.micro-batch-tokens 1024 --phases.adapt.max-len 512"
+    ),
+}
 
 
 def commands_of(section: str) -> list[list[str]]:
@@ -65,7 +66,7 @@ def test_pretraining_and_continued_pretraining_work_as_printed(elsewhere: Path, 
     wanted = [words for words in commands_of("Train") if words[0] == "modernbert"]
     for words in wanted[: [words[3] for words in wanted].index("pretrain/adapt") + 1]:
         verb, *rest = words[1:]
-        shorter = options(*SHORTER[rest[1]]) if verb == "pretrain" else SHORTER[verb]
+        shorter = SHORTER[rest[1] if verb == "pretrain" else verb].split()
         done = modernbert(verb, *rest, *shorter)
         assert done.returncode == 0, f"{words}: {done.stderr}"
         said += done.stdout + done.stderr
@@ -74,15 +75,19 @@ def test_pretraining_and_continued_pretraining_work_as_printed(elsewhere: Path, 
     assert mine.tokenizer.fingerprint == Tokenizer.load(elsewhere / "tokenizer").fingerprint
     adapted = ModernBert.load(elsewhere / "runs" / "adapted" / "model", device="cpu")
     theirs = small_bert.tokenizer.fingerprint
-    assert adapted.tokenizer.fingerprint == theirs == Shards.open(elsewhere / "shards-adapt" / "train").fingerprint
+    assert (
+        adapted.tokenizer.fingerprint
+        == theirs
+        == Shards.open(elsewhere / "runs" / "adapted" / "shards" / "train").fingerprint
+    )
     assert ModelFolder(elsewhere / "runs" / "adapted" / "model").config.hidden_size == 64
     assert adapted.fill_mask("The capital of [MASK].", top_k=1)[0]
 
 
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": RetrieverConfig}
 GIVEN = {
-    "pretrain": ["output=x", "tokenizer=x", "init_from=x", "data.sources.a=x"],
-    "finetune": ["model=x", "output=x", "train=[x]", "dev=[x]"],
+    "pretrain": {"output": "x", "tokenizer": "x", "init_from": "x", "data.sources.a": "x"},
+    "finetune": {"model": "x", "output": "x", "train": "x", "dev": "x"},
 }
 CONFIGS = Path(__file__).parents[1] / "modernbert" / "configs"
 
@@ -91,8 +96,8 @@ CONFIGS = Path(__file__).parents[1] / "modernbert" / "configs"
 def test_shipped_configs_go_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
     monkeypatch.chdir(tmp_path)
     verb, name = file.parent.name, f"{file.parent.name}/{file.stem}"
-    given = GIVEN[verb] + (["phases.adapt.tokens=65536"] if file.stem == "adapt" else [])
-    found = [to_yaml(load(SCHEMAS[verb], each, given)) for each in (name, f"{name}.yaml", file)]
+    given = nested(GIVEN[verb] | ({"phases.adapt.tokens": 65536} if file.stem == "adapt" else {}))
+    found = [to_yaml(resolve(SCHEMAS[verb], given, each)) for each in (name, f"{name}.yaml", file)]
     assert found[0] == found[1] == found[2]
 
 
@@ -101,8 +106,8 @@ def test_commands_take_the_names_of_configs(elsewhere: Path) -> None:
         ("pretrain", "pretrain/demo", "preset: tiny\n"),
         ("finetune", "finetune/msmarco-single", "batch: 512\n"),
     ):
-        words = [*options(*GIVEN[verb][1:]), "--config", name]
-        done = modernbert(verb, *(["x"] if verb == "finetune" else ["--output", "x"]), *words, "--print")
+        words = [word for key, value in GIVEN[verb].items() for word in (option_name(key), value) if word != "--model"]
+        done = modernbert(verb, *words, "--config", name, "--print")
         assert done.returncode == 0 and line in done.stdout, done.stderr
 
 
@@ -113,7 +118,7 @@ def test_a_file_of_that_name_comes_first_and_an_unknown_name_lists_the_shipped(e
     for words in (
         ["pretrain", "--config", "pretrain/dmo"],
         ["finetune", "--config", "mine.yaml"],
-        ["plan", "pretrain/dmo"],
+        ["plan", "--config", "pretrain/dmo"],
     ):
         done = modernbert(*words)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -122,17 +127,17 @@ def test_a_file_of_that_name_comes_first_and_an_unknown_name_lists_the_shipped(e
 
 
 def test_a_plan_takes_the_names_of_configs_and_of_models(elsewhere: Path) -> None:
-    words = ["pretrain/adapt", "--set", f"init_from={HUB_NAME}", "--set", "phases.adapt.tokens=5000000"]
-    done = modernbert("plan", *words, "--device", "h100")
+    words = ["plan", "--config", "pretrain/adapt", "--init-from", HUB_NAME, "--device", "h100"]
+    done = modernbert(*words, "--phases.adapt.tokens", "5000000")
     assert done.returncode == 0, done.stderr
-    done = modernbert("plan", "pretrain/adapt", "--device", "h100")
+    done = modernbert(*words)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "Missing required option phases.adapt.tokens" in done.stderr
+    assert "Missing required option --phases.adapt.tokens" in done.stderr
 
 
 def test_a_tokenizer_that_is_nowhere_is_named(elsewhere: Path) -> None:
     for words in (
-        ["prepare", "sources=[corpus/]", "out=x", "tokenizer=owner/absent"],
+        ["prepare", "--input", "corpus/", "--output", "x", "--tokenizer", "owner/absent"],
         ["pretrain", "--data.sources.a", "x", "--output", "x", "--phases.a.tokens", "65536", "--phases.a.lr", "1e-3",
          "--tokenizer", "owner/absent"],
     ):  # fmt: skip

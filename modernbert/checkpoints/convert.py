@@ -141,11 +141,11 @@ def _fields(config: ConvertConfig, sources: Sequence[tuple[str, Mapping[str, Any
 
 def _fields_of_training(path: Path) -> dict[str, Any]:
     """Read the model's fields in a training YAML of the reference repository."""
-    settings = value_of("model.model_config", path, ())
+    settings = value_of("model.model_config", path)
     if not isinstance(settings, dict):
         raise InputError(f"{path}: has no model.model_config, expected a training YAML of the reference repository")
     found = fields_of_settings(settings, str(path))
-    max_length = value_of("max_seq_len", path, ())
+    max_length = value_of("max_seq_len", path)
     return found if max_length is None else found | {"max_position_embeddings": max_length}
 
 

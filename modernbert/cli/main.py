@@ -54,12 +54,6 @@ def completion(shell: str) -> None:
 
 def run(words: Sequence[str] | None = None) -> None:
     """Run a command, with errors as exceptions; `words` are those of the command line by default."""
-    from modernbert.cli import legacy
-
-    given = list(words) if words is not None else sys.argv[1:]
-    if given[:1] and given[0] in legacy.VERBS:
-        legacy.app(given)
-        return
     try:
         cli.main(list(words) if words is not None else None, "modernbert", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -10,12 +10,13 @@ from click.shell_completion import CompletionItem
 
 from modernbert.cli.verbs import GROUPS, SECTIONS, VERBS, Verb
 from modernbert.errors import InputError
+from modernbert.option_types import FileOrUrl
 from modernbert.options import MISSING, Option, kind_of, options_of, plain_kind
 
 __all__ = ["OutputClosed", "VerbGroup", "option_name"]
 
 _SHORT = {"input": "-i", "output": "-o"}
-_METAVARS = {str: "TEXT", Path: "PATH", int: "INT", float: "NUMBER"}
+_METAVARS: dict[Any, str] = {str: "TEXT", Path: "PATH", FileOrUrl: "PATH", int: "INT", float: "NUMBER"}
 
 
 def option_name(key: str) -> str:

@@ -91,6 +91,18 @@ VERBS = {
         "export.export_options:ExportConfig",
         "export.export_model:run",
     ),
+    "tokenizer": Verb(
+        "Train",
+        "Train a tokenizer on text.",
+        "data.prepare_options:TokenizerConfig",
+        "data.tokenizer_training:run",
+    ),
+    "prepare": Verb(
+        "Train",
+        "Tokenize documents into shards for pretraining.",
+        "data.prepare_options:PrepareConfig",
+        "data.prepare:run",
+    ),
     "pretrain": Verb(
         "Train",
         "Pretrain a model, or continue the pretraining of one.",
@@ -100,16 +112,16 @@ VERBS = {
     "finetune": Verb(
         "Train",
         "Fine-tune a model: classify, tag, rerank, embed, late, ...",
-        "training.finetuning:FinetuneConfig",
+        "training.finetuning_config:FinetuneConfig",
         "training.finetune_command:run",
-        "training.finetune_command:schema_of",
+        "training.command_options:schema_of",
     ),
     "sweep": Verb(
         "Train",
         "Fine-tune with several hyperparameters, and keep the best model.",
-        "training.sweep_command:FinetuneSweepConfig",
+        "training.command_options:FinetuneSweepConfig",
         "training.sweep_command:run",
-        "training.sweep_command:sweep_schema_of",
+        "training.command_options:sweep_schema_of",
     ),
     "grow": Verb(
         "Train",

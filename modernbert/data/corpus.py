@@ -157,7 +157,7 @@ def find_files(
         BrokenInput: A folder cannot be read, unless that is to be skipped.
     """
     if not sources and not empty_ok:
-        raise InputError("sources: found none, expected at least one file or folder")
+        raise InputError("input: found none, expected at least one file or folder")
     tally = tally or Tally()
     files: list[File] = []
     on_broken = tally.skips.add if on_error == "skip" else fail

@@ -1,18 +1,18 @@
-"""`modernbert prepare`: tokenizes documents into shards, and holds some of them out on request."""
+"""`modernbert prepare`: tokenize documents into shards, and hold some of them out on request."""
 
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from modernbert.data.corpus import Document, Tally, find_files, read_documents, show_reading, stored_bytes
 from modernbert.data.input_errors import Outage
+from modernbert.data.prepare_options import PrepareConfig
 from modernbert.data.readers import mark_of, size_of
-from modernbert.data.shard_workers import EXECUTORS
 from modernbert.data.shards import Shards, fill_folder
 from modernbert.data.source_files import File
 from modernbert.errors import InputError
@@ -21,54 +21,27 @@ from modernbert.files import move_into_place, only_process, remove_leftovers, tr
 from modernbert.hub_download import find_tokenizer
 from modernbert.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["PrepareConfig", "prepare_folder", "run"]
+__all__ = ["PrepareConfig", "run"]
 
 SHARD_CHARS = 16_000_000
 _CONTINUES = "continues with the finished shards"
 
 
-@dataclass
-class PrepareConfig:
-    """What to read, with which tokenizer, and where to write."""
-
-    sources: list[str]
-    """Files, folders, URLs (s3://, gs://, hf://, ...) or names of data sets on the Hugging Face Hub."""
-    tokenizer: str
-    """A tokenizer.json, a folder with one, or the name of a model on the Hugging Face Hub."""
-    out: str
-    """The folder to write, with the shards in `train` and `heldout`."""
-    heldout: float = 0.0
-    """Share of the documents to hold out. The text alone decides which ones, so copies stay together."""
-    text_field: str = "text"
-    """Field with the text, in files with rows."""
-    txt_unit: str = "file"
-    """What a document is in .txt, .md and .rst: file, line or paragraph."""
-    invalid: str = "repair"
-    """What to do with text that is not UTF-8: repair or refuse."""
-    on_error: str = "fail"
-    """What to do with unreadable files and rows: fail, or skip and list them."""
-    deduplicate: bool = False
-    """Keep only the first of the documents with the same text."""
-    processes: int = 0
-    """Number of processes; 0 for one per core."""
-    executor: str = "local"
-    """Where to tokenize: local or ray."""
-
-
 def run(config: PrepareConfig) -> Path:
-    """Write `out/train` and, if documents are held out, `out/heldout`; both appear at once or not at all.
+    """Write `train` and, if documents are held out, `heldout` into the output folder, and return that folder.
 
-    The work is done in `out.unfinished`. A stopped run continues with the shards that are finished, if the config and
-    the files are the same. A finished folder is verified and reused.
+    Both appear at once or not at all. The work is done in `OUTPUT.unfinished`. A stopped run continues with the shards
+    that are finished, if the options and the files are the same. A finished folder is verified and reused.
 
     Raises:
-        InputError: The corpus, the tokenizer or `out` cannot be used.
+        InputError: The corpus, the tokenizer or the output folder cannot be used.
     """
-    _check(config)
+    if config.executor == "ray":
+        require("executor", "ray")
     # First, because it also checks the libraries that read the files, before the Hub is asked for the tokenizer.
-    files = find_files(config.sources, text_field=config.text_field, on_error=config.on_error)
+    files = find_files(config.input, text_field=config.text_field, on_error=config.on_error)
     config = replace(config, tokenizer=str(find_tokenizer(config.tokenizer)))
-    out = Path(config.out)
+    out = config.output
     work = Path(f"{out}.unfinished")
     remove_leftovers(work)
     identity = _identity(config, files)
@@ -87,52 +60,6 @@ def run(config: PrepareConfig) -> Path:
     return out
 
 
-def prepare_folder(
-    texts: Sequence[str],
-    tokenizer: str,
-    output: Path | str,
-    *,
-    heldout: float = 0.0,
-    text_field: str = "text",
-    txt_unit: str = "file",
-    processes: int = 0,
-) -> dict[str, Path]:
-    """Tokenize texts into shards for training, or reuse the shards that an earlier call with the same texts wrote.
-
-    Args:
-        texts: Files, folders, URLs or names of data sets on the Hugging Face Hub.
-        tokenizer: A tokenizer.json, a folder with one, or the name of a model on the Hugging Face Hub.
-        output: The folder to write. A stopped call continues in it.
-        heldout: Share of the documents to hold out.
-        text_field: Field with the text, in files with rows.
-        txt_unit: What a document is in .txt, .md and .rst: file, line or paragraph.
-        processes: Number of processes; 0 for one per core.
-
-    Returns:
-        The folders of shards: `train`, and `heldout` if documents are held out.
-
-    Raises:
-        InputError: The texts or the tokenizer cannot be used, or `output` has shards of other texts.
-    """
-    config = PrepareConfig(
-        list(texts), tokenizer, str(output), heldout=heldout, text_field=text_field, txt_unit=txt_unit,
-        processes=processes,
-    )  # fmt: skip
-    folder = run(config)
-    return {split: folder / split for split in _splits(config)}
-
-
-def _check(config: PrepareConfig) -> None:
-    if not 0 <= config.heldout < 1:
-        raise InputError(f"heldout: found {config.heldout}, expected a share from 0 to below 1")
-    if config.processes < 0:
-        raise InputError(f"processes: found {config.processes}, expected 0 (all cores) or more")
-    if config.executor not in EXECUTORS:
-        raise InputError(f"executor: found {config.executor!r}, expected {' or '.join(map(repr, EXECUTORS))}")
-    if config.executor == "ray":
-        require("executor", "ray")
-
-
 def _splits(config: PrepareConfig) -> list[str]:
     return ["train", "heldout"] if config.heldout else ["train"]
 
@@ -140,8 +67,9 @@ def _splits(config: PrepareConfig) -> list[str]:
 def _identity(config: PrepareConfig, files: Sequence[File]) -> dict[str, Any]:
     """Return what decides the bytes of the shards: settings, tokenizer and files."""
     listed = "\n".join(f"{file} {size_of(file)} {mark_of(file)}" for file in files)
-    names = ("sources", "heldout", "text_field", "txt_unit", "invalid", "on_error", "deduplicate")
+    names = ("heldout", "text_field", "txt_unit", "invalid", "on_error", "deduplicate")
     return {
+        "input": list(map(str, config.input)),
         **{name: getattr(config, name) for name in names},
         "tokenizer": Tokenizer.load(config.tokenizer).fingerprint,
         "shard_chars": SHARD_CHARS,
@@ -218,10 +146,10 @@ def _write_split(config: PrepareConfig, work: Path, split: str) -> Tally:
     """Read the whole corpus and write the documents of one split. Reading twice is cheap compared to tokenizing."""
     tally = Tally()
     documents = read_documents(
-        config.sources, tally, text_field=config.text_field, txt_unit=config.txt_unit, invalid=config.invalid,
+        config.input, tally, text_field=config.text_field, txt_unit=config.txt_unit, invalid=config.invalid,
         on_error=config.on_error, deduplicate=config.deduplicate,
     )  # fmt: skip
-    num_bytes = stored_bytes(config.sources, text_field=config.text_field, on_error=config.on_error)
+    num_bytes = stored_bytes(config.input, text_field=config.text_field, on_error=config.on_error)
     with show_reading(f"preparing {split}", tally, num_bytes) as show:
         num_tokens = 0
 

@@ -64,7 +64,7 @@ def check_signals(
                 expected = ", ".join(known)
                 pair = f", or read it with columns.pair={name}" if SECOND_TEXT in signals and _is_second(name) else ""
                 raise InputError(
-                    f"{row.origin}: found the column {name!r}, which task={task} does not read, expected {expected}; "
+                    f"{row.origin}: found the column {name!r}, which --task {task} does not read, expected {expected}; "
                     f"rename it{pair}, or leave it out with ignore_columns='[{name}]'"
                 )
 

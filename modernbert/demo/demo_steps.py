@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from modernbert import config_files as configs
+from modernbert.config_files import nested, resolve
 from modernbert.data.prepare import PrepareConfig
 from modernbert.data.prepare import run as prepare
 from modernbert.demo.collect import Record, collect, read_records
@@ -102,18 +102,15 @@ class _Clock:
 
 
 def _pretrain_config(out: Path, scale: Scale) -> PretrainConfig:
-    return configs.load(
-        PretrainConfig,
-        scale.config,
-        [
-            f"output={out}",
-            f"tokenizer={out / 'tokenizer.json'}",
-            f"data.sources.code={out / 'shards' / 'code' / 'train'}",
-            f"data.sources.prose={out / 'shards' / 'prose' / 'train'}",
-            f"data.heldout.packages={out / 'shards' / 'heldout' / 'train'}",
-            f"seed={SEED}",
-        ],
-    )
+    given = {
+        "output": str(out),
+        "tokenizer": str(out / "tokenizer.json"),
+        "data.sources.code": str(out / "shards" / "code" / "train"),
+        "data.sources.prose": str(out / "shards" / "prose" / "train"),
+        "data.heldout.packages": str(out / "shards" / "heldout" / "train"),
+        "seed": SEED,
+    }
+    return resolve(PretrainConfig, nested(given), scale.config)
 
 
 def _collect(folder: Path, scale: Scale) -> None:
@@ -132,9 +129,9 @@ def _train_tokenizer(out: Path, scale: Scale) -> None:
 
 def _prepare(out: Path) -> None:
     for name in KINDS:
-        source, folder = str(out / "corpus" / f"{name}.jsonl"), str(out / "shards" / name)
+        source, folder = str(out / "corpus" / f"{name}.jsonl"), out / "shards" / name
         # One process: at this size, starting more takes longer than the work.
-        prepare(PrepareConfig([source], str(out / "tokenizer.json"), folder, processes=1))
+        prepare(PrepareConfig(input=[source], tokenizer=str(out / "tokenizer.json"), output=folder, processes=1))
 
 
 def _fill_masks(out: Path, scale: Scale) -> None:

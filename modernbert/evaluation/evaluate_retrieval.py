@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from modernbert.config_files import check_values
 from modernbert.data.beir import Collection, Rank, read_collection
 from modernbert.errors import InputError
 from modernbert.evaluation.mteb_tasks import run_task, tasks_of
@@ -21,7 +22,6 @@ from modernbert.evaluation.retrieval_options import RetrievalConfig
 from modernbert.extras import require
 from modernbert.files import check_target, write_file
 from modernbert.inference.modernbert import ModernBert
-from modernbert.number_checks import check_numbers
 
 __all__ = ["RetrievalConfig", "run"]
 
@@ -37,7 +37,7 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
     """
     if not config.collections:
         raise InputError("collections: found none, expected a folder in BEIR's format")
-    check_numbers(config)
+    check_values(config)
     if config.bm25:
         require("--bm25", "bm25s")
     for name in config.collections:

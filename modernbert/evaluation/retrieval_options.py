@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge
 
 from modernbert.common_options import OneDevice
 
@@ -29,9 +31,9 @@ class RetrievalConfig(OneDevice):
     """Text in front of queries; that of the model, by default."""
     document_prompt: str | None = None
     """Text in front of documents; that of the model, by default."""
-    query_length: int | None = None
+    query_length: Annotated[int, Ge(4)] | None = None
     """Maximum tokens of a query; that of the model, by default."""
-    document_length: int | None = None
+    document_length: Annotated[int, Ge(8)] | None = None
     """Maximum tokens of a document; that of the model, by default."""
     output: Path | None = None
     """JSON file for the scores; none, by default."""

@@ -19,7 +19,8 @@ import torch
 
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.data.input_errors import Skips
-from modernbert.data.readers import require_readers
+from modernbert.data.remote_files import RemoteFile, is_url
+from modernbert.data.source_files import File
 from modernbert.devices import choose_device
 from modernbert.errors import InputError
 from modernbert.extras import require
@@ -28,6 +29,7 @@ from modernbert.inference.modernbert import ModernBert
 from modernbert.inference.replicas import load_in_process
 from modernbert.inference.text_inputs import (
     check_files,
+    find_file,
     keep_input,
     stream_input,
     stream_rows,
@@ -177,7 +179,8 @@ def _kept_input(folder: Path) -> Path:
 
 
 def _check(config: EmbedConfig) -> None:
-    check_files(config.input)
+    files = _files(config)
+    check_files(files)
     if config.output is not None and config.output.suffix == ".npy" and config.on_error == "skip":
         raise InputError(
             f"{config.output}: cannot say which rows were skipped; expected .jsonl, .parquet or .lance with --on-error "
@@ -186,7 +189,7 @@ def _check(config: EmbedConfig) -> None:
     if config.output is not None and config.output.suffix == ".npy" and config.on_error == "null":
         if config.precision not in ("float32", "float16"):
             raise InputError(f"precision: found {config.precision!r}, which has no NaN for --on-error null")
-    if config.output is not None and any(_is_same(file, config.output) for file in config.input or (_INPUT,)):
+    if config.output is not None and any(_is_same(file, config.output) for file in files or (_INPUT,)):
         raise InputError(f"{config.output}: is read as texts, expected another name for their vectors")
     if config.executor == "local":
         for device in config.device:
@@ -197,10 +200,15 @@ def _check(config: EmbedConfig) -> None:
         raise InputError(f"device: found {len(config.device)}, expected one; --processes says how many there are")
     if config.executor == "ray":
         require("executor", "ray")
-    require_readers(config.input)
 
 
-def _is_same(file: Path | int, other: Path) -> bool:
+def _files(config: EmbedConfig) -> list[File]:
+    return [find_file(each) for each in config.input]
+
+
+def _is_same(file: File | int, other: Path) -> bool:
+    if isinstance(file, RemoteFile):
+        return False
     try:
         return os.path.samestat(os.stat(file), other.stat())
     except OSError:  # one of them does not exist
@@ -210,7 +218,7 @@ def _is_same(file: Path | int, other: Path) -> bool:
 def _anywhere(config: EmbedConfig) -> EmbedConfig:
     """Return the config with absolute paths, for workers in other folders."""
     model = Path(config.model)
-    files = [path.absolute() for path in config.input]
+    files = [each if is_url(str(each)) else Path(each).absolute() for each in config.input]
     return replace(config, input=files, model=str(model.absolute()) if model.is_dir() else config.model)
 
 
@@ -219,8 +227,8 @@ def _about(config: EmbedConfig) -> dict[str, Any]:
 
     Raises: InputError naming a file that does not exist, or cannot be read twice.
     """
-    for path in config.input:
-        if not path.is_file():
+    for path in _files(config):
+        if isinstance(path, Path) and not path.is_file():
             kind = "a folder" if path.is_dir() else "nothing that can be read twice"
             raise InputError(f"{path}: is {kind}, expected a file, or texts on standard input")
     about: dict[str, Any] = {key: value for key, value in asdict(config).items() if key not in _FREE}
@@ -232,7 +240,7 @@ def _read(config: EmbedConfig, kept: Path | None) -> Iterator[TextRow]:
     if config.texts:
         rows: Iterator[TextRow] = (TextRow(f"text {number}", text) for number, text in enumerate(config.texts))
     else:
-        rows = stream_rows(config.input, config.text_field) if config.input else stream_input(kept)
+        rows = stream_rows(_files(config), config.text_field) if config.input else stream_input(kept)
     for row in rows:
         if row.error is not None and (config.on_error == "fail" or (row.is_rest and config.on_error == "null")):
             raise row.error

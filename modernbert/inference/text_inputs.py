@@ -80,7 +80,7 @@ def gather_rows(
     if words and file is not None:
         raise InputError(f"found texts and the file {file}, expected one or the other")
     if pair_field is not None and file is None:
-        raise InputError("--pair-field: found no --file, expected one with both fields")
+        raise InputError("--pair-field: found no --input, expected one with both fields")
     if words:
         return [TextRow(f"text {number}", word) for number, word in enumerate(words)]
     if file is None:
@@ -275,7 +275,7 @@ def visible(text: str) -> str:
 
 def _check_input() -> None:
     if sys.stdin.isatty():
-        raise InputError("found no text, expected some as arguments, in --file, or on standard input")
+        raise InputError("found no text, expected some as arguments, in --input, or on standard input")
 
 
 def _rows_of_input(lines: Iterable[bytes]) -> Iterator[TextRow]:

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from modernbert.common_options import Compute, Dtype, Executor, Overflow, TextFile
+from modernbert.common_options import Compute, TextFile
 from modernbert.engines.engine_names import EngineName
+from modernbert.option_types import Dtype, Executor, FileOrUrl, Overflow
 
 __all__ = ["ClassifyConfig", "EmbedConfig", "FillMaskConfig", "RerankConfig", "TagConfig"]
 
@@ -26,8 +27,9 @@ class EmbedConfig:
     texts: Sequence[str] = ()
     """Texts; without texts and --input, lines of standard input are read."""
     _: KW_ONLY
-    input: Sequence[Path] = ()
-    """File with one text per line, or with rows: .jsonl, .json, .parquet, .csv, .tsv."""
+    input: Sequence[FileOrUrl] = ()
+    """File or URL of one, with one text per line or with rows: .jsonl, .json, .parquet, .csv, .tsv; repeat for
+    several."""
     text_field: str = "text"
     """Column that holds the text."""
     on_error: Literal["fail", "skip", "null"] = "fail"

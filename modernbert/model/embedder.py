@@ -1,42 +1,16 @@
 """Embedding models: one vector of length 1 per document, or one per token (late interaction), and MaxSim."""
 
-from dataclasses import dataclass, field
-
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from modernbert.batch import Batch
+from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.model.heads import pool
 from modernbert.model.interface import Model
 
 __all__ = ["Embedder", "EmbeddingConfig", "finish_vectors", "max_sims"]
-
-
-@dataclass(frozen=True)
-class EmbeddingConfig:
-    """How texts become vectors.
-
-    Attributes:
-        pooling: `mean`, `cls`, or `tokens` for a vector per token, compared by MaxSim.
-        query_prompt: Text before each query.
-        document_prompt: Text before each document.
-        query_length: The most tokens of a query; None for the model's limit.
-        document_length: The most tokens of a document; None for the model's limit.
-        expand_queries: Whether queries are filled up with [MASK] to `query_length`.
-        skip: Tokens of documents that get no vector.
-        truncate_dim: Keep this many components of a vector; None keeps all.
-    """
-
-    pooling: str = "mean"
-    query_prompt: str = ""
-    document_prompt: str = ""
-    query_length: int | None = None
-    document_length: int | None = None
-    expand_queries: bool = False
-    skip: list[str] = field(default_factory=list)
-    truncate_dim: int | None = None
 
 
 class Embedder(Model):

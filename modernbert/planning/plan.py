@@ -4,7 +4,7 @@ import json
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from modernbert import config_files as configs
 from modernbert.batch import SequenceLengths
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.console import open_console
@@ -35,14 +34,19 @@ from modernbert.planning.forecast import (
 from modernbert.planning.plan_options import PlanConfig
 from modernbert.planning.shape_search import Shape, best_shapes, candidate_shapes, tile_utilization
 from modernbert.planning.step_timing import time_steps
-from modernbert.training.pretraining_config import PretrainConfig, schedule_of
+from modernbert.training.pretraining_config import DataConfig, Phase, PretrainConfig, schedule_of
 
 __all__ = ["PlanConfig", "run"]
 
-# Required fields of a pretraining config that a plan does not use.
-_NOT_NEEDED = ("output=.", "tokenizer=.", "init_from=.")
 # Documents of the training steps that are timed on this CPU.
 _MEASURED_LENGTHS = (1024, 512, 256, 128, 64, 64)
+# Phases of a forecast without a config.
+_PHASES = {
+    f"tokens_{length}": Phase(
+        tokens=1_000_000_000, lr=1e-3, micro_batch_tokens=98_304, max_micro_batches=48, max_len=length
+    )
+    for length in (1024, 8192)
+}
 
 
 @dataclass
@@ -86,30 +90,20 @@ def run(config: PlanConfig) -> None:
 
 
 def _load(config: PlanConfig) -> tuple[PretrainConfig, ModelConfig]:
-    pretrain = configs.load(PretrainConfig, config.recipe, [*_NOT_NEEDED, *_phase_words(config), *config.set])
-    if not pretrain.data.sources:
-        pretrain.data.sources = {"any": "."}
-    pretrain.check()
-    fields = dict(pretrain.model)
-    if "preset" not in fields and pretrain.init_from not in (None, "."):
-        folder = Path(str(pretrain.init_from))
+    """Return the config with phases, and the shape of its model."""
+    config = replace(
+        config, tokenizer=config.tokenizer or ".", data=DataConfig({"any": "."}), phases=config.phases or _PHASES
+    )
+    config.check()
+    fields = dict(config.model)
+    if "preset" not in fields and config.init_from is not None:
+        folder = Path(config.init_from)
         if not folder.exists():
-            folder = find_folder(str(pretrain.init_from), files=["config.json"])
-        if (folder / "config.json").exists():
-            return pretrain, ModelFolder(folder).config
-    if "preset" not in fields and config.recipe is not None and not fields.keys() & {"hidden_size"}:
-        raise InputError(
-            f"model.preset: missing in {config.recipe}, expected one (for example model.preset=large), or init_from"
-        )
-    return pretrain, ModelConfig.preset(str(fields.pop("preset", "base")), **fields)
-
-
-def _phase_words(config: PlanConfig) -> list[str]:
-    """Return the phases of a plan without a config."""
-    if config.recipe is not None or any(word.startswith("phases.") for word in config.set):
-        return []
-    common = "tokens: 1000000000, lr: 1e-3, micro_batch_tokens: 98304, max_micro_batches: 48"
-    return [f"phases.tokens_{length}={{{common}, max_len: {length}}}" for length in (1024, 8192)]
+            folder = find_folder(config.init_from, files=["config.json"])
+        if not (folder / "config.json").exists():
+            raise InputError(f"{folder}: has no config.json; pass the shape of the model (--model.preset base)")
+        return config, ModelFolder(folder).config
+    return config, ModelConfig.preset(str(fields.pop("preset", "base")), **fields)
 
 
 def _plan_device(

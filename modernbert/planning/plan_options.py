@@ -1,25 +1,27 @@
 """Options of the cost forecast."""
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import dataclass
 from typing import Annotated
 
 from annotated_types import Ge
 
+from modernbert.training.pretraining_config import PretrainConfig
+
 __all__ = ["PlanConfig"]
 
 
-@dataclass(frozen=True)
-class PlanConfig:
-    """Forecast the cost of a pretraining config: memory, tokens per second, hours."""
+@dataclass(kw_only=True)
+class PlanConfig(PretrainConfig):
+    """Forecast the cost of a pretraining run: memory, tokens per second, hours.
 
-    recipe: str | None = None
-    """YAML file of pretraining options, or the name of a shipped config, such as pretrain/base; a billion tokens at
-    each of two lengths, by default."""
-    _: KW_ONLY
-    set: Sequence[str] = ()
-    """Pretraining option to change, such as phases.adapt.tokens=5000000; repeat for several."""
-    device: Sequence[str] = ("h100",)
+    Takes the options of `modernbert pretrain`. By default, the run has the shape of base, and a billion tokens at each
+    of two lengths.
+    """
+
+    output: str = ""
+    """Run folder, which a forecast does not use."""
+    device: Sequence[str] = ("h100",)  # type: ignore[assignment]
     """cpu, or a GPU: t4, a10, l4, 3090, 4090, a100, h100, h200; repeat for several."""
     count: Annotated[int, Ge(1)] = 8
     """Number of GPUs."""

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from modernbert.common_options import Compute, OneDevice, OnError
+from modernbert.common_options import Compute, OneDevice
+from modernbert.option_types import OnError
 
 __all__ = ["IndexConfig", "SearchConfig"]
 

@@ -11,6 +11,7 @@ import torch
 from modernbert.batch import Batch
 from modernbert.data.labeled_rows import Row
 from modernbert.errors import InputError
+from modernbert.tasks.columns import Columns
 from modernbert.tokenizer.input_templates import EncodedText, collate_texts
 from modernbert.tokenizer.tokenizer import Tokenizer
 
@@ -18,28 +19,6 @@ __all__ = ["Columns", "Example", "Examples", "RowEncoder", "batch_of", "check_no
 
 _ROWS_AT_A_TIME = 4_096
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Names of the columns. Tagging reads `words` and `tags`, or `text` and `spans`."""
-
-    text: str = "text"
-    """Column of the text, the query or the question."""
-    pair: str | None = None
-    """Column of a second text, such as the document of a query; none, by default."""
-    label: str = "label"
-    """Column of the label."""
-    choices: str = "choices"
-    """Column with a list of choices."""
-    answers: str = "answers"
-    """Column of the answers in SQuAD's form: lists `text` and `answer_start`."""
-    words: str = "words"
-    """Column with a list of words; in CoNLL files a name, or a number from 1."""
-    tags: str = "tags"
-    """Column with a list of tags, one per word; in CoNLL files a name, or a number from 1."""
-    spans: str = "spans"
-    """Column with a list of spans, each with `start`, `end` and `label`."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +113,7 @@ class RowEncoder:
             return tokens
         if not self.cut:
             raise InputError(
-                f"{row.origin}: has {len(tokens):,} tokens, expected at most {self.max_length:,}; cut=true cuts "
+                f"{row.origin}: has {len(tokens):,} tokens, expected at most {self.max_length:,}; --cut cuts "
                 "longer texts"
             )
         examples.num_cut += 1

@@ -1,4 +1,4 @@
-"""Options of the commands around training: growing and averaging models, and GLUE."""
+"""Options of the commands around training: fine-tuning by task, sweeps, growing and averaging models, and GLUE."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
@@ -7,9 +7,26 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
-from modernbert.training.run_options import Dtype
+from modernbert.option_types import Dtype
+from modernbert.training.finetuning_config import FinetuneConfig
+from modernbert.training.retriever_config import RetrieverConfig
 
-__all__ = ["AverageConfig", "GlueConfig", "GrowConfig", "SweepGrid"]
+__all__ = [
+    "AverageConfig",
+    "FinetuneSweepConfig",
+    "GlueConfig",
+    "GrowConfig",
+    "LABELED_TASKS",
+    "RETRIEVAL_TASKS",
+    "RetrieverSweepConfig",
+    "SweepGrid",
+    "schema_of",
+    "sweep_schema_of",
+]
+
+# The registry knows all tasks, but imports torch, which help texts do not wait for.
+LABELED_TASKS = ("choose", "classify", "extract", "multilabel", "regress", "rerank", "tag")
+RETRIEVAL_TASKS = ("embed", "late")
 
 
 @dataclass
@@ -94,3 +111,35 @@ class SweepGrid:
     """Seed to try; repeat for several; that of --seed, by default."""
     device: Sequence[str] = ()
     """Device; repeat for one run on each; that of --device, by default."""
+
+
+def schema_of(task: str) -> type[FinetuneConfig] | type[RetrieverConfig]:
+    """Return the class of the options of fine-tuning for a task."""
+    if task in LABELED_TASKS:
+        return FinetuneConfig
+    if task in RETRIEVAL_TASKS:
+        return RetrieverConfig
+    from modernbert.tasks.task import RetrievalTask, known_tasks
+
+    return RetrieverConfig if isinstance(known_tasks().get(task), RetrievalTask) else FinetuneConfig
+
+
+@dataclass(kw_only=True)
+class FinetuneSweepConfig(FinetuneConfig):
+    """Fine-tune with each combination of values, stop runs that fall behind, and keep the best model."""
+
+    sweep: SweepGrid = field(default_factory=SweepGrid)
+    """Values to try."""
+
+
+@dataclass(kw_only=True)
+class RetrieverSweepConfig(RetrieverConfig):
+    """Fine-tune for retrieval with each combination of values, stop runs that fall behind, and keep the best model."""
+
+    sweep: SweepGrid = field(default_factory=SweepGrid)
+    """Values to try."""
+
+
+def sweep_schema_of(task: str) -> type[FinetuneSweepConfig] | type[RetrieverSweepConfig]:
+    """Return the class of the options of a sweep for a task."""
+    return RetrieverSweepConfig if schema_of(task) is RetrieverConfig else FinetuneSweepConfig

@@ -2,16 +2,10 @@
 
 from pathlib import Path
 
-from modernbert.tasks.task import RetrievalTask, known_tasks
 from modernbert.training.finetuning import FinetuneConfig, finetune
 from modernbert.training.retriever_finetuning import RetrieverConfig, finetune_retriever
 
-__all__ = ["run", "schema_of"]
-
-
-def schema_of(task: str) -> type[FinetuneConfig] | type[RetrieverConfig]:
-    """Return the class of the options for a task."""
-    return RetrieverConfig if isinstance(known_tasks().get(task), RetrievalTask) else FinetuneConfig
+__all__ = ["run"]
 
 
 def run(config: FinetuneConfig | RetrieverConfig) -> Path:

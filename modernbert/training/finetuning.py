@@ -9,9 +9,9 @@ Source: the paper's fine-tuning, appendix E.1: linear decay after a warm-up of a
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from torch import nn
 
 from modernbert.batch import batch_by_size
 from modernbert.checkpoints.folder import ModelFolder
-from modernbert.config_files import MISSING
 from modernbert.data.example_sampler import ExampleSampler
 from modernbert.data.labeled_rows import Row, check_files, read_rows
 from modernbert.data.unused_columns import check_signals, without_columns
@@ -30,11 +29,11 @@ from modernbert.errors import InputError
 from modernbert.extras import require
 from modernbert.files import write_file
 from modernbert.model.interface import Model
-from modernbert.tasks.examples import Columns, Examples, RowEncoder, batch_of
+from modernbert.tasks.examples import Examples, RowEncoder, batch_of
 from modernbert.tasks.metrics import Metric, scores_of
 from modernbert.tasks.task import ClassifierTask, Predictions, classifier_task
 from modernbert.training.distributed import World
-from modernbert.training.finetuning_config import FinetuneOptions
+from modernbert.training.finetuning_config import FinetuneConfig
 from modernbert.training.finetuning_loop import (
     FinetuneRecipe,
     FinetuneResult,
@@ -49,39 +48,6 @@ from modernbert.training.optimizers import parameter_groups
 from modernbert.training.training_run import run_in_folder
 
 __all__ = ["FinetuneConfig", "check_inputs", "finetune"]
-
-
-@dataclass(kw_only=True)
-class FinetuneConfig(FinetuneOptions):
-    """Fine-tune a model on labeled rows."""
-
-    task: str = MISSING
-    """classify, multilabel, regress, rerank, choose, tag, extract, or the name of a task that was added."""
-    columns: Columns = field(default_factory=Columns)
-    """Names of the columns."""
-    max_len: int | None = None
-    """Maximum tokens of a text; that of the model, by default."""
-    cut: bool = False
-    """Cut longer texts; otherwise they are an error."""
-    head_lr: float | None = None
-    """Peak learning rate of the new head; `lr`, by default."""
-    class_weights: Literal["none", "balanced"] = "none"
-    """balanced: weigh each class by the inverse of its frequency."""
-
-    def check(self) -> None:
-        """Check all values that can be checked without opening a file.
-
-        Raises: InputError naming the field.
-        """
-        task = classifier_task(self.task)
-        super().check()
-        if self.class_weights != "none" and not task.has_classes:
-            raise InputError(f"class_weights: found {self.class_weights!r}, but {self.task} has no classes")
-        task.check_columns(self.columns)
-        if not self.dev and (self.patience is not None or self.metric is not None):
-            raise InputError("dev: found no rows, expected some to choose and stop by (patience, metric)")
-        if self.dev or self.test:
-            require(f"task={self.task}", *task.libraries)
 
 
 @dataclass(frozen=True)

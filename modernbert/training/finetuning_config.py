@@ -1,14 +1,17 @@
-"""Options that fine-tuning of every task has: data, schedule, optimizer, device, checkpoints."""
+"""Options of fine-tuning: of every task, and of tasks with labels."""
 
 from dataclasses import KW_ONLY, dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le
 
 from modernbert.config_files import MISSING
 from modernbert.errors import InputError
-from modernbert.number_checks import check_numbers
+from modernbert.extras import require
+from modernbert.tasks.columns import Columns
 from modernbert.training.run_options import CheckpointConfig, RunOptions
 
-__all__ = ["FinetuneOptions"]
+__all__ = ["FinetuneConfig", "FinetuneOptions"]
 
 
 @dataclass
@@ -38,27 +41,27 @@ class FinetuneOptions(RunOptions):
     """Subset of the data sets that have several; the default one of the data set, by default."""
     ignore_columns: list[str] = field(default_factory=list)
     """Columns to leave out, such as one that is refused because it looks like a label."""
-    epochs: int = 3
+    epochs: Annotated[int, Ge(1)] = 3
     """Passes over the training data."""
-    batch: int = 32
+    batch: Annotated[int, Ge(1)] = 32
     """Examples of a step."""
-    lr: float = 8e-5
+    lr: Annotated[float, Gt(0)] = 8e-5
     """Peak learning rate."""
-    layer_decay: float = 1.0
+    layer_decay: Annotated[float, Gt(0), Le(1)] = 1.0
     """Learning rate of a layer as a share of that of the layer above it."""
-    weight_decay: float = 1e-5
+    weight_decay: Annotated[float, Ge(0), Le(1)] = 1e-5
     """Share of each weight that a step at the peak learning rate removes."""
-    warmup: float = 0.1
+    warmup: Annotated[float, Ge(0), Le(1)] = 0.1
     """Share of the steps over which the learning rate rises from 0; it then falls linearly to 0."""
-    dropout: float | None = None
+    dropout: Annotated[float, Ge(0), Le(0.99)] | None = None
     """Dropout of the attention output; that of the model's config, by default."""
     metric: str | None = None
     """Score on `dev` that decides; the first one of the task, by default."""
-    scorings_per_epoch: int = 1
+    scorings_per_epoch: Annotated[int, Ge(1)] = 1
     """How often `dev` is scored in an epoch."""
-    patience: int | None = None
+    patience: Annotated[int, Ge(1)] | None = None
     """Scorings without an improvement after which training stops; none, by default."""
-    budget_tokens: int = 16_384
+    budget_tokens: Annotated[int, Ge(1)] = 16_384
     """Tokens of a micro-batch: a step with more is divided."""
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every_s=600.0))
     """Checkpoints, from which a stopped run continues."""
@@ -69,6 +72,40 @@ class FinetuneOptions(RunOptions):
         Raises: InputError naming the field.
         """
         super().check()
-        check_numbers(self)
         if not self.train:
             raise InputError("train: found none, expected files of rows or folders of data sets")
+
+
+@dataclass(kw_only=True)
+class FinetuneConfig(FinetuneOptions):
+    """Fine-tune a model on labeled rows."""
+
+    task: str = MISSING
+    """classify, multilabel, regress, rerank, choose, tag, extract, or the name of a task that was added."""
+    columns: Columns = field(default_factory=Columns)
+    """Names of the columns."""
+    max_len: Annotated[int, Ge(8)] | None = None
+    """Maximum tokens of a text; that of the model, by default."""
+    cut: bool = False
+    """Cut longer texts; otherwise they are an error."""
+    head_lr: Annotated[float, Gt(0)] | None = None
+    """Peak learning rate of the new head; `lr`, by default."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: weigh each class by the inverse of its frequency."""
+
+    def check(self) -> None:
+        """Check all values that can be checked without opening a file.
+
+        Raises: InputError naming the field.
+        """
+        from modernbert.tasks.task import classifier_task  # imports torch, which help texts do not wait for
+
+        task = classifier_task(self.task)
+        super().check()
+        if self.class_weights != "none" and not task.has_classes:
+            raise InputError(f"class_weights: found {self.class_weights!r}, but {self.task} has no classes")
+        task.check_columns(self.columns)
+        if not self.dev and (self.patience is not None or self.metric is not None):
+            raise InputError("dev: found no rows, expected some to choose and stop by (patience, metric)")
+        if self.dev or self.test:
+            require(f"--task {self.task}", *task.libraries)

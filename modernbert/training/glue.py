@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from modernbert import config_files as configs_of
+from modernbert.config_files import resolve
 from modernbert.errors import InputError
 from modernbert.files import new_folder, write_file
 from modernbert.training.command_options import GlueConfig
@@ -61,7 +61,7 @@ def run(config: GlueConfig) -> dict[str, Any]:
         # Errors in the rows of a task are reported before hours are spent on earlier tasks.
         for name, each in configs.items():
             if unfinished(config.output / name, _points(config, TASKS[name])):
-                check_inputs(replace(each, model=config.model))
+                check_inputs(replace(each, model=config.model, output=str(config.output / name)))
     for name, each in configs.items():
         if each.model == str(start) and not start.exists():
             _keep_start(config.output / "mnli" / said["mnli"]["best_run"] / "model", start)
@@ -97,7 +97,7 @@ def _check_start(folder: Path, start: str) -> None:
     Raises: InputError naming the run that did not.
     """
     for path in sorted(folder.glob("lr*/config.yaml")):
-        found = configs_of.load(FinetuneConfig, path).model
+        found = resolve(FinetuneConfig, {}, path).model
         if found != start:
             raise InputError(
                 f"{path.parent}: was started from {found}, but with MNLI among the tasks it starts from {start}; "

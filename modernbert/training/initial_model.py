@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from torch import Tensor
 
 from modernbert.checkpoints.folder import ModelFolder
-from modernbert.config_files import load
+from modernbert.config_files import resolve
 from modernbert.errors import InputError
 from modernbert.hub_download import find_folder, find_tokenizer
 from modernbert.model.config import ModelConfig
@@ -87,7 +87,7 @@ def _tokenizer_of(checkpoint: Checkpoint) -> Tokenizer:
         raise InputError(
             f"{checkpoint.folder}: found no {path}, expected it in the folder of its run, for its tokenizer"
         )
-    named = load(PretrainConfig, path).tokenizer
+    named = resolve(PretrainConfig, {}, path).tokenizer
     expected = checkpoint.state.get("tokenizer")  # missing in older checkpoints
     faults = []
     for place in (run / TOKENIZER_OF_RUN if named is None else named, run / "model"):

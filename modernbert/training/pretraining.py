@@ -17,6 +17,9 @@ from torch import Tensor
 
 from modernbert.batch import Batch
 from modernbert.checkpoints.folder import ModelFolder
+from modernbert.data.corpus import find_files
+from modernbert.data.prepare import run as prepare
+from modernbert.data.prepare_options import PrepareConfig
 from modernbert.data.shards import Shards
 from modernbert.data.stream import Packed, Stream, prefetch
 from modernbert.devices import choose_precision, peak_memory
@@ -37,7 +40,8 @@ from modernbert.training.heldout_evaluation import mean_loss, position_lines, sc
 from modernbert.training.initial_model import TOKENIZER_OF_RUN, InitialModel, open_initial_model, shape_of
 from modernbert.training.losses import masked_lm
 from modernbert.training.optimizers import Optimizer, OptimizerContext, build_optimizer, parameter_groups
-from modernbert.training.pretraining_config import Phase, PretrainConfig, model_config, schedule_of
+from modernbert.training.pretraining_config import Phase, PretrainConfig, schedule_of
+from modernbert.training.pretraining_model import model_config
 from modernbert.training.run_checkpoint import Checkpoint, latest
 from modernbert.training.run_folder import check_run_folder
 from modernbert.training.run_log import read_log
@@ -47,6 +51,9 @@ from modernbert.training.training_loop import StepResult, derive_seed
 from modernbert.training.training_run import Feed, Recipe, Stage, TrainingRun, TrainState, run_in_folder
 
 __all__ = ["Phase", "PretrainConfig", "pretrain", "run"]
+
+SHARDS_OF_RUN = "shards"
+"""Folder in the run folder, with the shards of the text that the run tokenized."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +94,22 @@ def pretrain(config: PretrainConfig) -> Path:
     out = Path(config.output)
 
     def begin(inputs: _Inputs) -> None:
-        """Copy the tokenizer of the model to start from, which may be gone when the run continues."""
+        """Copy the tokenizer of the model to start from, which may be gone when the run continues; tokenize text."""
         if config.tokenizer is None and inputs.start is not None:
             with new_folder(out / TOKENIZER_OF_RUN, replace=True) as partial:
                 inputs.tokenizer.save_folder(partial, inputs.model.max_position_embeddings)
+        if _needs_text(config):
+            tokenizer = config.tokenizer or str(out / TOKENIZER_OF_RUN)
+            prepare(
+                PrepareConfig(
+                    input=config.text, tokenizer=tokenizer, output=out / SHARDS_OF_RUN, heldout=config.heldout
+                )
+            )
 
     def train_and_write(inputs: _Inputs, world: World) -> None:
+        if config.text:
+            with world.together():
+                inputs = _with_text(config, inputs, world)
         recipe = _PretrainRecipe(config, inputs, world)
         TrainingRun(config, recipe, world, inputs.device).train()
         with world.together():
@@ -310,34 +327,54 @@ def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> 
     tokenizer = _open_tokenizer(config, start)
     if start is not None:
         _check_start(config, tokenizer, start)
-    named = {f"data.sources.{name}": folder for name, folder in config.data.sources.items()}
-    named |= {f"data.heldout.{name}": folder for name, folder in config.data.heldout.items()}
-    opened = {}
-    for key, folder in named.items():
-        shards = Shards.open(Path(folder), verify=config.data.verify and world.is_main)
-        if shards.fingerprint != tokenizer.fingerprint:
-            raise InputError(
-                f"{key}: {folder} was made with tokenizer {shards.fingerprint}, "
-                f"but {config.tokenizer or config.init_from} is {tokenizer.fingerprint}; prepare the text again with "
-                f"tokenizer={config.tokenizer or config.init_from}"
-            )
-        opened[key] = shards
     if start is not None:
         shape: ModelConfig | None = start.config
     else:
         shape = None if own is None else shape_of(own)
+    if _needs_text(config):
+        find_files(config.text)
     model = model_config(config, tokenizer, shape)
-    return _Inputs(
-        tokenizer=tokenizer,
-        sources={name: opened[f"data.sources.{name}"] for name in config.data.sources},
-        heldout={name: opened[f"data.heldout.{name}"] for name in config.data.heldout},
-        model=model,
-        start=start,
-        device=device,
-        dtype=dtype,
-        engine=choose_engine(config.engine, device, dtype, model),
-        digests={key: sha256_of(Path(folder) / "index.json") for key, folder in named.items()},
-    )
+    engine = choose_engine(config.engine, device, dtype, model)
+    inputs = _Inputs(tokenizer, {}, {}, model, start, device, dtype, engine, {})
+    return _with_shards(config, inputs, world, config.data.sources, config.data.heldout)
+
+
+def _needs_text(config: PretrainConfig) -> bool:
+    """Return whether text is to be tokenized. A run continues with the shards that it began with."""
+    out = Path(config.output)
+    return bool(config.text) and not (out / "model").exists() and latest(out / "checkpoints", clean=False) is None
+
+
+def _with_text(config: PretrainConfig, inputs: _Inputs, world: World) -> _Inputs:
+    """Open the shards of the text that the run folder has."""
+    shards = Path(config.output) / SHARDS_OF_RUN
+    heldout = {"text": shards / "heldout"} if config.heldout else {}
+    return _with_shards(config, inputs, world, {"text": shards / "train"}, heldout)
+
+
+def _with_shards(
+    config: PretrainConfig,
+    inputs: _Inputs,
+    world: World,
+    sources: Mapping[str, Path | str],
+    heldout: Mapping[str, Path | str],
+) -> _Inputs:
+    """Open folders of shards, and add them to the inputs."""
+    opened: dict[str, dict[str, Shards]] = {"sources": dict(inputs.sources), "heldout": dict(inputs.heldout)}
+    digests = dict(inputs.digests)
+    for group, folders in (("sources", sources), ("heldout", heldout)):
+        for name, folder in folders.items():
+            key = f"data.{group}.{name}"
+            shards = Shards.open(Path(folder), verify=config.data.verify and world.is_main)
+            if shards.fingerprint != inputs.tokenizer.fingerprint:
+                named = config.tokenizer or config.init_from
+                raise InputError(
+                    f"{key}: {folder} was made with tokenizer {shards.fingerprint}, but {named} is "
+                    f"{inputs.tokenizer.fingerprint}; prepare the text again with --tokenizer {named}"
+                )
+            opened[group][name] = shards
+            digests[key] = sha256_of(Path(folder) / "index.json")
+    return replace(inputs, sources=opened["sources"], heldout=opened["heldout"], digests=digests)
 
 
 def _open_tokenizer(config: PretrainConfig, start: InitialModel | None) -> Tokenizer:
@@ -351,7 +388,7 @@ def _check_start(config: PretrainConfig, tokenizer: Tokenizer, start: InitialMod
     if start.tokenizer.fingerprint != tokenizer.fingerprint and not config.new_vocabulary:
         raise InputError(
             f"init_from: {config.init_from} has tokenizer {start.tokenizer.fingerprint}, but {config.tokenizer} is "
-            f"{tokenizer.fingerprint}; set new_vocabulary=true to give the model the new one"
+            f"{tokenizer.fingerprint}; pass --new-vocabulary to give the model the new one"
         )
     if config.init_optimizer and not start.optimizer:
         raise InputError(f"init_optimizer: {config.init_from} has no optimizer state, expected a checkpoint or a run")

@@ -2,15 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from modernbert.checkpoints.colbert_format import check_stanford
+from annotated_types import Ge, Gt, Le
+
 from modernbert.config_files import MISSING
 from modernbert.errors import InputError
 from modernbert.extras import require
-from modernbert.model.embedder import EmbeddingConfig
-from modernbert.number_checks import check_numbers
-from modernbert.tasks.task import retrieval_task
+from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.training.finetuning_config import FinetuneOptions
 
 __all__ = ["RetrieverConfig"]
@@ -32,27 +31,27 @@ class RetrieverConfig(FinetuneOptions):
     """embed: one vector for a text; late: one for each token (late interaction)."""
     vectors: EmbeddingConfig = field(default_factory=lambda: EmbeddingConfig(query_length=512, document_length=512))
     """Pooling, prompts and lengths of queries and documents."""
-    projection: int | None = 128
+    projection: Annotated[int, Ge(1)] | None = 128
     """Dimension of a token's vector, for late interaction; None keeps the hidden size."""
     stanford: bool = False
     """Also write `stanford/`, the model in the format of ColBERT's own library, for late interaction."""
     texts: str | None = None
     """Collection with the texts of rows that have ids only."""
-    negatives: int = 0
+    negatives: Annotated[int, Ge(0)] = 0
     """Hard negatives to mine for each query, by BM25 or by the model `mined_by`."""
     mined_by: str | None = None
     """Model that mines the hard negatives."""
-    temperature: float | None = None
+    temperature: Annotated[float, Gt(0)] | None = None
     """Divisor of the scores; 0.05 for embed and 1 for late, by default."""
     normalize_scores: bool = True
     """Scale the scores of a query to the range from 0 to 1 before they are compared with a teacher's."""
-    projection_lr: float | None = None
+    projection_lr: Annotated[float, Gt(0)] | None = None
     """Peak learning rate of the projection; `lr`, by default."""
-    epochs: int = 1
+    epochs: Annotated[int, Ge(1)] = 1
     """Passes over the training data."""
-    batch: int = 64
+    batch: Annotated[int, Ge(1)] = 64
     """Queries of a step."""
-    warmup: float = 0.05
+    warmup: Annotated[float, Ge(0), Le(1)] = 0.05
     """Share of the steps over which the learning rate rises from 0; it then falls linearly to 0."""
     metric: Literal["ndcg_10", "mrr_10", "recall_100"] = "ndcg_10"
     """Score on `dev` that decides."""
@@ -62,9 +61,12 @@ class RetrieverConfig(FinetuneOptions):
 
         Raises: InputError naming the field.
         """
+        # These import torch, which help texts do not wait for.
+        from modernbert.checkpoints.colbert_format import check_stanford
+        from modernbert.tasks.task import retrieval_task
+
         task = retrieval_task(self.task)
         super().check()
-        check_numbers(self.vectors, "vectors.")
         if not task.per_token and self.vectors.pooling not in ("mean", "cls"):
             raise InputError(f"vectors.pooling: found {self.vectors.pooling!r}, expected mean or cls")
         if task.per_token and self.vectors.truncate_dim is not None:
@@ -80,6 +82,6 @@ class RetrieverConfig(FinetuneOptions):
         if self.mined_by is not None and not self.negatives:
             raise InputError("mined_by: found a model, but negatives is 0")
         if self.negatives and self.mined_by is None:
-            require(f"negatives={self.negatives}", "bm25s")
+            require("--negatives", "bm25s")
         if not self.dev and (self.patience is not None or self.metric != type(self).metric):
             raise InputError("dev: found no collection, expected some to choose and stop by (patience, metric)")

@@ -89,7 +89,7 @@ def open_inputs(config: RetrieverConfig, device: torch.device) -> RetrieverInput
     if config.temperature is not None and config.normalize_scores and questions[0].scores is not None:
         raise InputError(
             f"temperature: found {config.temperature}, but scores that are compared with a teacher's are stretched to "
-            "reach from 0 to 1, whatever it is; expected none, or normalize_scores=false"
+            "reach from 0 to 1, whatever it is; expected none, or --no-normalize-scores"
         )
     most = folder.max_length
     templates = {

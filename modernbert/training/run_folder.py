@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from modernbert.config_files import load, to_yaml
+from modernbert.config_files import resolve, to_yaml
 from modernbert.errors import InputError
 from modernbert.files import only_process, translate_errors, write_file
 
@@ -13,6 +13,7 @@ __all__ = ["RunConfig", "open_run_folder", "check_run_folder"]
 
 _BEFORE_A_CHECKPOINT = {
     "config.yaml", ".lock", "log.jsonl", "timing.jsonl", "checkpoints", "watch", "report.html", "tokenizer",
+    "shards", "shards.unfinished",
 }  # fmt: skip
 # Groups whose order matters: seeds and checkpoints know their entries by number, not by name.
 _IN_ORDER = ("data.sources", "phases")
@@ -49,7 +50,7 @@ def check_run_folder(out: Path, config: RunConfig) -> None:
     except OSError as error:
         raise translate_errors(out, error) from error
     if path.exists() and not _may_be_corrected(out):
-        was, now = asdict(load(type(config), path)), asdict(config)
+        was, now = asdict(resolve(type(config), {}, path)), asdict(config)
         started, asked = _flat(was), _flat(now)
         for key in [*asked, *started]:
             if not _is_free(key, config.FREE_TO_CHANGE) and started.get(key) != asked.get(key):

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from modernbert.config_files import load
+from modernbert.config_files import resolve
 from modernbert.devices import choose_device
 from modernbert.errors import InputError
 from modernbert.files import remove_leftovers, try_delete, write_file
@@ -125,7 +125,7 @@ def _earlier(base: Base, out: Path) -> list[Point]:
     """
     found = []
     for path in sorted(out.glob("lr*/config.yaml")):
-        config = load(type(base), path)
+        config = resolve(type(base), {}, path)
         point = Point(config.lr, config.weight_decay, config.epochs, config.seed)
         check_run_folder(path.parent, _config_of(base, out, point))
         if _is_done(path.parent):

@@ -1,7 +1,7 @@
 """`modernbert sweep`: a fine-tuning config with several learning rates, weight decays, epochs and seeds."""
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,34 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from modernbert.files import write_file
-from modernbert.training.command_options import SweepGrid
-from modernbert.training.finetune_command import schema_of
-from modernbert.training.finetuning import FinetuneConfig
+from modernbert.training.command_options import FinetuneSweepConfig, RetrieverSweepConfig
+from modernbert.training.finetuning_config import FinetuneConfig
 from modernbert.training.retriever_config import RetrieverConfig
 from modernbert.training.sweep import best_of, points_of, sweep
 
-__all__ = ["FinetuneSweepConfig", "RetrieverSweepConfig", "run", "sweep_schema_of"]
-
-
-@dataclass(kw_only=True)
-class FinetuneSweepConfig(FinetuneConfig):
-    """Fine-tune with each combination of values, stop runs that fall behind, and keep the best model."""
-
-    sweep: SweepGrid = field(default_factory=SweepGrid)
-    """Values to try."""
-
-
-@dataclass(kw_only=True)
-class RetrieverSweepConfig(RetrieverConfig):
-    """Fine-tune for retrieval with each combination of values, stop runs that fall behind, and keep the best model."""
-
-    sweep: SweepGrid = field(default_factory=SweepGrid)
-    """Values to try."""
-
-
-def sweep_schema_of(task: str) -> type[FinetuneSweepConfig] | type[RetrieverSweepConfig]:
-    """Return the class of the options for a task."""
-    return RetrieverSweepConfig if schema_of(task) is RetrieverConfig else FinetuneSweepConfig
+__all__ = ["run"]
 
 
 def run(config: FinetuneSweepConfig | RetrieverSweepConfig) -> Path:

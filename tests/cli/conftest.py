@@ -95,8 +95,8 @@ def pretraining_run(folder: Path, bert: Path) -> Path:
     """A finished run of `pretrain` with held-out text."""
     lines = [f"The capital of country {n} is city {n * 7}, in a land of {n % 11} rivers." for n in range(400)]
     (folder / "corpus.txt").write_text("\n".join(lines) + "\n")
-    succeed("prepare", f"sources=[{folder / 'corpus.txt'}]", f"tokenizer={bert}", f"out={folder / 'shards'}",
-            "txt_unit=line", "heldout=0.1", "processes=1")  # fmt: skip
+    succeed("prepare", "--input", folder / "corpus.txt", "--tokenizer", bert, "--output", folder / "shards",
+            "--txt-unit", "line", "--heldout", "0.1", "--processes", 1)  # fmt: skip
     config = {
         "output": str(folder / "pretrained"), "tokenizer": str(bert), "init_from": str(bert),
         "data": {

@@ -13,6 +13,7 @@ from modernbert.extras import EXTRAS
 TUNE = ["finetune", "no/model", "--output", "out", "--train", "train.tsv"]
 PRETRAIN = ["pretrain", "--output", "out", "--tokenizer", "no/model", "--data.sources.a", "none",
             "--phases.one.tokens", "100000", "--phases.one.lr", "1"]  # fmt: skip
+PREPARED = ["--tokenizer", "no/model", "--output", "out"]
 SCORED = [*TUNE, "--dev", "dev.tsv"]
 PACKED = ("pyarrow", "data", ["--input", "some.parquet"]), ("zstandard", "data", ["--input", "some.jsonl.zst"])
 USES = {"fill-mask": [], "classify": [], "tag": [], "embed": ["--output", "out.npy"], "rerank": ["query"]}
@@ -45,19 +46,19 @@ NEEDS = [
     ("matplotlib", "report", ["report", "texts"]),
     *((name, "demo", ["demo", "--output", "out"]) for name in ("bm25s", "jinja2", "matplotlib")),
     *((name, "watch", [*PRETRAIN, "--trackers", name]) for name in ("wandb", "trackio", "tensorboard")),
-    ("ray", "ray", ["prepare", "sources=[texts]", "tokenizer=no/model", "out=out", "--executor", "ray"]),
+    ("ray", "ray", ["prepare", "--input", "texts", *PREPARED, "--executor", "ray"]),
     ("ray", "ray", ["embed", "no/model", "--input", "texts/some.txt", "--output", "out.npy", "--executor", "ray"]),
-    ("pyarrow", "data", ["prepare", "sources=[packed]", "tokenizer=no/model", "out=out"]),
-    ("zstandard", "data", ["prepare", "sources=[packed]", "tokenizer=no/model", "out=out", "on_error=skip"]),
-    ("zstandard", "data", ["tokenizer", "sources=[packed]", "out=out"]),
-    ("datasets", "data", ["finetune", "model=foreign", "output=out", "task=classify", "train=[owner/name]"]),
+    ("pyarrow", "data", ["prepare", "--input", "packed", *PREPARED]),
+    ("zstandard", "data", ["prepare", "--input", "packed", *PREPARED, "--on-error", "skip"]),
+    ("zstandard", "data", ["tokenizer", "--input", "packed", "--output", "out"]),
+    ("datasets", "data", ["finetune", "foreign", "--output", "out", "--task", "classify", "--train", "owner/name"]),
     ("pyarrow", "data", ["embed", "no/model", "a text", "--output", "out.parquet"]),
     ("pyarrow", "index", ["embed", "no/model", "a text", "--output", "out.lance"]),
     ("lancedb", "index", ["embed", "no/model", "a text", "--output", "out.lance"]),
     *((library, extra, [verb, "no/model", *more, *file]) for verb, more in USES.items()
       for library, extra, file in PACKED),
     ("pyarrow", "data", [*TUNE[:1], "foreign", *TUNE[2:], "--task", "classify", "--dev", "packed/some.parquet"]),
-    ("s3fs", "s3", ["tokenizer", "sources=[s3://bucket/some.jsonl]", "out=out"]),
+    ("s3fs", "s3", ["tokenizer", "--input", "s3://bucket/some.jsonl", "--output", "out"]),
     ("transformers", "eval", [*TUNE[:1], "foreign", *TUNE[2:], "--task", "classify"]),
     ("transformers", "eval", [*TUNE[:1], "foreign", *TUNE[2:], "--task", "embed"]),
     *(("transformers", "eval", [verb, "foreign", *words]) for verb, words in (

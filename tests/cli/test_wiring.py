@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from commands import run_here
 
 from modernbert.cli.parser import option_name
@@ -94,22 +94,24 @@ def _scalars(kind: Any, default: Any) -> list[Any]:
     if plain is bool:
         return [False, True]
     if plain in (int, float):
-        least, most = _bounds(kind)
-        start = default if isinstance(default, int | float) and default is not MISSING else max(least, 0)
-        numbers = [plain(start), plain(start + 1), plain(start + 2), plain(start / 2), plain(start / 4)]
+        least, most, step = _bounds(kind)
+        start = default if isinstance(default, int | float) else max(least, 0)
+        numbers = [plain(start), plain(start + step), plain(start + 2 * step), plain(start / 2), plain(start / 4)]
+        numbers += [0.5, 0.25] if plain is float else []
         return [number for number in numbers if least <= number <= most]
     if plain is Path:
         return [Path("one"), Path("two"), Path("three")]
     return ["one", "two", "three"]
 
 
-def _bounds(kind: Any) -> tuple[float, float]:
-    least, most = -math.inf, math.inf
+def _bounds(kind: Any) -> tuple[float, float, int]:
+    least, most, step = -math.inf, math.inf, 1
     for each in (kind, *get_args(kind)):
         for limit in get_args(each)[1:] if get_origin(each) is Annotated else ():
             least = limit.ge if isinstance(limit, Ge) else limit.gt + 1e-9 if isinstance(limit, Gt) else least
             most = limit.le if isinstance(limit, Le) else limit.lt - 1e-9 if isinstance(limit, Lt) else most
-    return least, most
+            step = limit.multiple_of if isinstance(limit, MultipleOf) else step
+    return least, most, step
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

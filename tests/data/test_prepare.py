@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from commands import modernbert
 
-from modernbert import config_files as configs
+from modernbert.config_files import resolve
 from modernbert.data import prepare
 from modernbert.data import tokenizer_training as tokenizer
 from modernbert.data.shards import Shards
@@ -27,14 +27,13 @@ def corpus(make_texts: Any, tmp_path: Path) -> Path:
 
 
 def prepare_config(corpus: Path, tokenizer_folder: Path, **changes: object) -> prepare.PrepareConfig:
-    words = [f"{key}={value}" for key, value in changes.items()]
-    given = [f"sources=[{corpus}]", f"tokenizer={tokenizer_folder}", f"out={corpus.parent / 'out'}", "processes=1"]
-    return configs.load(prepare.PrepareConfig, None, [*given, *words])
+    given = {"input": corpus, "tokenizer": tokenizer_folder, "output": corpus.parent / "out", "processes": 1}
+    return resolve(prepare.PrepareConfig, given | changes)
 
 
 def test_a_vocabulary_is_learned_from_files(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [f"sources=[{corpus}]", f"out={tmp_path / 'tokenizer'}", "vocab_size=512", "max_length=2048"]
-    folder = tokenizer.run(configs.load(tokenizer.TokenizerConfig, None, words))
+    given = {"input": corpus, "output": tmp_path / "tokenizer", "vocab_size": 512, "max_length": 2048}
+    folder = tokenizer.run(resolve(tokenizer.TokenizerConfig, given))
     loaded = Tokenizer.load(folder)
     assert loaded.vocab_size == 512
     assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 2048
@@ -44,17 +43,17 @@ def test_a_vocabulary_is_learned_from_files(corpus: Path, tmp_path: Path, capsys
 
 
 def test_learning_and_adapting_exclude_each_other(tmp_path: Path) -> None:
-    for words in ([], ["adapt=x.json", "sources=[x.txt]"]):
-        given = configs.load(tokenizer.TokenizerConfig, None, [f"out={tmp_path / 'out'}", *words])
-        with pytest.raises(InputError, match="expected either sources to learn from or adapt"):
-            tokenizer.run(given)
+    for given in ({}, {"adapt": "x.json", "input": "x.txt"}):
+        config = resolve(tokenizer.TokenizerConfig, {"output": tmp_path / "out"} | given)
+        with pytest.raises(InputError, match=r"expected one of --input \(text to learn from\) and --adapt"):
+            tokenizer.run(config)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_length_that_holds_no_token_is_refused(corpus: Path, tmp_path: Path) -> None:
-    words = [f"sources=[{corpus}]", f"out={tmp_path / 'out'}", "max_length=-1"]
+    given = {"input": corpus, "output": tmp_path / "out", "max_length": -1}
     with pytest.raises(InputError, match="max_length: found -1, expected at least 3"):
-        tokenizer.run(configs.load(tokenizer.TokenizerConfig, None, words))
+        tokenizer.run(resolve(tokenizer.TokenizerConfig, given))
     assert not (tmp_path / "out").exists()
 
 
@@ -107,14 +106,15 @@ def test_bad_settings_leave_nothing_behind(
 
 
 def test_the_command_line_prepares_with_two_processes(corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
-    words = [f"sources=[{corpus}]", f"tokenizer={tokenizer_folder}", f"out={tmp_path / 'out'}", "processes=2"]
+    words = ["--input", str(corpus), "--tokenizer", str(tokenizer_folder), "--output", str(tmp_path / "out")]
+    words += ["--processes", "2"]
     command = [sys.executable, "-m", "modernbert", "prepare", *words]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr
     assert "450 documents read" in done.stdout
     again = modernbert("prepare", *words)
     assert again.returncode == 0 and "is finished and intact" in again.stdout
-    other = modernbert("prepare", *words, "invalid=refuse")
+    other = modernbert("prepare", *words, "--invalid", "refuse")
     assert other.returncode == 2
     assert other.stderr.strip().count("\n") == 0 and "exists already, prepared with another invalid" in other.stderr
 
@@ -140,9 +140,9 @@ def test_a_write_that_fails_names_the_folder_asked_for(corpus: Path, tokenizer_f
     try:
         with pytest.raises(InputError, match=rf"^{tmp_path / 'out'}: cannot be written \(File too large\)"):
             prepare.run(prepare_config(corpus, tokenizer_folder))
-        words = [f"sources=[{corpus}]", f"out={tmp_path / 'learned'}", "vocab_size=512"]
+        given = {"input": corpus, "output": tmp_path / "learned", "vocab_size": 512}
         with pytest.raises(InputError, match=rf"^{tmp_path / 'learned'}: cannot be written \(File too large\)"):
-            tokenizer.run(configs.load(tokenizer.TokenizerConfig, None, words))
+            tokenizer.run(resolve(tokenizer.TokenizerConfig, given))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert list(tmp_path.iterdir()) == [corpus]
@@ -171,8 +171,8 @@ def is_running(process: int) -> bool:
 def test_workers_end_with_a_killed_parent(make_texts: Any, tokenizer_folder: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "big.txt"
     corpus.write_text("\n".join(make_texts(2_000, seed=7)) * 60)
-    words = [f"sources=[{corpus}]", "txt_unit=line", f"tokenizer={tokenizer_folder}", f"out={tmp_path / 'out'}"]
-    command = [sys.executable, "-m", "modernbert", "prepare", *words, "processes=2"]
+    words = ["--input", str(corpus), "--tokenizer", str(tokenizer_folder), "--output", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "modernbert", "prepare", *words, "--txt-unit", "line", "--processes", "2"]
     parent = subprocess.Popen(command, env=os.environ, stderr=subprocess.DEVNULL)
     workers: list[int] = []
     try:
@@ -198,19 +198,18 @@ def test_a_folder_of_texts_is_prepared_once(
     for number, text in enumerate(make_texts(40, seed=5)):
         (tmp_path / "texts" / f"{number}.txt").write_text(text)
 
-    def folders(**changes: Any) -> dict[str, Path]:
-        given = {"heldout": 0.2, "processes": 1} | changes
-        return prepare.prepare_folder([str(tmp_path / "texts")], str(tokenizer_folder), tmp_path / "out", **given)
+    def folder(**changes: Any) -> Path:
+        return prepare.run(prepare_config(tmp_path / "texts", tokenizer_folder, **{"heldout": 0.2} | changes))
 
-    found = folders()
-    assert found == {split: tmp_path / "out" / split for split in ("train", "heldout")}
-    assert sum(Shards.open(folder).num_docs for folder in found.values()) == 40
+    found = folder()
+    assert found == tmp_path / "out"
+    assert sum(Shards.open(found / split).num_docs for split in ("train", "heldout")) == 40
     written = (tmp_path / "out" / "train" / "index.json").stat().st_mtime_ns
     capsys.readouterr()
-    assert folders() == found and "is finished and intact" in capsys.readouterr().out
+    assert folder() == found and "is finished and intact" in capsys.readouterr().out
     assert (tmp_path / "out" / "train" / "index.json").stat().st_mtime_ns == written
     with pytest.raises(InputError, match="exists already, prepared with another heldout"):
-        folders(heldout=0.0)
+        folder(heldout=0.0)
     (tmp_path / "texts" / "more.txt").write_text("one more")
     with pytest.raises(InputError, match="exists already, prepared from other files"):
-        folders()
+        folder()

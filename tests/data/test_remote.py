@@ -156,7 +156,7 @@ def test_files_of_a_dataset_are_those_the_hub_lists_without_its_card(
 
 def test_a_url_reaches_the_reader_as_it_was_typed(tmp_path: Path) -> None:
     train_tokenizer((f"a text {n}" for n in range(300)), 384).save(tmp_path)
-    words = ["sources=[memory://nowhere/x]", f"tokenizer={tmp_path}", f"out={tmp_path / 'out'}"]
+    words = ["--input", "memory://nowhere/x", "--tokenizer", str(tmp_path), "--output", str(tmp_path / "out")]
     done = modernbert("prepare", *words)
     assert done.returncode == 2
     assert done.stderr == "modernbert: memory://nowhere/x: no such file or folder\n"

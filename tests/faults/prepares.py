@@ -38,7 +38,7 @@ def prepared(data: Path, corpus: Path, out: Path, *disturb: course.Prepare) -> c
         for each in disturb:
             each()
         words = {"heldout": 0.2, "processes": 1, "deduplicate": True}
-        prepare.run(prepare.PrepareConfig([str(corpus)], str(data / "tokenizer"), str(out), **words))
+        prepare.run(prepare.PrepareConfig(input=[corpus], tokenizer=str(data / "tokenizer"), output=out, **words))
 
     out.parent.mkdir(parents=True, exist_ok=True)
     return course.in_fork(act, out.parent / "said.txt")

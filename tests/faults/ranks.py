@@ -7,7 +7,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from modernbert.config_files import load, to_yaml
+from modernbert.config_files import resolve, to_yaml
 from modernbert.training import pretraining as pretrain
 from modernbert.training.pretraining_config import PretrainConfig
 
@@ -63,7 +63,7 @@ def main() -> None:
         kills.arm(kills.Kill(**given["kill"]))
     if not is_first:
         print("started again")
-    pretrain.run(load(PretrainConfig, Path(sys.argv[1])))
+    pretrain.run(resolve(PretrainConfig, {}, Path(sys.argv[1])))
 
 
 if __name__ == "__main__":

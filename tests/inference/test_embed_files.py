@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import zstandard
@@ -162,6 +163,15 @@ def test_what_cannot_be_embedded_is_named_by_its_line(
     with pytest.raises(InputError, match=said):
         run(replace(config, input=[tmp_path / "t.jsonl"], **changes))
     assert not (tmp_path / "v.npy").exists()
+
+
+def test_a_url_is_read_like_a_file(config: EmbedConfig, expected: np.ndarray, tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    store.pipe("/embed/texts.jsonl.gz", (tmp_path / "texts.jsonl.gz").read_bytes())
+    run(replace(config, input=["memory://embed/texts.jsonl.gz"]))
+    np.testing.assert_array_equal(np.load(tmp_path / "v.npy"), expected)
+    with pytest.raises(InputError, match="memory://embed/absent.txt: no such file or folder"):
+        run(replace(config, input=["memory://embed/absent.txt"]))
 
 
 def test_a_file_that_is_not_there_is_one_line(config: EmbedConfig, tmp_path: Path) -> None:

@@ -57,8 +57,10 @@ def command(verb: str, folders: dict[str, str], file: Path, out: Path) -> list[s
         "rerank": ["rerank", folders["rerank"], "what", "--input", str(file), "--json", *CPU],
         "export": ["export", folders["mask"], "--output", str(out), "--input", str(file)],
         "index": ["index", folders["mask"], "--input", str(file), "--output", str(out), *CPU],
-        "prepare": ["prepare", f"sources=[{file}]", f"tokenizer={folders['mask']}", f"out={out}", "processes=1"],
-        "tokenizer": ["tokenizer", f"sources=[{file}]", f"out={out}"],
+        "prepare": [
+            "prepare", "--input", str(file), "--tokenizer", folders["mask"], "--output", str(out), "--processes", "1",
+        ],
+        "tokenizer": ["tokenizer", "--input", str(file), "--output", str(out)],
         "finetune": [
             "finetune", folders["mask"], "--task", "classify", "--train", str(file), "--output", str(out), "--device",
             "cpu",
@@ -317,16 +319,16 @@ def test_a_field_of_another_name_is_read_by_every_command(folders: dict[str, str
 
 
 def test_corpora_fail_or_skip_in_the_same_words(folders: dict[str, str], bad: Path, tmp_path: Path) -> None:
-    for verb, option in (("index", ["--on-error", "skip"]), ("prepare", ["on_error=skip"])):
+    for verb in ("index", "prepare"):
         words = command(verb, folders, bad, tmp_path / verb)
         assert f"{bad}:2: field 'text' is null" in refused(*words)
-        done = modernbert(*words, *option)
+        done = modernbert(*words, "--on-error", "skip")
         assert done.returncode == 0, done.stderr
         listed = [line for line in done.stderr.splitlines() if line.startswith("skipped ")]
         assert listed == [*(f"skipped {SKIPPED[number].format(file=bad)}" for number in (1, 3, 5)), "skipped 3 in all"]
     many = tmp_path / "many.jsonl"
     many.write_text('{"text": "a"}\n' + "{}\n" * 50)
-    done = modernbert(*command("prepare", folders, many, tmp_path / "many"), "on_error=skip")
+    done = modernbert(*command("prepare", folders, many, tmp_path / "many"), "--on-error", "skip")
     assert done.stderr.count("skipped ") == 21 and "skipped 50 in all" in done.stderr
 
 
@@ -444,7 +446,7 @@ def test_a_model_of_pairs_scores_no_single_text(pairs: Path, folders: dict[str, 
     (tmp_path / "l.txt").write_text("a\n")
     for words, said in (
         (["--input", str(tmp_path / "l.txt")], "l.txt: has lines without fields, expected .jsonl"),
-        ([], "--pair-field: found no --file"),
+        ([], "--pair-field: found no --input"),
         (["--input", str(tmp_path / "r.csv"), "--text-field", "x"], "r.csv: no column 'x', found 'text', 'pair'"),
     ):
         assert said in refused("classify", str(pairs), *words, "--pair-field", "pair", *CPU, given=b"a\n")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modernbert.config_files import load
+from modernbert.config_files import resolve
 from modernbert.errors import InputError
 from modernbert.inference.modernbert import ModernBert
 from modernbert.model.config import ModelConfig
@@ -101,10 +101,9 @@ def test_what_is_smaller_or_has_other_heads_is_refused(shape, message):
 
 def test_the_verb_writes_a_model_that_computes(small_bert: ModernBert, tmp_path, capsys):
     small_bert.save(tmp_path / "small")
-    words = [f"model={tmp_path / 'small'}", f"output={tmp_path / 'grown'}", "preset=base"]
-    words += ["shape.hidden_size=128", "shape.num_attention_heads=2", "shape.num_hidden_layers=7"]
-    words += ["shape.intermediate_size=192"]
-    job.run(load(job.GrowConfig, None, words))
+    shape = {"hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 7, "intermediate_size": 192}
+    given = {"model": tmp_path / "small", "output": tmp_path / "grown", "preset": "base"}
+    job.run(resolve(job.GrowConfig, given | {"shape": shape}))
     assert "layers copied from 0, 1, 1, 2, 2, 3, 3" in capsys.readouterr().out
     before, after = (
         load_file(tmp_path / name / "model.safetensors")["model.embeddings.tok_embeddings.weight"]
@@ -115,4 +114,4 @@ def test_the_verb_writes_a_model_that_computes(small_bert: ModernBert, tmp_path,
     assert grown.tokenizer.fingerprint == small_bert.tokenizer.fingerprint
     assert grown.embed(["a text"]).shape == (1, 128)
     with pytest.raises(InputError, match="shape.vocab_size: is not a size to grow"):
-        job.run(load(job.GrowConfig, None, [*words, "shape.vocab_size=640"]))
+        job.run(resolve(job.GrowConfig, given | {"shape": shape | {"vocab_size": 640}}))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import modernbert
+from commands import modernbert, run_here
 from torch import Tensor
 
 from modernbert.devices import autocast
@@ -23,6 +23,7 @@ from modernbert.planning.plan import PlanConfig, run
 from modernbert.planning.shape_search import Shape, best_shapes, candidate_shapes, tile_utilization
 from modernbert.planning.step_timing import random_batch
 from modernbert.training.pretraining_config import Phase, schedule_of
+from modernbert.training.run_options import DistributedConfig
 
 BASE, LARGE = ModelConfig.preset("base"), ModelConfig.preset("large")
 CPU = torch.device("cpu")
@@ -164,7 +165,7 @@ def test_all_devices_wait_for_those_that_have_one_micro_batch_more() -> None:
 def test_float32_is_planned_as_float32(capsys: pytest.CaptureFixture[str]) -> None:
     said = {}
     for precision in ("auto", "float32"):
-        run(PlanConfig(set=[f"dtype={precision}"], json=True))
+        run(PlanConfig(dtype=precision, json=True))
         said[precision] = json.loads(capsys.readouterr().out)["devices"]["h100"]["phases"]["tokens_1024"]
     assert said["float32"]["tokens_per_s"] < said["auto"]["tokens_per_s"] / 5
     assert said["float32"]["largest_micro_batch"] < 0.7 * said["auto"]["largest_micro_batch"]
@@ -190,14 +191,14 @@ def test_recomputation_and_shards_leave_room_and_the_first_costs_a_pass() -> Non
 
 
 def test_what_is_said_follows_the_config(capsys: pytest.CaptureFixture[str]) -> None:
-    run(PlanConfig(set=["distributed.sharding=hybrid"], device=("t4",)))
+    run(PlanConfig(distributed=DistributedConfig("hybrid"), device=("t4",)))
     said = " ".join(capsys.readouterr().out.split())
     assert "without the time of communication between devices; memory as if each device held all weights" in said
     assert "Tesla T4 does not support bfloat16" in said
 
 
 def test_the_papers_runs_stand_beside_their_published_hours() -> None:
-    done = modernbert("plan", str(CONFIGS / "base.yaml"), "--json", "--device", "h100", "--device", "4090")
+    done = modernbert("plan", "--config", str(CONFIGS / "base.yaml"), "--json", "--device", "h100", "--device", "4090")
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["parameters"] == 149_655_232
@@ -220,18 +221,19 @@ def test_an_unknown_device_is_a_line_and_the_others_are_planned() -> None:
 
 
 @pytest.mark.parametrize(
-    "config, said",
+    ("words", "said"),
     [
-        (PlanConfig(str(CONFIGS / "large.yaml")), "model.preset"),
-        (PlanConfig(length=9_000), "length: found 9,000, expected at most 8,192"),
-        (PlanConfig(set=["phases.stable.tokens=5"]), "phases.stable.lr"),
-        (PlanConfig("nowhere.yaml"), "nowhere.yaml: no such config file"),
-        (PlanConfig(set=["model.preset=huge"]), "huge"),
+        (["--config", str(CONFIGS / "large.yaml")], "Missing required option --init-from"),
+        (["--length", "9000"], "length: found 9,000, expected at most 8,192"),
+        (["--phases.stable.tokens", "5"], "Missing required option --phases.stable.lr"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such config file"),
+        (["--model.preset", "huge"], "huge"),
+        (["--init-from", "."], "has no config.json; pass the shape of the model"),
     ],
 )
-def test_what_cannot_be_planned_is_said(config: PlanConfig, said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        run(config)
+def test_what_cannot_be_planned_is_said(words: list[str], said: str) -> None:
+    done = run_here("plan", *words)
+    assert done.returncode == 2 and said in done.stderr
 
 
 def test_a_gpu_outside_the_basket_is_an_error() -> None:

@@ -13,7 +13,8 @@ from modernbert import InputError, ModernBert, tasks
 from modernbert.tasks import task as registry
 from modernbert.tasks.regression import Regression
 from modernbert.tasks.task import classifier_task, find_task, known_tasks, register
-from modernbert.training.finetune_command import run, schema_of
+from modernbert.training.command_options import schema_of
+from modernbert.training.finetune_command import run
 from modernbert.training.finetuning import FinetuneConfig
 
 ROOT = Path(__file__).parents[2]

@@ -81,7 +81,7 @@ def test_columns_that_are_nothing_to_learn_from_pass(task: str, model: str, tmp_
 def test_what_looks_like_something_to_learn_from_is_refused(
     task: str, column: str, value: Any, model: str, tmp_path: Path
 ) -> None:
-    said = f"rows.jsonl:1: found the column '{column}', which task={task} does not read, expected "
+    said = f"rows.jsonl:1: found the column '{column}', which --task {task} does not read, expected "
     with pytest.raises(InputError, match=said) as caught:
         read(task, model, tmp_path, {column: value})
     assert f"ignore_columns='[{column}]'" in str(caught.value) and not (tmp_path / "run").exists()

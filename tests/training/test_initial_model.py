@@ -22,7 +22,7 @@ from test_pretraining import (  # noqa: F401 (fixtures)
 )
 
 from modernbert.checkpoints.folder import ModelFolder
-from modernbert.config_files import load, to_yaml
+from modernbert.config_files import resolve, to_yaml
 from modernbert.data.corpus import Document, Tally
 from modernbert.data.shards import write_shards
 from modernbert.errors import InputError
@@ -30,7 +30,7 @@ from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.training import pretraining as pretrain
 from modernbert.training.initial_model import open_initial_model
 from modernbert.training.pretraining import Phase, PretrainConfig
-from modernbert.training.pretraining_config import model_config
+from modernbert.training.pretraining_model import model_config
 from modernbert.training.run_checkpoint import latest
 
 DECAY = {"decay": Phase(tokens=512, lr=1e-3, max_len=256, micro_batch_tokens=256, decay="one_minus_sqrt")}
@@ -186,7 +186,7 @@ def test_a_start_has_the_tokenizer_its_run_learned_with(data, straight, tmp_path
     # A run that was started in `home`, where `tok` was its tokenizer.
     run = tmp_path / "home" / "run"
     shutil.copytree(straight, run)
-    config = load(PretrainConfig, run / "config.yaml")
+    config = resolve(PretrainConfig, {}, run / "config.yaml")
     (run / "config.yaml").write_text(to_yaml(changed(config, tokenizer="tok")))
     learned = Tokenizer.load(data / "tokenizer").fingerprint
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -214,7 +214,7 @@ def test_a_model_gets_another_vocabulary(data, straight, tmp_path):  # noqa: F81
         "data__sources": {"prose": str(tmp_path / "prose")},
         "data__heldout": {"mix": str(tmp_path / "heldout")},
     }
-    with pytest.raises(InputError, match="init_from: .* set new_vocabulary=true"):
+    with pytest.raises(InputError, match="init_from: .* pass --new-vocabulary"):
         pretrain.run(begun(data, tmp_path / "run", straight / "model", **changes))
     small = {"model": {"vocab_size": 384}}
     with pytest.raises(InputError, match="model.vocab_size: found 384, expected at least the 448"):
@@ -251,8 +251,8 @@ def test_the_tokenizer_is_that_of_the_model_to_start_from(data, straight, tmp_pa
 
 def test_a_run_without_a_tokenizer_or_a_model_is_refused(data, straight, tmp_path):  # noqa: F811
     for changes, message in (
-        ({"init_from": None}, "tokenizer: found none, expected .* or init_from with a model to start from"),
-        ({"new_vocabulary": True}, "tokenizer: found none, expected .* for new_vocabulary"),
+        ({"init_from": None}, "Missing required option --tokenizer .*, or --init-from MODEL"),
+        ({"new_vocabulary": True}, "Missing required option --tokenizer .*, for --new-vocabulary"),
     ):
         with pytest.raises(InputError, match=message):
             pretrain.run(begun(data, tmp_path / "run", straight / "model", tokenizer=None, **changes))
@@ -267,7 +267,7 @@ def test_shards_of_another_tokenizer_than_the_models_are_refused(data, straight,
     found["added_tokens_decoder"] |= added
     (Path(model) / "tokenizer_config.json").write_text(json.dumps(found))
     with pytest.raises(
-        InputError, match=f"sources.* was made with tokenizer .*prepare the text again with tokenizer={model}"
+        InputError, match=f"sources.* was made with tokenizer .*prepare the text again with --tokenizer {model}"
     ):
         pretrain.run(begun(data, tmp_path / "run", model, tokenizer=None))
     assert not (tmp_path / "run").exists()

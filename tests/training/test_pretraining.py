@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 import modernbert
 from modernbert.checkpoints.folder import ModelFolder
-from modernbert.config_files import load, to_yaml
+from modernbert.config_files import nested, resolve, to_yaml
 from modernbert.data.corpus import Document, Tally
 from modernbert.data.shards import Shards, write_shards
 from modernbert.data.stream import Stream
@@ -168,7 +168,7 @@ def test_exported_model_is_that_of_the_last_phase(straight, data):
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, weights[name])
     assert Tokenizer.load(straight / "model").fingerprint == Tokenizer.load(data / "tokenizer").fingerprint
-    assert load(PretrainConfig, straight / "config.yaml").phases["decay"].weights == {"prose": 1.0, "code": 3.0}
+    assert resolve(PretrainConfig, {}, straight / "config.yaml").phases["decay"].weights == {"prose": 1.0, "code": 3.0}
 
 
 class Kill(BaseException):
@@ -248,9 +248,9 @@ def kill_after_a_few_steps(config, folder):
     """Run in a child process, and end it with SIGKILL."""
     (folder / "config.yaml").write_text(to_yaml(config))
     code = (
-        "import sys; from modernbert.config_files import load; "
+        "import sys; from modernbert.config_files import resolve; "
         "from modernbert.training.pretraining import PretrainConfig, run; "
-        "run(load(PretrainConfig, sys.argv[1]))"
+        "run(resolve(PretrainConfig, {}, sys.argv[1]))"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(folder / "config.yaml")], stderr=subprocess.DEVNULL)
     log = Path(config.output) / "log.jsonl"
@@ -318,12 +318,12 @@ def in_phase(name="stable", **fields):
 
 BAD = {
     "phases: found none": lambda config: changed(config, phases={}),
-    "sources: found none": lambda config: changed(config, data__sources={}),
+    "Missing required option --text": lambda config: changed(config, data__sources={}),
     r"phases.stable.tokens: found 100, expected at least the 256": in_phase(tokens=100),
     r"phases.decay.max_len: found 600, expected 3 to 512": in_phase("decay", max_len=600),
     r"phases.decay.weights: found .web., expected a name in data.sources": in_phase("decay", weights={"web": 1.0}),
     r"phases.decay.weights: found \['code'\], expected a weight for prose": in_phase("decay", weights={"code": 1.0}),
-    "phases.stable.decay: found 'cosine', expected none or one_minus_sqrt": in_phase(decay="cosine"),
+    "phases.stable.decay: found 'cosine', expected 'none' or 'one_minus_sqrt'": in_phase(decay="cosine"),
     "phases.stable.lr: found 0.0": in_phase(lr=0.0),
     "phases.stable.mask_rate: found 1.5": in_phase(mask_rate=1.5),
     "no such folder": lambda config: changed(config, data__sources={"prose": "absent"}, phases=config.phases | {
@@ -338,7 +338,7 @@ BAD = {
     "phases.stable.local_rope_theta: found nan, expected a finite": in_phase(local_rope_theta=math.nan),
     "phases.decay.weights.code: found inf": in_phase("decay", weights={"prose": 1.0, "code": math.inf}),
     "eps: found inf": lambda config: changed(config, optim__eps=math.inf),
-    "phases.stable.tokens: found -5, expected a number above 0": in_phase(tokens=-5),
+    "phases.stable.tokens: found -5, expected more than 0": in_phase(tokens=-5),
     "model.hidden_size: found 33, expected a multiple of": lambda config: changed(
         config, model=config.model | {"hidden_size": 33}),
     "keep: found 1": lambda config: changed(config, checkpoint__keep=1),
@@ -518,7 +518,8 @@ def saved_weights(out, step):
 
 def test_the_demo_config_is_read(data):
     path = Path(modernbert.__file__).parent / "configs" / "pretrain" / "demo.yaml"
-    config = load(PretrainConfig, path, ["output=x", "tokenizer=y", "data.sources.code=a", "data.sources.prose=b"])
+    given = {"output": "x", "tokenizer": "y", "data.sources.code": "a", "data.sources.prose": "b"}
+    config = resolve(PretrainConfig, nested(given), path)
     config.check()
     assert list(config.phases) == ["stable", "extension", "decay"]
     assert [phase.max_len for phase in config.phases.values()] == [1024, 8192, 8192]

@@ -19,8 +19,7 @@ from torch import Tensor
 from modernbert import ModernBert
 from modernbert.batch import batch_by_size
 from modernbert.checkpoints.folder import ModelFolder
-from modernbert.config_files import load as load_config
-from modernbert.config_files import read_yaml
+from modernbert.config_files import nested, read_yaml, resolve
 from modernbert.data.beir import read_texts
 from modernbert.data.hard_negatives import hard_negatives
 from modernbert.data.labeled_rows import Row
@@ -34,8 +33,8 @@ from modernbert.tasks.retrieval_examples import Question, questions_of_ids, ques
 from modernbert.tasks.task import retrieval_task
 from modernbert.tokenizer.input_templates import EncodedText, InputTemplate, collate_texts
 from modernbert.training import retriever_inputs
+from modernbert.training.command_options import schema_of
 from modernbert.training.distributed import Objective
-from modernbert.training.finetune_command import schema_of
 from modernbert.training.losses import info_nce
 from modernbert.training.optimizers import StableAdamW, parameter_groups
 from modernbert.training.retrieval_losses import Comparison, RetrievalLoss, kl_distillation
@@ -462,13 +461,13 @@ def test_a_model_mines_what_it_finds_nearest(config: RetrieverConfig) -> None:
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_published_recipe_resolves_and_trains(path: Path, config: RetrieverConfig) -> None:
-    words = [f"{key}={getattr(config, key)}" for key in ("model", "output", "device")] + [f"train=[{config.train[0]}]"]
-    longest = ["vectors.query_length=64", "vectors.document_length=64", "batch=16"]
+    given = {key: getattr(config, key) for key in ("model", "output", "device", "train")}
+    shorter = {"vectors.query_length": 64, "vectors.document_length": 64, "batch": 16}
     schema = schema_of(read_yaml(path)["task"])
     assert schema is RetrieverConfig
-    resolved = load_config(schema, str(path), words)
+    resolved = resolve(schema, given, path)
     assert resolved.lr in (8e-5, 1e-4) and resolved.warmup == 0.05
-    assert finetune_retriever(load_config(schema, str(path), [*words, *longest])).is_dir()
+    assert finetune_retriever(resolve(schema, nested(given | shorter), path)).is_dir()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,12 @@
+"""Types of options that several commands share."""
+
+from pathlib import Path
+from typing import Literal
+
+__all__ = ["Dtype", "Executor", "FileOrUrl", "OnError", "Overflow"]
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+Executor = Literal["local", "ray"]
+FileOrUrl = str | Path
+OnError = Literal["fail", "skip"]
+Overflow = Literal["error", "truncate", "split-mean"]
