@@ -73,7 +73,7 @@ def run(config: ConvertConfig) -> Path:
 
 
 def _convert_tensors(config: ConvertConfig) -> Path:
-    """Write the tensors of a file under their own names, such as those of a `Dense` module."""
+    """Write the tensors of a file under their own names, for example the weights of a `Dense` module."""
     with open_torch_file(config.checkpoint) as file:
         tensors = file.tensors(named_tensors(file.content, str(config.checkpoint)))
     if config.output.exists():
@@ -112,7 +112,7 @@ def _described(
     for name, (value, by) in known.items():
         print(f"{name}: {value} ({by})")
     if len(sources) == 1:
-        print("activation, norm and RoPE: those of the published models (no source names others)")
+        print("activation, norm and RoPE: as in the published models (no source names others)")
     has_head = any(name.startswith("head.") for name in found.tensors)
     return config_to_json(shape, "ModernBertForMaskedLM" if has_head else "ModernBertModel", "float32")
 
@@ -150,7 +150,7 @@ def _fields_of_training(path: Path) -> dict[str, Any]:
 
 
 def _ids_of(tokenizer: Tokenizer | None) -> dict[str, Any]:
-    """Return the ids of special tokens; FlexBERT's settings have those of another tokenizer, bert-base-uncased."""
+    """Return the ids of special tokens; FlexBERT's settings have the ids of another tokenizer, bert-base-uncased."""
     if tokenizer is None:
         return {"pad_token_id": None, "cls_token_id": None, "sep_token_id": None}
     return {"pad_token_id": tokenizer.pad_id, "cls_token_id": tokenizer.cls_id, "sep_token_id": tokenizer.sep_id}

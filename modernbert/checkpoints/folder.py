@@ -58,7 +58,7 @@ class ModelFolder:
 
     Attributes:
         path: The folder.
-        name: What was opened: the folder, or the name of a model on the Hub.
+        name: The name that it was opened by: a path, or a model on the Hub.
         files: Its JSON files.
         family: The `model_type` of config.json; `modernbert` is computed by this package, others by transformers.
     """

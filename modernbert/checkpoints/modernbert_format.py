@@ -128,7 +128,7 @@ def verify_written(written: Path, model: Model, folder: Path) -> None:
     state = _stored_state(read)
     same = all(torch.equal(tensor, state[name]) for name, tensor in _stored_state(original).items())
     if not same:
-        raise CheckFailed(f"{folder}: the written weights differ from those of the model")
+        raise CheckFailed(f"{folder}: the written weights differ from the model's")
     # The last bit of a product with one column depends on the alignment of its weights. Terms of a sum can cancel, so
     # the bound is relative to the terms, not to the sum.
     size = max(float(ours.abs().max()), _largest_sum_of_terms(original))

@@ -1,7 +1,7 @@
 """How the texts of a folder become vectors: the files of sentence-transformers (single and multi-vector) and PyLate.
 
 Reads them as an `EmbeddingConfig` and writes them. Settings that this package does not support are refused, since
-vectors that are almost those of the model are wrong.
+vectors that are almost equal to the model's are wrong.
 """
 
 import json
@@ -74,7 +74,7 @@ _LIMITS_KEYS = (
     "modality_config", "module_output_name", "processing_kwargs", "unpad_inputs", "model_args", "tokenizer_args",
     "config_args", "model_kwargs", "processor_kwargs", "config_kwargs",
 )  # fmt: skip
-# Options of loading, which do not change what a model computes.
+# Options of loading, which do not change the outputs of a model.
 _LOADING = ("trust_remote_code", "attn_implementation", "torch_dtype", "dtype", "low_cpu_mem_usage", "device_map")
 
 
@@ -252,7 +252,7 @@ def max_length_of(folder: FolderFiles) -> int | None:
             raise InputError(f"{folder / older}: has settings under an old name, expected {_LIMITS}; rename the file")
     limits = folder.read_json(_LIMITS, missing_ok=True)
     for key in ("processor_kwargs", "tokenizer_args"):
-        # What is passed to the tokenizer overrides max_seq_length.
+        # Arguments of the tokenizer override max_seq_length.
         given = limits.get(key)
         if isinstance(given, dict) and given.get("model_max_length") is not None:
             return _limit("model_max_length", given, place)

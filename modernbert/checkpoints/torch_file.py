@@ -99,7 +99,9 @@ class TorchFile:
         """Check a tensor against the member of its storage."""
         member = self._members.get(f"data/{each.storage}")
         if member is None:
-            raise InputError(f"{self._path}: {name} lies in {each.storage[:40]!r}, which the file does not have")
+            raise InputError(
+                f"{self._path}: {name} is in the storage {each.storage[:40]!r}, which the file does not have"
+            )
         expected = each.stored * each.dtype.itemsize
         if member.file_size != expected:
             raise InputError(
@@ -205,7 +207,7 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
     if len(folders) > 1:
         raise InputError(f"{path}: has {len(folders)} folders, expected the one of torch.save")
     if sum(info.file_size for info in members.values()) > path.stat().st_size:
-        raise InputError(f"{path}: members overlap, which those of torch.save never do")
+        raise InputError(f"{path}: its members overlap; torch.save never writes such a file")
     return members
 
 

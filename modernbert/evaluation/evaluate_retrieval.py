@@ -120,7 +120,7 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
         scores = [f"{row[name]:.3f}" for name in ("ndcg_10", "mrr_10", "recall_100")]
         table.add_row(
             f"{row['collection']} {row['split']}", row["system"], *scores, f"{row['num_queries']:,}",
-            f"{row['num_documents']:,}", f"{row['num_unjudged'] + row['num_empty']:,}", f"{row['num_cut']:,}",
+            f"{row['num_documents']:,}", f"{row['num_unjudged'] + row['num_empty']:,}", f"{row['num_truncated']:,}",
             f"{row['seconds']:.1f}",
         )  # fmt: skip
     console.print(table)

@@ -18,7 +18,7 @@ class MtebEncoder:
     """An implementation of mteb's `EncoderProtocol`: `mteb.evaluate(MtebEncoder(bert), task)`.
 
     Queries and documents of retrieval are embedded as the model was fine-tuned to embed them, all other texts as
-    documents with the folder's default prompt. Texts that are too long are truncated and counted in `num_cut`.
+    documents with the folder's default prompt. Texts that are too long are truncated and counted in `num_truncated`.
     """
 
     def __init__(self, bert: ModernBert, name: str = "modernbert/model") -> None:
@@ -30,7 +30,7 @@ class MtebEncoder:
         if bert.is_late:
             raise InputError("the model has a vector per token, expected one per text; use MtebSearch for retrieval")
         bert.check_compares()
-        self.bert, self.name, self.num_cut = bert, name, 0
+        self.bert, self.name, self.num_truncated = bert, name, 0
 
     @property
     def mteb_model_meta(self) -> Any:
@@ -66,7 +66,7 @@ class MtebEncoder:
             found = self.bert.embed_documents(texts)
         else:
             found = self.bert.embed_documents(texts, prompt=self.bert.default_prompt)
-        self.num_cut += found.num_cut
+        self.num_truncated += found.num_truncated
         assert isinstance(found.vectors, np.ndarray)
         return found.vectors
 

@@ -114,14 +114,14 @@ def run_task(name: str, task: Any, split: str, rank: Rank) -> list[SubsetScores]
             known = name if subset == "default" or len(task.hf_subsets) == 1 else f"{name}-{subset}"
             ndcg, mrr, recall = (float(scores[key]) for key in ("ndcg_at_10", "mrr_at_10", "recall_at_100"))
             seen = search.seen[of_split, subset]
-            retrieval = Retrieval(ndcg, mrr, recall, seen.num_cut, seen.seconds)
+            retrieval = Retrieval(ndcg, mrr, recall, seen.num_truncated, seen.seconds)
             found.append(SubsetScores(known, of_split, retrieval, seen.num_queries, seen.num_documents))
     return found
 
 
 @dataclass(frozen=True)
 class _Seen:
-    num_cut: int
+    num_truncated: int
     seconds: float
     num_queries: int
     num_documents: int
@@ -172,9 +172,9 @@ class MtebSearch:
         started = time.perf_counter()
         depth = top_k if top_ranked is None else len(self._documents)
         collection = Collection(f"{self.task}-{hf_subset}-{hf_split}", self._documents, texts, {}, 0, 0)
-        scores, numbers, num_cut = self.rank(collection, depth)
+        scores, numbers, num_truncated = self.rank(collection, depth)
         seconds = time.perf_counter() - started
-        self.seen[hf_split, hf_subset] = _Seen(num_cut, seconds, len(texts), len(self._documents))
+        self.seen[hf_split, hf_subset] = _Seen(num_truncated, seconds, len(texts), len(self._documents))
         names = list(self._documents)
         found: dict[str, dict[str, float]] = {}
         for query, row, of_row in zip(texts, numbers.tolist(), scores.tolist(), strict=True):

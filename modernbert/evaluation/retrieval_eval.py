@@ -37,7 +37,7 @@ class Retrieval:
     ndcg_10: float
     mrr_10: float
     recall_100: float
-    num_cut: int
+    num_truncated: int
     seconds: float
 
 
@@ -45,7 +45,7 @@ def score_collection(collection: Collection, rank: Rank) -> Retrieval:
     """Score a ranking function on a collection: means over the queries that have a relevant document."""
     started = time.perf_counter()
     documents = list(collection.documents)
-    scores, numbers, num_cut = rank(collection, _DEPTH)
+    scores, numbers, num_truncated = rank(collection, _DEPTH)
     rankings = {
         query: rank_ids({documents[n]: float(score) for n, score in zip(row, found, strict=True)})
         for query, row, found in zip(collection.queries, numbers.tolist(), scores.tolist(), strict=True)
@@ -54,7 +54,7 @@ def score_collection(collection: Collection, rank: Rank) -> Retrieval:
     judgments = collection.judgments
     return Retrieval(
         mean_over_queries(ndcg_at, 10, rankings, judgments), mean_over_queries(mrr_at, 10, rankings, judgments),
-        mean_over_queries(recall_at, _DEPTH, rankings, judgments), num_cut, seconds,
+        mean_over_queries(recall_at, _DEPTH, rankings, judgments), num_truncated, seconds,
     )  # fmt: skip
 
 
@@ -66,19 +66,19 @@ def rank_by_model(bert: ModernBert) -> Rank:
 
     def rank(collection: Collection, k: int) -> tuple[np.ndarray, np.ndarray, int]:
         queries = bert.embed_queries(list(collection.queries.values()))
-        num_cut = queries.num_cut
+        num_truncated = queries.num_truncated
 
         def vectors() -> Iterator[np.ndarray | list[np.ndarray]]:
-            nonlocal num_cut
+            nonlocal num_truncated
             for block in _blocks(bert, collection.documents.values()):
-                num_cut += block.num_cut
+                num_truncated += block.num_truncated
                 yield block.vectors
 
         if bert.is_late:
             found = search_tokens(queries.vectors, chain.from_iterable(vectors()), k)  # type: ignore[arg-type]
         else:
             found = search_vectors(queries.vectors, vectors(), k)  # type: ignore[arg-type]
-        return *found, num_cut
+        return *found, num_truncated
 
     return rank
 
@@ -100,8 +100,8 @@ def rank_by_index(bert: ModernBert, model: str, folder: Path) -> Rank:
         about = {"documents": texts, "model": model, "settings": settings, "dtype": dtype}
         index = EmbeddingTable(folder / collection.name, about, bert.vector_width, bert.is_late)
         for block in _blocks(bert, islice(collection.documents.values(), len(index), None)):
-            index.add(block.vectors, block.num_cut)
-        return *index.search(queries.vectors, k), queries.num_cut + index.num_cut
+            index.add(block.vectors, block.num_truncated)
+        return *index.search(queries.vectors, k), queries.num_truncated + index.num_truncated
 
     return rank
 

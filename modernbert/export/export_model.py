@@ -20,8 +20,8 @@ def run(config: ExportConfig) -> Report:
     report = export_folder(find_folder(config.model), config.output, int8=config.int8, texts=texts)
     for name, size in report.sizes.items():
         print(f"{config.output / name}: {size / 1e6:,.1f} MB")
-    if report.num_cut:
-        print(f"{report.num_cut} texts were longer than the model's limit, and cut")
+    if report.num_truncated:
+        print(f"{report.num_truncated} texts were longer than the model's limit, and cut")
     for name, found in report.agreements.items():
         print(
             f"{name}: {report.num_documents} documents, largest difference {found.difference:.1e} of the largest value,"

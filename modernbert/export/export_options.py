@@ -8,7 +8,7 @@ __all__ = ["ExportConfig"]
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a model for ONNX Runtime, and compare its outputs with those of the model before it is kept."""
+    """Write a model for ONNX Runtime, and compare its outputs with the model's before it is kept."""
 
     model: str
     """Model folder, or name of a model on the Hub."""

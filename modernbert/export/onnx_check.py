@@ -38,17 +38,17 @@ class Agreement:
     cosine: float
 
 
-def made_up(tokenizer: Tokenizer, longest: int) -> list[list[np.ndarray]]:
-    """Return batches of random documents of many lengths, up to `longest`."""
+def made_up(tokenizer: Tokenizer, max_length: int) -> list[list[np.ndarray]]:
+    """Return batches of random documents of many lengths, up to `max_length`."""
     return [
-        _drawn(tokenizer, [min(length, longest) for length in lengths], seed) for seed, lengths in enumerate(_SHAPES)
+        _drawn(tokenizer, [min(length, max_length) for length in lengths], seed) for seed, lengths in enumerate(_SHAPES)
     ]
 
 
-def short_texts(tokenizer: Tokenizer, longest: int) -> list[list[np.ndarray]]:
+def short_texts(tokenizer: Tokenizer, max_length: int) -> list[list[np.ndarray]]:
     """Return batches of random documents as long as short texts: log-normal with a median of 40 tokens."""
     lengths = np.random.default_rng(0).lognormal(np.log(40), 0.9, 32)
-    whole = np.clip(lengths, 4, min(512, longest)).astype(int).tolist()
+    whole = np.clip(lengths, 4, min(512, max_length)).astype(int).tolist()
     return [_drawn(tokenizer, whole[start : start + 8], start) for start in range(0, len(whole), 8)]
 
 
@@ -80,9 +80,9 @@ def open_file(path: Path, also: Output | None = None) -> Any:
 
 
 def vectors_in(model: Model) -> tuple[Model, Output]:
-    """Return the model and the output to judge int8 by: the vectors of an `Embedder`, else the hidden states."""
-    judged = model.encoder if model.pooling is None else model
-    return judged, outputs_of(judged)[-1]
+    """Return the model and the output to compare int8 by: the vectors of an `Embedder`, else the hidden states."""
+    compared = model.encoder if model.pooling is None else model
+    return compared, outputs_of(compared)[-1]
 
 
 def compare(

@@ -42,7 +42,7 @@ class Report:
     Attributes:
         sizes: Size of each file in bytes.
         num_documents: Number of documents that were compared.
-        num_cut: Number of texts that were longer than the model's limit, and cut.
+        num_truncated: Number of texts that were longer than the model's limit, and cut.
         agreements: By output, how much the float32 graph and the model agree.
         int8_agreement: The same for the int8 graph.
         kept: Patterns of the weights that stay in float32 in the int8 graph.
@@ -50,7 +50,7 @@ class Report:
 
     sizes: dict[str, int]
     num_documents: int
-    num_cut: int
+    num_truncated: int
     agreements: dict[str, Agreement]
     int8_agreement: Agreement | None
     kept: Sequence[str]
@@ -64,28 +64,28 @@ class _Source:
     model: Model
     tokenizer: Tokenizer
     texts: Sequence[Sequence[np.ndarray]]
-    num_cut: int
+    num_truncated: int
 
 
-def export_folder(folder: Path, out: Path, *, int8: bool = False, texts: Sequence[str] = ()) -> Report:
+def export_folder(folder: Path, target: Path, *, int8: bool = False, texts: Sequence[str] = ()) -> Report:
     """Write the graphs of a folder's model to a new folder, each compared with the model in ONNX Runtime.
 
     Args:
         folder: The model folder, a ModernBERT.
-        out: The new folder.
+        target: The new folder.
         int8: Whether to write an int8 graph, too.
         texts: Texts to compare besides random documents; texts over the length limit are cut.
 
-    Raises: InputError if a library is missing, the model is of another family or has an unknown head, `out` exists, or
-        the disk is full. CheckFailed if a graph differs too much from the model.
+    Raises: InputError if a library is missing, the model is of another family or has an unknown head, `target` exists,
+        or the disk is full. CheckFailed if a graph differs too much from the model.
     """
     for library in ("onnx", "onnxruntime"):
         needed(library)
     source = _open(folder, texts)
-    with new_folder(out) as partial:
+    with new_folder(target) as partial:
         (partial / "onnx").mkdir()
         _copy_beside(source, partial)
-        report = _write_graphs(source, partial, out, int8)
+        report = _write_graphs(source, partial, target, int8)
         (partial / "export.json").write_text(json.dumps(_described(source, report), indent=2) + "\n")
     return report
 
@@ -96,11 +96,11 @@ def _open(path: Path, texts: Sequence[str]) -> _Source:
         raise InputError(
             f"{path}: is a {folder.family}, expected a {MODERNBERT}; export other families with their own library"
         )
-    tokenizer, longest = folder.tokenizer, folder.max_length
+    tokenizer, max_length = folder.tokenizer, folder.max_length
     whole = tokenizer.encode(texts)
-    num_cut = sum(len(ids) > longest for ids in whole)
-    batches = _batches_of_similar_length([tokenizer.truncate(ids, longest) for ids in whole])
-    return _Source(folder, _load(folder), tokenizer, batches, num_cut)
+    num_truncated = sum(len(ids) > max_length for ids in whole)
+    batches = _batches_of_similar_length([tokenizer.truncate(ids, max_length) for ids in whole])
+    return _Source(folder, _load(folder), tokenizer, batches, num_truncated)
 
 
 def _batches_of_similar_length(documents: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
@@ -144,7 +144,7 @@ def _copy_beside(source: _Source, partial: Path) -> None:
         )
 
 
-def _write_graphs(source: _Source, partial: Path, out: Path, int8: bool) -> Report:
+def _write_graphs(source: _Source, partial: Path, target: Path, int8: bool) -> Report:
     model, pad_id = source.model, source.tokenizer.pad_id
     batches = [*made_up(source.tokenizer, source.folder.max_length), *source.texts]
     write_model(build(model), partial / _FLOAT32)
@@ -152,15 +152,15 @@ def _write_graphs(source: _Source, partial: Path, out: Path, int8: bool) -> Repo
     for name, found in agreements.items():
         if not (found.difference <= _MAX_DIFFERENCE and found.cosine >= _MIN_COSINE):
             raise CheckFailed(
-                f"{out}: {name} of the graph differs from the model's by {found.difference:.1e} of its largest value, "
-                f"expected at most {_MAX_DIFFERENCE:.0e}"
+                f"{target}: {name} of the graph differs from the model's by {found.difference:.1e} of its largest "
+                f"value, expected at most {_MAX_DIFFERENCE:.0e}"
             )
-    agreement, kept = _write_int8(source, partial, out) if int8 else (None, ())
+    agreement, kept = _write_int8(source, partial, target) if int8 else (None, ())
     sizes = {str(path.relative_to(partial)): path.stat().st_size for path in sorted((partial / "onnx").iterdir())}
-    return Report(sizes, sum(map(len, batches)), source.num_cut, agreements, agreement, kept)
+    return Report(sizes, sum(map(len, batches)), source.num_truncated, agreements, agreement, kept)
 
 
-def _write_int8(source: _Source, partial: Path, out: Path) -> tuple[Agreement, Sequence[str]]:
+def _write_int8(source: _Source, partial: Path, target: Path) -> tuple[Agreement, Sequence[str]]:
     """Write the int8 graph with as few weights in float32 as needed; return how much it agrees with the model.
 
     Raises: CheckFailed if it always differs too much.
@@ -177,8 +177,8 @@ def _write_int8(source: _Source, partial: Path, out: Path) -> tuple[Agreement, S
             return found, kept
         best = max(best, found.cosine)
     raise CheckFailed(
-        f"{out}: int8 keeps a cosine of {best:.4f} to float32, expected at least {_MIN_INT8_COSINE}; export without "
-        "--int8 to write float32 only"
+        f"{target}: int8 keeps a cosine of {best:.4f} to float32, expected at least {_MIN_INT8_COSINE}; export "
+        "without --int8 to write float32 only"
     )
 
 
@@ -202,7 +202,7 @@ def _described(source: _Source, report: Report) -> dict[str, Any]:
         "inputs": {name: ["rows", "columns"] for name in ("input_ids", "attention_mask")},
         "outputs": {output.name: output.shape for output in outputs_of(source.model)},
         "padding": "right",
-        "longest": source.folder.max_length,
+        "max_length": source.folder.max_length,
         "files": report.sizes,
         "verified": {"documents": report.num_documents, "float32": verified},
     }

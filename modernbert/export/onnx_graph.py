@@ -35,7 +35,7 @@ class Output:
 
     @property
     def shape(self) -> list[str | int]:
-        """The axes; those of any size by name."""
+        """The axes; an axis of any size has a name."""
         return ["rows", *(["columns"] if self.of_tokens else []), *([] if self.width is None else [self.width])]
 
 

@@ -1,4 +1,4 @@
-"""`modernbert fill-mask`: print what the model would put in place of each mask."""
+"""`modernbert fill-mask`: print the likeliest tokens for each mask."""
 
 import json
 from dataclasses import asdict

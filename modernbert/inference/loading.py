@@ -78,7 +78,7 @@ def _convert_mapped(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> N
     """Convert parameters in place, by way of a temporary file that is mapped.
 
     Converted copies in ordinary memory would double the memory of a model with packed weights. Pages of a file can be
-    dropped, like those of the model's own file, until something reads the parameters.
+    dropped, like pages of the model's own file, until the parameters are read.
     """
     converted = [parameter for parameter in parameters if parameter.dtype != dtype]
     if not converted:

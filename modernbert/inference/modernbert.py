@@ -61,7 +61,7 @@ class ModernBert(Predictor):
             engine: `auto` takes the fastest engine that runs there. Choices are printed to standard error.
             revision: The commit or branch of a model on the Hub.
             token: An access token for private models.
-            offline: Use only what was downloaded before.
+            offline: Use earlier downloads only.
 
         Raises:
             InputError: The folder is incomplete or invalid, or the device, dtype or engine is not available.
@@ -78,7 +78,7 @@ class ModernBert(Predictor):
         model, projection = load_for_inference(folder, device, dtype, engine)
         origin, vectors = Origin(folder, dtype, engine), None
         if model.is_classifier:
-            # Its embedding settings, if it has any, are not those of its head.
+            # Embedding settings of the folder, if any, do not describe the head.
             folder.check_no_default_prompt()
         else:
             vectors = folder.embedding_config
@@ -139,7 +139,7 @@ class ModernBert(Predictor):
     def embed_queries(self, texts: str | Iterable[str]) -> TextVectors:
         """Return the vectors of queries as the model was fine-tuned to make them; texts that are too long are cut.
 
-        Raises: InputError for what is not text, or a model with a head of labels.
+        Raises: InputError for inputs that are not text, or a model with a head of labels.
         """
         return self._map(Predictor.embed_with_template, check_texts(listed(texts)), template=self.query_template)
 
@@ -148,7 +148,7 @@ class ModernBert(Predictor):
 
         `prompt` replaces the prompt of documents.
 
-        Raises: InputError for what is not text, or a model with a head of labels.
+        Raises: InputError for inputs that are not text, or a model with a head of labels.
         """
         template = self.document_template if prompt is None else replace(self.document_template, prompt=prompt)
         return self._map(Predictor.embed_with_template, check_texts(listed(texts)), template=template)
@@ -158,7 +158,7 @@ class ModernBert(Predictor):
     ) -> list[np.ndarray]:
         """Return the hidden states of every text, each float32 [its tokens, D], special tokens included.
 
-        `prompt` and `overflow` are those of `embed`, but chunks cannot be averaged.
+        `prompt` and `overflow` work as in `embed`, but chunks cannot be averaged.
 
         Raises: InputError for a text that is too long or not text.
         """
@@ -173,7 +173,7 @@ class ModernBert(Predictor):
 
         Texts are embedded as queries, others as documents; texts that are too long are cut.
 
-        Raises: InputError for what is not text, or a model with a head of labels.
+        Raises: InputError for inputs that are not text, or a model with a head of labels.
         """
         return similarities(self.embed_queries(texts).vectors, self.embed_documents(others).vectors)
 
@@ -185,7 +185,7 @@ class ModernBert(Predictor):
         A cross-encoder scores pairs: with a probability, or if it is a regression with its number. A model without a
         head compares vectors, see `similarity`. `overflow` is that of `embed`; only a cross-encoder averages chunks.
 
-        Raises: InputError for a text or pair that is too long, what is not text, or a model with several labels.
+        Raises: InputError for a text or pair that is too long or not text, or a model with several labels.
         """
         if top_k is not None:
             check_number("top_k", top_k)
@@ -258,7 +258,7 @@ class ModernBert(Predictor):
     def count_tokens(self, texts: str | Iterable[str]) -> list[int]:
         """Return how many tokens each text has, special tokens included.
 
-        Raises: InputError for what is not text.
+        Raises: InputError for inputs that are not text.
         """
         return [len(ids) for ids in self.all_ids(check_texts(listed(texts)), "")]
 

@@ -60,7 +60,7 @@ class PooledVectors:
 class TokenVectors:
     """One vector for each token, float32 [its tokens, E] a text: projected, truncated, normalized.
 
-    A text with `label_positions` has vectors of these tokens only. The arguments are those of `PooledVectors`.
+    A text with `label_positions` has vectors of these tokens only. The arguments are as in `PooledVectors`.
     """
 
     projection: nn.Linear | None = None
@@ -92,7 +92,7 @@ class MaskGuesses:
         """Return the guesses for each text's masks."""
         masks = [EncodedText(each.tokens, np.flatnonzero(each.tokens == self.mask_id)) for each in texts]
         rows = _rows_of(hidden, masks)
-        # Allocated before the logits: arrays between those of two steps would keep their memory from being reused.
+        # Allocated before the logits: arrays between the logits of two steps would keep their memory from being reused.
         tokens = np.empty((len(rows), self.top_k), np.int64)
         probabilities = np.empty((len(rows), self.top_k), np.float32)
         for part, some in _parts(rows, self.model.vocab_size):
@@ -131,7 +131,7 @@ class LabelScores:
 def compute(
     model: Model, texts: Iterable[EncodedText], output: Output, budget_tokens: int
 ) -> Iterator[tuple[list[EncodedText], Sequence[Any] | np.ndarray]]:
-    """Yield batches of at most `budget_tokens` tokens (a longer text is a batch of its own) and their outputs.
+    """Yield batches of at most `budget_tokens` tokens (a longer text is alone in its batch) and their outputs.
 
     Raises: InputError if the model computes NaN or infinity.
     """
@@ -173,7 +173,7 @@ def _rows_of(hidden: Float[Tensor, "T D"], texts: Sequence[EncodedText]) -> Floa
 
 
 def _split(rows: np.ndarray, texts: Sequence[EncodedText]) -> list[np.ndarray]:
-    """Split rows into those of each text."""
+    """Split rows by text."""
     return np.split(rows, np.cumsum([each.num_rows for each in texts])[:-1])
 
 

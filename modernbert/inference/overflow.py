@@ -100,7 +100,7 @@ def encode_words(
 ) -> list[tuple[list[tuple[int, int]], EncodedText]]:
     """Return where the words of each text are, and its ids with the first token of each word that is not cut off.
 
-    Words are those of `split_words`; letters of scripts without blanks that share a token are one word.
+    Words are split by `split_words`; letters of scripts without blanks that share a token are one word.
 
     Raises: InputError for a text that is too long, unless it is to be cut.
     """

@@ -1,4 +1,4 @@
-"""What a tokenizer and a model compute for lists of texts; `ModernBert` adds loading, saving and argument checks."""
+"""Outputs of a tokenizer and a model for lists of texts; `ModernBert` adds loading, saving and argument checks."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -205,7 +205,7 @@ class Predictor:
 
     @property
     def answers(self) -> Answers | None:
-        """What the fine-tuned head answers; None without such a head."""
+        """The kind of answers of the fine-tuned head; None without such a head."""
         task = self.model.task
         return find_task(task).answers if task is not None and self.model.is_classifier else None
 
@@ -225,7 +225,7 @@ class Predictor:
         return (ids for _, ids in encode_texts(self.tokenizer, texts, sys.maxsize, "error", prompt=prompt))
 
     def text_vectors(self, pooling: str | None = None, truncate_dim: int | None = None) -> PooledVectors:
-        """Return the output of one vector for each text; defaults are those of the folder.
+        """Return the output of one vector for each text; the folder has the defaults.
 
         The projection and truncation of a late-interaction model are for vectors of tokens, so they are left out.
         """
@@ -284,19 +284,19 @@ class Predictor:
     def embed_with_template(self, texts: Sequence[str], show: Show, *, template: InputTemplate) -> TextVectors:
         """Return the vectors that texts are compared by; texts that are too long for the template are cut."""
         output = self.compared_vectors()
-        num_cut = 0
+        num_truncated = 0
 
         def encoded() -> Iterator[EncodedText]:
-            nonlocal num_cut
+            nonlocal num_truncated
             for start in range(0, len(texts), _TEXTS_AT_A_TIME):
                 some, cut = template.encode(self.tokenizer, texts[start : start + _TEXTS_AT_A_TIME], first=start)
-                num_cut += cut
+                num_truncated += cut
                 yield from some
 
         found = [vectors for _, vectors in compute(self.model, encoded(), output, self.budget_tokens)]
         if self.is_late:
-            return TextVectors(list(chain.from_iterable(found)), num_cut)
-        return TextVectors(np.concatenate([np.zeros((0, self.vector_width), np.float32), *found]), num_cut)
+            return TextVectors(list(chain.from_iterable(found)), num_truncated)
+        return TextVectors(np.concatenate([np.zeros((0, self.vector_width), np.float32), *found]), num_truncated)
 
     def embed_tokens_list(self, texts: Sequence[str], show: Show, *, prompt: str, overflow: str) -> list[np.ndarray]:
         """Return the hidden states of each text's tokens, each float32 [its tokens, D]."""
@@ -304,7 +304,7 @@ class Predictor:
         return [each for _, _, vectors in self._numbered(documents, TokenVectors(), show) for each in vectors]
 
     def score_list(self, texts: Sequence[Text], show: Show, *, overflow: str) -> np.ndarray:
-        """Return the logits of each text or pair, float32 [N, labels]; a text in chunks has the mean of theirs."""
+        """Return the logits of each text or pair, float32 [N, labels], averaged over the chunks of a text."""
         numbers: list[int] = []
         found = [np.zeros((0, self.model.num_labels), np.float32)]
         documents = encode_texts(self.tokenizer, texts, self.max_length, overflow)

@@ -49,7 +49,7 @@ class ReplicaPool(ModernBert):
     def _map(
         self, work: Callable[..., Result], texts: Sequence[Any], progress: bool = False, /, **settings: Any
     ) -> Result:
-        """Return what the work makes of all texts, chunk by chunk.
+        """Return the results of the work for all texts, computed chunk by chunk.
 
         Raises: InputError naming a text by its number among all, or if a worker dies, or the pool is closed.
         """
@@ -128,7 +128,7 @@ def _join(results: list[Any]) -> Any:
     """Return the results of all chunks as one."""
     if isinstance(results[0], TextVectors):
         vectors: Iterable[Any] = [each.vectors for each in results]
-        return TextVectors(_join(list(vectors)), sum(each.num_cut for each in results))
+        return TextVectors(_join(list(vectors)), sum(each.num_truncated for each in results))
     if isinstance(results[0], np.ndarray):
         return np.concatenate(results)
     return list(chain.from_iterable(results))

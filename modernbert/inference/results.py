@@ -29,4 +29,4 @@ class TextVectors:
     """The vectors of texts, float32 [N, E], or with late interaction a list of [tokens, E]; and how many were cut."""
 
     vectors: np.ndarray | list[np.ndarray]
-    num_cut: int
+    num_truncated: int

@@ -40,7 +40,7 @@ def sentence_transformer(
 ) -> SentenceTransformer:
     """Load a model folder, or a model of the Hub by name, as a `SentenceTransformer` that computes with this package.
 
-    Vectors are those that sentence-transformers makes with the folder, including its length limit and prompts.
+    Vectors equal the vectors that sentence-transformers makes with the folder, including its length limit and prompts.
 
     Raises: InputError if the folder is incomplete or invalid, or makes a vector of each token.
     """
@@ -126,7 +126,7 @@ class UnpaddedEncoder(InputModule):
     ) -> dict[str, Tensor]:
         """Return the ids of texts end to end [1, T] and their offsets [N + 1]; `task` is ignored.
 
-        Raises: InputError for what is not text.
+        Raises: InputError for inputs that are not text.
         """
         # No number in the error: the library has sorted the texts by length.
         wrong = [type(text).__name__ for text in inputs if not isinstance(text, str)]
@@ -161,7 +161,7 @@ class UnpaddedEncoder(InputModule):
         return features
 
     def save(self, output_path: str, *, safe_serialization: bool = True) -> None:  # type: ignore[override]
-        """Write the files of a model folder beside those that the library writes.
+        """Write the files of a model folder beside the files that the library writes.
 
         Raises: InputError if the disk is full or not writable.
         """
@@ -174,7 +174,7 @@ class UnpaddedEncoder(InputModule):
             raise translate_errors(target, error) from error
 
     def _write(self, target: Path) -> None:
-        """Write a model folder inside `target`, then move its files up, beside those of the library."""
+        """Write a model folder inside `target`, then move its files up, beside the library's."""
         tokenizer: Any = self.tokenizer
         encoder: Any = self.encoder
         with tempfile.TemporaryDirectory(dir=target, ignore_cleanup_errors=True) as folder:

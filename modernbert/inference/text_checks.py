@@ -14,7 +14,7 @@ __all__ = ["check_number", "check_texts", "listed"]
 def listed(texts: Any) -> list[Any]:
     """Return one text or several as a list.
 
-    Raises: InputError for a table, a dict, a set, or what is not iterable: only the user knows which texts are meant.
+    Raises: InputError for a table, a dict, a set, or an object that is not iterable.
     """
     if isinstance(texts, str):
         return [texts]

@@ -100,7 +100,7 @@ def gather_rows(
 
 
 def gather_texts(words: Sequence[str], file: Path | str | None, text_field: str = "text") -> list[str]:
-    """Return the texts given as words, else those of `file`, else the lines of standard input.
+    """Return the texts given as words, else the texts of `file`, else the lines of standard input.
 
     Raises:
         InputError: There is no text, or a row has none.
@@ -240,7 +240,7 @@ def stream_texts(files: Sequence[File], text_field: str = "text") -> Iterator[Lo
 
 
 def stream_input(kept: Path | None = None) -> Iterator[TextRow]:
-    """Yield the lines of standard input as they arrive, or those of the file that `keep_input` wrote.
+    """Yield the lines of standard input as they arrive, or of the file that `keep_input` wrote.
 
     Raises:
         InputError: Standard input is a terminal, or is UTF-16.

@@ -47,7 +47,7 @@ class ChunkVectors:
 
 
 def chunks_of(rows: Iterable[TextRow], characters: int = PART_CHARACTERS) -> Iterator[TextChunk]:
-    """Yield chunks of at most so many characters; a longer text is a chunk of its own.
+    """Yield chunks of at most so many characters; a longer text is alone in its chunk.
 
     Content-defined chunking: the hash of a text decides whether a chunk ends after it. So a row that is removed, added
     or changed affects one or two chunks, and all others keep their digests.
@@ -98,13 +98,14 @@ class ChunkFolder:
         self.folder = folder
         path = folder / "about.json"
         if any(re.fullmatch(r"\d{8}", each.stem) for each in folder.glob("*.npy")):
-            raise InputError(f"{folder}: was begun by an earlier version; remove it to begin anew")
+            raise InputError(f"{folder}: was started by an earlier version; remove it to start again")
         if path.exists() and self.done:
-            begun = json.loads(path.read_text())
+            started = json.loads(path.read_text())
             for key, value in about.items():
-                if begun.get(key) != value:
+                if started.get(key) != value:
                     raise InputError(
-                        f"{folder}: was begun with {key}={begun.get(key)!r}, found {value!r}; remove it to begin anew"
+                        f"{folder}: was started with {key}={started.get(key)!r}, found {value!r}; remove it to start "
+                        "again"
                     )
         write_file(path, json.dumps(about, indent=1) + "\n")
 

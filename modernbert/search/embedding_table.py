@@ -38,7 +38,7 @@ class EmbeddingTable:
         self._schema = pyarrow.schema([
             ("number", pyarrow.int64()), ("vector", vector_type(width, late)),
             # How many documents of a block were cut; stored with its first row.
-            ("num_cut", pyarrow.int64()),
+            ("num_truncated", pyarrow.int64()),
         ])  # fmt: skip
         self._table = open_table(folder, database, _TABLE, self._schema, about)
         there, found = self._table.schema, about_of(self._table)
@@ -55,12 +55,15 @@ class EmbeddingTable:
         return self._table.count_rows()
 
     @property
-    def num_cut(self) -> int:
+    def num_truncated(self) -> int:
         """How many documents were cut."""
-        return int(np.sum(self._table.search().select(["num_cut"]).limit(len(self)).to_arrow()["num_cut"].to_numpy()))
+        column = self._table.search().select(["num_truncated"]).limit(len(self)).to_arrow()["num_truncated"]
+        return int(np.sum(column.to_numpy()))
 
-    def add(self, vectors: np.ndarray | Sequence[np.ndarray], num_cut: int = 0) -> None:
-        """Append the vectors of documents, all or none: [N, E], or [its tokens, E] each. `num_cut` of them were cut.
+    def add(self, vectors: np.ndarray | Sequence[np.ndarray], num_truncated: int = 0) -> None:
+        """Append the vectors of documents, all or none: [N, E], or [its tokens, E] each.
+
+        `num_truncated` of the documents were cut.
 
         Raises:
             InputError: They cannot be written.
@@ -75,7 +78,7 @@ class EmbeddingTable:
             column = pyarrow.ListArray.from_arrays(pyarrow.array(offsets), column)
         first = len(self)
         numbers = pyarrow.array(np.arange(first, first + len(column), dtype=np.int64))
-        cut = pyarrow.array(np.array([num_cut] + [0] * (len(column) - 1), np.int64))
+        cut = pyarrow.array(np.array([num_truncated] + [0] * (len(column) - 1), np.int64))
         with translate_lance_errors(self.folder):
             self._table.add(pyarrow.Table.from_arrays([numbers, column, cut], schema=self._schema))
 

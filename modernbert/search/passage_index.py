@@ -243,7 +243,7 @@ class PassageIndex:
             "vector": [np.asarray(vector).tolist() for vector in embedded.vectors],
         }  # fmt: skip
         self._table.add(pyarrow.table(columns, schema=self._table.schema))
-        return embedded.num_cut
+        return embedded.num_truncated
 
     def _delete(self, origins: Sequence[str]) -> None:
         for first in range(0, len(origins), 256):

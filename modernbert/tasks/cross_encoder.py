@@ -73,7 +73,7 @@ class CrossEncoder(Regression):
         return bce_loss
 
     def metrics_of(self, labels: Sequence[str], splits: Iterable[Examples]) -> dict[str, Metric]:
-        """Return metrics of ranking, or those of regression if some labels are grades between 0 and 1."""
+        """Return metrics of ranking, or of regression if some labels are grades between 0 and 1."""
         is_graded = any(example.labels[0] not in (0, 1) for examples in splits for example in examples.items)
         return dict(Regression.metrics if is_graded else self.metrics)
 

@@ -45,7 +45,7 @@ class Examples:
     items: list[Example] = field(default_factory=list)
     origins: list[str] = field(default_factory=list)
     """The file and line of each row."""
-    num_cut: int = 0
+    num_truncated: int = 0
     """Texts that were longer than the limit and were cut."""
 
     def add(self, row: Row, example: Example) -> None:
@@ -54,8 +54,8 @@ class Examples:
         self.origins.append(row.origin)
 
     def losses(self) -> list[tuple[int, str]]:
-        """Return what was lost or changed, as a number and its description."""
-        return [(self.num_cut, "texts cut")]
+        """Return how much was lost or changed, each as a number and its description."""
+        return [(self.num_truncated, "texts cut")]
 
     def facts(self) -> dict[str, float]:
         """Return further numbers of the split for `scores.json`."""
@@ -116,7 +116,7 @@ class RowEncoder:
                 f"{row.origin}: has {len(tokens):,} tokens, expected at most {self.max_length:,}; --cut cuts "
                 "longer texts"
             )
-        examples.num_cut += 1
+        examples.num_truncated += 1
         return self.tokenizer.truncate(tokens, self.max_length)
 
     def portions(self, rows: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -174,6 +174,6 @@ def check_not_withheld(rows: Sequence[Row], column: str, labels: Sequence[Sequen
     if all(name.removeprefix("-").isdecimal() for name in found):
         row = next(row for row, of_row in zip(rows, labels, strict=True) if "-1" in of_row)
         raise InputError(
-            f"{row.origin}: {column} is -1, which stands for a label that was withheld; choose a split with labels, or "
+            f"{row.origin}: {column} is -1, the mark of a label that was withheld; choose a split with labels, or "
             "give the label a name if it is one"
         )

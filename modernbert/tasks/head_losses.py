@@ -50,7 +50,7 @@ def bce_loss(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
 
 
 def multiple_choice_loss(model: nn.Module, batch: Batch) -> tuple[Float[Tensor, ""], int]:
-    """Sum, over questions, the cross entropy of the right choice among those of its question, in float32.
+    """Sum, over questions, the cross entropy of the right choice among its question's choices, in float32.
 
     Labels are (question, 1 or 0) for each document; the documents of a question are adjacent.
     """

@@ -1,7 +1,7 @@
 """Metrics of tasks with labels. Each is a function of predictions and labels that returns one number.
 
 A task lists its metrics by name (`ClassifierTask.metrics`). Of a metric whose name ends in `error`, less is better; of
-all others, more. Source: scikit-learn and scipy for what they have; spans are counted as CoNLL-2000 counts them.
+all others, more. Source: scikit-learn and scipy where they have a metric; spans are counted as CoNLL-2000 counts them.
 """
 
 import re

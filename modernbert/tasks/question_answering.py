@@ -22,7 +22,7 @@ _MAX_ANSWER_TOKENS = 64
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage, the characters of it that each token of its example stands for, and all right answers."""
+    """A passage, the range of its characters for each token of its example, and all right answers."""
 
     text: str
     places: np.ndarray
@@ -39,7 +39,7 @@ class QuestionAnsweringExamples(Examples):
     """Answers that were cut off with the end of their passage."""
 
     def losses(self) -> list[tuple[int, str]]:
-        """Return what was lost, as a number and its description."""
+        """Return how much was lost, each as a number and its description."""
         return [*super().losses(), (self.num_answers_cut, "words cut off with them")]
 
 

@@ -44,7 +44,7 @@ class Regression(ClassifierTask):
         """
         if len(rows) > 1 and all(row.number(columns.label) == -1 for row in rows):
             raise InputError(
-                f"{rows[0].origin}: {columns.label} is -1 here and in every other row, which stands for labels that "
+                f"{rows[0].origin}: {columns.label} is -1 here and in every other row, the mark of labels that "
                 "were withheld; choose a split with labels"
             )
 

@@ -11,35 +11,35 @@ from modernbert.errors import InputError
 from modernbert.tasks.task import RetrievalTask
 
 __all__ = [
-    "Question",
-    "questions_of_collection",
-    "questions_of_ids",
-    "questions_of_rows",
+    "RetrievalExample",
+    "examples_of_collection",
+    "examples_of_ids",
+    "examples_of_rows",
     "step_of",
-    "with_answers_shared",
+    "share_positives",
 ]
 
 
 @dataclass(frozen=True)
-class Question:
+class RetrievalExample:
     """A query and its passages.
 
     Attributes:
         query: The query.
-        answer: A passage that answers it.
+        positive: A passage that answers it.
         others: Hard negatives, or all other passages with a score.
-        scores: A teacher's score of each passage, that of `answer` first.
-        answers: All passages that answer the query; none of them is used as a negative.
+        scores: A teacher's score of each passage, that of `positive` first.
+        positives: All passages that answer the query; none of them is used as a negative.
     """
 
     query: str
-    answer: str
+    positive: str
     others: Sequence[str] = ()
     scores: np.ndarray | None = None
-    answers: frozenset[str] = field(default_factory=frozenset)
+    positives: frozenset[str] = field(default_factory=frozenset)
 
 
-def questions_of_rows(rows: Sequence[Row], task: RetrievalTask) -> list[Question]:
+def examples_of_rows(rows: Sequence[Row], task: RetrievalTask) -> list[RetrievalExample]:
     """Read `query`, `positive`, and if present `negative`, `negative_1`, ... or `negatives`, and `scores`.
 
     Raises: InputError naming the row, for an empty text, a wrong number of scores, or another column that looks like
@@ -56,24 +56,24 @@ def questions_of_rows(rows: Sequence[Row], task: RetrievalTask) -> list[Question
             raise InputError(f"{row.origin}: {'has' if scored else 'has no'} scores, the first row has it otherwise")
         query, answer, others = row.text("query"), row.text("positive"), negatives_of(row)
         scores = _scores(row, 1 + len(others)) if scored else None
-        found.append(Question(query, answer, others, scores, frozenset([answer])))
+        found.append(RetrievalExample(query, answer, others, scores, frozenset([answer])))
     return found
 
 
-def questions_of_collection(
+def examples_of_collection(
     queries: Mapping[str, str], documents: Mapping[str, str], judgments: Mapping[str, Mapping[str, int]]
-) -> list[Question]:
-    """Make a question of each query and each document that answers it."""
+) -> list[RetrievalExample]:
+    """Make an example of each query and each document that answers it."""
     found = []
     for query, grades in judgments.items():
         fitting = [documents[key] for key, grade in grades.items() if grade > 0 and key in documents]
-        found += [Question(queries[query], each, answers=frozenset(fitting)) for each in fitting]
+        found += [RetrievalExample(queries[query], each, positives=frozenset(fitting)) for each in fitting]
     return found
 
 
-def questions_of_ids(
+def examples_of_ids(
     rows: Sequence[Row], queries: Mapping[str, str], documents: Mapping[str, str], task: RetrievalTask
-) -> list[Question]:
+) -> list[RetrievalExample]:
     """Read `query_id`, `document_ids` and a teacher's `scores` of rows that name the texts of a collection.
 
     Raises: InputError naming the row, for an unknown id, a wrong number of scores, or another column that looks like
@@ -89,43 +89,43 @@ def questions_of_ids(
             if str(key) not in known:
                 raise InputError(f"{row.origin}: found the id {str(key)!r}, which the {name} have not")
         first, *others = (documents[str(key)] for key in ids)
-        found.append(Question(queries[str(query)], first, others, _scores(row, len(ids)), frozenset([first])))
+        found.append(RetrievalExample(queries[str(query)], first, others, _scores(row, len(ids)), frozenset([first])))
     return found
 
 
-def with_answers_shared(questions: Sequence[Question]) -> list[Question]:
-    """Give every question the answers of all questions with the same query, from any source.
+def share_positives(examples: Sequence[RetrievalExample]) -> list[RetrievalExample]:
+    """Give every example the positives of all examples with the same query, from any source.
 
-    >>> [sorted(each.answers) for each in with_answers_shared([Question("q", "a"), Question("q", "b")])]
+    >>> [sorted(each.positives) for each in share_positives([RetrievalExample("q", "a"), RetrievalExample("q", "b")])]
     [['a', 'b'], ['a', 'b']]
     """
     answers: dict[str, set[str]] = {}
-    for question in questions:
-        answers.setdefault(question.query, set()).update(question.answers, [question.answer])
+    for example in examples:
+        answers.setdefault(example.query, set()).update(example.positives, [example.positive])
     fixed = {query: frozenset(texts) for query, texts in answers.items()}
-    return [replace(question, answers=fixed[question.query]) for question in questions]
+    return [replace(example, positives=fixed[example.query]) for example in examples]
 
 
-def step_of(questions: Sequence[Question]) -> tuple[list[str], list[list[int]], list[tuple[int, int]]]:
-    """Return what a step compares.
+def step_of(examples: Sequence[RetrievalExample]) -> tuple[list[str], list[list[int]], list[tuple[int, int]]]:
+    """Return the comparisons of a step.
 
     Returns:
-        The passages of all questions, answers first; for each question the numbers of its own passages; and pairs
-        (question, passage) of passages that answer a question, too, but are another question's.
+        The passages of all examples, positives first; for each example the numbers of its passages; and pairs
+        (example, passage) of passages that answer an example, too, but are another example's.
 
-    >>> step_of([Question("q", "a", ["x"]), Question("r", "b")])[:2]
+    >>> step_of([RetrievalExample("q", "a", ["x"]), RetrievalExample("r", "b")])[:2]
     (['a', 'b', 'x'], [[0, 2], [1]])
     """
-    passages = [question.answer for question in questions]
+    passages = [example.positive for example in examples]
     candidates = []
-    for number, question in enumerate(questions):
-        candidates.append([number, *range(len(passages), len(passages) + len(question.others))])
-        passages.extend(question.others)
+    for number, example in enumerate(examples):
+        candidates.append([number, *range(len(passages), len(passages) + len(example.others))])
+        passages.extend(example.others)
     known = [
         (number, place)
-        for number, question in enumerate(questions)
+        for number, example in enumerate(examples)
         for place, passage in enumerate(passages)
-        if place != number and (passage in question.answers or passage == question.answer)
+        if place != number and (passage in example.positives or passage == example.positive)
     ]
     return passages, candidates, known
 

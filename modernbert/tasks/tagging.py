@@ -60,7 +60,7 @@ class TaggingExamples(Examples):
         return self.num_unaligned / max(1, sum(map(len, self.spans)))
 
     def losses(self) -> list[tuple[int, str]]:
-        """Return what was lost or changed, as a number and its description."""
+        """Return how much was lost or changed, each as a number and its description."""
         share = f"({self.share_unaligned:.1%} of {sum(map(len, self.spans)):,})"
         return [
             *super().losses(),
@@ -241,7 +241,7 @@ def _from_words(row: Row, columns: Columns) -> _TaggedText:
         for a, b, part in split_tagged_word(word, tag)
     ]
     part_ranges, part_tags = [place for place, _ in parts], [tag for _, tag in parts]
-    # Tags that mark no spans, such as parts of speech, are those of the parts.
+    # Tags that mark no spans, such as parts of speech, are the tags of the parts.
     is_marked = any("-" in tag for tag in tags)
     spans = character_spans(ranges, tags) if is_marked else character_spans(part_ranges, part_tags)
     return _TaggedText(text, part_ranges, part_tags, spans)

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 Answers = Literal["labels", "ranking", "spans", "vectors", "none"]
-"""What a model of a task answers: labels of a text, ranks of documents, labeled spans, vectors, or nothing yet."""
+"""The kind of a model's answers: labels of a text, ranks of documents, labeled spans, vectors, or none yet."""
 
 
 class Task:
@@ -80,7 +80,7 @@ class RetrievalTask(Task):
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model predicted for the rows of a split.
+    """The predictions of a model for the rows of a split.
 
     Attributes:
         found: The predictions, as the metrics of the task take them.
@@ -96,7 +96,7 @@ class Predictions:
 class ClassifierTask(Task):
     """A task that learns the scores of a linear layer on documents or tokens, from rows with labels.
 
-    The defaults are those of a task with one score for each text or pair of texts. A task with several scores, or with
+    The defaults suit a task with one score for each text or pair of texts. A task with several scores, or with
     labels of tokens, overrides more.
     """
 
@@ -138,7 +138,7 @@ class ClassifierTask(Task):
 
     @property
     def head_spec(self) -> HeadSpec:
-        """What a model needs to know of the task."""
+        """The settings of a model's head for the task."""
         return HeadSpec(self.name, self.scores_tokens, self.reads_pairs, self.ranks_pairs)
 
     def columns_read(self, columns: Columns) -> list[str]:
@@ -162,7 +162,7 @@ class ClassifierTask(Task):
                 )
 
     def prepare(self, rows: Sequence[Row], columns: Columns) -> list[Row]:
-        """Return the rows to learn from, where they are other rows than those of the files."""
+        """Return the rows to learn from, if they differ from the rows of the files."""
         return list(rows)
 
     def labels(self, rows: Sequence[Row], columns: Columns) -> list[str]:
@@ -236,7 +236,7 @@ def register(task: Task) -> None:
 
 
 def known_tasks() -> dict[str, Task]:
-    """Return all tasks by name, in alphabetical order: those of this package and those that `register` was given."""
+    """Return all tasks by name, in alphabetical order, from this package and from calls of `register`."""
     for module in pkgutil.iter_modules(tasks.__path__):
         import_module(f"{tasks.__name__}.{module.name}")
     return dict(sorted(_REGISTERED.items()))
@@ -277,10 +277,10 @@ def start_classifier(model: Model, task: str, labels: Sequence[str], seed: int) 
 
 
 def task_of_config(architectures: Sequence[str], problem_type: str | None, num_labels: int) -> ClassifierTask | None:
-    """Return the task that a published config.json is for, if it is one of ours."""
+    """Return the task that a published config.json is for, if this package has it."""
     published = [task for task in known_tasks().values() if isinstance(task, ClassifierTask) and task.is_published]
     named = [task for task in published if task.architecture in architectures]
-    # `problem_type` tells tasks of documents apart. In configs of other tasks it means nothing.
+    # `problem_type` distinguishes tasks of documents. In configs of other tasks it means nothing.
     if len(named) <= 1:
         return named[0] if named else None
     if problem_type is not None:

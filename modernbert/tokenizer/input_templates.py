@@ -53,8 +53,8 @@ class InputTemplate:
             InputError: A text has an unpaired surrogate; names the text by its number.
         """
         encoded = tokenizer.encode([self.prompt + text for text in texts], first=first)
-        num_cut = sum(len(ids) > self.max_length for ids in encoded)
-        return [self.apply(tokenizer, tokenizer.truncate(ids, self.max_length)) for ids in encoded], num_cut
+        num_truncated = sum(len(ids) > self.max_length for ids in encoded)
+        return [self.apply(tokenizer, tokenizer.truncate(ids, self.max_length)) for ids in encoded], num_truncated
 
     def apply(self, tokenizer: Tokenizer, ids: np.ndarray) -> EncodedText:
         """Apply the template to ids that have the prompt and are not too long."""

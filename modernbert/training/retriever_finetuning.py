@@ -30,7 +30,7 @@ from modernbert.inference.modernbert import ModernBert
 from modernbert.model.embedder import Embedder
 from modernbert.model.interface import Model
 from modernbert.tasks.retrieval_examples import (
-    Question,
+    RetrievalExample,
     step_of,
 )
 from modernbert.tasks.task import retrieval_task
@@ -79,7 +79,7 @@ def _finetune(config: RetrieverConfig, inputs: RetrieverInputs, world: World, st
     model, groups, blocks = _start(config, inputs)
     model.to(inputs.device)
     engine = inputs.engine.name if inputs.engine else "transformers"
-    print(f"{config.task}: {len(inputs.questions):,} questions, on {inputs.device}, {str(inputs.dtype)[6:]}, "
+    print(f"{config.task}: {len(inputs.examples):,} examples, on {inputs.device}, {str(inputs.dtype)[6:]}, "
           f"{engine}")  # fmt: skip
     temperature = config.temperature or retrieval_task(config.task).default_temperature
     loss = RetrievalLoss(temperature, config.normalize_scores)
@@ -99,12 +99,12 @@ def _finetune(config: RetrieverConfig, inputs: RetrieverInputs, world: World, st
 
 def _learned_from(config: RetrieverConfig, inputs: RetrieverInputs) -> Iterator[np.ndarray]:
     """Yield the tokens and scores of the queries, without mined negatives: another device may find others."""
-    for question in inputs.questions:
-        yield inputs.queries[question.query].tokens
-        for passage in (question.answer, *(() if config.mined_by else question.others)):
+    for example in inputs.examples:
+        yield inputs.queries[example.query].tokens
+        for passage in (example.positive, *(() if config.mined_by else example.others)):
             yield inputs.passages[passage].tokens
-        if question.scores is not None:
-            yield question.scores
+        if example.scores is not None:
+            yield example.scores
 
 
 class _Steps(StepBatches):
@@ -114,8 +114,8 @@ class _Steps(StepBatches):
         self._inputs, self._budget, self._seed, self._loss = inputs, config.budget_tokens, config.seed, loss
         lengths = [
             len(inputs.queries[each.query].tokens)
-            + sum(len(inputs.passages[text].tokens) for text in (each.answer, *each.others))
-            for each in inputs.questions
+            + sum(len(inputs.passages[text].tokens) for text in (each.positive, *each.others))
+            for each in inputs.examples
         ]
         super().__init__(ExampleSampler(lengths, config.batch, config.epochs, config.seed, self._budget), world)
 
@@ -129,15 +129,15 @@ class _Steps(StepBatches):
 
     def batches(self, step: int, run: TrainingRun) -> Iterator[Batch | None]:
         """Yield the micro-batches of a step; None for one of another process."""
-        texts, questions, candidates, known = self._texts(step)
-        fits = torch.zeros(len(questions), len(texts) - len(questions), dtype=torch.bool)
-        for question, passage in known:
-            fits[question, passage] = True
+        texts, examples, candidates, known = self._texts(step)
+        fits = torch.zeros(len(examples), len(texts) - len(examples), dtype=torch.bool)
+        for example, passage in known:
+            fits[example, passage] = True
         late = self._inputs.vectors.pooling == "tokens"
         rows = [each.num_rows if late else 1 for each in texts]
-        teacher = [each.scores for each in questions if each.scores is not None]
+        teacher = [each.scores for each in examples if each.scores is not None]
         comparison = Comparison(
-            num_queries=len(questions),
+            num_queries=len(examples),
             lengths=rows,
             known=fits.to(self._inputs.device),
             candidates=candidates if teacher else None,
@@ -149,12 +149,14 @@ class _Steps(StepBatches):
             dtype=self._inputs.dtype, world=self.world,
         )  # fmt: skip
 
-    def _texts(self, step: int) -> tuple[list[EncodedText], list[Question], list[list[int]], list[tuple[int, int]]]:
+    def _texts(
+        self, step: int
+    ) -> tuple[list[EncodedText], list[RetrievalExample], list[list[int]], list[tuple[int, int]]]:
         numbers = [number for part in self.sampler.micro_batches(step) for number in part]
-        questions = [self._inputs.questions[number] for number in numbers]
-        passages, candidates, known = step_of(questions)
-        encoded = [self._inputs.queries[each.query] for each in questions]
-        return encoded + [self._inputs.passages[text] for text in passages], questions, candidates, known
+        examples = [self._inputs.examples[number] for number in numbers]
+        passages, candidates, known = step_of(examples)
+        encoded = [self._inputs.queries[each.query] for each in examples]
+        return encoded + [self._inputs.passages[text] for text in passages], examples, candidates, known
 
     def _groups(self, texts: Sequence[EncodedText]) -> list[list[EncodedText]]:
         groups = list(batch_by_size(texts, self._budget, lambda each: len(each.tokens)))

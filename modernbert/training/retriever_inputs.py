@@ -21,11 +21,11 @@ from modernbert.extras import require
 from modernbert.inference.modernbert import ModernBert
 from modernbert.model.embedder import EmbeddingConfig
 from modernbert.tasks.retrieval_examples import (
-    Question,
-    questions_of_collection,
-    questions_of_ids,
-    questions_of_rows,
-    with_answers_shared,
+    RetrievalExample,
+    examples_of_collection,
+    examples_of_ids,
+    examples_of_rows,
+    share_positives,
 )
 from modernbert.tasks.task import retrieval_task
 from modernbert.tokenizer.input_templates import EncodedText, InputTemplate
@@ -42,7 +42,7 @@ class RetrieverInputs:
 
     folder: ModelFolder
     vectors: EmbeddingConfig
-    questions: list[Question]
+    examples: list[RetrievalExample]
     queries: dict[str, EncodedText]
     passages: dict[str, EncodedText]
     collections: dict[str, list[Collection]]
@@ -83,10 +83,10 @@ def open_inputs(config: RetrieverConfig, device: torch.device) -> RetrieverInput
     }
     _check_apart(config)
     texts_of_ids = None if config.texts is None else read_texts(Path(config.texts))
-    questions = _questions(config, texts_of_ids, device)
-    if len({question.scores is None for question in questions}) > 1:
+    examples = _examples(config, texts_of_ids, device)
+    if len({example.scores is None for example in examples}) > 1:
         raise InputError("train: some sources have scores and others none, expected all or none")
-    if config.temperature is not None and config.normalize_scores and questions[0].scores is not None:
+    if config.temperature is not None and config.normalize_scores and examples[0].scores is not None:
         raise InputError(
             f"temperature: found {config.temperature}, but scores that are compared with a teacher's are stretched to "
             "reach from 0 to 1, whatever it is; expected none, or --no-normalize-scores"
@@ -101,11 +101,11 @@ def open_inputs(config: RetrieverConfig, device: torch.device) -> RetrieverInput
             _skipped(tokenizer, vectors),
         ),
     }
-    queries = _encode(tokenizer, templates["queries"], "queries", [question.query for question in questions])
-    texts = [text for question in questions for text in (question.answer, *question.others)]
+    queries = _encode(tokenizer, templates["queries"], "queries", [example.query for example in examples])
+    texts = [text for example in examples for text in (example.positive, *example.others)]
     passages = _encode(tokenizer, templates["passages"], "passages", texts)
     return RetrieverInputs(
-        folder, vectors, questions, queries, passages, collections, device, dtype,
+        folder, vectors, examples, queries, passages, collections, device, dtype,
         choose_engine(config.engine, device, dtype, folder.config) if folder.is_modernbert else None,
     )  # fmt: skip
 
@@ -131,17 +131,17 @@ def _check_apart(config: RetrieverConfig) -> None:
             print(f"{name}: {path} is also trained on; its scores measure memorization")
 
 
-def _questions(
+def _examples(
     config: RetrieverConfig, texts_of_ids: tuple[dict[str, str], dict[str, str]] | None, device: torch.device
-) -> list[Question]:
+) -> list[RetrievalExample]:
     """Read the queries of all sources, and mine the negatives that the config asks for."""
     read = [_read(config, source, texts_of_ids) for source in config.train]
     # An answer to a query in one source is no negative in another.
-    questions = with_answers_shared([question for of_source, _ in read for question in of_source])
+    examples = share_positives([example for of_source, _ in read for example in of_source])
     if not config.negatives:
-        return questions
+        return examples
     rank = rank_by_model(_miner(config, device)) if config.mined_by else rank_by_words
-    found, left = [], iter(questions)
+    found, left = [], iter(examples)
     for source, (of_source, pool) in zip(config.train, read, strict=True):
         found += _with_negatives(config, source, list(islice(left, len(of_source))), pool, rank)
     return found
@@ -149,38 +149,36 @@ def _questions(
 
 def _read(
     config: RetrieverConfig, source: str, texts_of_ids: tuple[dict[str, str], dict[str, str]] | None
-) -> tuple[list[Question], list[str]]:
+) -> tuple[list[RetrievalExample], list[str]]:
     """Read the queries of a source, and the passages to mine negatives from.
 
     `texts_of_ids` are documents and queries by their ids.
     """
     if is_collection(Path(source)):
         collection = read_collection(Path(source), config.train_split, "train")
-        questions = questions_of_collection(collection.queries, collection.documents, collection.judgments)
-        if not questions:
+        examples = examples_of_collection(collection.queries, collection.documents, collection.judgments)
+        if not examples:
             raise InputError(f"{source}: no relevant document of the split {config.train_split!r} has a text")
-        return questions, list(dict.fromkeys(collection.documents.values()))
+        return examples, list(dict.fromkeys(collection.documents.values()))
     rows = without_columns(read_rows([source], config.train_split, config.subset), config.ignore_columns)
     if texts_of_ids is None:
-        questions = questions_of_rows(rows, retrieval_task(config.task))
+        examples = examples_of_rows(rows, retrieval_task(config.task))
     else:
         documents, queries = texts_of_ids
-        questions = questions_of_ids(rows, queries, documents, retrieval_task(config.task))
-    return questions, list(dict.fromkeys(text for each in questions for text in (each.answer, *each.others)))
+        examples = examples_of_ids(rows, queries, documents, retrieval_task(config.task))
+    return examples, list(dict.fromkeys(text for each in examples for text in (each.positive, *each.others)))
 
 
 def _with_negatives(
-    config: RetrieverConfig, source: str, questions: Sequence[Question], pool: Sequence[str], rank: Rank
-) -> list[Question]:
-    if any(question.scores is not None for question in questions):
+    config: RetrieverConfig, source: str, examples: Sequence[RetrievalExample], pool: Sequence[str], rank: Rank
+) -> list[RetrievalExample]:
+    if any(example.scores is not None for example in examples):
         raise InputError(
             f"negatives: found {config.negatives}, but {source} has a teacher's scores of its own passages"
         )
-    answers = [question.answers for question in questions]
-    mined = hard_negatives([question.query for question in questions], answers, pool, config.negatives, rank)
-    return [
-        replace(question, others=[*question.others, *more]) for question, more in zip(questions, mined, strict=True)
-    ]
+    answers = [example.positives for example in examples]
+    mined = hard_negatives([example.query for example in examples], answers, pool, config.negatives, rank)
+    return [replace(example, others=[*example.others, *more]) for example, more in zip(examples, mined, strict=True)]
 
 
 def _miner(config: RetrieverConfig, device: torch.device) -> ModernBert:
@@ -194,7 +192,7 @@ def _skipped(tokenizer: Tokenizer, vectors: EmbeddingConfig) -> frozenset[int]:
 
 def _encode(tokenizer: Tokenizer, template: InputTemplate, name: str, texts: Sequence[str]) -> dict[str, EncodedText]:
     distinct = list(dict.fromkeys(texts))
-    encoded, num_cut = template.encode(tokenizer, distinct)
-    cut = f", {num_cut:,} cut at {template.max_length:,} tokens" if num_cut else ""
+    encoded, num_truncated = template.encode(tokenizer, distinct)
+    cut = f", {num_truncated:,} cut at {template.max_length:,} tokens" if num_truncated else ""
     print(f"{name}: {len(distinct):,} texts, {sum(len(each.tokens) for each in encoded):,} tokens{cut}")
     return dict(zip(distinct, encoded, strict=True))

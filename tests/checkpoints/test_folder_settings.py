@@ -233,7 +233,7 @@ def test_every_call_and_route_keeps_the_limit(write: Write, tmp_path: Path) -> N
     expected = model.encode([LONG])
     close(bert.embed_documents([LONG]).vectors, expected)
     close(bert.embed_queries([LONG]).vectors, expected)
-    assert bert.embed_queries([LONG]).num_cut == 1
+    assert bert.embed_queries([LONG]).num_truncated == 1
     assert bert.embed_tokens(LONG, overflow="truncate")[0].shape[0] == LIMIT
     ids = bert.tokenizer.encode([LONG], special=False)[0]
     parts = np.array_split(ids, -(-len(ids) // (LIMIT - 2)))

@@ -199,7 +199,7 @@ Part = Callable[[dict[str, bytes]], Any]
     [
         (lambda m: m.update({"archive/data/0": m["archive/data/0"][:-4]}), "has 92 bytes, expected 96"),
         (lambda m: m.update({"archive/data/0": m["archive/data/0"] * 2}), "has 192 bytes, expected 96"),
-        (lambda m: m.pop("archive/data/0"), "lies in '0', which the file does not have"),
+        (lambda m: m.pop("archive/data/0"), "is in the storage '0', which the file does not have"),
         (lambda m: m.pop("archive/data.pkl"), "has no data.pkl"),
         (lambda m: m.update({"archive/byteorder": b"big"}), "byte order b'big'"),
         (lambda m: m.update({"../../etc/x": b""}), "which no file of torch.save has"),

@@ -180,7 +180,7 @@ def test_the_object_embeds_with_a_foreign_model(folder: Path) -> None:
     for number, text in enumerate(texts):
         np.testing.assert_allclose(bert.embed(text)[0], together[number], atol=1e-5)
     found = bert.embed_documents(["a city " * 100])
-    assert found.num_cut == 1 and isinstance(found.vectors, np.ndarray)
+    assert found.num_truncated == 1 and isinstance(found.vectors, np.ndarray)
     with pytest.raises(InputError, match="saved by the library it came from"):
         bert.save(folder.parent / "copy")
 

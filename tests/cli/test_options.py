@@ -307,7 +307,7 @@ def test_options_of_evaluate_retrieval(bert: Path, collection: Path, tmp_path: P
     asked = {"pooling": "cls", "query_length": 9, "document_length": 11, **prompts}
     assert asked.items() <= said["settings"]["vectors"].items()
     # Documents of 11 tokens are cut at 11, and queries at 9.
-    assert said["rows"][0]["num_cut"] > 30 and model.vectors.pooling == "mean"
+    assert said["rows"][0]["num_truncated"] > 30 and model.vectors.pooling == "mean"
 
 
 def test_options_of_evaluate_glue(bert: Path, rows: dict[str, Path], tmp_path: Path) -> None:

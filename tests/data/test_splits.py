@@ -292,8 +292,8 @@ def test_withheld_labels_are_refused(config: FinetuneConfig, tmp_path: Path) -> 
     whole = tmp_path / "all.tsv"
     whole.write_text("text\tlabel\na city\t0\na land\t-1\na river\t1\n")
     for changes, said in (
-        ({"test": config.train}, "test.tsv:2: label is -1, which stands for a label that was withheld"),
-        ({"train": [str(whole)]}, "all.tsv:3: label is -1, which stands for a label that was withheld"),
+        ({"test": config.train}, "test.tsv:2: label is -1, the mark of a label that was withheld"),
+        ({"train": [str(whole)]}, "all.tsv:3: label is -1, the mark of a label that was withheld"),
         ({"test": config.train, "task": "regress"}, "test.tsv:2: label is -1 here and in every other row"),
     ):
         with pytest.raises(InputError, match=said):
@@ -324,7 +324,7 @@ def test_a_retriever_learns_from_the_split_train(
             engine="torch",
         )
     )  # fmt: skip
-    assert "embed: 3 questions" in capsys.readouterr().out
+    assert "embed: 3 examples" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -110,9 +110,9 @@ def test_prompts_are_those_of_queries_documents_or_none(folder: Path) -> None:
         encoder.encode(batches, prompt_type=kinds.document, **about), bert.embed_documents(TEXTS[:3]).vectors
     )
     # With a prompt before them, the folder's limit of 20 tokens cuts all; texts that are neither have no prompt.
-    num_cut = encoder.num_cut
+    num_truncated = encoder.num_truncated
     plain = encoder.encode(batches, **about)
-    assert encoder.num_cut == num_cut == 6
+    assert encoder.num_truncated == num_truncated == 6
     np.testing.assert_allclose(plain, bert.embed(TEXTS[:3], prompt="", overflow="error"), atol=1e-6)
     assert np.abs(plain - encoder.encode(batches, prompt_type=kinds.document, **about)).max() > 0.01
     with pytest.raises(InputError, match="STS12: has image, expected text"):

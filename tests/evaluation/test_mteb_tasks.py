@@ -62,7 +62,7 @@ def test_a_task_of_mteb_scores_as_the_folder_does(
         assert english.scores.ndcg_10 == pytest.approx(here.ndcg_10, abs=1e-4)
         assert english.scores.mrr_10 == pytest.approx(here.mrr_10, abs=1e-4)
         assert english.scores.recall_100 == pytest.approx(here.recall_100, abs=1e-4)
-        assert english.scores.num_cut == here.num_cut
+        assert english.scores.num_truncated == here.num_truncated
         assert (english.num_queries, english.num_documents) == (len(collection.queries), len(collection.documents))
 
 

@@ -47,7 +47,7 @@ def test_vectors_of_published_weights_are_those_of_sentence_transformers(bert: M
     assert min(len(peer.tokenizer(text)["input_ids"]) for text in LONG) > 256
     expected = peer.encode(SHORT + LONG)
     documents = bert.embed_documents(SHORT + LONG)
-    assert documents.num_cut == len(LONG)
+    assert documents.num_truncated == len(LONG)
     for found, wanted in (
         (documents.vectors, expected),
         (bert.embed_queries(SHORT + LONG).vectors, expected),

@@ -50,12 +50,12 @@ def test_documents_in_blocks_are_ranked_as_all_at_once(
     bert = ModernBert(
         small_bert.tokenizer, small_bert.model, vectors=EmbeddingConfig(pooling=pooling, document_length=8)
     )
-    scores, numbers, num_cut = rank_by_model(bert)(collection, 10)
+    scores, numbers, num_truncated = rank_by_model(bert)(collection, 10)
     monkeypatch.setattr(retrieval, "_BLOCK_CHARACTERS", 200)
     again, same, cut = rank_by_model(bert)(collection, 10)
     np.testing.assert_array_equal(same, numbers)
     np.testing.assert_allclose(again, scores, rtol=1e-4)
-    assert cut == num_cut > 0
+    assert cut == num_truncated > 0
 
 
 def test_a_collection_has_a_name_from_within_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,6 +164,6 @@ def test_the_command_prints_a_table_and_writes_json(folder: Path, tmp_path: Path
     assert "BM25" in done.stdout
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert [row["system"] for row in rows] == [str(tmp_path / "model"), "BM25"]
-    assert rows[0]["num_cut"] == 30, "documents are longer than eight tokens"
+    assert rows[0]["num_truncated"] == 30, "documents are longer than eight tokens"
     done = modernbert(*words, "--split", "dev")
     assert done.returncode == 2 and done.stderr.count("\n") == 1

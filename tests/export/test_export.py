@@ -71,9 +71,9 @@ def test_a_limit_of_the_folder_is_kept(make: Make, tmp_path: Path) -> None:
     folder = make("classify")
     place = folder / "tokenizer_config.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | {"model_max_length": 20}))
-    assert export_folder(folder, tmp_path / "out", texts=["a " * 40]).num_cut == 1
+    assert export_folder(folder, tmp_path / "out", texts=["a " * 40]).num_truncated == 1
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 20
-    assert json.loads((tmp_path / "out" / "export.json").read_text())["longest"] == 20
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["max_length"] == 20
 
 
 def run(file: Path, documents: Sequence[np.ndarray], *, columns: int = 0, left: bool = False) -> dict[str, np.ndarray]:
@@ -189,7 +189,7 @@ def test_embedders_give_the_vectors_that_we_give(
         text = ours.tokenizer.encode(["rivers"])
         vector = run(tmp_path / "out/onnx/model.onnx", text)["sentence_embedding"][0]
         np.testing.assert_allclose(vector, ours.embed_documents(["rivers"]).vectors[0], atol=1e-6)
-    assert (report.num_documents, report.num_cut) == (21, 1)
+    assert (report.num_documents, report.num_truncated) == (21, 1)
     dense = "1_Dense/config.json" if pooling == "tokens" else "2_Dense/config.json"
     for name in ("modules.json", dense, "tokenizer.json", "special_tokens_map.json"):
         assert (tmp_path / "out" / name).exists(), name

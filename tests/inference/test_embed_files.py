@@ -454,7 +454,9 @@ def test_parts_are_of_one_model_and_its_settings_and_not_of_an_earlier_version(
     parts = tmp_path / "v.parquet.parts"
     parts.mkdir()
     np.save(parts / "00000003.npy", np.zeros((2, 64), np.float32))
-    with pytest.raises(InputError, match="v.parquet.parts: was begun by an earlier version; remove it to begin anew"):
+    with pytest.raises(
+        InputError, match="v.parquet.parts: was started by an earlier version; remove it to start again"
+    ):
         run(config)
 
 

@@ -88,14 +88,14 @@ def test_a_collection_is_embedded_once_and_goes_on_where_it_was_left(
     with pytest.raises(KeyboardInterrupt):
         rank(collection, 10)
     seen.append(-1)
-    scores, numbers, num_cut = rank(collection, 10)
+    scores, numbers, num_truncated = rank(collection, 10)
     again, same, cut = rank(collection, 10)
     assert -1 not in seen[:2] and sum(seen) + 1 == len(collection.documents), "each document once"
     np.testing.assert_array_equal(numbers, same)
     np.testing.assert_allclose(scores, again)
     np.testing.assert_allclose(scores, expected[0], rtol=1e-4)
     np.testing.assert_array_equal(numbers, expected[1])
-    assert num_cut == cut == expected[2] > 0
+    assert num_truncated == cut == expected[2] > 0
     with pytest.raises(InputError, match="other model"):
         rank_by_index(bert, "another", tmp_path / "kept")(collection, 10)
 

@@ -12,7 +12,7 @@ from modernbert import ModernBert
 from modernbert.data.labeled_rows import Row
 from modernbert.errors import InputError
 from modernbert.tasks.examples import Columns
-from modernbert.tasks.retrieval_examples import questions_of_rows
+from modernbert.tasks.retrieval_examples import examples_of_rows
 from modernbert.tasks.task import retrieval_task
 from modernbert.training.finetuning import FinetuneConfig, check_inputs, finetune
 from modernbert.training.retriever_finetuning import RetrieverConfig, finetune_retriever
@@ -101,14 +101,14 @@ def test_a_second_text_is_read_where_it_is_named(model: str, tmp_path: Path) -> 
 
 def test_negatives_are_read_in_their_order() -> None:
     row = {**QUESTION, "negative_10": "f", "negative_2": "d", "negative": "a", "negative_1": "c", "negative_3": None}
-    (question,) = questions_of_rows([Row(row, "f:1")], retrieval_task("embed"))
-    assert question.others == ["a", "c", "d", "f"]
-    (question,) = questions_of_rows(
+    (example,) = examples_of_rows([Row(row, "f:1")], retrieval_task("embed"))
+    assert example.others == ["a", "c", "d", "f"]
+    (example,) = examples_of_rows(
         [Row({**QUESTION, "negatives": ["x", "y"], "scores": [3, 2, 1]}, "f:1")], retrieval_task("embed")
     )
-    assert question.others == ["x", "y"] and question.scores is not None
-    (question,) = questions_of_rows([Row({**row, "scores": [5, 4, 3, 2, 1]}, "f:1")], retrieval_task("embed"))
-    assert question.scores is not None and len(question.scores) == 5
+    assert example.others == ["x", "y"] and example.scores is not None
+    (example,) = examples_of_rows([Row({**row, "scores": [5, 4, 3, 2, 1]}, "f:1")], retrieval_task("embed"))
+    assert example.scores is not None and len(example.scores) == 5
     for change, said in (
         ({"negatives": ["x"]}, "f:1: found negatives and negative, expected one of them"),
         ({"negative_1": " "}, "f:1: negative_1 is empty, expected text"),
@@ -116,7 +116,7 @@ def test_negatives_are_read_in_their_order() -> None:
         ({"scores": [2, 1]}, "f:1: found 2 scores, expected 5"),
     ):
         with pytest.raises(InputError, match=said):
-            questions_of_rows([Row({**row, **change}, "f:1")], retrieval_task("embed"))
+            examples_of_rows([Row({**row, **change}, "f:1")], retrieval_task("embed"))
 
 
 def test_a_run_learns_from_every_negative(model: str, tmp_path: Path) -> None:

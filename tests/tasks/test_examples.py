@@ -100,7 +100,7 @@ def test_pairs_are_one_document_and_cut_from_the_longer_text(small_bert: ModernB
     examples = Regression().examples(rows_of(row, row), ["score"], RowEncoder(tokenizer, columns, 60, cut=True))
     (cut, again) = (each.tokens.tolist() for each in examples.items)
     first = ids.index(tokenizer.sep_id) + 1
-    assert examples.num_cut == 2 and len(cut) == 60 and cut == again
+    assert examples.num_truncated == 2 and len(cut) == 60 and cut == again
     assert cut[:first] == ids[:first] and cut[first:-1] == ids[first : first + 59 - first] and cut[-1] == ids[-1]
     both = {**row, "a": row["b"]}
     (cut,) = Regression().examples(rows_of(both), ["score"], RowEncoder(tokenizer, columns, 61, cut=True)).items

@@ -78,7 +78,7 @@ def test_words_that_are_cut_off_are_counted(small_bert: ModernBert) -> None:
     examples = Tagging().examples(rows_of(row), ["O"], RowEncoder(small_bert.tokenizer, Columns(), 20, cut=True))
     (example,) = examples.items
     assert example.label_positions is not None and example.label_positions.max() < 19 and len(example.tokens) == 20
-    assert examples.num_cut == 1 and examples.num_words_cut == 40 - len(example.label_positions)
+    assert examples.num_truncated == 1 and examples.num_words_cut == 40 - len(example.label_positions)
 
 
 def test_batches_name_rows_of_the_stream(small_bert: ModernBert) -> None:

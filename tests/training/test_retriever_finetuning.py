@@ -29,7 +29,7 @@ from modernbert.evaluation.evaluate_retrieval import run as evaluate
 from modernbert.evaluation.retrieval_eval import rank_by_model, rank_by_words
 from modernbert.model.embedder import Embedder, EmbeddingConfig
 from modernbert.model.heads import MaskedLM
-from modernbert.tasks.retrieval_examples import Question, questions_of_ids, questions_of_rows, step_of
+from modernbert.tasks.retrieval_examples import RetrievalExample, examples_of_ids, examples_of_rows, step_of
 from modernbert.tasks.task import retrieval_task
 from modernbert.tokenizer.input_templates import EncodedText, InputTemplate, collate_texts
 from modernbert.training import retriever_inputs
@@ -157,17 +157,18 @@ def test_late_scores_and_distillation_are_those_of_pylate(small_model: MaskedLM)
 
 
 def test_an_answer_of_another_question_that_fits_is_no_negative() -> None:
-    questions = [
-        Question("q", "a", ["x"], answers=frozenset({"a", "b"})), Question("r", "b", answers=frozenset({"b"})),
-        Question("s", "a", answers=frozenset({"a"})),
-    ]  # fmt: skip
-    passages, candidates, known = step_of(questions)
+    examples = [
+        RetrievalExample("q", "a", ["x"], positives=frozenset({"a", "b"})),
+        RetrievalExample("r", "b", positives=frozenset({"b"})),
+        RetrievalExample("s", "a", positives=frozenset({"a"})),
+    ]
+    passages, candidates, known = step_of(examples)
     assert passages == ["a", "b", "a", "x"] and candidates == [[0, 3], [1], [2]]
     assert known == [(0, 1), (0, 2), (2, 0)]
     scores = torch.tensor([[1.0, 9.0, 9.0, 0.0], [0.0, 2.0, 1.0, 1.0], [9.0, 1.0, 3.0, 2.0]])
     fits = torch.zeros(3, 4, dtype=torch.bool)
-    for question, passage in known:
-        fits[question, passage] = True
+    for example, passage in known:
+        fits[example, passage] = True
     total, count = info_nce(scores, fits)
     by_hand = [scores[0, [0, 3]], scores[1, [1, 0, 2, 3]], scores[2, [2, 1, 3]]]
     assert count == 3
@@ -186,10 +187,10 @@ def test_a_query_asked_twice_keeps_the_answers_of_both(config: RetrieverConfig, 
     (folder / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\t1\nq1\td1\t1\n")
     (tmp_path / "more.jsonl").write_text(json.dumps({"query": "w1 w2", "positive": documents["d2"]}) + "\n")
     train = [str(folder), str(tmp_path / "more.jsonl")]
-    questions = retriever_inputs._questions(replace(config, train=train, negatives=1), None, torch.device("cpu"))
-    assert [each.answer for each in questions] == [documents[key] for key in ("d0", "d1", "d2")]
-    assert [each.others for each in questions] == [[documents["d3"]]] * 2 + [[]]
-    passages, _, known = step_of(questions)
+    examples = retriever_inputs._examples(replace(config, train=train, negatives=1), None, torch.device("cpu"))
+    assert [each.positive for each in examples] == [documents[key] for key in ("d0", "d1", "d2")]
+    assert [each.others for each in examples] == [[documents["d3"]]] * 2 + [[]]
+    passages, _, known = step_of(examples)
     assert sorted(known) == [(q, p) for q in range(3) for p in range(3) if q != p], "none of the three is a negative"
     both = [frozenset([documents["d0"]]), frozenset([documents["d1"]])]
     mined = hard_negatives(list(queries.values()), both, list(documents.values()), 2, rank_by_words)
@@ -205,16 +206,16 @@ def test_a_teacher_that_agrees_costs_nothing() -> None:
 def test_forms_mark_fill_up_and_skip(small_bert: ModernBert) -> None:
     tokenizer = small_bert.tokenizer
     form = InputTemplate(12, "[unused0]", expand=True)
-    ((laid,), num_cut) = form.encode(tokenizer, ["city"])
+    ((laid,), num_truncated) = form.encode(tokenizer, ["city"])
     ids = laid.tokens.tolist()
-    assert len(ids) == 12 and num_cut == 0
+    assert len(ids) == 12 and num_truncated == 0
     assert ids[:2] == [tokenizer.cls_id, tokenizer.token_to_id("[unused0]")]
     end = ids.index(tokenizer.sep_id)
     assert ids[end + 1 :] == [tokenizer.mask_id] * (11 - end)
     comma = tokenizer.token_to_id(",")
     assert comma is not None
-    ((laid,), num_cut) = InputTemplate(9, skip=frozenset({comma})).encode(tokenizer, ["city, " * 9])
-    assert num_cut == 1 and laid.label_positions is not None
+    ((laid,), num_truncated) = InputTemplate(9, skip=frozenset({comma})).encode(tokenizer, ["city, " * 9])
+    assert num_truncated == 1 and laid.label_positions is not None
     assert len(laid.tokens) == 9 and comma in laid.tokens and comma not in laid.tokens[laid.label_positions]
 
 
@@ -344,7 +345,7 @@ def test_a_folder_keeps_what_it_was_tuned_with(config: RetrieverConfig) -> None:
     scores = json.loads((folder.parent / "scores.json").read_text())
     (row,) = evaluate(RetrievalConfig(str(folder), config.test, device="cpu", dtype="float32"))
     assert row["ndcg_10"] == pytest.approx(scores["test"]["made-up"]["ndcg_10"], abs=1e-6)
-    assert row["num_cut"] == scores["test"]["made-up"]["num_cut"]
+    assert row["num_truncated"] == scores["test"]["made-up"]["num_truncated"]
     for name, change, said in (
         ("config_sentence_transformers.json", {"query_length": "9"}, "query_length is '9', expected a number"),
         ("sentence_bert_config.json", {"max_seq_length": 1.5}, "max_seq_length is 1.5, expected a number"),
@@ -420,8 +421,8 @@ def test_a_teacher_is_learned_from_rows(config: RetrieverConfig, tmp_path: Path)
 def test_a_teachers_ids_mean_the_texts_of_a_folder(config: RetrieverConfig, tmp_path: Path) -> None:
     documents, queries = read_texts(Path(config.train[0]))
     row = {"query_id": "q3", "document_ids": ["d3", "d1", "d2"], "scores": [3.0, 1.0, 0.0]}
-    (question,) = questions_of_ids([Row(row, "f:1")], queries, documents, retrieval_task("embed"))
-    assert question.query == queries["q3"] and [question.answer, *question.others] == [
+    (example,) = examples_of_ids([Row(row, "f:1")], queries, documents, retrieval_task("embed"))
+    assert example.query == queries["q3"] and [example.positive, *example.others] == [
         documents[key] for key in row["document_ids"]
     ]
     for change, said in (
@@ -431,9 +432,9 @@ def test_a_teachers_ids_mean_the_texts_of_a_folder(config: RetrieverConfig, tmp_
         ({"scores": [1, 2]}, "f:1: found 2 scores, expected 3"),
     ):
         with pytest.raises(InputError, match=said):
-            questions_of_ids([Row({**row, **change}, "f:1")], queries, documents, retrieval_task("embed"))
+            examples_of_ids([Row({**row, **change}, "f:1")], queries, documents, retrieval_task("embed"))
     with pytest.raises(InputError, match="f:1: no column 'scores'"):
-        questions_of_ids(
+        examples_of_ids(
             [Row({"query_id": "q3", "document_ids": ["d3", "d1"]}, "f:1")], queries, documents, retrieval_task("embed")
         )
     (tmp_path / "teacher.jsonl").write_text(json.dumps(row) + "\n")
@@ -483,7 +484,7 @@ def test_a_published_recipe_resolves_and_trains(path: Path, config: RetrieverCon
 )
 def test_rows_that_ask_nothing_are_named(row: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        questions_of_rows([Row(row, "f:1")], retrieval_task("embed"))
+        examples_of_rows([Row(row, "f:1")], retrieval_task("embed"))
 
 
 @pytest.mark.parametrize(
