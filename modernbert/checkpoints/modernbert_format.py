@@ -29,7 +29,7 @@ from modernbert.errors import CheckFailed, InputError, shown
 from modernbert.files import write_tensors
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
-from modernbert.model.heads import Classifier, MaskedLM
+from modernbert.model.heads import MaskedLM
 from modernbert.model.interface import Model
 from modernbert.model.meta_device import on_meta
 from modernbert.safe_files import FolderFiles
@@ -167,7 +167,7 @@ def _build(
         if task := task_of_json(found, num_labels, folder):
             check_head(found, str(folder / "config.json"))
             labels = task.fixed_labels or labels_of_json(found, num_labels, folder)
-            model = Classifier(config, task.head_spec, labels, engine)
+            model = task.model_class(config, task.head_spec, labels, engine)
             model.reads_pairs = model.reads_pairs or reads_pairs_of_json(found, folder)
             return model
         said = ", ".join(f"{key} {shown(str(found.get(key)), 80)}" for key in ("architectures", "problem_type"))

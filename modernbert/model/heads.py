@@ -22,7 +22,7 @@ from modernbert.model.initialization import draw_normal
 from modernbert.model.interface import FILL_MASK, HeadSpec, Model
 from modernbert.model.meta_device import on_meta
 
-__all__ = ["Classifier", "MaskedLM", "PredictionHead", "new_classifier", "pool"]
+__all__ = ["Classifier", "MaskedLM", "PredictionHead", "linear_fp32", "new_classifier", "pool"]
 
 
 class PredictionHead(nn.Module):
@@ -39,7 +39,7 @@ class PredictionHead(nn.Module):
 
     def forward_fp32(self, rows: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
         """Compute `forward` in float32, whatever the precision of the weights."""
-        rows = F.gelu(_linear_fp32(self.dense, rows))
+        rows = F.gelu(linear_fp32(self.dense, rows))
         if not is_plain(self.norm):
             return self.norm(rows.to(self.norm.weight.dtype)).float()
         return F.layer_norm(rows, self.norm.normalized_shape, self.norm.weight.float(), eps=self.norm.eps)
@@ -107,8 +107,8 @@ class MaskedLM(HeadModel):
 class Classifier(HeadModel):
     """The encoder, the prediction head, and a linear layer with a row for each label.
 
-    All published fine-tuned heads have these parameter names and shapes, so one class serves all tasks. Heads that
-    score documents pool first, by `classifier_pooling` of the config.
+    All published fine-tuned heads have these parameter names and shapes, so one class serves the tasks of this package.
+    A task with another head names a subclass (`ClassifierTask.model_class`). Heads that score documents pool first.
     """
 
     task: str
@@ -131,6 +131,10 @@ class Classifier(HeadModel):
             return self.head_logits(self.encode(batch, batch.label_positions))
         return self.head_logits(self.encode(batch), batch.layout, batch.label_positions)
 
+    def pool(self, hidden: Float[Tensor, "T D"], layout: SequenceLengths) -> Float[Tensor, "N D"]:
+        """Return one vector per document, by `classifier_pooling` of the config."""
+        return pool(hidden, layout, self.model.config.classifier_pooling)
+
     def head_logits(
         self,
         hidden: Float[Tensor, "T D"],
@@ -140,15 +144,15 @@ class Classifier(HeadModel):
         """Return the scores of hidden states, of documents in float32: in bfloat16, ranked documents would tie."""
         if not self.scores_tokens:
             assert layout is not None, "a head that scores documents needs their lengths"
-            hidden = pool(hidden.float(), layout, self.model.config.classifier_pooling)
+            hidden = self.pool(hidden.float(), layout)
         hidden = hidden if rows is None else hidden.index_select(0, rows)
         if self.scores_tokens:
             return self.classifier(self.head(hidden))
         with torch.autocast(hidden.device.type, enabled=False):
-            return _linear_fp32(self.classifier, self.head.forward_fp32(hidden))
+            return linear_fp32(self.classifier, self.head.forward_fp32(hidden))
 
 
-def _linear_fp32(layer: nn.Linear, rows: Float[Tensor, "N D_in"]) -> Float[Tensor, "N D_out"]:
+def linear_fp32(layer: nn.Linear, rows: Float[Tensor, "N D_in"]) -> Float[Tensor, "N D_out"]:
     """Return the output of a layer in float32, whatever the precision of its weights; hooks and adapters are called."""
     if not is_plain(layer):
         return layer(rows.to(next(layer.parameters()).dtype)).float()
@@ -163,11 +167,13 @@ def pool(hidden: Float[Tensor, "T D"], layout: SequenceLengths, pooling: str) ->
     return torch.segment_reduce(hidden, "mean", lengths=lengths, axis=0)
 
 
-def new_classifier(model: Model, spec: HeadSpec, labels: Sequence[str], seed: int) -> Classifier:
+def new_classifier(
+    model: Model, spec: HeadSpec, labels: Sequence[str], seed: int, kind: type[Classifier] = Classifier
+) -> Classifier:
     """Return a classifier with the encoder of a model, and its prediction head if it has one.
 
-    The classifier shares the model's weights. Its last layer is drawn from the seed, unless the model has one for the
-    same task and labels.
+    The classifier shares the model's weights. Its other layers are drawn from the seed, unless the model was trained
+    for the same task and labels.
 
     Raises: InputError for labels that are not different.
     """
@@ -176,7 +182,7 @@ def new_classifier(model: Model, spec: HeadSpec, labels: Sequence[str], seed: in
     encoder = model.encoder
     config = encoder.config
     with on_meta():
-        started = Classifier(config, spec, labels)
+        started = kind(config, spec, labels)
     started.add_module("model", encoder)
     generator = torch.Generator().manual_seed(seed)
     device = encoder.device
@@ -186,12 +192,17 @@ def new_classifier(model: Model, spec: HeadSpec, labels: Sequence[str], seed: in
         _fill(started.head.dense, config.initializer_range, config, generator)
     else:
         started.add_module("head", model.get_submodule("head"))
-    if (model.task, model.labels) == (started.task, started.labels):
-        started.add_module("classifier", model.get_submodule("classifier"))
-    else:
-        started.classifier.to_empty(device=device)
-        # The standard deviation keeps the size of the scores independent of the width. Source: transformers' classes.
-        _fill(started.classifier, config.hidden_size**-0.5, config, generator)
+    is_same = (model.task, model.labels) == (started.task, started.labels)
+    for name, layer in list(started.named_children()):
+        if name in ("model", "head"):
+            continue
+        if is_same:
+            started.add_module(name, model.get_submodule(name))
+            continue
+        layer.to_empty(device=device)
+        for linear in (each for each in layer.modules() if isinstance(each, nn.Linear)):
+            # The standard deviation keeps the size of the scores independent of the width. Source: transformers.
+            _fill(linear, config.hidden_size**-0.5, config, generator)
     return started
 
 

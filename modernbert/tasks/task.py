@@ -118,6 +118,8 @@ class ClassifierTask(Task):
     has_classes: ClassVar[bool] = False
     """Whether each label is one of several classes, which `class_weights` can weigh."""
 
+    model_class: ClassVar[type[Classifier]] = Classifier
+    """The class of the model: encoder and head."""
     head: ClassVar[str] = "SequenceClassification"
     """Name of the head in the Hugging Face classes: `ModernBertFor...`, `AutoModelFor...`."""
     problem_type: ClassVar[str | None] = None
@@ -273,7 +275,8 @@ def start_classifier(model: Model, task: str, labels: Sequence[str], seed: int) 
 
     Raises: InputError for an unknown task, or labels that are not different.
     """
-    return new_classifier(model, classifier_task(task).head_spec, labels, seed)
+    found = classifier_task(task)
+    return new_classifier(model, found.head_spec, labels, seed, found.model_class)
 
 
 def task_of_config(architectures: Sequence[str], problem_type: str | None, num_labels: int) -> ClassifierTask | None:
