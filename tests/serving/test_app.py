@@ -448,45 +448,44 @@ def test_many_clients_at_once_get_their_own(open_app: Open, small_bert: ModernBe
 
 
 def test_clients_of_openai_and_of_the_hub_work_unedited(
-    folder: Path, small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Any], small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
     import openai
 
     # Tests may not ask the Hub, but a local server.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    with Served(folder, "--api-key", "secret") as server:
-        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret")
-        found = client.embeddings.create(model="any", input=TEXTS)
-        np.testing.assert_allclose([row.embedding for row in found.data], small_bert.embed(TEXTS), atol=1e-5)
-        hub = huggingface_hub.InferenceClient(base_url=server.url, token="secret")
-        vector = np.array(hub.feature_extraction(TEXTS[0])).ravel()
-        np.testing.assert_allclose(vector, small_bert.embed(TEXTS[0])[0], atol=1e-5)
-        alike = hub.sentence_similarity(TEXTS[0], other_sentences=TEXTS, model=f"{server.url}/similarity")
-        np.testing.assert_allclose(alike, small_bert.similarity(TEXTS[0], TEXTS)[0], atol=1e-5)
-        guesses = hub.fill_mask("a [MASK]", top_k=2, model=f"{server.url}/fill-mask")
-        assert [each.token for each in guesses] == [
-            each.token for each in small_bert.fill_mask("a [MASK]", 2)[0]  # type: ignore[union-attr]
-        ]  # fmt: skip
-        with pytest.raises(openai.UnprocessableEntityError, match="dimensions: found 999, expected 1 to 64"):
-            client.embeddings.create(model="any", input="a", dimensions=999)
-        with pytest.raises(openai.AuthenticationError):
-            openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong").embeddings.create(model="any", input="a")
+    url = serve(small_bert, api_key="secret").url
+    client = openai.OpenAI(base_url=f"{url}/v1", api_key="secret")
+    found = client.embeddings.create(model="any", input=TEXTS)
+    np.testing.assert_allclose([row.embedding for row in found.data], small_bert.embed(TEXTS), atol=1e-5)
+    hub = huggingface_hub.InferenceClient(base_url=url, token="secret")
+    vector = np.array(hub.feature_extraction(TEXTS[0])).ravel()
+    np.testing.assert_allclose(vector, small_bert.embed(TEXTS[0])[0], atol=1e-5)
+    alike = hub.sentence_similarity(TEXTS[0], other_sentences=TEXTS, model=f"{url}/similarity")
+    np.testing.assert_allclose(alike, small_bert.similarity(TEXTS[0], TEXTS)[0], atol=1e-5)
+    guesses = hub.fill_mask("a [MASK]", top_k=2, model=f"{url}/fill-mask")
+    assert [each.token for each in guesses] == [
+        each.token for each in small_bert.fill_mask("a [MASK]", 2)[0]  # type: ignore[union-attr]
+    ]  # fmt: skip
+    with pytest.raises(openai.UnprocessableEntityError, match="dimensions: found 999, expected 1 to 64"):
+        client.embeddings.create(model="any", input="a", dimensions=999)
+    with pytest.raises(openai.AuthenticationError):
+        openai.OpenAI(base_url=f"{url}/v1", api_key="wrong").embeddings.create(model="any", input="a")
 
 
 def test_the_hubs_client_gets_labels_and_spans(
-    folder: Path, small_bert: ModernBert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., Any], folder: Path, small_bert: ModernBert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     tagger = tuned(folder, "tag", ["O", "B-x", "I-x"], tmp_path, small_bert)
-    with Served(tmp_path / "tag") as server:
-        found = huggingface_hub.InferenceClient(base_url=server.url).token_classification(TEXTS[0])
-        known = tagger.tag(TEXTS[0])
-        assert known and [(each.start, each.end, each.entity_group, each.word) for each in found] == [
-            (span.start, span.end, span.label, span.text) for span in known  # type: ignore[union-attr]
-        ]  # fmt: skip
+    found = huggingface_hub.InferenceClient(base_url=serve(tagger).url).token_classification(TEXTS[0])
+    known = tagger.tag(TEXTS[0])
+    assert known and [(each.start, each.end, each.entity_group, each.word) for each in found] == [
+        (span.start, span.end, span.label, span.text) for span in known  # type: ignore[union-attr]
+    ]  # fmt: skip
 
 
 def test_a_request_to_end_loses_nothing_that_was_taken(folder: Path) -> None:
