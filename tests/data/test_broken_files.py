@@ -154,7 +154,7 @@ HARMLESS: dict[str, tuple[bytes, list[str]]] = {
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-def test_what_only_looks_broken_is_read(tmp_path: Path, name: str) -> None:
+def test_harmless_files_are_read(tmp_path: Path, name: str) -> None:
     content, expected = HARMLESS[name]
     (corpus(tmp_path) / f"m {name}").write_bytes(content)
     texts, tally = read(tmp_path)

@@ -59,7 +59,7 @@ def test_comments_are_skipped_and_a_number_sign_is_a_word(content: str, tmp_path
     assert columns(write(tmp_path / "a.conll", content)) == [[("the", "O"), ("Nile", "B-LOC")], [("#", "O")]]
 
 
-def test_a_hashtag_is_a_word_wherever_it_stands(tmp_path: Path) -> None:
+def test_a_hashtag_is_a_word_in_any_position(tmp_path: Path) -> None:
     path = write(tmp_path / "a.conll", "#Nile\tB-LOC\nis\tO\n\n#\tSYM\n#ff\tHT\n")
     assert columns(path) == [[("#Nile", "B-LOC"), ("is", "O")], [("#", "SYM"), ("#ff", "HT")]]
     assert columns(write(tmp_path / "b.conll", "#Nile\tB-LOC\n#\tO\n")) == [[("#Nile", "B-LOC"), ("#", "O")]]

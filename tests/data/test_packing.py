@@ -85,7 +85,7 @@ def test_bins_of_long_tailed_lengths_are_998_per_mille_full(longest: int, budget
     assert filled >= 0.998 * 300 * budget
 
 
-def test_a_packer_filled_from_a_state_goes_on_alike() -> None:
+def test_a_packer_restored_from_a_state_packs_the_same() -> None:
     rng = random.Random(1)
     first = Packer(100, 50)
     for piece in range(50):

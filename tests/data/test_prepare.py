@@ -119,7 +119,7 @@ def test_the_command_line_prepares_with_two_processes(corpus: Path, tokenizer_fo
     assert other.stderr.strip().count("\n") == 0 and "exists already, prepared with another invalid" in other.stderr
 
 
-def test_what_is_passed_over_is_told(
+def test_skipped_files_are_counted(
     make_texts: Any, tokenizer_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "texts"
@@ -134,7 +134,7 @@ def test_what_is_passed_over_is_told(
     assert json.loads((out / "train" / "index.json").read_text())["corpus"]["passed_over"] == 2
 
 
-def test_a_write_that_fails_names_the_folder_asked_for(corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_a_failed_write_names_the_requested_folder(corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, limit[1]))
     try:

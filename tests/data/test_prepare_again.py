@@ -79,7 +79,7 @@ def test_work_whose_deletion_was_killed_is_deleted_by_the_next_start(corpus: Pat
     [("write_shard", 3, "after"), ("sync_file", 6, "before"), ("write_file", 5, "after"), ("_rename", 1, "before"),
      ("move_into_place", 1, "after")],
 )  # fmt: skip
-def test_a_killed_prepare_goes_on_and_ends_with_the_same_bytes(
+def test_a_killed_prepare_resumes_to_the_same_bytes(
     corpus: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str], point: str, n: int, when: str
 ) -> None:
     straight = prepare.run(config(corpus, tokenizer_folder, "straight"))
@@ -146,7 +146,7 @@ def test_other_settings_or_files_begin_anew(
         assert content(out) == content(prepare.run(config(corpus, tokenizer_folder, f"{change}-straight", **changes)))
 
 
-def test_what_is_finished_is_verified(corpus: Path, tokenizer_folder: Path) -> None:
+def test_a_finished_folder_is_verified(corpus: Path, tokenizer_folder: Path) -> None:
     out = prepare.run(config(corpus, tokenizer_folder))
     before = content(out)
     prepare.run(config(corpus, tokenizer_folder))

@@ -77,7 +77,7 @@ def test_one_file_and_a_pattern_are_sources(corpus: Path, memory: Any) -> None:
     assert [file.name for file in found] == ["z.txt", "a-b.md", "a-b.md"]
 
 
-def test_what_is_wrong_is_said_with_the_url(memory: Any) -> None:
+def test_errors_name_the_url(memory: Any) -> None:
     memory.pipe({"/bad/x.bin": b"x", "/bad/cut.txt.gz": gzip.compress(b"text" * 99)[:-5], "/bad/row.jsonl": b"{"})
     cases = {
         "memory://nowhere/a.txt": r"^memory://nowhere/a.txt: no such file or folder$",

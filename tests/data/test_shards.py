@@ -210,7 +210,7 @@ write_shards(documents(), sys.argv[1], sys.argv[2], tally=Tally(), shard_chars=5
 """
 
 
-def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path, tokenizer_folder: Path) -> None:
+def test_leftovers_of_a_killed_run_are_removed_by_the_next(tmp_path: Path, tokenizer_folder: Path) -> None:
     out = tmp_path / "out"
     done = subprocess.run([sys.executable, "-c", KILLED, str(tokenizer_folder), str(out)], env=os.environ)
     assert done.returncode == -9

@@ -229,14 +229,14 @@ def test_a_readme_says_which_files_are_a_split(tmp_path: Path) -> None:
         (["notes.doc"], "train", "no labeled file there, expected .jsonl"),
     ],
 )
-def test_what_is_no_split_is_one_line(names: list[str], split: str, said: str, tmp_path: Path) -> None:
+def test_an_invalid_split_is_an_error_of_one_line(names: list[str], split: str, said: str, tmp_path: Path) -> None:
     source = make(tmp_path / "some", *names)
     with pytest.raises(InputError, match=said) as caught:
         read_rows([source], split)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_named_itself_is_read_whatever_it_is_called(tmp_path: Path) -> None:
+def test_a_named_file_is_read_whatever_its_name(tmp_path: Path) -> None:
     source = make(tmp_path / "some", "Train.csv", "test.csv", "test-2.csv", "dev/part1.csv", "dev/part2.csv")
     assert names_in(f"{source}/test.csv") == ["test.csv"]
     assert names_in(f"file://{source}/test*.csv") == ["test-2.csv", "test.csv"]
@@ -340,7 +340,7 @@ def test_a_retriever_learns_from_the_split_train(
         ("choose", {"text": "a city", "choices": ["a", "b"], "label": -1}, "label is -1, expected 0 to 1"),
     ],
 )
-def test_whatever_stands_for_withheld_labels_is_refused(
+def test_withheld_labels_are_refused(
     task: str, row: dict[str, Any], said: str, tmp_path: Path, small_bert: ModernBert
 ) -> None:
     small_bert.save(tmp_path / "model")

@@ -163,7 +163,7 @@ def test_a_stream_resumed_from_any_cursor_is_equal_to_the_bit(
         assert expected.cursor() == found.cursor()
 
 
-def test_a_cursor_does_not_know_what_was_fetched_ahead(shards: Shards, tokenizer: Tokenizer) -> None:
+def test_a_cursor_ignores_prefetched_batches(shards: Shards, tokenizer: Tokenizer) -> None:
     plain = take(Stream({"a": shards}, tokenizer, **SETTINGS), 8)
     ahead = prefetch(iter(Stream({"a": shards}, tokenizer, **SETTINGS)), depth=5)
     for expected in plain:
@@ -212,7 +212,7 @@ def test_heldout_has_every_piece_once_and_is_the_same_each_time(shards: Shards, 
     assert sum(batch.num_tokens for batch in some[:-1]) < 1_000 <= sum(batch.num_tokens for batch in some)
 
 
-def test_what_does_not_go_together_is_named(
+def test_mismatched_settings_are_named(
     make_texts: Any, shards: Shards, tokenizer: Tokenizer, make_shards: Any, texts: list[str]
 ) -> None:
     def refused(message: str, sources: dict[str, Shards] | None = None, **changes: Any) -> None:
@@ -252,7 +252,7 @@ def test_prefetch_yields_the_same_and_ends_its_thread() -> None:
     assert threading.active_count() == before
 
 
-def test_prefetch_raises_what_its_thread_raised() -> None:
+def test_prefetch_raises_the_error_of_its_thread() -> None:
     def broken() -> Iterator[int]:
         yield 1
         raise InputError("shard-00001.tokens: is absent")

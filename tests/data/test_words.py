@@ -27,7 +27,7 @@ def test_words_hold_every_visible_character_once(text: str) -> None:
         ("हिन्दी", ["हिन्दी"]),
     ],
 )
-def test_what_belongs_to_a_character_stays_with_it(text: str, words: list[str]) -> None:
+def test_marks_stay_with_their_character(text: str, words: list[str]) -> None:
     assert [text[a:b] for a, b in split_words(text)] == words
 
 

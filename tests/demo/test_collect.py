@@ -41,7 +41,7 @@ def gather(tmp_path: Path, files: dict[str, str], budget_mb: float = 1.0) -> tup
     return found, origins
 
 
-def test_held_out_packages_are_whole_and_apart(tmp_path: Path) -> None:
+def test_held_out_packages_are_whole_and_separate(tmp_path: Path) -> None:
     files = {f"{TRAINED}/a.py": module("a"), f"{HELDOUT}/b.py": module("b"), f"{HELDOUT}/c.py": module("c")}
     found, origins = gather(tmp_path, files)
     assert origins["code"] == [f"{TRAINED}/a.py"]
@@ -123,7 +123,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     assert once == again != other
 
 
-def test_what_is_counted_is_what_is_written(tmp_path: Path) -> None:
+def test_counts_equal_the_written_records(tmp_path: Path) -> None:
     found, _ = gather(tmp_path, {f"{name}/a.py": module(name) for name in (TRAINED, HELDOUT)})
     for path in (found.code, found.prose, found.heldout):
         records = read_records(path)
@@ -170,7 +170,7 @@ def test_prose_is_docstrings_and_comments_without_code() -> None:
     assert found == [PROSE, PROSE.replace("file", "tape") + "\nIt is slow but it is right."]
 
 
-def test_copies_are_told_whatever_their_indent() -> None:
+def test_copies_are_detected_at_any_indent() -> None:
     plain = "def f(a):\n    b = a\n    c = b\n    return c\n"
     method = "class C:\n\n" + "".join(f"    {line}\n" for line in plain.split("\n") if line)
     one, two = ((parse(text), text) for text in (plain, method))

@@ -77,7 +77,7 @@ def test_the_model_is_one_that_transformers_loads(finished: tuple[Path, str]) ->
     np.testing.assert_allclose(ours.embed_tokens(text)[0], hidden, atol=1e-5)
 
 
-def test_the_page_stands_alone_and_says_what_was_measured(finished: tuple[Path, str]) -> None:
+def test_the_page_is_one_file_with_the_results(finished: tuple[Path, str]) -> None:
     page = (finished[0] / "report.html").read_text()
     after = json.loads((finished[0] / "after.json").read_text())
     assert f"{after['model']['ndcg']:.3f}" in page and "BM25" in page
@@ -85,7 +85,7 @@ def test_the_page_stands_alone_and_says_what_was_measured(finished: tuple[Path, 
     assert "http://" not in page.replace("http://www.w3.org", "") and "src=" not in page
 
 
-def test_started_again_it_only_shows_the_outcome(finished: tuple[Path, str]) -> None:
+def test_a_finished_demo_only_shows_its_results(finished: tuple[Path, str]) -> None:
     out, _ = finished
     before = (out / "log.jsonl").read_bytes()
     again = modernbert("demo", "--quick", "--output", str(out))
@@ -93,7 +93,7 @@ def test_started_again_it_only_shows_the_outcome(finished: tuple[Path, str]) -> 
     assert (out / "log.jsonl").read_bytes() == before and "nDCG@10" in again.stdout
 
 
-def test_a_folder_of_another_run_is_refused_and_left_alone(finished: tuple[Path, str]) -> None:
+def test_a_folder_of_another_run_is_refused_unchanged(finished: tuple[Path, str]) -> None:
     out, _ = finished
     done = modernbert("demo", "--output", str(out))
     assert done.returncode == 2

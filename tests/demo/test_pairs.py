@@ -36,7 +36,7 @@ def test_the_passage_never_holds_the_query() -> None:
     assert all(pair.query not in pair.passage for pair in found(text))
 
 
-def test_what_is_no_question_is_left_out() -> None:
+def test_texts_that_are_no_query_are_left_out() -> None:
     refused = [
         "Sort.",
         "",

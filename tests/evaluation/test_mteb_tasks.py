@@ -66,7 +66,7 @@ def test_a_task_of_mteb_scores_as_the_folder_does(
         assert (english.num_queries, english.num_documents) == (len(collection.queries), len(collection.documents))
 
 
-def test_reranking_stays_among_what_was_given(collection: Collection) -> None:
+def test_reranking_returns_given_documents_only(collection: Collection) -> None:
     search = MtebSearch(rank_by_words)
     search.index(
         [{"id": key, "text": text, "title": None} for key, text in collection.documents.items()],
@@ -101,6 +101,6 @@ def test_the_papers_sets_are_tasks_by_the_names_of_its_table() -> None:
         ("STSBenchmark", "is a task of STS, expected one of retrieval"),
     ],
 )
-def test_what_mteb_has_not_is_refused_before_a_model_is_loaded(name: str, said: str, tmp_path: Path) -> None:
+def test_unknown_mteb_tasks_are_refused_before_a_model_is_loaded(name: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=said):
         run(RetrievalConfig(str(tmp_path / "no-model"), [f"mteb:{name}"]))

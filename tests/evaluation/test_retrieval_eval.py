@@ -63,14 +63,14 @@ def test_a_collection_has_a_name_from_within_too(folder: Path, monkeypatch: pyte
     assert read_collection(Path(".")).name == read_collection(folder).name == "made-up"
 
 
-def test_what_cannot_be_judged_or_found_is_left_out_and_counted(folder: Path) -> None:
+def test_queries_and_documents_without_judgments_or_text_are_counted(folder: Path) -> None:
     collection = read_collection(folder)
     assert (collection.num_unjudged, collection.num_empty) == (1, 1)
     assert len(collection.documents) == 30 and len(collection.queries) == 8
     assert collection.documents["d3"].startswith("Title 3\nw")
 
 
-def test_search_in_blocks_finds_what_sorting_all_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_in_blocks_equals_sorting_all(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     queries = rng.normal(size=(7, 16)).astype(np.float32)
     passages = rng.normal(size=(100, 16)).astype(np.float32)
@@ -94,7 +94,7 @@ def test_search_in_blocks_finds_what_sorting_all_finds(monkeypatch: pytest.Monke
         np.testing.assert_allclose(scores, -np.sort(-brute, axis=1)[:, :5], rtol=1e-5)
 
 
-def test_search_refuses_what_has_no_order() -> None:
+def test_search_refuses_vectors_without_an_order() -> None:
     good = np.ones((2, 3), np.float32)
     bad = np.full((2, 3), np.nan, np.float32)
     for call, said in (

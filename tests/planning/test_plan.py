@@ -54,7 +54,7 @@ def test_a_mask_rate_pays_for_its_rows_in_the_vocabulary_and_beyond_the_last_att
 
 @pytest.mark.skipif(build.unavailable_reason() is not None, reason=f"cpu {build.unavailable_reason()}")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_step_holds_what_autograd_keeps(dtype: torch.dtype) -> None:
+def test_activation_bytes_equal_those_of_autograd(dtype: torch.dtype) -> None:
     """Count the bytes that the forward pass saves, without the weights."""
     config, lengths = replace(BASE, num_hidden_layers=4), [300, 212]
     model = MaskedLM(config, find_engine("cpu")).train()
@@ -190,7 +190,7 @@ def test_recomputation_and_shards_leave_room_and_the_first_costs_a_pass() -> Non
     assert room == pytest.approx(freed, rel=1e-3)
 
 
-def test_what_is_said_follows_the_config(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_forecast_follows_the_config(capsys: pytest.CaptureFixture[str]) -> None:
     run(PlanConfig(distributed=DistributedConfig("hybrid"), device=("t4",)))
     said = " ".join(capsys.readouterr().out.split())
     assert "without the time of communication between devices; memory as if each device held all weights" in said
@@ -231,7 +231,7 @@ def test_an_unknown_device_is_a_line_and_the_others_are_planned() -> None:
         (["--init-from", "."], "has no config.json; pass the shape of the model"),
     ],
 )
-def test_what_cannot_be_planned_is_said(words: list[str], said: str) -> None:
+def test_an_invalid_plan_is_refused(words: list[str], said: str) -> None:
     done = run_here("plan", *words)
     assert done.returncode == 2 and said in done.stderr
 

@@ -102,7 +102,7 @@ def test_steps_that_come_again_without_a_word_count_once(tmp_path: Path) -> None
     assert [(row["step"], row["loss"]) for row in again.steps] == [(1, 5.0), (2, 4.0), (3, 4.0)]
 
 
-def test_events_and_abandoned_pieces_are_drawn_and_told(went_back: Run) -> None:
+def test_events_and_abandoned_steps_are_drawn_and_listed(went_back: Run) -> None:
     styles = {line.style: len(line.x) for line in loss_panel([went_back]).lines}
     assert styles == {"raw": 8, "mean": 8, "abandoned": 2, "dots": 2, "skipped": 2, "rollback": 1}
     tables = {table.title: table for part in build_report([went_back]).sections for table in part.tables}
@@ -156,7 +156,7 @@ def test_long_positions_are_shown_first_against_last(tmp_path: Path) -> None:
     assert last.x.tolist() == [511, 1535]
 
 
-def test_what_no_run_measured_has_no_panel(tmp_path: Path) -> None:
+def test_a_value_that_no_run_measured_has_no_panel(tmp_path: Path) -> None:
     log = [step(1, 5.0), step(2, 5.0)]
     runs = [read_run(write(tmp_path / "run", log, [time(1, mfu=None), time(2, mfu=None)]), "run")]
     steps, speed = ([panel.title for panel in panels] for panels in (optimizer_panels(runs), speed_panels(runs)))
@@ -177,7 +177,7 @@ def test_panels_are_svg_with_names_for_colours(tmp_path: Path, narrow: bool) -> 
         assert "#0" not in svg.replace("href=", "")
 
 
-def test_runs_are_put_side_by_side_with_what_differs(tmp_path: Path) -> None:
+def test_runs_are_compared_with_their_differences(tmp_path: Path) -> None:
     folders = [steady(tmp_path / "low"), steady(tmp_path / "high", lr="0.003")]
     report = build_report([read_run(folder, folder.name) for folder in folders])
     assert [key.name for key in report.keys] == ["low", "high"]
@@ -195,7 +195,7 @@ def test_more_runs_than_colours_have_other_strokes(tmp_path: Path) -> None:
     assert keys[0].color == keys[8].color
 
 
-def test_a_run_without_a_step_stands_beside_others(tmp_path: Path) -> None:
+def test_a_run_without_a_step_is_compared(tmp_path: Path) -> None:
     runs = [read_run(write(tmp_path / "empty", [], None), "empty"), read_run(steady(tmp_path / "whole"), "whole")]
     (table,) = (table for part in build_report(runs).sections for table in part.tables if table.title == "Runs")
     assert table.rows[0] == ["empty", "open", "0", "0", "0.0 s", "–", "–", "–", "–", "0", "0"]
@@ -214,7 +214,7 @@ def test_the_page_is_put_into_the_run_and_leaves_it_as_it_was(
     assert {path.name: path.read_bytes() for path in folder.iterdir() if path != out} == before
 
 
-def test_several_runs_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_one_name_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = [steady(tmp_path / parent / "run", steps=3) for parent in ("one", "two")]
     monkeypatch.chdir(tmp_path)
     out = run(ReportConfig([*folders, tmp_path / "two" / ".." / "two" / "run"]))
@@ -224,7 +224,7 @@ def test_several_runs_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"kind": "st', b"\xe2\x80", b"\0\0\0\0"])
-def test_a_run_that_goes_on_is_read_as_far_as_it_is(tmp_path: Path, torn: bytes) -> None:
+def test_an_unfinished_run_is_read(tmp_path: Path, torn: bytes) -> None:
     folder = steady(tmp_path / "run", steps=5)
     for name in ("log", "timing"):
         with (folder / f"{name}.jsonl").open("ab") as file:
@@ -237,7 +237,7 @@ def test_a_run_that_goes_on_is_read_as_far_as_it_is(tmp_path: Path, torn: bytes)
 
 
 @pytest.mark.parametrize("log", [[], [heldout(0, 6.0)], [skipped(1)], [step(1, 5.0)]])
-def test_a_run_that_has_only_begun_is_shown(tmp_path: Path, log: list[dict[str, Any]]) -> None:
+def test_a_run_without_results_is_shown(tmp_path: Path, log: list[dict[str, Any]]) -> None:
     folder = write(tmp_path / "run", log, None)
     assert "Not finished: at step" in run(ReportConfig([folder])).read_text(encoding="utf-8")
 
@@ -252,7 +252,7 @@ def test_rows_of_the_older_form_are_shown(tmp_path: Path) -> None:
     assert "all sources" in page
 
 
-def test_what_is_no_run_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name in ("empty", "absent"):
         with pytest.raises(InputError, match=f"{name}: is not the folder of a run, expected log.jsonl in it"):

@@ -133,7 +133,7 @@ def test_the_same_report_gives_the_same_bytes(html: str, tmp_path: Path) -> None
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == html
 
 
-def test_what_is_empty_is_left_out(tmp_path: Path) -> None:
+def test_empty_parts_are_left_out(tmp_path: Path) -> None:
     write_report(tmp_path / "report.html", Report("Nothing yet"))
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert "Nothing yet" in page.text

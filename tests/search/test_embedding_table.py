@@ -30,7 +30,7 @@ def collection(tmp_path: Path, write_collection: Callable[..., Path]) -> Collect
     return read_collection(write_collection(tmp_path / "made-up"))
 
 
-def test_an_index_finds_what_exact_search_finds(tmp_path: Path) -> None:
+def test_a_table_finds_the_results_of_exact_search(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     queries, passages = unit(rng, 7, 16), unit(rng, 100, 16)
     one = EmbeddingTable(tmp_path / "one", {}, 16, late=False)
@@ -48,7 +48,7 @@ def test_an_index_finds_what_exact_search_finds(tmp_path: Path) -> None:
     assert len(EmbeddingTable(tmp_path / "late", {}, 8, late=True)) == 40
 
 
-def test_an_index_knows_what_it_is_of(tmp_path: Path) -> None:
+def test_a_table_of_another_source_is_refused(tmp_path: Path) -> None:
     EmbeddingTable(tmp_path / "i", {"model": "a"}, 8, late=False).add(unit(np.random.default_rng(0), 3, 8))
     assert len(EmbeddingTable(tmp_path / "i", {"model": "a", "dtype": "float32"}, 8, late=False)) == 3, (
         "of an earlier version"
@@ -68,7 +68,7 @@ def test_an_index_knows_what_it_is_of(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "tokens"])
-def test_a_collection_is_embedded_once_and_goes_on_where_it_was_left(
+def test_a_collection_is_embedded_once_and_resumed(
     pooling: str, collection: Collection, small_bert: ModernBert, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors = replace(small_bert.vectors, pooling=pooling, document_length=10)

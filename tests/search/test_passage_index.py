@@ -77,7 +77,7 @@ def test_an_empty_line_is_where_a_passage_ends(small_bert: ModernBert) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["mean", "tokens"])
-def test_what_is_found_is_what_is_there(pooling: str, notes: Path, tmp_path: Path, small_bert: ModernBert) -> None:
+def test_results_equal_the_indexed_passages(pooling: str, notes: Path, tmp_path: Path, small_bert: ModernBert) -> None:
     vectors = replace(small_bert.vectors, pooling=pooling)
     bert = ModernBert(small_bert.tokenizer, small_bert.model, vectors=vectors)
     catalog, _ = index(notes, tmp_path / "index", bert)
@@ -143,7 +143,7 @@ def test_a_stop_loses_nothing(
     }
 
 
-def test_what_is_no_index_or_another_is_refused(notes: Path, tmp_path: Path, small_bert: ModernBert) -> None:
+def test_a_folder_without_the_expected_index_is_refused(notes: Path, tmp_path: Path, small_bert: ModernBert) -> None:
     catalog, _ = index(notes, tmp_path / "index", small_bert)
     with pytest.raises(InputError, match=r"index: was made with model_files='bits', found 'others'"):
         PassageIndex.begin(tmp_path / "index", small_bert, "model", "others", 32)
@@ -177,7 +177,7 @@ def test_passages_of_an_index_stay_as_long_as_they_were(config: IndexConfig) -> 
         run(replace(config, passage_tokens=13))
 
 
-def test_two_lines_search_ones_own_notes(notes: Path, tmp_path: Path, small_bert: ModernBert) -> None:
+def test_two_commands_search_notes(notes: Path, tmp_path: Path, small_bert: ModernBert) -> None:
     small_bert.save(tmp_path / "model")
     done = modernbert(
         "index", str(tmp_path / "model"), "--input", str(notes), "--output", str(tmp_path / "index"), "--device", "cpu"
@@ -251,7 +251,7 @@ def test_an_index_that_says_nothing_of_a_newer_setting_stays_of_use(
     assert len(catalog.search(bert, "the capital", 3, how="vectors")) == 3
 
 
-def test_what_is_refused_leaves_no_index(config: IndexConfig, notes: Path, tmp_path: Path) -> None:
+def test_a_refused_index_leaves_no_folder(config: IndexConfig, notes: Path, tmp_path: Path) -> None:
     (tmp_path / "blank").mkdir()
     (tmp_path / "blank" / "a.md").write_text(" \n")
     for change, said in (
@@ -280,9 +280,7 @@ def test_a_file_that_is_named_twice_is_indexed_once(
     assert (update.added, update.passages) == (1, 1)
 
 
-def test_what_is_gone_goes_even_if_nothing_is_left(
-    config: IndexConfig, notes: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_documents_can_be_removed(config: IndexConfig, notes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(config)
     for path in [*notes.glob("*.*"), notes / "code" / "sort.py"]:
         path.unlink()
@@ -297,7 +295,7 @@ def test_what_is_gone_goes_even_if_nothing_is_left(
         run(replace(config, input=[str(notes / "absent")]))
 
 
-def test_broken_rows_are_skipped_if_asked_and_nothing_goes_meanwhile(
+def test_broken_rows_are_skipped_on_request_and_nothing_is_removed(
     config: IndexConfig, notes: Path, small_bert: ModernBert, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = notes / "rows.jsonl"
@@ -330,7 +328,7 @@ def test_a_name_that_is_no_text_is_spelled_out(
     assert hit.origin == str(notes) + "/caf\\xe9.md"
 
 
-def test_what_is_found_cannot_command_a_terminal(
+def test_results_cannot_control_a_terminal(
     config: IndexConfig, notes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (notes / "a\x1b[2Jb\nc.md").write_text("coffee\x1b[31m\n tea\r\n")

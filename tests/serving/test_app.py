@@ -325,7 +325,7 @@ def test_tokens_there_and_back(open_app: Open, small_bert: ModernBert) -> None:
         ("/nowhere", {}, 404, ""),
     ],
 )
-def test_what_cannot_be_answered_is_said_with_its_status(
+def test_invalid_requests_have_a_status_and_a_reason(
     path: str, body: dict[str, Any], status: int, said: str, open_app: Open, small_bert: ModernBert
 ) -> None:
     client = open_app(small_bert)
@@ -335,7 +335,7 @@ def test_what_cannot_be_answered_is_said_with_its_status(
     np.testing.assert_allclose(canary, small_bert.embed("x"), atol=1e-5)
 
 
-def test_a_long_text_is_cut_when_asked(open_app: Open, small_bert: ModernBert) -> None:
+def test_a_long_text_is_truncated_on_request(open_app: Open, small_bert: ModernBert) -> None:
     long = "word " * 2_000
     client, cut = open_app(small_bert), small_bert.embed([long], overflow="truncate")
     found = client.post("/embed", json={"inputs": long, "truncate": True}).json()
@@ -364,7 +364,7 @@ def test_broken_bodies_are_refused(open_app: Open, small_bert: ModernBert) -> No
     assert client.post("/embed", json={"inputs": "a"}).status_code == 200
 
 
-def test_a_key_is_asked_for(open_app: Open, small_bert: ModernBert) -> None:
+def test_a_key_is_required(open_app: Open, small_bert: ModernBert) -> None:
     client = open_app(small_bert, api_key="secret")
     assert client.post("/embed", json={"inputs": "a"}).status_code == 401
     for key, status in (("secret", 200), ("secre", 401), ("é", 401)):
@@ -377,7 +377,7 @@ def test_a_key_is_asked_for(open_app: Open, small_bert: ModernBert) -> None:
         assert client.get(path).status_code == client.head(path).status_code == 200
 
 
-def test_an_empty_key_lets_nobody_in(folder: Path) -> None:
+def test_an_empty_key_is_refused(folder: Path) -> None:
     """An empty key is an error, not a server without a key."""
     for wrong, said in (({"api_key": ""}, "api_key: is empty"), ({"host": ""}, "host: is empty")):
         with pytest.raises(InputError, match=said):
@@ -386,13 +386,15 @@ def test_an_empty_key_lets_nobody_in(folder: Path) -> None:
     assert done.returncode == 2 and "api_key: is empty" in done.stderr
 
 
-def test_who_counts_is_never_turned_away_and_each_refusal_has_its_path(open_app: Open, small_bert: ModernBert) -> None:
+def test_health_checks_are_never_refused_and_refusals_are_counted_by_path(
+    open_app: Open, small_bert: ModernBert
+) -> None:
     client = open_app(small_bert, max_requests=0)
     assert client.post("/embed", json={"inputs": "a"}).status_code == 429
     assert 'modernbert_requests_total{path="/embed",status="429"} 1.0' in client.get("/metrics").text
 
 
-def test_what_should_not_happen_is_told_and_counted(open_app: Open, small_bert: ModernBert) -> None:
+def test_internal_errors_are_reported_and_counted(open_app: Open, small_bert: ModernBert) -> None:
     client = open_app(small_bert)
 
     @client.app.get("/v1/boom")  # type: ignore[attr-defined]
@@ -437,7 +439,7 @@ def test_too_much_is_refused_with_a_time(open_app: Open, small_bert: ModernBert)
     assert "modernbert_queue_tokens 0.0" in text
 
 
-def test_many_clients_at_once_get_their_own(open_app: Open, small_bert: ModernBert) -> None:
+def test_many_concurrent_clients_get_their_results(open_app: Open, small_bert: ModernBert) -> None:
     client = open_app(small_bert)
     rng = np.random.default_rng(0)
     asked = [list(rng.choice(TEXTS, int(rng.integers(1, 6)))) for _ in range(40)]
@@ -447,7 +449,7 @@ def test_many_clients_at_once_get_their_own(open_app: Open, small_bert: ModernBe
         np.testing.assert_allclose(rows, small_bert.embed(texts), atol=1e-5)
 
 
-def test_clients_of_openai_and_of_the_hub_work_unedited(
+def test_clients_of_openai_and_of_the_hub_work_unchanged(
     serve: Callable[..., Any], small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import huggingface_hub

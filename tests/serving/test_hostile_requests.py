@@ -117,7 +117,7 @@ def test_no_body_breaks_a_route(route: str, port: int, small_bert: ModernBert) -
         (request("/../../etc/passwd", b"{}"), False, (b"HTTP/1.1 404",)),
     ],
 )
-def test_no_line_breaks_the_server(
+def test_malformed_http_does_not_break_the_server(
     data: bytes, half_closed: bool, expected: tuple[bytes, ...], port: int, small_bert: ModernBert
 ) -> None:
     answer = sent(port, data, half_closed=half_closed)
@@ -125,7 +125,7 @@ def test_no_line_breaks_the_server(
     check_canary(port, small_bert)
 
 
-def test_clients_that_leave_in_the_middle_leave_nothing_behind(port: int, small_bert: ModernBert) -> None:
+def test_clients_that_disconnect_leave_nothing_behind(port: int, small_bert: ModernBert) -> None:
     body = json.dumps({"inputs": ["word " * 100] * 30}).encode()
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", port)) as line:

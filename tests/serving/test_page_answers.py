@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 EMOJI = "A 👩‍🚀 and a naïve 🎈 in the land 京."
 
 
-def test_the_page_is_three_files_that_ask_nobody_else(small_bert: ModernBert) -> None:
+def test_the_page_is_three_files_without_external_requests(small_bert: ModernBert) -> None:
     app = make_app(small_bert, Scheduler(small_bert), ServeSettings("m", Limits(log=False, api_key="secret"), False))
     with TestClient(app) as client:
         for path, kind in (("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")):
@@ -46,7 +46,7 @@ def test_the_page_is_three_files_that_ask_nobody_else(small_bert: ModernBert) ->
     assert all(f'"serving/*.{kind}"' in packaged for kind in ("html", "css", "js"))
 
 
-def test_info_says_what_a_model_is_made_for(small_bert: ModernBert) -> None:
+def test_info_names_the_routes_of_a_model(small_bert: ModernBert) -> None:
     def info(bert: ModernBert) -> Any:
         with TestClient(make_app(bert, Scheduler(bert), ServeSettings("m", Limits(log=False), False))) as client:
             return client.get("/info").json()
@@ -61,7 +61,7 @@ def test_info_says_what_a_model_is_made_for(small_bert: ModernBert) -> None:
     assert ranker["answers"] == ["rerank"] and ranker["scores"] == "probability"
 
 
-def test_masks_are_filled_with_what_the_library_guesses(page: Page, masked: Served, small_bert: ModernBert) -> None:
+def test_masks_are_filled_with_the_guesses_of_the_library(page: Page, masked: Served, small_bert: ModernBert) -> None:
     page.open(masked.url, "masks")
     assert page.texts(".masks h3") == ["Mask 1", "Mask 2"]
     text = "The capital of country 5 is [MASK], in a [MASK] of rivers."
@@ -163,7 +163,7 @@ def test_tokens_are_pieces_of_the_text(page: Page, masked: Served, small_bert: M
     assert page.status == f"{number:,} tokens of at most 1,000, {number - 1_000:,} too many."
 
 
-def test_the_window_is_what_a_layer_attends_to(page: Page, masked: Served, small_bert: ModernBert) -> None:
+def test_the_window_is_the_attention_of_a_layer(page: Page, masked: Served, small_bert: ModernBert) -> None:
     page.open(masked.url, "tokens")
     text = "x" * 298
     assert small_bert.count_tokens(text) == [300]

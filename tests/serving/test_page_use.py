@@ -32,7 +32,7 @@ def test_the_api_page_shows_every_route(page: Page, masked: Served) -> None:
     assert len(paths) > 15 and set(paths) == set(shown)
 
 
-def test_one_can_do_without_a_mouse(page: Page, masked: Served) -> None:
+def test_the_page_works_without_a_mouse(page: Page, masked: Served) -> None:
     page.open(masked.url, "masks")
     page.press("TAB")
     assert page.focused() == "tab-masks"
@@ -164,7 +164,7 @@ def test_hostile_text_stays_text(
         assert page.driver.title == "a/model · modernbert"
 
 
-def test_what_the_server_refuses_is_one_line(page: Page, masked: Served) -> None:
+def test_a_refusal_is_shown_in_one_line(page: Page, masked: Served) -> None:
     page.open(masked.url, "masks")
     page.run(text="nothing is hidden")
     assert page.alert == "text 0: has no [MASK], expected at least one"
@@ -222,7 +222,7 @@ def test_typing_stops_a_request_and_a_busy_server_says_when(
     assert page.texts(".result") == before and page.status.startswith("Stopped")
 
 
-def test_a_key_is_asked_for_and_kept_in_the_tab(
+def test_a_key_is_required_and_kept_in_the_tab(
     page: Page, serve: Callable[..., Served], small_bert: ModernBert
 ) -> None:
     url = serve(small_bert, api_key="clé").url

@@ -54,7 +54,7 @@ class Held:
         return [None]
 
 
-def test_many_clients_get_what_the_library_gives(scheduler: Scheduler, small_bert: ModernBert) -> None:
+def test_many_clients_get_the_results_of_the_library(scheduler: Scheduler, small_bert: ModernBert) -> None:
     requests = [texts_of(number, seed) for seed, number in enumerate([1, 40, 3, 1, 17, 2] * 5)]
     asked = [submit(scheduler, small_bert.tokenizer.encode(texts), means) for texts in requests]
     for texts, request in zip(requests, asked, strict=True):
@@ -85,7 +85,7 @@ def test_a_little_is_served_before_the_rest_of_much(scheduler: Scheduler) -> Non
     assert order.count("much") == 200
 
 
-def test_who_leaves_is_not_computed_for(scheduler: Scheduler) -> None:
+def test_requests_of_disconnected_clients_are_dropped(scheduler: Scheduler) -> None:
     seen: list[int] = []
     held = Held(scheduler)
     left = submit(
@@ -116,7 +116,7 @@ def test_too_much_is_refused_with_a_time_and_taken_again_later(small_bert: Moder
     scheduler.close(5.0)
 
 
-def test_nobody_is_kept_waiting_longer_than_agreed(small_bert: ModernBert) -> None:
+def test_requests_that_would_wait_too_long_are_refused(small_bert: ModernBert) -> None:
     """The wait of a request is the tokens ahead of it, at the speed of the last batches."""
     scheduler = Scheduler(small_bert, budget_tokens=100, wait_s=2.2)
     scheduler._computed = (100.0, 1.0)
@@ -156,14 +156,14 @@ def test_batches_are_as_small_as_a_slow_machine_needs(small_bert: ModernBert) ->
     scheduler.close(5.0)
 
 
-def test_what_is_not_finite_is_no_answer(scheduler: Scheduler) -> None:
+def test_results_that_are_not_finite_are_an_error(scheduler: Scheduler) -> None:
     for bad in (np.array([1.0, np.nan]), (np.array([1]), np.array([np.inf]))):
         request = submit(scheduler, [np.full(3, 5)], lambda hidden, texts, bad=bad: [bad])
         with pytest.raises(ArithmeticError, match="not finite"):
             request.future.result(timeout=10)
 
 
-def test_a_failure_is_told_to_whom_it_concerns_and_the_engine_lives(scheduler: Scheduler) -> None:
+def test_a_failure_is_reported_to_its_client_and_the_scheduler_continues(scheduler: Scheduler) -> None:
     held = Held(scheduler)
 
     def broken(hidden: Tensor, texts: Sequence[EncodedText]) -> list[Any]:
@@ -183,7 +183,7 @@ def test_a_failure_is_told_to_whom_it_concerns_and_the_engine_lives(scheduler: S
     assert scheduler.is_alive
 
 
-def test_what_many_want_made_is_made_at_once_and_a_failure_hurts_only_its_own(scheduler: Scheduler) -> None:
+def test_equal_outputs_are_computed_together_and_failures_are_isolated(scheduler: Scheduler) -> None:
     groups: list[int] = []
 
     def picky(hidden: Tensor, texts: Sequence[EncodedText]) -> list[np.ndarray]:
@@ -202,7 +202,7 @@ def test_what_many_want_made_is_made_at_once_and_a_failure_hurts_only_its_own(sc
     assert groups == [3, 1, 1, 1]
 
 
-def test_a_batch_that_fails_is_computed_one_client_after_another(
+def test_a_failed_batch_is_computed_again_by_client(
     scheduler: Scheduler, small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = type(small_bert.encoder).forward
@@ -223,7 +223,7 @@ def test_a_batch_that_fails_is_computed_one_client_after_another(
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_nobody_waits_for_an_engine_that_has_ended(small_bert: ModernBert) -> None:
+def test_clients_of_an_ended_scheduler_get_an_error(small_bert: ModernBert) -> None:
     scheduler = Scheduler(small_bert, batch_s=float("nan"))  # makes the budget of a batch NaN
     scheduler._computed = (1.0, 1.0)
     asked = submit(scheduler, [np.array([1, 5, 2])], means)
@@ -235,7 +235,7 @@ def test_nobody_waits_for_an_engine_that_has_ended(small_bert: ModernBert) -> No
     assert not scheduler.is_alive
 
 
-def test_closing_computes_what_waits_and_takes_no_more(small_bert: ModernBert) -> None:
+def test_closing_computes_the_queue_and_refuses_new_requests(small_bert: ModernBert) -> None:
     scheduler = Scheduler(small_bert, budget_tokens=100)
     held = Held(scheduler)
     waiting = submit(scheduler, [np.full(50, 5)] * 20, means)
@@ -246,7 +246,7 @@ def test_closing_computes_what_waits_and_takes_no_more(small_bert: ModernBert) -
         submit(scheduler, [np.full(3, 5)], means)
 
 
-def test_closing_gives_up_what_takes_too_long(small_bert: ModernBert) -> None:
+def test_closing_fails_requests_that_take_too_long(small_bert: ModernBert) -> None:
     scheduler = Scheduler(small_bert, budget_tokens=100)
     held = Held(scheduler)
     waiting = submit(scheduler, [np.full(50, 5)] * 20, means)

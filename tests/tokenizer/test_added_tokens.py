@@ -120,7 +120,7 @@ REFUSED: dict[str, Files] = {
 
 
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_contradicts_or_is_no_token_is_refused(tokenizer: Tokenizer, tmp_path: Path, message: str) -> None:
+def test_contradictory_or_invalid_tokens_are_refused(tokenizer: Tokenizer, tmp_path: Path, message: str) -> None:
     tokenizer.save(tmp_path / "tokenizer.json")
     for name, content in REFUSED[message].items():
         (tmp_path / name).write_text(json.dumps(content))
@@ -129,7 +129,7 @@ def test_what_contradicts_or_is_no_token_is_refused(tokenizer: Tokenizer, tmp_pa
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_needs_embeddings_of_what_is_added(small_bert: ModernBert, tmp_path: Path) -> None:
+def test_added_tokens_need_embeddings(small_bert: ModernBert, tmp_path: Path) -> None:
     small_bert.save(tmp_path / "model")
     found = json.loads((tmp_path / "model" / CONFIG).read_text())
     digest = ModelFolder(tmp_path / "model").digest

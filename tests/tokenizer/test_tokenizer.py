@@ -189,7 +189,7 @@ def test_another_family_is_understood_from_its_template_and_names(tmp_path: Path
 
 
 @pytest.mark.parametrize("template", ["[CLS] $A", "[CLS] $A [SEP]", "[CLS] $A [SEP] [SEP]", "$A"])
-def test_a_text_is_cut_where_its_own_library_cuts_it(tokenizer: Tokenizer, template: str) -> None:
+def test_truncation_equals_that_of_the_library(tokenizer: Tokenizer, template: str) -> None:
     core = tokenizers.Tokenizer.from_str(tokenizer._core.to_str())
     special = [("[CLS]", tokenizer.cls_id), ("[SEP]", tokenizer.sep_id)]
     core.post_processor = processors.TemplateProcessing(single=template, pair=f"{template} $B", special_tokens=special)
@@ -235,7 +235,7 @@ def test_role_names_come_from_the_config_beside_it(tokenizer: Tokenizer, tmp_pat
         Tokenizer.load(tmp_path)
 
 
-def test_what_is_no_tokenizer_is_named(tmp_path: Path) -> None:
+def test_an_invalid_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tokenizer\.json: no such tokenizer file"):
         Tokenizer.load(tmp_path)
     path = tmp_path / "tokenizer.json"
