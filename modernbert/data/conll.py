@@ -111,11 +111,7 @@ def _is_comment(line: str, cells: list[str], width: int, by_tabs: bool, last: se
 
 
 def _splits_by_tabs(body: Sequence[tuple[int, str]], origin: str) -> bool:
-    """Return whether columns are separated by tabs: the separator that gives all lines the same number of columns.
-
-    Raises:
-        InputError: Neither separator does; names a line.
-    """
+    """Return whether columns are separated by tabs: the separator that gives all lines the same number of columns."""
     ways = [True, False] if any("\t" in line for _, line in body) else [False]
     for by_tabs in ways:
         counts = {len(_cells(line, by_tabs)) for _, line in body}

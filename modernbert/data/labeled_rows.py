@@ -138,11 +138,7 @@ def _subset(source: str, listed: Sequence[tuple[Parts, File]], name: str | None)
 def _check_complete(
     source: str, listed: Sequence[tuple[Parts, File]], paths: Sequence[Parts], chosen: Sequence[int]
 ) -> None:
-    """Check that no data file of the chosen split has a format that is not read.
-
-    Raises:
-        InputError: There is one; names it.
-    """
+    """Check that no data file of the chosen split has a format that is not read."""
     splits = {split for number in chosen for split in splits_in(paths[number])}
     for parts, file in listed:
         if Path(parts[-1]).suffix.lower() in _OTHER_DATA and splits_in(parts):

@@ -28,7 +28,7 @@ _OPEN = ("/health", "/ping", "/ready")
 _UNCOUNTED = ("/metrics",)
 # Routes that only tokenize and do not wait for the scheduler.
 _NOT_COMPUTED = ("/tokenize", "/decode")
-# A bound from below, so that no request is taken for larger than it is.
+# More than most tokens have, so that the tokens of a request are not overestimated.
 _BYTES_PER_TOKEN = 8
 # A browser cannot send a key when it opens a page; the page asks for the key.
 _PAGE = ("/", "/page.css", "/page.js")

@@ -198,7 +198,7 @@ class Scheduler:
         try:
             self._serve()
         finally:
-            # Whatever ended the thread, its clients must not wait forever.
+            # Clients must not wait forever, even if an error ended the thread.
             with self._changed:
                 self._closing = True
                 self._give_up()
@@ -297,11 +297,7 @@ class Scheduler:
 
 
 def _answers_of(output: Output, hidden: Tensor, texts: Sequence[EncodedText]) -> Sequence[Any] | np.ndarray:
-    """Return an answer for each text.
-
-    Raises:
-        ArithmeticError: Hidden states or answers are not finite.
-    """
+    """Return an answer for each text; raise an ArithmeticError if numbers are not finite."""
     if not torch.isfinite(hidden).all():
         raise ArithmeticError("the model's hidden states are not finite")
     with torch.inference_mode():

@@ -35,9 +35,9 @@ def run(config: ServeConfig) -> None:
     # An empty variable is an error: a secret that was not set would open the server.
     api_key = os.environ.get("MODERNBERT_API_KEY") if config.api_key is None else config.api_key
     if api_key == "":
-        raise InputError("api_key: is empty, expected a key, or none to let everybody in")
+        raise InputError("api_key: is empty, expected a key; leave it out for a server without one")
     if not config.host:
-        raise InputError("host: is empty, expected an address; 0.0.0.0 is everywhere")
+        raise InputError("host: is empty, expected an address (0.0.0.0: all network interfaces)")
     sys.setswitchinterval(_SWITCH_S)
     listener = _listen(config.host, config.port)
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)

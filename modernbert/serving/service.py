@@ -194,7 +194,7 @@ class Service:
         """
         model = self.bert.model
         if model.task is None or not model.is_classifier:
-            raise InputError("this model has no head with labels")
+            raise InputError("this model has no classification head; fine-tune one with `modernbert finetune`")
         task = find_task(model.task)
         if task.answers == "none":
             raise InputError(f"this model has a head for {model.task}, which is not served")

@@ -88,11 +88,7 @@ def add_vectors(app: FastAPI, service: Service) -> None:
 
 
 def _written(vectors: Sequence[np.ndarray], precision: str, encoding: str) -> list[Any]:
-    """Return vectors as rows of an answer: numbers, or little-endian bytes in base64.
-
-    Raises:
-        InputError: The precision is `binary` and the width is not a multiple of 8.
-    """
+    """Return vectors as rows of an answer: numbers, or little-endian bytes in base64."""
     if not vectors:
         return []
     rows = quantize(np.stack(vectors), precision)

@@ -340,7 +340,7 @@ def test_a_retriever_learns_from_the_split_train(
         ("choose", {"text": "a city", "choices": ["a", "b"], "label": -1}, "label is -1, expected 0 to 1"),
     ],
 )
-def test_withheld_labels_are_refused(
+def test_withheld_labels_of_every_task_are_refused(
     task: str, row: dict[str, Any], said: str, tmp_path: Path, small_bert: ModernBert
 ) -> None:
     small_bert.save(tmp_path / "model")

@@ -304,7 +304,7 @@ def test_tokens_there_and_back(open_app: Open, small_bert: ModernBert) -> None:
         ("/embed", {"inputs": 3}, 422, "inputs"),
         ("/embed", {}, 422, "inputs: Field required"),
         ("/embed", {"inputs": "a \ud800"}, 422, "text 0: unpaired surrogate"),
-        ("/predict", {"inputs": "a"}, 422, "this model has no head with labels"),
+        ("/predict", {"inputs": "a"}, 422, "this model has no classification head"),
         ("/fill-mask", {"inputs": ["a"]}, 422, r"text 0: has no \[MASK\]"),
         ("/decode", {"ids": [512]}, 422, "ids: found one outside of 0 to 511"),
         ("/embed", {"inputs": ["a"] * 16_385}, 422, "inputs: List should have at most 16384 items"),
