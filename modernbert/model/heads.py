@@ -182,28 +182,28 @@ def new_classifier(
     encoder = model.encoder
     config = encoder.config
     with on_meta():
-        started = kind(config, spec, labels)
-    started.add_module("model", encoder)
+        classifier = kind(config, spec, labels)
+    classifier.add_module("model", encoder)
     generator = torch.Generator().manual_seed(seed)
     device = encoder.device
     if model.task is None:
-        started.head.to_empty(device=device)
-        nn.init.ones_(started.head.norm.weight)
-        _fill(started.head.dense, config.initializer_range, config, generator)
+        classifier.head.to_empty(device=device)
+        nn.init.ones_(classifier.head.norm.weight)
+        _fill(classifier.head.dense, config.initializer_range, config, generator)
     else:
-        started.add_module("head", model.get_submodule("head"))
-    is_same = (model.task, model.labels) == (started.task, started.labels)
-    for name, layer in list(started.named_children()):
+        classifier.add_module("head", model.get_submodule("head"))
+    is_same = (model.task, model.labels) == (classifier.task, classifier.labels)
+    for name, layer in list(classifier.named_children()):
         if name in ("model", "head"):
             continue
         if is_same:
-            started.add_module(name, model.get_submodule(name))
+            classifier.add_module(name, model.get_submodule(name))
             continue
         layer.to_empty(device=device)
         for linear in (each for each in layer.modules() if isinstance(each, nn.Linear)):
             # The standard deviation keeps the size of the scores independent of the width. Source: transformers.
             _fill(linear, config.hidden_size**-0.5, config, generator)
-    return started
+    return classifier
 
 
 @torch.no_grad()

@@ -28,15 +28,15 @@ def layer_map(old: int, new: int) -> list[int]:
     return [min(round(layer * old / new), old - 1) for layer in range(new)]
 
 
-def tile(tensor: Tensor, shape: tuple[int, ...], whole: tuple[int, ...] | None = None) -> Tensor:
+def tile(tensor: Tensor, shape: tuple[int, ...], units: tuple[int, ...] | None = None) -> Tensor:
     """Enlarge a tensor by center tiling: the old tensor in the middle, repeated around it along each axis.
 
-    The offset along an axis is half of the growth, rounded down to a multiple of `whole`, so heads stay whole.
+    The offset along an axis is half of the growth, rounded down to a multiple of `units`, to keep heads whole.
 
     >>> tile(torch.tensor([1, 2, 3]), (7,))
     tensor([2, 3, 1, 2, 3, 1, 2])
     """
-    for axis, (size, unit) in enumerate(zip(shape, whole or (1,) * len(shape), strict=True)):
+    for axis, (size, unit) in enumerate(zip(shape, units or (1,) * len(shape), strict=True)):
         old = tensor.shape[axis]
         offset = (size - old) // 2 // unit * unit
         tensor = tensor.index_select(axis, (torch.arange(size) - offset) % old)
@@ -92,8 +92,8 @@ def _source_of(name: str, layers: list[int]) -> str:
     """Return the name of the old tensor that a new tensor copies."""
     parts = name.split(".")
     if "layers" in parts:
-        place = parts.index("layers") + 1
-        parts[place] = str(layers[int(parts[place])])
+        position = parts.index("layers") + 1
+        parts[position] = str(layers[int(parts[position])])
     return ".".join(parts)
 
 

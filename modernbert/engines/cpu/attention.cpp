@@ -1,4 +1,4 @@
-// Attention over packed documents, forward and backward; RoPE is applied here.
+// Attention over packed documents, forward and backward; RoPE is applied inside.
 //
 //   qkv             [T][3][H][K]  queries, keys, values of the projection, before RoPE
 //   attn_out           [T][H][K]
@@ -196,13 +196,13 @@ void attention_task(const T* qkv, T* attn_out, float* lse, const Heads& heads, c
                 multiply(queries, K, panel, scores + j, KEYS_PER_STEP, padded, n, K, false);
             }
             for (int r = 0; r < padded; ++r) {
-                const Span mine = visible_keys(heads, task.length, {begin + r, begin + r + 1});
-                const Span here = {std::max(0, mine.first - keys.first - at),
-                                   std::min(width, mine.last - keys.first - at)};
+                const Span row_keys = visible_keys(heads, task.length, {begin + r, begin + r + 1});
+                const Span visible = {std::max(0, row_keys.first - keys.first - at),
+                                      std::min(width, row_keys.last - keys.first - at)};
                 T* row = weights + r * KEYS_PER_STEP;
-                if (r < num_queries && here.first < here.last)
-                    online_softmax_row(scores + r * KEYS_PER_STEP, row, width, here, scale, totals + r * K, row_max[r],
-                                       row_sum[r]);
+                if (r < num_queries && visible.first < visible.last)
+                    online_softmax_row(scores + r * KEYS_PER_STEP, row, width, visible, scale, totals + r * K,
+                                       row_max[r], row_sum[r]);
                 else
                     std::memset(row, 0, width * sizeof(T));
             }
@@ -290,10 +290,10 @@ void attention_backward_task(const T* qkv, const T* attn_out, const float* lse, 
             multiply(queries, K, key_panels + panel + column * GROUP<T>, scores, PANEL, padded, n, K, false);
             multiply(grad_out, K, value_panels + panel + column * GROUP<T>, grad_scores, PANEL, padded, n, K, false);
             for (int r = 0; r < padded; ++r) {
-                const Span mine = visible_keys(heads, task.length, {begin + r, begin + r + 1});
-                Span here = {std::max(0, mine.first - at), std::min(n, mine.last - at)};
-                if (r >= num_queries || here.first >= here.last) here = {0, 0};
-                softmax_backward_row<T>(scores + r * PANEL, grad_scores + r * PANEL, n, here, scale, lse_i[r],
+                const Span row_keys = visible_keys(heads, task.length, {begin + r, begin + r + 1});
+                Span visible = {std::max(0, row_keys.first - at), std::min(n, row_keys.last - at)};
+                if (r >= num_queries || visible.first >= visible.last) visible = {0, 0};
+                softmax_backward_row<T>(scores + r * PANEL, grad_scores + r * PANEL, n, visible, scale, lse_i[r],
                                         delta_i[r]);
             }
             const T* weight_panel = scores_as_panel(scores, weight_scratch, padded, n);

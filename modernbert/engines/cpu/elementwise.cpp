@@ -27,13 +27,13 @@ void residual_layer_norm(const Hidden* residual, const Narrow* x, const float* s
                          int num_threads) {
     for_blocks(num_rows, num_threads, [&](int64_t, int64_t first, int64_t last) {
         for (int64_t row = first; row < last; ++row) {
-            Hidden* here = total + row * width;
-            for (int64_t i = 0, place = row * width; i < width; i += LANES, place += LANES) {
-                vfloat added = load(x + place);
-                if (dropout.p) added *= dropout.mask(place);
-                store(here + i, load(residual + place) + added);
+            Hidden* row_total = total + row * width;
+            for (int64_t i = 0, at = row * width; i < width; i += LANES, at += LANES) {
+                vfloat added = load(x + at);
+                if (dropout.p) added *= dropout.mask(at);
+                store(row_total + i, load(residual + at) + added);
             }
-            const Moments found = norm_row(here, scale, eps, width, normed + row * width);
+            const Moments found = norm_row(row_total, scale, eps, width, normed + row * width);
             moments[row * 2] = found.mean;
             moments[row * 2 + 1] = found.rstd;
         }

@@ -78,10 +78,10 @@ void for_panels(const Team& team, const T* rows, int height, int depth, const T*
     team.share(num_panels, first, last);
     for (int panel = first; panel < last; ++panel)
         for (int row = 0; row < height; row += CHUNK) {
-            const int some = std::min(CHUNK, height - row);
+            const int num_rows = std::min(CHUNK, height - row);
             multiply<PACK_WIDTH>(rows + int64_t(row) * depth, depth, weights + int64_t(panel) * depth * PANEL, piece,
-                                 PANEL, some, PANEL, depth, false);
-            use(panel, row, some, piece);
+                                 PANEL, num_rows, PANEL, depth, false);
+            use(panel, row, num_rows, piece);
         }
 }
 
@@ -179,27 +179,29 @@ void finish_layer(const Team& team, const Encoder<T>& encoder, Stream<T>& stream
 template <class T, class Do>
 void for_chunks(const Encoder<T>& encoder, int num_tokens, int num_threads, const Do& run) {
     const bool is_shared = num_tokens < ROWS_PER_THREAD * num_threads;
-    const int least = (num_tokens + CHUNK - 1) / CHUNK;
-    const int num_chunks = is_shared ? 1 : (least + num_threads - 1) / num_threads * num_threads;
+    const int min_chunks = (num_tokens + CHUNK - 1) / CHUNK;
+    const int num_chunks = is_shared ? 1 : (min_chunks + num_threads - 1) / num_threads * num_threads;
     const int height = round_up((num_tokens + num_chunks - 1) / num_chunks, ROW_STEP);
-    const int64_t scratch = int64_t(height) * (encoder.width + encoder.feed);
-    static thread_local std::vector<T> shared;
-    if (is_shared) shared.resize(scratch);
-    T* const common = shared.data();
+    const int64_t scratch_size = int64_t(height) * (encoder.width + encoder.feed);
+    static thread_local std::vector<T> shared_scratch;
+    if (is_shared) shared_scratch.resize(scratch_size);
+    T* const shared_data = shared_scratch.data();
 #pragma omp parallel num_threads(num_threads)
     {
         Tiles tiles;
-        static thread_local std::vector<T> own;
-        if (!is_shared) own.resize(scratch);
+        static thread_local std::vector<T> private_scratch;
+        if (!is_shared) private_scratch.resize(scratch_size);
         const auto chunk_at = [&](int first, T* memory) {
-            const int some = std::min(height, num_tokens - first);
-            return Chunk<T>{first, some, round_up(some, ROW_STEP), memory, memory + int64_t(height) * encoder.width};
+            const int num_rows = std::min(height, num_tokens - first);
+            return Chunk<T>{first, num_rows, round_up(num_rows, ROW_STEP), memory,
+                            memory + int64_t(height) * encoder.width};
         };
         if (is_shared) {
-            run(Team{omp_get_thread_num(), omp_get_num_threads()}, chunk_at(0, common));
+            run(Team{omp_get_thread_num(), omp_get_num_threads()}, chunk_at(0, shared_data));
         } else {
 #pragma omp for schedule(dynamic)
-            for (int first = 0; first < num_tokens; first += height) run(Team{0, 1}, chunk_at(first, own.data()));
+            for (int first = 0; first < num_tokens; first += height)
+                run(Team{0, 1}, chunk_at(first, private_scratch.data()));
         }
     }
 }

@@ -89,20 +89,21 @@ void multiply_block(const Product<T, Out>& product, int first, int height, int f
     float* acc = memory.alloc<float>(HEIGHT * PANELS_PER_STEP * PACK_WIDTH);
     const int depth = padded_depth(product.k), m = product.m, n = product.n;
     for (int from = 0; from < depth; from += DEPTH<T>) {
-        const int to = std::min(depth, from + DEPTH<T>), real = std::min(product.k, to);
+        const int to = std::min(depth, from + DEPTH<T>), valid = std::min(product.k, to);
         if (product.transposed)
-            transpose(product.rows + int64_t(from) * m + first, m, real - from, to - from, height, block, STEP);
+            transpose(product.rows + int64_t(from) * m + first, m, valid - from, to - from, height, block, STEP);
         else
-            copy_block(product.rows, product.k, first, first + height, from, real, block, STEP);
+            copy_block(product.rows, product.k, first, first + height, from, valid, block, STEP);
         for (int panel = first_panel; panel < last_panel; ++panel)
             for (int row = 0; row < height; row += TILE) {
-                const int some = std::min(TILE, height - row);
+                const int tile_rows = std::min(TILE, height - row);
                 float* tile = acc + ((panel - first_panel) * HEIGHT + row) * PACK_WIDTH;
                 const T* part = product.packed + (int64_t(panel) * depth + from) * PACK_WIDTH;
-                multiply<PACK_WIDTH>(block + row * STEP, STEP, part, tile, PACK_WIDTH, round_up(some, ROW_STEP),
+                multiply<PACK_WIDTH>(block + row * STEP, STEP, part, tile, PACK_WIDTH, round_up(tile_rows, ROW_STEP),
                                      PACK_WIDTH, to - from, from > 0);
                 if (to == depth)
-                    store_tile(tile, product.out + int64_t(first + row) * n + panel * PACK_WIDTH, n, some, product.add);
+                    store_tile(tile, product.out + int64_t(first + row) * n + panel * PACK_WIDTH, n, tile_rows,
+                               product.add);
             }
     }
 }
@@ -110,19 +111,20 @@ void multiply_block(const Product<T, Out>& product, int first, int height, int f
 template <class T, class Out>
 void multiply_rows(const Product<T, Out>& product, int num_threads) {
     const int num_panels = product.n / PACK_WIDTH, num_parts = (num_panels + PANELS_PER_STEP - 1) / PANELS_PER_STEP;
-    const int least = (product.m + HEIGHT - 1) / HEIGHT;
+    const int min_blocks = (product.m + HEIGHT - 1) / HEIGHT;
     // With few blocks, give each thread the same number.
-    const int even = least < 4 * num_threads ? round_up(least, num_threads) : least;
-    const int unit = product.transposed ? 16 : ROW_STEP;  // transposition works on 16 x 16 tiles
-    const int most = even ? std::min(HEIGHT, round_up((product.m + even - 1) / even, unit)) : HEIGHT;
+    const int num_blocks = min_blocks < 4 * num_threads ? round_up(min_blocks, num_threads) : min_blocks;
+    const int row_multiple = product.transposed ? 16 : ROW_STEP;  // transposition works on 16 x 16 tiles
+    const int block_rows =
+        num_blocks ? std::min(HEIGHT, round_up((product.m + num_blocks - 1) / num_blocks, row_multiple)) : HEIGHT;
 #pragma omp parallel num_threads(num_threads)
     {
         Tiles tiles;
         static thread_local ScratchArena memory;
 #pragma omp for collapse(2) schedule(dynamic)
         for (int part = 0; part < num_parts; ++part)
-            for (int first = 0; first < product.m; first += most)
-                multiply_block(product, first, std::min(product.m - first, most), part * num_panels / num_parts,
+            for (int first = 0; first < product.m; first += block_rows)
+                multiply_block(product, first, std::min(product.m - first, block_rows), part * num_panels / num_parts,
                                (part + 1) * num_panels / num_parts, memory);
     }
 }
