@@ -8,9 +8,10 @@ mkdir -p "$work"
 modernbert tokenizer sources="[$text]" txt_unit=paragraph vocab_size=2048 out="$work/tokenizer"
 modernbert prepare sources="[$text]" txt_unit=paragraph tokenizer="$work/tokenizer" heldout=0.05 out="$work/shards"
 for seed in 1 2; do
-    modernbert pretrain out="$work/run-$seed" seed=$seed tokenizer="$work/tokenizer" sources.prose="$work/shards/train" \
-        heldout.prose="$work/shards/heldout" model.preset=tiny model.attention_output_dropout=0.0 eval_every=100 \
-        phases.all.tokens=2000000 phases.all.lr=2e-3 phases.all.max_len=512 phases.all.micro_batch_tokens=4096 \
-        phases.all.warmup_tokens=50000 phases.all.decay=one_minus_sqrt >"$work/run-$seed.txt" 2>&1
+    modernbert pretrain --output "$work/run-$seed" --seed $seed --tokenizer "$work/tokenizer" \
+        --data.sources.prose "$work/shards/train" --data.heldout.prose "$work/shards/heldout" --model.preset tiny \
+        --model.attention_output_dropout 0.0 --evaluation.every-steps 100 --phases.all.tokens 2000000 \
+        --phases.all.lr 2e-3 --phases.all.max-len 512 --phases.all.micro-batch-tokens 4096 \
+        --phases.all.warmup-tokens 50000 --phases.all.decay one_minus_sqrt >"$work/run-$seed.txt" 2>&1
     grep '"heldout"' "$work/run-$seed/log.jsonl" | tail -1 | grep -o '"loss": [0-9.]*, "accuracy": [0-9.]*'
 done

@@ -19,14 +19,18 @@ SAME = ("kind", "phase", "step", "tokens", "lr", "micro_batches", "masked", "sou
 
 def words_of(data, out, sharding):
     """Two phases, four micro-batches a step in the second half of the first one."""
-    return [
-        f"out={out}", f"tokenizer={data}/own-tokenizer", f"sources.mix={data}/own/train", f"sharding={sharding}",
-        f"heldout.mix={data}/own/heldout", "heldout_tokens=20000", "eval_every=10", "model.preset=tiny",
-        "device=cpu", "precision=float32", "save_every_steps=5", "save_every_s=0",
-        "phases.stable={tokens: 163840, lr: 1e-3, max_len: 512, micro_batch_tokens: 2048, max_micro_batches: 4, "
-        "warmup_tokens: 20000, batch_warmup_tokens: 40000}",
-        "phases.decay={tokens: 65536, lr: 1e-3, max_len: 1024, micro_batch_tokens: 4096, decay: one_minus_sqrt}",
-    ]  # fmt: skip
+    stable = {"tokens": 163840, "lr": 1e-3, "max-len": 512, "micro-batch-tokens": 2048, "max-micro-batches": 4,
+              "warmup-tokens": 20000, "batch-warmup-tokens": 40000}  # fmt: skip
+    decay = {"tokens": 65536, "lr": 1e-3, "max-len": 1024, "micro-batch-tokens": 4096, "decay": "one_minus_sqrt"}
+    options = {
+        "output": out, "tokenizer": f"{data}/own-tokenizer", "data.sources.mix": f"{data}/own/train",
+        "data.heldout.mix": f"{data}/own/heldout", "distributed.sharding": sharding, "evaluation.max-tokens": 20000,
+        "evaluation.every-steps": 10, "model.preset": "tiny", "device": "cpu", "dtype": "float32",
+        "checkpoint.every-steps": 5, "checkpoint.every-s": 0,
+        **{f"phases.stable.{name}": value for name, value in stable.items()},
+        **{f"phases.decay.{name}": value for name, value in decay.items()},
+    }  # fmt: skip
+    return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
 def command(processes, words):
