@@ -41,11 +41,6 @@ class FolderFiles:
         self._objects: dict[str, dict[str, Any]] = {}
         self._lists: dict[str, list[Any]] = {}
 
-    @staticmethod
-    def of(folder: "Path | FolderFiles") -> "FolderFiles":
-        """Return the files of a path, or the argument itself."""
-        return folder if isinstance(folder, FolderFiles) else FolderFiles(folder)
-
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 

@@ -17,7 +17,7 @@ from modernbert.export.onnx_nodes import needed
 from modernbert.model.interface import Model
 from modernbert.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Agreement", "compare", "made_up", "open_file", "short_texts", "vectors_in"]
+__all__ = ["Agreement", "compare", "random_batches", "open_file", "short_batches", "compared_output"]
 
 Documents = Sequence[np.ndarray]
 
@@ -38,14 +38,14 @@ class Agreement:
     cosine: float
 
 
-def made_up(tokenizer: Tokenizer, max_length: int) -> list[list[np.ndarray]]:
+def random_batches(tokenizer: Tokenizer, max_length: int) -> list[list[np.ndarray]]:
     """Return batches of random documents of many lengths, up to `max_length`."""
     return [
         _drawn(tokenizer, [min(length, max_length) for length in lengths], seed) for seed, lengths in enumerate(_SHAPES)
     ]
 
 
-def short_texts(tokenizer: Tokenizer, max_length: int) -> list[list[np.ndarray]]:
+def short_batches(tokenizer: Tokenizer, max_length: int) -> list[list[np.ndarray]]:
     """Return batches of random documents as long as short texts: log-normal with a median of 40 tokens."""
     lengths = np.random.default_rng(0).lognormal(np.log(40), 0.9, 32)
     whole = np.clip(lengths, 4, min(512, max_length)).astype(int).tolist()
@@ -79,7 +79,7 @@ def open_file(path: Path, also: Output | None = None) -> Any:
     return runtime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def vectors_in(model: Model) -> tuple[Model, Output]:
+def compared_output(model: Model) -> tuple[Model, Output]:
     """Return the model and the output to compare int8 by: the vectors of an `Embedder`, else the hidden states."""
     compared = model.encoder if model.pooling is None else model
     return compared, outputs_of(compared)[-1]
@@ -93,7 +93,7 @@ def compare(
     for documents in batches:
         theirs, ours = _of_file(session, outputs, documents, pad_id), _of_model(model, documents)
         for name, mine in rows.items():
-            mine.extend(_apart(one, other) for one, other in zip(theirs[name], ours[name], strict=True))
+            mine.extend(_differences(one, other) for one, other in zip(theirs[name], ours[name], strict=True))
     return {name: _agreement(mine) for name, mine in rows.items()}
 
 
@@ -102,7 +102,7 @@ def _agreement(rows: Sequence[tuple[float, float, float]]) -> Agreement:
     return Agreement(float(differences.max() / (sizes.max() or 1.0)), float(cosines.min()))
 
 
-def _apart(found: np.ndarray, expected: np.ndarray) -> tuple[float, float, float]:
+def _differences(found: np.ndarray, expected: np.ndarray) -> tuple[float, float, float]:
     """Return the largest difference, the largest value, and the cosine of two arrays of one shape."""
     if found.shape != expected.shape or not np.isfinite(found).all():
         return np.inf, 1.0, -1.0

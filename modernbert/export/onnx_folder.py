@@ -17,7 +17,7 @@ import torch
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.sentence_transformers_format import write_embedding_config
 from modernbert.errors import CheckFailed, InputError
-from modernbert.export.onnx_check import Agreement, compare, made_up, open_file, short_texts, vectors_in
+from modernbert.export.onnx_check import Agreement, compare, compared_output, open_file, random_batches, short_batches
 from modernbert.export.onnx_graph import build, outputs_of
 from modernbert.export.onnx_nodes import OPSET, needed, write_model
 from modernbert.files import new_folder
@@ -146,7 +146,7 @@ def _copy_beside(source: _Source, partial: Path) -> None:
 
 def _write_graphs(source: _Source, partial: Path, target: Path, int8: bool) -> Report:
     model, pad_id = source.model, source.tokenizer.pad_id
-    batches = [*made_up(source.tokenizer, source.folder.max_length), *source.texts]
+    batches = [*random_batches(source.tokenizer, source.folder.max_length), *source.texts]
     write_model(build(model), partial / _FLOAT32)
     agreements = compare(open_file(partial / _FLOAT32), model, outputs_of(model), batches, pad_id)
     for name, found in agreements.items():
@@ -165,9 +165,9 @@ def _write_int8(source: _Source, partial: Path, target: Path) -> tuple[Agreement
 
     Raises: CheckFailed if it always differs too much.
     """
-    compared, output = vectors_in(source.model)
+    compared, output = compared_output(source.model)
     also = None if output in outputs_of(source.model) else output
-    batches = [*short_texts(source.tokenizer, source.folder.max_length), *source.texts]
+    batches = [*short_batches(source.tokenizer, source.folder.max_length), *source.texts]
     best = -1.0
     for kept in _choices(source.model.num_layers):
         write_model(build(source.model, [*_HEADS, *kept]), partial / _INT8)
@@ -208,6 +208,6 @@ def _described(source: _Source, report: Report) -> dict[str, Any]:
     }
     if report.int8_agreement is not None:
         described["verified"]["int8"] = asdict(report.int8_agreement) | {
-            "output": vectors_in(source.model)[1].name, "in_float32": list(report.kept)
+            "output": compared_output(source.model)[1].name, "in_float32": list(report.kept)
         }  # fmt: skip
     return described

@@ -146,8 +146,8 @@ class _Local:
         graph, width = self.graph, self.config.head_width
         q, k, v = _heads(graph, qkv, self.config, self.angles)
         queries = self._blocks(graph.node("Pad", q, self.behind), width)
-        mixed = _attend(graph, queries, self._bands(k, width), self._bands(v, width), self.mask, axes=6)
-        flat = graph.node("Reshape", mixed, graph.ints(0, 0, 0, -1, width))
+        attn_out = _attend(graph, queries, self._bands(k, width), self._bands(v, width), self.mask, axes=6)
+        flat = graph.node("Reshape", attn_out, graph.ints(0, 0, 0, -1, width))
         return _merged(graph, graph.node("Slice", flat, graph.ints(0), self.columns, graph.ints(3)), self.config)
 
     def _padding(self, before: str, behind: str) -> str:
@@ -192,8 +192,8 @@ def _angles(graph: Graph, head_width: int, theta: float) -> tuple[str, str]:
 def _heads(graph: Graph, qkv: str, config: ModelConfig, angles: tuple[str, str]) -> tuple[str, str, str]:
     """[rows, columns, 3D] -> queries, keys and values [1, rows, H, columns, K], the first two rotated."""
     shape = graph.ints(0, 0, 3, config.num_attention_heads, config.head_width)
-    apart = graph.node("Transpose", graph.node("Reshape", qkv, shape), perm=[2, 0, 3, 1, 4])
-    both, v = graph.halves(apart, axis=0, sizes=(2, 1))
+    transposed = graph.node("Transpose", graph.node("Reshape", qkv, shape), perm=[2, 0, 3, 1, 4])
+    both, v = graph.halves(transposed, axis=0, sizes=(2, 1))
     cosines, sines = angles
     first, second = graph.halves(both, axis=-1)
     rotated = graph.node(
@@ -213,10 +213,10 @@ def _attend(graph: Graph, q: str, k: str, v: str, mask: str, axes: int) -> str:
     return graph.node("MatMul", graph.node("Softmax", scores, axis=-1), v)
 
 
-def _merged(graph: Graph, mixed: str, config: ModelConfig) -> str:
+def _merged(graph: Graph, attn_out: str, config: ModelConfig) -> str:
     """[1, rows, H, columns, K] -> [rows, columns, D]."""
-    apart = graph.node("Transpose", mixed, perm=[1, 3, 0, 2, 4])
-    return graph.node("Reshape", apart, graph.ints(0, 0, config.hidden_size))
+    transposed = graph.node("Transpose", attn_out, perm=[1, 3, 0, 2, 4])
+    return graph.node("Reshape", transposed, graph.ints(0, 0, config.hidden_size))
 
 
 def _head(graph: Graph, model: Model, hidden: str) -> None:

@@ -1,4 +1,4 @@
-"""FlexBERT in plain torch, as the reference repository computes it: the other side of what is converted."""
+"""FlexBERT in plain torch, as the reference repository computes it, to compare converted checkpoints with."""
 
 from collections import OrderedDict
 from typing import Any
@@ -113,7 +113,7 @@ def state_of(model: nn.Module) -> "OrderedDict[str, Tensor]":
 
 
 def checkpoint_of(state: Any, settings: dict[str, Any] | None = SETTINGS, **others: Any) -> dict[str, Any]:
-    """What Composer saves, with a trap wherever it would be sprung by unpickling."""
+    """The content of a Composer checkpoint, with code that unpickling would run."""
     library = {} if settings is None else {"model": {"config": {"file_extension": ".json", "content": settings}}}
     return {
         "rng": [{"python": (3, (1, 2), None)}],

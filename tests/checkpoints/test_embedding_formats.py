@@ -1,4 +1,4 @@
-"""Folders whose texts become vectors: in every layout that is read, the vectors of whoever wrote it; else one line."""
+"""Embedding folders: every format gives the vectors of the library that wrote it, or a one-line error."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Model folders: both ways with `transformers`, both dialects, and every folder that must be refused."""
+"""Model folders: round trips with `transformers`, old and new config keys, and folders that must be refused."""
 
 import json
 import os
@@ -79,7 +79,7 @@ def test_folder_of_ours_loads_unedited_in_transformers(tmp_path: Path, small_mod
 
 
 def _save_for_an_unknown_task(folder: Path, kind: Any = ModernBertForSequenceClassification) -> Any:
-    """Save a model whose config says that it is for a task that is none of ours."""
+    """Save a model whose config names a task that this package does not have."""
     model = kind(ModernBertConfig(**SIZES)).eval()
     model.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text())
@@ -385,7 +385,7 @@ def test_a_score_near_zero_is_no_reason_to_refuse_a_model(
 def test_golden_config_of_the_published_base(data_folder: Path) -> None:
     words = json.loads((data_folder / "tokenizer/modernbert/config.json").read_text())
     read = config_from_json(words, "config.json")
-    # Nothing in that file tells of the output dropout it was trained with.
+    # The file does not have the output dropout of training.
     assert read == ModelConfig(attention_output_dropout=0.0)
 
 

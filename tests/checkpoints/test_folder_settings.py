@@ -1,4 +1,4 @@
-"""What a folder of sentence-transformers says of prompts and lengths holds for every call, command and route."""
+"""Prompts and lengths of a sentence-transformers folder apply to every call, command and route."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ def plain(small_bert: ModernBert, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture
 def write(plain: Path, small_bert: ModernBert, tmp_path: Path) -> Write:
-    """Have sentence-transformers write a folder; `family` is modernbert or bert, `files` change what it has written."""
+    """Have sentence-transformers write a folder; `family` is modernbert or bert, `files` change its files."""
 
     def write(
         max_length: int | None = None, family: str = "modernbert", files: dict[str, dict[str, Any]] | None = None,
@@ -103,7 +103,7 @@ def test_the_default_prompt_is_put_before_texts_as_sentence_transformers_does(wr
     close(bert.embed(TEXTS, prompt="x "), model.encode(TEXTS, prompt="x "))
     tokens = model.encode(TEXTS[:1], output_value="token_embeddings")
     close(bert.embed_tokens(TEXTS[:1])[0], np.asarray(tokens[0]))
-    # What has prompts of its own does not have the default one.
+    # Queries and documents have their prompts, not the default prompt.
     close(bert.embed_queries(TEXTS).vectors, model.encode_query(TEXTS))
     close(bert.embed_documents(TEXTS).vectors, model.encode_document(TEXTS))
     close(bert.similarity(TEXTS, TEXTS), model.encode_query(TEXTS) @ model.encode_document(TEXTS).T)

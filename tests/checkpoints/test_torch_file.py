@@ -69,7 +69,7 @@ def test_a_table_keeps_text_keys_alone() -> None:
     for _ in range(300):
         deep = (deep,)
     assert read_pickle(pickle.dumps({"a": 1, 2: 3, deep: 4, 1.5: 5, 2**61: 6})) == {"a": 1}
-    # Too deep for whoever would compute the number of such a key.
+    # Too deep to compute the hash of such a key recursively.
     towering = b"\x80\x04})" + b"\x85" * 5_000 + b"K\x01s."
     assert read_pickle(towering) == {}
 
@@ -163,7 +163,7 @@ def members_of(content: bytes) -> dict[str, bytes]:
 
 
 def tensor_of(path: Path, content: bytes) -> torch.Tensor:
-    """Write bytes and read the tensor `x` of what they hold."""
+    """Write bytes and read their tensor `x`."""
     path.write_bytes(content)
     with open_torch_file(path) as file:
         return file.tensors({"x": stored_tensor(file.content["x"], "x")})["x"]

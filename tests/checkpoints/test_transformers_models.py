@@ -1,4 +1,4 @@
-"""Models of other families behind the ragged calls: what they compute of a text does not depend on its neighbours."""
+"""Models of other families behind the ragged interface: outputs of a text do not depend on its neighbors."""
 
 import json
 from dataclasses import replace

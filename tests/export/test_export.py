@@ -1,4 +1,4 @@
-"""Exported folders: what ONNX Runtime computes from them is what the model computes, or they are not there."""
+"""Exported folders: ONNX Runtime computes the outputs of the model, or there is no folder."""
 
 import copy
 import json
@@ -77,7 +77,7 @@ def test_a_limit_of_the_folder_is_kept(make: Make, tmp_path: Path) -> None:
 
 
 def run(file: Path, documents: Sequence[np.ndarray], *, columns: int = 0, left: bool = False) -> dict[str, np.ndarray]:
-    """Run a file on documents and a row of nothing but padding; what comes out is finite for padding too."""
+    """Run a file on documents and a row of nothing but padding; outputs of padding are finite, too."""
     options = runtime.SessionOptions()
     options.intra_op_num_threads = 1
     session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

@@ -1,4 +1,4 @@
-"""`modernbert embed --executor ray`: the same rows from a cluster, begun here and ended there, whatever dies."""
+"""`modernbert embed --executor ray`: a cluster gives the same rows, whatever dies or stops."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def words(folder: Path, tmp_path: Path) -> list[str]:
 
 
 def started(*words: str) -> subprocess.Popen[str]:
-    """Start a command with small parts, in a group of its own."""
+    """Start a command with small parts, in a new process group."""
     code = (
         f"from modernbert.inference import embed_files; embed_files.PART_CHARACTERS = {PART_TEXTS * 500}; "
         "from modernbert.cli.main import main; main()"
@@ -83,7 +83,7 @@ def test_begun_here_killed_and_ended_on_a_cluster_of_which_a_process_dies(words:
     wait_for(here, lambda: len(list(parts.glob("*.npy"))) >= 6)
     here.kill()
     here.communicate()
-    # What is done is not made again: these numbers stay.
+    # Finished chunks are not computed again: these numbers stay.
     third = list(chunks_of((TextRow(f"t:{n}", text) for n, text in enumerate(TEXTS)), PART_TEXTS * 500))[3]
     np.save(parts / f"{third.digest}.npy", np.full((len(third.rows), 64), 7, np.float32))
     done = len(list(parts.glob("*.npy")))

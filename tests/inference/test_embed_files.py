@@ -257,8 +257,8 @@ import pyarrow.parquet
 from modernbert.inference.text_inputs import stream_texts
 def peak():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024
-begun = peak()
-print(sum(len(text) for _, text in stream_texts([Path(sys.argv[1])])), peak() - begun)
+before = peak()
+print(sum(len(text) for _, text in stream_texts([Path(sys.argv[1])])), peak() - before)
 """
     words = [sys.executable, "-c", code, str(tmp_path / "t.parquet")]
     done = subprocess.run(words, capture_output=True, text=True, check=True)

@@ -63,7 +63,7 @@ def load(folder: Path, engine: str, dtype: str = "float32") -> ModernBert:
 
 
 def run(script: str, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a script in a process of its own, for what a fault of the old kind would end or hang."""
+    """Run a script in a new process, which a segmentation fault would end."""
     return subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         capture_output=True, text=True, timeout=120, env=os.environ | {"TRITON_INTERPRET": "1"} | variables,
@@ -422,7 +422,7 @@ offsets = layout.cu_seqlens
 cosines, sines = (part[:, 0] for part in rope_angles(layout.positions, 64, 10_000.0))
 qkv, rows = torch.randn(64, 3, 2, 64), torch.randn(64, 128)
 logits, bias, labels = torch.randn(64, 128), torch.zeros(128), torch.zeros(64, dtype=torch.int64)
-strips = calls.pack_weight(torch.randn(128, 128))
+packed = calls.pack_weight(torch.randn(128, 128))
 moments = torch.zeros(64), torch.zeros(64), torch.zeros(64)
 wide = torch.randn(64, 256)[:, ::2]
 meta = torch.device("meta")
@@ -440,8 +440,8 @@ asked = {
     "rows in float16": lambda: calls.linear(rows.half(), torch.randn(64, 128).half()),
     "rows of another device": lambda: calls.linear(rows.to(meta), torch.randn(64, 128)),
     "a weight of another depth": lambda: calls.linear(rows, torch.randn(64, 192)),
-    "strips of another dtype": lambda: calls.multiply_(torch.zeros(64, 128), rows.bfloat16(), strips),
-    "an out that is not contiguous": lambda: calls.multiply_(wide, rows, strips),
+    "packed of another dtype": lambda: calls.multiply_(torch.zeros(64, 128), rows.bfloat16(), packed),
+    "an out that is not contiguous": lambda: calls.multiply_(wide, rows, packed),
     "labels in int32": lambda: calls.cross_entropy_(logits, bias, labels.int(), None),
     "fewer labels": lambda: calls.cross_entropy_(logits, bias, labels[:9], None),
     "logits that are not contiguous": lambda: calls.cross_entropy_(wide, bias, labels, None),

@@ -220,7 +220,7 @@ WRONG = {
 
 
 def test_what_is_no_text_or_number_is_one_line(folder: Path) -> None:
-    """In a process of its own, where no types are checked."""
+    """In a new process, where no types are checked."""
     script = (
         "import numpy, pyarrow, sys; from modernbert import InputError, ModernBert; folder = sys.argv[1]\n"
         "bert = ModernBert.load(folder, device='cpu')\n"

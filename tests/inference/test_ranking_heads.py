@@ -89,7 +89,7 @@ def test_a_head_of_one_label_ranks_by_its_score(
     of_transformers: Callable[[str | None], Path], problem_type: str | None
 ) -> None:
     folder = of_transformers(problem_type)
-    # transformers writes it by itself.
+    # transformers writes it.
     written = json.loads((folder / "config.json").read_text())["problem_type"]
     assert written == (problem_type or "regression")
     logits = scores_of(folder)

@@ -1,4 +1,4 @@
-"""Our engine inside sentence-transformers: what that library makes of a folder by itself, it makes with us."""
+"""Our module inside sentence-transformers gives the vectors of that library's own modules."""
 
 import json
 from collections.abc import Callable

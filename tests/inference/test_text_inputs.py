@@ -293,7 +293,7 @@ def test_rows_that_cannot_be_used_stop_a_command_or_are_skipped_and_listed(
     assert done.returncode == 0, done.stderr
     for line in SKIPPED.values():
         if verb == "rerank" and "tokens" in line:
-            line = line.partition("15,002")[0]  # a pair has those of the query, too
+            line = line.partition("15,002")[0]  # a pair has the query's tokens, too
         assert f"skipped {line.format(file=bad)}" in done.stderr
     assert done.stderr.count("skipped ") == 5 and "skipped 4 in all" in done.stderr
     rows = sorted((json.loads(line) for line in done.stdout.splitlines()), key=lambda row: row.get("index", 0))
@@ -470,7 +470,7 @@ def test_rerankers_and_cross_encoders_of_other_libraries_are_models_of_pairs(
         ranker.classify(["a"])
     assert len(ranker.classify([("a", "b")])) == 1
     config = json.loads((Path(folders["classify"]) / "config.json").read_text())
-    assert "text_pairs" not in config, "what is not known is not said"
+    assert "text_pairs" not in config, "unknown, so not written"
     CrossEncoder(folders["classify"], device="cpu").save_pretrained(str(tmp_path / "new"))
     old = tmp_path / "old"
     old.mkdir()

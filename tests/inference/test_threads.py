@@ -32,7 +32,7 @@ def folders(small_bert: ModernBert, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def texts_of(number: int) -> list[str]:
-    """Texts of one thread, unlike those of the others in words and lengths."""
+    """Texts of one thread, unlike the others' in words and lengths."""
     return [f"city {number} of land {n} [MASK]" + " rivers" * ((n * (number + 3)) % 60) for n in range(5)]
 
 

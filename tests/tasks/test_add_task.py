@@ -23,7 +23,7 @@ NINE = ["choose", "classify", "embed", "extract", "late", "multilabel", "regress
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Forget what a test registers."""
+    """Remove the tasks that a test registers."""
     known_tasks()
     monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
     yield

@@ -65,7 +65,7 @@ def test_pair_scores_rank_by_chance() -> None:
 
 
 def test_an_article_is_one_beside_any_punctuation() -> None:
-    """The script's own example of a word is what a regular expression takes for one."""
+    """Words are matched by the regular expression of the script."""
     assert exact_answers(["the—end", "“A” man", "anthem"], [["—end"], ["“the” man"], ["them"]]) == 2 / 3
 
 
