@@ -1,8 +1,9 @@
 """ModernBERT encoders, unpadded from text to vectors.
 
-from modernbert import ModernBert
+from modernbert import ModernBert, finetune
 bert = ModernBert.load("answerdotai/ModernBERT-base")
 vectors = bert.embed(["a text", "another"])
+folder = finetune("answerdotai/ModernBERT-base", task="classify", train="train.tsv", output="runs/mine")
 """
 
 from importlib import import_module
@@ -10,6 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from modernbert.batch import Batch, SequenceLengths
+    from modernbert.commands import (
+        embed_files,
+        evaluate,
+        finetune,
+        prepare,
+        pretrain,
+        serve,
+        sweep,
+        train_tokenizer,
+    )
     from modernbert.errors import InputError
     from modernbert.inference.modernbert import Guess, ModernBert, Ranked
     from modernbert.model.config import ModelConfig
@@ -26,6 +37,14 @@ __all__ = [
     "Ranked",
     "Span",
     "Tokenizer",
+    "embed_files",
+    "evaluate",
+    "finetune",
+    "prepare",
+    "pretrain",
+    "serve",
+    "sweep",
+    "train_tokenizer",
 ]
 
 _HOMES = {
@@ -38,11 +57,15 @@ _HOMES = {
     "Ranked": "modernbert.inference.modernbert",
     "Span": "modernbert.tasks.tagging",
     "Tokenizer": "modernbert.tokenizer.tokenizer",
+    **dict.fromkeys(
+        ("embed_files", "evaluate", "finetune", "prepare", "pretrain", "serve", "sweep", "train_tokenizer"),
+        "modernbert.commands",
+    ),
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first asked for: a process that only tokenises never waits for torch."""
+    """Import a public name on first use, so that a process that only tokenizes does not import torch."""
     if name == "__version__":
         return import_module("importlib.metadata").version("modernbert")
     if name not in _HOMES:

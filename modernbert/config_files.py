@@ -10,7 +10,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from os import PathLike
 from pathlib import Path
-from typing import Any, ParamSpec, Protocol, TypeVar, cast, get_args, get_origin, overload
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, get_args, get_origin, overload, runtime_checkable
 
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -88,6 +88,7 @@ def check_values(config: Any) -> None:
     resolve(type(config), asdict(config))
 
 
+@runtime_checkable
 class Command(Protocol[Parameters, Answer]):
     """A function whose arguments are options; with `config`, those of a file need not be given."""
 

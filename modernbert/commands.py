@@ -1,0 +1,125 @@
+"""The commands as Python functions; their arguments are the options of the command line.
+
+Groups of options are dictionaries, such as `columns={"text": "sentence"}`; `config` names a YAML file or a shipped
+config, as `--config` does.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from modernbert.config_files import resolve, takes_options, value_of
+from modernbert.data.prepare_options import PrepareConfig, TokenizerConfig
+from modernbert.errors import InputError
+from modernbert.evaluation.retrieval_options import RetrievalConfig
+from modernbert.inference.text_options import EmbedConfig
+from modernbert.serving.serve_options import ServeConfig
+from modernbert.training.command_options import GlueConfig, schema_of, sweep_schema_of
+from modernbert.training.pretraining_config import PretrainConfig
+
+__all__ = ["embed_files", "evaluate", "finetune", "prepare", "pretrain", "serve", "sweep", "train_tokenizer"]
+
+
+@takes_options(TokenizerConfig)
+def train_tokenizer(options: TokenizerConfig) -> Path:
+    """Train a tokenizer on text, and return its folder."""
+    from modernbert.data.tokenizer_training import run
+
+    return run(options)
+
+
+@takes_options(PrepareConfig)
+def prepare(options: PrepareConfig) -> Path:
+    """Tokenize documents into shards, and return the folder that has them in `train` and `heldout`."""
+    from modernbert.data.prepare import run
+
+    return run(options)
+
+
+@takes_options(PretrainConfig)
+def pretrain(options: PretrainConfig) -> Path:
+    """Pretrain a model, continue the pretraining of one, or continue a stopped run; return the model folder."""
+    from modernbert.training.pretraining import run
+
+    return run(options)
+
+
+def finetune(model: str | Path, *, config: str | Path | None = None, **options: Any) -> Path:
+    """Fine-tune a model, or continue a stopped run; return the model folder.
+
+    >>> finetune("runs/base/model", task="classify", train="train.tsv", output="runs/sst2")  # doctest: +SKIP
+
+    Args:
+        model: Model folder, or name of a model on the Hub, to start from.
+        config: YAML file with options, or the name of a shipped config.
+        options: The options of `modernbert finetune --task TASK --help`.
+
+    Raises: InputError for options or inputs that cannot be used, before anything is written.
+    """
+    from modernbert.training.finetune_command import run
+
+    return run(resolve(schema_of(_task(config, options)), {"model": model, **options}, config))
+
+
+def sweep(model: str | Path, *, config: str | Path | None = None, **options: Any) -> Path:
+    """Fine-tune with each combination of values, and return the folder of the best model.
+
+    >>> sweep("runs/base/model", task="classify", train="train.tsv", dev="dev.tsv", output="runs/sweep",
+    ...       sweep={"lr": [1e-5, 3e-5, 8e-5]})  # doctest: +SKIP
+
+    Args:
+        model: Model folder, or name of a model on the Hub, to start from.
+        config: YAML file with options, or the name of a shipped config.
+        options: The options of `modernbert sweep --task TASK --help`.
+
+    Raises: InputError for options or inputs that cannot be used, before anything is written.
+    """
+    from modernbert.training.sweep_command import run
+
+    return run(resolve(sweep_schema_of(_task(config, options)), {"model": model, **options}, config))
+
+
+def evaluate(benchmark: str, model: str | Path, *, config: str | Path | None = None, **options: Any) -> Any:
+    """Evaluate a model, print a table, and return its content.
+
+    >>> evaluate("retrieval", "runs/search/model", collections=["scifact/"])  # doctest: +SKIP
+
+    Args:
+        benchmark: `retrieval`, which returns a row for each collection, or `glue`, which returns scores by task.
+        model: Model folder, or name of a model on the Hub.
+        config: YAML file with options.
+        options: The options of `modernbert evaluate BENCHMARK --help`.
+
+    Raises: InputError for an unknown benchmark, and options or inputs that cannot be used.
+    """
+    given = {"model": model, **options}
+    if benchmark == "retrieval":
+        from modernbert.evaluation.evaluate_retrieval import run as evaluate_retrieval
+
+        return evaluate_retrieval(resolve(RetrievalConfig, given, config))
+    if benchmark == "glue":
+        from modernbert.training.glue import run as evaluate_glue
+
+        return evaluate_glue(resolve(GlueConfig, given, config))
+    raise InputError(f"benchmark: found {benchmark!r}, expected 'retrieval' or 'glue'.")
+
+
+@takes_options(EmbedConfig)
+def embed_files(options: EmbedConfig) -> None:
+    """Embed texts or files of any size into a file, or print one JSON line for each text."""
+    from modernbert.inference.embed_files import run
+
+    run(options)
+
+
+@takes_options(ServeConfig)
+def serve(options: ServeConfig) -> None:
+    """Serve a model over HTTP, until SIGTERM or an interrupt."""
+    from modernbert.serving.serve import run
+
+    run(options)
+
+
+def _task(config: str | Path | None, options: dict[str, Any]) -> str:
+    """Return the task of given options, or of the config file; empty if neither has one, which is then reported."""
+    found = options.get("task") or (value_of("task", config) if config is not None else None)
+    return found if isinstance(found, str) else ""
