@@ -1,9 +1,9 @@
 """`modernbert export`: export a model folder to ONNX."""
 
+from modernbert.checkpoints.folder import ModelFolder
 from modernbert.export.export_options import ExportConfig
 from modernbert.export.onnx_folder import Report, export_folder
 from modernbert.extras import require
-from modernbert.hub_download import find_folder
 from modernbert.inference.text_inputs import gather_texts
 
 __all__ = ["ExportConfig", "run"]
@@ -17,7 +17,7 @@ def run(config: ExportConfig) -> Report:
     """
     require("export", "onnx", "onnxruntime")
     texts = gather_texts([], config.input) if config.input else ()
-    report = export_folder(find_folder(config.model), config.output, int8=config.int8, texts=texts)
+    report = export_folder(ModelFolder.open(config.model), config.output, int8=config.int8, texts=texts)
     for name, size in report.sizes.items():
         print(f"{config.output / name}: {size / 1e6:,.1f} MB")
     if report.num_truncated:

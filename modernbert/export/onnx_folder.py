@@ -67,7 +67,7 @@ class _Source:
     num_truncated: int
 
 
-def export_folder(folder: Path, target: Path, *, int8: bool = False, texts: Sequence[str] = ()) -> Report:
+def export_folder(folder: ModelFolder, target: Path, *, int8: bool = False, texts: Sequence[str] = ()) -> Report:
     """Write the graphs of a folder's model to a new folder, each compared with the model in ONNX Runtime.
 
     Args:
@@ -90,11 +90,10 @@ def export_folder(folder: Path, target: Path, *, int8: bool = False, texts: Sequ
     return report
 
 
-def _open(path: Path, texts: Sequence[str]) -> _Source:
-    folder = ModelFolder(path)
+def _open(folder: ModelFolder, texts: Sequence[str]) -> _Source:
     if not folder.is_modernbert:
         raise InputError(
-            f"{path}: is a {folder.family}, expected a {MODERNBERT}; export other families with their own library"
+            f"{folder}: is a {folder.family}, expected a {MODERNBERT}; export other families with their own library"
         )
     tokenizer, max_length = folder.tokenizer, folder.max_length
     whole = tokenizer.encode(texts)

@@ -71,7 +71,7 @@ def test_a_limit_of_the_folder_is_kept(make: Make, tmp_path: Path) -> None:
     folder = make("classify")
     place = folder / "tokenizer_config.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | {"model_max_length": 20}))
-    assert export_folder(folder, tmp_path / "out", texts=["a " * 40]).num_truncated == 1
+    assert export_folder(ModelFolder(folder), tmp_path / "out", texts=["a " * 40]).num_truncated == 1
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["model_max_length"] == 20
     assert json.loads((tmp_path / "out" / "export.json").read_text())["max_length"] == 20
 
@@ -112,7 +112,7 @@ def test_a_graph_is_what_the_standard_says_and_computes_the_same_in_its_referenc
     """A second runtime, slow and plain, that shares nothing with ONNX Runtime."""
     from onnx.reference import ReferenceEvaluator
 
-    export_folder(make("embed"), tmp_path / "out", int8=True)
+    export_folder(ModelFolder(make("embed")), tmp_path / "out", int8=True)
     for file in (tmp_path / "out/onnx").iterdir():
         onnx.checker.check_model(file, full_check=True)
         ids = np.stack([document[:66] for document in documents[3:5]])
@@ -131,7 +131,7 @@ def test_a_masked_lm_gives_our_logits_and_those_of_transformers(
     from transformers import AutoModelForMaskedLM
 
     folder = make("masked", dtype=dtype)
-    export_folder(folder, tmp_path / "out")
+    export_folder(ModelFolder(folder), tmp_path / "out")
     ((name, logits),) = run(tmp_path / "out/onnx/model.onnx", documents).items()
     assert name == "logits" and logits.shape == (8, 700, 512) and logits.dtype == np.float32
     assert apart(logits, alone(ModelFolder(folder).load_model(dtype=torch.float32), documents)) < 1e-5
@@ -146,7 +146,7 @@ def test_heads_with_labels_give_our_scores(
     task: str, pooling: str, make: Make, documents: list[np.ndarray], tmp_path: Path
 ) -> None:
     folder = make(task, pooling)
-    export_folder(folder, tmp_path / "out")
+    export_folder(ModelFolder(folder), tmp_path / "out")
     logits = run(tmp_path / "out/onnx/model.onnx", documents)["logits"]
     expected = alone(ModelFolder(folder).load_model(), documents)
     if task != "tag":
@@ -157,7 +157,7 @@ def test_heads_with_labels_give_our_scores(
 
 def test_answers_in_a_passage_have_two_outputs(make: Make, documents: list[np.ndarray], tmp_path: Path) -> None:
     folder = make("extract")
-    export_folder(folder, tmp_path / "out")
+    export_folder(ModelFolder(folder), tmp_path / "out")
     found = run(tmp_path / "out/onnx/model.onnx", documents)
     expected = alone(ModelFolder(folder).load_model(), documents)
     assert list(found) == ["start_logits", "end_logits"]
@@ -170,7 +170,7 @@ def test_embedders_give_the_vectors_that_we_give(
     pooling: str, make: Make, documents: list[np.ndarray], tmp_path: Path
 ) -> None:
     folder = make("embed", pooling)
-    report = export_folder(folder, tmp_path / "out", texts=["the capital of country 3", "w " * 2_000])
+    report = export_folder(ModelFolder(folder), tmp_path / "out", texts=["the capital of country 3", "w " * 2_000])
     found = run(tmp_path / "out/onnx/model.onnx", documents)
     ours = ModernBert.load(folder, device="cpu", dtype="float32", engine="torch")
     hidden = alone(ours.encoder, documents)
@@ -198,7 +198,7 @@ def test_embedders_give_the_vectors_that_we_give(
 def test_a_text_is_the_same_alone_and_padded_to_any_length_on_either_side(
     make: Make, documents: list[np.ndarray], tmp_path: Path
 ) -> None:
-    export_folder(make(), tmp_path / "out", int8=True)
+    export_folder(ModelFolder(make()), tmp_path / "out", int8=True)
     for file, bound in (("model.onnx", 1e-5), ("model_quantized.onnx", 1e-2)):
         expected = [run(tmp_path / "out/onnx" / file, [each])["last_hidden_state"][0] for each in documents]
         for columns in (0, 1_111):
@@ -210,7 +210,7 @@ def test_a_text_is_the_same_alone_and_padded_to_any_length_on_either_side(
 
 def test_int8_is_near_and_says_how_near(make: Make, documents: list[np.ndarray], tmp_path: Path) -> None:
     folder = make("masked")
-    report = export_folder(folder, tmp_path / "out", int8=True, texts=["a text"])
+    report = export_folder(ModelFolder(folder), tmp_path / "out", int8=True, texts=["a text"])
     found = run(tmp_path / "out/onnx/model_quantized.onnx", documents)["logits"]
     for row, own in zip(found, alone(ModelFolder(folder).load_model(), documents), strict=False):
         one, other = row[: len(own)].ravel(), own.ravel()
@@ -239,12 +239,12 @@ def spoil(folder: Path, target: str, source: str, row: int) -> None:
 def test_what_int8_cannot_hold_stays_in_float32_or_is_refused(make: Make, tmp_path: Path) -> None:
     folder = make("embed")
     spoil(folder, "mlp.Wo.weight", "mlp.Wi.weight", 0)
-    report = export_folder(folder, tmp_path / "out", int8=True)
+    report = export_folder(ModelFolder(folder), tmp_path / "out", int8=True)
     assert report.kept == ("*.mlp.Wo",)
     assert json.loads((tmp_path / "out/export.json").read_text())["verified"]["int8"]["in_float32"] == ["*.mlp.Wo"]
     spoil(folder, "attn.Wo.weight", "attn.Wqkv.weight", 128)
     with pytest.raises(InputError, match=r"none: int8 keeps a cosine of 0\.\d+ to float32, expected at least 0.99"):
-        export_folder(folder, tmp_path / "none", int8=True)
+        export_folder(ModelFolder(folder), tmp_path / "none", int8=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "none.unverified", "out"]
 
 
@@ -253,7 +253,7 @@ def test_weights_too_large_for_one_file_lie_beside_it(
 ) -> None:
     folder = make()
     monkeypatch.setattr(nodes, "_MAX_FILE_BYTES", 100_000)
-    export_folder(folder, tmp_path / "out")
+    export_folder(ModelFolder(folder), tmp_path / "out")
     assert {path.name for path in (tmp_path / "out/onnx").iterdir()} == {"model.onnx", "model.onnx_data"}
     shutil.move(tmp_path / "out", tmp_path / "elsewhere")
     found = run(tmp_path / "elsewhere/onnx/model.onnx", documents)["last_hidden_state"]
@@ -269,7 +269,7 @@ def test_a_full_disk_leaves_nothing_and_a_graph_that_is_not_near_lies_aside(
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(InputError, match=f"^{tmp_path / 'out'}: cannot be written"):
-            export_folder(folder, tmp_path / "out")
+            export_folder(ModelFolder(folder), tmp_path / "out")
         assert [path.name for path in tmp_path.iterdir()] == ["model"]
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -278,7 +278,7 @@ def test_a_full_disk_leaves_nothing_and_a_graph_that_is_not_near_lies_aside(
     with pytest.raises(
         InputError, match=r"last_hidden_state of the graph differs .*; it is kept as .*out\.unverified$"
     ):
-        export_folder(folder, tmp_path / "out")
+        export_folder(ModelFolder(folder), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out.unverified"]
     assert (tmp_path / "out.unverified" / "onnx" / "model.onnx").is_file()
 
@@ -290,7 +290,7 @@ def test_what_cannot_be_exported_is_named(make: Make, tmp_path: Path, monkeypatc
         kept = (folder / file).read_text()
         (folder / file).write_text(json.dumps(content))
         with pytest.raises(InputError, match=said):
-            export_folder(folder, tmp_path / "out")
+            export_folder(ModelFolder(folder), tmp_path / "out")
         (folder / file).write_text(kept)
 
     config = json.loads((folder / "config.json").read_text())
@@ -304,10 +304,10 @@ def test_what_cannot_be_exported_is_named(make: Make, tmp_path: Path, monkeypatc
     refused("config.json", config | {"architectures": ["ModernBertForDepth"]}, "names ModernBertForDepth, whose head")
     (tmp_path / "out").mkdir()
     with pytest.raises(InputError, match="exists already"):
-        export_folder(folder, tmp_path / "out")
+        export_folder(ModelFolder(folder), tmp_path / "out")
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(InputError, match=r"export: onnx is not installed: pip install 'modernbert\[export\]'"):
-        export_folder(folder, tmp_path / "new")
+        export_folder(ModelFolder(folder), tmp_path / "new")
 
 
 def test_the_verb_writes_a_folder_and_says_what_it_measured(make: Make, tmp_path: Path) -> None:
