@@ -92,8 +92,8 @@ class Engine:
     name: ClassVar[str]
     device_type: ClassVar[str | None] = None
     """`cuda` or `cpu`; None runs everywhere."""
-    is_automatic: ClassVar[bool] = True
-    """Whether `auto` may choose it."""
+    preference: ClassVar[int] = 0
+    """`auto` chooses the available engine with the highest preference; 0: only by name."""
 
     def unavailable_reason(self, device: torch.device, dtype: torch.dtype, config: ModelConfig) -> str | None:
         """Return why the engine cannot run a model there, to be read after its name; None if it can."""

@@ -1,7 +1,25 @@
-"""The names of the engines as choices of an option, without importing torch."""
+"""The engines of this package, found by their file names `NAME_engine.py`, without importing torch."""
 
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-__all__ = ["EngineName"]
+from modernbert import engines
 
-EngineName = Literal["auto", "cuda", "flash", "cpu", "torch", "reference"]
+__all__ = ["EngineName", "engine_modules"]
+
+
+def engine_modules() -> dict[str, str]:
+    """Return the module of each engine by the name of the engine, in alphabetical order."""
+    found = {}
+    for folder in map(Path, engines.__path__):
+        for path in folder.rglob("*_engine.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[path.stem.removesuffix("_engine")] = ".".join((engines.__name__, *parts))
+    return dict(sorted(found.items()))
+
+
+if TYPE_CHECKING:
+    EngineName = str
+else:
+    EngineName = Literal[("auto", *engine_modules())]
+"""A choice of engine."""

@@ -39,6 +39,7 @@ class FlashEngine(Engine):
 
     name = "flash"
     device_type = "cuda"
+    preference = 3
 
     def unavailable_reason(self, device: torch.device, dtype: torch.dtype, config: ModelConfig) -> str | None:
         """Return why FlashAttention does not run there."""

@@ -15,7 +15,6 @@ class ReferenceEngine(Engine):
     """Compute everything with torch, with scores of all pairs of tokens; for tests."""
 
     name = "reference"
-    is_automatic = False
 
     def plan_attention(self, lengths: SequenceLengths, window: Window, rope: Rope, dtype: torch.dtype) -> AttentionFn:
         """Return softmax attention under a mask [T, T]."""

@@ -26,6 +26,7 @@ class TorchEngine(Engine):
     """
 
     name = "torch"
+    preference = 1
 
     def plan_attention(self, lengths: SequenceLengths, window: Window, rope: Rope, dtype: torch.dtype) -> AttentionFn:
         """Return banded attention for local layers, and grouped attention for global layers."""

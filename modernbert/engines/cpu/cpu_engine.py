@@ -30,6 +30,7 @@ class CpuEngine(Engine):
 
     name = "cpu"
     device_type = "cpu"
+    preference = 2
 
     def unavailable_reason(self, device: torch.device, dtype: torch.dtype, config: ModelConfig) -> str | None:
         """Return why the kernels do not run there: the device, the dtype, the shape of the model, or no compiler."""

@@ -32,6 +32,7 @@ class CudaEngine(Engine):
 
     name = "cuda"
     device_type = "cuda"
+    preference = 4
 
     def unavailable_reason(self, device: torch.device, dtype: torch.dtype, config: ModelConfig) -> str | None:
         """Return why the kernels do not run there: the device, the dtype, the heads, or no compiler."""
