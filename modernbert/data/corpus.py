@@ -10,6 +10,7 @@ from pathlib import Path
 from modernbert.data.duplicates import SeenTexts
 from modernbert.data.hub_datasets import is_hub_dataset
 from modernbert.data.input_errors import BrokenInput, Skips
+from modernbert.data.prepare_options import Documents
 from modernbert.data.readers import read_file, require_readers, size_of, starts_with_field
 from modernbert.data.remote_files import RemoteFile
 from modernbert.data.source_files import File, Parts, fail, list_source
@@ -19,7 +20,7 @@ from modernbert.data.utf8 import find_problem
 from modernbert.errors import InputError
 from modernbert.progress import show_progress
 
-__all__ = ["Document", "Tally", "check_choice", "find_files", "read_documents", "show_reading", "stored_bytes"]
+__all__ = ["Document", "Tally", "check_choice", "find_files", "read_documents", "show_documents", "stored_bytes"]
 
 SKIPPED_FOLDERS = ("__pycache__", "node_modules")
 
@@ -173,22 +174,42 @@ def stored_bytes(sources: Sequence[File | str], *, text_field: str = "text", on_
 
 
 @contextmanager
-def show_reading(label: str, tally: Tally, total_bytes: int) -> Iterator[Callable[[str], None]]:
-    """Show the progress of reading; call the result after each document, with the output so far or with ""."""
+def show_documents(
+    label: str,
+    sources: Sequence[File | str],
+    tally: Tally,
+    options: Documents,
+    *,
+    deduplicate: bool = False,
+    made: Callable[[], str] = str,
+) -> Iterator[tuple[Iterator[Document], Callable[[], None]]]:
+    """Read documents and show the progress; `made` returns a text about the output so far.
+
+    Yields the documents, and a function that shows a change of the output.
+    """
+    documents = read_documents(
+        sources, tally, text_field=options.text_field, txt_unit=options.txt_unit, invalid=options.invalid,
+        on_error=options.on_error, deduplicate=deduplicate,
+    )  # fmt: skip
+    total = stored_bytes(sources, text_field=options.text_field, on_error=options.on_error)
     started = time.monotonic()
-    made = ""
-    with show_progress(total_bytes, interval_s=5.0) as update:
 
-        def text() -> str:
-            speed = tally.bytes / 1e6 / (time.monotonic() - started)
-            return f"{label}  {tally.documents:,} documents  {speed:,.1f} MB/s  {made}".rstrip()
+    def text() -> str:
+        speed = tally.bytes / 1e6 / (time.monotonic() - started)
+        return f"{label}  {tally.documents:,} documents  {speed:,.1f} MB/s  {made()}".rstrip()
 
-        def show(state: str) -> None:
-            nonlocal made
-            made = state or made
+    with show_progress(total, interval_s=5.0) as update:
+
+        def show() -> None:
             update(tally.stored_bytes, text)
 
-        yield show
+        def watched() -> Iterator[Document]:
+            for document in documents:
+                show()
+                yield document
+            show()
+
+        yield watched(), show
 
 
 def check_choice(name: str, found: str, known: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from modernbert.data.corpus import Document, Tally, find_files, read_documents, show_reading, stored_bytes
+from modernbert.data.corpus import Document, Tally, find_files, show_documents
 from modernbert.data.input_errors import Outage
 from modernbert.data.prepare_options import PrepareConfig
 from modernbert.data.readers import mark_of, size_of
@@ -144,29 +144,21 @@ def _write_all(config: PrepareConfig, out: Path, work: Path, identity: dict[str,
 
 def _write_split(config: PrepareConfig, work: Path, split: str) -> Tally:
     """Read the whole corpus and write the documents of one split. Reading twice is cheap compared to tokenizing."""
-    tally = Tally()
-    documents = read_documents(
-        config.input, tally, text_field=config.text_field, txt_unit=config.txt_unit, invalid=config.invalid,
-        on_error=config.on_error, deduplicate=config.deduplicate,
-    )  # fmt: skip
-    num_bytes = stored_bytes(config.input, text_field=config.text_field, on_error=config.on_error)
-    with show_reading(f"preparing {split}", tally, num_bytes) as show:
-        num_tokens = 0
-
-        def watched() -> Iterator[Document]:
-            for document in documents:
-                show("")
-                yield document
+    tally, num_tokens = Tally(), 0
+    with show_documents(
+        f"preparing {split}", config.input, tally, config, deduplicate=config.deduplicate,
+        made=lambda: f"{num_tokens:,} tokens",
+    ) as (documents, show):  # fmt: skip
 
         def count(more: int) -> None:
             nonlocal num_tokens
             num_tokens += more
-            show(f"{num_tokens:,} tokens")
+            show()
 
         for folder in (work / "whole" / split, work / "done" / split):
             folder.mkdir(parents=True, exist_ok=True)
         fill_folder(
-            _of_split(watched(), split, config.heldout, tally),
+            _of_split(documents, split, config.heldout, tally),
             config.tokenizer,
             (work / "whole" / split).absolute(),
             tally=tally,

@@ -1,10 +1,9 @@
 """`modernbert tokenizer`: train a vocabulary on texts, or turn OLMo's tokenizer into ModernBERT's."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-from modernbert.data.corpus import Tally, find_files, read_documents, show_reading, stored_bytes
+from modernbert.data.corpus import Tally, find_files, show_documents
 from modernbert.data.prepare_options import TokenizerConfig
 from modernbert.errors import InputError
 from modernbert.files import new_folder
@@ -36,19 +35,8 @@ def run(config: TokenizerConfig) -> Path:
 
 def _train(config: TokenizerConfig) -> Tokenizer:
     tally = Tally()
-    documents = read_documents(
-        config.input, tally, text_field=config.text_field, txt_unit=config.txt_unit, invalid=config.invalid,
-        on_error=config.on_error,
-    )  # fmt: skip
-    num_bytes = stored_bytes(config.input, text_field=config.text_field, on_error=config.on_error)
-    with show_reading("counting words", tally, num_bytes) as show:
-
-        def texts() -> Iterator[str]:
-            for document in documents:
-                show("")
-                yield document.text
-
-        tokenizer = train_tokenizer(texts(), config.vocab_size)
+    with show_documents("counting words", config.input, tally, config) as (documents, _):
+        tokenizer = train_tokenizer((document.text for document in documents), config.vocab_size)
     print(f"learned from {tally.bytes / 1e6:,.1f} MB: {tally.describe()}", file=sys.stderr)
     tally.skips.show()
     return tokenizer
