@@ -13,7 +13,7 @@ from modernbert.errors import InputError
 from modernbert.option_types import FileOrUrl
 from modernbert.options import MISSING, Option, kind_of, options_of, plain_kind
 
-__all__ = ["OutputClosed", "VerbGroup", "option_name"]
+__all__ = ["OutputClosed", "VerbCommand", "VerbGroup", "identifier", "option_name"]
 
 _SHORT = {"input": "-i", "output": "-o"}
 _METAVARS: dict[Any, str] = {str: "TEXT", Path: "PATH", FileOrUrl: "PATH", int: "INT", float: "NUMBER"}
@@ -133,7 +133,7 @@ class VerbCommand(click.Command):
 
         given = click.get_current_context().meta["given"]
         for option in self.options:
-            value = values.get(_identifier(option.key))
+            value = values.get(identifier(option.key))
             if value is not None and value != ():
                 given[option.key] = list(value) if isinstance(value, tuple) else value
         names = {option.key: option.key.upper() for option in self.options if option.positional}
@@ -191,7 +191,7 @@ class _Type(click.ParamType[Any]):
 
 def _parameter(option: Option) -> click.Parameter:
     several = get_origin(plain_kind(option.kind)) in (list, Sequence)
-    name = _identifier(option.key)
+    name = identifier(option.key)
     if option.positional:
         return click.Argument(
             [name], type=_Type(option), nargs=-1 if several else 1, required=False, metavar=_metavar(option)
@@ -221,7 +221,8 @@ def _value(kind: Any, text: str, option: str) -> Any:
     return text
 
 
-def _identifier(key: str) -> str:
+def identifier(key: str) -> str:
+    """Return the name of the parameter of an option."""
     return f"_{key.replace('.', '__')}"
 
 

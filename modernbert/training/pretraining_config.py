@@ -81,7 +81,7 @@ class EvaluationConfig:
     mask_rate: Annotated[float, Gt(0), Lt(1)] = 0.15
     """Share of held-out tokens that are masked."""
     max_tokens: Annotated[int, Gt(0)] | None = None
-    """Held-out tokens to score of each source; all, by default."""
+    """Held-out tokens of each source to score; all, by default."""
     lengths: list[Annotated[int, Ge(3)]] = field(default_factory=list)
     """Maximum tokens of a held-out document, one score for each; that of the first phase, by default."""
 

@@ -36,11 +36,11 @@ class RetrieverConfig(FinetuneOptions):
     stanford: bool = False
     """Also write `stanford/`, the model in the format of ColBERT's own library, for late interaction."""
     texts: str | None = None
-    """Collection with the texts of rows that have ids only."""
+    """Collection with the texts of rows that have ids only; none, by default."""
     negatives: Annotated[int, Ge(0)] = 0
-    """Hard negatives to mine for each query, by BM25 or by the model `mined_by`."""
+    """Number of hard negatives to mine for each query, by BM25 or by the model `mined_by`."""
     mined_by: str | None = None
-    """Model that mines the hard negatives."""
+    """Model that mines the hard negatives; BM25, by default."""
     temperature: Annotated[float, Gt(0)] | None = None
     """Divisor of the scores; 0.05 for embed and 1 for late, by default."""
     normalize_scores: bool = True

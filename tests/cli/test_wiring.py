@@ -10,16 +10,39 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from commands import run_here
 
-from modernbert.cli.parser import option_name
+from modernbert.cli.main import cli
+from modernbert.cli.parser import VerbCommand, identifier, option_name
 from modernbert.cli.verbs import VERBS, Verb
 from modernbert.options import MISSING, Option, options_of, plain_kind
 
-OPTIONS = [(verb, option) for verb in VERBS for option in options_of(VERBS[verb].load_options())]
-IDS = [f"{verb} {option.key}" for verb, option in OPTIONS]
+# Commands whose options depend on the task have two classes of them.
+TASKS = {verb: (None, "embed") if VERBS[verb].by_task else (None,) for verb in VERBS}
+OPTIONS = [
+    (verb, task, option)
+    for verb, tasks in TASKS.items()
+    for task in tasks
+    for option in options_of(VERBS[verb].load_options(task))
+]
+IDS = [f"{verb} {f'{task} ' if task else ''}{option.key}" for verb, task, option in OPTIONS]
 
 
-@pytest.mark.parametrize(("verb", "option"), OPTIONS, ids=IDS)
-def test_every_option_has_a_help_text_that_says_its_default(verb: str, option: Option) -> None:
+def test_no_option_of_the_command_line_is_left_out() -> None:
+    """Every command is generated from its option class, so that the tests below see all its options."""
+    given = {"config", "print_config"}
+    for verb, tasks in TASKS.items():
+        for task in tasks:
+            options = [option for checked, other, option in OPTIONS if (checked, other) == (verb, task)]
+            command = VerbCommand(verb, VERBS[verb])
+            if task:
+                command.make_context(verb, ["--task", task, "--print"])
+            names = {str(parameter.name) for parameter in command.params}
+            assert names - given == {identifier(each.key) for each in options if "NAME" not in each.key.split(".")}
+            assert {option.key for option in command.options} == {option.key for option in options}
+    assert [name for name in cli.commands if name != "completion"] == []
+
+
+@pytest.mark.parametrize(("verb", "task", "option"), OPTIONS, ids=IDS)
+def test_every_option_has_a_help_text_that_says_its_default(verb: str, task: str | None, option: Option) -> None:
     assert option.help.endswith("."), "a sentence"
     if option.default is None:
         assert any(word in option.help for word in ("default", "Without", ", if", ", for", "or null")), (
@@ -27,28 +50,30 @@ def test_every_option_has_a_help_text_that_says_its_default(verb: str, option: O
         )
 
 
-@pytest.mark.parametrize(("verb", "option"), OPTIONS, ids=IDS)
-def test_every_option_sets_the_argument_of_its_name(verb: str, option: Option, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("verb", "task", "option"), OPTIONS, ids=IDS)
+def test_every_option_sets_the_argument_of_its_name(
+    verb: str, task: str | None, option: Option, monkeypatch: pytest.MonkeyPatch
+) -> None:
     received: list[Any] = []
     monkeypatch.setattr(Verb, "load_function", lambda self: received.append)
-    plain, changed = words_of(verb, option, False), words_of(verb, option, True)
+    plain, changed = words_of(verb, task, option, False), words_of(verb, task, option, True)
     for words in (plain, changed):
         done = run_here(*words)
         assert done.returncode == 0, done.stderr
     before, after = ({**flat(asdict(config))} for config in received)
     key = option.key.replace("NAME", "one")
     assert {name for name in before | after if before.get(name) != after.get(name)} == {key}
-    assert after[key] == other_value(option)
+    assert after[key] == other_value(option, task)
 
 
-def words_of(verb: str, option_of_interest: Option, is_changed: bool) -> list[str]:
+def words_of(verb: str, task: str | None, option_of_interest: Option, is_changed: bool) -> list[str]:
     """Return a command line with all required options, and with another value for one option if asked."""
     words, named = verb.split(), list[str]()
-    for option in options_of(VERBS[verb].load_options()):
+    for option in options_of(VERBS[verb].load_options(task)):
         if is_changed and option.key == option_of_interest.key:
-            value = other_value(option)
+            value = other_value(option, task)
         elif is_required(option, option_of_interest.key):
-            value = first_value(option)
+            value = first_value(option, task)
         else:
             continue
         texts = [str(each) for each in (value if isinstance(value, list | tuple) else [value])]
@@ -68,17 +93,19 @@ def is_required(option: Option, other: str) -> bool:
     return isinstance(option.default, str) and option.default == MISSING and (not group or other.startswith(group))
 
 
-def first_value(option: Option) -> Any:
-    return _values(option)[0]
+def first_value(option: Option, task: str | None) -> Any:
+    return _values(option, task)[0]
 
 
-def other_value(option: Option) -> Any:
+def other_value(option: Option, task: str | None) -> Any:
     """Return a valid value that is not the default."""
-    usual = first_value(option) if option.default is MISSING else option.default
-    return next(value for value in _values(option) if value != usual)
+    usual = first_value(option, task) if option.default is MISSING else option.default
+    return next(value for value in _values(option, task) if value != usual)
 
 
-def _values(option: Option) -> list[Any]:
+def _values(option: Option, task: str | None) -> list[Any]:
+    if option.key == "task" and task:
+        return ["embed", "late"]
     kind = plain_kind(option.kind)
     if get_origin(kind) in (list, Sequence):
         default = option.default[0] if isinstance(option.default, list | tuple) and option.default else None
