@@ -5,8 +5,9 @@ set -eu
 text=$1/corpus/wikitext2.valid.txt.gz
 work=$2
 mkdir -p "$work"
-modernbert tokenizer sources="[$text]" txt_unit=paragraph vocab_size=2048 out="$work/tokenizer"
-modernbert prepare sources="[$text]" txt_unit=paragraph tokenizer="$work/tokenizer" heldout=0.05 out="$work/shards"
+modernbert tokenizer --input "$text" --txt-unit paragraph --vocab-size 2048 --output "$work/tokenizer"
+modernbert prepare --input "$text" --txt-unit paragraph --tokenizer "$work/tokenizer" --heldout 0.05 \
+    --output "$work/shards"
 for seed in 1 2; do
     modernbert pretrain --output "$work/run-$seed" --seed $seed --tokenizer "$work/tokenizer" \
         --data.sources.prose "$work/shards/train" --data.heldout.prose "$work/shards/heldout" --model.preset tiny \

@@ -4,9 +4,9 @@
 set -e
 corpus=$1 published=$2 data=$3
 mkdir -p "$data"
-modernbert tokenizer "out=$data/own-tokenizer" "sources=[$corpus/cpp_docs.jsonl.gz]" vocab_size=4096
+modernbert tokenizer --output "$data/own-tokenizer" --input "$corpus/cpp_docs.jsonl.gz" --vocab-size 4096
 cp -r "$published" "$data/olmo-tokenizer"
 for name in olmo own; do
-  modernbert prepare "out=$data/$name" "tokenizer=$data/$name-tokenizer" heldout=0.02 txt_unit=paragraph \
-    "sources=[$corpus/cpp_docs.jsonl.gz,$corpus/wikitext2.valid.txt.gz,$corpus/wikitext2.test.txt.gz]"
+  modernbert prepare --output "$data/$name" --tokenizer "$data/$name-tokenizer" --heldout 0.02 --txt-unit paragraph \
+    --input "$corpus/cpp_docs.jsonl.gz" --input "$corpus/wikitext2.valid.txt.gz" --input "$corpus/wikitext2.test.txt.gz"
 done

@@ -18,9 +18,10 @@ rows = [json.dumps({"query": pair.query, "positive": pair.passage}) + "\n" for p
 (work / "pairs.jsonl").write_text("".join(rows))
 print(f"{len(rows):,} pairs of a docstring and its function")
 PY
-modernbert tokenizer sources="[$WORK/collected/code.jsonl, $WORK/collected/prose.jsonl, $DATA/corpus/]" \
-    out="$WORK/tokenizer" vocab_size=16384
-modernbert prepare sources="[$WORK/collected/code.jsonl]" tokenizer="$WORK/tokenizer" out="$WORK/shards/code" heldout=0.01
-modernbert prepare sources="[$WORK/collected/prose.jsonl, $DATA/corpus/gutenberg.jsonl.gz, $DATA/corpus/cpp_docs.jsonl.gz, \
-$DATA/corpus/wikitext2.valid.txt.gz, $DATA/corpus/wikitext2.test.txt.gz]" \
-    tokenizer="$WORK/tokenizer" out="$WORK/shards/prose" heldout=0.01
+modernbert tokenizer --input "$WORK/collected/code.jsonl" --input "$WORK/collected/prose.jsonl" --input "$DATA/corpus/" \
+    --output "$WORK/tokenizer" --vocab-size 16384
+modernbert prepare --input "$WORK/collected/code.jsonl" --tokenizer "$WORK/tokenizer" --output "$WORK/shards/code" \
+    --heldout 0.01
+modernbert prepare --input "$WORK/collected/prose.jsonl" --input "$DATA/corpus/gutenberg.jsonl.gz" \
+    --input "$DATA/corpus/cpp_docs.jsonl.gz" --input "$DATA/corpus/wikitext2.valid.txt.gz" \
+    --input "$DATA/corpus/wikitext2.test.txt.gz" --tokenizer "$WORK/tokenizer" --output "$WORK/shards/prose" --heldout 0.01

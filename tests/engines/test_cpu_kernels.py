@@ -320,8 +320,8 @@ def test_the_number_of_threads_changes_no_bit(dtype: torch.dtype) -> None:
             grads = torch.autograd.grad((hidden.float() + normed.float()).square().sum(), (both, delta, scale))
             logits, grad_bias = torch.randn(300, 700).to(dtype), torch.zeros(700)
             loss = calls.cross_entropy_(logits, torch.zeros(700), torch.arange(300), grad_bias)
-            moments = torch.zeros(90_000), torch.zeros(90_000)
-            squares = calls.update_moments_(torch.randn(90_000), *moments, (0.9, 0.98), 1e-6)
+            moments = [torch.zeros(90_000)], [torch.zeros(90_000)]
+            (squares,) = calls.update_moments_([torch.randn(90_000)], *moments, (0.9, 0.98), 1e-6).tolist()
             found.append([*outputs, *grads, logits, grad_bias, torch.tensor([loss, squares], dtype=torch.float64)])
     finally:
         torch.set_num_threads(before)

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 
 from modernbert import files as storage
-from modernbert.checkpoints import folder as hub
+from modernbert.checkpoints import folder as model_folder
 from modernbert.data import prepare, shards, stream
 from modernbert.training import optimizers as optim
 from modernbert.training import pretraining as pretrain
@@ -60,8 +60,8 @@ POINTS: dict[str, tuple[Any, str]] = {
     "StableAdamW.step": (optim.StableAdamW, "step"),
     "score_heldout": (pretrain, "score_heldout"),
     "_export": (pretrain, "_export"),
-    "save_folder": (pretrain, "save_folder"),
-    "hub._verify": (hub, "_verify"),
+    "ModelFolder.save": (model_folder.ModelFolder, "save"),
+    "verify_written": (model_folder, "verify_written"),
 }
 """Where a run can be killed: a name for the table, and the function that is wrapped."""
 
@@ -216,7 +216,7 @@ def kill_case(data: Path, straight: dict[str, str], every: int, kills: list[Kill
         for kill in [*kills, None]:
             outcome = course.run(config, *mistakes, *([partial(arm, kill)] if kill else []))
             was_whole = (out / "model").is_dir() and "this run is finished" in outcome.said
-            if expected and not was_whole and outcome.resumed_from < expected and "going on" in outcome.said:
+            if expected and not was_whole and outcome.resumed_from < expected and "resuming after" in outcome.said:
                 wrong.append(f"step {expected} was committed, resumed from {outcome.resumed_from}")
             if "skipping this checkpoint" in outcome.said:
                 wrong.append("a kill left a checkpoint that has to be passed over")

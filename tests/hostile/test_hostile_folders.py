@@ -4,6 +4,7 @@ A folder whose hostile part is ignored loads, and computes the same as the good 
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from modernbert.errors import InputError
 from modernbert.safe_files import read_bytes
@@ -23,12 +25,20 @@ KINDS = Counter(case.kind for case in cases())
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
-    """Run all cases in a separate process, since any may crash it."""
-    out = tmp_path_factory.mktemp("hostile")
-    words = [sys.executable, "-m", "tests.hostile", "--out", str(out)]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600)
+    """Run all cases in a separate process, since any may crash it; once for all test processes."""
+    folder = tmp_path_factory.getbasetemp()
+    out = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "hostile"
+    out.mkdir(exist_ok=True)
+    with FileLock(out / "lock"):
+        if not (out / "cases.jsonl").exists():
+            words = [sys.executable, "-m", "tests.hostile", "--out", str(out)]
+            done = subprocess.run(
+                words, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=600
+            )
+            (out / "ended.json").write_text(json.dumps([done.returncode, done.stderr[-3000:]]))
     lines = [json.loads(line) for line in (out / "cases.jsonl").read_text().splitlines()]
-    assert done.returncode == 0, f"after {lines[-1:]}: {done.stderr[-3000:]}"
+    status, errors = json.loads((out / "ended.json").read_text())
+    assert status == 0, f"after {lines[-1:]}: {errors}"
     assert not (out / "canary").exists()
     return {kind: [line for line in lines if line["kind"] == kind] for kind in KINDS}
 

@@ -423,7 +423,7 @@ cosines, sines = (part[:, 0] for part in rope_angles(layout.positions, 64, 10_00
 qkv, rows = torch.randn(64, 3, 2, 64), torch.randn(64, 128)
 logits, bias, labels = torch.randn(64, 128), torch.zeros(128), torch.zeros(64, dtype=torch.int64)
 packed = calls.pack_weight(torch.randn(128, 128))
-moments = torch.zeros(64), torch.zeros(64), torch.zeros(64)
+x, ones = torch.zeros(64), torch.ones(1)
 wide = torch.randn(64, 256)[:, ::2]
 meta = torch.device("meta")
 asked = {
@@ -452,9 +452,9 @@ asked = {
     "a float32 delta to a bfloat16 stream": lambda: calls.residual_layer_norm(rows.bfloat16(), rows, bias, 1e-5),
     "an odd width": lambda: calls.geglu(torch.randn(4, 33)),
     "GeGLU of another device": lambda: calls.geglu(rows.to(meta)),
-    "a gradient in bfloat16": lambda: calls.update_moments_(moments[0].bfloat16(), *moments[1:], (0.9, 0.98), 1e-6),
-    "moments of other sizes": lambda: calls.update_moments_(moments[0], moments[1][:9], moments[2], (0.9, 0.98), 1e-6),
-    "a weight that is not contiguous": lambda: calls.apply_moments_(wide, wide, wide, lr=1.0, decay=1.0, eps=1e-6),
+    "a gradient in bfloat16": lambda: calls.update_moments_([x.bfloat16()], [x], [x], (0.9, 0.98), 1e-6),
+    "moments of other sizes": lambda: calls.update_moments_([x], [x[:9]], [x], (0.9, 0.98), 1e-6),
+    "a weight that is not contiguous": lambda: calls.apply_moments_([wide], [wide], [wide], ones, ones, 1e-6),
 }
 for name, call in asked.items():
     try:

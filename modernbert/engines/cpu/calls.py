@@ -265,26 +265,47 @@ def cross_entropy_(
     return float(loss)
 
 
-def update_moments_(grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, betas: tuple[float, float], eps: float) -> float:
-    """Update the moments of one float32 tensor; return the sum of (gradient / root of the second moment)^2.
+def update_moments_(
+    gradients: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    betas: tuple[float, float],
+    eps: float,
+) -> Float[Tensor, " tensors"]:
+    """Update the moments of float32 tensors; return each tensor's sum of (gradient / root of the second moment)^2.
 
     Raises: ValueError for tensors of another dtype, device or layout, or of different shapes.
     """
-    for name, tensor in (("grad", grad), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
-        expect(name, tensor, FLOAT32, *grad.shape)
     beta1, beta2 = betas
-    rates = 1 - beta1, beta2, 1 - beta2
-    return float(call("update_moments", (), grad, exp_avg, exp_avg_sq, grad.numel(), *rates, eps))
+    sums = []
+    for grad, exp_avg, exp_avg_sq in zip(gradients, exp_avgs, exp_avg_sqs, strict=True):
+        _expect_float32(grad.shape, grad=grad, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
+        rates = 1 - beta1, beta2, 1 - beta2
+        sums.append(call("update_moments", (), grad, exp_avg, exp_avg_sq, grad.numel(), *rates, eps))
+    return torch.tensor(sums, dtype=torch.float64)
 
 
-def apply_moments_(weight: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, *, lr: float, decay: float, eps: float) -> None:
-    """Scale one float32 tensor by `decay` and take an Adam step of `lr`.
+def apply_moments_(
+    weights: Sequence[Tensor],
+    exp_avgs: Sequence[Tensor],
+    exp_avg_sqs: Sequence[Tensor],
+    rates: Float[Tensor, " tensors"],
+    decays: Float[Tensor, " tensors"],
+    eps: float,
+) -> None:
+    """Scale each float32 weight by its decay, and subtract its rate times m / (sqrt(v) + eps).
 
     Raises: ValueError for tensors of another dtype, device or layout, or of different shapes.
     """
-    for name, tensor in (("weight", weight), ("exp_avg", exp_avg), ("exp_avg_sq", exp_avg_sq)):
-        expect(name, tensor, FLOAT32, *weight.shape)
-    call("apply_moments", (), weight, exp_avg, exp_avg_sq, weight.numel(), lr, decay, eps)
+    tensors = zip(weights, exp_avgs, exp_avg_sqs, rates.tolist(), decays.tolist(), strict=True)
+    for weight, exp_avg, exp_avg_sq, rate, decay in tensors:
+        _expect_float32(weight.shape, weight=weight, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
+        call("apply_moments", (), weight, exp_avg, exp_avg_sq, weight.numel(), rate, decay, eps)
+
+
+def _expect_float32(shape: torch.Size, **tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        expect(name, tensor, FLOAT32, *shape)
 
 
 class _Linear(torch.autograd.Function):

@@ -1,6 +1,5 @@
 """The CPU engine: attention, GEMMs, LayerNorm, GeGLU, cross entropy and the optimizer step in C++."""
 
-from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -72,7 +71,7 @@ class CpuEngine(Engine):
 
     def optimizer_kernels(self, device: torch.device) -> OptimizerKernels | None:
         """Return the two passes of the optimizer step in C++."""
-        return _CpuOptimizerKernels() if device.type == "cpu" and build.unavailable_reason() is None else None
+        return calls if device.type == "cpu" and build.unavailable_reason() is None else None
 
     def inference_plan(self, encoder: "Encoder", dtype: torch.dtype) -> InferencePlan | None:
         """Return all layers in one call, or, where C++ has no GEMM for the widths, oneDNN's packed linear layers."""
@@ -117,30 +116,3 @@ class _PackedChunks(_CppChunks):
     @cached_property
     def _inputs(self) -> Tensor:
         return calls.pack_weight(self.weight, self.dtype)
-
-
-class _CpuOptimizerKernels:
-    def update_moments_(
-        self,
-        gradients: Sequence[Tensor],
-        exp_avgs: Sequence[Tensor],
-        exp_avg_sqs: Sequence[Tensor],
-        betas: tuple[float, float],
-        eps: float,
-    ) -> Float[Tensor, " tensors"]:
-        each = zip(gradients, exp_avgs, exp_avg_sqs, strict=True)
-        return torch.tensor([calls.update_moments_(g, m, v, betas, eps) for g, m, v in each], dtype=torch.float64)
-
-    def apply_moments_(
-        self,
-        weights: Sequence[Tensor],
-        exp_avgs: Sequence[Tensor],
-        exp_avg_sqs: Sequence[Tensor],
-        rates: Float[Tensor, " tensors"],
-        decays: Float[Tensor, " tensors"],
-        eps: float,
-    ) -> None:
-        for weight, m, v, rate, decay in zip(
-            weights, exp_avgs, exp_avg_sqs, rates.tolist(), decays.tolist(), strict=True
-        ):
-            calls.apply_moments_(weight, m, v, lr=rate, decay=decay, eps=eps)
