@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -19,7 +19,7 @@ from modernbert.inference.quantize import quantize
 from modernbert.inference.results import Guess, TextVectors
 from modernbert.inference.text_checks import check_number
 from modernbert.model.config import ModelConfig
-from modernbert.model.embedder import EmbeddingConfig, finish_vectors
+from modernbert.model.embedder import EmbeddingConfig, document_template, finish_vectors, query_template
 from modernbert.model.interface import MODERNBERT, Model
 from modernbert.tasks.tagging import Span, spans_of_best
 from modernbert.tasks.task import Answers, Task, find_task
@@ -150,10 +150,8 @@ class Predictor:
 
         Raises: InputError if the model does not compare vectors, or compares them by another similarity.
         """
-        vectors = self.check_compares()
         # A length of queries overrides the limit of all texts.
-        longest = min(vectors.query_length or self.max_length, self.model.max_length)
-        return InputTemplate(longest, vectors.query_prompt, vectors.expand_queries)
+        return self._within_positions(query_template(self.check_compares(), self.max_length))
 
     @property
     def document_template(self) -> InputTemplate:
@@ -161,10 +159,10 @@ class Predictor:
 
         Raises: InputError if the model does not compare vectors, or compares them by another similarity.
         """
-        vectors = self.check_compares()
-        longest = min(vectors.document_length or self.max_length, self.model.max_length)
-        skipped = frozenset(token for name in vectors.skip if (token := self.tokenizer.token_to_id(name)) is not None)
-        return InputTemplate(longest, vectors.document_prompt, skip=skipped)
+        return self._within_positions(document_template(self.check_compares(), self.max_length, self.tokenizer))
+
+    def _within_positions(self, template: InputTemplate) -> InputTemplate:
+        return replace(template, max_length=min(template.max_length, self.model.max_length))
 
     def check_compares(self) -> EmbeddingConfig:
         """Return how texts become the vectors that are compared.

@@ -9,8 +9,10 @@ from modernbert.batch import Batch
 from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.model.heads import pool
 from modernbert.model.interface import Model
+from modernbert.tokenizer.input_templates import InputTemplate
+from modernbert.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Embedder", "EmbeddingConfig", "finish_vectors", "max_sims"]
+__all__ = ["Embedder", "EmbeddingConfig", "document_template", "finish_vectors", "max_sims", "query_template"]
 
 
 class Embedder(Model):
@@ -44,6 +46,17 @@ class Embedder(Model):
         elif batch.label_positions is not None:
             hidden = hidden.index_select(0, batch.label_positions)
         return finish_vectors(hidden, self.projection)
+
+
+def query_template(vectors: EmbeddingConfig, max_length: int) -> InputTemplate:
+    """Return the template that queries are encoded with; `max_length` applies without a `query_length`."""
+    return InputTemplate(vectors.query_length or max_length, vectors.query_prompt, vectors.expand_queries)
+
+
+def document_template(vectors: EmbeddingConfig, max_length: int, tokenizer: Tokenizer) -> InputTemplate:
+    """Return the template that documents are encoded with; `max_length` applies without a `document_length`."""
+    skip = frozenset(token for name in vectors.skip if (token := tokenizer.token_to_id(name)) is not None)
+    return InputTemplate(vectors.document_length or max_length, vectors.document_prompt, skip=skip)
 
 
 def finish_vectors(

@@ -19,7 +19,7 @@ from modernbert.errors import InputError
 from modernbert.evaluation.retrieval_eval import rank_by_model, rank_by_words
 from modernbert.extras import require
 from modernbert.inference.modernbert import ModernBert
-from modernbert.model.embedder import EmbeddingConfig
+from modernbert.model.embedder import EmbeddingConfig, document_template, query_template
 from modernbert.tasks.retrieval_examples import (
     RetrievalExample,
     examples_of_collection,
@@ -91,19 +91,11 @@ def open_inputs(config: RetrieverConfig, device: torch.device) -> RetrieverInput
             f"temperature: found {config.temperature}, but scores that are compared with a teacher's are stretched to "
             "reach from 0 to 1, whatever it is; expected none, or --no-normalize-scores"
         )
-    most = folder.max_length
-    templates = {
-        "queries": InputTemplate(vectors.query_length or most, vectors.query_prompt, vectors.expand_queries),
-        "passages": InputTemplate(
-            vectors.document_length or most,
-            vectors.document_prompt,
-            False,
-            _skipped(tokenizer, vectors),
-        ),
-    }
-    queries = _encode(tokenizer, templates["queries"], "queries", [example.query for example in examples])
+    template = query_template(vectors, folder.max_length)
+    queries = _encode(tokenizer, template, "queries", [example.query for example in examples])
+    template = document_template(vectors, folder.max_length, tokenizer)
     texts = [text for example in examples for text in (example.positive, *example.others)]
-    passages = _encode(tokenizer, templates["passages"], "passages", texts)
+    passages = _encode(tokenizer, template, "passages", texts)
     return RetrieverInputs(
         folder, vectors, examples, queries, passages, collections, device, dtype,
         choose_engine(config.engine, device, dtype, folder.config) if folder.is_modernbert else None,
@@ -184,10 +176,6 @@ def _with_negatives(
 def _miner(config: RetrieverConfig, device: torch.device) -> ModernBert:
     assert config.mined_by is not None
     return ModernBert.load(config.mined_by, device=str(device), dtype=config.dtype)
-
-
-def _skipped(tokenizer: Tokenizer, vectors: EmbeddingConfig) -> frozenset[int]:
-    return frozenset(token for name in vectors.skip if (token := tokenizer.token_to_id(name)) is not None)
 
 
 def _encode(tokenizer: Tokenizer, template: InputTemplate, name: str, texts: Sequence[str]) -> dict[str, EncodedText]:
