@@ -100,7 +100,7 @@ def _check_finished(out: Path, identity: dict[str, Any]) -> None:
 
 def _begin(work: Path, identity: dict[str, Any]) -> None:
     """Keep the shards of an earlier process with the same identity, else start over."""
-    path = work / "begun.json"
+    path = work / "settings.json"
     if path.exists():
         try:
             is_same = json.loads(path.read_text()) == identity
@@ -109,7 +109,7 @@ def _begin(work: Path, identity: dict[str, Any]) -> None:
         if is_same:
             print(f"{work}: continuing, {len(list((work / 'done').rglob('*.json'))):,} shards are done", flush=True)
             return
-        print(f"{work}: was begun with other settings or files, starting over", flush=True)
+        print(f"{work}: was made with other settings or files, starting over", flush=True)
     try:
         for entry in work.iterdir():
             if entry.name != ".lock":

@@ -24,7 +24,7 @@ def run(config: TokenizerConfig) -> Path:
             "tokenizer: expected one of --input (text to learn from) and --adapt (the tokenizer.json of OLMo)"
         )
     if config.input:
-        find_files(config.input)  # reports what is missing before a folder is made
+        find_files(config.input)  # reports missing files before a folder is made
     out = config.output
     with new_folder(out) as folder:
         tokenizer = adapt_olmo(config.adapt) if config.adapt else _train(config)
