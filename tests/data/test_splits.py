@@ -361,7 +361,7 @@ def test_two_files_of_one_name_are_not_chosen_between(config: FinetuneConfig, tm
     for name in ("cola/train.tsv", "cola/train.csv", "cola/dev.tsv", "beir/corpus.jsonl", "beir/corpus.jsonl.gz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("sentence\tlabel\na\t0\n")
-    with pytest.raises(InputError, match="cola: found train.tsv and train.csv, expected one file of the split"):
+    with pytest.raises(InputError, match="cola: found train.csv and train.tsv, expected one file of the split"):
         config_of("cola", tmp_path, config)
     (tmp_path / "cola" / "train.csv").unlink()
     assert config_of("cola", tmp_path, config).dev == [str(tmp_path / "cola" / "dev.tsv")]

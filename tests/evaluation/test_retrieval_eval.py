@@ -151,7 +151,7 @@ def test_a_split_that_is_not_there_names_those_that_are(folder: Path) -> None:
     (folder / "qrels" / "train.tsv").unlink()
     (folder / "qrels").rmdir()
     assert read_collection(folder).judgments == read_collection(folder, "dev", usual="dev").judgments == judged
-    with pytest.raises(InputError, match="qrels.tsv: has one set of judgments, of no split 'dev'"):
+    with pytest.raises(InputError, match="qrels.tsv: has one set of judgments, expected the split 'dev'"):
         read_collection(folder, "dev")
 
 

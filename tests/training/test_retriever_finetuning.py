@@ -549,8 +549,11 @@ def test_what_is_learned_from_and_scored_by_is_said(
     for changes, said in (
         ({"test": [str(flat)]}, "test_split: found 'test' and train_split='train', but .*qrels.tsv is one set"),
         ({"dev": [str(flat)], "dev_split": "dev"}, "dev_split: found 'dev' and train_split='train', but"),
-        ({"train_split": "mine"}, "flat/qrels.tsv: has one set of judgments, of no split 'mine'"),
-        ({"test": [str(other)], "test_split": "heldout"}, "other/qrels.tsv: has one set of judgments, of no split"),
+        ({"train_split": "mine"}, "flat/qrels.tsv: has one set of judgments, expected the split 'mine'"),
+        (
+            {"test": [str(other)], "test_split": "heldout"},
+            "other/qrels.tsv: has one set of judgments, expected the split",
+        ),
     ):
         with pytest.raises(InputError, match=said):
             finetune_retriever(replace(config, **changes))
