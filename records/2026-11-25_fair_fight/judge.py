@@ -62,20 +62,12 @@ def command(*words):
 def tune(data, model, out, name, rate, seed):
     """Fine-tune for one task. Returns its scores."""
     chosen = dict(TASKS[name])
-    files = [f"{part}=[{data / chosen.pop(part)}]" for part in ("train", "dev", "test") if part in chosen]
-    columns = [f"columns.{part}={chosen.pop(part)}" for part in ("text", "pair", "label") if part in chosen]
-    settings = [f"{key}={value}" for key, value in chosen.items()]
-    command(
-        "finetune",
-        f"model={model}",
-        f"out={out}",
-        f"lr={rate}",
-        f"seed={seed}",
-        "cut=true",
-        *settings,
-        *files,
-        *columns,
-    )
+    options = {part: data / chosen.pop(part) for part in ("train", "dev", "test") if part in chosen}
+    options |= {f"columns.{part}": chosen.pop(part) for part in ("text", "pair", "label") if part in chosen}
+    options |= {name.replace("_", "-"): value for name, value in chosen.items()}
+    options |= {"output": out, "lr": rate, "seed": seed}
+    words = [word for name, value in options.items() for word in (f"--{name}", value)]
+    command("finetune", model, "--cut", *words)
     return json.loads((out / "scores.json").read_text())
 
 
@@ -95,18 +87,19 @@ def choose_rate(data, model, out):
 def retrieve(data, work, model, out, rate, seed, longest):
     """Tune one retriever on all pairs there are, and judge it on every collection."""
     sources = [*(data / name for name in LEARNED), work / "pairs.jsonl"]
+    train = [word for source in sources for word in ("--train", source)]
     tuned = min(longest, LONGEST_WHEN_TUNED)
     command(
-        "finetune", f"model={model}", f"out={out}", "task=embed", f"train=[{','.join(map(str, sources))}]",
-        f"vectors.query_length={min(longest, 512)}", f"vectors.document_length={tuned}", f"lr={rate}", f"seed={seed}",
-        "epochs=1", "batch=64",
+        "finetune", model, "--output", out, "--task", "embed", *train, "--vectors.query-length",
+        min(longest, 512), "--vectors.document-length", tuned, "--lr", rate, "--seed", seed, "--epochs", 1,
+        "--batch", 64,
     )  # fmt: skip
     for split, names in JUDGED.items():
         if not (out / f"{split}.json").exists():
             more = ["--bm25"] if seed == SEEDS[0] else []
             command(
                 "evaluate", "retrieval", out / "model", *(data / name for name in names), "--split", split,
-                "--document-length", longest, "--out", out / f"{split}.json", *more,
+                "--document-length", longest, "--output", out / f"{split}.json", *more,
             )  # fmt: skip
 
 
