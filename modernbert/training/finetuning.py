@@ -8,14 +8,13 @@ Source: the paper's fine-tuning, appendix E.1: linear decay after a warm-up of a
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from modernbert.batch import batch_by_size
 from modernbert.checkpoints.folder import ModelFolder
@@ -41,10 +40,8 @@ from modernbert.training.finetuning_loop import (
     StopRule,
     check_sharding,
     digest_of_rows,
-    groups_by_depth,
     predict,
 )
-from modernbert.training.optimizers import parameter_groups
 from modernbert.training.training_run import run_in_folder
 
 __all__ = ["FinetuneConfig", "check_inputs", "finetune"]
@@ -156,29 +153,22 @@ def _report_split(name: str, examples: Examples) -> None:
     print(f"{name}: {len(examples.items):,} rows, {examples.num_tokens:,} tokens{more}")
 
 
-def _start(config: FinetuneConfig, inputs: _Inputs) -> tuple[Model, Callable[[], list[dict[str, Any]]], nn.ModuleList]:
-    """Return the model to start from, a function that groups its parameters, and its layers."""
+def _start(config: FinetuneConfig, inputs: _Inputs) -> Model:
+    """Return the model to start from."""
     engine = inputs.engine or PORTABLE
     model = inputs.folder.load_classifier(config.task, inputs.labels, config.seed, engine=engine)
-    if not inputs.folder.is_modernbert:
-        return model, lambda: parameter_groups(model, config.weight_decay), nn.ModuleList()
-    # Saved with the model, so that it never scores single texts.
-    model.reads_pairs = model.reads_pairs or config.columns.pair is not None
+    if inputs.folder.is_modernbert:
+        # Saved with the model, so that it never scores single texts.
+        model.reads_pairs = model.reads_pairs or config.columns.pair is not None
     if config.dropout is not None:
         model.encoder.set_dropout(config.dropout)
-    head_lr = config.head_lr or config.lr
-
-    def groups() -> list[dict[str, Any]]:
-        return groups_by_depth(model, config.lr, head_lr, config.layer_decay, config.weight_decay)
-
-    return model, groups, model.encoder.layers
+    return model
 
 
 def _finetune(config: FinetuneConfig, inputs: _Inputs, world: World, stop_rule: StopRule | None) -> None:
     """Train from the last checkpoint, keep the best weights, and write the results."""
     keep_freed_memory()
-    model, groups, blocks = _start(config, inputs)
-    model.to(inputs.device)
+    model = _start(config, inputs).to(inputs.device)
     engine = inputs.engine.name if inputs.engine else "transformers"
     print(f"{config.task}: {len(inputs.labels)} labels, on {inputs.device}, {str(inputs.dtype)[6:]}, {engine}")
     examples = inputs.splits["train"].items
@@ -190,7 +180,7 @@ def _finetune(config: FinetuneConfig, inputs: _Inputs, world: World, stop_rule: 
     )
     rows = digest_of_rows(sampler.num_steps, inputs.labels, arrays)
     recipe = FinetuneRecipe(
-        config, model, inputs.task.loss(_class_weights(config, inputs)), groups, batches, blocks, rows=rows,
+        config, model, inputs.task.loss(_class_weights(config, inputs)), config.head_lr, batches, rows=rows,
         num_tokens=config.epochs * sum(lengths), engine=engine, dtype=inputs.dtype, metric=inputs.metric,
         score=(lambda plain: _scores(config, inputs, plain, "dev")[0]) if "dev" in inputs.splits else None,
         stop_rule=stop_rule,

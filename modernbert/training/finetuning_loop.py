@@ -153,9 +153,8 @@ class FinetuneRecipe(Recipe):
         config: Options of the run.
         model: The model, on its device.
         loss: Returns the sum of a loss and its number of rows.
-        groups: Returns the parameter groups of the optimizer.
+        head_lr: Peak learning rate of new layers on the encoder; None for that of the encoder.
         batches: The micro-batches of each step.
-        blocks: Layers of the model, as units of sharding; none for a model of another family.
         rows: Digest of the training data: a run only continues with the same.
         num_tokens: Tokens of all steps, for the progress bar.
         engine: Name of the engine.
@@ -166,13 +165,16 @@ class FinetuneRecipe(Recipe):
     """
 
     saves_last = False
+    model: Model
 
     def __init__(
-        self, config: FinetuneOptions, model: Model, loss: Loss, groups: Callable[[], list[dict[str, Any]]],
-        batches: StepBatches, blocks: nn.ModuleList, *, rows: str, num_tokens: int, engine: str, dtype: torch.dtype,
-        metric: str, score: Score | None, stop_rule: StopRule | None = None,
+        self, config: FinetuneOptions, model: Model, loss: Loss, head_lr: float | None, batches: StepBatches, *,
+        rows: str, num_tokens: int, engine: str, dtype: torch.dtype, metric: str, score: Score | None,
+        stop_rule: StopRule | None = None,
     ) -> None:  # fmt: skip
-        self.config, self.model, self.loss, self.blocks, self.batches = config, model, loss, blocks, batches
+        self.config, self.model, self.loss, self.batches = config, model, loss, batches
+        # The units of sharding; the layers of a model of another family are not known.
+        self.blocks = model.encoder.layers if model.encoder.family == MODERNBERT else nn.ModuleList()
         self.engine, self.dtype, self.num_tokens = engine, dtype, num_tokens
         self.world = batches.world
         # FSDP2 shards the model in place; scoring and saving need whole weights.
@@ -182,7 +184,8 @@ class FinetuneRecipe(Recipe):
         plan = LinearPlan(sampler.num_steps, config.lr, config.warmup, batches.num_batches)
         self.stages = [Stage(plan, config.seed)]
         self.evaluate_every = max(1, round(sampler.steps_per_epoch / config.scorings_per_epoch))
-        self._groups, self._rows, self._metric, self._score, self._stop_rule = groups, rows, metric, score, stop_rule
+        self._head_lr, self._rows, self._metric = head_lr or config.lr, rows, metric
+        self._score, self._stop_rule = score, stop_rule
         self._best: dict[str, Tensor] = {}
 
     def train(self, device: torch.device) -> FinetuneResult:
@@ -197,7 +200,9 @@ class FinetuneRecipe(Recipe):
         sum_shards = self.world.sum_shards if self.world.mesh is not None else None
         device = next(self.model.parameters()).device
         context = OptimizerContext(self.config.optim, sum_shards, find_optimizer_kernels(device))
-        return build_optimizer(self.model, self._groups(), self.config.lr, context)
+        lr, layer_decay, weight_decay = self.config.lr, self.config.layer_decay, self.config.weight_decay
+        groups = groups_by_depth(self.model, lr, self._head_lr, layer_decay, weight_decay)
+        return build_optimizer(self.model, groups, lr, context)
 
     def feed(self, run: TrainingRun) -> Feed:
         """Return the micro-batches of all steps that are left."""
@@ -310,13 +315,16 @@ def groups_by_depth(
     """Group parameters for the optimizer, each with its share `lr_scale` of the planned learning rate.
 
     New layers on the encoder have the learning rate `head_lr`; a pretrained head and the final norm have `lr`, the last
-    layer `layer_decay` times that, and so on down to the embeddings.
+    layer `layer_decay` times that, and so on down to the embeddings. All of an encoder of another family has `lr`.
     """
     encoder = model.encoder
-    depth = len(encoder.layers)
-    below: list[tuple[nn.Module, float]] = [(encoder.final_norm, 1.0)]
-    below += [(layer, layer_decay ** (depth - number)) for number, layer in enumerate(encoder.layers)]
-    below += [(encoder.get_submodule("embeddings"), layer_decay ** (depth + 1))]
+    # A classifier of another family is one module, without the encoder as a child.
+    below: list[tuple[nn.Module, float]] = [(child, 1.0) for child in model.children() if child is encoder]
+    if encoder.family == MODERNBERT:
+        depth = len(encoder.layers)
+        below = [(encoder.final_norm, 1.0)]
+        below += [(layer, layer_decay ** (depth - number)) for number, layer in enumerate(encoder.layers)]
+        below += [(encoder.get_submodule("embeddings"), layer_decay ** (depth + 1))]
     above = [
         (child, 1.0 if name == "head" else head_lr / lr)
         for name, child in model.named_children()

@@ -8,7 +8,7 @@ Source: section 3.1.2 and appendix E.2 of the paper.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
@@ -42,9 +42,7 @@ from modernbert.training.finetuning_loop import (
     StepBatches,
     StopRule,
     digest_of_rows,
-    groups_by_depth,
 )
-from modernbert.training.optimizers import parameter_groups
 from modernbert.training.retrieval_losses import Comparison, RetrievalLoss
 from modernbert.training.retriever_config import RetrieverConfig
 from modernbert.training.retriever_inputs import RetrieverInputs, open_inputs
@@ -76,8 +74,7 @@ def finetune_retriever(config: RetrieverConfig, stop_rule: StopRule | None = Non
 def _finetune(config: RetrieverConfig, inputs: RetrieverInputs, world: World, stop_rule: StopRule | None) -> None:
     """Train from the last checkpoint on, keep the best weights, and write the results."""
     keep_freed_memory()
-    model, groups, blocks = _start(config, inputs)
-    model.to(inputs.device)
+    model = _start(config, inputs).to(inputs.device)
     engine = inputs.engine.name if inputs.engine else "transformers"
     print(f"{config.task}: {len(inputs.examples):,} examples, on {inputs.device}, {str(inputs.dtype)[6:]}, "
           f"{engine}")  # fmt: skip
@@ -85,7 +82,7 @@ def _finetune(config: RetrieverConfig, inputs: RetrieverInputs, world: World, st
     loss = RetrievalLoss(temperature, config.normalize_scores)
     batches = _Steps(config, inputs, loss, world)
     recipe = FinetuneRecipe(
-        config, model, loss, groups, batches, blocks,
+        config, model, loss, config.projection_lr, batches,
         rows=digest_of_rows(batches.sampler.num_steps, [], _learned_from(config, inputs)),
         num_tokens=config.epochs * sum(batches.sampler.lengths), engine=engine, dtype=inputs.dtype,
         metric=config.metric, score=(lambda plain: _mean(_scores(inputs, plain, "dev"))) if config.dev else None,
@@ -168,34 +165,15 @@ class _Steps(StepBatches):
         return [list(texts[begin:end]) for begin, end in pairwise(bounds)]
 
 
-def _start(
-    config: RetrieverConfig, inputs: RetrieverInputs
-) -> tuple[Model, Callable[[], list[dict[str, Any]]], nn.ModuleList]:
-    """Return the model to start from, a function that groups its parameters, and its layers."""
+def _start(config: RetrieverConfig, inputs: RetrieverInputs) -> Model:
+    """Return the model to start from."""
     folder = inputs.folder
     if not folder.is_modernbert:
         torch.manual_seed(config.seed)  # weights that the folder lacks, such as the pooler of a BERT, are random
     encoder = folder.load_model(dtype=torch.float32, engine=inputs.engine or PORTABLE).encoder
-    projection = _start_projection(config, inputs, encoder.hidden_size)
-    model = Embedder(encoder, inputs.vectors.pooling, projection)
-    projection_lr = config.projection_lr or config.lr
-
-    def groups_of_other() -> list[dict[str, Any]]:
-        groups = parameter_groups(encoder, config.weight_decay)
-        if projection is not None:
-            scale = projection_lr / config.lr
-            groups += [{"params": [projection.weight], "weight_decay": config.weight_decay, "lr_scale": scale,
-                        "lr": config.lr * scale, "max_lr": config.lr * scale}]  # fmt: skip
-        return groups
-
-    def groups() -> list[dict[str, Any]]:
-        return groups_by_depth(model, config.lr, projection_lr, config.layer_decay, config.weight_decay)
-
-    if not folder.is_modernbert:
-        return model, groups_of_other, nn.ModuleList()
     if config.dropout is not None:
         encoder.set_dropout(config.dropout)
-    return model, groups, encoder.layers
+    return Embedder(encoder, inputs.vectors.pooling, _start_projection(config, inputs, encoder.hidden_size))
 
 
 def _start_projection(config: RetrieverConfig, inputs: RetrieverInputs, width: int) -> nn.Linear | None:

@@ -21,8 +21,10 @@ from modernbert.checkpoints.transformers_models import (
     num_positions_of,
 )
 from modernbert.errors import InputError
+from modernbert.model.embedder import Embedder
 from modernbert.safe_files import FolderFiles
 from modernbert.training.finetuning import FinetuneConfig, finetune
+from modernbert.training.finetuning_loop import groups_by_depth
 
 SIZES: dict[str, Any] = dict(
     vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, pad_token_id=3,
@@ -136,6 +138,18 @@ def test_a_foreign_model_is_tuned_and_loads_in_its_own_library(folder: Path, tmp
         finetune(replace(config, layer_decay=0.9, output=str(tmp_path / "other")))
     with pytest.raises(InputError, match="max_len: found 65, but .* takes at most 64"):
         finetune(replace(config, max_len=65, output=str(tmp_path / "other")))
+
+
+def test_every_parameter_of_a_foreign_model_is_in_one_group_and_new_layers_have_their_rate(folder: Path) -> None:
+    encoder = load_foreign_encoder(FolderFiles(folder), 3, 2, torch.float32)
+    embedder = Embedder(encoder, "mean", torch.nn.Linear(encoder.hidden_size, 4, bias=False))
+    classifier = load_foreign_classifier(FolderFiles(folder), "classify", ["a", "b"], 0, 3, 2)
+    for model, new in ((embedder, "projection.weight"), (classifier, None)):
+        groups = groups_by_depth(model, lr=1e-3, head_lr=1e-2 if new else 1e-3, layer_decay=1.0, weight_decay=0.1)
+        scales = [(id(parameter), group["lr_scale"]) for group in groups for parameter in group["params"]]
+        assert len(scales) == len(dict(scales)) == len(list(model.parameters()))
+        for name, parameter in model.named_parameters():
+            assert dict(scales)[id(parameter)] == (pytest.approx(10) if name == new else 1), name
 
 
 def test_what_is_saved_beside_a_foreign_model_is_its_tokenizer_and_nothing_that_a_link_leads_to(

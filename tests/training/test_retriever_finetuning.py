@@ -547,7 +547,7 @@ def test_what_is_learned_from_and_scored_by_is_said(
         shutil.rmtree(folder / "qrels")
     config = replace(config, train=[str(flat)], dev=[], test=[], epochs=1)
     for changes, said in (
-        ({"test": [str(flat)]}, "test_split: found 'test' and train_split='train', but .*qrels.tsv is one set"),
+        ({"test": [str(flat)]}, "test_split: found 'test' and train_split='train', but .*qrels.tsv is one"),
         ({"dev": [str(flat)], "dev_split": "dev"}, "dev_split: found 'dev' and train_split='train', but"),
         ({"train_split": "mine"}, "flat/qrels.tsv: has one set of judgments, expected the split 'mine'"),
         (
