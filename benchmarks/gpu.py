@@ -28,7 +28,7 @@ from modernbert.batch import SequenceLengths
 from modernbert.console import p50_and_p95
 from modernbert.devices import choose_device, name_of, peak_memory
 from modernbert.engines.engine import Engine, Window
-from modernbert.engines.flash_engine import flash_version
+from modernbert.engines.flash_engine import FlashEngine, flash_version
 from modernbert.engines.registry import PORTABLE, choose_engine
 from modernbert.errors import InputError
 from modernbert.files import check_target, write_file
@@ -164,7 +164,7 @@ def _near(how: str, found: Tensor, expected: Tensor) -> dict[str, Any]:
 def _training(device: torch.device, small: bool) -> Iterator[dict[str, Any]]:
     runs = [("base", 1024, 96), ("base", 8192, 12), ("large", 1024, 56)]
     for preset, length, num_documents in [("tiny", 128, 2)] if small else runs:
-        for name in ("auto", "flash") if (preset, length) == ("base", 1024) else ("auto",):
+        for name in ("auto", FlashEngine.name) if (preset, length) == ("base", 1024) else ("auto",):
             train = functools.partial(_train, device, preset, length, num_documents, name, 2 if small else 3)
             yield _guarded({"train": preset, "length": length}, train)
 
