@@ -1,4 +1,4 @@
-"""The house in order: documents that hold, configs that load, rooms that need only what they say."""
+"""The repository: README and configs are true, modules import only declared libraries, tests can fail."""
 
 import ast
 import re
@@ -157,7 +157,7 @@ def test_an_unknown_key_names_the_nearest(tmp_path: Path) -> None:
 
 
 def test_every_module_imports_without_the_extras() -> None:
-    """Libraries of the extras are asked for when a file or a page needs them, never before; and nothing is said."""
+    """Libraries of the extras are imported only when a file or page needs them, and importing prints nothing."""
     code = """
 import importlib, importlib.util, pkgutil, sys
 has_triton = importlib.util.find_spec("triton")  # it comes with torch for CUDA, and is for GPUs alone
@@ -179,9 +179,7 @@ for module in pkgutil.walk_packages(modernbert.__path__, "modernbert."):
         assert module.name.startswith("modernbert.serving.") and EXTRAS[library][1] == "serve", (module.name, error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), (
-        "what is said while importing stands before all else"
-    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", ""), "importing printed something"
 
 
 def _imports(tree: ast.AST) -> set[str]:
@@ -195,7 +193,7 @@ def _imports(tree: ast.AST) -> set[str]:
 
 
 def test_every_library_that_is_imported_is_declared() -> None:
-    """In the core if a command imports it whatever it is asked, else in the extra that its error names."""
+    """In the core if a command always imports it, else in the extra that its error names."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     core = {_plain_name(line) for line in project["dependencies"]}
     extras = {name: {_plain_name(line) for line in lines} for name, lines in project["optional-dependencies"].items()}
@@ -207,7 +205,7 @@ def test_every_library_that_is_imported_is_declared() -> None:
 
     for package, extra in EXTRAS.values():
         assert package in held(extra), (package, extra)
-    # Others with which a command names an extra of its own.
+    # Extras that commands name in their errors.
     assert {"lancedb", "pyarrow"} <= held("index") and {"bm25s", "jinja2", "matplotlib"} <= held("demo")
     imported = set().union(*(_imports(ast.parse(path.read_text())) for path in (ROOT / "modernbert").rglob("*.py")))
     ours = {"modernbert", "optimi", "triton", "flash_attn", "flash_attn_interface", "mpi4py"}
@@ -220,27 +218,27 @@ def _plain_name(requirement: str) -> str:
     return re.split(r"[\[<>=;~! ]", requirement)[0]
 
 
-def test_the_version_is_told() -> None:
+def test_the_version_is_printed() -> None:
     done = subprocess.run([sys.executable, "-m", "modernbert", "--version"], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith(f"modernbert {version('modernbert')}, ")
 
 
-def test_a_command_that_has_used_kernels_ends_in_silence() -> None:
+def test_a_command_that_used_kernels_prints_nothing_at_its_end() -> None:
     pytest.importorskip("triton")
     code = "import sys, triton.language; from modernbert.cli.main import main; sys.argv[1:] = ['--version']; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_tokenising_never_waits_for_torch() -> None:
+def test_tokenizing_does_not_import_torch() -> None:
     code = (
         "import sys; from modernbert import Tokenizer; import modernbert.data.shards; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_the_library_brings_in_nothing_that_makes_a_process_wait(small_bert: ModernBert, tmp_path: Path) -> None:
-    """Torch's compiler, what draws on terminals alone, libraries that we are used in: none is wanted for a vector."""
+def test_embedding_imports_no_slow_library(small_bert: ModernBert, tmp_path: Path) -> None:
+    """Torch's compiler, rich, and libraries with adapters for this package are not imported for a vector."""
     small_bert.save(tmp_path / "model")
     unwanted = ("torch._dynamo", "sympy", "triton", "rich", "sentence_transformers", "mteb")
     code = (
@@ -252,7 +250,7 @@ def test_the_library_brings_in_nothing_that_makes_a_process_wait(small_bert: Mod
     assert done.stdout.strip() == "[]"
 
 
-def test_training_brings_in_no_compiler_and_nothing_of_several_processes() -> None:
+def test_training_imports_neither_compiler_nor_fsdp() -> None:
     code = (
         "import sys, torch, modernbert.training.pretraining; "
         "from modernbert.training.optimizers import StableAdamW; "
@@ -272,13 +270,13 @@ def test_tests_check_the_axes_and_the_types_of_annotations() -> None:
 
 
 def _cannot_fail(node: ast.AST) -> str | None:
-    """Say why a statement of a test asserts nothing, or something else than it seems to."""
+    """Return why a statement of a test cannot fail, or asserts something else than it seems to."""
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.IfExp | ast.Compare | ast.BoolOp | ast.GeneratorExp):
-        return "a value that nobody looks at"
+        return "an unused value"
     if isinstance(node, ast.Assert) and isinstance(node.test, ast.Tuple | ast.GeneratorExp | ast.ListComp):
-        return "is true whatever is in it"
+        return "is always true"
     if isinstance(node, ast.Compare) and ast.dump(node.left) == ast.dump(node.comparators[0]):
-        return "compares a thing with itself"
+        return "compares an expression with itself"
     if isinstance(node, ast.With) and len(node.body) > 1 and not isinstance(node.body[-1], ast.Raise):
         if any(ast.unparse(item.context_expr).startswith("pytest.raises(") for item in node.items):
             return "any of several statements may raise"
