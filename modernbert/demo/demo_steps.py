@@ -13,9 +13,8 @@ from typing import Any
 
 from rich.console import Console
 
-from modernbert.config_files import nested, resolve
-from modernbert.data.prepare import PrepareConfig
-from modernbert.data.prepare import run as prepare
+from modernbert import ModernBert, finetune, prepare, pretrain, train_tokenizer
+from modernbert.config_files import resolve
 from modernbert.demo.collect import Record, collect, read_records
 from modernbert.demo.demo_options import DemoConfig
 from modernbert.demo.function_search import search_functions
@@ -26,11 +25,7 @@ from modernbert.errors import InputError
 from modernbert.evaluation.retrieval_eval import rank_by_model, rank_by_words
 from modernbert.extras import require
 from modernbert.files import new_folder, write_file
-from modernbert.inference.modernbert import ModernBert
-from modernbert.model.embedder import EmbeddingConfig
-from modernbert.tokenizer.bpe_training import train_tokenizer
-from modernbert.training.pretraining import PretrainConfig, pretrain
-from modernbert.training.retriever_finetuning import RetrieverConfig, finetune_retriever
+from modernbert.training.pretraining_config import PretrainConfig
 from modernbert.training.run_folder import open_run_folder
 
 __all__ = ["DemoConfig", "run"]
@@ -65,14 +60,15 @@ def run(config: DemoConfig) -> Path:
     scale = QUICK if config.quick else FULL
     out = config.output or Path(scale.folder)
     require("demo", "bm25s", "jinja2", "matplotlib", extra="demo")
-    pretraining = _pretrain_config(out, scale)
+    options = _pretraining_options(out)
+    pretraining = resolve(PretrainConfig, options, scale.config)
     open_run_folder(out, pretraining)
     clock = _Clock(out / "seconds.json")
     finetuned = out / "retrieval"
     clock.step("collect text", out / "corpus", lambda: _collect(out / "corpus", scale))
-    clock.step("train the tokenizer", out / "tokenizer.json", lambda: _train_tokenizer(out, scale))
+    clock.step("train the tokenizer", out / "tokenizer", lambda: _train_tokenizer(out, scale))
     clock.step("tokenize", out / "shards" / KINDS[-1], lambda: _prepare(out))
-    clock.step("pretrain in three phases", out / "model", lambda: pretrain(pretraining))
+    clock.step("pretrain in three phases", out / "model", lambda: pretrain(config=scale.config, **options))
     clock.step("fill masks", out / "masks.json", lambda: _fill_masks(out, scale))
     clock.step("search before fine-tuning", out / "before.json", lambda: _search(out, "before", out / "model"))
     clock.step("fine-tune for retrieval", finetuned / "scores.json", lambda: _finetune(out, finetuned, scale))
@@ -101,16 +97,10 @@ class _Clock:
         write_file(self._path, json.dumps(self.seconds, indent=2) + "\n")
 
 
-def _pretrain_config(out: Path, scale: Scale) -> PretrainConfig:
-    given = {
-        "output": str(out),
-        "tokenizer": str(out / "tokenizer.json"),
-        "data.sources.code": str(out / "shards" / "code" / "train"),
-        "data.sources.prose": str(out / "shards" / "prose" / "train"),
-        "data.heldout.packages": str(out / "shards" / "heldout" / "train"),
-        "seed": SEED,
-    }
-    return resolve(PretrainConfig, nested(given), scale.config)
+def _pretraining_options(out: Path) -> dict[str, Any]:
+    code, prose, heldout = (str(out / "shards" / name / "train") for name in KINDS)
+    data = {"sources": {"code": code, "prose": prose}, "heldout": {"packages": heldout}}
+    return {"output": str(out), "tokenizer": str(out / "tokenizer"), "data": data, "seed": SEED}
 
 
 def _collect(folder: Path, scale: Scale) -> None:
@@ -123,15 +113,15 @@ def _collect(folder: Path, scale: Scale) -> None:
 
 
 def _train_tokenizer(out: Path, scale: Scale) -> None:
-    texts = (record.text for name in ("code", "prose") for record in _records(out, name))
-    train_tokenizer(texts, scale.vocab_size).save(out / "tokenizer.json")
+    texts = [str(out / "corpus" / f"{name}.jsonl") for name in ("code", "prose")]
+    train_tokenizer(input=texts, output=out / "tokenizer", vocab_size=scale.vocab_size)
 
 
 def _prepare(out: Path) -> None:
     for name in KINDS:
         source, folder = str(out / "corpus" / f"{name}.jsonl"), out / "shards" / name
         # One process: at this size, starting more takes longer than the work.
-        prepare(PrepareConfig(input=[source], tokenizer=str(out / "tokenizer.json"), output=folder, processes=1))
+        prepare(input=[source], tokenizer=str(out / "tokenizer"), output=folder, processes=1)
 
 
 def _fill_masks(out: Path, scale: Scale) -> None:
@@ -162,19 +152,17 @@ def _finetune(out: Path, folder: Path, scale: Scale) -> None:
     random.Random(SEED).shuffle(rows)
     wanted = scale.finetuning_steps * scale.pairs_per_step
     write_file(folder.with_suffix(".jsonl"), "".join(json.dumps(row) + "\n" for row in rows[:wanted]))
-    finetune_retriever(
-        RetrieverConfig(
-            model=str(out / "model"),
-            task="embed",
-            train=[str(folder.with_suffix(".jsonl"))],
-            output=str(folder),
-            vectors=EmbeddingConfig(query_length=96, document_length=96),
-            epochs=max(1, round(wanted / len(rows))),
-            batch=scale.pairs_per_step,
-            lr=2e-3,
-            warmup=0.1,
-            seed=SEED,
-        )
+    finetune(
+        str(out / "model"),
+        task="embed",
+        train=[str(folder.with_suffix(".jsonl"))],
+        output=str(folder),
+        vectors={"query_length": 96, "document_length": 96},
+        epochs=max(1, round(wanted / len(rows))),
+        batch=scale.pairs_per_step,
+        lr=2e-3,
+        warmup=0.1,
+        seed=SEED,
     )
 
 

@@ -49,7 +49,7 @@ FILES = {
     "report.html": "this page",
     "model": "the pretrained model; transformers loads it",
     "retrieval/model": "the model fine-tuned for function search",
-    "tokenizer.json": "the tokenizer",
+    "tokenizer": "the tokenizer",
     "log.jsonl": "every step of pretraining",
 }
 

@@ -40,18 +40,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     assert not (out / "model").exists()
-    tokenizer = (out / "tokenizer.json").read_bytes()
+    tokenizer = (out / "tokenizer" / "tokenizer.json").read_bytes()
     second = start(out)
     printed, errors = second.communicate(timeout=400)
     assert second.returncode == 0, errors
     assert "tokenize: done before" in errors and "resuming after step" in printed
-    assert (out / "tokenizer.json").read_bytes() == tokenizer
+    assert (out / "tokenizer" / "tokenizer.json").read_bytes() == tokenizer
     return out, printed
 
 
 def test_every_file_it_names_is_there(finished: tuple[Path, str]) -> None:
     out, printed = finished
-    for name in ("report.html", "model", "retrieval/model", "tokenizer.json", "log.jsonl"):
+    for name in ("report.html", "model", "retrieval/model", "tokenizer", "log.jsonl"):
         assert (out / name).exists() and str(out / name) in printed.replace("\n", "")
     assert not list(out.rglob("*.partial-*"))
 
@@ -101,7 +101,7 @@ def test_a_folder_of_another_run_is_refused_unchanged(finished: tuple[Path, str]
 
 
 def test_hidden_words_are_whole_single_tokens(finished: tuple[Path, str]) -> None:
-    tokenizer = Tokenizer.load(finished[0] / "tokenizer.json")
+    tokenizer = Tokenizer.load(finished[0] / "tokenizer")
     text = "\n".join(f"this line number {n} is the same as that of the other file" for n in range(50))
     hidden = mask_words([Record(text, "a.txt", "a")], tokenizer, number=20, seed=0)
     assert len(hidden) == 20
