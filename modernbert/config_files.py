@@ -90,7 +90,7 @@ def check_values(config: Any) -> None:
 
 @runtime_checkable
 class Command(Protocol[Parameters, Answer]):
-    """A function whose arguments are options; with `config`, those of a file need not be given."""
+    """A function whose arguments are options; required options may come from the file `config` instead."""
 
     @overload
     def __call__(self, *args: Parameters.args, **options: Parameters.kwargs) -> Answer: ...
@@ -214,7 +214,7 @@ def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any
 
 
 def _prepared(kind: Any, value: Any) -> Any:
-    """Leave out values that are `MISSING`, add the defaults of groups, and make values those that pydantic accepts.
+    """Leave out values that are `MISSING`, add the defaults of groups, and convert values for pydantic.
 
     A single value becomes a list for a list, and a path becomes text for text.
     """

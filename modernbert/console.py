@@ -1,4 +1,4 @@
-"""What benches print, and where: as wide as the terminal, and wide enough for a table where there is none."""
+"""Output of benchmarks: a console as wide as the terminal or a table, the machine, and summaries of timings."""
 
 import platform
 import statistics
@@ -27,10 +27,7 @@ def open_console(*, stderr: bool = False) -> Console:
 
 
 def describe_machine(device: torch.device, libraries: Iterable[str] = ()) -> str:
-    """Name what was measured on: device, threads where they matter, system, versions of torch and of other libraries.
-
-    One that is not installed is left out.
-    """
+    """Return the device, CPU threads, system, and versions of torch and of other libraries that are installed."""
     parts = [name_of(device)]
     if device.type == "cpu":
         parts += [_processor(), f"{torch.get_num_threads()} threads"]
@@ -42,7 +39,7 @@ def describe_machine(device: torch.device, libraries: Iterable[str] = ()) -> str
 
 
 def _processor() -> str:
-    """Return the name that the maker gave the processor, where the system tells it."""
+    """Return the model name of the processor, if the system has it."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -51,7 +48,7 @@ def _processor() -> str:
 
 
 def spread(ratios: Sequence[float]) -> str:
-    """Write ratios of several rounds: their median, and from where to where they go.
+    """Format ratios of several rounds: their median and range.
 
     >>> spread([2.0, 1.0, 4.0])
     '2.00 (1.00 to 4.00)'
@@ -60,9 +57,7 @@ def spread(ratios: Sequence[float]) -> str:
 
 
 def p50_and_p95(seconds: Sequence[float]) -> dict[str, float]:
-    """Return the median of waits, and the wait that one in twenty is above, in milliseconds.
-
-    Between two waits lies a straight line, so that the one is never below the other, however few there are.
+    """Return the median and the 95th percentile of durations, linearly interpolated, in milliseconds.
 
     >>> p50_and_p95([0.003, 0.001])
     {'p50_ms': 2.0, 'p95_ms': 2.9}

@@ -27,7 +27,7 @@ class Option:
     """One option: a field of the dataclass of a command, or of a dataclass in it."""
 
     key: str
-    """Path of the field, such as `guard.window`; `NAME` stands for the keys of a mapping: `phases.NAME.tokens`."""
+    """Path of the field, such as `guard.window`; `NAME` means any key of a mapping: `phases.NAME.tokens`."""
     kind: Any
     """Type of the field."""
     default: Any
@@ -41,7 +41,7 @@ class Option:
 
 
 def options_of(schema: type, prefix: str = "", section: str = "", defaults: Any = None) -> Iterator[Option]:
-    """Yield the options of a dataclass: positional ones, then its own, then those of its base classes.
+    """Yield the options of a dataclass: positional ones, then its own, then the options of its base classes.
 
     `defaults` is an instance whose values are the defaults, for a dataclass in another.
     """

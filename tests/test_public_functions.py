@@ -1,4 +1,4 @@
-"""The commands as functions of the package: each does what the command does, with the same options."""
+"""The commands as functions of the package: each has the effect and the options of its command."""
 
 import inspect
 import json

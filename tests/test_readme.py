@@ -1,4 +1,4 @@
-"""The README's commands of pretraining, as they are printed, in a folder that is no clone."""
+"""The commands of the README: pretraining runs as printed, and every option that a page names exists."""
 
 import re
 import shlex
@@ -10,8 +10,10 @@ from commands import modernbert
 from modernbert import ModernBert
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.cli.parser import option_name
+from modernbert.cli.verbs import VERBS
 from modernbert.config_files import nested, resolve, to_yaml
 from modernbert.data.shards import Shards
+from modernbert.options import options_of
 from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.training.pretraining import PretrainConfig
 from modernbert.training.retriever_finetuning import RetrieverConfig
@@ -90,6 +92,9 @@ GIVEN = {
     "finetune": {"model": "x", "output": "x", "train": "x", "dev": "x"},
 }
 CONFIGS = Path(__file__).parents[1] / "modernbert" / "configs"
+# Options of torchrun, of the benchmarks, and of the example in CONTRIBUTING.md.
+OTHER_PROGRAMS = ("--nproc-per-node", "--rounds", "--out", "--models", "--sets", "--engines", "--documents",
+                  "--phases.NAME.warmup-share")  # fmt: skip
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}")
@@ -145,3 +150,15 @@ def test_a_tokenizer_that_is_nowhere_is_named(elsewhere: Path) -> None:
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert "owner/absent: no such tokenizer file or folder, and not on the hub" in done.stderr
         assert not (elsewhere / "x").exists()
+
+
+def test_options_that_are_named_in_prose_exist() -> None:
+    schemas = [VERBS[verb].load_options(task) for verb in VERBS for task in (None, "embed")]
+    known = {option_name(each.key) for schema in schemas for each in options_of(schema)}
+    known |= {"--config", "--print", "--help", *OTHER_PROGRAMS}
+    for page in (README, README.with_name("CONTRIBUTING.md"), *CONFIGS.rglob("*.yaml")):
+        for name in re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", page.read_text()):
+            patterns = (re.escape(each).replace("NAME", "[^.]+") for each in known)
+            assert any(re.fullmatch(pattern, name.replace("--no-", "--")) for pattern in patterns), (
+                f"{page.name}: {name}"
+            )

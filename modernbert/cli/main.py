@@ -53,7 +53,7 @@ def completion(shell: str) -> None:
 
 
 def run(words: Sequence[str] | None = None) -> None:
-    """Run a command, with errors as exceptions; `words` are those of the command line by default."""
+    """Run a command, with errors as exceptions; `words` is `sys.argv[1:]` by default."""
     try:
         cli.main(list(words) if words is not None else None, "modernbert", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -81,7 +81,7 @@ class VerbCommand(click.Command):
                 ["--print", "print_config"], is_flag=True, help="Print all options with their values, and stop."
             ),
         ]
-        note = f"Options depend on the task: modernbert {name} --task embed --help lists those of embed."
+        note = f"Options depend on the task: modernbert {name} --task embed --help lists the options of embed."
         super().__init__(name, callback=self._run, epilog=note if verb.by_task else None)
         self._use(verb.load_options())
 

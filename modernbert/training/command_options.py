@@ -78,13 +78,13 @@ class GlueConfig:
     tasks: Sequence[str] = ()
     """Task; repeat for several; all in the folder, by default."""
     grid: Literal["chosen", "paper"] = "chosen"
-    """Hyperparameters: those that the paper chose, or all that it tried."""
+    """Hyperparameters: the choice of the paper, or its whole grid."""
     lrs: Sequence[float] = ()
-    """Learning rate to try instead of those of the grid; repeat for several."""
+    """Learning rate to try instead of the values of the grid; repeat for several."""
     weight_decays: Sequence[float] = ()
-    """Weight decay to try instead of those of the grid; repeat for several."""
+    """Weight decay to try instead of the values of the grid; repeat for several."""
     epochs: Sequence[int] = ()
-    """Number of epochs to try instead of those of the grid; repeat for several."""
+    """Number of epochs to try instead of the values of the grid; repeat for several."""
     seeds: Sequence[int] = (0, 1, 2)
     """Seed; repeat for several."""
     max_len: Annotated[int, Ge(8)] = 256

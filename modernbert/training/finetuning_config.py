@@ -16,7 +16,7 @@ __all__ = ["FinetuneConfig", "FinetuneOptions"]
 
 @dataclass
 class FinetuneOptions(RunOptions):
-    """Options of every fine-tuning run. Defaults are those of appendix E.1 of the paper."""
+    """Options of every fine-tuning run. Defaults are from appendix E.1 of the paper."""
 
     FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = (*RunOptions.FREE_TO_CHANGE, "ignore_columns")
 
@@ -24,7 +24,7 @@ class FinetuneOptions(RunOptions):
     """Model folder, or name of a model on the Hub, to start from."""
     _: KW_ONLY
     task: str = MISSING
-    """What the model learns."""
+    """Task: classify, tag, rerank, embed, late, ..."""
     train: list[str] = MISSING
     """Training data: files, folders or data sets on the Hub."""
     dev: list[str] = field(default_factory=list)

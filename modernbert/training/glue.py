@@ -31,9 +31,9 @@ _MNLI_START = "mnli-start"
 
 
 def run(config: GlueConfig) -> dict[str, Any]:
-    """Tune and score task after task; print a table, write JSON, and return what it says.
+    """Fine-tune and score on each task, print a table, write `glue.json`, and return its content.
 
-    Raises: InputError for a task that is not there, or what cannot be learned from.
+    Raises: InputError for a task that is not in the folder, or rows that cannot be used.
     """
     there = tasks_in(config.data)
     for name in config.tasks:

@@ -74,7 +74,7 @@ class RetrieverConfig(FinetuneOptions):
         for name in ("dev", "test"):
             folders = [Path(each).resolve().name for each in getattr(self, name)]
             if len(set(folders)) < len(folders):
-                raise InputError(f"{name}: found two folders of one name, expected other names to tell scores apart by")
+                raise InputError(f"{name}: found two folders of one name, expected a different name for each")
         if self.stanford and not task.per_token:
             raise InputError(f"stanford: found true, but {self.task} is no late interaction")
         if self.stanford:

@@ -1,6 +1,5 @@
 """Groups of options that pretraining, fine-tuning and retrieval share, and the checks of their values."""
 
-import math
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, ClassVar, Literal
@@ -84,8 +83,8 @@ class RunOptions:
     """Options of every training run."""
 
     FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = ("output", "device", "distributed", "checkpoint", "trackers")
-    """Fields, or groups of them, under which a run may continue with other values than it was begun with: they change
-    where it computes and what it keeps, never what it computes."""
+    """Fields, or groups of them, that may change when a run continues: they decide where it computes and which files it
+    keeps, never its results."""
 
     output: str = MISSING
     """Run folder: config, log, checkpoints, and at the end the model."""
@@ -119,8 +118,6 @@ class RunOptions:
 
 
 def expect(key: str, found: Any, holds: bool, expected: str) -> None:
-    """Raise: InputError naming `key`, unless `holds` and `found` is finite."""
-    if isinstance(found, float) and not math.isfinite(found):
-        raise InputError(f"{key}: found {found!r}, expected a finite number")
+    """Raise: InputError naming `key`, unless `holds`."""
     if not holds:
         raise InputError(f"{key}: found {found!r}, expected {expected}")

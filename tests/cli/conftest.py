@@ -15,7 +15,7 @@ QUICK = ["--device", "cpu", "--dtype", "float32", "--dropout", "0.0"]
 
 
 def succeed(*words: object) -> str:
-    """Run a command that must succeed, and return what it printed."""
+    """Run a command that must succeed, and return its output."""
     done = modernbert(*map(str, words))
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -34,7 +34,7 @@ def write_rows(path: Path, number: int, seed: int) -> Path:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where everything lies that several tests read."""
+    """A folder for the files that several tests read."""
     return tmp_path_factory.mktemp("cli")
 
 

@@ -1,4 +1,4 @@
-"""Each option of a command takes effect: what it changes is seen from outside, through the command line itself."""
+"""Each option of a command takes effect: its change is visible from outside, through the command line."""
 
 import json
 import re
@@ -87,7 +87,7 @@ def test_print_shows_the_whole_config_and_does_nothing(
     assert list(tmp_path.iterdir()) == [tmp_path / "embed.yaml"]
 
 
-# What is refused says to which field it went.
+# An error names the option.
 
 REFUSED = [
     (["fill-mask", "{bert}", "a [MASK]", "--device", "nowhere"], "device: found 'nowhere'"),
@@ -164,7 +164,7 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_field(
         "rows": folder / "rows.jsonl",
     }
     words = [word.format(**names) for word in words]
-    if words[0] == "serve":  # it has begun to listen
+    if words[0] == "serve":  # it listens already
         served = modernbert(*words)
         status, stderr = served.returncode, served.stderr
     else:  # in this process, for there are many
@@ -174,7 +174,7 @@ def test_a_wrong_value_is_refused_by_the_name_of_its_field(
     assert list(tmp_path.iterdir()) == []
 
 
-# What a model says of texts.
+# Commands for texts.
 
 
 def test_options_of_embed(bert: Path, lines: Path, tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_options_of_evaluate_glue(bert: Path, rows: dict[str, Path], tmp_path: P
     asked = {"max_len": 12, "patience": 1, "device": "cpu", "dtype": "float32", "seed": 7}
     assert asked.items() <= config.items()
     best = json.loads((mine / "glue.json").read_text())["cola"]["best"]
-    # What the table of the paper reads.
+    # The table of the paper reads these files.
     assert list(run_paper(PaperConfig(tmp_path / "results"))) == ["mine"] and 0 <= best <= 1
 
 
