@@ -12,9 +12,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, get_args, get_origin, overload, runtime_checkable
 
-import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
 from modernbert.errors import InputError
 from modernbert.options import MISSING, default_of, hints_of, kind_of, options_of, plain_kind
 
@@ -59,6 +56,8 @@ def resolve(
     Raises: InputError naming the file or option, for an unknown name (with the nearest known one), a value of another
     type or out of bounds, a required option without a value, or a file that is absent or is not YAML.
     """
+    from pydantic import TypeAdapter, ValidationError  # help texts do not wait for it
+
     _refuse_unknown(schema)
     of_file = read_yaml(path) if path is not None else {}
     merged = _merged(of_file, given)
@@ -153,6 +152,8 @@ def nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     """Write a config as YAML, with all its fields."""
+    import yaml
+
     return yaml.safe_dump(_plain(asdict(config)), sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -171,7 +172,8 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
 
     Raises: InputError for a file that is absent or is not YAML.
     """
-    from omegaconf import OmegaConf  # most commands read no config file
+    import yaml  # most commands read no config file
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     path = Path(path)
@@ -200,7 +202,7 @@ def _refuse_unknown(kind: Any) -> None:
     if get_origin(kind) is dict:
         _refuse_unknown(get_args(kind)[1])
     elif is_dataclass(kind) and "__pydantic_config__" not in vars(kind):
-        kind.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[union-attr]
+        kind.__pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # type: ignore[union-attr]
         for each in hints_of(cast(type, kind)).values():
             _refuse_unknown(each)
 

@@ -5,9 +5,9 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from modernbert.config_files import MISSING
 from modernbert.errors import InputError
 from modernbert.extras import require
+from modernbert.options import MISSING
 from modernbert.tasks.columns import Columns
 from modernbert.training.run_options import CheckpointConfig, RunOptions
 

@@ -6,8 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from modernbert.config_files import MISSING
 from modernbert.errors import InputError
+from modernbert.options import MISSING
 from modernbert.training.run_options import RunOptions, Seed, expect
 from modernbert.training.schedules import Schedule
 

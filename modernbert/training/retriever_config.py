@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from modernbert.config_files import MISSING
 from modernbert.errors import InputError
 from modernbert.extras import require
 from modernbert.model.embedding_config import EmbeddingConfig
+from modernbert.options import MISSING
 from modernbert.training.finetuning_config import FinetuneOptions
 
 __all__ = ["RetrieverConfig"]

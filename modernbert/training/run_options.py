@@ -6,11 +6,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from modernbert.config_files import MISSING, check_values
+from modernbert.config_files import check_values
 from modernbert.engines.engine_names import EngineName
 from modernbert.errors import InputError
 from modernbert.option_types import Dtype
-from modernbert.training.trackers import check_trackers
+from modernbert.options import MISSING
 
 __all__ = [
     "CheckpointConfig",
@@ -112,6 +112,8 @@ class RunOptions:
 
         Raises: InputError naming the field, the value found and the value expected.
         """
+        from modernbert.training.trackers import check_trackers
+
         check_values(self)
         self.optim.check()
         check_trackers(self.trackers)

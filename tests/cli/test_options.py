@@ -351,12 +351,16 @@ def test_options_of_sweep(bert: Path, rows: dict[str, Path], tmp_path: Path) -> 
 
 def test_options_of_plan(tmp_path: Path) -> None:
     config = ["--phases.one.tokens", "100000000", "--phases.one.lr", "1e-3", "--phases.one.max-len", "1024",
-              "--model.preset", "base"]  # fmt: skip
+              "--phases.one.max-micro-batches", "48", "--model.preset", "base"]  # fmt: skip
     found = [
         json.loads(succeed("plan", *config, "--device", "a100", "--json", *more))["devices"]["a100"]
         for more in ([], ["--count", "2"], ["--length", "128"])
     ]
-    assert json.dumps(found[0]) != json.dumps(found[1]) != json.dumps(found[2]) != json.dumps(found[0])
+    assert [each["count"] for each in found] == [8, 2, 8]
+    forecasts = [each["phases"]["one"] for each in found]
+    assert [each["length"] for each in forecasts] == [1_024, 1_024, 128]
+    assert forecasts[1]["hours"] == pytest.approx(forecasts[0]["hours"] * 4, rel=0.3)
+    assert forecasts[1]["device_hours"] == pytest.approx(forecasts[0]["device_hours"], rel=0.3)
     assert succeed("plan", *config, "--count", "3", "--length", "128").count("3 x H100") == 1
     shapes = json.loads(succeed("plan", *config, "--device", "a100", "--json", "--shapes"))["shapes"]
     assert shapes and not json.loads(succeed("plan", *config, "--device", "a100", "--json"))["shapes"]
