@@ -16,7 +16,7 @@ from modernbert.planning.bench_options import BenchConfig
 def config(tmp_path: Path, small_bert: ModernBert) -> BenchConfig:
     small_bert.save(tmp_path / "model")
     return BenchConfig(
-        str(tmp_path / "model"), documents=3, runs=2, calls=2, device="cpu", output=tmp_path / "bench.json"
+        str(tmp_path / "model"), documents=3, runs=2, calls=3, device="cpu", output=tmp_path / "bench.json"
     )
 
 

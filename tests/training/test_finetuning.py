@@ -445,3 +445,13 @@ def test_a_finished_run_is_left_alone_and_another_config_is_refused(
     assert torch.equal(load_file(folder / "model.safetensors")["classifier.weight"], before)
     with pytest.raises(InputError, match="this run was started with lr=0.001, found lr=0.01"):
         finetune(replace(config, lr=0.01))
+
+
+def test_the_head_has_its_own_learning_rate(config: FinetuneConfig, tmp_path: Path) -> None:
+    config = replace(config, dev=[], test=[], epochs=1, weight_decay=0.0)
+    heads = []
+    for number, (head_lr, batch) in enumerate(((1e-12, 200), (1e-12, 400), (None, 200))):
+        folder = finetune(replace(config, head_lr=head_lr, batch=batch, output=str(tmp_path / str(number))))
+        heads.append(load_file(folder / "model.safetensors")["classifier.weight"])
+    torch.testing.assert_close(heads[0], heads[1], atol=1e-8, rtol=0)
+    assert not torch.allclose(heads[0], heads[2], atol=1e-5)

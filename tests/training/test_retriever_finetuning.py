@@ -576,3 +576,10 @@ def test_a_late_folder_that_hides_tokens_from_one_another_is_refused(config: Ret
     assert isinstance(ModelFolder(folder).load_model(), torch.nn.Module)
     with pytest.raises(InputError, match="attend_to_expansion_tokens is false"):
         ModernBert.load(folder)
+
+
+def test_queries_and_documents_are_cut_at_their_own_lengths(config: RetrieverConfig) -> None:
+    shorter = replace(config.vectors, query_length=5, document_length=9)
+    inputs = retriever_inputs.open_inputs(replace(config, vectors=shorter), CPU)
+    assert max(len(each.tokens) for each in inputs.queries.values()) == 5
+    assert max(len(each.tokens) for each in inputs.passages.values()) == 9
