@@ -206,7 +206,7 @@ def test_a_model_gets_another_vocabulary(data, straight, tmp_path):  # noqa: F81
     (tmp_path / "tokenizer").mkdir()
     spelled = (data / "tokenizer" / "tokenizer.json").read_text()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text(spelled.replace("[unused5]", "[domain]"))
-    for name, number in (("prose", 60), ("heldout", 20)):
+    for name, number in (("prose", 60), ("heldout", 6)):
         documents = (Document(text, str(n)) for n, text in enumerate(texts(name, number)))
         write_shards(documents, tmp_path / "tokenizer" / "tokenizer.json", tmp_path / name, tally=Tally())
     changes = {
