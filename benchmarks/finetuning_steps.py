@@ -16,7 +16,7 @@ from benchmarks.finetuning_systems import SETS, SYSTEMS, FinetuningRow, Finetuni
 from benchmarks.results import Results, used_options
 from benchmarks.rounds import MAX_COUNT, check_choices, measure_in_rounds
 from modernbert.console import describe_machine, open_console, spread
-from modernbert.devices import choose_device, choose_precision
+from modernbert.devices import choose_device, choose_precision, dtype_name
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 
@@ -53,7 +53,7 @@ def run(config: FinetuningConfig) -> None:
         )
     check_choices(sets, list(SETS), "sets")
     device = choose_device(config.device)
-    dtype = str(choose_precision(config.dtype, device, "dtype")).removeprefix("torch.")
+    dtype = dtype_name(choose_precision(config.dtype, device, "dtype"))
     shape = ModelConfig.preset(config.preset, **config.model)
     machine = describe_machine(device, ("transformers", "accelerate"))
     work = used_options(config, systems=systems, sets=sets, device=str(device), dtype=dtype)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers import Absent, Documents, pad
 from modernbert.checkpoints.folder import ModelFolder
-from modernbert.devices import choose_device, choose_precision
+from modernbert.devices import choose_device, choose_precision, dtype_name
 from modernbert.engines.registry import REFERENCE, choose_engine
 from modernbert.errors import InputError
 from modernbert.export.onnx_graph import build
@@ -92,10 +92,10 @@ def embed_all(engine: Engine, documents: Documents, budget_tokens: int) -> np.nd
     return found
 
 
-def _ours(dtype_name: str, engine_name: str = "auto") -> Callable[[Path, Path], Engine]:
+def _ours(precision: str, engine_name: str = "auto") -> Callable[[Path, Path], Engine]:
     def load(folder: Path, workspace: Path) -> Engine:
         cpu = choose_device("cpu")
-        dtype = choose_precision(dtype_name, cpu)
+        dtype = choose_precision(precision, cpu)
         opened = ModelFolder(folder)
         engine = choose_engine(engine_name, cpu, dtype, opened.config)
         model = load_model_for_inference(opened, cpu, dtype, engine)
@@ -105,7 +105,7 @@ def _ours(dtype_name: str, engine_name: str = "auto") -> Callable[[Path, Path], 
             texts = [EncodedText(np.asarray(ids)) for ids in documents]
             return np.concatenate([vectors for _, vectors in compute(model, texts, output, sys.maxsize)])
 
-        return Engine(f"ragged, {engine.name}, {str(dtype)[6:]}", dtype, embed, is_padded=False)
+        return Engine(f"ragged, {engine.name}, {dtype_name(dtype)}", dtype, embed, is_padded=False)
 
     return load
 
@@ -135,7 +135,7 @@ def _of_transformers(dtype: torch.dtype, *, compiled: bool = False) -> Callable[
         def embed(documents: Documents) -> np.ndarray:
             return model(*map(torch.from_numpy, pad(documents))).numpy()  # type: ignore[no-any-return]
 
-        setting = f"padded, sdpa, {str(dtype)[6:]}{', layers compiled' if compiled else ''}"
+        setting = f"padded, sdpa, {dtype_name(dtype)}{', layers compiled' if compiled else ''}"
         return Engine(setting, dtype, embed, is_padded=True)
 
     return load
@@ -214,7 +214,7 @@ def _openvino(dtype: torch.dtype) -> Callable[[Path, Path], Engine]:
         def embed(documents: Documents) -> np.ndarray:
             return np.asarray(compiled(list(pad(documents)))[0], dtype=np.float32)
 
-        return Engine(f"padded, {str(dtype)[6:]}", dtype, embed, is_padded=True)
+        return Engine(f"padded, {dtype_name(dtype)}", dtype, embed, is_padded=True)
 
     return load
 

@@ -20,7 +20,7 @@ from benchmarks.results import Results, used_options
 from benchmarks.rounds import MAX_COUNT, check_choices, measure_in_rounds
 from benchmarks.throughput_row import Row, Work, measure
 from modernbert.console import describe_machine, open_console
-from modernbert.devices import choose_device, choose_precision
+from modernbert.devices import choose_device, choose_precision, dtype_name
 from modernbert.errors import InputError
 from modernbert.planning.length_sets import LENGTH_SETS, set_documents
 
@@ -109,7 +109,7 @@ def _choices(config: ThroughputConfig, device: torch.device) -> tuple[list[str],
         most = MAX_COUNT // (LENGTH_SETS[name].mean if name in LENGTH_SETS else 1)
         if config.documents is not None and config.documents > most:
             raise InputError(f"documents: found {config.documents:,}, expected at most {most:,} of {name}")
-    named = list(dict.fromkeys(config.dtypes)) or [str(choose_precision("auto", device)).removeprefix("torch.")]
+    named = list(dict.fromkeys(config.dtypes)) or [dtype_name(choose_precision("auto", device))]
     for name in named:
         choose_precision(name, device, "dtype")
     return models, sets, named

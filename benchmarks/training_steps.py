@@ -16,7 +16,7 @@ from benchmarks.results import Results, used_options
 from benchmarks.rounds import MAX_COUNT, check_choices, measure_in_rounds
 from benchmarks.training_systems import SYSTEMS, TrainingRow, TrainingWork, measure_training, mixed_lengths
 from modernbert.console import describe_machine, open_console, spread
-from modernbert.devices import choose_device, choose_precision
+from modernbert.devices import choose_device, choose_precision, dtype_name
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.planning.device_specs import cpu_gemm_flops_per_s
@@ -60,20 +60,18 @@ def run(config: TrainingConfig) -> None:
     if tokens * config.steps > MAX_COUNT:
         raise InputError(f"steps: found {config.steps:,} of {tokens:,} tokens, expected at most {MAX_COUNT:,} in all")
     lengths = mixed_lengths(tokens, config.longest)
-    dtype_name = str(dtype).removeprefix("torch.")
+    precision = dtype_name(dtype)
     machine = describe_machine(device, ("transformers", "accelerate"))
-    work = used_options(config, systems=systems, tokens=tokens, device=str(device), dtype=dtype_name)
+    work = used_options(config, systems=systems, tokens=tokens, device=str(device), dtype=precision)
     results = Results(config.out, "training", machine=machine, work=work, lengths=lengths)
     console = open_console()
     console.print(
-        f"{machine}; {config.preset}, {dtype_name}, {tokens:,} tokens per step in {len(lengths)} documents of "
+        f"{machine}; {config.preset}, {precision}, {tokens:,} tokens per step in {len(lengths)} documents of "
         f"{min(lengths)} to {max(lengths):,}"
     )
 
     def measure(system: str, number: int) -> TrainingRow:
-        return measure_training(
-            TrainingWork(system, shape, lengths, config.steps, str(device), dtype_name, seed=number)
-        )
+        return measure_training(TrainingWork(system, shape, lengths, config.steps, str(device), precision, seed=number))
 
     rows, absent = measure_in_rounds(console, systems, config.rounds, measure, _brief, results)
     if not rows:

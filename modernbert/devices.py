@@ -18,6 +18,7 @@ __all__ = [
     "available_memory",
     "choose_device",
     "choose_precision",
+    "dtype_name",
     "has_amx",
     "keep_freed_memory",
     "name_of",
@@ -182,3 +183,12 @@ def release_threads_before_fork() -> None:
 
 def _libc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's name without the module.
+
+    >>> dtype_name(torch.bfloat16)
+    'bfloat16'
+    """
+    return str(dtype).removeprefix("torch.")

@@ -26,6 +26,7 @@ from modernbert.checkpoints.hf_config import config_to_json
 from modernbert.checkpoints.modernbert_format import build_model
 from modernbert.checkpoints.torch_file import open_torch_file
 from modernbert.config_files import value_of
+from modernbert.devices import dtype_name
 from modernbert.errors import InputError
 from modernbert.files import new_file, write_tensors
 from modernbert.hub_download import find_tokenizer
@@ -61,7 +62,7 @@ def run(config: ConvertConfig) -> Path:
         else:
             described = _described(config, found, settings, where, tokenizer)
         weights = without_tied_decoder(file.tensors(found.tensors), str(path))
-    kinds = sorted({str(tensor.dtype)[6:] for tensor in weights.values()})
+    kinds = sorted({dtype_name(tensor.dtype) for tensor in weights.values()})
     if len(kinds) > 1:
         raise InputError(f"{path}: holds {' and '.join(kinds)}, expected one precision")
     model = build_model(described, weights, path)

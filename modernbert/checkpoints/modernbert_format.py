@@ -23,6 +23,7 @@ from modernbert.checkpoints.hf_config import (
     unused_dropouts,
 )
 from modernbert.checkpoints.safetensors_files import WEIGHTS, check_tensor, is_of_adapter, read_weights
+from modernbert.devices import dtype_name
 from modernbert.engines.engine import Engine
 from modernbert.engines.registry import PORTABLE
 from modernbert.errors import CheckFailed, InputError, shown
@@ -101,7 +102,7 @@ def write_model(folder: Path, model: Model) -> None:
     Raises: OSError if the disk is full or not writable.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored_state(model).items()}
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = dtype_name(model.dtype)
     config = config_to_json(model.encoder.config, _architecture(model), dtype) | head_to_json(model)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     write_tensors(folder / WEIGHTS, state, metadata={"format": "pt"})

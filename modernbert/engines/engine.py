@@ -31,7 +31,6 @@ __all__ = [
     "RopeAttention",
     "RowKernels",
     "Window",
-    "dtype_name",
 ]
 
 AttentionFn = Callable[[Tensor], Tensor]
@@ -208,15 +207,6 @@ class RopeAttention:
         """
         q, k, v = qkv.unbind(1)
         return _rotate(q, self.rope), _rotate(k, self.rope), v
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return a dtype's name without the module.
-
-    >>> dtype_name(torch.bfloat16)
-    'bfloat16'
-    """
-    return str(dtype).removeprefix("torch.")
 
 
 def _rotate(x: Float[Tensor, "T H K"], rope: Rope) -> Float[Tensor, "T H K"]:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from modernbert.batch import SequenceLengths
+from modernbert.devices import dtype_name
 from modernbert.engines.compiled_blocks import compile_blocks
-from modernbert.engines.engine import AttentionFn, AttentionKernel, Engine, Rope, RopeAttention, Window, dtype_name
+from modernbert.engines.engine import AttentionFn, AttentionKernel, Engine, Rope, RopeAttention, Window
 from modernbert.model.config import ModelConfig
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import numpy as np
 
 from modernbert.batch import batch_by_size
 from modernbert.data.beir import Collection, Rank
+from modernbert.devices import dtype_name
 from modernbert.evaluation.bm25 import bm25_best
 from modernbert.evaluation.ranking_metrics import mean_over_queries, mrr_at, ndcg_at, rank_ids, recall_at
 from modernbert.inference.exact_search import search_tokens, search_vectors
@@ -96,7 +97,7 @@ def rank_by_index(bert: ModernBert, model: str, folder: Path) -> Rank:
         queries = bert.embed_queries(list(collection.queries.values()))
         texts = sha256("\0".join(chain.from_iterable(collection.documents.items())).encode()).hexdigest()
         settings = {key: value for key, value in asdict(bert.vectors).items() if key not in _QUERY_SETTINGS}
-        dtype = str(next(bert.model.parameters()).dtype).removeprefix("torch.")
+        dtype = dtype_name(next(bert.model.parameters()).dtype)
         about = {"documents": texts, "model": model, "settings": settings, "dtype": dtype}
         index = EmbeddingTable(folder / collection.name, about, bert.vector_width, bert.is_late)
         for block in _blocks(bert, islice(collection.documents.values(), len(index), None)):

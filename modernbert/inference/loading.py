@@ -10,7 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from modernbert.checkpoints.folder import ModelFolder
-from modernbert.devices import choose_device, choose_precision, keep_freed_memory, release_threads_before_fork
+from modernbert.devices import (
+    choose_device,
+    choose_precision,
+    dtype_name,
+    keep_freed_memory,
+    release_threads_before_fork,
+)
 from modernbert.engines.engine import Engine
 from modernbert.engines.inference_plan import PlanCache
 from modernbert.engines.registry import choose_engine
@@ -39,7 +45,7 @@ def load_for_inference(folder: ModelFolder, device: str, dtype: str, engine: str
         release_threads_before_fork()
         computes = f"a {folder.family} of transformers"
     if "auto" in (device, dtype, engine) or not folder.is_modernbert:
-        print(f"{folder.name}: device {place}, dtype {str(precision)[6:]}, {computes}", file=sys.stderr)
+        print(f"{folder.name}: device {place}, dtype {dtype_name(precision)}, {computes}", file=sys.stderr)
     projection = folder.load_projection(model.hidden_size)
     return model, projection if projection is None else projection.to(place, precision)
 

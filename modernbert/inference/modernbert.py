@@ -11,7 +11,7 @@ import torch
 
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.sentence_transformers_format import SentenceTransformersSettings
-from modernbert.devices import choose_device, choose_precision
+from modernbert.devices import choose_device, choose_precision, dtype_name
 from modernbert.errors import InputError
 from modernbert.inference.exact_search import similarities
 from modernbert.inference.loading import load_for_inference
@@ -35,7 +35,7 @@ class ModernBert(Predictor):
     def __repr__(self) -> str:
         name = self.origin.folder.path.name if self.origin else "in memory"
         head = self.model.task or ("late interaction" if self.is_late else "encoder")
-        dtype = str(self.model.dtype).removeprefix("torch.")
+        dtype = dtype_name(self.model.dtype)
         return (
             f"ModernBert({name}: {head}, {self.model.num_layers} layers, width {self.width}, "
             f"max_length {self.max_length:,}, {dtype} on {self.device})"

@@ -21,6 +21,7 @@ from modernbert.batch import Batch, batch_by_size
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.sentence_transformers_format import SentenceTransformersSettings
 from modernbert.checkpoints.sentence_transformers_modules import OURS_LISTED
+from modernbert.devices import dtype_name
 from modernbert.errors import InputError
 from modernbert.files import UNVERIFIED, translate_errors
 from modernbert.hub_download import find_folder
@@ -106,7 +107,7 @@ class UnpaddedEncoder(InputModule):
             raise InputError(f"{found}: is not supported, expected only dtype in model_kwargs")
         secret = token if isinstance(token, str) else None
         folder = find_folder(model_name_or_path, revision, token=secret, offline=local_files_only)
-        return _load(folder / subfolder, dtype=str(dtype).removeprefix("torch."))[0]
+        return _load(folder / subfolder, dtype=dtype_name(dtype))[0]
 
     @property
     def device(self) -> torch.device:

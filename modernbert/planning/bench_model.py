@@ -15,7 +15,7 @@ from rich.table import Table
 
 from modernbert.batch import Batch, batch_by_size
 from modernbert.console import describe_machine, open_console, p50_and_p95
-from modernbert.devices import peak_memory, restart_peak
+from modernbert.devices import dtype_name, peak_memory, restart_peak
 from modernbert.files import check_target, write_file
 from modernbert.inference.modernbert import ModernBert
 from modernbert.model.heads import pool
@@ -83,7 +83,7 @@ def bench(config: BenchConfig) -> BenchResult:
     result = BenchResult(
         config.model,
         describe_machine(bert.device),
-        str(next(bert.model.parameters()).dtype).removeprefix("torch."),
+        dtype_name(next(bert.model.parameters()).dtype),
         "transformers" if engine is None else engine.name,
         speed,
         [_measure_latency(bert, length, config.calls) for length in lengths],

@@ -21,7 +21,7 @@ from modernbert.checkpoints.folder import ModelFolder
 from modernbert.data.example_sampler import ExampleSampler
 from modernbert.data.labeled_rows import Row, check_files, read_rows
 from modernbert.data.unused_columns import check_signals, without_columns
-from modernbert.devices import choose_device, choose_precision, keep_freed_memory
+from modernbert.devices import choose_device, choose_precision, dtype_name, keep_freed_memory
 from modernbert.engines.engine import Engine
 from modernbert.engines.registry import PORTABLE, choose_engine
 from modernbert.errors import InputError
@@ -170,7 +170,7 @@ def _finetune(config: FinetuneConfig, inputs: _Inputs, world: World, stop_rule: 
     keep_freed_memory()
     model = _start(config, inputs).to(inputs.device)
     engine = inputs.engine.name if inputs.engine else "transformers"
-    print(f"{config.task}: {len(inputs.labels)} labels, on {inputs.device}, {str(inputs.dtype)[6:]}, {engine}")
+    print(f"{config.task}: {len(inputs.labels)} labels, on {inputs.device}, {dtype_name(inputs.dtype)}, {engine}")
     examples = inputs.splits["train"].items
     lengths = [len(each.tokens) for each in examples]
     sampler = ExampleSampler(lengths, config.batch, config.epochs, config.seed, config.budget_tokens)

@@ -22,7 +22,7 @@ from modernbert.data.prepare import run as prepare
 from modernbert.data.prepare_options import PrepareConfig
 from modernbert.data.shards import Shards
 from modernbert.data.stream import Packed, Stream, prefetch
-from modernbert.devices import choose_precision, peak_memory
+from modernbert.devices import choose_precision, dtype_name, peak_memory
 from modernbert.engines.engine import Engine
 from modernbert.engines.registry import choose_engine
 from modernbert.errors import InputError
@@ -228,7 +228,7 @@ class _PretrainRecipe(Recipe):
         config, inputs, world = self.config, self.inputs, self.world
         num_steps = sum(stage.schedule.num_steps for stage in self.stages)
         num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        dtype = str(inputs.dtype).removeprefix("torch.")
+        dtype = dtype_name(inputs.dtype)
         print(f"device {inputs.device}, precision {dtype}, engine {inputs.engine.name}")
         if world.size > 1:
             print(f"{world.size} processes, sharding {config.distributed.sharding}")

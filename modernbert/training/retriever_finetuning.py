@@ -22,7 +22,7 @@ from modernbert.batch import Batch, batch_by_size
 from modernbert.checkpoints.colbert_format import write_stanford
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.data.example_sampler import ExampleSampler
-from modernbert.devices import autocast, keep_freed_memory
+from modernbert.devices import autocast, dtype_name, keep_freed_memory
 from modernbert.engines.registry import PORTABLE
 from modernbert.evaluation.retrieval_eval import Retrieval, rank_by_model, score_collection
 from modernbert.files import write_file
@@ -76,7 +76,7 @@ def _finetune(config: RetrieverConfig, inputs: RetrieverInputs, world: World, st
     keep_freed_memory()
     model = _start(config, inputs).to(inputs.device)
     engine = inputs.engine.name if inputs.engine else "transformers"
-    print(f"{config.task}: {len(inputs.examples):,} examples, on {inputs.device}, {str(inputs.dtype)[6:]}, "
+    print(f"{config.task}: {len(inputs.examples):,} examples, on {inputs.device}, {dtype_name(inputs.dtype)}, "
           f"{engine}")  # fmt: skip
     temperature = config.temperature or retrieval_task(config.task).default_temperature
     loss = RetrievalLoss(temperature, config.normalize_scores)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from modernbert.batch import Batch
-from modernbert.devices import name_of
+from modernbert.devices import dtype_name, name_of
 from modernbert.errors import InputError
 from modernbert.files import only_process
 from modernbert.progress import ShowStep, show_steps
@@ -319,7 +319,7 @@ class TrainingRun:
             self._log.time(
                 kind="start", after_step=self.state.step, world_size=self.world.size,
                 sharding=self.config.distributed.sharding, device=name_of(self.device),
-                dtype=str(self.recipe.dtype).removeprefix("torch."), engine=self.recipe.engine,
+                dtype=dtype_name(self.recipe.dtype), engine=self.recipe.engine,
                 torch=torch.__version__,
             )  # fmt: skip
 

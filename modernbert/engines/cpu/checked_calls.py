@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modernbert.devices import dtype_name
 from modernbert.engines.cpu.build import library
-from modernbert.engines.engine import dtype_name
 
 __all__ = ["call", "expect", "expect_angles", "expect_offsets", "expect_whole_vectors", "rows_per_block"]
 

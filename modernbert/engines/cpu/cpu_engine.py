@@ -8,12 +8,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from modernbert.batch import SequenceLengths
-from modernbert.devices import has_amx
+from modernbert.devices import dtype_name, has_amx
 from modernbert.engines.cpu import build, calls
 from modernbert.engines.cpu.checked_calls import HEAD_WIDTH, WIDTH_STEP
 from modernbert.engines.cpu.packed_encoder import PackedEncoder
 from modernbert.engines.cpu.prepacked_linear import PrepackedLinears, can_prepack
-from modernbert.engines.engine import AttentionFn, Engine, OptimizerKernels, Rope, RowKernels, Window, dtype_name
+from modernbert.engines.engine import AttentionFn, Engine, OptimizerKernels, Rope, RowKernels, Window
 from modernbert.engines.inference_plan import InferencePlan, is_plain
 from modernbert.engines.linear_cross_entropy import ChunkKernels
 from modernbert.model.config import ModelConfig
