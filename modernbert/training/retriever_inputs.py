@@ -165,9 +165,7 @@ def _with_negatives(
     config: RetrieverConfig, source: str, examples: Sequence[RetrievalExample], pool: Sequence[str], rank: Rank
 ) -> list[RetrievalExample]:
     if any(example.scores is not None for example in examples):
-        raise InputError(
-            f"negatives: found {config.negatives}, but {source} has a teacher's scores of its own passages"
-        )
+        raise InputError(f"negatives: found {config.negatives}, but {source} has a teacher's scores for its passages")
     answers = [example.positives for example in examples]
     mined = hard_negatives([example.query for example in examples], answers, pool, config.negatives, rank)
     return [replace(example, others=[*example.others, *more]) for example, more in zip(examples, mined, strict=True)]
