@@ -23,6 +23,9 @@ from cli.conftest import succeed
 from modernbert import ModernBert
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.model.heads import MaskedLM
+from modernbert.serving.request_guard import Limits
+from modernbert.serving.serve import ServeConfig
+from modernbert.serving.serve import run as serve
 from modernbert.tasks.task import start_classifier
 
 CPU = ["--device", "cpu", "--dtype", "float32", "--engine", "torch"]
@@ -266,7 +269,7 @@ def test_options_of_index_and_search(bert: Path, heads: dict[str, Path], notes: 
     assert passages[0] == 6 and passages[1] > 12
     model.rename(tmp_path / "moved")
     asked = ["search", str(out), "rivers of country 3", "--device", "cpu", "--dtype", "float32"]
-    assert "--model says where it is now" in modernbert(*asked).stderr
+    assert "if the model was moved, name its folder with --model" in modernbert(*asked).stderr
     asked += ["--model", str(tmp_path / "moved"), "--json"]
     (first, *rest) = json_lines(succeed(*asked, "--top-k", 2))
     assert len(rest) == 1 and first["origin"].endswith("a.jsonl:4")
@@ -415,3 +418,30 @@ def test_options_of_serve(server: tuple[str, httpx.Client]) -> None:
     with ThreadPoolExecutor(6) as pool:  # more than may wait: --queue-tokens
         answers = list(pool.map(lambda _: client.post("/embed", json=body), range(12)))
     assert {answer.status_code for answer in answers} == {200, 429}
+
+
+def test_limits_of_serve_reach_the_scheduler_and_the_guard(bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[Any] = []
+
+    class Stop(Exception):
+        """Raised where the server would begin."""
+
+    def make_app(model: ModernBert, scheduler: Any, settings: Any) -> None:
+        received.append(settings.limits)
+        raise Stop
+
+    def make_scheduler(*given: Any, **named: Any) -> None:
+        received.append((given, named))
+
+    monkeypatch.setattr("modernbert.serving.serve._listen", lambda host, port: None)
+    monkeypatch.setattr("modernbert.serving.app.make_app", make_app)
+    monkeypatch.setattr("modernbert.serving.scheduler.Scheduler", make_scheduler)
+    config = ServeConfig(
+        str(bert), port=0, device="cpu", batch_tokens=64, queue_tokens=300, max_wait=0.75, batch_seconds=0.25,
+        max_requests=7, max_bytes=2_000, timeout=2.0, api_key="secret",
+    )  # fmt: skip
+    with pytest.raises(Stop):
+        serve(config)
+    (given, named), limits = received
+    assert given[1:] == (64, 300) and named == {"wait_s": 0.75, "batch_s": 0.25}
+    assert limits == Limits(7, 2_000, 2.0, "secret")

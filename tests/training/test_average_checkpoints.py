@@ -66,7 +66,9 @@ def test_a_checkpoint_whose_loss_is_not_finite_is_not_the_best(scored, tmp_path,
         shutil.copytree(scored / "checkpoints" / other.folder.name, other.folder)
     assert [each.step for each in checkpoints(run / "checkpoints")] == kept
     average.run(AverageConfig(output=str(tmp_path / "mean"), run=str(run), best=1, last=False))
-    assert f"step {second}: held-out loss" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"step {second}: held-out loss" in said
+    assert said.count("step ") == 1, "the last checkpoint is left out"
 
 
 def test_what_cannot_be_averaged_is_refused(straight, scored, tmp_path):  # noqa: F811
