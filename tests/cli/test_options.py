@@ -273,6 +273,8 @@ def test_options_of_index_and_search(bert: Path, heads: dict[str, Path], notes: 
     asked += ["--model", str(tmp_path / "moved"), "--json"]
     (first, *rest) = json_lines(succeed(*asked, "--top-k", 2))
     assert len(rest) == 1 and first["origin"].endswith("a.jsonl:4")
+    ranked = [json_lines(run_here(*map(str, asked), "--how", how).stdout) for how in ("hybrid", "vectors", "words")]
+    assert len({tuple(hit["score"] for hit in hits) for hits in ranked}) == 3
     again = json_lines(succeed(*asked, "--top-k", 3, "--rerank", heads["rerank"], "--how", "words"))
     judged = load(heads["rerank"]).rerank("rivers of country 3", [hit["text"] for hit in again])
     assert [hit["score"] for hit in again] == pytest.approx([each.score for each in judged], abs=1e-4)
