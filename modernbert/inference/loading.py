@@ -34,13 +34,14 @@ def load_for_inference(folder: ModelFolder, device: str, dtype: str, engine: str
     """
     place = choose_device(device)
     precision = choose_precision(dtype, place, "dtype")
+    if not folder.is_modernbert:
+        require(folder.name, "transformers")
     _ = folder.tokenizer  # an invalid tokenizer is an error before the weights are read
     if folder.is_modernbert:
         chosen = choose_engine(engine, place, precision, folder.config)
         model = load_model_for_inference(folder, place, precision, chosen)
         computes = f"engine {chosen.name}"
     else:
-        require(folder.name, "transformers")
         model = folder.load_model(dtype=precision).to(place)
         release_threads_before_fork()
         computes = f"a {folder.family} of transformers"

@@ -107,7 +107,7 @@ class UnpaddedEncoder(InputModule):
             raise InputError(f"{found}: is not supported, expected only dtype in model_kwargs")
         secret = token if isinstance(token, str) else None
         folder = find_folder(model_name_or_path, revision, token=secret, offline=local_files_only)
-        return _load(folder / subfolder, dtype=dtype_name(dtype))[0]
+        return _load(folder / subfolder, dtype=dtype if isinstance(dtype, str) else dtype_name(dtype))[0]
 
     @property
     def device(self) -> torch.device:

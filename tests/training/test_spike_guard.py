@@ -128,7 +128,7 @@ def test_a_return_to_the_phase_before_leaves_its_checkpoint_the_shape_it_has(dat
 
 def test_text_that_stays_bad_ends_the_run(data, tmp_path, monkeypatch):  # noqa: F811
     spoiling(monkeypatch, set(range(9, 10**6)))
-    with pytest.raises(InputError, match=r"step 13: 5 steps in a row .*the loss is nan.* after 3 returns"):
+    with pytest.raises(InputError, match=r"step 13: 5 steps in a row .*the loss is nan.* after 3 rollbacks"):
         pretrain.run(config_of(data, tmp_path / "run", **settings()))
     found = latest(tmp_path / "run" / "checkpoints")
     assert found.step == 8
