@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from modernbert.data.labeled_rows import Row, read_rows
+from modernbert.data.labeled_rows import read_rows
+from modernbert.data.rows import Row
 from modernbert.data.suffixes import COMPRESSIONS
 from modernbert.errors import InputError
 

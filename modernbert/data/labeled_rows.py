@@ -13,7 +13,7 @@ from modernbert.data.splits import Subset, choose_split, is_shard, splits_in, su
 from modernbert.data.suffixes import CONLL, KNOWN, ROWS, format_of, unknown_suffix
 from modernbert.errors import InputError
 
-__all__ = ["Row", "check_files", "read_rows"]
+__all__ = ["check_files", "read_rows"]
 
 _LABELED = (*ROWS, *CONLL)
 # Suffixes of data files that are not read; a split that has one of them would be incomplete.

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from re import Pattern
 
-from modernbert.data.labeled_rows import Row
+from modernbert.data.rows import Row
 from modernbert.errors import InputError
 
 __all__ = [

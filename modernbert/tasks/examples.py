@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from modernbert.batch import Batch
-from modernbert.data.labeled_rows import Row
+from modernbert.data.rows import Row
 from modernbert.errors import InputError
 from modernbert.tasks.columns import Columns
 from modernbert.tokenizer.input_templates import EncodedText, collate_texts

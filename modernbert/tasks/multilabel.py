@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from modernbert.data.labeled_rows import Row
+from modernbert.data.rows import Row
 from modernbert.data.unused_columns import LABELS, SAMPLE_WEIGHT, SECOND_TEXT
 from modernbert.errors import InputError
 from modernbert.tasks.examples import Columns, Examples, check_not_withheld

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from modernbert.data.labeled_rows import Row
+from modernbert.data.rows import Row
 from modernbert.data.unused_columns import TARGET
 from modernbert.errors import InputError
 from modernbert.tasks.examples import Columns, Example, Examples, RowEncoder, texts_of

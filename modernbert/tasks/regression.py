@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from torch import Tensor
 
-from modernbert.data.labeled_rows import Row
+from modernbert.data.rows import Row
 from modernbert.data.unused_columns import SAMPLE_WEIGHT, SECOND_TEXT, TARGET
 from modernbert.errors import InputError
 from modernbert.tasks.examples import Columns, Examples

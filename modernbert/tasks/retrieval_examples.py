@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from modernbert.data.labeled_rows import Row
+from modernbert.data.rows import Row
 from modernbert.data.unused_columns import check_signals, is_negative, negatives_of
 from modernbert.errors import InputError
 from modernbert.tasks.task import RetrievalTask

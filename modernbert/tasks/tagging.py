@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from modernbert.data.labeled_rows import Row
+from modernbert.data.rows import Row
 from modernbert.data.unused_columns import TARGET
 from modernbert.data.words import (
     is_unspaced_letter,

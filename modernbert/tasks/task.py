@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from modernbert import tasks
-from modernbert.data.labeled_rows import Row
+from modernbert.data.rows import Row
 from modernbert.data.unused_columns import NEGATIVE, POSITIVE, SAMPLE_WEIGHT, SCORE, SECOND_TEXT
 from modernbert.errors import InputError
 from modernbert.model.heads import Classifier, new_classifier

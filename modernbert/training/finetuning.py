@@ -19,7 +19,8 @@ import torch
 from modernbert.batch import batch_by_size
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.data.example_sampler import ExampleSampler
-from modernbert.data.labeled_rows import Row, check_files, read_rows
+from modernbert.data.labeled_rows import check_files, read_rows
+from modernbert.data.rows import Row
 from modernbert.data.unused_columns import check_signals, without_columns
 from modernbert.devices import choose_device, choose_precision, dtype_name, keep_freed_memory
 from modernbert.engines.engine import Engine

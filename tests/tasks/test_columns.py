@@ -9,7 +9,7 @@ import pytest
 from commands import modernbert
 
 from modernbert import ModernBert
-from modernbert.data.labeled_rows import Row
+from modernbert.data.rows import Row
 from modernbert.errors import InputError
 from modernbert.tasks.examples import Columns
 from modernbert.tasks.retrieval_examples import examples_of_rows

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from modernbert import ModernBert
-from modernbert.data.labeled_rows import Row
+from modernbert.data.rows import Row
 from modernbert.errors import InputError
 from modernbert.tasks.classification import Classification
 from modernbert.tasks.examples import Columns, RowEncoder

@@ -10,7 +10,7 @@ import torch
 from commands import modernbert
 
 from modernbert import ModernBert
-from modernbert.data.labeled_rows import Row
+from modernbert.data.rows import Row
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import Classifier, MaskedLM

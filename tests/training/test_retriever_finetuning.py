@@ -22,7 +22,7 @@ from modernbert.checkpoints.folder import ModelFolder
 from modernbert.config_files import nested, read_yaml, resolve
 from modernbert.data.beir import read_texts
 from modernbert.data.hard_negatives import hard_negatives
-from modernbert.data.labeled_rows import Row
+from modernbert.data.rows import Row
 from modernbert.errors import InputError
 from modernbert.evaluation.evaluate_retrieval import RetrievalConfig
 from modernbert.evaluation.evaluate_retrieval import run as evaluate
