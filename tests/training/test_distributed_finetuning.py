@@ -27,7 +27,7 @@ def given(tmp_path: Path, small_bert: ModernBert) -> list[str]:
         f"{city} is {'large' if n % 3 else 'small'} by the river {n}\t{n % 3}" for n, city in enumerate(CITIES * 5)
     ]
     (tmp_path / "rows.tsv").write_text("\n".join(["text\tlabel", *lines]) + "\n")
-    queries = [{"query": f"where is {city}", "positive": f"{city} is on hill {n}"} for n, city in enumerate(CITIES)]
+    queries = [{"query": f"where is {city}", "positive": f"{city} on a hill {n}"} for n, city in enumerate(CITIES)]
     (tmp_path / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in queries))
     folder = tmp_path / "collection"
     (folder / "qrels").mkdir(parents=True)
