@@ -73,7 +73,7 @@ def check_file(path: Path, most_bytes: int | None = None) -> int:
     try:
         found = path.stat()
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file, expected a published model folder") from None
+        raise InputError(f"{path}: no such file, expected a model folder") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({_reason(error)})") from None
     if not stat.S_ISREG(found.st_mode):

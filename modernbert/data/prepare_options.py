@@ -19,7 +19,7 @@ class Documents:
     text_field: str = "text"
     """Column that holds the text, in files with rows."""
     txt_unit: Literal["file", "line", "paragraph"] = "file"
-    """Document of .txt, .md and .rst files."""
+    """What counts as one document in .txt, .md and .rst files: the whole file, each line, or each paragraph."""
     invalid: Literal["repair", "refuse"] = "repair"
     """What to do with text that is not UTF-8: repair replaces invalid bytes by U+FFFD."""
     on_error: OnError = "fail"

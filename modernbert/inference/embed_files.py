@@ -180,6 +180,8 @@ def _kept_input(folder: Path) -> Path:
 
 def _check(config: EmbedConfig) -> None:
     files = _files(config)
+    if config.texts and files:
+        raise InputError(f"found texts and the file {files[0]}, expected one or the other")
     check_files(files)
     if config.output is not None and config.output.suffix == ".npy" and config.on_error == "skip":
         raise InputError(

@@ -62,7 +62,7 @@ class FinetuneOptions(RunOptions):
     patience: Annotated[int, Ge(1)] | None = None
     """Scorings without an improvement after which training stops; none, by default."""
     budget_tokens: Annotated[int, Ge(1)] = 16_384
-    """Tokens of a micro-batch: a step with more is divided."""
+    """Maximum tokens of a micro-batch; larger steps are split into several micro-batches."""
     checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(every_s=600.0))
     """Checkpoints, from which a stopped run continues."""
 

@@ -591,3 +591,10 @@ def test_many_rows_that_are_refused_cost_no_more_than_their_share(
     run(replace(config, input=[tmp_path / "t.jsonl"], output=tmp_path / "v.jsonl", on_error="skip"))
     assert len((tmp_path / "v.jsonl").read_text().splitlines()) == 100
     assert sum(asked) == len(texts)
+
+
+def test_texts_beside_a_file_are_refused(config: EmbedConfig) -> None:
+    assert config.input
+    with pytest.raises(InputError, match=r"found texts and the file .*, expected one or the other"):
+        run(replace(config, texts=["a text"]))
+    assert config.output is not None and not config.output.exists()
