@@ -2,6 +2,7 @@
 # make test    prove the package equal to the published architecture
 # make slow    the tests that `make test` leaves out because they take minutes
 # make check   what a change must pass: format, lint, types, import contracts, tests
+# make lowest, make newest   the tests with the lowest and the newest versions of every library that pyproject.toml allows
 # make bench-gpu  what a GPU does: parity, training, the efficiency table, into build/gpu (torch must see the GPU)
 # make faults  kill, damage and mislead runs, and write what came of it to build/faults
 #
@@ -16,8 +17,12 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 # And kept, whatever the machine says: the tests start hundreds of processes, and half their time would be compiling.
 unexport PYTHONDONTWRITEBYTECODE
+# The tests that `make lowest` and `make newest` run.
+TESTS ?= tests
+RESOLUTION_lowest := lowest-direct
+RESOLUTION_newest := highest
 
-.PHONY: demo demo-quick test slow check faults bench-gpu format clean
+.PHONY: demo demo-quick test slow check lowest newest faults bench-gpu format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/modernbert demo
@@ -37,6 +42,15 @@ check: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+lowest newest: $(VENV)/uv.stamp
+	mkdir -p build/$@
+	$(BIN)/uv pip compile --quiet --python $(BIN)/python --resolution $(RESOLUTION_$@) --all-extras --group dev \
+		--output-file build/$@/versions.txt pyproject.toml
+	$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python build/$@/venv
+	$(BIN)/uv pip sync --quiet --python build/$@/venv build/$@/versions.txt
+	$(BIN)/uv pip install --quiet --python build/$@/venv --no-deps --editable .
+	build/$@/venv/bin/python -m pytest -n auto --dist worksteal -m "not slow" $(TESTS)
 
 faults: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.faults --out build/faults
@@ -59,10 +73,15 @@ $(VENV)/python.stamp:
 	$(INSTALL) "$(TORCH)"
 	touch $@
 
+$(VENV)/uv.stamp: $(VENV)/python.stamp
+	$(INSTALL) "uv>=0.8"
+	touch $@
+
 $(VENV)/demo.stamp: $(VENV)/python.stamp pyproject.toml
-	$(INSTALL) -e '.[demo]'
+	$(INSTALL) -e '.[train]'
 	touch $@
 
 $(VENV)/dev.stamp: $(VENV)/python.stamp pyproject.toml
-	$(INSTALL) -e '.[dev]'
+	$(INSTALL) "pip>=25.1"  # which knows --group
+	$(INSTALL) -e '.[train,serve,index,export,sentence-transformers,mteb,ray]' --group dev
 	touch $@ $(VENV)/demo.stamp

@@ -40,9 +40,9 @@ def import_trainer() -> Any:
     try:
         transformers = importlib.import_module("transformers")
     except ImportError:
-        raise Absent("transformers is not installed") from None
+        raise Absent("transformers is not installed: pip install --group peers") from None
     if importlib.util.find_spec("accelerate") is None:
-        raise Absent("the Trainer needs accelerate, which is not installed")
+        raise Absent("the Trainer needs accelerate, which is not installed: pip install --group peers")
     return transformers
 
 

@@ -91,7 +91,7 @@ def _of_transformers(config_name: str, model_name: str, longest: int, **fields: 
             config = getattr(library, config_name)(**fields)
             model_class = getattr(library, model_name)
         except ImportError:
-            raise Absent("transformers is not installed") from None
+            raise Absent("transformers is not installed: pip install --group peers") from None
         except AttributeError:
             raise Absent(f"this transformers has no {model_name}") from None
         for attention in ("sdpa", "eager"):

@@ -229,7 +229,7 @@ def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise Absent(f"{name} is not installed") from None
+        raise Absent(f"{name} is not installed: pip install --group peers") from None
 
 
 ENGINES: dict[str, Callable[[Path, Path], Engine]] = {

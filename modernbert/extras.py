@@ -13,33 +13,31 @@ __all__ = ["EXTRAS", "missing", "require"]
 
 # Name to import -> name to install, and the extra that has it; some are in other extras too.
 EXTRAS = {
-    "accelerate": ("accelerate", "bench"),
-    "bm25s": ("bm25s", "eval"),
-    "datasets": ("datasets", "data"),
+    "bm25s": ("bm25s", "train"),
+    "datasets": ("datasets", "train"),
     "fastapi": ("fastapi", "serve"),
-    "jinja2": ("jinja2", "report"),
+    "jinja2": ("jinja2", "train"),
     "lancedb": ("lancedb", "index"),
-    "matplotlib": ("matplotlib", "report"),
+    "matplotlib": ("matplotlib", "train"),
     "mteb": ("mteb", "mteb"),
     "onnx": ("onnx", "export"),
     "onnxruntime": ("onnxruntime", "export"),
-    "openvino": ("openvino", "peers"),
     "orjson": ("orjson", "serve"),
     "prometheus_client": ("prometheus-client", "serve"),
-    "pyarrow": ("pyarrow", "data"),
+    "pyarrow": ("pyarrow", "train"),
     "ray": ("ray", "ray"),
     "s3fs": ("s3fs", "s3"),
-    "scipy": ("scipy", "eval"),
+    "scipy": ("scipy", "train"),
     "sentence_transformers": ("sentence-transformers", "sentence-transformers"),
-    "sklearn": ("scikit-learn", "eval"),
+    "sklearn": ("scikit-learn", "train"),
     "starlette": ("starlette", "serve"),
     "swagger_ui_bundle": ("swagger-ui-bundle", "serve"),
-    "tensorboard": ("tensorboard", "watch"),
-    "trackio": ("trackio", "watch"),
-    "transformers": ("transformers", "eval"),
+    "tensorboard": ("tensorboard", "trackers"),
+    "trackio": ("trackio", "trackers"),
+    "transformers": ("transformers", "train"),
     "uvicorn": ("uvicorn", "serve"),
-    "wandb": ("wandb", "watch"),
-    "zstandard": ("zstandard", "data"),
+    "wandb": ("wandb", "trackers"),
+    "zstandard": ("zstandard", "train"),
 }
 
 
@@ -61,7 +59,7 @@ def missing(what: str, library: str, extra: str | None = None) -> InputError:
     """Return the error for a library that is not installed.
 
     >>> print(missing("--bm25", "bm25s"))
-    --bm25: bm25s is not installed: pip install 'modernbert[eval]'
+    --bm25: bm25s is not installed: pip install 'modernbert[train]'
     """
     package, usual = EXTRAS[library]
     return InputError(f"{what}: {package} is not installed: pip install 'modernbert[{extra or usual}]'")

@@ -59,7 +59,7 @@ def run(config: DemoConfig) -> Path:
     """
     scale = QUICK if config.quick else FULL
     out = config.output or Path(scale.folder)
-    require("demo", "bm25s", "jinja2", "matplotlib", extra="demo")
+    require("demo", "bm25s", "jinja2", "matplotlib")
     options = _pretraining_options(out)
     pretraining = resolve(PretrainConfig, options, scale.config)
     open_run_folder(out, pretraining)

@@ -42,7 +42,7 @@ def check_writer(out: Path) -> Write:
     if out.suffix not in WRITERS:
         *known, last = WRITERS
         raise InputError(f"{out}: expected a name that ends in {', '.join(known)} or {last}")
-    for suffix, libraries, extra in ((".parquet", ("pyarrow",), "data"), (".lance", ("lancedb", "pyarrow"), "index")):
+    for suffix, libraries, extra in ((".parquet", ("pyarrow",), "train"), (".lance", ("lancedb", "pyarrow"), "index")):
         if out.suffix == suffix:
             require(str(out), *libraries, extra=extra)
             try:

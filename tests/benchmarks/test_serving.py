@@ -118,16 +118,17 @@ def test_a_missing_library_is_named_and_the_rest_measured(
     serving.run(ServingConfig(engines, ["latency-16"], "tiny", calls=2, rounds=1, out=tmp_path / "out"))
     said = capsys.readouterr().out
     assert "the reference is this package, ragged, reference, float32" in said
+    reason = "transformers is not installed: pip install --group peers"
     assert said.endswith(
-        "not measured: transformers-float32: transformers is not installed\n"
+        f"not measured: transformers-float32: {reason}\n"
         f"{tmp_path / 'out'}: serving.json; no page: report: matplotlib is not installed: "
-        "pip install 'modernbert[report]'\n"
+        "pip install 'modernbert[train]'\n"
     )
     assert "nothing" not in said
     kept = json.loads((tmp_path / "out" / "serving.json").read_text())
     (row,) = kept["rows"]
     assert row["engine"] == "modernbert-float32" and row["cosine"] > 0.9999
-    assert kept["absent"] == [{"who": "transformers-float32", "set": None, "reason": "transformers is not installed"}]
+    assert kept["absent"] == [{"who": "transformers-float32", "set": None, "reason": reason}]
     assert kept["work"] == {
         "engines": engines, "sets": ["latency-16"], "preset": "tiny", "model": {}, "tokens": 8_192, "calls": 2,
         "rounds": 1, "texts": [], "tokenizer": None,

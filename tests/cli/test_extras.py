@@ -15,53 +15,53 @@ PRETRAIN = ["pretrain", "--output", "out", "--tokenizer", "no/model", "--data.so
             "--phases.one.tokens", "100000", "--phases.one.lr", "1"]  # fmt: skip
 PREPARED = ["--tokenizer", "no/model", "--output", "out"]
 SCORED = [*TUNE, "--dev", "dev.tsv"]
-PACKED = ("pyarrow", "data", ["--input", "some.parquet"]), ("zstandard", "data", ["--input", "some.jsonl.zst"])
+PACKED = ("pyarrow", "train", ["--input", "some.parquet"]), ("zstandard", "train", ["--input", "some.jsonl.zst"])
 USES = {"fill-mask": [], "classify": [], "tag": [], "embed": ["--output", "out.npy"], "rerank": ["query"]}
 
 NEEDS = [
-    ("sklearn", "eval", [*SCORED, "--task", "classify"]),
-    ("sklearn", "eval", [*TUNE, "--task", "classify", "--test", "test.tsv"]),
-    ("sklearn", "eval", [*SCORED, "--task", "rerank", "--columns.pair", "other"]),
-    ("scipy", "eval", [*SCORED, "--task", "rerank", "--columns.pair", "other"]),
-    ("scipy", "eval", [*SCORED, "--task", "regress"]),
-    ("bm25s", "eval", [*TUNE, "--task", "embed", "--negatives", "3"]),
-    ("bm25s", "eval", [*TUNE, "--task", "late", "--negatives", "3"]),
-    ("sklearn", "eval", ["sweep", *SCORED[1:], "--task", "classify", "--sweep.lr", "1e-3"]),
-    ("scipy", "eval", ["sweep", *SCORED[1:], "--task", "regress"]),
-    ("bm25s", "eval", ["sweep", *SCORED[1:], "--task", "embed", "--negatives", "3"]),
-    ("sklearn", "eval", ["evaluate", "glue", "no/model", "glue", "--output", "out"]),
-    ("bm25s", "eval", ["evaluate", "retrieval", "no/model", "folder", "--bm25", "--output", "out.json"]),
+    ("sklearn", "train", [*SCORED, "--task", "classify"]),
+    ("sklearn", "train", [*TUNE, "--task", "classify", "--test", "test.tsv"]),
+    ("sklearn", "train", [*SCORED, "--task", "rerank", "--columns.pair", "other"]),
+    ("scipy", "train", [*SCORED, "--task", "rerank", "--columns.pair", "other"]),
+    ("scipy", "train", [*SCORED, "--task", "regress"]),
+    ("bm25s", "train", [*TUNE, "--task", "embed", "--negatives", "3"]),
+    ("bm25s", "train", [*TUNE, "--task", "late", "--negatives", "3"]),
+    ("sklearn", "train", ["sweep", *SCORED[1:], "--task", "classify", "--sweep.lr", "1e-3"]),
+    ("scipy", "train", ["sweep", *SCORED[1:], "--task", "regress"]),
+    ("bm25s", "train", ["sweep", *SCORED[1:], "--task", "embed", "--negatives", "3"]),
+    ("sklearn", "train", ["evaluate", "glue", "no/model", "glue", "--output", "out"]),
+    ("bm25s", "train", ["evaluate", "retrieval", "no/model", "folder", "--bm25", "--output", "out.json"]),
     ("mteb", "mteb", ["evaluate", "retrieval", "no/model", "folder", "mteb:beir"]),
     ("lancedb", "index", ["evaluate", "retrieval", "no/model", "folder", "--index", "out"]),
     ("pyarrow", "index", ["evaluate", "retrieval", "no/model", "folder", "--index", "out"]),
     ("lancedb", "index", ["index", "no/model", "--input", "texts", "--output", "out"]),
     ("pyarrow", "index", ["index", "no/model", "--input", "texts", "--output", "out"]),
-    ("zstandard", "data", ["index", "no/model", "--input", "packed", "--output", "out"]),
+    ("zstandard", "train", ["index", "no/model", "--input", "packed", "--output", "out"]),
     ("lancedb", "index", ["search", "texts", "query"]),
     ("onnx", "export", ["export", "no/model", "--output", "out"]),
     ("onnxruntime", "export", ["export", "no/model", "--output", "out"]),
     *((name, "serve", ["serve", "no/model", "--port", "0"])
       for name in ("fastapi", "starlette", "uvicorn", "prometheus_client", "orjson", "swagger_ui_bundle")),
-    ("jinja2", "report", ["report", "texts"]),
-    ("matplotlib", "report", ["report", "texts"]),
-    *((name, "demo", ["demo", "--output", "out"]) for name in ("bm25s", "jinja2", "matplotlib")),
-    *((name, "watch", [*PRETRAIN, "--trackers", name]) for name in ("wandb", "trackio", "tensorboard")),
+    ("jinja2", "train", ["report", "texts"]),
+    ("matplotlib", "train", ["report", "texts"]),
+    *((name, "train", ["demo", "--output", "out"]) for name in ("bm25s", "jinja2", "matplotlib")),
+    *((name, "trackers", [*PRETRAIN, "--trackers", name]) for name in ("wandb", "trackio", "tensorboard")),
     ("ray", "ray", ["prepare", "--input", "texts", *PREPARED, "--executor", "ray"]),
     ("ray", "ray", ["embed", "no/model", "--input", "texts/some.txt", "--output", "out.npy", "--executor", "ray"]),
-    ("pyarrow", "data", ["prepare", "--input", "packed", *PREPARED]),
-    ("zstandard", "data", ["prepare", "--input", "packed", *PREPARED, "--on-error", "skip"]),
-    ("zstandard", "data", ["tokenizer", "--input", "packed", "--output", "out"]),
-    ("datasets", "data", ["finetune", "foreign", "--output", "out", "--task", "classify", "--train", "owner/name"]),
-    ("pyarrow", "data", ["embed", "no/model", "a text", "--output", "out.parquet"]),
+    ("pyarrow", "train", ["prepare", "--input", "packed", *PREPARED]),
+    ("zstandard", "train", ["prepare", "--input", "packed", *PREPARED, "--on-error", "skip"]),
+    ("zstandard", "train", ["tokenizer", "--input", "packed", "--output", "out"]),
+    ("datasets", "train", ["finetune", "foreign", "--output", "out", "--task", "classify", "--train", "owner/name"]),
+    ("pyarrow", "train", ["embed", "no/model", "a text", "--output", "out.parquet"]),
     ("pyarrow", "index", ["embed", "no/model", "a text", "--output", "out.lance"]),
     ("lancedb", "index", ["embed", "no/model", "a text", "--output", "out.lance"]),
     *((library, extra, [verb, "no/model", *more, *file]) for verb, more in USES.items()
       for library, extra, file in PACKED),
-    ("pyarrow", "data", [*TUNE[:1], "foreign", *TUNE[2:], "--task", "classify", "--dev", "packed/some.parquet"]),
+    ("pyarrow", "train", [*TUNE[:1], "foreign", *TUNE[2:], "--task", "classify", "--dev", "packed/some.parquet"]),
     ("s3fs", "s3", ["tokenizer", "--input", "s3://bucket/some.jsonl", "--output", "out"]),
-    ("transformers", "eval", [*TUNE[:1], "foreign", *TUNE[2:], "--task", "classify"]),
-    ("transformers", "eval", [*TUNE[:1], "foreign", *TUNE[2:], "--task", "embed"]),
-    *(("transformers", "eval", [verb, "foreign", *words]) for verb, words in (
+    ("transformers", "train", [*TUNE[:1], "foreign", *TUNE[2:], "--task", "classify"]),
+    ("transformers", "train", [*TUNE[:1], "foreign", *TUNE[2:], "--task", "embed"]),
+    *(("transformers", "train", [verb, "foreign", *words]) for verb, words in (
         ("embed", ["a"]), ("embed", ["--input", "texts/some.txt", "--output", "out.npy"]), ("classify", ["a"]),
         ("tag", ["a"]), ("rerank", ["query", "a"]), ("fill-mask", ["a"]), ("serve", ["--port", "0"]),
         ("index", ["--input", "texts", "--output", "out"]), ("evaluate", []))[:-1]),
@@ -101,6 +101,5 @@ def test_a_missing_library_is_reported_before_any_work(
 
 def test_every_library_of_an_extra_is_asked_for() -> None:
     asked = {library for library, _, _ in NEEDS}
-    # Benchmarks leave out a library that is missing, and say so; sentence-transformers loads our module, not we it; the
-    # command line itself needs pydantic.
-    assert set(EXTRAS) - asked == {"accelerate", "openvino", "sentence_transformers"}
+    # sentence-transformers loads our module, not we it.
+    assert set(EXTRAS) - asked == {"sentence_transformers"}

@@ -145,7 +145,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line() -> None:
 def test_the_library_for_hub_datasets_may_be_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     hub_datasets._open_builder.cache_clear()
-    with pytest.raises(InputError, match=r"^owner/name: datasets is not installed: pip install 'modernbert\[data\]'$"):
+    with pytest.raises(InputError, match=r"^owner/name: datasets is not installed: pip install 'modernbert\[train\]'$"):
         check_files(["owner/name"], "train")
 
 

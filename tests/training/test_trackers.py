@@ -129,7 +129,7 @@ def test_an_unknown_board_and_an_absent_library_are_told_before_anything_begins(
     with pytest.raises(InputError, match="trackers: found 'mlflow', expected tensorboard, wandb, trackio"):
         check_trackers(["mlflow"])
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(InputError, match=r"trackers: wandb is not installed: pip install 'modernbert\[watch\]'"):
+    with pytest.raises(InputError, match=r"trackers: wandb is not installed: pip install 'modernbert\[trackers\]'"):
         open_trackers(["wandb"], tmp_path / "run", CONFIG, 0)
     assert not (tmp_path / "run").exists()
 
