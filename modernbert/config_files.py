@@ -40,6 +40,8 @@ _EXAMPLES = {
     "tokenizer": "answerdotai/ModernBERT-base",
     "train": "train.tsv",
 }
+# Keys that only the configs of one command have.
+_COMMANDS = {"phases": "pretrain", "task": "finetune"}
 
 
 def resolve(
@@ -60,6 +62,11 @@ def resolve(
 
     _refuse_unknown(schema)
     of_file = read_yaml(path) if path is not None else {}
+    for name, command in _COMMANDS.items():
+        if name in of_file and name not in hints_of(cast(type, schema)):
+            raise InputError(
+                f"{path}: has {name}, so it is a config of `modernbert {command}`; expected one of this command"
+            )
     merged = _merged(of_file, given)
     try:
         made = TypeAdapter(schema).validate_python(_prepared(schema, merged))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from commands import run_here
 
 from modernbert.config_files import MISSING, nested, resolve
 from modernbert.errors import InputError
@@ -135,3 +136,18 @@ class Outer:
 def test_a_group_keeps_its_own_defaults_when_one_value_is_given():
     assert resolve(Outer, {"group": {"keep": 3}}) == Outer(Group(600.0, 3))
     assert resolve(Outer, {}) == Outer(Group(600.0, 2))
+
+
+def test_a_config_of_another_command_is_named(tmp_path):
+    (tmp_path / "mine.yaml").write_text("text: corpus\nphases: {one: {tokens: 1, lr: 1.0}}\n")
+    for command, config, owner in (
+        (["finetune"], "pretrain/adapt", "pretrain"),
+        (["finetune", "start", "--task", "embed"], str(tmp_path / "mine.yaml"), "pretrain"),
+        (["embed", "start"], "pretrain/base", "pretrain"),
+        (["pretrain"], "finetune/code", "finetune"),
+        (["plan"], "finetune/code", "finetune"),
+    ):
+        done = run_here(*command, "--config", config)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1
+        assert done.stderr.startswith(f"modernbert: {config}: has ")
+        assert f"it is a config of `modernbert {owner}`" in done.stderr

@@ -91,7 +91,14 @@ def test_the_efficiency_tables_of_the_readme_are_those_of_the_results() -> None:
 
 def config_of(name: str) -> PretrainConfig:
     path = ROOT / "modernbert" / "configs" / "pretrain" / f"{name}.yaml"
-    given = {"output": "x", "tokenizer": "t", "data.sources.code": "a", "data.sources.prose": "b", "init_from": "c"}
+    given = {
+        "output": "x",
+        "tokenizer": "t",
+        "data.sources.code": "a",
+        "data.sources.prose": "b",
+        "data.heldout.mix": "c",
+        "init_from": "d",
+    }
     config = resolve(PretrainConfig, nested(given), path)
     config.check()
     return config

@@ -186,9 +186,10 @@ def _of_split(documents: Iterable[Document], split: str, heldout: float, tally: 
             yield document
     if is_empty:
         found = f"the share {heldout} of {tally.documents:,} documents"
+        more = "more documents (--txt-unit line or paragraph makes several of a .txt, .md or .rst file)"
         if split == "heldout":
-            raise InputError(f"heldout: {found} holds none out, expected a larger share or more documents")
-        raise InputError(f"heldout: {found} leaves none for train, expected a smaller share or more documents")
+            raise InputError(f"heldout: {found} holds none out, expected a larger share or {more}")
+        raise InputError(f"heldout: {found} leaves none for train, expected a smaller share or {more}")
 
 
 def _num_cores() -> int:

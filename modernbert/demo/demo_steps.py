@@ -100,7 +100,9 @@ class _Clock:
 def _pretraining_options(out: Path) -> dict[str, Any]:
     code, prose, heldout = (str(out / "shards" / name / "train") for name in KINDS)
     data = {"sources": {"code": code, "prose": prose}, "heldout": {"packages": heldout}}
-    return {"output": str(out), "tokenizer": str(out / "tokenizer"), "data": data, "seed": SEED}
+    # The last phase has a mix with more prose.
+    phases = {"decay": {"weights": {"code": 1.0, "prose": 1.0}}}
+    return {"output": str(out), "tokenizer": str(out / "tokenizer"), "data": data, "phases": phases, "seed": SEED}
 
 
 def _collect(folder: Path, scale: Scale) -> None:

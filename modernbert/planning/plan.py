@@ -92,7 +92,10 @@ def run(config: PlanConfig) -> None:
 def _load(config: PlanConfig) -> tuple[PretrainConfig, ModelConfig]:
     """Return the config with phases, and the shape of its model."""
     config = replace(
-        config, tokenizer=config.tokenizer or ".", data=DataConfig({"any": "."}), phases=config.phases or _PHASES
+        config,
+        tokenizer=config.tokenizer or ".",
+        data=DataConfig({"any": "."}, {"any": "."}),
+        phases=config.phases or _PHASES,
     )
     config.check()
     fields = dict(config.model)

@@ -159,6 +159,8 @@ def join(device: str, sharding: str) -> Iterator[tuple[World, torch.device]]:
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
+        if sharding != "none":
+            print(f"distributed.sharding: {sharding} has no effect in one process; torchrun starts several")
         yield SINGLE_PROCESS, choose_device(device)
         return
     # Imported here: one process alone does not need them.

@@ -8,7 +8,7 @@ Source: section 2.2 of the paper (stable phase, context extension, decay phase).
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from modernbert.batch import Batch
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.data.corpus import find_files
 from modernbert.data.prepare import run as prepare
-from modernbert.data.prepare_options import PrepareConfig
+from modernbert.data.prepare_options import PrepareConfig, SplitDocuments
 from modernbert.data.shards import Shards
 from modernbert.data.stream import Packed, Stream, prefetch
 from modernbert.devices import choose_precision, dtype_name, peak_memory
@@ -100,11 +100,7 @@ def pretrain(config: PretrainConfig) -> Path:
                 inputs.tokenizer.save_folder(partial, inputs.model.max_position_embeddings)
         if _needs_text(config):
             tokenizer = config.tokenizer or str(out / TOKENIZER_OF_RUN)
-            prepare(
-                PrepareConfig(
-                    input=config.text, tokenizer=tokenizer, output=out / SHARDS_OF_RUN, heldout=config.heldout
-                )
-            )
+            prepare(_preparation(config, tokenizer))
 
     def train_and_write(inputs: _Inputs, world: World) -> None:
         if config.text:
@@ -236,16 +232,25 @@ class _PretrainRecipe(Recipe):
                 if phase.max_micro_batches % world.size:
                     number = phase.max_micro_batches
                     print(f"phases.{name}: {number} micro-batches a step do not divide evenly among {world.size}")
-        if checkpoint is None and config.init_from is not None:
+        if checkpoint is None and inputs.start is not None:
             print(f"starting from {config.init_from}")
             name, phase = next(iter(config.phases.items()))
             for key in ("global_rope_theta", "local_rope_theta"):
-                now = getattr(phase, key)
-                was = now if inputs.start is None else getattr(inputs.start.config, key)
+                was, now = getattr(inputs.start.config, key), getattr(phase, key)
                 if was != now:
                     print(
                         f"phases.{name}.{key}: changes from {was:,.0f}, with which the model was trained, to {now:,.0f}"
                     )
+            was, now = inputs.start.config.max_position_embeddings, inputs.model.max_position_embeddings
+            if was != now:
+                last = list(config.phases)[-1]
+                print(f"max_position_embeddings: changes from {was:,} to {now:,}, the max_len of phases.{last}")
+        for name, phase in config.phases.items():
+            if phase.warmup_tokens > phase.tokens:
+                print(
+                    f"phases.{name}.lr: is never reached, for the {phase.warmup_tokens:,} warmup_tokens are more than "
+                    f"its {phase.tokens:,} tokens"
+                )
         length = f"{len(config.phases)} phases, {num_steps:,} steps, {self.num_tokens:,} tokens"
         print(f"{num_parameters:,} parameters, {length}")
         if checkpoint is not None:
@@ -332,7 +337,7 @@ def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> 
     else:
         shape = None if own is None else shape_of(own)
     if _needs_text(config):
-        find_files(config.text)
+        find_files(config.text, text_field=config.text_field, on_error=config.on_error)
     model = model_config(config, tokenizer, shape)
     engine = choose_engine(config.engine, device, dtype, model)
     inputs = _Inputs(tokenizer, {}, {}, model, start, device, dtype, engine, {})
@@ -343,6 +348,12 @@ def _needs_text(config: PretrainConfig) -> bool:
     """Return whether text is to be tokenized. A run continues with the shards that it began with."""
     out = Path(config.output)
     return bool(config.text) and not (out / "model").exists() and latest(out / "checkpoints", clean=False) is None
+
+
+def _preparation(config: PretrainConfig, tokenizer: str) -> PrepareConfig:
+    """Return the options of `prepare` for the text of a run."""
+    options = {each.name: getattr(config, each.name) for each in fields(SplitDocuments)}
+    return PrepareConfig(input=config.text, tokenizer=tokenizer, output=Path(config.output) / SHARDS_OF_RUN, **options)
 
 
 def _with_text(config: PretrainConfig, inputs: _Inputs, world: World) -> _Inputs:

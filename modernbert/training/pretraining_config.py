@@ -1,13 +1,14 @@
 """Options of a pretraining run, their checks, and the schedules that follow from them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, Lt
 
+from modernbert.data.prepare_options import SplitDocuments
 from modernbert.errors import InputError
-from modernbert.options import MISSING
+from modernbert.options import MISSING, default_of
 from modernbert.training.run_options import RunOptions, Seed, expect
 from modernbert.training.schedules import Schedule
 
@@ -107,7 +108,7 @@ class SpikeGuardConfig:
 
 
 @dataclass(kw_only=True)
-class PretrainConfig(RunOptions):
+class PretrainConfig(SplitDocuments, RunOptions):
     """Pretrain a model from scratch, or continue the pretraining of one, in one or more phases."""
 
     FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = (
@@ -116,16 +117,15 @@ class PretrainConfig(RunOptions):
 
     text: list[str] = field(default_factory=list)
     """Training text to tokenize first, into the run folder: file, folder, URL or data set on the Hub; repeat for
-    several. It becomes the source `text`."""
-    heldout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Share of the documents of `text` to hold out, and to score."""
+    several. It becomes the source `text`; documents held out of it are scored. A run continues only with the same
+    text, or with the shards in its folder if the text was deleted."""
     data: DataConfig = field(default_factory=DataConfig)
     """Training text and held-out text that is tokenized already."""
     tokenizer: str | None = None
     """A tokenizer.json, a folder with one, or a model on the Hub; that of `init_from`, by default."""
     init_from: str | None = None
-    """A model folder, a model on the Hub, a checkpoint or a run to start from; its shape is kept. A new model,
-    by default."""
+    """A model folder, a model on the Hub, a checkpoint or a run to start from. Its shape is kept; its context length
+    becomes the `max_len` of the last phase, and its RoPE bases those of the phases. A new model, by default."""
     init_optimizer: bool = False
     """Start with the optimizer state of `init_from` too."""
     new_vocabulary: bool = False
@@ -165,12 +165,26 @@ class PretrainConfig(RunOptions):
         if self.text and "text" in self.data.sources:
             raise InputError("data.sources.text: found a folder of shards, but --text has the source of that name")
         super().check()
+        self._refuse_unused()
         if self.init_optimizer or self.new_vocabulary:
             expect("init_from", self.init_from, self.init_from is not None, "a model to start from")
         both = self.init_optimizer and self.new_vocabulary
         expect("init_optimizer", self.init_optimizer, not both, "false, for a new vocabulary has no moments yet")
         for name, phase in self.phases.items():
             _check_phase(f"phases.{name}", phase, self.sources)
+
+    def _refuse_unused(self) -> None:
+        """Refuse options that have no effect, because the text that they are about is missing."""
+        for each in () if self.text else fields(SplitDocuments):
+            found, default = getattr(self, each.name), default_of(each)
+            expect(each.name, found, found == default, f"{default}, for there is no --text to read")
+        if not (self.data.heldout or (self.text and self.heldout)):
+            # `max_tokens` is a limit, which no text keeps, too.
+            for name in ("every_steps", "mask_rate", "lengths"):
+                found, default = getattr(self.evaluation, name), getattr(EvaluationConfig(), name)
+                fix = "--heldout 0.01 to hold out text" if self.text else "--data.heldout.NAME SHARDS"
+                expected = f"{default}, for there is no held-out text; add {fix}"
+                expect(f"evaluation.{name}", found, found == default, expected)
 
     @property
     def sources(self) -> list[str]:
@@ -196,14 +210,28 @@ def schedule_of(phase: Phase) -> Schedule:
 def _check_phase(key: str, phase: Phase, sources: Sequence[str]) -> None:
     """Check how the values of a phase fit together; annotations bound each alone."""
     growth, budget = phase.batch_growth, phase.micro_batch_tokens
+    warmup, floor = phase.batch_warmup_tokens, phase.lr_floor
+    expect(f"{key}.batch_growth", growth, growth == 1 or warmup > 0, "1, for there are no batch_warmup_tokens")
+    grows = phase.max_micro_batches > growth
+    expect(f"{key}.batch_warmup_tokens", warmup, warmup == 0 or grows, f"0, or more than {growth} max_micro_batches")
+    expect(
+        f"{key}.lr_floor", floor, floor == Phase.lr_floor or phase.decay != "none", "a decay other than none with it"
+    )
     is_multiple = phase.max_micro_batches % growth == 0
     expect(f"{key}.max_micro_batches", phase.max_micro_batches, is_multiple, f"a multiple of batch_growth ({growth})")
     expect(f"{key}.max_len", phase.max_len, phase.max_len <= budget, f"3 to {budget} (micro_batch_tokens)")
     first_step = schedule_of(phase).plan(0).num_micro_batches * budget
     is_a_step = schedule_of(phase).num_steps >= 1
-    expect(f"{key}.tokens", phase.tokens, is_a_step, f"at least the {first_step:,} of one step")
+    expect(
+        f"{key}.tokens", phase.tokens, is_a_step,
+        f"at least the {first_step:,} of one step; pass more, or lower --{key}.max-micro-batches "
+        f"({phase.max_micro_batches}) or --{key}.micro-batch-tokens ({budget:,})",
+    )  # fmt: skip
     for name in phase.weights:
-        expect(f"{key}.weights", name, name in sources, f"a name in data.sources ({', '.join(sources)})")
+        expect(
+            f"{key}.weights", name, name in sources,
+            f"a name in data.sources ({', '.join(sources)}); add --data.sources.{name} SHARDS, or leave the weight out",
+        )  # fmt: skip
     if phase.weights:
         absent = [name for name in sources if name not in phase.weights]
         expect(

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from modernbert.config_files import resolve, to_yaml
 from modernbert.errors import InputError
-from modernbert.files import only_process, translate_errors, write_file
+from modernbert.files import only_process, translate_errors, try_delete, write_file
 
-__all__ = ["RunConfig", "open_run_folder", "check_run_folder"]
+__all__ = ["RunConfig", "check_run_folder", "open_run_folder", "remove_unused"]
 
 _BEFORE_A_CHECKPOINT = {
     "config.yaml", ".lock", "log.jsonl", "timing.jsonl", "checkpoints", "watch", "report.html", "tokenizer",
@@ -67,6 +67,12 @@ def check_run_folder(out: Path, config: RunConfig) -> None:
                 )
     elif not path.exists() and out.exists() and not _is_empty(out):
         raise InputError(f"{out}: exists and is not a run folder, expected a new folder or one with config.yaml")
+
+
+def remove_unused(out: Path) -> None:
+    """Delete a run folder that has nothing with which the run could continue, such as shards."""
+    if {path.name for path in out.iterdir()} <= {"config.yaml", ".lock", "tokenizer"}:
+        try_delete(out)
 
 
 def _is_free(key: str, free: Sequence[str]) -> bool:

@@ -23,7 +23,7 @@ from modernbert.progress import ShowStep, show_steps
 from modernbert.training.distributed import Loss, Objective, World, first_row, full_tensor, join, local_shard
 from modernbert.training.optimizers import Optimizer, load_named_state, named_state
 from modernbert.training.run_checkpoint import Checkpoint, CheckpointWriter, latest
-from modernbert.training.run_folder import open_run_folder
+from modernbert.training.run_folder import open_run_folder, remove_unused
 from modernbert.training.run_log import RunLog, number
 from modernbert.training.run_options import RunOptions
 from modernbert.training.schedules import Plans, StepPlan
@@ -174,9 +174,15 @@ def run_in_folder(
             inputs = open_inputs(world, device)
         with world.together():
             if world.is_main:
+                is_new = not out.exists()
                 open_run_folder(out, config)
                 held.enter_context(only_process(out))
-                begin(inputs)
+                try:
+                    begin(inputs)
+                except InputError:
+                    if is_new:
+                        remove_unused(out)
+                    raise
         if (out / finished_by).exists():
             print(f"{out}: this run is finished")
         else:

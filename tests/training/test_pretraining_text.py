@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import run_here
 
-from modernbert import ModernBert
+from modernbert import ModernBert, pretrain
+from modernbert.config_files import resolve
 from modernbert.data.shards import Shards
 from modernbert.errors import InputError
 from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.training.pretraining import Phase, PretrainConfig, run
-from modernbert.training.run_options import CheckpointConfig
+from modernbert.training.run_options import CheckpointConfig, DistributedConfig
 
 
 @pytest.fixture
@@ -77,11 +79,74 @@ def test_another_tokenizer_may_be_given(config: PretrainConfig, tokenizer_folder
     [
         ({"text": ["absent/"]}, "absent: no such file or folder"),
         ({"text": []}, "Missing required option --text"),
+        ({"heldout": 1e-9}, "heldout: the share 1e-09 of 40 documents holds none out, .*--txt-unit line"),
     ],
 )
-def test_text_that_cannot_be_read_is_named_before_anything_is_written(
+def test_text_that_cannot_be_used_is_named_and_nothing_is_left_behind(
     config: PretrainConfig, changes: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match=said):
         run(replace(config, **changes))
     assert not (tmp_path / "run").exists()
+
+
+def test_text_becomes_documents_as_in_prepare(config: PretrainConfig, tokenizer_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("".join(f"one line of many, number {n % 30}\n" for n in range(40)))
+    words = ["--tokenizer", str(tokenizer_folder), "--heldout", "0.3", "--txt-unit", "line", "--deduplicate"]
+    prepared = run_here("prepare", "--input", str(tmp_path / "lines.txt"), *words, "--output", str(tmp_path / "shards"))
+    assert prepared.returncode == 0, prepared.stderr
+    run(
+        replace(
+            config, text=[str(tmp_path / "lines.txt")], tokenizer=str(tokenizer_folder), new_vocabulary=True,
+            heldout=0.3, txt_unit="line", deduplicate=True,
+        )
+    )  # fmt: skip
+    for split in ("train", "heldout"):
+        ours, theirs = (Shards.open(tmp_path / folder / split) for folder in ("run/shards", "shards"))
+        assert (
+            0 < ours.num_docs < 30
+            and (ours.folder / "index.json").read_bytes() == (theirs.folder / "index.json").read_bytes()
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"evaluation": {"every_steps": 3}}, "evaluation.every_steps: found 3, .*; add --heldout 0.01"),
+        ({"evaluation": {"lengths": [64]}}, r"evaluation.lengths: found \[64\], .*; add --heldout 0.01"),
+        ({"evaluation": {"mask_rate": 0.2}}, "evaluation.mask_rate: found 0.2, .*; add --heldout 0.01"),
+        ({"text": [], "data": {"sources": {"a": "x"}}, "txt_unit": "line"}, "txt_unit: found 'line', .* no --text"),
+        ({"text": [], "data": {"sources": {"a": "x"}}, "heldout": 0.1}, "heldout: found 0.1, .* no --text"),
+        ({"phases": {"adapt": {"lr_floor": 0.1}}}, "phases.adapt.lr_floor: found 0.1, expected a decay"),
+        ({"phases": {"adapt": {"batch_growth": 2}}}, "phases.adapt.batch_growth: found 2, expected 1"),
+        ({"phases": {"adapt": {"batch_warmup_tokens": 9}}}, "phases.adapt.batch_warmup_tokens: found 9, expected 0"),
+        ({"phases": {"adapt": {"tokens": 100}}}, "tokens: found 100, .* lower --phases.adapt.max-micro-batches"),
+    ],
+)
+def test_options_without_effect_are_refused(tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    phases = {"adapt": {"tokens": 2_048, "lr": 1e-3, "micro_batch_tokens": 256, "max_len": 128}}
+    given = {"text": "absent/", "init_from": "absent/", "output": str(tmp_path / "run"), "device": "cpu"}
+    for name, phase in options.pop("phases", {}).items():
+        phases[name] |= phase
+    with pytest.raises(InputError, match=said):
+        pretrain(**(given | options), phases=phases)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["adapt", "base", "demo", "demo-quick", "large"])
+def test_shipped_configs_train_on_text(name: str) -> None:
+    start = {"init_from": "start"} if name in ("adapt", "large") else {}
+    phases = {"phases": {"adapt": {"tokens": 65_536}}} if name == "adapt" else {}
+    given = {"text": "corpus/", "heldout": 0.01, "tokenizer": "tokenizer", "output": "out"}
+    resolve(PretrainConfig, {**given, **start, **phases}, f"pretrain/{name}").check()
+
+
+def test_changes_of_the_initial_model_and_settings_without_effect_are_logged(
+    config: PretrainConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phase = replace(config.phases["adapt"], warmup_tokens=4_096)
+    run(replace(config, phases={"adapt": phase}, distributed=DistributedConfig("full")))
+    said = capsys.readouterr().out
+    assert "max_position_embeddings: changes from 1,000 to 128, the max_len of phases.adapt" in said
+    assert "phases.adapt.lr: is never reached, for the 4,096 warmup_tokens are more than its 2,048 tokens" in said
+    assert "distributed.sharding: full has no effect in one process" in said
