@@ -9,7 +9,7 @@ from commands import modernbert
 
 from modernbert import ModernBert
 from modernbert.checkpoints.folder import ModelFolder
-from modernbert.cli.parser import option_name
+from modernbert.cli.option_names import option_name
 from modernbert.cli.verbs import VERBS
 from modernbert.config_files import nested, resolve, to_yaml
 from modernbert.data.shards import Shards
@@ -44,6 +44,15 @@ def commands_of(section: str) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
+def without(words: list[str], others: list[str]) -> list[str]:
+    """Return words without the options, and their values, that are also in others."""
+    return [
+        word
+        for word, before in zip(words, ["", *words], strict=False)
+        if not any(each.startswith("--") and each in others for each in (word, before))
+    ]
+
+
 @pytest.fixture
 def elsewhere(tmp_path: Path, small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a corpus, and a cache of the hub in which a small model goes by the name in the README."""
@@ -69,7 +78,7 @@ def test_pretraining_and_continued_pretraining_work_as_printed(elsewhere: Path, 
     for words in wanted[: [words[3] for words in wanted].index("pretrain/adapt") + 1]:
         verb, *rest = words[1:]
         shorter = SHORTER[rest[1] if verb == "pretrain" else verb].split()
-        done = modernbert(verb, *rest, *shorter)
+        done = modernbert(verb, *without(rest, shorter), *shorter)
         assert done.returncode == 0, f"{words}: {done.stderr}"
         said += done.stdout + done.stderr
     assert f"starting from {HUB_NAME}" in said

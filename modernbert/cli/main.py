@@ -59,8 +59,7 @@ def run(words: Sequence[str] | None = None) -> None:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.ctx.get_help() if error.ctx else "")
     except click.NoSuchOption as error:
-        near = f" Did you mean {min(error.possibilities, key=len)}?" if error.possibilities else ""
-        raise InputError(f"Unknown option {error.option_name}.{near}") from None
+        raise InputError(f"Unknown option {error.option_name}.") from None
     except click.ClickException as error:
         raise InputError(error.format_message()) from None
     except click.Abort:

@@ -1,6 +1,7 @@
 """Command-line parsers generated from option classes, with help texts, shell completion and one-line errors."""
 
 import inspect
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
@@ -8,24 +9,16 @@ from typing import Any, Literal, get_args, get_origin
 import click
 from click.shell_completion import CompletionItem
 
-from modernbert.cli.verbs import GROUPS, SECTIONS, VERBS, Verb
+from modernbert.cli.option_names import did_you_mean, option_name, spell_options
+from modernbert.cli.verbs import GROUPS, SECTIONS, TASKS, VERBS, Verb
 from modernbert.errors import InputError
 from modernbert.option_types import FileOrUrl
 from modernbert.options import MISSING, Option, kind_of, options_of, plain_kind
 
-__all__ = ["OutputClosed", "VerbCommand", "VerbGroup", "identifier", "option_name"]
+__all__ = ["OutputClosed", "VerbCommand", "VerbGroup", "identifier"]
 
 _SHORT = {"input": "-i", "output": "-o"}
 _METAVARS: dict[Any, str] = {str: "TEXT", Path: "PATH", FileOrUrl: "PATH", int: "INT", float: "NUMBER"}
-
-
-def option_name(key: str) -> str:
-    """Return how an option is written on the command line.
-
-    >>> option_name("guard.loss_rise")
-    '--guard.loss-rise'
-    """
-    return f"--{key.replace('_', '-')}"
 
 
 class OutputClosed(Exception):
@@ -45,6 +38,15 @@ class VerbGroup(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:
             raise OutputClosed from None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command. Raises: InputError for an unknown one, with the most similar name."""
+        known = self.list_commands(ctx)
+        if not args[0].startswith("-") and args[0].replace("_", "-") not in known and not ctx.resilient_parsing:
+            raise InputError(f"Unknown command {args[0]}.{did_you_mean(args[0], known)}")
+        return super().resolve_command(ctx, args)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands."""
@@ -81,7 +83,9 @@ class VerbCommand(click.Command):
                 ["--print", "print_config"], is_flag=True, help="Print all options with their values, and stop."
             ),
         ]
-        note = f"Options depend on the task: modernbert {name} --task embed --help lists the options of embed."
+        note = (
+            f"Options depend on the task: modernbert {name} --task {TASKS[1]} --help lists the options of {TASKS[1]}."
+        )
         super().__init__(name, callback=self._run, epilog=note if verb.by_task else None)
         self._use(verb.load_options())
 
@@ -108,8 +112,32 @@ class VerbCommand(click.Command):
                 value = text if equals else next(words, None)
                 if value is None:
                     raise click.UsageError(f"Option {name} needs a value.")
+                if key in given:
+                    raise _repeated(name)
                 given[key] = _value(kind_of(self.schema, key), value, name)
-        return super().parse_args(ctx, rest)
+        try:
+            self._refuse_repeated(ctx, rest)
+            return super().parse_args(ctx, rest)
+        except click.NoSuchOption as error:
+            raise self._unknown(error.option_name, args) from None
+
+    def _refuse_repeated(self, ctx: click.Context, args: list[str]) -> None:
+        _, _, given = self.make_parser(ctx).parse_args(list(args))
+        for parameter, number in Counter(given).items():
+            if number > 1 and isinstance(parameter, click.Option) and not parameter.multiple:
+                raise _repeated(parameter.opts[0])
+
+    def _unknown(self, name: str, args: list[str]) -> InputError:
+        """Return the error for an unknown option: it may belong to another task, or be misspelt."""
+        for other in TASKS if self.verb.by_task else ():
+            if any(option_name(each.key) == name for each in options_of(self.verb.load_options(other))):
+                task = _task_in(args)
+                return InputError(
+                    f"{name}: is an option of --task {other}, found {f'--task {task}' if task else 'no --task'}."
+                )
+        group = ".".join(name.split(".")[1:2]) or "NAME"
+        known = [option_name(each.key.replace("NAME", group)) for each in self.options if not each.positional]
+        return InputError(f"Unknown option {name}.{did_you_mean(name, [*known, '--config', '--print', '--help'])}")
 
     def _key_in_mapping(self, name: str) -> str | None:
         """Return the path of the field for an option such as `--phases.adapt.max-len`; None for other options."""
@@ -137,11 +165,14 @@ class VerbCommand(click.Command):
             if value is not None and value != ():
                 given[option.key] = list(value) if isinstance(value, tuple) else value
         names = {option.key: option.key.upper() for option in self.options if option.positional}
-        resolved: Any = resolve(self.schema, nested(given), config, lambda key: names.get(key) or option_name(key))
-        if print_config:
-            click.echo(to_yaml(resolved), nl=False)
-        else:
-            self.verb.load_function()(resolved)
+        try:
+            resolved: Any = resolve(self.schema, nested(given), config, lambda key: names.get(key) or option_name(key))
+            if print_config:
+                click.echo(to_yaml(resolved), nl=False)
+            else:
+                self.verb.load_function()(resolved)
+        except InputError as error:
+            raise InputError(spell_options(str(error), self.options)) from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write arguments, then options by section, each with its default."""
@@ -154,6 +185,10 @@ class VerbCommand(click.Command):
         for heading, rows in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(rows)
+
+
+def _repeated(name: str) -> InputError:
+    return InputError(f"{name}: was given twice, expected once.")
 
 
 def _task_in(args: Sequence[str]) -> str | None:

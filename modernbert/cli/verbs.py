@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-__all__ = ["GROUPS", "SECTIONS", "VERBS", "Verb"]
+__all__ = ["GROUPS", "SECTIONS", "TASKS", "VERBS", "Verb"]
 
 
 @dataclass(frozen=True)
@@ -184,3 +184,6 @@ SECTIONS = ("Use", "Train", "Evaluate", "Tools")
 
 GROUPS = {"evaluate": "Evaluate a model on tasks with known answers."}
 """Commands of two words, by the first."""
+
+TASKS = ("classify", "embed")
+"""A task of each class of options, for the commands whose options depend on the task."""

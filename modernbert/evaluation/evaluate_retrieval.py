@@ -39,12 +39,12 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
         raise InputError("collections: found none, expected a folder in BEIR's format")
     check_values(config)
     if config.bm25:
-        require("--bm25", "bm25s")
+        require("bm25", "bm25s")
     for name in config.collections:
         if name.startswith(_MTEB):
             require(name, "mteb")
     if config.index is not None:
-        require("--index", "lancedb", "pyarrow", extra="index")
+        require("index", "lancedb", "pyarrow", extra="index")
     folders = [Path(name).resolve().name for name in config.collections if not name.startswith(_MTEB)]
     if config.index is not None and len(set(folders)) < len(folders):
         raise InputError("collections: found two folders of one name, which would share an index; rename one")

@@ -21,7 +21,8 @@ def run(config: ClassifyConfig) -> None:
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
     if bert.reads_pairs and config.pair_field is None:
         raise InputError(
-            f"{config.model}: was trained on pairs of texts, found single texts; pass --input FILE --pair-field FIELD"
+            f"{config.model}: was trained on pairs of texts, found single texts; "
+            "pass `input=FILE` and `pair_field=FIELD`"
         )
 
     def work(items: list[str] | list[tuple[str, str]]) -> list[dict[str, float]]:

@@ -185,21 +185,21 @@ def _check(config: EmbedConfig) -> None:
     check_files(files)
     if config.output is not None and config.output.suffix == ".npy" and config.on_error == "skip":
         raise InputError(
-            f"{config.output}: cannot say which rows were skipped; expected .jsonl, .parquet or .lance with --on-error "
-            "skip, or --on-error null, which writes NaN"
+            f"{config.output}: cannot say which rows were skipped; expected .jsonl, .parquet or .lance with "
+            "`on_error=skip`, or `on_error=null`, which writes NaN"
         )
     if config.output is not None and config.output.suffix == ".npy" and config.on_error == "null":
         if config.precision not in ("float32", "float16"):
-            raise InputError(f"precision: found {config.precision!r}, which has no NaN for --on-error null")
+            raise InputError(f"precision: found {config.precision!r}, which has no NaN for `on_error=null`")
     if config.output is not None and any(_is_same(file, config.output) for file in files or (_INPUT,)):
         raise InputError(f"{config.output}: is read as texts, expected another name for their vectors")
     if config.executor == "local":
         for device in config.device:
             choose_device(device)
     elif config.output is None or config.texts:
-        raise InputError("executor: ray embeds files or standard input, into a file (--output)")
+        raise InputError("executor: ray embeds files or standard input, into a file (`output`)")
     elif len(config.device) > 1:
-        raise InputError(f"device: found {len(config.device)}, expected one; --processes says how many there are")
+        raise InputError(f"device: found {len(config.device)}, expected one; `processes` says how many there are")
     if config.executor == "ray":
         require("executor", "ray")
 

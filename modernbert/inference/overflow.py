@@ -29,8 +29,8 @@ Text = str | tuple[str, str]
 
 OVERFLOWS = ("error", "truncate", "split-mean")
 # The fixes that errors name.
-CUT = 'pass overflow="truncate" to cut it'
-CUT_OR_SPLIT = f'{CUT}, or overflow="split-mean" to average over its chunks'
+CUT = 'pass `overflow="truncate"` to cut it'
+CUT_OR_SPLIT = f'{CUT}, or `overflow="split-mean"` to average over its chunks'
 # Texts tokenized at a time, so that the ids of millions are never in memory.
 _TEXTS_AT_A_TIME = 4_096
 

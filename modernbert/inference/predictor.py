@@ -173,12 +173,12 @@ class Predictor:
             labels = ", ".join(self.model.labels)
             raise InputError(
                 f"This model has a head for {self.model.task} (labels: {shown(labels, 80)}) and does not compare "
-                "vectors. Use a model fine-tuned with task=embed, late or rerank, or one without a head."
+                "vectors. Use a model fine-tuned for the task embed, late or rerank, or one without a head."
             )
         if self.origin is not None and self.origin.unused_head is not None:
             raise InputError(
                 f"{self.origin.unused_head}, a head that was not loaded, so vectors are not compared. Use a model "
-                "fine-tuned with task=embed, late or rerank, or one without a head."
+                "fine-tuned for the task embed, late or rerank, or one without a head."
             )
         if self.settings.unsupported_similarity is not None:
             raise InputError(f"{self.settings.unsupported_similarity}: vectors are compared by their directions here")

@@ -80,7 +80,7 @@ def gather_rows(
     if words and file is not None:
         raise InputError(f"found texts and the file {file}, expected one or the other")
     if pair_field is not None and file is None:
-        raise InputError("--pair-field: found no --input, expected one with both fields")
+        raise InputError("pair_field: found no `input`, expected one with both fields")
     if words:
         return [TextRow(f"text {number}", word) for number, word in enumerate(words)]
     if file is None:
@@ -218,7 +218,7 @@ def stream_rows(files: Sequence[File], text_field: str = "text", pair_field: str
     fields = [text_field] if pair_field is None else [text_field, pair_field]
     for file in files:
         if format_of(file) not in ROWS and pair_field is not None:
-            raise InputError(f"{file}: has lines without fields, expected {', '.join(ROWS)} for --pair-field")
+            raise InputError(f"{file}: has lines without fields, expected {', '.join(ROWS)} for `pair_field`")
         try:
             for found in read_file(file, fields):
                 yield TextRow(found.origin, error=found) if isinstance(found, BrokenInput) else _text_row(found, fields)
@@ -275,7 +275,7 @@ def visible(text: str) -> str:
 
 def _check_input() -> None:
     if sys.stdin.isatty():
-        raise InputError("found no text, expected some as arguments, in --input, or on standard input")
+        raise InputError("found no text, expected some as arguments, in `input`, or on standard input")
 
 
 def _rows_of_input(lines: Iterable[bytes]) -> Iterator[TextRow]:

@@ -49,4 +49,4 @@ def _model_folder(index: PassageIndex, named: str | None) -> ModelFolder:
     try:
         return ModelFolder.open(str(index.about["model"]))
     except InputError as error:
-        raise InputError(f"{error}; if the model was moved, name its folder with --model") from None
+        raise InputError(f"{error}; if the model was moved, name its folder with `model`") from None

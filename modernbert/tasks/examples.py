@@ -113,7 +113,7 @@ class RowEncoder:
             return tokens
         if not self.cut:
             raise InputError(
-                f"{row.origin}: has {len(tokens):,} tokens, expected at most {self.max_length:,}; --cut cuts "
+                f"{row.origin}: has {len(tokens):,} tokens, expected at most {self.max_length:,}; `cut=True` cuts "
                 "longer texts"
             )
         examples.num_truncated += 1

@@ -25,7 +25,7 @@ def run(config: AverageConfig) -> Path:
     Raises: InputError if there is nothing to average, a checkpoint is damaged, or configs or tokenizers differ.
     """
     if (config.run is None) == (not config.models):
-        raise InputError("average: expected either --run RUN or models, such as a/model b/model")
+        raise InputError("average: expected either `run=RUN` or models, such as a/model b/model")
     named = list(config.models) if config.run is None else [str(each.folder) for each in _chosen(config)]
     starts = [open_initial_model(name) for name in named]
     model = _mean(starts, named)
@@ -38,7 +38,7 @@ def run(config: AverageConfig) -> Path:
 def _chosen(config: AverageConfig) -> list[Checkpoint]:
     """Return the best checkpoints by held-out loss, and the last; print them."""
     if config.best < 0 or not (config.best or config.last):
-        raise InputError(f"best: found {config.best}, expected 1 or more, or --last")
+        raise InputError(f"best: found {config.best}, expected 1 or more, or `last=True`")
     found = checkpoints(Path(str(config.run)) / "checkpoints")
     # Checkpoints before the context extension have another config.
     found = [each for each in found if each.state["model"] == found[-1].state["model"]]

@@ -106,6 +106,6 @@ class FinetuneConfig(FinetuneOptions):
             raise InputError(f"class_weights: found {self.class_weights!r}, but {self.task} has no classes")
         task.check_columns(self.columns)
         if not self.dev and (self.patience is not None or self.metric is not None):
-            raise InputError("dev: found no rows, expected some to choose and stop by (patience, metric)")
+            raise InputError("dev: found no rows, expected some to choose and stop by (`patience`, `metric`)")
         if self.dev or self.test:
-            require(f"--task {self.task}", *task.libraries)
+            require(f"`task={self.task}`", *task.libraries)

@@ -101,7 +101,7 @@ def _check_start(folder: Path, start: str) -> None:
         if found != start:
             raise InputError(
                 f"{path.parent}: was started from {found}, but with MNLI among the tasks it starts from {start}; "
-                "choose another --output"
+                "choose another `output`"
             )
 
 

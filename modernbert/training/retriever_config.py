@@ -80,8 +80,8 @@ class RetrieverConfig(FinetuneOptions):
         if self.stanford:
             check_stanford(self.vectors, self.projection)
         if self.mined_by is not None and not self.negatives:
-            raise InputError("mined_by: found a model, but negatives is 0")
+            raise InputError("mined_by: found a model, but `negatives` is 0")
         if self.negatives and self.mined_by is None:
-            require("--negatives", "bm25s")
+            require("negatives", "bm25s")
         if not self.dev and (self.patience is not None or self.metric != type(self).metric):
-            raise InputError("dev: found no collection, expected some to choose and stop by (patience, metric)")
+            raise InputError("dev: found no collection, expected some to choose and stop by (`patience`, `metric`)")

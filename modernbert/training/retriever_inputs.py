@@ -66,7 +66,7 @@ def open_inputs(config: RetrieverConfig, device: torch.device) -> RetrieverInput
     tokenizer, most = folder.tokenizer, folder.num_positions
     is_changed = config.layer_decay != 1.0 or config.dropout is not None or config.engine != "auto"
     if is_changed and not folder.is_modernbert:
-        raise InputError(f"layer_decay, dropout, engine: found one set, but {folder} is a {folder.family}")
+        raise InputError(f"`layer_decay`, `dropout`, `engine`: found one set, but {folder} is a {folder.family}")
     task = retrieval_task(config.task)
     vectors = replace(config.vectors, pooling="tokens") if task.per_token else config.vectors
     for name in ("query_length", "document_length"):
@@ -89,7 +89,7 @@ def open_inputs(config: RetrieverConfig, device: torch.device) -> RetrieverInput
     if config.temperature is not None and config.normalize_scores and examples[0].scores is not None:
         raise InputError(
             f"temperature: found {config.temperature}, but scores that are compared with a teacher's are stretched to "
-            "reach from 0 to 1, whatever it is; expected none, or --no-normalize-scores"
+            "reach from 0 to 1, whatever it is; expected none, or `normalize_scores=False`"
         )
     template = query_template(vectors, folder.max_length)
     queries = _encode(tokenizer, template, "queries", [example.query for example in examples])
@@ -117,7 +117,7 @@ def _check_apart(config: RetrieverConfig) -> None:
                 continue
             if split != config.train_split:
                 raise InputError(
-                    f"{name}_split: found {split!r} and train_split={config.train_split!r}, but {path} is one set of "
+                    f"{name}_split: found {split!r} and `train_split={config.train_split}`, but {path} is one set of "
                     "judgments for both; expected another folder to score by"
                 )
             print(f"{name}: {path} is also trained on; its scores measure memorization")

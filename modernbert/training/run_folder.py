@@ -55,7 +55,7 @@ def check_run_folder(out: Path, config: RunConfig) -> None:
         for key in [*asked, *started]:
             if not _is_free(key, config.FREE_TO_CHANGE) and started.get(key) != asked.get(key):
                 raise InputError(
-                    f"{path}: this run was started with {key}={started.get(key)}, found {key}={asked.get(key)}; "
+                    f"{path}: this run was started with `{key}={started.get(key)}`, found `{key}={asked.get(key)}`; "
                     "choose another `output` for another config"
                 )
         for key in _IN_ORDER:

@@ -11,7 +11,8 @@ from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from commands import run_here
 
 from modernbert.cli.main import cli
-from modernbert.cli.parser import VerbCommand, identifier, option_name
+from modernbert.cli.option_names import option_name
+from modernbert.cli.parser import VerbCommand, identifier
 from modernbert.cli.verbs import VERBS, Verb
 from modernbert.options import MISSING, Option, options_of, plain_kind
 

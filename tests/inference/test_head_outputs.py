@@ -170,8 +170,8 @@ def test_a_long_text_is_the_mean_of_its_parts(load: Load, small_bert: ModernBert
         (lambda bert: bert.embed("a", precision="binary", truncate_dim=12), "binary for 12 components"),
         (lambda bert: bert.classify(["a", "b " * 3000]), r"text 1: has [\d,]+ tokens, expected at most 1,000"),
         (lambda bert: bert.classify(["a", ("b", "c")]), "found texts and pairs of texts"),
-        (lambda bert: bert.embed("b " * 3000), "1,000; pass overflow=.truncate. .*, or overflow=.split-mean."),
-        (lambda bert: bert.embed_tokens("b " * 3000), "1,000; pass overflow=.truncate. to cut it$"),
+        (lambda bert: bert.embed("b " * 3000), "1,000; pass `overflow=.truncate.` .*, or `overflow=.split-mean.`"),
+        (lambda bert: bert.embed_tokens("b " * 3000), "1,000; pass `overflow=.truncate.` to cut it$"),
         (lambda bert: bert.rerank("a", ["b"], overflow="drop"), "overflow: found 'drop'"),
         (lambda bert: bert.tag("a"), "has a head for classify, expected one for tag"),
         (lambda bert: bert.rerank("a", ["b"], top_k=0), "top_k: found 0"),
@@ -187,7 +187,7 @@ def test_what_cannot_be_answered_is_said(call: Callable[[ModernBert], Any], said
     ("call", "said"),
     [
         (lambda bert: bert.rerank("a", ["b"], overflow="split-mean"), "overflow: found split-mean, expected error or"),
-        (lambda bert: bert.rerank("a", ["b", "b " * 3000]), r"^text 1: has [\d,]+ tokens, .* 1,000; pass overflow"),
+        (lambda bert: bert.rerank("a", ["b", "b " * 3000]), r"^text 1: has [\d,]+ tokens, .* 1,000; pass `overflow"),
         (lambda bert: bert.rerank("b " * 3000, ["b"]), r"^query: has [\d,]+ tokens, expected at most 1,000"),
     ],
 )
@@ -198,7 +198,7 @@ def test_what_vectors_cannot_rank_is_said(call: Callable[[ModernBert], Any], sai
 
 def test_a_tagger_names_its_own_remedy(load: Load) -> None:
     bert, _ = load("tag")
-    with pytest.raises(InputError, match="expected at most 1,000; pass overflow=.truncate. to cut it$"):
+    with pytest.raises(InputError, match="expected at most 1,000; pass `overflow=.truncate.` to cut it$"):
         bert.tag("b " * 3000)
     assert bert.tag("b " * 3000, overflow="truncate") is not None
 

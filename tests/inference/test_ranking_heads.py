@@ -27,7 +27,7 @@ CPU: dict[str, str] = {"device": "cpu", "dtype": "float32", "engine": "torch"}
 TEXTS = ["the capital of country 3", "x", "rivers, cities", "word " * 40, "a land"]
 LABELS = {"classify": ["no", "yes", "maybe"], "multilabel": ["a", "b"], "tag": ["O", "B-x"], "choose": ["score"],
           "extract": ["start", "end"]}  # fmt: skip
-REFUSED = "head for {} .* does not compare vectors. Use a model fine-tuned with task=embed, late or rerank"
+REFUSED = "head for {} .* does not compare vectors. Use a model fine-tuned for the task embed, late or rerank"
 
 
 @pytest.fixture(scope="module")

@@ -435,7 +435,9 @@ def test_a_model_of_pairs_scores_no_single_text(pairs: Path, folders: dict[str, 
         else:
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         words = ["classify", str(pairs), "--input", str(file), *CPU]
-        assert "was trained on pairs of texts, found single texts; pass --input FILE --pair-field" in refused(*words)
+        assert "was trained on pairs of texts, found single texts; pass --input FILE and --pair-field FIELD" in refused(
+            *words
+        )
         done = modernbert(*words, "--pair-field", "pair", "--json")
         assert done.returncode == 0, done.stderr
         for line, row, labels in zip(done.stdout.splitlines(), rows, both, strict=True):

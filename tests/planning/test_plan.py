@@ -216,7 +216,7 @@ def test_an_unknown_device_is_a_line_and_the_others_are_planned() -> None:
     assert done.returncode == 2 and "device: found 'h900', expected cpu or one of t4" in done.stderr
     assert "A100" in done.stdout
     done = modernbert("plan", "--device", "h900")
-    assert (done.returncode, done.stderr) == (2, f"modernbert: device: found 'h900', expected cpu or one of "
+    assert (done.returncode, done.stderr) == (2, f"modernbert: --device: found 'h900', expected cpu or one of "
                                                  f"{', '.join(GPUS)}\n")  # fmt: skip
 
 

@@ -383,7 +383,7 @@ def test_an_empty_key_is_refused(folder: Path) -> None:
         with pytest.raises(InputError, match=said):
             run(ServeConfig(str(folder), **wrong))
     done = modernbert("serve", str(folder), "--port", "0", MODERNBERT_API_KEY="")
-    assert done.returncode == 2 and "api_key: is empty" in done.stderr
+    assert done.returncode == 2 and "--api-key: is empty" in done.stderr
 
 
 def test_health_checks_are_never_refused_and_refusals_are_counted_by_path(

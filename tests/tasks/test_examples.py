@@ -54,7 +54,7 @@ def test_a_label_that_no_folder_takes_is_named(
         ({"text": 7, "label": "x"}, "f:1: text is int"),
         ({"text": "a \ud800", "label": "x"}, "f:1: text contains an invalid Unicode character"),
         ({"text": "a", "label": "\ud800"}, "f:1: label contains an invalid Unicode character"),
-        ({"text": "a " * 600, "label": "x"}, "f:1: has .* tokens, expected at most 500; --cut"),
+        ({"text": "a " * 600, "label": "x"}, "f:1: has .* tokens, expected at most 500; `cut=True`"),
     ],
 )
 def test_a_row_that_cannot_be_learned_from_is_named(row: dict[str, object], said: str, small_bert: ModernBert) -> None:

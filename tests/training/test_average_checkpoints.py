@@ -78,7 +78,7 @@ def test_what_cannot_be_averaged_is_refused(straight, scored, tmp_path):  # noqa
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "mean").exists()
 
-    refused("expected either --run RUN or models")
+    refused("expected either `run=RUN` or models")
     refused(r"best: found \d checkpoints with a held-out loss", run=str(scored), best=50)
     refused("holds no checkpoint", run=str(tmp_path))
     stable = str(scored / "checkpoints" / "step-00000007")

@@ -167,7 +167,7 @@ def test_what_one_process_refuses_all_refuse_in_the_same_line(data, alone, tmp_p
     done = subprocess.run(command, env=os.environ | place, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     # Only the main process looks at the folder.
-    assert done.stderr.count("this run was started with seed=17, found seed=18") == 2
+    assert done.stderr.count("this run was started with --seed 17, found --seed 18") == 2
     assert "Traceback" not in done.stderr
 
 

@@ -114,7 +114,7 @@ def test_a_limit_of_the_folder_holds_for_training_and_for_what_was_trained(
     place = folder / "tokenizer_config.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | {"model_max_length": 6}))
     short = replace(config, model=str(folder), train=config.dev, test=[], epochs=1)
-    with pytest.raises(InputError, match=r"dev.tsv:.*: has .* tokens, expected at most 6; --cut"):
+    with pytest.raises(InputError, match=r"dev.tsv:.*: has .* tokens, expected at most 6; `cut=True`"):
         finetune(short)
     bert = ModernBert.load(finetune(replace(short, cut=True)), device="cpu")
     assert bert.max_length == 6
@@ -419,7 +419,7 @@ def test_the_plan_is_that_of_transformers() -> None:
         ({"metric": "bleu"}, "metric: found 'bleu', expected accuracy, matthews, macro_f1"),
         ({"columns": Columns(label="mood")}, "train.tsv:2: no column 'mood', found 'text', 'label', 'rivers'"),
         ({"task": "regress"}, "train.tsv:2: label is .*, expected a finite number"),
-        ({"max_len": 8}, "train.tsv:.*: has .* tokens, expected at most 8; --cut"),
+        ({"max_len": 8}, "train.tsv:.*: has .* tokens, expected at most 8; `cut=True`"),
         ({"train": ["nowhere.tsv"]}, "nowhere.tsv: no such file"),
         ({"model": "nowhere/at/all"}, "nowhere/at/all: no such folder"),
     ],
@@ -443,7 +443,7 @@ def test_a_finished_run_is_left_alone_and_another_config_is_refused(
     finetune(config)
     assert "this run is finished" in capsys.readouterr().out
     assert torch.equal(load_file(folder / "model.safetensors")["classifier.weight"], before)
-    with pytest.raises(InputError, match="this run was started with lr=0.001, found lr=0.01"):
+    with pytest.raises(InputError, match="this run was started with `lr=0.001`, found `lr=0.01`"):
         finetune(replace(config, lr=0.01))
 
 
