@@ -4,34 +4,43 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from modernbert.data.corpus import Document, Tally, find_files, show_documents
 from modernbert.data.input_errors import Outage
-from modernbert.data.prepare_options import PrepareConfig
+from modernbert.data.prepare_options import PrepareConfig, SplitDocuments
 from modernbert.data.readers import mark_of, size_of
 from modernbert.data.shards import Shards, fill_folder
 from modernbert.data.source_files import File
 from modernbert.errors import InputError
 from modernbert.extras import require
-from modernbert.files import move_into_place, only_process, remove_leftovers, translate_errors, try_delete, write_file
+from modernbert.files import (
+    move_into_place,
+    only_process,
+    remove_leftovers,
+    sha256_of,
+    translate_errors,
+    try_delete,
+    write_file,
+)
 from modernbert.hub_download import find_tokenizer
 from modernbert.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["PrepareConfig", "run"]
+__all__ = ["PrepareConfig", "find_changed_file", "run"]
 
 SHARD_CHARS = 16_000_000
 _CONTINUES = "continues with the finished shards"
 
 
-def run(config: PrepareConfig) -> Path:
+def run(config: PrepareConfig, *, replace_other: bool = False) -> Path:
     """Write `train` and, if documents are held out, `heldout` into the output folder, and return that folder.
 
     Both appear at once or not at all. The work is done in `OUTPUT.unfinished`. A stopped run continues with the shards
-    that are finished, if the options and the files are the same. A finished folder is verified and reused.
+    that are finished, if the options and the files are the same. A finished folder is verified and reused; one with
+    other options or files is an error, or is replaced if `replace_other`.
 
     Raises:
         InputError: The corpus, the tokenizer or the output folder cannot be used.
@@ -44,16 +53,18 @@ def run(config: PrepareConfig) -> Path:
     out = config.output
     work = Path(f"{out}.unfinished")
     remove_leftovers(work)
-    identity = _identity(config, files)
+    identity = _identity(config)
+    if replace_other and out.exists() and (other := _find_difference(out, identity, files)):
+        print(f"{out}: was prepared {other}, starting over", flush=True)
+        try_delete(out)
     if out.exists():
-        _check_finished(out, identity)
+        _check_finished(out, identity, files)
         if work.exists():
             try_delete(work)
         print(f"{out}: is finished and intact")
     else:
         with only_process(work):
-            _begin(work, identity)
-            _write_all(config, out, work, identity)
+            _write_all(config, out, work, _begin(work, identity, files))
     for split in _splits(config):
         shards = Shards.open(out / split, verify=False)
         print(f"{out / split}: {shards.num_docs:,} documents, {shards.num_tokens:,} tokens")
@@ -64,51 +75,96 @@ def _splits(config: PrepareConfig) -> list[str]:
     return ["train", "heldout"] if config.heldout else ["train"]
 
 
-def _identity(config: PrepareConfig, files: Sequence[File]) -> dict[str, Any]:
-    """Return what decides the bytes of the shards: settings, tokenizer and files."""
-    listed = "\n".join(f"{file} {size_of(file)} {mark_of(file)}" for file in files)
-    names = ("heldout", "text_field", "txt_unit", "invalid", "on_error", "deduplicate")
+def find_changed_file(folder: Path, files: Sequence[File], *, complete: bool = True) -> str | None:
+    """Return how a file differs from those that a folder of shards was made from; None if all are the same.
+
+    A file with another modification time is the same if its content is. Without `complete`, files may be missing.
+    """
+    found = _read_json(folder / "prepare.json").get("files")
+    return _find_changed(found, files, complete) if isinstance(found, dict) else None
+
+
+def _find_changed(was: Mapping[str, Any], files: Sequence[File], complete: bool = True) -> str | None:
+    for file in files:
+        if (before := was.get(str(file))) is None:
+            return f"{file}: is new"
+        size, mark, digest = before
+        is_same = size == size_of(file) and (mark == mark_of(file) or (digest and digest == _digest(file)))
+        if not is_same:
+            return f"{file}: has changed"
+    gone = set(was) - set(map(str, files)) if complete else ()
+    return f"{min(gone)}: is missing" if gone else None
+
+
+def _digest(file: File) -> str | None:
+    try:
+        return sha256_of(file) if isinstance(file, Path) else None
+    except OSError:  # reported, or skipped, when the file is read
+        return None
+
+
+def _identity(config: PrepareConfig) -> dict[str, Any]:
+    """Return what decides the bytes of the shards, beside the files: settings and tokenizer."""
     return {
         "input": list(map(str, config.input)),
-        **{name: getattr(config, name) for name in names},
+        **{each.name: getattr(config, each.name) for each in fields(SplitDocuments)},
         "tokenizer": Tokenizer.load(config.tokenizer).fingerprint,
         "shard_chars": SHARD_CHARS,
-        "files": hashlib.sha256(listed.encode("utf-8", "surrogateescape")).hexdigest(),
     }
 
 
-def _check_finished(out: Path, identity: dict[str, Any]) -> None:
+def _read_json(path: Path) -> dict[str, Any]:
+    """Return the settings in a file. Raises: InputError if it cannot be read."""
+    try:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+    except (ValueError, OSError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    return found
+
+
+def _find_difference(out: Path, identity: dict[str, Any], files: Sequence[File]) -> str | None:
+    """Return in what a finished folder differs from what would be written now.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if not (out / "prepare.json").is_file():
+        raise InputError(f"{out}: exists already, expected a new folder")
+    found = _read_json(out / "prepare.json")
+    if differing := [name for name in identity if found.get(name) != identity[name]]:
+        return f"with another {differing[0]}"
+    changed = find_changed_file(out, files)
+    return f"from other files ({changed})" if changed else None
+
+
+def _check_finished(out: Path, identity: dict[str, Any], files: Sequence[File]) -> None:
     """Check that a folder is what would be written now, and intact.
 
     Raises:
         InputError: It is something else, or damaged.
     """
-    path = out / "prepare.json"
-    if not path.is_file():
-        raise InputError(f"{out}: exists already, expected a new folder")
-    try:
-        found = json.loads(path.read_text())
-        differing = [name for name in identity if found.get(name) != identity[name]]
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from None
-    if differing:
-        what = "from other files, or before they changed" if differing == ["files"] else f"with another {differing[0]}"
-        raise InputError(f"{out}: exists already, prepared {what}; expected a new folder")
+    if other := _find_difference(out, identity, files):
+        raise InputError(f"{out}: exists already, prepared {other}; expected a new folder")
     for split in ("train", "heldout") if identity["heldout"] else ("train",):
         Shards.open(out / split)
 
 
-def _begin(work: Path, identity: dict[str, Any]) -> None:
-    """Keep the shards of an earlier process with the same identity, else start over."""
+def _begin(work: Path, identity: dict[str, Any], files: Sequence[File]) -> dict[str, Any]:
+    """Keep the shards of an earlier process with the same identity, else start over; return identity and files."""
     path = work / "settings.json"
     if path.exists():
         try:
-            is_same = json.loads(path.read_text()) == identity
-        except ValueError:
+            found = _read_json(path)
+            was = found.get("files")
+            is_same = found == {**identity, "files": was} and isinstance(was, dict)
+            is_same = is_same and _find_changed(found["files"], files) is None
+        except InputError:
             is_same = False
         if is_same:
             print(f"{work}: continuing, {len(list((work / 'done').rglob('*.json'))):,} shards are done", flush=True)
-            return
+            return found
         print(f"{work}: was made with other settings or files, starting over", flush=True)
     try:
         for entry in work.iterdir():
@@ -116,15 +172,17 @@ def _begin(work: Path, identity: dict[str, Any]) -> None:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     except OSError as error:
         raise InputError(f"{work}: cannot be emptied ({error.strerror or error}); delete it by hand") from None
-    write_file(path, json.dumps(identity))
+    settings = {**identity, "files": {str(file): [size_of(file), mark_of(file), _digest(file)] for file in files}}
+    write_file(path, json.dumps(settings))
+    return settings
 
 
-def _write_all(config: PrepareConfig, out: Path, work: Path, identity: dict[str, Any]) -> None:
+def _write_all(config: PrepareConfig, out: Path, work: Path, settings: dict[str, Any]) -> None:
     """Write all splits and move them into place; after a failure, finished shards stay for the next attempt."""
     try:
         for split in _splits(config):
             tally = _write_split(config, work, split)
-        (work / "whole" / "prepare.json").write_text(json.dumps(identity, indent=1) + "\n")
+        (work / "whole" / "prepare.json").write_text(json.dumps(settings) + "\n")
         move_into_place(work / "whole", out)
     except Outage as error:
         raise InputError(f"{error}; the same command {_CONTINUES}") from None

@@ -18,6 +18,7 @@ from torch import Tensor
 from modernbert.batch import Batch
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.data.corpus import find_files
+from modernbert.data.prepare import find_changed_file
 from modernbert.data.prepare import run as prepare
 from modernbert.data.prepare_options import PrepareConfig, SplitDocuments
 from modernbert.data.shards import Shards
@@ -70,6 +71,8 @@ class _Inputs:
     engine: Engine
     digests: dict[str, str]
     """SHA-256 of the index of each folder of shards; a resumed run must find the same."""
+    needs_text: bool
+    """Whether text is to be tokenized; a run with a checkpoint has its shards."""
 
 
 def run(config: PretrainConfig) -> Path:
@@ -98,9 +101,9 @@ def pretrain(config: PretrainConfig) -> Path:
         if config.tokenizer is None and inputs.start is not None:
             with new_folder(out / TOKENIZER_OF_RUN, replace=True) as partial:
                 inputs.tokenizer.save_folder(partial, inputs.model.max_position_embeddings)
-        if _needs_text(config):
+        if inputs.needs_text:
             tokenizer = config.tokenizer or str(out / TOKENIZER_OF_RUN)
-            prepare(_preparation(config, tokenizer))
+            prepare(_preparation(config, tokenizer), replace_other=True)
 
     def train_and_write(inputs: _Inputs, world: World) -> None:
         if config.text:
@@ -202,13 +205,7 @@ class _PretrainRecipe(Recipe):
 
     def check(self, checkpoint: Checkpoint | None) -> None:
         """Refuse to continue with shards whose content has changed."""
-        for key, digest in checkpoint.state.get("shards", {}).items() if checkpoint else ():
-            found = self.inputs.digests.get(key)
-            if found != digest:
-                raise InputError(
-                    f"{key}: found other shards than this run began with (sha256 of index.json {str(found)[:16]}, "
-                    f"expected {digest[:16]}); choose another `output` for other data"
-                )
+        _check_digests(checkpoint, self.inputs.digests)
 
     def checkpoint_state(self, run: TrainingRun) -> dict[str, Any]:
         """Return the state that `--init-from` and averaging need."""
@@ -323,31 +320,57 @@ def _export(folder: Path, model: MaskedLM, inputs: _Inputs, world: World) -> Non
 def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> _Inputs:
     """Check a config and open its inputs; writes nothing."""
     dtype = choose_precision(config.dtype, device, "dtype")
-    # A run with checkpoints does not need the initial model, which may have been deleted.
-    check_run_folder(Path(config.output), config)
-    own = latest(Path(config.output) / "checkpoints", clean=False) if config.init_from is not None else None
+    out = Path(config.output)
+    check_run_folder(out, config)
+    own = latest(out / "checkpoints", clean=False)
     start = None
+    # A run with checkpoints does not need the initial model, which may have been deleted.
     if config.init_from is not None and (own is None or "model" not in own.state):
         start = open_initial_model(str(config.init_from))
     tokenizer = _open_tokenizer(config, start)
+    shape: ModelConfig | None = None
     if start is not None:
         _check_start(config, tokenizer, start)
-    if start is not None:
-        shape: ModelConfig | None = start.config
-    else:
-        shape = None if own is None else shape_of(own)
-    if _needs_text(config):
+        shape = start.config
+    elif config.init_from is not None and own is not None:
+        shape = shape_of(own)
+    needs_text = bool(config.text) and own is None and not (out / "model").exists()
+    if needs_text:
         find_files(config.text, text_field=config.text_field, on_error=config.on_error)
+    elif config.text and world.is_main:
+        _check_text(config)
     model = model_config(config, tokenizer, shape)
     engine = choose_engine(config.engine, device, dtype, model)
-    inputs = _Inputs(tokenizer, {}, {}, model, start, device, dtype, engine, {})
-    return _with_shards(config, inputs, world, config.data.sources, config.data.heldout)
+    inputs = _Inputs(tokenizer, {}, {}, model, start, device, dtype, engine, {}, needs_text)
+    inputs = _with_shards(config, inputs, world, config.data.sources, config.data.heldout)
+    _check_digests(own, inputs.digests, with_text=False)
+    return inputs
 
 
-def _needs_text(config: PretrainConfig) -> bool:
-    """Return whether text is to be tokenized. A run continues with the shards that it began with."""
-    out = Path(config.output)
-    return bool(config.text) and not (out / "model").exists() and latest(out / "checkpoints", clean=False) is None
+def _check_text(config: PretrainConfig) -> None:
+    """Refuse to continue if text has changed since the run tokenized it; text that was deleted is not needed."""
+    out, files, complete = Path(config.output), [], True
+    for source in config.text:
+        try:
+            files += find_files([source], text_field=config.text_field, on_error=config.on_error)
+        except InputError as error:
+            print(f"text: {error}; the run has its shards, and does not need it")
+            complete = False
+    if (out / SHARDS_OF_RUN).is_dir() and (changed := find_changed_file(out / SHARDS_OF_RUN, files, complete=complete)):
+        raise InputError(
+            f"{changed} since {out} tokenized its text; undo that, or start a run with another --output "
+            f"(and --init-from {out}, to continue from this one)"
+        )
+
+
+def _check_digests(checkpoint: Checkpoint | None, found: Mapping[str, str], *, with_text: bool = True) -> None:
+    """Refuse shards with another content than those that a checkpoint was trained on."""
+    for key, digest in checkpoint.state.get("shards", {}).items() if checkpoint else ():
+        if found.get(key) != digest and (with_text or key in found):
+            raise InputError(
+                f"{key}: found other shards than this run began with (sha256 of index.json {str(found.get(key))[:16]}, "
+                f"expected {digest[:16]}); choose another `output` for other data"
+            )
 
 
 def _preparation(config: PretrainConfig, tokenizer: str) -> PrepareConfig:

@@ -156,6 +156,15 @@ def test_a_finished_folder_is_verified(corpus: Path, tokenizer_folder: Path) -> 
         prepare.run(config(corpus, tokenizer_folder))
 
 
+def test_the_content_of_files_decides_and_a_changed_file_is_named(corpus: Path, tokenizer_folder: Path) -> None:
+    prepare.run(config(corpus, tokenizer_folder))
+    os.utime(corpus, (1, 1))
+    prepare.run(config(corpus, tokenizer_folder))
+    corpus.write_bytes(corpus.read_bytes().swapcase())
+    with pytest.raises(InputError, match=rf"out: exists already, prepared from other files \({corpus}: has changed\)"):
+        prepare.run(config(corpus, tokenizer_folder))
+
+
 def test_a_folder_that_cannot_be_new_is_refused(
     corpus: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -108,7 +108,7 @@ def test_two_processes_train_as_one(data, alone, tmp_path, sharding):
 
 def test_shards_in_bfloat16_train_as_whole_weights_do(data, tmp_path):
     """Matrices are gathered in bfloat16, the dtype of their products, so the losses are those of one process."""
-    settings = {"dtype": "bfloat16", "engine": "torch", "data__heldout": {}}
+    settings = {"dtype": "bfloat16", "engine": "torch", "data__heldout": {}, "evaluation__every_steps": 0}
     pretrain.run(config_of(data, tmp_path / "whole", **settings))
     finish(start(tmp_path, config_of(data, tmp_path / "sharded", distributed__sharding="full", **settings)))
     whole, sharded = (

@@ -68,6 +68,62 @@ def test_a_run_continues_without_its_text(config: PretrainConfig, tmp_path: Path
     assert (tmp_path / "run" / "model" / "model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_does_not_continue_with_changed_text(
+    config: PretrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], finished: bool
+) -> None:
+    run(config)
+    if not finished:
+        shutil.rmtree(tmp_path / "run" / "model")
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000008")
+    first, texts = tmp_path / "texts" / "0.txt", tmp_path / "texts"
+    content = first.read_text()
+    changes = {
+        f"{first}: has changed": lambda: first.write_text(content.swapcase()),
+        f"{first}: is missing": first.unlink,
+        f"{texts / 'more.txt'}: is new": lambda: (texts / "more.txt").write_text("more"),
+    }
+    for said, change in changes.items():
+        change()
+        with pytest.raises(InputError, match=f"^{said} since .*/run tokenized its text; .* another --output") as caught:
+            run(config)
+        assert "\n" not in str(caught.value)
+        first.write_text(content)  # later than before
+    (texts / "more.txt").unlink()
+    capsys.readouterr()
+    run(config)
+    assert ("this run is finished" if finished else "resuming after step") in capsys.readouterr().out
+
+
+def test_a_finished_run_does_not_hide_changed_shards(config: PretrainConfig, tmp_path: Path) -> None:
+    run(config)
+    shards = {"text": str(tmp_path / "shards")}
+    shutil.copytree(tmp_path / "run" / "shards" / "train", tmp_path / "shards")
+    prepared = replace(
+        config, text=[], heldout=0.0, output=str(tmp_path / "prepared"), data=replace(config.data, sources=shards)
+    )
+    run(prepared)
+    shutil.rmtree(tmp_path / "shards")
+    shutil.copytree(tmp_path / "run" / "shards" / "heldout", tmp_path / "shards")
+    with pytest.raises(InputError, match="^data.sources.text: found other shards than this run began with"):
+        run(prepared)
+
+
+def test_text_may_change_until_there_is_a_checkpoint(
+    config: PretrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    diverging = replace(config, phases={"adapt": replace(config.phases["adapt"], lr=1e30, tokens=10_000)})
+    with pytest.raises(InputError, match="5 steps in a row were skipped"):
+        run(replace(diverging, checkpoint=CheckpointConfig()))
+    (tmp_path / "texts" / "more.txt").write_text("one more document of text")
+    capsys.readouterr()
+    run(config)
+    said = capsys.readouterr().out
+    assert f"was prepared from other files ({tmp_path / 'texts' / 'more.txt'}: is new), starting over" in said
+    shards = [Shards.open(tmp_path / "run" / "shards" / split) for split in ("train", "heldout")]
+    assert sum(each.num_docs for each in shards) == 41
+
+
 def test_another_tokenizer_may_be_given(config: PretrainConfig, tokenizer_folder: Path, tmp_path: Path) -> None:
     run(replace(config, tokenizer=str(tokenizer_folder), new_vocabulary=True))
     fingerprint = Tokenizer.load(tokenizer_folder).fingerprint
