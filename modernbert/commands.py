@@ -1,7 +1,7 @@
 """The commands as Python functions; their arguments are the options of the command line.
 
-Groups of options are dictionaries, such as `columns={"text": "sentence"}`; `config` names a YAML file or a shipped
-config, as `--config` does.
+A single value, such as `train="train.tsv"`, stands for a list of one. Groups of options are dictionaries, such as
+`columns={"text": "sentence"}`; `config` names a YAML file or a shipped config, as `--config` does.
 """
 
 from pathlib import Path

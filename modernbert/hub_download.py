@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 
 from modernbert.errors import InputError, shown
 
@@ -51,6 +52,7 @@ def find_folder(
     if not _HUB_NAME.fullmatch(str(name)) or len(str(name)) > _MAX_HUB_NAME:
         raise InputError(f"{shown(str(name), 200)}: no such folder, and not a name on the hub (owner/model)")
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         found = Path(
@@ -58,14 +60,29 @@ def find_folder(
                 str(name), revision=revision, allow_patterns=list(files), token=token, local_files_only=offline
             )
         )
+    except LocalEntryNotFoundError as error:
+        raise InputError(
+            f"{name}: no such folder, no earlier download, and the Hub cannot be reached ({_reason(error, offline)})"
+        ) from None
     except Exception as error:  # the hub's client raises a dozen types
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{name}: neither a local folder nor an available model on the hub ({reason})") from None
+        reason = shorten(str(error), 200, placeholder=" ...")
+        raise InputError(f"{name}: no such folder, and not available on the Hub ({reason})") from None
     if not _COMMIT.fullmatch(revision or ""):
         logger.warning(
             "%s: %s is commit %s today; revision=%s pins it", name, revision or "main", found.name, found.name
         )
     return found
+
+
+def _reason(error: Exception, offline: bool) -> str:
+    """Return in a few words why the Hub was not asked, or did not answer."""
+    from huggingface_hub import constants
+
+    if offline:
+        return "offline=True"
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    return shorten(str(error.__cause__ or error), 120, placeholder=" ...")
 
 
 def find_tokenizer(name: str) -> Path:

@@ -66,9 +66,14 @@ class ModelFolder:
     def __init__(self, path: Path, name: str | None = None) -> None:
         """Open a local folder.
 
-        Raises: InputError if there is no config.json, its family is not supported, or the folder has an adapter.
+        Raises: InputError if there is no config.json, its family is not supported, or the folder has an adapter; for a
+            run folder, the error names its model.
         """
         self.path, self.name = path, name or str(path)
+        if (path / "config.yaml").is_file() and not (path / "config.json").exists():
+            has_model = (path / "model" / "config.json").is_file()
+            fix = f"; use {path / 'model'}" if has_model else " that has no model yet"
+            raise InputError(f"{path}: is a run folder{fix}")
         self.files = FolderFiles(path)
         self.family = family_of(self.files)
 

@@ -91,7 +91,7 @@ def find_remote(url: str) -> list[tuple[tuple[str, ...], RemoteFile]]:
     except ImportError as error:
         if url.startswith("s3"):
             raise missing(url, "s3fs") from None
-        raise InputError(f"{url}: needs a library to be read ({_line(error)})") from None
+        raise _needs_library(url, error) from None
     except ValueError as error:
         raise InputError(f"{url}: {_line(error)}; expected s3://, gs://, hf://, file:// or a path") from None
     root = root.rstrip("/")
@@ -154,9 +154,14 @@ def _translate_errors(url: str, call: Callable[Given, Answer], *args: Given.args
     except FileNotFoundError:
         raise InputError(f"{url}: no such file or folder") from None
     except ImportError as error:
-        raise InputError(f"{url}: needs a library to be read ({_line(error)})") from None
+        raise _needs_library(url, error) from None
     except Exception as error:
         raise Outage(f"{url}: cannot be read ({_line(error)})") from None
+
+
+def _needs_library(url: str, error: ImportError) -> InputError:
+    fix = ": pip install aiohttp requests" if url.startswith("http") else ""
+    return InputError(f"{url}: needs a library to be read ({_line(error)}){fix}")
 
 
 def _line(error: Exception) -> str:

@@ -180,6 +180,8 @@ def find_file(file: Path | str) -> File:
     Raises:
         InputError: There is no file at the URL, or more than one.
     """
+    if str(file) == "-":
+        raise InputError("input: found -; leave it out to read standard input")
     if not isinstance(file, str) or not is_url(file):
         return Path(file)
     found = find_remote(file)

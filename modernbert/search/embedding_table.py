@@ -44,9 +44,7 @@ class EmbeddingTable:
         there, found = self._table.schema, about_of(self._table)
         for key, value in about.items():
             if found.get(key, value if key in _OPTIONAL_KEYS else None) != value:
-                raise InputError(
-                    f"{folder}: is an index with other {key}, expected {value!r}, found {found.get(key)!r}"
-                )
+                raise InputError(f"{folder}: was made with other {key}; choose another folder, or delete this one")
         if there.field("vector").type != self._schema.field("vector").type:
             raise InputError(f"{folder}: holds vectors of another width or kind")
 

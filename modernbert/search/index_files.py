@@ -24,6 +24,7 @@ def run(config: IndexConfig) -> None:
         InputError: A file cannot be read, or the index was made with another model.
     """
     require("index", "lancedb", "pyarrow", extra="index")
+    PassageIndex.check_folder(config.output)
     tally = Tally()
     # An existing index may become empty, when all its files are gone; a new index without files is an error.
     exists = PassageIndex.is_in(config.output)

@@ -102,11 +102,22 @@ class PassageIndex:
             ("origin", pyarrow.string()), ("digest", pyarrow.string()), ("line", pyarrow.int64()),
             ("text", pyarrow.string()), ("vector", vector_type(bert.vector_width, bert.is_late)),
         ]  # fmt: skip
-        if folder.is_dir() and any(folder.iterdir()) and not PassageIndex.is_in(folder):
-            raise InputError(f"{folder}: exists and is not an index, expected a new folder or an index")
+        PassageIndex.check_folder(folder)
         index = PassageIndex(folder, open_table(folder, connect(folder), _TABLE, pyarrow.schema(fields), about))
         index.check({key: value for key, value in about.items() if key != "model"})
         return index
+
+    @staticmethod
+    def check_folder(folder: Path) -> None:
+        """Check that a folder is an index, or can become one.
+
+        Raises:
+            InputError: It is a file, or has other files.
+        """
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is a file, expected a new folder or an index")
+        if folder.is_dir() and any(folder.iterdir()) and not PassageIndex.is_in(folder):
+            raise InputError(f"{folder}: exists and is not an index, expected a new folder or an index")
 
     @staticmethod
     def is_in(folder: Path) -> bool:
@@ -123,6 +134,11 @@ class PassageIndex:
         if "model_files" not in known:
             raise InputError(f"{self.folder}: was made by an earlier version; make a new index in another folder")
         for key, value in about.items():
+            if known.get(key) != value and key == "model_files":
+                raise InputError(
+                    f"{self.folder}: was made with another model ({known['model']}, as it was then); make a new "
+                    "index in another folder: modernbert index MODEL --input FILES --output FOLDER"
+                )
             if known.get(key) != value:
                 raise InputError(f"{self.folder}: was made with {key}={known.get(key)!r}, found {value!r}")
 

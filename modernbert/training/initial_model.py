@@ -72,7 +72,9 @@ def shape_of(checkpoint: Checkpoint) -> ModelConfig:
     known = {each.name for each in fields(ModelConfig)}
     found = checkpoint.state.get("model", {})
     if not found or not set(found) <= known:
-        raise InputError(f"{checkpoint.folder}: state.json does not describe a model")
+        raise InputError(
+            f"{checkpoint.folder}: is a checkpoint of fine-tuning, expected one of pretraining, or a model folder"
+        )
     return ModelConfig(**found)
 
 

@@ -69,9 +69,14 @@ def points_of(
 ) -> list[Point]:
     """Return all combinations, seed by seed, so that a sweep that is stopped early has tried every setting.
 
+    Raises: InputError for a value that is given twice.
+
     >>> [point.name for point in points_of([1e-5, 3e-5], [1e-6], [2], [0])]
     ['lr1e-05-wd1e-06-ep2-seed0', 'lr3e-05-wd1e-06-ep2-seed0']
     """
+    for name, values in zip(Point.__annotations__, (lrs, weight_decays, epochs, seeds), strict=True):
+        if len(set(values)) < len(values):
+            raise InputError(f"sweep.{name}: found {', '.join(map(str, values))}, expected each value once")
     return [Point(lr, decay, number, seed) for seed, number, decay, lr in product(seeds, epochs, weight_decays, lrs)]
 
 
@@ -88,8 +93,6 @@ def sweep(base: Base, out: Path, points: Sequence[Point], devices: Sequence[str]
         raise InputError("dev: found nothing, expected rows or collections to compare runs by")
     for device in devices:
         choose_device(device)
-    if len({point.name for point in points}) < len(points) or not points:
-        raise InputError("sweep: expected at least one point, each once")
     for point in points:
         config = _config_of(base, out, point)
         config.check()

@@ -54,7 +54,7 @@ def test_a_table_of_another_source_is_refused(tmp_path: Path) -> None:
         "of an earlier version"
     )
     for about, width, late, said in (
-        ({"model": "b"}, 8, False, "is an index with other model, expected 'b', found 'a'"),
+        ({"model": "b"}, 8, False, "was made with other model; choose another folder"),
         ({"model": "a"}, 16, False, "vectors of another width or kind"),
         ({"model": "a"}, 8, True, "vectors of another width or kind"),
     ):

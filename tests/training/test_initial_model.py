@@ -116,7 +116,7 @@ BAD = {
     r"model.hidden_size: found 64, expected 32, as in": {"model": {"hidden_size": 64}},
     r"model.preset: found tiny, but the shape is that of": {"model": {"preset": "tiny"}},
     r"init_optimizer: .* has no optimizer state": {"init_optimizer": True},
-    r"absent: no such folder|not a name on the hub|neither a local folder": {"init_from": "/absent/folder"},
+    r"absent: no such folder|not a name on the hub": {"init_from": "/absent/folder"},
 }
 
 

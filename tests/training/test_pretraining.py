@@ -294,9 +294,9 @@ def test_a_finished_run_says_so(data, straight, capsys):
 def test_another_config_in_the_same_folder_is_refused(data, straight):
     begun = config_of(data, straight)
     phases = begun.phases | {"decay": replace(begun.phases["decay"], lr=1e-3)}
-    with pytest.raises(InputError, match=r"started with phases.decay.lr=0.002, found phases.decay.lr=0.001"):
+    with pytest.raises(InputError, match=r"started with `phases.decay.lr=0.002`, found `phases.decay.lr=0.001`"):
         pretrain.run(changed(begun, phases=phases))
-    with pytest.raises(InputError, match=r"started with seed=17, found seed=18"):
+    with pytest.raises(InputError, match=r"started with `seed=17`, found `seed=18`"):
         pretrain.run(changed(begun, seed=18))
     # The same entries, but sources are known by number to the text, and phases to a checkpoint.
     for key, order in (("data.sources", "prose, code, found code, prose"), ("phases", "stable, .*, found decay, ")):
@@ -415,7 +415,7 @@ def test_a_config_may_be_corrected_until_there_is_a_checkpoint(data, tmp_path):
         pretrain.run(with_lr(1e30))
     open_run_folder(tmp_path / "run", with_lr(1e-2))
     (tmp_path / "run" / "tokenizer.json").write_text("another job's work")
-    with pytest.raises(InputError, match=r"started with phases.stable.lr=0.01, found phases.stable.lr=0.001"):
+    with pytest.raises(InputError, match=r"started with `phases.stable.lr=0.01`, found `phases.stable.lr=0.001`"):
         pretrain.run(with_lr(1e-3))
     (tmp_path / "run" / "tokenizer.json").unlink()
     pretrain.run(with_lr(1e-3))

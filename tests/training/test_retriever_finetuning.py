@@ -456,7 +456,7 @@ def test_a_model_mines_what_it_finds_nearest(config: RetrieverConfig) -> None:
         nearest = np.argsort(-(vectors @ bert.embed_queries([text]).vectors[0]), kind="stable")[:2]
         assert mined == [documents[n] for n in nearest]
     finetune_retriever(replace(config, mined_by=config.model, epochs=1))
-    with pytest.raises(InputError, match="mined_by: found a model, but negatives is 0"):
+    with pytest.raises(InputError, match="mined_by: found a model, but `negatives` is 0"):
         finetune_retriever(replace(config, mined_by=config.model, negatives=0))
 
 
@@ -547,8 +547,8 @@ def test_what_is_learned_from_and_scored_by_is_said(
         shutil.rmtree(folder / "qrels")
     config = replace(config, train=[str(flat)], dev=[], test=[], epochs=1)
     for changes, said in (
-        ({"test": [str(flat)]}, "test_split: found 'test' and train_split='train', but .*qrels.tsv is one"),
-        ({"dev": [str(flat)], "dev_split": "dev"}, "dev_split: found 'dev' and train_split='train', but"),
+        ({"test": [str(flat)]}, "test_split: found 'test' and `train_split=train`, but .*qrels.tsv is one"),
+        ({"dev": [str(flat)], "dev_split": "dev"}, "dev_split: found 'dev' and `train_split=train`, but"),
         ({"train_split": "mine"}, "flat/qrels.tsv: has one set of judgments, expected the split 'mine'"),
         (
             {"test": [str(other)], "test_split": "heldout"},

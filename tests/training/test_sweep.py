@@ -54,10 +54,10 @@ def test_a_sweep_keeps_the_best_model_and_goes_on_where_it_was(
     results = sweep(base, tmp_path / "sweep", points)
     assert "4 runs, 2 of them done" in capsys.readouterr().out
     assert [result.point for result in results] == points and results[:2] == first
-    with pytest.raises(InputError, match="started with batch=16, found batch=8"):
+    with pytest.raises(InputError, match="started with `batch=16`, found `batch=8`"):
         sweep(replace(base, batch=8), tmp_path / "sweep", points)
     # Whose points are others is of another config all the same.
-    with pytest.raises(InputError, match="started with batch=16, found batch=8"):
+    with pytest.raises(InputError, match="started with `batch=16`, found `batch=8`"):
         sweep(replace(base, batch=8), tmp_path / "sweep", points_of([3e-3], [1e-5], [2], [0]))
     assert not list((tmp_path / "sweep").glob("lr0.003*"))
     best = best_of(results)
@@ -138,8 +138,8 @@ def test_a_sweep_needs_something_to_compare_by(base: FinetuneConfig, tmp_path: P
         sweep(base, tmp_path / "sweep", points, devices=("cpu", "nope"))
     with pytest.raises(InputError, match="weight_decay: found 2.0"):
         sweep(base, tmp_path / "sweep", points_of([1e-3], [1e-5, 2.0], [1], [0]))
-    with pytest.raises(InputError, match="expected at least one point, each once"):
-        sweep(base, tmp_path / "sweep", [Point(1e-3, 1e-5, 1, 0)] * 2)
+    with pytest.raises(InputError, match=r"sweep.lr: found 0.001, 0.001, expected each value once"):
+        sweep(base, tmp_path / "sweep", points_of([1e-3, 1e-3], [1e-5], [1], [0]))
     assert not (tmp_path / "sweep").exists()
 
 
@@ -191,7 +191,7 @@ def test_glue_is_tuned_scored_and_shown(
     said = run(config)
     assert list(said) == ["cola", "mnli", "rte"], "what starts from MNLI comes after it"
     assert list(run(replace(config, tasks=["cola"]))) == ["cola", "mnli", "rte"], "what is there already stays"
-    with pytest.raises(InputError, match="started with max_len=256, found max_len=64"):
+    with pytest.raises(InputError, match="started with `max_len=256`, found `max_len=64`"):
         run(replace(config, tasks=["cola"], max_len=64))
     assert said["cola"]["started_from"] == model
     start = tmp_path / "out" / "mnli-start"
