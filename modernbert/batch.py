@@ -26,9 +26,12 @@ __all__ = ["Batch", "SequenceLengths", "to_device_async", "batch_by_size"]
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SequenceLengths:
     """The lengths and offsets of the documents of a batch.
+
+    >>> SequenceLengths.from_lengths([2, 3])
+    SequenceLengths(2 documents, 5 tokens, longest 3, on cpu)
 
     `lengths` and `max_seqlen` are Python integers, since reading them from a GPU would synchronize.
     """
@@ -65,6 +68,13 @@ class SequenceLengths:
             max_seqlen=int(sizes.max()),
         )
 
+    def __repr__(self) -> str:
+        return f"SequenceLengths({self.describe()}, on {self.cu_seqlens.device})"
+
+    def describe(self) -> str:
+        """Return the number of documents and tokens, and the longest document."""
+        return f"{self.num_docs:,} documents, {self.num_tokens:,} tokens, longest {self.max_seqlen:,}"
+
     @property
     def num_docs(self) -> int:
         """Number of documents, N."""
@@ -100,9 +110,12 @@ class SequenceLengths:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Batch:
     """The tokens of several documents, and their labels.
+
+    >>> Batch.from_documents([[50281, 50282], [50281, 1394, 50282]])
+    Batch(2 documents, 5 tokens, longest 3, 0 labels, on cpu)
 
     `label_positions` are token positions of the batch and `labels` their labels: masked tokens in pretraining, tags of
     words. Labels without `label_positions` belong to the documents, one each; a label may be a vector. Both are None
@@ -123,6 +136,9 @@ class Batch:
         layout = SequenceLengths.from_lengths([len(document) for document in documents])
         flat = np.concatenate([np.asarray(document, dtype=np.int64) for document in documents])
         return Batch(tokens=torch.from_numpy(flat), layout=layout)
+
+    def __repr__(self) -> str:
+        return f"Batch({self.layout.describe()}, {self.num_labels:,} labels, on {self.tokens.device})"
 
     @property
     def num_tokens(self) -> int:

@@ -98,7 +98,7 @@ class MaskGuesses:
         for part, some in _parts(rows, self.model.vocab_size):
             logits = self.model.head_logits(some).float()[:, : self.vocab_size]
             best = logits.softmax(dim=-1).topk(self.top_k, dim=-1)
-            tokens[part], probabilities[part] = best.indices.cpu(), best.values.cpu()
+            tokens[part], probabilities[part] = best.indices.cpu().numpy(), best.values.cpu().numpy()
             del logits, best
         return list(zip(_split(tokens, masks), _split(probabilities, masks), strict=True))
 
@@ -124,7 +124,7 @@ class LabelScores:
             with autocast(some.device, self.model.dtype):
                 logits = self.model.head_logits(some)
             best = logits.float().softmax(dim=1).max(dim=1)
-            labels[part], probabilities[part] = best.indices.cpu(), best.values.cpu()
+            labels[part], probabilities[part] = best.indices.cpu().numpy(), best.values.cpu().numpy()
         return list(zip(_split(labels, texts), _split(probabilities, texts), strict=True))
 
 

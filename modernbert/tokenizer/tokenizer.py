@@ -81,6 +81,9 @@ class Tokenizer:
         if beyond:
             raise InputError(f"{origin}: its template puts in token {beyond[0]}, which its vocabulary does not have")
 
+    def __repr__(self) -> str:
+        return f"Tokenizer({self._origin}: {self.vocab_size:,} entries)"
+
     @staticmethod
     def load(path: Path | str, max_vocab_size: int | None = None) -> "Tokenizer":
         """Load a `tokenizer.json`, or the one in a folder, with the tokens that the files beside it add.

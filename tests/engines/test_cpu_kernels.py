@@ -495,7 +495,7 @@ def test_a_machine_without_a_compiler_says_so(
     cpu, config = torch.device("cpu"), ModelConfig.preset("base")
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert choose_engine("auto", cpu, torch.float32, config).name == "torch"
-    assert "engine torch, since cpu needs a C++ compiler (g++), found none" in caplog.text
+    assert "engine torch, since cpu needs a C++ compiler, found none (apt install g++)" in caplog.text
     with pytest.raises(InputError, match="cpu needs a C.. compiler"):
         choose_engine("cpu", cpu, torch.float32, config)
 

@@ -83,7 +83,9 @@ def _open(target: Path) -> ctypes.CDLL:
             _make_private(target.parent)
             write_file(target, library + hashlib.sha256(library).digest())
         except InputError as error:
-            logger.warning("%s; the next process compiles the kernels again", error)
+            logger.warning(
+                "%s; the next process compiles the kernels again (XDG_CACHE_HOME names another cache)", error
+            )
         return ctypes.CDLL(str(made))
 
 
@@ -135,7 +137,7 @@ def _compile(made: Path) -> None:
     """Raises: subprocess.CalledProcessError if it does not compile; InputError if there is no compiler."""
     compiler = next((found for name in ("g++", "c++") if (found := shutil.which(name))), None)
     if compiler is None:
-        raise InputError("needs a C++ compiler (g++), found none")
+        raise InputError("needs a C++ compiler, found none (apt install g++)")
     logger.warning("compiling the CPU kernels for this processor, once")
 
     def run(*arguments: str) -> None:
