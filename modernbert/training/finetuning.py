@@ -105,6 +105,7 @@ def _open_inputs(config: FinetuneConfig, device: torch.device) -> _Inputs:
     splits = {name: task.examples(some, labels, encoder) for name, some in rows.items()}
     for name, examples in splits.items():
         _report_split(name, examples)
+    config.check_scorings(len(splits["train"].items))
     metrics = task.metrics_of(labels, splits.values())
     known = task.deciding_metrics(metrics, labels)
     if config.metric is not None and config.metric not in known:

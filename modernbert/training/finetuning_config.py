@@ -74,6 +74,18 @@ class FinetuneOptions(RunOptions):
         super().check()
         if not self.train:
             raise InputError("train: found none, expected files of rows or folders of data sets")
+        for name, data in (("dev_split", "dev"), ("test_split", "test"), ("scorings_per_epoch", "dev")):
+            if not getattr(self, data) and getattr(self, name) != getattr(FinetuneOptions, name):
+                raise InputError(f"{name}: found {getattr(self, name)!r}, which has no effect without `{data}`")
+
+    def check_scorings(self, num_examples: int) -> None:
+        """Check that an epoch has a step for each scoring. Raises: InputError."""
+        steps = -(-num_examples // self.batch)
+        if self.scorings_per_epoch > steps:
+            raise InputError(
+                f"scorings_per_epoch: found {self.scorings_per_epoch}, but an epoch has {steps} steps of {self.batch} "
+                "examples (`batch`)"
+            )
 
 
 @dataclass(kw_only=True)

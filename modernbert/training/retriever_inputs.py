@@ -84,6 +84,7 @@ def open_inputs(config: RetrieverConfig, device: torch.device) -> RetrieverInput
     _check_apart(config)
     texts_of_ids = None if config.texts is None else read_texts(Path(config.texts))
     examples = _examples(config, texts_of_ids, device)
+    config.check_scorings(len(examples))
     if len({example.scores is None for example in examples}) > 1:
         raise InputError("train: some sources have scores and others none, expected all or none")
     if config.temperature is not None and config.normalize_scores and examples[0].scores is not None:

@@ -8,7 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from modernbert.errors import InputError
 from modernbert.files import write_file
+from modernbert.options import default_of
 from modernbert.training.command_options import FinetuneSweepConfig, RetrieverSweepConfig
 from modernbert.training.finetuning_config import FinetuneConfig
 from modernbert.training.retriever_config import RetrieverConfig
@@ -25,6 +27,9 @@ def run(config: FinetuneSweepConfig | RetrieverSweepConfig) -> Path:
     grid = config.sweep
     schema: Any = RetrieverConfig if isinstance(config, RetrieverConfig) else FinetuneConfig
     base = schema(**{each.name: getattr(config, each.name) for each in fields(schema)})
+    for option in fields(schema):
+        if getattr(grid, option.name, ()) and getattr(base, option.name) != default_of(option):
+            raise InputError(f"{option.name}: has no effect beside `sweep.{option.name}`; give one of them")
     points = points_of(
         grid.lr or [base.lr], grid.weight_decay or [base.weight_decay], grid.epochs or [base.epochs],
         grid.seed or [base.seed],

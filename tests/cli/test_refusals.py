@@ -63,3 +63,26 @@ def test_a_single_value_is_a_list_of_one(bert: Path, tmp_path: Path) -> None:
     embed_files(str(bert), "hello", output=tmp_path / "one.npy", dtype="float32", device="cpu")
     expected = ModernBert.load(bert, dtype="float32", device="cpu").embed(["hello"])
     np.testing.assert_allclose(np.load(tmp_path / "one.npy"), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["finetune", "--dev-split", "test"], "--dev-split: found 'test', which has no effect without --dev"),
+        (["finetune", "--test-split", "a"], "--test-split: found 'a', which has no effect without --test"),
+        (["finetune", "--scorings-per-epoch", "2"], "--scorings-per-epoch: found 2, which has no effect without --dev"),
+        (["finetune", "--dev", "{train}", "--scorings-per-epoch", "9"],
+         "--scorings-per-epoch: found 9, but an epoch has 4 steps of 32 examples (--batch)"),
+        (["sweep", "--dev", "{train}", "--lr", "1e-3", "--sweep.lr", "1e-4"],
+         "--lr: has no effect beside --sweep.lr; give one of them"),
+        (["sweep", "--dev", "{train}", "--epochs", "1", "--sweep.epochs", "2", "--sweep.epochs", "3"],
+         "--epochs: has no effect beside --sweep.epochs; give one of them"),
+    ],
+)  # fmt: skip
+def test_an_option_without_effect(
+    words: list[str], said: str, bert: Path, rows: dict[str, Path], tmp_path: Path
+) -> None:
+    verb, *more = (word.format(train=rows["train"]) for word in words)
+    common = ["--task", "classify", "--train", rows["train"], "--output", tmp_path / "out", "--device", "cpu"]
+    assert refused(verb, bert, *common, *more) == said
+    assert not (tmp_path / "out").exists()

@@ -409,7 +409,10 @@ def test_a_teacher_is_learned_from_rows(config: RetrieverConfig, tmp_path: Path)
         for n in range(40)
     ]
     (tmp_path / "triples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = replace(config, train=[str(tmp_path / "triples.jsonl")], negatives=0, dev=[], task="late", projection=None)
+    config = replace(
+        config, train=[str(tmp_path / "triples.jsonl")], negatives=0, dev=[], dev_split="dev", task="late",
+        projection=None,
+    )  # fmt: skip
     with pytest.raises(InputError, match="temperature: found 0.5, but scores that are compared with a teacher's"):
         finetune_retriever(replace(config, temperature=0.5))
     finetune_retriever(config)
@@ -501,8 +504,8 @@ def test_rows_that_ask_nothing_are_named(row: dict[str, Any], said: str) -> None
         ),
         ({"vectors": EmbeddingConfig(document_length=9999)}, "vectors.document_length: found 9,999, but"),
         ({"metric": "accuracy"}, "metric: found 'accuracy'"),
-        ({"dev": [], "patience": 1}, "dev: found no collection"),
-        ({"dev": [], "metric": "mrr_10"}, "dev: found no collection"),
+        ({"dev": [], "dev_split": "dev", "patience": 1}, "dev: found no collection"),
+        ({"dev": [], "dev_split": "dev", "metric": "mrr_10"}, "dev: found no collection"),
         ({"stanford": True}, "stanford: found true, but embed is no late interaction"),
         ({"task": "late", "stanford": True, "projection": None}, "projection: found None"),
         ({"task": "late", "stanford": True}, "vectors.expand_queries: found false"),
@@ -545,7 +548,7 @@ def test_what_is_learned_from_and_scored_by_is_said(
     for folder in (flat, other):
         (folder / "qrels" / "test.tsv").rename(folder / "qrels.tsv")
         shutil.rmtree(folder / "qrels")
-    config = replace(config, train=[str(flat)], dev=[], test=[], epochs=1)
+    config = replace(config, train=[str(flat)], dev=[], dev_split="dev", test=[], epochs=1)
     for changes, said in (
         ({"test": [str(flat)]}, "test_split: found 'test' and `train_split=train`, but .*qrels.tsv is one"),
         ({"dev": [str(flat)], "dev_split": "dev"}, "dev_split: found 'dev' and `train_split=train`, but"),
