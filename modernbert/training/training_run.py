@@ -174,7 +174,7 @@ def run_in_folder(
             inputs = open_inputs(world, device)
         with world.together():
             if world.is_main:
-                is_new = not out.exists()
+                is_new = not os.path.exists(out)  # a name that is too long is reported by the next line
                 open_run_folder(out, config)
                 held.enter_context(only_process(out))
                 try:
