@@ -1,7 +1,8 @@
 # make demo    train a small ModernBERT on text found on this machine, and show what it learned
 # make test    prove the package equal to the published architecture
 # make slow    the tests that `make test` leaves out because they take minutes
-# make check   what a change must pass: format, lint, types, import contracts, tests
+# make lint    format, lint, types, import contracts, spelling, and the schemas of project files
+# make check   what a change must pass: lint and all tests
 # make lowest, make newest   the tests with the lowest and the newest versions of every library that pyproject.toml allows
 # make bench-gpu  what a GPU does: parity, training, the efficiency table, into build/gpu (torch must see the GPU)
 # make faults  kill, damage and mislead runs, and write what came of it to build/faults
@@ -22,7 +23,7 @@ TESTS ?= tests
 RESOLUTION_lowest := lowest-direct
 RESOLUTION_newest := highest
 
-.PHONY: demo demo-quick test slow check lowest newest faults bench-gpu format clean
+.PHONY: demo demo-quick test slow lint check lowest newest faults bench-gpu format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/modernbert demo
@@ -36,11 +37,20 @@ test: $(VENV)/dev.stamp
 slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
-check: $(VENV)/dev.stamp
+lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell . .github
+	$(BIN)/pre-commit validate-config
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*_*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+
+check: lint
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lowest newest: $(VENV)/uv.stamp

@@ -1,6 +1,7 @@
 """The repository: README and configs are true, modules import only declared libraries, tests can fail."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -292,3 +293,17 @@ def _cannot_fail(node: ast.AST) -> str | None:
 def test_no_assertion_of_a_test_is_one_that_cannot_fail(path: Path) -> None:
     found = {node.lineno: why for node in ast.walk(ast.parse(path.read_text())) if (why := _cannot_fail(node))}
     assert not found
+
+
+def test_project_files_name_the_same_versions() -> None:
+    """The version of the package, of Python and of torch, in all files that repeat them."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text()
+    pythons = [line.split(" :: ")[-1] for line in project["classifiers"] if " :: 3." in line]
+    assert f"python: {json.dumps(pythons)}\n" in (ROOT / ".github" / "workflows" / "test.yml").read_text()
+    assert project["requires-python"] == f">={pythons[0]}"
+    pinned = {
+        name: set(re.findall(r"torch==([\d.]+)", (ROOT / name).read_text()))
+        for name in ("Makefile", "Dockerfile", "Dockerfile.cuda")
+    }
+    assert len(set().union(*pinned.values())) == 1 and all(pinned.values()), pinned
