@@ -1,6 +1,6 @@
 """The commands as Python functions; their arguments are the options of the command line.
 
-A single value, such as `train="train.tsv"`, stands for a list of one. Groups of options are dictionaries, such as
+A single value, such as `train="train.tsv"`, is a list of one. Groups of options are dictionaries, such as
 `columns={"text": "sentence"}`; `config` names a YAML file or a shipped config, as `--config` does.
 """
 

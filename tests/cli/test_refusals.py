@@ -1,4 +1,4 @@
-"""Mistakes of users are one line that says how to mend them."""
+"""Mistakes of users are one line that says how to fix them."""
 
 from pathlib import Path
 
