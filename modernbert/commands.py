@@ -4,17 +4,26 @@ A single value, such as `train="train.tsv"`, is a list of one. Groups of options
 `columns={"text": "sentence"}`; `config` names a YAML file or a shipped config, as `--config` does.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modernbert.config_files import resolve, takes_options, value_of
+from modernbert.config_files import resolve, takes_options, takes_options_of, value_of
 from modernbert.data.prepare_options import PrepareConfig, TokenizerConfig
 from modernbert.errors import InputError
 from modernbert.evaluation.retrieval_options import RetrievalConfig
 from modernbert.inference.text_options import EmbedConfig
 from modernbert.serving.serve_options import ServeConfig
-from modernbert.training.command_options import GlueConfig, schema_of, sweep_schema_of
+from modernbert.training.command_options import (
+    FinetuneSweepConfig,
+    GlueConfig,
+    RetrieverSweepConfig,
+    schema_of,
+    sweep_schema_of,
+)
+from modernbert.training.finetuning_config import FinetuneConfig
 from modernbert.training.pretraining_config import PretrainConfig
+from modernbert.training.retriever_config import RetrieverConfig
 
 __all__ = ["embed_files", "evaluate", "finetune", "prepare", "pretrain", "serve", "sweep", "train_tokenizer"]
 
@@ -43,42 +52,48 @@ def pretrain(options: PretrainConfig) -> Path:
     return run(options)
 
 
-def finetune(model: str | Path, *, config: str | Path | None = None, **options: Any) -> Path:
+def _finetune_options(given: Mapping[str, Any], config: str | Path | None) -> type:
+    return schema_of(_task(config, given))
+
+
+def _sweep_options(given: Mapping[str, Any], config: str | Path | None) -> type:
+    return sweep_schema_of(_task(config, given))
+
+
+@takes_options_of(_finetune_options, FinetuneConfig, RetrieverConfig)
+def finetune(options: FinetuneConfig | RetrieverConfig) -> Path:
     """Fine-tune a model, or continue a stopped run; return the model folder.
 
-    >>> finetune("runs/base/model", task="classify", train="train.tsv", output="runs/sst2")  # doctest: +SKIP
+    Which of the options there are depends on the task, as `modernbert finetune --task TASK --help` shows.
 
-    Args:
-        model: Model folder, or name of a model on the Hub, to start from.
-        config: YAML file with options, or the name of a shipped config.
-        options: The options of `modernbert finetune --task TASK --help`.
+    >>> finetune("runs/base/model", task="classify", train="train.tsv", output="runs/sst2")  # doctest: +SKIP
 
     Raises: InputError for options or inputs that cannot be used, before anything is written.
     """
     from modernbert.training.finetune_command import run
 
-    return run(resolve(schema_of(_task(config, options)), {"model": model, **options}, config))
+    return run(options)
 
 
-def sweep(model: str | Path, *, config: str | Path | None = None, **options: Any) -> Path:
+@takes_options_of(_sweep_options, FinetuneSweepConfig, RetrieverSweepConfig)
+def sweep(options: FinetuneSweepConfig | RetrieverSweepConfig) -> Path:
     """Fine-tune with each combination of values, and return the folder of the best model.
+
+    Which of the options there are depends on the task, as `modernbert sweep --task TASK --help` shows.
 
     >>> sweep("runs/base/model", task="classify", train="train.tsv", dev="dev.tsv", output="runs/sweep",
     ...       sweep={"lr": [1e-5, 3e-5, 8e-5]})  # doctest: +SKIP
-
-    Args:
-        model: Model folder, or name of a model on the Hub, to start from.
-        config: YAML file with options, or the name of a shipped config.
-        options: The options of `modernbert sweep --task TASK --help`.
 
     Raises: InputError for options or inputs that cannot be used, before anything is written.
     """
     from modernbert.training.sweep_command import run
 
-    return run(resolve(sweep_schema_of(_task(config, options)), {"model": model, **options}, config))
+    return run(options)
 
 
-def evaluate(benchmark: str, model: str | Path, *, config: str | Path | None = None, **options: Any) -> Any:
+def evaluate(
+    benchmark: str, model: str | Path | None = None, *, config: str | Path | None = None, **options: Any
+) -> Any:
     """Evaluate a model, print a table, and return its content.
 
     >>> evaluate("retrieval", "runs/search/model", collections=["scifact/"])  # doctest: +SKIP
@@ -91,7 +106,7 @@ def evaluate(benchmark: str, model: str | Path, *, config: str | Path | None = N
 
     Raises: InputError for an unknown benchmark, and options or inputs that cannot be used.
     """
-    given = {"model": model, **options}
+    given = options if model is None else {"model": model, **options}
     if benchmark == "retrieval":
         from modernbert.evaluation.evaluate_retrieval import run as evaluate_retrieval
 
@@ -104,11 +119,15 @@ def evaluate(benchmark: str, model: str | Path, *, config: str | Path | None = N
 
 
 @takes_options(EmbedConfig)
-def embed_files(options: EmbedConfig) -> None:
-    """Embed texts or files of any size into a file, or print one JSON line for each text."""
+def embed_files(options: EmbedConfig) -> Path | None:
+    """Embed texts or files of any size into a file, and return it; without `output`, print a JSON line for each text.
+
+    `ModernBert.embed` returns vectors in memory.
+    """
     from modernbert.inference.embed_files import run
 
     run(options)
+    return options.output
 
 
 @takes_options(ServeConfig)
@@ -119,7 +138,7 @@ def serve(options: ServeConfig) -> None:
     run(options)
 
 
-def _task(config: str | Path | None, options: dict[str, Any]) -> str:
+def _task(config: str | Path | None, options: Mapping[str, Any]) -> str:
     """Return the task of given options, or of the config file; empty if neither has one, which is then reported."""
     found = options.get("task") or (value_of("task", config) if config is not None else None)
     return found if isinstance(found, str) else ""

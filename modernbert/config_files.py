@@ -23,6 +23,7 @@ __all__ = [
     "resolve",
     "shipped_configs",
     "takes_options",
+    "takes_options_of",
     "to_yaml",
     "value_of",
 ]
@@ -109,23 +110,39 @@ def takes_options(
     schema: Callable[Parameters, Schema],
 ) -> Callable[[Callable[[Schema], Answer]], Command[Parameters, Answer]]:
     """Turn a function of a dataclass into a function of its fields, checked as the values of a config file are."""
+    return cast(Any, takes_options_of(lambda given, config: cast(type, schema), cast(type, schema)))
 
-    def decorate(run: Callable[[Schema], Answer]) -> Command[Parameters, Answer]:
-        kind = cast(type, schema)
-        signature = inspect.signature(kind)
+
+def takes_options_of(
+    choose: Callable[[Mapping[str, Any], str | Path | None], type], *schemas: type
+) -> Callable[[Callable[[Any], Answer]], Callable[..., Answer]]:
+    """Turn a function of one of several dataclasses into a function of their fields, as `takes_options` does.
+
+    `choose` returns the dataclass for given options and a config file.
+    """
+
+    def decorate(run: Callable[[Any], Answer]) -> Callable[..., Answer]:
+        parameters: dict[str, inspect.Parameter] = {}
+        for schema in schemas:
+            for name, found in inspect.signature(schema).parameters.items():
+                shown = found.replace(default=inspect.Parameter.empty) if found.default == MISSING else found
+                if parameters.setdefault(name, shown).default != shown.default:
+                    parameters[name] = shown.replace(default=...)  # depends on the schema
+        signature = inspect.Signature(list(parameters.values()))
 
         @functools.wraps(run)
         def call(*args: Any, config: str | Path | None = None, **options: Any) -> Answer:
-            return run(resolve(kind, signature.bind_partial(*args).arguments | options, config))
+            given = signature.bind_partial(*args).arguments | options
+            return run(resolve(choose(given, config), given, config))
 
         config = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None)
         call.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=[*signature.parameters.values(), config], return_annotation=run.__annotations__["return"]
         )
-        arguments = [f"    {each.key}: {each.help}" for each in options_of(kind)]
-        arguments.append("    config: YAML file with options, or the name of a shipped config.")
-        call.__doc__ = "\n".join([inspect.getdoc(run) or "", "", "Args:", *arguments])
-        return cast(Command[Parameters, Answer], call)
+        helps = {each.key: f"    {each.key}: {each.help}" for schema in schemas[::-1] for each in options_of(schema)}
+        helps["config"] = "    config: YAML file with options, or the name of a shipped config."
+        call.__doc__ = "\n".join([inspect.getdoc(run) or "", "", "Args:", *helps.values()])
+        return call
 
     return decorate
 
@@ -183,6 +200,11 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if not isinstance(path, str | PathLike):
+        raise InputError(
+            f"config: found {type(path).__name__}, expected a YAML file or the name of a shipped config; "
+            "options are arguments"
+        )
     path = Path(path)
     try:
         shipped = {} if path.is_file() else shipped_configs()

@@ -102,7 +102,8 @@ def test_glue_is_evaluated(start: Path, rows: Path, tmp_path: Path) -> None:
 
 def test_files_are_embedded(start: Path, tmp_path: Path) -> None:
     (tmp_path / "texts.txt").write_text("a city\nrivers of a land\n")
-    modernbert.embed_files(start, input=tmp_path / "texts.txt", output=tmp_path / "v.npy", pooling="cls", **QUICK)
+    output = tmp_path / "v.npy"
+    assert modernbert.embed_files(start, input=tmp_path / "texts.txt", output=output, pooling="cls", **QUICK) == output
     expected = ModernBert.load(start, engine="cpu", **QUICK).embed(["a city", "rivers of a land"], pooling="cls")
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-6)
 
@@ -147,3 +148,34 @@ def test_functions_are_imported_when_they_are_used() -> None:
     code = "import sys, modernbert; modernbert.finetune; modernbert.serve; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_function_shows_its_options() -> None:
+    for function in (modernbert.finetune, modernbert.sweep):
+        shown = inspect.signature(function).parameters
+        assert {"model", "output", "lr", "columns", "negatives", "config"} <= shown.keys()
+        assert shown["model"].default is shown["output"].default is inspect.Parameter.empty
+        # 3 for classify, 1 for embed.
+        assert (shown["lr"].default, shown["epochs"].default) == (8e-5, ...)
+        assert "    negatives: Number of hard negatives" in (inspect.getdoc(function) or "")
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: modernbert.finetune("m", task="classify"), "Missing required option output."),
+        (lambda: modernbert.finetune(task="classify", train="t", output="o"), "Missing required option model."),
+        (lambda: modernbert.embed_files(output=Path("a.npy")), "Missing required option model."),
+        (lambda: modernbert.evaluate("retrieval"), "Missing required option model."),
+    ],
+)
+def test_a_missing_option_is_an_input_error(call: Callable[[], Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        call()
+
+
+def test_a_config_that_is_no_file_is_an_input_error() -> None:
+    """In a new process, where no types are checked."""
+    code = "import modernbert; modernbert.pretrain(config={'seed': 3})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "InputError: config: found dict, expected a YAML file or the name of a shipped config" in done.stderr
