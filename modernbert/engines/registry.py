@@ -71,10 +71,8 @@ def choose_engine(name: str, device: torch.device, dtype: torch.dtype, config: M
             continue
         reason = engine.unavailable_reason(device, dtype, config)
         if reason is None:
-            logger.log(
-                logging.WARNING if passed else logging.INFO,
-                "engine %s%s", engine.name, f", since {'; '.join(passed)}" if passed else "",
-            )  # fmt: skip
+            if passed:  # the callers print which engine it is
+                logger.warning("engine %s, since %s", engine.name, "; ".join(passed))
             return engine
         passed.append(f"{engine.name} {reason}")
     raise AssertionError("the portable engine runs everywhere")

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from modernbert.extras import require
 from modernbert.files import check_target, only_process, remove_leftovers, try_delete
 from modernbert.inference.modernbert import ModernBert
 from modernbert.inference.replicas import load_in_process
+from modernbert.inference.text_checks import check_number
 from modernbert.inference.text_inputs import (
     check_files,
     find_file,
@@ -265,6 +267,11 @@ def _parts(config: EmbedConfig, kept: Path | None, done: Container[str], charact
 
 def _embedded(config: EmbedConfig, left: Iterator[TextChunk]) -> Iterator[tuple[str, ChunkVectors]]:
     """Yield the vectors of chunks, in order."""
+    _check_width(config)
+    # Read before a model is loaded: an error in the first rows does not wait for it.
+    if (first := next(left, None)) is None:
+        return
+    left = chain([first], left)
     number = config.processes or len(config.device)
     devices = [config.device[n % len(config.device)] for n in range(number)]
     if number == 1:
@@ -274,6 +281,18 @@ def _embedded(config: EmbedConfig, left: Iterator[TextChunk]) -> Iterator[tuple[
     begin = partial(load_in_process, config.model, config.dtype, config.engine, number, torch.get_num_threads())
     with WorkerPool(devices, begin) as pool:
         yield from _shown(config, pool.map(partial(_embed, config=config), left))
+
+
+def _check_width(config: EmbedConfig) -> None:
+    """Check the number of components by the config of a ModernBERT, before its weights are loaded."""
+    if config.truncate_dim is None:
+        return
+    folder = ModelFolder.open(config.model)
+    if folder.is_modernbert:
+        width = folder.config.hidden_size
+        is_late = folder.embedding_config.pooling == "tokens"
+        projection = None if is_late else folder.load_projection(width)
+        check_number("truncate_dim", config.truncate_dim, width if projection is None else projection.out_features)
 
 
 def _on_cluster(

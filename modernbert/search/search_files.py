@@ -27,11 +27,12 @@ def run(config: SearchConfig) -> None:
     index = PassageIndex.open(config.index)
     folder = _model_folder(index, config.model)
     index.check({"model_files": folder.digest})
+    of_reranker = None if config.rerank is None else ModelFolder.open(config.rerank)
     bert = ModernBert.from_folder(folder, device=config.device, dtype=config.dtype)
     index.check({"vectors": asdict(bert.vectors)})
     reranker = None
-    if config.rerank is not None:
-        reranker = ModernBert.load(config.rerank, device=config.device, dtype=config.dtype)
+    if of_reranker is not None:
+        reranker = ModernBert.from_folder(of_reranker, device=config.device, dtype=config.dtype)
     console = Console(highlight=False, soft_wrap=True)
     for number, hit in enumerate(index.search(bert, config.query, config.top_k, config.how, reranker), 1):
         if config.json:

@@ -86,3 +86,27 @@ def test_an_option_without_effect(
     common = ["--task", "classify", "--train", rows["train"], "--output", tmp_path / "out", "--device", "cpu"]
     assert refused(verb, bert, *common, *more) == said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["embed", "{bert}", "a", "--truncate-dim", "65"], "--truncate-dim: found 65, expected 1 to 64"),
+        (["embed", "{bert}", "--input", "{rows}", "--text-field", "x"], "no column 'x', found 'text'"),
+        (["embed", "{bert}", "--input", "{broken}"], "broken.jsonl:1: is not JSON"),
+        (["embed", "{bert}", "--input", "{broken}", "--output", "{out}"], "broken.jsonl:1: is not JSON"),
+    ],
+)
+def test_what_can_be_checked_before_a_model_is_loaded(
+    words: list[str], said: str, bert: Path, rows: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "broken.jsonl").write_text('{"text": \n')
+    names = {"bert": bert, "rows": rows["train"], "broken": tmp_path / "broken.jsonl", "out": tmp_path / "out.npy"}
+    done = run_here(*(word.format(**names) for word in words))
+    # A loaded model would print its device.
+    assert done.returncode == 2 and said in done.stderr and "device" not in done.stderr
+
+
+def test_the_engine_is_printed_once(bert: Path) -> None:
+    done = modernbert("embed", str(bert), "a", "--device", "cpu")
+    assert done.returncode == 0 and done.stderr.count("engine") == 1, done.stderr
