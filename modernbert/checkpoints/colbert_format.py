@@ -19,7 +19,7 @@ from torch import nn
 from modernbert.checkpoints.json_values import count_of, string_of, strings_of
 from modernbert.errors import InputError, shown
 from modernbert.files import new_folder, write_tensors
-from modernbert.model.embedder import EmbeddingConfig
+from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.safe_files import FolderFiles
 
 __all__ = [

@@ -37,7 +37,7 @@ from modernbert.errors import CheckFailed, InputError
 from modernbert.files import new_folder, sha256_of
 from modernbert.hub_download import MODEL_FILES, find_folder
 from modernbert.model.config import ModelConfig
-from modernbert.model.embedder import EmbeddingConfig
+from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.model.interface import MODERNBERT, Model
 from modernbert.safe_files import FolderFiles, check_file
 from modernbert.tasks.task import start_classifier

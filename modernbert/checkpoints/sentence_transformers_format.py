@@ -30,7 +30,7 @@ from modernbert.checkpoints.sentence_transformers_modules import (
 )
 from modernbert.errors import InputError, shown
 from modernbert.files import write_tensors
-from modernbert.model.embedder import EmbeddingConfig
+from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.safe_files import FolderFiles, check_keys, is_there
 
 __all__ = [

@@ -1,6 +1,7 @@
 """Command-line parsers generated from option classes, with help texts, shell completion and one-line errors."""
 
 import inspect
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from modernbert.options import MISSING, Option, kind_of, options_of, plain_kind
 __all__ = ["OutputClosed", "VerbCommand", "VerbGroup", "identifier"]
 
 _SHORT = {"input": "-i", "output": "-o"}
+# The default of an option whose value is None: "Maximum tokens of a text; from the model, by default."
+_DEFAULT_IN_WORDS = re.compile(r"; ([^;]+), by default\.$")
 _METAVARS: dict[Any, str] = {str: "TEXT", Path: "PATH", FileOrUrl: "PATH", int: "INT", float: "NUMBER"}
 
 
@@ -287,7 +290,8 @@ def _help_row(option: Option) -> tuple[str, str]:
     else:
         items = default if isinstance(default, list | tuple) else [default]
         shown = f"[default: {', '.join(str(each).lower() if isinstance(each, bool) else str(each) for each in items)}]"
-    text = " ".join(filter(None, (option.help.replace("`", ""), shown)))
+    said = _DEFAULT_IN_WORDS.sub(r". [default: \1]", option.help.replace("`", ""))
+    text = " ".join(filter(None, (said, shown)))
     if option.positional:
         return _metavar(option), text
     name = option_name(option.key)

@@ -10,10 +10,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from modernbert.config_files import check_values
+from modernbert.console import open_console
 from modernbert.data.beir import Collection, Rank, read_collection
 from modernbert.errors import InputError
 from modernbert.evaluation.mteb_tasks import run_task, tasks_of
@@ -25,7 +25,6 @@ from modernbert.inference.modernbert import ModernBert
 
 __all__ = ["RetrievalConfig", "run"]
 
-_WIDTH_OF_A_FILE = 160
 _MTEB = "mteb:"
 
 
@@ -99,9 +98,6 @@ def _rows(name: str, collection: Collection | Any, split: str, rank: Rank) -> li
 
 
 def _show(rows: Sequence[dict[str, Any]]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = _WIDTH_OF_A_FILE
     table = Table()
     for column in (
         "collection",
@@ -123,4 +119,4 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
             f"{row['num_documents']:,}", f"{row['num_unjudged'] + row['num_empty']:,}", f"{row['num_truncated']:,}",
             f"{row['seconds']:.1f}",
         )  # fmt: skip
-    console.print(table)
+    open_console().print(table)

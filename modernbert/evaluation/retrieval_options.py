@@ -26,15 +26,15 @@ class RetrievalConfig(OneDevice):
     bm25: bool = False
     """Rank by BM25, too."""
     pooling: Literal["mean", "cls", "tokens"] | None = None
-    """Pooling of token vectors; that of the model, by default."""
+    """Pooling of token vectors; from the model, by default."""
     query_prompt: str | None = None
-    """Text in front of queries; that of the model, by default."""
+    """Text in front of queries; from the model, by default."""
     document_prompt: str | None = None
-    """Text in front of documents; that of the model, by default."""
+    """Text in front of documents; from the model, by default."""
     query_length: Annotated[int, Ge(4)] | None = None
-    """Maximum tokens of a query; that of the model, by default."""
+    """Maximum tokens of a query; from the model, by default."""
     document_length: Annotated[int, Ge(8)] | None = None
-    """Maximum tokens of a document; that of the model, by default."""
+    """Maximum tokens of a document; from the model, by default."""
     output: Path | None = None
     """JSON file for the scores; none, by default."""
     index: Path | None = None

@@ -19,7 +19,7 @@ from modernbert.inference.overflow import Text, check_overflow
 from modernbert.inference.predictor import Origin, Predictor
 from modernbert.inference.results import Guess, Ranked, TextVectors
 from modernbert.inference.text_checks import check_number, check_texts, listed
-from modernbert.model.embedder import EmbeddingConfig
+from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.model.interface import FILL_MASK, MODERNBERT
 from modernbert.progress import show_texts
 from modernbert.tasks.tagging import Span

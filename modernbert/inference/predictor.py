@@ -19,7 +19,8 @@ from modernbert.inference.quantize import quantize
 from modernbert.inference.results import Guess, TextVectors
 from modernbert.inference.text_checks import check_number
 from modernbert.model.config import ModelConfig
-from modernbert.model.embedder import EmbeddingConfig, document_template, finish_vectors, query_template
+from modernbert.model.embedder import document_template, finish_vectors, query_template
+from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.model.interface import MODERNBERT, Model
 from modernbert.tasks.tagging import Span, spans_of_best
 from modernbert.tasks.task import Answers, Task, find_task

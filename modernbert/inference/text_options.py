@@ -37,11 +37,11 @@ class EmbedConfig:
     output: Path | None = None
     """File to write: .npy, .jsonl, .parquet, or a .lance folder; JSON lines on standard output, by default."""
     pooling: Literal["mean", "cls"] | None = None
-    """Pooling of token vectors; that of the model, by default."""
+    """Pooling of token vectors; from the model, by default."""
     normalize: bool = True
     """Scale embeddings to length 1."""
     prompt: str | None = None
-    """Text in front of each text; the default prompt of the model, by default."""
+    """Text in front of each text; from the model, by default."""
     truncate_dim: Annotated[int, Ge(1)] | None = None
     """Number of components to keep; all, by default."""
     overflow: Overflow = "error"

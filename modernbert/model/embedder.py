@@ -12,7 +12,7 @@ from modernbert.model.interface import Model
 from modernbert.tokenizer.input_templates import InputTemplate
 from modernbert.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Embedder", "EmbeddingConfig", "document_template", "finish_vectors", "max_sims", "query_template"]
+__all__ = ["Embedder", "document_template", "finish_vectors", "max_sims", "query_template"]
 
 
 class Embedder(Model):

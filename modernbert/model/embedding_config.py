@@ -19,9 +19,9 @@ class EmbeddingConfig:
     document_prompt: str = ""
     """Text in front of documents."""
     query_length: Annotated[int, Ge(4)] | None = None
-    """Maximum tokens of a query; that of the model, by default."""
+    """Maximum tokens of a query; from the model, by default."""
     document_length: Annotated[int, Ge(8)] | None = None
-    """Maximum tokens of a document; that of the model, by default."""
+    """Maximum tokens of a document; from the model, by default."""
     expand_queries: bool = False
     """Fill queries up to `query_length` with [MASK]."""
     skip: list[str] = field(default_factory=list)

@@ -20,7 +20,7 @@ class PlanConfig(PretrainConfig):
     """
 
     output: str = ""
-    """Run folder, which a forecast does not use."""
+    """Has no effect; a config file of `pretrain` may have it."""
     device: Sequence[str] = ("h100",)  # type: ignore[assignment]
     """cpu, or a GPU: t4, a10, l4, 3090, 4090, a100, h100, h200; repeat for several."""
     count: Annotated[int, Ge(1)] = 8

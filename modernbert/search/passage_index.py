@@ -15,7 +15,7 @@ from modernbert.batch import batch_by_size
 from modernbert.data.corpus import Document
 from modernbert.errors import InputError
 from modernbert.inference.modernbert import ModernBert
-from modernbert.model.embedder import EmbeddingConfig
+from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.search.embedding_table import about_of, connect, open_table, translate_lance_errors, vector_type
 from modernbert.search.passages import Passage, longest_passage, passages_of
 

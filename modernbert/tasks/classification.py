@@ -9,7 +9,8 @@ from torch import Tensor
 from modernbert.data.rows import Row
 from modernbert.data.unused_columns import LABELS, SAMPLE_WEIGHT, SECOND_TEXT
 from modernbert.errors import InputError
-from modernbert.tasks.examples import Columns, Examples, check_not_withheld, label_of
+from modernbert.tasks.columns import Columns
+from modernbert.tasks.examples import Examples, check_not_withheld, label_of
 from modernbert.tasks.head_losses import HeadLoss, cross_entropy_loss
 from modernbert.tasks.metrics import Metric, accuracy, binary_f1, macro_f1, matthews
 from modernbert.tasks.task import ClassifierTask, Predictions, register

@@ -9,7 +9,8 @@ from torch import Tensor
 from modernbert.data.rows import Row
 from modernbert.data.unused_columns import NEGATIVE, POSITIVE, SCORE, is_negative, negatives_of
 from modernbert.errors import InputError
-from modernbert.tasks.examples import Columns, Examples
+from modernbert.tasks.columns import Columns
+from modernbert.tasks.examples import Examples
 from modernbert.tasks.head_losses import HeadLoss, bce_loss
 from modernbert.tasks.metrics import Metric, accuracy_at_half, average_precision, roc_auc
 from modernbert.tasks.regression import Regression

@@ -15,7 +15,7 @@ from modernbert.tasks.columns import Columns
 from modernbert.tokenizer.input_templates import EncodedText, collate_texts
 from modernbert.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Columns", "Example", "Examples", "RowEncoder", "batch_of", "check_not_withheld", "label_of", "texts_of"]
+__all__ = ["Example", "Examples", "RowEncoder", "batch_of", "check_not_withheld", "label_of", "texts_of"]
 
 _ROWS_AT_A_TIME = 4_096
 T = TypeVar("T")

@@ -9,7 +9,8 @@ from torch import Tensor
 from modernbert.data.rows import Row
 from modernbert.data.unused_columns import LABELS, SAMPLE_WEIGHT, SECOND_TEXT
 from modernbert.errors import InputError
-from modernbert.tasks.examples import Columns, Examples, check_not_withheld
+from modernbert.tasks.columns import Columns
+from modernbert.tasks.examples import Examples, check_not_withheld
 from modernbert.tasks.head_losses import HeadLoss, bce_loss
 from modernbert.tasks.metrics import exact_rows, multilabel_macro_f1, multilabel_micro_f1
 from modernbert.tasks.task import ClassifierTask, Predictions, register

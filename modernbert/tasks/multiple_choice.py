@@ -8,7 +8,8 @@ from torch import Tensor
 from modernbert.data.rows import Row
 from modernbert.data.unused_columns import TARGET
 from modernbert.errors import InputError
-from modernbert.tasks.examples import Columns, Example, Examples, RowEncoder, texts_of
+from modernbert.tasks.columns import Columns
+from modernbert.tasks.examples import Example, Examples, RowEncoder, texts_of
 from modernbert.tasks.head_losses import HeadLoss, multiple_choice_loss
 from modernbert.tasks.metrics import accuracy
 from modernbert.tasks.task import ClassifierTask, Predictions, register

@@ -10,7 +10,8 @@ from torch import Tensor
 from modernbert.data.rows import Row
 from modernbert.data.unused_columns import TARGET
 from modernbert.errors import InputError
-from modernbert.tasks.examples import Columns, Example, Examples, RowEncoder
+from modernbert.tasks.columns import Columns
+from modernbert.tasks.examples import Example, Examples, RowEncoder
 from modernbert.tasks.head_losses import HeadLoss, span_loss
 from modernbert.tasks.metrics import answer_f1, exact_answers
 from modernbert.tasks.task import ClassifierTask, Predictions, register

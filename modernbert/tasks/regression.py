@@ -10,7 +10,8 @@ from torch import Tensor
 from modernbert.data.rows import Row
 from modernbert.data.unused_columns import SAMPLE_WEIGHT, SECOND_TEXT, TARGET
 from modernbert.errors import InputError
-from modernbert.tasks.examples import Columns, Examples
+from modernbert.tasks.columns import Columns
+from modernbert.tasks.examples import Examples
 from modernbert.tasks.head_losses import HeadLoss, mse_loss
 from modernbert.tasks.metrics import mean_correlation, pearson, spearman, squared_error
 from modernbert.tasks.task import ClassifierTask, Predictions, register

@@ -19,7 +19,8 @@ from modernbert.data.words import (
     tags_of_parts,
 )
 from modernbert.errors import InputError
-from modernbert.tasks.examples import Columns, Example, Examples, RowEncoder, texts_of
+from modernbert.tasks.columns import Columns
+from modernbert.tasks.examples import Example, Examples, RowEncoder, texts_of
 from modernbert.tasks.head_losses import HeadLoss, cross_entropy_loss
 from modernbert.tasks.metrics import Metric, TaggedTexts, span_f1, span_precision, span_recall, tag_accuracy
 from modernbert.tasks.task import ClassifierTask, Predictions, register

@@ -20,7 +20,8 @@ from modernbert.data.unused_columns import NEGATIVE, POSITIVE, SAMPLE_WEIGHT, SC
 from modernbert.errors import InputError
 from modernbert.model.heads import Classifier, new_classifier
 from modernbert.model.interface import HeadSpec, Model
-from modernbert.tasks.examples import Columns, Examples, RowEncoder
+from modernbert.tasks.columns import Columns
+from modernbert.tasks.examples import Examples, RowEncoder
 from modernbert.tasks.head_losses import HeadLoss
 from modernbert.tasks.metrics import Metric
 

@@ -54,7 +54,7 @@ class FinetuneOptions(RunOptions):
     warmup: Annotated[float, Ge(0), Le(1)] = 0.1
     """Share of the steps over which the learning rate rises from 0; it then falls linearly to 0."""
     dropout: Annotated[float, Ge(0), Le(0.99)] | None = None
-    """Dropout of the attention output; that of the model's config, by default."""
+    """Dropout of the attention output; from the model's config, by default."""
     metric: str | None = None
     """Score on `dev` that decides; the first one of the task, by default."""
     scorings_per_epoch: Annotated[int, Ge(1)] = 1
@@ -97,7 +97,7 @@ class FinetuneConfig(FinetuneOptions):
     columns: Columns = field(default_factory=Columns)
     """Names of the columns."""
     max_len: Annotated[int, Ge(8)] | None = None
-    """Maximum tokens of a text; that of the model, by default."""
+    """Maximum tokens of a text; from the model, by default."""
     cut: bool = False
     """Cut longer texts; otherwise they are an error."""
     head_lr: Annotated[float, Gt(0)] | None = None

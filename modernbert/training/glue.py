@@ -12,11 +12,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from modernbert.config_files import resolve
+from modernbert.console import open_console
 from modernbert.errors import InputError
 from modernbert.files import new_folder, write_file
 from modernbert.training.command_options import GlueConfig
@@ -26,7 +26,6 @@ from modernbert.training.sweep import Point, Result, best_of, points_of, sweep, 
 
 __all__ = ["GlueConfig", "run"]
 
-_WIDTH_OF_A_FILE = 160
 _MNLI_START = "mnli-start"
 
 
@@ -128,9 +127,6 @@ def _summary(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def _show(model: str, said: dict[str, Any]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = _WIDTH_OF_A_FILE
     # `Text`, since a path may have brackets, which rich would read as markup.
     title = Text(f"dev scores of {model}; others as the paper has them")
     table = Table(title=title, title_justify="left")
@@ -143,4 +139,4 @@ def _show(model: str, said: dict[str, Any]) -> None:
     table.add_section()
     for other, scores in PUBLISHED.items():
         table.add_row(other, *(f"{score:.1f}" for score in scores))
-    console.print(table)
+    open_console().print(table)

@@ -10,7 +10,7 @@ from pathlib import Path
 from modernbert.data.labeled_rows import read_rows
 from modernbert.data.suffixes import COMPRESSIONS, ROWS
 from modernbert.errors import InputError
-from modernbert.tasks.examples import Columns
+from modernbert.tasks.columns import Columns
 from modernbert.training.finetuning import FinetuneConfig
 
 __all__ = ["DECAYS", "PUBLISHED", "RATES", "TASKS", "GlueTask", "config_of", "tasks_in"]

@@ -19,7 +19,8 @@ from modernbert.errors import InputError
 from modernbert.evaluation.retrieval_eval import rank_by_model, rank_by_words
 from modernbert.extras import require
 from modernbert.inference.modernbert import ModernBert
-from modernbert.model.embedder import EmbeddingConfig, document_template, query_template
+from modernbert.model.embedder import document_template, query_template
+from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.tasks.retrieval_examples import (
     RetrievalExample,
     examples_of_collection,

@@ -5,9 +5,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from modernbert.console import open_console
 from modernbert.errors import InputError
 from modernbert.files import write_file
 from modernbert.options import default_of
@@ -48,7 +48,7 @@ def run(config: FinetuneSweepConfig | RetrieverSweepConfig) -> Path:
         table.add_row(
             f"{point.lr:g}", f"{point.weight_decay:g}", str(point.epochs), str(point.seed), f"{each.score:.4f}", note
         )
-    Console(highlight=False, soft_wrap=True).print(table)
+    open_console().print(table)
     folder = out / best.point.name / "model"
     print(f"model: {folder}")
     return folder

@@ -20,7 +20,7 @@ from modernbert.checkpoints.colbert_format import write_stanford
 from modernbert.checkpoints.convert import ConvertConfig, run
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.errors import InputError
-from modernbert.model.embedder import EmbeddingConfig
+from modernbert.model.embedding_config import EmbeddingConfig
 
 LATE = EmbeddingConfig(
     pooling="tokens", query_prompt="[unused0] ", document_prompt="[unused1] ", query_length=16, document_length=30,

@@ -27,7 +27,7 @@ from modernbert.checkpoints.hf_config import config_from_json, config_to_json
 from modernbert.errors import InputError
 from modernbert.hub_download import find_folder
 from modernbert.model.config import PRESETS, ModelConfig
-from modernbert.model.embedder import EmbeddingConfig
+from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import MaskedLM
 from modernbert.tasks.task import start_classifier

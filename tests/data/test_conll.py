@@ -11,7 +11,7 @@ from commands import modernbert
 from modernbert import ModernBert
 from modernbert.data.labeled_rows import read_rows
 from modernbert.errors import InputError
-from modernbert.tasks.examples import Columns
+from modernbert.tasks.columns import Columns
 from modernbert.training.finetuning import FinetuneConfig, check_inputs, finetune
 
 CONLLU = """\

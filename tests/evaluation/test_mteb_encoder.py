@@ -13,7 +13,7 @@ from modernbert.checkpoints.folder import ModelFolder
 from modernbert.errors import InputError
 from modernbert.evaluation.mteb_encoder import MtebEncoder
 from modernbert.inference.sentence_transformers_module import sentence_transformer
-from modernbert.model.embedder import EmbeddingConfig
+from modernbert.model.embedding_config import EmbeddingConfig
 
 mteb = pytest.importorskip("mteb")
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -17,7 +17,7 @@ from modernbert.evaluation import retrieval_eval as retrieval
 from modernbert.evaluation.retrieval_eval import rank_by_model, rank_by_words, score_collection
 from modernbert.inference import exact_search as search
 from modernbert.inference.exact_search import search_tokens, search_vectors
-from modernbert.model.embedder import EmbeddingConfig
+from modernbert.model.embedding_config import EmbeddingConfig
 
 
 @pytest.fixture

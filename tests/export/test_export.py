@@ -21,7 +21,7 @@ from modernbert import Batch, InputError, ModernBert
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.export import onnx_nodes as nodes
 from modernbert.export.onnx_folder import export_folder
-from modernbert.model.embedder import EmbeddingConfig
+from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.model.heads import Classifier, MaskedLM
 from modernbert.tasks.task import classifier_task, start_classifier
 

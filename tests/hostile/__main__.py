@@ -24,7 +24,7 @@ from modernbert.checkpoints.folder import ModelFolder
 from modernbert.devices import peak_memory, restart_peak
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
-from modernbert.model.embedder import EmbeddingConfig
+from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.model.heads import Classifier, MaskedLM
 from modernbert.model.initialization import initialize
 from modernbert.tasks.task import classifier_task

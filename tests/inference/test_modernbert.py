@@ -21,7 +21,7 @@ from modernbert import Batch, InputError, ModelConfig, ModernBert
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.engines.registry import choose_engine
 from modernbert.hub_download import find_folder
-from modernbert.model.embedder import EmbeddingConfig
+from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.model.heads import MaskedLM
 
 TEXTS = ["The capital of France is Paris.", "", "x", "def f(a):\n    return a  # naïve ✓", "word " * 150, "x"]

@@ -15,7 +15,7 @@ from modernbert import ModernBert
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.errors import InputError
 from modernbert.inference.sentence_transformers_module import UnpaddedEncoder, sentence_transformer
-from modernbert.model.embedder import EmbeddingConfig
+from modernbert.model.embedding_config import EmbeddingConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -21,7 +21,7 @@ from modernbert.data.beir import read_collection
 from modernbert.data.corpus import Tally, read_documents
 from modernbert.data.labeled_rows import read_rows
 from modernbert.inference.text_inputs import stream_texts
-from modernbert.tasks.examples import Columns
+from modernbert.tasks.columns import Columns
 from modernbert.tasks.task import start_classifier
 from modernbert.training.finetuning import FinetuneConfig, finetune
 

@@ -28,7 +28,7 @@ from modernbert import ModernBert
 from modernbert.batch import Batch
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.errors import InputError
-from modernbert.model.embedder import EmbeddingConfig
+from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import Classifier, MaskedLM
 

@@ -20,7 +20,7 @@ from commands import modernbert
 
 from modernbert import InputError, ModernBert
 from modernbert.checkpoints.folder import ModelFolder
-from modernbert.model.embedder import EmbeddingConfig
+from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.tasks.task import start_classifier
 
 pytest.importorskip("fastapi")

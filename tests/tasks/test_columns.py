@@ -11,7 +11,7 @@ from commands import modernbert
 from modernbert import ModernBert
 from modernbert.data.rows import Row
 from modernbert.errors import InputError
-from modernbert.tasks.examples import Columns
+from modernbert.tasks.columns import Columns
 from modernbert.tasks.retrieval_examples import examples_of_rows
 from modernbert.tasks.task import retrieval_task
 from modernbert.training.finetuning import FinetuneConfig, check_inputs, finetune

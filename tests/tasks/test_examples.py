@@ -8,7 +8,8 @@ from modernbert import ModernBert
 from modernbert.data.rows import Row
 from modernbert.errors import InputError
 from modernbert.tasks.classification import Classification
-from modernbert.tasks.examples import Columns, RowEncoder
+from modernbert.tasks.columns import Columns
+from modernbert.tasks.examples import RowEncoder
 from modernbert.tasks.multilabel import Multilabel
 from modernbert.tasks.multiple_choice import MultipleChoice
 from modernbert.tasks.regression import Regression

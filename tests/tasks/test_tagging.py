@@ -15,7 +15,8 @@ from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import Classifier, MaskedLM
 from modernbert.model.initialization import initialize
-from modernbert.tasks.examples import Columns, RowEncoder, batch_of
+from modernbert.tasks.columns import Columns
+from modernbert.tasks.examples import RowEncoder, batch_of
 from modernbert.tasks.tagging import Tagging
 from modernbert.tasks.task import classifier_task
 from modernbert.tokenizer.bpe_training import train_tokenizer

@@ -19,7 +19,7 @@ from transformers import AutoModelForQuestionAnswering, AutoModelForSequenceClas
 
 from modernbert import ModernBert
 from modernbert.errors import InputError
-from modernbert.tasks.examples import Columns
+from modernbert.tasks.columns import Columns
 from modernbert.tasks.task import start_classifier
 from modernbert.training.finetuning import FinetuneConfig, finetune
 from modernbert.training.finetuning_loop import LinearPlan, groups_by_depth

@@ -27,7 +27,8 @@ from modernbert.errors import InputError
 from modernbert.evaluation.evaluate_retrieval import RetrievalConfig
 from modernbert.evaluation.evaluate_retrieval import run as evaluate
 from modernbert.evaluation.retrieval_eval import rank_by_model, rank_by_words
-from modernbert.model.embedder import Embedder, EmbeddingConfig
+from modernbert.model.embedder import Embedder
+from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.tasks.retrieval_examples import RetrievalExample, examples_of_ids, examples_of_rows, step_of
 from modernbert.tasks.task import retrieval_task
