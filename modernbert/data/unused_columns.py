@@ -5,6 +5,7 @@ Columns with another name (`id`, `source`, `title`, ...) and columns without val
 
 import re
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from re import Pattern
 
 from modernbert.data.rows import Row
@@ -18,6 +19,7 @@ __all__ = [
     "SCORE",
     "SECOND_TEXT",
     "TARGET",
+    "check_ignored",
     "check_signals",
     "is_negative",
     "negatives_of",
@@ -97,6 +99,22 @@ def negatives_of(row: Row) -> list[str]:
         raise InputError(f"{row.origin}: negatives is {str(found)[:60]!r}, expected a list of texts")
     row.check_whole("negatives", *found)
     return found
+
+
+def check_ignored(names: Sequence[str], splits: Iterable[Sequence[Row]]) -> None:
+    """Check that some row has each of the columns that are to be left out.
+
+    Raises:
+        InputError: No row has one; names it, and the columns of the last row.
+    """
+    left, known = set(names), Row({}, "")
+    for row in chain.from_iterable(splits) if names else ():
+        left, known = left - row.values.keys(), row
+        if not left:
+            return
+    if left:
+        columns = f", expected one of the columns ({', '.join(known.values)})" if known.values else ""
+        raise InputError(f"ignore_columns: found {min(left)!r}, which no row has{columns}")
 
 
 def without_columns(rows: Sequence[Row], names: Sequence[str]) -> list[Row]:

@@ -21,7 +21,7 @@ from modernbert.checkpoints.folder import ModelFolder
 from modernbert.data.example_sampler import ExampleSampler
 from modernbert.data.labeled_rows import check_files, read_rows
 from modernbert.data.rows import Row
-from modernbert.data.unused_columns import check_signals, without_columns
+from modernbert.data.unused_columns import check_ignored, check_signals, without_columns
 from modernbert.devices import choose_device, choose_precision, dtype_name, keep_freed_memory
 from modernbert.engines.engine import Engine
 from modernbert.engines.registry import PORTABLE, choose_engine
@@ -39,6 +39,7 @@ from modernbert.training.finetuning_loop import (
     FinetuneResult,
     LabeledBatches,
     StopRule,
+    check_finished,
     check_sharding,
     digest_of_rows,
     predict,
@@ -76,6 +77,7 @@ def finetune(config: FinetuneConfig, stop_rule: StopRule | None = None) -> Path:
     return run_in_folder(
         config, "scores.json", lambda world, device: _open_inputs(config, device),
         lambda inputs, world: _finetune(config, inputs, world, stop_rule),
+        check_finished=lambda inputs: check_finished(config, _digests(config, inputs)),
     )  # fmt: skip
 
 
@@ -98,7 +100,13 @@ def _open_inputs(config: FinetuneConfig, device: torch.device) -> _Inputs:
     for name in ("train", "dev", "test"):
         check_files(getattr(config, name), getattr(config, f"{name}_split"), config.subset)
     tokenizer = folder.tokenizer
-    rows = {name: _read(config, task, name) for name in ("train", "dev", "test") if getattr(config, name)}
+    read = {
+        name: read_rows(getattr(config, name), getattr(config, f"{name}_split"), config.subset)
+        for name in ("train", "dev", "test")
+        if getattr(config, name)
+    }
+    check_ignored(config.ignore_columns, read.values())
+    rows = {name: _prepare(config, task, some) for name, some in read.items()}
     _report_shared_rows(rows)
     labels = task.labels(rows["train"], config.columns)
     encoder = RowEncoder(tokenizer, config.columns, _max_length(config, folder), config.cut)
@@ -132,12 +140,11 @@ def _max_length(config: FinetuneConfig, folder: ModelFolder) -> int:
     return length
 
 
-def _read(config: FinetuneConfig, task: ClassifierTask, name: str) -> list[Row]:
-    """Read the rows of train, dev or test.
+def _prepare(config: FinetuneConfig, task: ClassifierTask, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of a split in the form of the task, without the columns to ignore.
 
     Raises: InputError naming a row with a column that looks like something to learn from, and is not read.
     """
-    rows = read_rows(getattr(config, name), getattr(config, f"{name}_split"), config.subset)
     rows = task.prepare(without_columns(rows, config.ignore_columns), config.columns)
     check_signals(rows, task.name, task.signals_beside(config.columns), task.columns_read(config.columns))
     return rows
@@ -177,13 +184,10 @@ def _finetune(config: FinetuneConfig, inputs: _Inputs, world: World, stop_rule: 
     lengths = [len(each.tokens) for each in examples]
     sampler = ExampleSampler(lengths, config.batch, config.epochs, config.seed, config.budget_tokens)
     batches = LabeledBatches(sampler, lambda numbers: batch_of([examples[number] for number in numbers]), world)
-    arrays = (
-        each for item in examples for each in (item.tokens, item.labels, item.label_positions) if each is not None
-    )
-    rows = digest_of_rows(sampler.num_steps, inputs.labels, arrays)
     recipe = FinetuneRecipe(
-        config, model, inputs.task.loss(_class_weights(config, inputs)), config.head_lr, batches, rows=rows,
-        num_tokens=config.epochs * sum(lengths), engine=engine, dtype=inputs.dtype, metric=inputs.metric,
+        config, model, inputs.task.loss(_class_weights(config, inputs)), config.head_lr, batches,
+        rows=_digest(config, inputs, "train"), num_tokens=config.epochs * sum(lengths), engine=engine,
+        dtype=inputs.dtype, metric=inputs.metric,
         score=(lambda plain: _scores(config, inputs, plain, "dev")[0]) if "dev" in inputs.splits else None,
         stop_rule=stop_rule,
     )  # fmt: skip
@@ -191,6 +195,17 @@ def _finetune(config: FinetuneConfig, inputs: _Inputs, world: World, stop_rule: 
     with world.together():
         if world.is_main:
             _write(Path(config.output), config, inputs, recipe.plain, tuned)
+
+
+def _digests(config: FinetuneConfig, inputs: _Inputs) -> dict[str, str]:
+    """Return a digest of the rows of each split."""
+    return {name: _digest(config, inputs, name) for name in inputs.splits}
+
+
+def _digest(config: FinetuneConfig, inputs: _Inputs, split: str) -> str:
+    items = inputs.splits[split].items
+    arrays = (each for item in items for each in (item.tokens, item.labels, item.label_positions) if each is not None)
+    return digest_of_rows(config.epochs * -(-len(items) // config.batch), inputs.labels, arrays)
 
 
 def _class_weights(config: FinetuneConfig, inputs: _Inputs) -> torch.Tensor | None:
@@ -229,6 +244,7 @@ def _write(out: Path, config: FinetuneConfig, inputs: _Inputs, model: Model, tun
         "best_step": tuned.best_step,
         "dev": tuned.best_scores,
         "stopped": tuned.stopped,
+        "data": _digests(config, inputs),
     }
     for name, examples in inputs.splits.items():
         for fact, value in examples.facts().items():

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ __all__ = [
     "StepBatches",
     "FinetuneRecipe",
     "FinetuneResult",
+    "check_finished",
     "check_sharding",
     "digest_of_rows",
     "divide",
@@ -78,6 +80,21 @@ def digest_of_rows(num_steps: int, names: Sequence[str], arrays: Iterable[np.nda
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
+
+
+def check_finished(config: FinetuneOptions, digests: Mapping[str, str]) -> None:
+    """Refuse a finished run of other data: `digests` by split are compared with those in `scores.json`."""
+    path = Path(config.output) / "scores.json"
+    try:
+        found = json.loads(path.read_text()).get("data", {})
+    except (ValueError, AttributeError):
+        raise InputError(f"{path}: is not readable as scores; delete it, and the run writes it again") from None
+    for name, digest in digests.items():
+        if found.get(name, digest) != digest:
+            files = ", ".join(getattr(config, name))
+            raise InputError(
+                f"{name}: {files} has changed since {config.output} finished; choose another `output` for it"
+            )
 
 
 class StepBatches(ABC):

@@ -10,7 +10,8 @@ Source: section 3.1.2 and appendix E.2 of the paper.
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from itertools import pairwise
+from hashlib import sha256
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from modernbert.training.finetuning_loop import (
     FinetuneResult,
     StepBatches,
     StopRule,
+    check_finished,
     digest_of_rows,
 )
 from modernbert.training.retrieval_losses import Comparison, RetrievalLoss
@@ -68,6 +70,7 @@ def finetune_retriever(config: RetrieverConfig, stop_rule: StopRule | None = Non
     return run_in_folder(
         config, "scores.json", lambda world, device: open_inputs(config, device),
         lambda inputs, world: _finetune(config, inputs, world, stop_rule),
+        check_finished=lambda inputs: check_finished(config, _digests(config, inputs)),
     )  # fmt: skip
 
 
@@ -83,7 +86,7 @@ def _finetune(config: RetrieverConfig, inputs: RetrieverInputs, world: World, st
     batches = _Steps(config, inputs, loss, world)
     recipe = FinetuneRecipe(
         config, model, loss, config.projection_lr, batches,
-        rows=digest_of_rows(batches.sampler.num_steps, [], _learned_from(config, inputs)),
+        rows=_digest_of_train(config, inputs),
         num_tokens=config.epochs * sum(batches.sampler.lengths), engine=engine, dtype=inputs.dtype,
         metric=config.metric, score=(lambda plain: _mean(_scores(inputs, plain, "dev"))) if config.dev else None,
         stop_rule=stop_rule,
@@ -92,6 +95,23 @@ def _finetune(config: RetrieverConfig, inputs: RetrieverInputs, world: World, st
     with world.together():
         if world.is_main:
             _write(Path(config.output), config, inputs, recipe.plain, tuned)
+
+
+def _digests(config: RetrieverConfig, inputs: RetrieverInputs) -> dict[str, str]:
+    """Return a digest of the training data, and of the collections of each split."""
+    found = {"train": _digest_of_train(config, inputs)}
+    for name, collections in inputs.collections.items():
+        digest = sha256()
+        for each in collections:
+            for row in chain(each.documents.items(), each.queries.items(), each.judgments.items()):
+                digest.update(f"{row}".encode("utf-8", "surrogatepass"))
+        found[name] = digest.hexdigest()
+    return found
+
+
+def _digest_of_train(config: RetrieverConfig, inputs: RetrieverInputs) -> str:
+    num_steps = config.epochs * -(-len(inputs.examples) // config.batch)
+    return digest_of_rows(num_steps, [], _learned_from(config, inputs))
 
 
 def _learned_from(config: RetrieverConfig, inputs: RetrieverInputs) -> Iterator[np.ndarray]:
@@ -227,6 +247,7 @@ def _write(out: Path, config: RetrieverConfig, inputs: RetrieverInputs, model: M
         "best_step": tuned.best_step,
         "dev": tuned.best_scores,
         "stopped": tuned.stopped,
+        "data": _digests(config, inputs),
     }
     if inputs.collections["test"]:
         scores = _scores(inputs, model, "test")

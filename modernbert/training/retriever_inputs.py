@@ -11,7 +11,8 @@ from modernbert.checkpoints.folder import ModelFolder
 from modernbert.data.beir import Collection, Rank, is_collection, judgments_file, read_collection, read_texts
 from modernbert.data.hard_negatives import hard_negatives
 from modernbert.data.labeled_rows import check_files, read_rows
-from modernbert.data.unused_columns import without_columns
+from modernbert.data.rows import Row
+from modernbert.data.unused_columns import check_ignored, without_columns
 from modernbert.devices import choose_precision
 from modernbert.engines.engine import Engine
 from modernbert.engines.registry import choose_engine
@@ -129,7 +130,13 @@ def _examples(
     config: RetrieverConfig, texts_of_ids: tuple[dict[str, str], dict[str, str]] | None, device: torch.device
 ) -> list[RetrievalExample]:
     """Read the queries of all sources, and mine the negatives that the config asks for."""
-    read = [_read(config, source, texts_of_ids) for source in config.train]
+    rows = {
+        source: read_rows([source], config.train_split, config.subset)
+        for source in config.train
+        if not is_collection(Path(source))
+    }
+    check_ignored(config.ignore_columns, rows.values())
+    read = [_read(config, source, rows.get(source), texts_of_ids) for source in config.train]
     # An answer to a query in one source is no negative in another.
     examples = share_positives([example for of_source, _ in read for example in of_source])
     if not config.negatives:
@@ -142,19 +149,22 @@ def _examples(
 
 
 def _read(
-    config: RetrieverConfig, source: str, texts_of_ids: tuple[dict[str, str], dict[str, str]] | None
+    config: RetrieverConfig,
+    source: str,
+    rows: Sequence[Row] | None,
+    texts_of_ids: tuple[dict[str, str], dict[str, str]] | None,
 ) -> tuple[list[RetrievalExample], list[str]]:
-    """Read the queries of a source, and the passages to mine negatives from.
+    """Return the queries of a source, and the passages to mine negatives from.
 
-    `texts_of_ids` are documents and queries by their ids.
+    `rows` are None for a collection. `texts_of_ids` are documents and queries by their ids.
     """
-    if is_collection(Path(source)):
+    if rows is None:
         collection = read_collection(Path(source), config.train_split, "train")
         examples = examples_of_collection(collection.queries, collection.documents, collection.judgments)
         if not examples:
             raise InputError(f"{source}: no relevant document of the split {config.train_split!r} has a text")
         return examples, list(dict.fromkeys(collection.documents.values()))
-    rows = without_columns(read_rows([source], config.train_split, config.subset), config.ignore_columns)
+    rows = without_columns(rows, config.ignore_columns)
     if texts_of_ids is None:
         examples = examples_of_rows(rows, retrieval_task(config.task))
     else:

@@ -153,11 +153,12 @@ def run_in_folder(
     open_inputs: Callable[[World, torch.device], Inputs],
     train_and_write: Callable[[Inputs, World], None],
     begin: Callable[[Inputs], None] = lambda inputs: None,
+    check_finished: Callable[[Inputs], None] = lambda inputs: None,
 ) -> Path:
     """Check a config, open its inputs, begin or reopen its run folder, and train unless the run is finished.
 
     Under `torchrun` every process calls this. `finished_by` names the file or folder that is written last. `begin`
-    writes what belongs into a new run folder.
+    writes what belongs into a new run folder. `check_finished` checks that the inputs are those of a finished run.
 
     Returns: the folder of the model.
 
@@ -184,6 +185,8 @@ def run_in_folder(
                         remove_unused(out)
                     raise
         if (out / finished_by).exists():
+            with world.together():
+                check_finished(inputs)
             print(f"{out}: this run is finished")
         else:
             train_and_write(inputs, world)

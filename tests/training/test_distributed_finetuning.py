@@ -38,7 +38,7 @@ def given(tmp_path: Path, small_bert: ModernBert) -> list[str]:
     judged = [f"q{n}\td{n}\t1" for n in range(len(queries))]
     (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]) + "\n")
     return [
-        str(tmp_path / "start"), *options("device=cpu", "dtype=float32", "engine=torch", "dropout=0.0", "lr=1e-3"),
+        str(tmp_path / "start"), *options("device=cpu", "dtype=float32", "engine=torch", "dropout=0.0"),
     ]  # fmt: skip
 
 
@@ -74,7 +74,8 @@ def test_two_processes_classify_as_one(sharding: str, given: list[str], tmp_path
     """Whole batches of 7 and a last one of 1: in the last step, a process has no row."""
     rows = f"[{tmp_path / 'rows.tsv'}]"
     words = [
-        *given, *options("task=classify", f"train={rows}", f"dev={rows}", f"test={rows}", "batch=7", "epochs=2"),
+        *given, *options("task=classify", f"train={rows}", f"dev={rows}", f"test={rows}", "batch=7", "epochs=2",
+                         "lr=1e-3"),
     ]  # fmt: skip
     alone = finetune(words, tmp_path / "alone")
     both = finetune([*words, "--distributed.sharding", sharding], tmp_path / "both", processes=2)

@@ -309,6 +309,30 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(config: FinetuneConfig
         assert (tmp_path / "killed" / name).read_bytes() == (Path(config.output) / name).read_bytes(), name
 
 
+@pytest.mark.parametrize("split", ["train", "dev", "test"])
+def test_a_finished_run_does_not_hide_changed_rows(config: FinetuneConfig, split: str) -> None:
+    config = replace(config, epochs=1, train=config.dev)
+    finetune(config)
+    finetune(config)
+    changed = Path(getattr(config, split)[0]).with_name("changed.tsv")
+    others = replace(config, **{split: [str(changed)]}, output=f"{config.output}-{split}")
+    changed.write_bytes(Path(getattr(config, split)[0]).read_bytes())
+    finetune(others)
+    write_tsv(changed, 60, 5)
+    with pytest.raises(InputError, match=f"^{split}: {changed} has changed since {others.output} finished; .*output"):
+        finetune(others)
+
+
+def test_a_column_to_ignore_that_no_row_has_is_refused(config: FinetuneConfig, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="^ignore_columns: found 'lable', which no row has, .*text, label, rivers"):
+        finetune(replace(config, ignore_columns=["rivers", "lable"], output=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+    more = tmp_path / "dev.tsv"
+    lines = more.read_text().splitlines()
+    more.write_text("\n".join([f"{lines[0]}\tsource", *(f"{line}\tmade up" for line in lines[1:])]) + "\n")
+    finetune(replace(config, epochs=1, train=config.test, ignore_columns=["source"]))
+
+
 def test_a_run_goes_on_with_the_rows_it_was_begun_with(config: FinetuneConfig, tmp_path: Path) -> None:
     """Labels that are called otherwise come in another order: the weights of one would be taken for another's."""
     train, dev = (write_tsv(tmp_path / f"{name}.tsv", 40, 0) for name in ("some", "others"))

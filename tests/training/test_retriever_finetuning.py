@@ -337,6 +337,28 @@ def test_stanfords_library_would_make_the_same_vectors(config: RetrieverConfig) 
         np.testing.assert_allclose(document, theirs_document[kept].detach().numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_a_finished_run_does_not_hide_changed_data(config: RetrieverConfig, tmp_path: Path, name: str) -> None:
+    copy = shutil.copytree(getattr(config, name)[0], tmp_path / "copy")
+    config = replace(config, epochs=1, **{name: [str(copy)]})
+    finetune_retriever(config)
+    finetune_retriever(config)
+    (path,) = copy.glob("queries.jsonl")
+    path.write_text(path.read_text().replace("w1", "w2"))
+    with pytest.raises(InputError, match=f"^{name}: {copy} has changed since {config.output} finished"):
+        finetune_retriever(config)
+
+
+def test_a_column_to_ignore_that_no_row_has_is_refused(config: RetrieverConfig, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"query": "w1", "positive": "w1 w2", "score": 1}\n' * 9)
+    config = replace(config, train=[*config.train, str(tmp_path / "pairs.jsonl")])
+    with pytest.raises(InputError, match="^ignore_columns: found 'scores', which no row has, .*query, positive, score"):
+        finetune_retriever(replace(config, ignore_columns=["scores"]))
+    with pytest.raises(InputError, match="^ignore_columns: found 'score', which no row has$"):
+        finetune_retriever(replace(config, train=config.dev, ignore_columns=["score"]))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_folder_keeps_what_it_was_tuned_with(config: RetrieverConfig) -> None:
     folder = finetune_retriever(replace(config, epochs=1, vectors=EmbeddingConfig(query_length=9, document_length=33)))
     assert (
@@ -377,7 +399,7 @@ def test_an_index_serves_other_queries_and_json_is_written_as_scores_come(
         config.model, config.test, device="cpu", dtype="float32", index=tmp_path / "kept", output=tmp_path / "r.json"
     )
     evaluate(asked)
-    with pytest.raises(InputError, match="other dtype, expected 'bfloat16', found 'float32'"):
+    with pytest.raises(InputError, match="was made with other dtype"):
         evaluate(replace(asked, dtype="bfloat16"))
     evaluate(replace(asked, query_length=5, query_prompt="find "))
     with pytest.raises(InputError, match="other settings"):
