@@ -91,7 +91,7 @@ def _one_line(source: str, error: Exception) -> InputError:
     reason = " ".join(text.partition("Example of usage")[0].split())[:300]
     remedy = ""
     if isinstance(error, ValueError) and "onfig" in reason:
-        remedy = "; choose a subset with subset=NAME"
+        remedy = "; choose a subset with `subset=NAME`"
     elif isinstance(error, ConnectionError):
         remedy = "; check the name and the network"
     return InputError(f"{source}: {reason}{remedy}")

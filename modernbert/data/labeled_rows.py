@@ -122,7 +122,7 @@ def _subset(source: str, listed: Sequence[tuple[Parts, File]], name: str | None)
         folders = sorted({parts[0] for parts, _ in listed if len(parts) > 1})
         chosen = name or (folders[0] if len(folders) == 1 else None)
         if chosen not in folders:
-            raise InputError(f"{source}: found the subsets {', '.join(folders)}; choose one with subset=NAME")
+            raise InputError(f"{source}: found the subsets {', '.join(folders)}; choose one with `subset=NAME`")
         return Subset((str(chosen),))
     readme = next((file for parts, file in listed if parts == ("README.md",)), None)
     if readme is None:

@@ -59,7 +59,7 @@ def subset_of(readme: str | None, name: str | None, source: str) -> Subset:
     found = ", ".join(configs)
     defaults = [each for each, entry in configs.items() if entry.get("default") is True or each == "default"]
     if name is None and len(configs) > 1 and len(defaults) != 1:
-        raise InputError(f"{source}: found the subsets {found}; choose one with subset=NAME")
+        raise InputError(f"{source}: found the subsets {found}; choose one with `subset=NAME`")
     chosen = name if name is not None else next(iter(configs if len(configs) == 1 else defaults))
     if chosen not in configs:
         raise InputError(f"subset: found {chosen!r}, but {source} has the subsets {found}")

@@ -64,10 +64,10 @@ def check_signals(
                 passes[name] = is_id or not any(pattern.fullmatch(plain) for pattern in signals)
             if not passes[name] and value is not None and value != "":
                 expected = ", ".join(known)
-                pair = f", or read it with --columns.pair {name}" if SECOND_TEXT in signals and _is_second(name) else ""
+                pair = f", or read it with `columns.pair={name}`" if SECOND_TEXT in signals and _is_second(name) else ""
                 raise InputError(
-                    f"{row.origin}: found the column {name!r}, which --task {task} does not read, expected {expected}; "
-                    f"rename it{pair}, or leave it out with --ignore-columns {name}"
+                    f"{row.origin}: found the column {name!r}, which `task={task}` does not read, expected {expected}; "
+                    f"rename it{pair}, or leave it out with `ignore_columns={name}`"
                 )
 
 

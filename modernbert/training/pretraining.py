@@ -359,7 +359,7 @@ def _check_text(config: PretrainConfig) -> None:
     if (out / SHARDS_OF_RUN).is_dir() and (changed := find_changed_file(out / SHARDS_OF_RUN, files, complete=complete)):
         raise InputError(
             f"{changed} since {out} tokenized its text; undo that, or start a run with another --output "
-            f"(and --init-from {out}, to continue from this one)"
+            f"(and `init_from={out}`, to continue from this one)"
         )
 
 
@@ -422,7 +422,7 @@ def _check_start(config: PretrainConfig, tokenizer: Tokenizer, start: InitialMod
     if start.tokenizer.fingerprint != tokenizer.fingerprint and not config.new_vocabulary:
         raise InputError(
             f"init_from: {config.init_from} has tokenizer {start.tokenizer.fingerprint}, but {config.tokenizer} is "
-            f"{tokenizer.fingerprint}; pass --new-vocabulary to give the model the new one"
+            f"{tokenizer.fingerprint}; pass `new_vocabulary=True` to give the model the new one"
         )
     if config.init_optimizer and not start.optimizer:
         raise InputError(f"init_optimizer: {config.init_from} has no optimizer state, expected a checkpoint or a run")

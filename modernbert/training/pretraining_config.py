@@ -152,18 +152,18 @@ class PretrainConfig(SplitDocuments, RunOptions):
         Raises: InputError naming the field, the value found and the value expected.
         """
         if self.tokenizer is None and (self.init_from is None or self.new_vocabulary):
-            reason = "for --new-vocabulary" if self.new_vocabulary else "or --init-from MODEL"
+            reason = "for `new_vocabulary`" if self.new_vocabulary else "or `init_from=MODEL`"
             raise InputError(
-                f"Missing required option --tokenizer (for example --tokenizer answerdotai/ModernBERT-base), {reason}."
+                f"Missing required option `tokenizer` (for example `tokenizer=answerdotai/ModernBERT-base`), {reason}."
             )
         if not self.phases:
             raise InputError("phases: found none, expected at least one with its tokens and lr")
         if not self.data.sources and not self.text:
             raise InputError(
-                "Missing required option --text (for example --text corpus/), or --data.sources.NAME SHARDS."
+                "Missing required option `text` (for example `text=corpus/`), or `data.sources.NAME=SHARDS`."
             )
         if self.text and "text" in self.data.sources:
-            raise InputError("data.sources.text: found a folder of shards, but --text has the source of that name")
+            raise InputError("data.sources.text: found a folder of shards, but `text` has the source of that name")
         super().check()
         self._refuse_unused()
         if self.init_optimizer or self.new_vocabulary:
@@ -177,7 +177,7 @@ class PretrainConfig(SplitDocuments, RunOptions):
         """Refuse options that have no effect, because the text that they are about is missing."""
         for each in () if self.text else fields(SplitDocuments):
             found, default = getattr(self, each.name), default_of(each)
-            expect(each.name, found, found == default, f"{default}, for there is no --text to read")
+            expect(each.name, found, found == default, f"{default}, for there is no `text` to read")
         if not (self.data.heldout or (self.text and self.heldout)):
             # `max_tokens` is a limit, which no text keeps, too.
             for name in ("every_steps", "mask_rate", "lengths"):

@@ -125,9 +125,9 @@ def test_a_dataset_of_the_hub_is_read_by_split(hub: None, capsys: pytest.Capture
     assert "owner/name: split validation, 1 rows" in capsys.readouterr().out
     (row,) = read_rows(["owner/name"], "test", "sst2")
     assert (row.values, row.origin) == ({"text": "sst2/test-0.parquet", "label": "a"}, "owner/name:test[0]")
-    with pytest.raises(InputError, match="^owner/name: .*available configs: .'cola', 'sst2'.*subset=NAME$"):
+    with pytest.raises(InputError, match="^owner/name: .*available configs: .'cola', 'sst2'.*`subset=NAME`$"):
         read_rows(["owner/name"])
-    with pytest.raises(InputError, match="^owner/name: .*'rte' not found.*'cola', 'sst2'.*subset=NAME$"):
+    with pytest.raises(InputError, match="^owner/name: .*'rte' not found.*'cola', 'sst2'.*`subset=NAME`$"):
         check_files(["owner/name"], "train", "rte")
     with pytest.raises(InputError, match="^owner/name: has no split 'heldout', found train, validation, test; choose"):
         check_files(["owner/name"], "heldout", "sst2")
@@ -167,7 +167,7 @@ def test_a_conversion_of_the_hub_has_a_folder_for_each_subset(tmp_path: Path) ->
         "rte/train/0.parquet",
     )
     assert names_in(source, "train", "cola") == ["cola/train/0.parquet"]
-    with pytest.raises(InputError, match="parquet: found the subsets cola, rte; choose one with subset=NAME"):
+    with pytest.raises(InputError, match="parquet: found the subsets cola, rte; choose one with `subset=NAME`"):
         read_rows([source])
     with pytest.raises(InputError, match="subset: found 'cola', but .*train/0.parquet is a file"):
         read_rows([f"{source}/cola/train/0.parquet"], subset="cola")

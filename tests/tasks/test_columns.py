@@ -81,10 +81,10 @@ def test_columns_that_are_nothing_to_learn_from_pass(task: str, model: str, tmp_
 def test_what_looks_like_something_to_learn_from_is_refused(
     task: str, column: str, value: Any, model: str, tmp_path: Path
 ) -> None:
-    said = f"rows.jsonl:1: found the column '{column}', which --task {task} does not read, expected "
+    said = f"rows.jsonl:1: found the column '{column}', which `task={task}` does not read, expected "
     with pytest.raises(InputError, match=said) as caught:
         read(task, model, tmp_path, {column: value})
-    assert f"--ignore-columns {column}" in str(caught.value) and not (tmp_path / "run").exists()
+    assert f"`ignore_columns={column}`" in str(caught.value) and not (tmp_path / "run").exists()
     read(task, model, tmp_path, {column: value}, ignore_columns=[column])
     read(task, model, tmp_path, {column: None}, output=str(tmp_path / "other"))
 
@@ -94,7 +94,7 @@ def test_a_second_text_is_read_where_it_is_named(model: str, tmp_path: Path) -> 
         model=model, task="classify", output=str(tmp_path / "run"), device="cpu", columns=Columns(text="sentence1"),
         train=write(tmp_path / "a.jsonl", *({"sentence1": "a", "sentence2": "b", "label": n} for n in (0, 1))),
     )  # fmt: skip
-    with pytest.raises(InputError, match="found the column 'sentence2'.*or read it with --columns.pair sentence2"):
+    with pytest.raises(InputError, match="found the column 'sentence2'.*or read it with `columns.pair=sentence2`"):
         finetune(config)
     check_inputs(replace(config, columns=Columns(text="sentence1", pair="sentence2")))
 

@@ -214,7 +214,7 @@ def test_a_model_gets_another_vocabulary(data, straight, tmp_path):  # noqa: F81
         "data__sources": {"prose": str(tmp_path / "prose")},
         "data__heldout": {"mix": str(tmp_path / "heldout")},
     }
-    with pytest.raises(InputError, match="init_from: .* pass --new-vocabulary"):
+    with pytest.raises(InputError, match="init_from: .* pass `new_vocabulary=True`"):
         pretrain.run(begun(data, tmp_path / "run", straight / "model", **changes))
     small = {"model": {"vocab_size": 384}}
     with pytest.raises(InputError, match="model.vocab_size: found 384, expected at least the 448"):
@@ -251,8 +251,8 @@ def test_the_tokenizer_is_that_of_the_model_to_start_from(data, straight, tmp_pa
 
 def test_a_run_without_a_tokenizer_or_a_model_is_refused(data, straight, tmp_path):  # noqa: F811
     for changes, message in (
-        ({"init_from": None}, "Missing required option --tokenizer .*, or --init-from MODEL"),
-        ({"new_vocabulary": True}, "Missing required option --tokenizer .*, for --new-vocabulary"),
+        ({"init_from": None}, "Missing required option `tokenizer` .*, or `init_from=MODEL`"),
+        ({"new_vocabulary": True}, "Missing required option `tokenizer` .*, for `new_vocabulary`"),
     ):
         with pytest.raises(InputError, match=message):
             pretrain.run(begun(data, tmp_path / "run", straight / "model", tokenizer=None, **changes))

@@ -318,7 +318,7 @@ def in_phase(name="stable", **fields):
 
 BAD = {
     "phases: found none": lambda config: changed(config, phases={}),
-    "Missing required option --text": lambda config: changed(config, data__sources={}),
+    "Missing required option `text`": lambda config: changed(config, data__sources={}),
     r"phases.stable.tokens: found 100, expected at least the 256": in_phase(tokens=100),
     r"phases.decay.max_len: found 600, expected 3 to 512": in_phase("decay", max_len=600),
     r"phases.decay.weights: found .web., expected a name in data.sources": in_phase("decay", weights={"web": 1.0}),

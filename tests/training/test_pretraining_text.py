@@ -134,7 +134,7 @@ def test_another_tokenizer_may_be_given(config: PretrainConfig, tokenizer_folder
     ("changes", "said"),
     [
         ({"text": ["absent/"]}, "absent: no such file or folder"),
-        ({"text": []}, "Missing required option --text"),
+        ({"text": []}, "Missing required option `text`"),
         ({"heldout": 1e-9}, "heldout: the share 1e-09 of 40 documents holds none out, .*--txt-unit line"),
     ],
 )
@@ -171,8 +171,8 @@ def test_text_becomes_documents_as_in_prepare(config: PretrainConfig, tokenizer_
         ({"evaluation": {"every_steps": 3}}, "evaluation.every_steps: found 3, .*; add --heldout 0.01"),
         ({"evaluation": {"lengths": [64]}}, r"evaluation.lengths: found \[64\], .*; add --heldout 0.01"),
         ({"evaluation": {"mask_rate": 0.2}}, "evaluation.mask_rate: found 0.2, .*; add --heldout 0.01"),
-        ({"text": [], "data": {"sources": {"a": "x"}}, "txt_unit": "line"}, "txt_unit: found 'line', .* no --text"),
-        ({"text": [], "data": {"sources": {"a": "x"}}, "heldout": 0.1}, "heldout: found 0.1, .* no --text"),
+        ({"text": [], "data": {"sources": {"a": "x"}}, "txt_unit": "line"}, "txt_unit: found 'line', .* no `text`"),
+        ({"text": [], "data": {"sources": {"a": "x"}}, "heldout": 0.1}, "heldout: found 0.1, .* no `text`"),
         ({"phases": {"adapt": {"lr_floor": 0.1}}}, "phases.adapt.lr_floor: found 0.1, expected a decay"),
         ({"phases": {"adapt": {"batch_growth": 2}}}, "phases.adapt.batch_growth: found 2, expected 1"),
         ({"phases": {"adapt": {"batch_warmup_tokens": 9}}}, "phases.adapt.batch_warmup_tokens: found 9, expected 0"),
