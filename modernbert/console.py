@@ -14,7 +14,7 @@ from rich.console import Console
 
 from modernbert.devices import name_of
 
-__all__ = ["describe_machine", "open_console", "p50_and_p95", "spread"]
+__all__ = ["describe_machine", "open_console", "p50_and_p95", "processor_name", "spread"]
 
 _WIDTH_OF_A_FILE = 200
 
@@ -30,7 +30,7 @@ def describe_machine(device: torch.device, libraries: Iterable[str] = ()) -> str
     """Return the device, CPU threads, system, and versions of torch and of other libraries that are installed."""
     parts = [name_of(device)]
     if device.type == "cpu":
-        parts += [_processor(), f"{torch.get_num_threads()} threads"]
+        parts += [processor_name(), f"{torch.get_num_threads()} threads"]
     parts += [platform.platform(), f"torch {torch.__version__}"]
     for library in libraries:
         with suppress(PackageNotFoundError):
@@ -38,7 +38,7 @@ def describe_machine(device: torch.device, libraries: Iterable[str] = ()) -> str
     return ", ".join(filter(None, parts))
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """Return the model name of the processor, if the system has it."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -9,7 +9,7 @@ import sys
 
 from modernbert.errors import InputError
 
-__all__ = ["EXTRAS", "missing", "require"]
+__all__ = ["EXTRAS", "is_installed", "missing", "require"]
 
 # Name to import -> name to install, and the extra that has it; some are in other extras too.
 EXTRAS = {
@@ -51,7 +51,7 @@ def require(what: str, *libraries: str, extra: str | None = None) -> None:
     >>> require("--bm25", "json")
     """
     for name in libraries:
-        if not _is_installed(name):
+        if not is_installed(name):
             raise missing(what, name, extra)
 
 
@@ -65,7 +65,8 @@ def missing(what: str, library: str, extra: str | None = None) -> InputError:
     return InputError(f"{what}: {package} is not installed: pip install 'modernbert[{extra or usual}]'")
 
 
-def _is_installed(name: str) -> bool:
+def is_installed(name: str) -> bool:
+    """Return whether a library is installed, without importing it."""
     if name in sys.modules:
         return sys.modules[name] is not None
     return importlib.util.find_spec(name) is not None

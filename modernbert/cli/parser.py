@@ -16,7 +16,7 @@ from modernbert.errors import InputError
 from modernbert.option_types import FileOrUrl
 from modernbert.options import MISSING, Option, kind_of, options_of, plain_kind
 
-__all__ = ["OutputClosed", "VerbCommand", "VerbGroup", "identifier"]
+__all__ = ["OutputClosed", "VerbCommand", "VerbGroup", "identifier", "option_row"]
 
 _SHORT = {"input": "-i", "output": "-o"}
 # The default of an option whose value is None: "Maximum tokens of a text; from the model, by default."
@@ -182,7 +182,7 @@ class VerbCommand(click.Command):
         sections: dict[str, list[tuple[str, str]]] = {}
         for option in self.options:
             heading = "Arguments" if option.positional else option.section or "Options"
-            sections.setdefault(heading, []).append(_help_row(option))
+            sections.setdefault(heading, []).append(option_row(option))
         general = [each for each in self.get_params(ctx) if each.name in ("config", "print_config", "help")]
         sections["General"] = [row for each in general if (row := each.get_help_record(ctx))]
         for heading, rows in sections.items():
@@ -281,7 +281,8 @@ def _metavar(option: Option) -> str:
     return "|".join(map(str, get_args(kind))) if get_origin(kind) is Literal else _METAVARS.get(kind, "VALUE")
 
 
-def _help_row(option: Option) -> tuple[str, str]:
+def option_row(option: Option) -> tuple[str, str]:
+    """Return the name of an option as the help shows it, and its text with the default."""
     default = option.default
     if default is MISSING:
         shown = "[required]"

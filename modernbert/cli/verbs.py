@@ -171,6 +171,18 @@ VERBS = {
         "checkpoints.convert_options:ConvertConfig",
         "checkpoints.convert:run",
     ),
+    "doctor": Verb(
+        "Tools",
+        "Print versions, processor, engines, extras and folders, for a bug report.",
+        "doctor:DoctorConfig",
+        "doctor:run",
+    ),
+    "example-data": Verb(
+        "Tools",
+        "Write the small data sets that the documentation uses.",
+        "data.example_data:ExampleDataConfig",
+        "data.example_data:run",
+    ),
     "demo": Verb(
         "Tools",
         "Pretrain and fine-tune a small model on text found on this machine.",

@@ -19,7 +19,7 @@ import torch  # first, so that its OpenMP is the one the library finds
 from modernbert.errors import InputError
 from modernbert.files import write_file
 
-__all__ = ["library", "unavailable_reason"]
+__all__ = ["cache_folder", "library", "unavailable_reason"]
 
 logger = logging.getLogger("modernbert")
 
@@ -126,11 +126,15 @@ def _target(features: set[str]) -> Path:
     digest = hashlib.sha256(" ".join([*_FLAGS, *sorted(features), torch.__version__]).encode())
     for path in sorted((*_FOLDER.glob("*.h"), *_FOLDER.glob("*.cpp"))):
         digest.update(path.read_bytes())
+    return cache_folder() / f"kernels-{digest.hexdigest()[:20]}.so"
+
+
+def cache_folder() -> Path:
+    """Return the folder of compiled kernels."""
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modernbert"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "modernbert"
     except RuntimeError:  # a user without a home folder, as in containers
-        folder = Path(tempfile.gettempdir()) / f"modernbert-{os.getuid()}"
-    return folder / f"kernels-{digest.hexdigest()[:20]}.so"
+        return Path(tempfile.gettempdir()) / f"modernbert-{os.getuid()}"
 
 
 def _compile(made: Path) -> None:

@@ -1,0 +1,44 @@
+"""The small data sets of the documentation."""
+
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from modernbert.files import new_folder
+
+__all__ = ["ExampleDataConfig", "run"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExampleDataConfig:
+    """Write the small data sets that the documentation uses: messages to a shop, with labels, and its help pages."""
+
+    output: Path = Path("data")
+    """New folder for the files."""
+
+
+def run(config: ExampleDataConfig) -> Path:
+    """Copy the data sets into a new folder, list them, and return the folder.
+
+    Raises: InputError if the folder exists.
+    """
+    source = Path(__file__).with_name("example_files")
+    with new_folder(config.output) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+    for name, content in _CONTENT.items():
+        logger.info("%s: %s", config.output / name, content)
+    return config.output
+
+
+_CONTENT = {
+    "tickets-train.tsv": "160 messages to a shop and their topic (account, billing, delivery, technical)",
+    "tickets-dev.tsv": "40 more",
+    "orders-train.conll": "32 sentences with products, places and dates",
+    "orders-dev.conll": "8 more",
+    "articles/": "18 help pages",
+    "questions-train.jsonl": "18 questions, each with the text of the page that answers it",
+    "faq/": "the help pages and 18 other questions, in the format of BEIR",
+}
