@@ -1,8 +1,8 @@
-"""Write the efficiency tables of the README from the raw results in `records/`.
+"""Write the efficiency tables of the documentation from the raw results in `records/`.
 
     python -m benchmarks.efficiency_tables [--check]
 
-With `--check`, change nothing and exit with 1 if the README differs from the results.
+With `--check`, change nothing and exit with 1 if the page differs from the results.
 """
 
 import json
@@ -16,7 +16,7 @@ from benchmarks.ratios import ratios_to_the_best, value_of
 from modernbert.console import spread
 
 ROOT = Path(__file__).parent.parent
-README, RECORDS = ROOT / "README.md", ROOT / "records"
+PAGE, RECORDS = ROOT / "docs" / "benchmarks.md", ROOT / "records"
 RESULTS = RECORDS / "2026-11-25_efficiency"
 # The newest records.
 TRAINING = RECORDS / "2026-11-27_training" / "training.json"
@@ -35,7 +35,7 @@ Row = dict[str, Any]
 
 def main() -> int:
     """Write the tables, or compare with `--check`; return the exit status."""
-    text = README.read_text()
+    text = PAGE.read_text()
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
     written = f"{before}{BEGIN}\n{tables()}{END}{after}"
@@ -45,7 +45,7 @@ def main() -> int:
     written = f"{before}{GPU_BEGIN}\n{of_gpu}{GPU_END}{after}"
     if "--check" in sys.argv:
         return int(written != text)
-    README.write_text(written)
+    PAGE.write_text(written)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The repository: README and configs are true, modules import only declared libraries, tests can fail."""
+"""The repository: pages and configs are true, modules import only declared libraries, tests can fail."""
 
 import ast
 import json
@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from beartype.roar import BeartypeCallHintViolation
-from commands import run_here
 from jaxtyping import TypeCheckError
 
 from modernbert import ModernBert
@@ -27,49 +26,11 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "modernbert" / "configs" / "pretrain").glob("*.yaml"))
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-
-
-def test_the_python_example_of_the_readme_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], small_bert: ModernBert
-) -> None:
-    small_bert.save(tmp_path / "model")
-    (example,) = blocks("python")
-    assert "answerdotai/ModernBERT-base" in example
-    exec(example.replace("answerdotai/ModernBERT-base", str(tmp_path / "model")), {})
-    assert capsys.readouterr().out
-
-
-def test_the_commands_of_the_readme_are_commands() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    shown: dict[tuple[str, ...], str] = {}
-    for line in "".join(blocks("sh")).splitlines():
-        words = line.split("#")[0].split()
-        if words[:1] == ["make"]:
-            assert re.search(rf"^{words[1]}:", makefile, re.MULTILINE), line
-        if words[:1] == ["modernbert"]:
-            verb = tuple(words[1 : 3 if words[1] == "evaluate" else 2])
-            # The options of fine-tuning depend on the task.
-            shape = (*verb, *(["--task", words[words.index("--task") + 1]] if "--task" in words else []))
-            if shape not in shown:
-                done = run_here(*shape, "--help")
-                assert done.returncode == 0, line
-                shown[shape] = done.stdout
-            known = [re.escape(each).replace("NAME", "[^.]+") for each in re.findall(r"--[\w.-]+", shown[shape])]
-            for option in (word for word in words if word.startswith("--")):
-                assert any(re.fullmatch(each, option) for each in known), line
-
-
-def test_the_tree_of_the_readme_is_the_tree() -> None:
-    (tree,) = (block for block in blocks("text") if "batch.py" in block)
-    for line in tree.splitlines():
-        name = line.split()[0]
-        places = [ROOT / name, ROOT / "modernbert" / name]
-        assert any(place.exists() for place in places), name
+def test_the_architecture_page_names_every_package() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
     for folder in (ROOT / "modernbert").iterdir():
-        if folder.is_dir() and folder.name != "__pycache__":
-            assert f"{folder.name}/" in tree
+        if folder.is_dir() and folder.name not in ("__pycache__", "configs"):
+            assert f"`{folder.name}`" in page
 
 
 def test_no_two_modules_share_a_name() -> None:
@@ -79,14 +40,7 @@ def test_no_two_modules_share_a_name() -> None:
         assert repeated <= {"__init__.py", "__main__.py", "conftest.py"}
 
 
-def test_numbers_of_the_readme_have_their_record() -> None:
-    linked = re.findall(r"\]\((records/[^)]*)\)", (ROOT / "README.md").read_text())
-    assert linked
-    for path in linked:
-        assert (ROOT / path).exists(), path
-
-
-def test_the_efficiency_tables_of_the_readme_are_those_of_the_results() -> None:
+def test_the_efficiency_tables_of_the_documentation_are_those_of_the_results() -> None:
     subprocess.run([sys.executable, "-m", "benchmarks.efficiency_tables", "--check"], cwd=ROOT, check=True)
 
 

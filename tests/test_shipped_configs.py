@@ -1,61 +1,22 @@
-"""The commands of the README: pretraining runs as printed, and every option that a page names exists."""
+"""Shipped configs, models and tokenizers go by their names."""
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
 from commands import modernbert
 
 from modernbert import ModernBert
-from modernbert.checkpoints.folder import ModelFolder
 from modernbert.cli.option_names import option_name
-from modernbert.cli.verbs import VERBS
 from modernbert.config_files import nested, resolve, to_yaml
-from modernbert.data.shards import Shards
-from modernbert.options import options_of
-from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.training.pretraining import PretrainConfig
 from modernbert.training.retriever_finetuning import RetrieverConfig
 
-README = Path(__file__).parents[1] / "README.md"
 HUB_NAME, COMMIT = "answerdotai/ModernBERT-base", "0123456789abcdef0123456789abcdef01234567"
-# What makes each command one of seconds: sizes, and nothing else.
-SHORTER = {
-    "tokenizer": "--vocab-size 512",
-    "prepare": "--heldout 0.2 --processes 1",
-    "pretrain/demo": (
-        "--phases.stable.tokens 2048 --phases.stable.warmup-tokens 0 --phases.stable.batch-warmup-tokens 0 "
-        "--phases.stable.max-micro-batches 1 --phases.extension.tokens 1024 --phases.extension.max-len 1024 "
-        "--phases.extension.micro-batch-tokens 1024 --phases.decay.tokens 1024 --phases.decay.max-len 1024 "
-        "--phases.decay.micro-batch-tokens 1024 --evaluation.max-tokens 512 --no-data.verify"
-    ),
-    "pretrain/adapt": (
-        "--phases.adapt.tokens 2048 --phases.adapt.warmup-tokens 0 --phases.adapt.max-micro-batches 1 "
-        "--phases.adapt.micro-batch-tokens 1024 --phases.adapt.max-len 512"
-    ),
-}
-
-
-def commands_of(section: str) -> list[list[str]]:
-    """Return the words of every command in the code blocks of a section of the README."""
-    text = README.read_text().split(f"\n## {section}\n")[1].split("\n## ")[0]
-    lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
-
-
-def without(words: list[str], others: list[str]) -> list[str]:
-    """Return words without the options, and their values, that are also in others."""
-    return [
-        word
-        for word, before in zip(words, ["", *words], strict=False)
-        if not any(each.startswith("--") and each in others for each in (word, before))
-    ]
 
 
 @pytest.fixture
 def elsewhere(tmp_path: Path, small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a corpus, and a cache of the hub in which a small model goes by the name in the README."""
+    """A folder with a corpus, and a cache of the hub in which a small model goes by its published name."""
     (tmp_path / "work" / "corpus").mkdir(parents=True)
     for number in range(30):
         lines = [
@@ -72,38 +33,12 @@ def elsewhere(tmp_path: Path, small_bert: ModernBert, monkeypatch: pytest.Monkey
     return tmp_path / "work"
 
 
-def test_pretraining_and_continued_pretraining_work_as_printed(elsewhere: Path, small_bert: ModernBert) -> None:
-    said = ""
-    wanted = [words for words in commands_of("Train") if words[0] == "modernbert"]
-    for words in wanted[: [words[3] for words in wanted].index("pretrain/adapt") + 1]:
-        verb, *rest = words[1:]
-        shorter = SHORTER[rest[1] if verb == "pretrain" else verb].split()
-        done = modernbert(verb, *without(rest, shorter), *shorter)
-        assert done.returncode == 0, f"{words}: {done.stderr}"
-        said += done.stdout + done.stderr
-    assert f"starting from {HUB_NAME}" in said
-    mine = ModernBert.load(elsewhere / "runs" / "mine" / "model", device="cpu")
-    assert mine.tokenizer.fingerprint == Tokenizer.load(elsewhere / "tokenizer").fingerprint
-    adapted = ModernBert.load(elsewhere / "runs" / "adapted" / "model", device="cpu")
-    theirs = small_bert.tokenizer.fingerprint
-    assert (
-        adapted.tokenizer.fingerprint
-        == theirs
-        == Shards.open(elsewhere / "runs" / "adapted" / "shards" / "train").fingerprint
-    )
-    assert ModelFolder(elsewhere / "runs" / "adapted" / "model").config.hidden_size == 64
-    assert adapted.fill_mask("The capital of [MASK].", top_k=1)[0]
-
-
 SCHEMAS = {"pretrain": PretrainConfig, "finetune": RetrieverConfig}
 GIVEN = {
     "pretrain": {"output": "x", "tokenizer": "x", "init_from": "x", "data.sources.a": "x"},
     "finetune": {"model": "x", "output": "x", "train": "x", "dev": "x"},
 }
 CONFIGS = Path(__file__).parents[1] / "modernbert" / "configs"
-# Options of torchrun, of the benchmarks, and of the example in CONTRIBUTING.md.
-OTHER_PROGRAMS = ("--nproc-per-node", "--rounds", "--out", "--models", "--sets", "--engines", "--documents",
-                  "--phases.NAME.warmup-share")  # fmt: skip
 
 
 @pytest.mark.parametrize("file", sorted(CONFIGS.rglob("*.yaml")), ids=lambda file: f"{file.parent.name}/{file.stem}")
@@ -159,15 +94,3 @@ def test_a_tokenizer_that_is_nowhere_is_named(elsewhere: Path) -> None:
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert "owner/absent: no such tokenizer file or folder, and not on the hub" in done.stderr
         assert not (elsewhere / "x").exists()
-
-
-def test_options_that_are_named_in_prose_exist() -> None:
-    schemas = [VERBS[verb].load_options(task) for verb in VERBS for task in (None, "embed")]
-    known = {option_name(each.key) for schema in schemas for each in options_of(schema)}
-    known |= {"--config", "--print", "--help", *OTHER_PROGRAMS}
-    for page in (README, README.with_name("CONTRIBUTING.md"), *CONFIGS.rglob("*.yaml")):
-        for name in re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", page.read_text()):
-            patterns = (re.escape(each).replace("NAME", "[^.]+") for each in known)
-            assert any(re.fullmatch(pattern, name.replace("--no-", "--")) for pattern in patterns), (
-                f"{page.name}: {name}"
-            )
