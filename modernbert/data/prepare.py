@@ -76,7 +76,7 @@ def _splits(config: PrepareConfig) -> list[str]:
 
 
 def find_changed_file(folder: Path, files: Sequence[File], *, complete: bool = True) -> str | None:
-    """Return how a file differs from those that a folder of shards was made from; None if all are the same.
+    """Return how a file differs from the files that a folder of shards was made from; None if all are the same.
 
     A file with another modification time is the same if its content is. Without `complete`, files may be missing.
     """

@@ -364,7 +364,7 @@ def _check_text(config: PretrainConfig) -> None:
 
 
 def _check_digests(checkpoint: Checkpoint | None, found: Mapping[str, str], *, with_text: bool = True) -> None:
-    """Refuse shards with another content than those that a checkpoint was trained on."""
+    """Refuse shards whose content differs from the shards that a checkpoint was trained on."""
     for key, digest in checkpoint.state.get("shards", {}).items() if checkpoint else ():
         if found.get(key) != digest and (with_text or key in found):
             raise InputError(
