@@ -1,6 +1,8 @@
 """The files of a release: the source archive is complete, the wheel has all that it needs and works when installed."""
 
+import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import tarfile
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -96,17 +99,53 @@ def test_mypy_finds_the_types_of_the_installed_package(python: Path, tmp_path: P
     assert 'Argument 1 to "rerank" of "ModernBert" has incompatible type' in done.stdout
 
 
-def test_the_installed_package_works_alone(python: Path, small_bert: ModernBert, tmp_path: Path) -> None:
-    """Without a compiler, a home folder, a network or write access to itself."""
+@pytest.fixture
+def alone(python: Path, small_bert: ModernBert, tmp_path: Path) -> list[str | Path]:
+    """The start of a command without the rights of root, and a model in the folder `model`."""
     small_bert.save(tmp_path / "model")
-    # Root may write anywhere, unless it gives up its capabilities.
-    drop = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.getuid() == 0 and shutil.which("setpriv") else []
-    command = [*map(shutil.which, drop[:1]), *drop[1:], python, Path(__file__).with_name("user_program.py"), tmp_path]
-    alone = {"PATH": "/nonexistent", "HOME": "/nonexistent", "https_proxy": "http://127.0.0.1:9"}
-    done = subprocess.run(command, cwd=tmp_path, env=alone, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("a city (1, 1)\nrefused: ") or done.stdout.startswith("a land (1, 1)\nrefused: ")
+    setpriv = shutil.which("setpriv") if os.getuid() == 0 else None
+    return [*([setpriv, "--bounding-set=-all", "--inh-caps=-all"] if setpriv else []), python]
+
+
+ALONE = {"PATH": "/nonexistent", "HOME": "/nonexistent", "https_proxy": "http://127.0.0.1:9"}
+NO_COMPILER = "engine torch, since cpu needs a C++ compiler, found none (apt install g++)\n"
+has_kernels = pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="no CPU kernels")
+
+
+def run_alone(alone: list[str | Path], folder: Path, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a program without a compiler, a home folder, a network and write access to the installed package."""
+    done = subprocess.run([*alone, *words], cwd=folder, env=ALONE, capture_output=True, text=True)
+    assert done.returncode == 0 and not Path("/nonexistent").exists(), done.stderr
+    return done
+
+
+def test_a_program_works_alone(alone: list[str | Path], tmp_path: Path) -> None:
+    done = run_alone(alone, tmp_path, Path(__file__).with_name("user_program.py"), tmp_path)
+    assert "(1, 1)\nrefused: " in done.stdout and "20,002 tokens" in done.stdout
     assert done.stdout.rstrip().endswith(version("modernbert"))
-    if sys.platform == "linux":
-        assert "engine torch, since cpu needs a C++ compiler, found none (apt install g++)" in done.stderr
-    assert not Path("/nonexistent").exists()
+
+
+@has_kernels
+@pytest.mark.parametrize(
+    ("words", "said"), [(["embed", "model", "a city"], "["), (["fill-mask", "model", "a [MASK]"], "a ")]
+)
+def test_commands_work_alone(alone: list[str | Path], tmp_path: Path, words: list[str], said: str) -> None:
+    done = run_alone(alone, tmp_path, "-m", "modernbert", *words)
+    assert done.stdout.startswith(said) and done.stderr.count(NO_COMPILER) == 1
+
+
+@has_kernels
+def test_the_server_works_alone(alone: list[str | Path], tmp_path: Path) -> None:
+    command = [*alone, "-m", "modernbert", "serve", "model", "--port", "0"]
+    with subprocess.Popen(command, cwd=tmp_path, env=ALONE, stderr=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stderr is not None
+            said = [next(server.stderr) for _ in range(3)]
+            address = said[-1].split(": ")[1].split(",")[0]
+            body = json.dumps({"inputs": ["a city"]}).encode()
+            request = Request(f"{address}/embed", body, {"content-type": "application/json"})
+            with urlopen(request, timeout=60) as answer:
+                assert len(json.load(answer)[0]) == 64
+        finally:
+            server.terminate()
+    assert said.count(NO_COMPILER) == 1
