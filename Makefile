@@ -2,7 +2,8 @@
 # make test    prove the package equal to the published architecture
 # make slow    the tests that `make test` leaves out because they take minutes
 # make lint    format, lint, types, import contracts, spelling, and the schemas of project files
-# make check   what a change must pass: lint and all tests
+# make docs    build the documentation into site/; a broken link is an error
+# make check   what a change must pass: lint, docs and all tests
 # make lowest, make newest   the tests with the lowest and the newest versions of every library that pyproject.toml allows
 # make bench-gpu  what a GPU does: parity, training, the efficiency table, into build/gpu (torch must see the GPU)
 # make faults  kill, damage and mislead runs, and write what came of it to build/faults
@@ -23,7 +24,7 @@ TESTS ?= tests
 RESOLUTION_lowest := lowest-direct
 RESOLUTION_newest := highest
 
-.PHONY: demo demo-quick test slow lint check lowest newest faults bench-gpu format clean
+.PHONY: demo demo-quick test slow lint docs check lowest newest faults bench-gpu format clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/modernbert demo
@@ -50,7 +51,10 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec compose.yaml
 	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
-check: lint
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+check: lint docs
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
 lowest newest: $(VENV)/uv.stamp
@@ -74,7 +78,7 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/python.stamp:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -85,6 +89,10 @@ $(VENV)/python.stamp:
 
 $(VENV)/uv.stamp: $(VENV)/python.stamp
 	$(INSTALL) "uv>=0.8"
+	touch $@
+
+$(VENV)/docs.stamp: $(VENV)/dev.stamp
+	$(INSTALL) --group docs
 	touch $@
 
 $(VENV)/demo.stamp: $(VENV)/python.stamp pyproject.toml
