@@ -35,10 +35,10 @@ class ModernBert(Predictor):
     def __repr__(self) -> str:
         name = self.origin.folder.path.name if self.origin else "in memory"
         head = self.model.task or ("late interaction" if self.is_late else "encoder")
-        dtype = dtype_name(self.model.dtype)
+        engine = self.model.encoder.engine.name if self.model.family == MODERNBERT else "transformers"
         return (
             f"ModernBert({name}: {head}, {self.model.num_layers} layers, width {self.width}, "
-            f"max_length {self.max_length:,}, {dtype} on {self.device})"
+            f"max_length {self.max_length:,}, {dtype_name(self.model.dtype)} on {self.device}, engine {engine})"
         )
 
     @staticmethod

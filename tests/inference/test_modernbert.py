@@ -323,3 +323,9 @@ def test_a_model_of_the_hub_is_found_in_its_cache_and_its_commit_is_said(
         find_folder("owner/other", offline=True)
     with pytest.raises(InputError, match="revision: found 'v1', but .* is a folder"):
         find_folder(kept / "snapshots" / commit, "v1")
+
+
+def test_a_model_and_its_tokenizer_print_as_one_line(small_bert: ModernBert) -> None:
+    shape = "fill-mask, 4 layers, width 64, max_length 1,000"
+    assert repr(small_bert) == f"ModernBert(in memory: {shape}, float32 on cpu, engine torch)"
+    assert repr(small_bert.tokenizer) == "Tokenizer(tokenizer: 512 entries)"
