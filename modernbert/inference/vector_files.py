@@ -119,7 +119,8 @@ def _write_parquet(out: Path, blocks: Iterator[Block], named: bool) -> None:
     with new_file(out) as partial:
         writer = None
         for table in _tables(blocks):
-            writer = writer or pyarrow.parquet.ParquetWriter(partial, table.schema)
+            # Without Arrow's schema, since pyarrow before 26 cannot read a fixed-size list that is null.
+            writer = writer or pyarrow.parquet.ParquetWriter(partial, table.schema, store_schema=False)
             writer.write_table(table)
         if writer is not None:
             writer.close()
