@@ -56,7 +56,7 @@ def options_of(schema: type, prefix: str = "", section: str = "", defaults: Any 
         if typing.get_origin(kind) is dict:
             key, kind = f"{key}.NAME", typing.get_args(kind)[1]
         if is_dataclass(kind):
-            yield from options_of(typing.cast(type, kind), f"{key}.", f"{key}: {text}".rstrip("."), default)
+            yield from options_of(typing.cast(type, kind), f"{key}.", text.rstrip("."), default)
             continue
         heading = section or ("" if owner is schema else (inspect.getdoc(owner) or "").split("\n")[0].rstrip("."))
         hint = kind if key.endswith(".NAME") else hints[each.name]

@@ -33,7 +33,8 @@ def root_page(name: str) -> str:
 
 
 def cli_page() -> str:
-    """Return the options of every command."""
+    """Return the examples and the options of every command."""
+    from modernbert.cli.parser import shell_lines
     from modernbert.cli.verbs import VERBS
 
     parts = [
@@ -48,6 +49,8 @@ def cli_page() -> str:
         for task in tasks:
             if task:
                 parts.append(f"### {name} --task {task}")
+            examples = ["\n".join(shell_lines(each, 100)) for each in verb.examples_for(task)]
+            parts.append("```sh\n" + "\n".join(examples) + "\n```")
             parts += option_tables(verb.load_options(task))
     return "\n\n".join(parts)
 

@@ -31,6 +31,7 @@ def _print_version(ctx: click.Context, param: click.Parameter, wanted: bool) -> 
 cli = VerbGroup(
     "modernbert",
     help="Train and use ModernBERT encoders.",
+    epilog="modernbert COMMAND --help shows examples and all options of a command.",
     context_settings={
         "help_option_names": ["-h", "--help"],
         "max_content_width": 120,
@@ -43,7 +44,7 @@ cli = VerbGroup(
 )  # fmt: skip
 
 
-@cli.command()
+@cli.command(short_help="Print a completion script for bash, zsh or fish.")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print a completion script for a shell: eval "$(modernbert completion bash)"."""

@@ -16,7 +16,7 @@ from modernbert.errors import InputError
 from modernbert.option_types import FileOrUrl
 from modernbert.options import MISSING, Option, kind_of, options_of, plain_kind
 
-__all__ = ["OutputClosed", "VerbCommand", "VerbGroup", "identifier", "option_row"]
+__all__ = ["OutputClosed", "VerbCommand", "VerbGroup", "identifier", "option_row", "shell_lines"]
 
 _SHORT = {"input": "-i", "output": "-o"}
 # The default of an option whose value is None: "Maximum tokens of a text; from the model, by default."
@@ -86,13 +86,12 @@ class VerbCommand(click.Command):
                 ["--print", "print_config"], is_flag=True, help="Print all options with their values, and stop."
             ),
         ]
-        note = (
-            f"Options depend on the task: modernbert {name} --task {TASKS[1]} --help lists the options of {TASKS[1]}."
-        )
+        note = f"The tasks embed and late have other options: modernbert {name} --task embed --help lists them."
         super().__init__(name, callback=self._run, epilog=note if verb.by_task else None)
         self._use(verb.load_options())
 
-    def _use(self, schema: type) -> None:
+    def _use(self, schema: type, task: str | None = None) -> None:
+        self.examples = self.verb.examples_for(task)
         self.schema, self.help = schema, (inspect.getdoc(schema) or "").replace("`", "")
         self.options = list(options_of(schema))
         self.params = [_parameter(each) for each in self.options if "NAME" not in each.key.split(".")]
@@ -101,7 +100,7 @@ class VerbCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take the options that belong to mappings, such as `--phases.adapt.tokens 5`, then parse the others."""
         if self.verb.by_task and (task := _task_in(args)):
-            self._use(self.verb.load_options(task))
+            self._use(self.verb.load_options(task), task)
         rest: list[str] = []
         ctx.meta["given"] = given = {}
         words = iter(args)
@@ -177,17 +176,37 @@ class VerbCommand(click.Command):
         except InputError as error:
             raise InputError(spell_options(str(error), self.options)) from error
 
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the description, then the examples."""
+        super().format_help_text(ctx, formatter)
+        with formatter.section("Example" if len(self.examples) == 1 else "Examples"):
+            for example in self.examples:
+                for line in shell_lines(example, formatter.width - 2):
+                    formatter.write(f"  {line}\n")
+
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write arguments, then options by section, each with its default."""
+        """Write arguments, then options by section, each with its default; groups such as `checkpoint` come last."""
         sections: dict[str, list[tuple[str, str]]] = {}
-        for option in self.options:
-            heading = "Arguments" if option.positional else option.section or "Options"
+        for option in sorted(self.options, key=lambda each: "." in each.key):
+            heading = "Arguments" if option.positional else option.section.replace("`", "") or "Options"
             sections.setdefault(heading, []).append(option_row(option))
-        general = [each for each in self.get_params(ctx) if each.name in ("config", "print_config", "help")]
-        sections["General"] = [row for each in general if (row := each.get_help_record(ctx))]
+        general = [*self.extra, self.get_help_option(ctx)]
+        sections["General"] = [row for each in general if each and (row := each.get_help_record(ctx))]
         for heading, rows in sections.items():
             with formatter.section(heading):
                 formatter.write_dl(rows)
+
+
+def shell_lines(command: str, width: int) -> list[str]:
+    """Return a command line that can be pasted, broken before options where it is longer than `width`."""
+    lines = [""]
+    for part in re.split(r" (?=--)", command):
+        if lines[-1] and len(f"{lines[-1]} {part} \\") > width:
+            lines[-1] += " \\"
+            lines.append(f"    {part}")
+        else:
+            lines[-1] += f" {part}" if lines[-1] else part
+    return lines
 
 
 def _repeated(name: str) -> InputError:
@@ -286,7 +305,7 @@ def option_row(option: Option) -> tuple[str, str]:
     default = option.default
     if default is MISSING:
         shown = "[required]"
-    elif default is None or default == () or default == [] or default == {}:
+    elif default is None or default in ((), [], {}, ""):
         shown = ""
     else:
         items = default if isinstance(default, list | tuple) else [default]

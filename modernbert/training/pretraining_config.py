@@ -109,7 +109,7 @@ class SpikeGuardConfig:
 
 @dataclass(kw_only=True)
 class PretrainConfig(SplitDocuments, RunOptions):
-    """Pretrain a model from scratch, or continue the pretraining of one, in one or more phases."""
+    """Pretrain a model, or continue the pretraining of one, in one or more phases."""
 
     FREE_TO_CHANGE: ClassVar[tuple[str, ...]] = (
         *RunOptions.FREE_TO_CHANGE, "compile", "recompute", "data.verify",
@@ -124,8 +124,8 @@ class PretrainConfig(SplitDocuments, RunOptions):
     tokenizer: str | None = None
     """A tokenizer.json, a folder with one, or a model on the Hub; that of `init_from`, by default."""
     init_from: str | None = None
-    """A model folder, a model on the Hub, a checkpoint or a run to start from. Its shape is kept; its context length
-    becomes the `max_len` of the last phase, and its RoPE bases those of the phases. A new model, by default."""
+    """A model folder, a model on the Hub, a checkpoint or a run to start from. Its shape is kept. Its context length
+    becomes the `max_len` of the last phase, and its RoPE bases those of the phases; a new model, by default."""
     init_optimizer: bool = False
     """Start with the optimizer state of `init_from` too."""
     new_vocabulary: bool = False
