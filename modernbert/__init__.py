@@ -47,6 +47,8 @@ __all__ = [
     "train_tokenizer",
 ]
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "Batch": "modernbert.batch",
     "Guess": "modernbert.inference.modernbert",
@@ -66,8 +68,6 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that a process that only tokenizes does not import torch."""
-    if name == "__version__":
-        return import_module("importlib.metadata").version("modernbert")
     if name not in _HOMES:
         raise AttributeError(f"module 'modernbert' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -8,13 +8,12 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from importlib.metadata import version
 from pathlib import Path
 from urllib.request import Request, urlopen
 
 import pytest
 
-from modernbert import ModernBert
+from modernbert import ModernBert, __version__
 
 ROOT = Path(__file__).parent.parent
 BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, f'build_{sys.argv[1]}')(sys.argv[2]))"
@@ -37,7 +36,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(ROOT, folder / "checkout", ignore=IGNORED)
     with tarfile.open(build("sdist", folder / "checkout", folder)) as archive:
         archive.extractall(folder, filter="data")
-    return folder / f"modernbert-{version('modernbert')}"
+    return folder / f"modernbert-{__version__}"
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +121,7 @@ def run_alone(alone: list[str | Path], folder: Path, *words: str | Path) -> subp
 def test_a_program_works_alone(alone: list[str | Path], tmp_path: Path) -> None:
     done = run_alone(alone, tmp_path, Path(__file__).with_name("user_program.py"), tmp_path)
     assert "(1, 1)\nrefused: " in done.stdout and "20,002 tokens" in done.stdout
-    assert done.stdout.rstrip().endswith(version("modernbert"))
+    assert done.stdout.rstrip().endswith(__version__)
 
 
 @has_kernels

@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 from beartype.roar import BeartypeCallHintViolation
 from jaxtyping import TypeCheckError
 
-from modernbert import ModernBert
+from modernbert import ModernBert, __version__
 from modernbert.config_files import nested, resolve
 from modernbert.errors import InputError
 from modernbert.evaluation.ranking_metrics import rank_ids
@@ -180,7 +179,7 @@ def _plain_name(requirement: str) -> str:
 
 def test_the_version_is_printed() -> None:
     done = subprocess.run([sys.executable, "-m", "modernbert", "--version"], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith(f"modernbert {version('modernbert')}, ")
+    assert done.returncode == 0 and done.stdout.startswith(f"modernbert {__version__}, ")
 
 
 def test_a_command_that_used_kernels_prints_nothing_at_its_end() -> None:
@@ -252,7 +251,7 @@ def test_no_assertion_of_a_test_is_one_that_cannot_fail(path: Path) -> None:
 def test_project_files_name_the_same_versions() -> None:
     """The version of the package, of Python and of torch, in all files that repeat them."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {__version__}\n" in (ROOT / "CITATION.cff").read_text()
     pythons = [line.split(" :: ")[-1] for line in project["classifiers"] if " :: 3." in line]
     assert f"python: {json.dumps(pythons)}\n" in (ROOT / ".github" / "workflows" / "test.yml").read_text()
     assert project["requires-python"] == f">={pythons[0]}"
