@@ -49,7 +49,8 @@ class SequenceLengths:
         >>> SequenceLengths.from_lengths([2, 3]).positions.tolist()
         [0, 1, 0, 1, 2]
 
-        Raises: InputError if there is no document, or one without tokens.
+        Raises:
+            InputError: If there is no document, or one without tokens.
         """
         sizes = np.asarray(lengths, dtype=np.int64)
         if sizes.size == 0:
@@ -131,7 +132,8 @@ class Batch:
     def from_documents(documents: Sequence[Sequence[int] | np.ndarray]) -> "Batch":
         """Concatenate the token ids of documents, on the CPU.
 
-        Raises: InputError if there is no document, or one without tokens.
+        Raises:
+            InputError: If there is no document, or one without tokens.
         """
         layout = SequenceLengths.from_lengths([len(document) for document in documents])
         flat = np.concatenate([np.asarray(document, dtype=np.int64) for document in documents])

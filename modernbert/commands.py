@@ -68,7 +68,8 @@ def finetune(options: FinetuneConfig | RetrieverConfig) -> Path:
 
     >>> finetune("runs/base/model", task="classify", train="train.tsv", output="runs/sst2")  # doctest: +SKIP
 
-    Raises: InputError for options or inputs that cannot be used, before anything is written.
+    Raises:
+        InputError: For options or inputs that cannot be used, before anything is written.
     """
     from modernbert.training.finetune_command import run
 
@@ -84,7 +85,8 @@ def sweep(options: FinetuneSweepConfig | RetrieverSweepConfig) -> Path:
     >>> sweep("runs/base/model", task="classify", train="train.tsv", dev="dev.tsv", output="runs/sweep",
     ...       sweep={"lr": [1e-5, 3e-5, 8e-5]})  # doctest: +SKIP
 
-    Raises: InputError for options or inputs that cannot be used, before anything is written.
+    Raises:
+        InputError: For options or inputs that cannot be used, before anything is written.
     """
     from modernbert.training.sweep_command import run
 
@@ -104,7 +106,8 @@ def evaluate(
         config: YAML file with options.
         options: The options of `modernbert evaluate BENCHMARK --help`.
 
-    Raises: InputError for an unknown benchmark, and options or inputs that cannot be used.
+    Raises:
+        InputError: For an unknown benchmark, and options or inputs that cannot be used.
     """
     given = options if model is None else {"model": model, **options}
     if benchmark == "retrieval":

@@ -139,7 +139,8 @@ class ModernBert(Predictor):
     def embed_queries(self, texts: str | Iterable[str]) -> TextVectors:
         """Return the vectors of queries as the model was fine-tuned to make them; texts that are too long are cut.
 
-        Raises: InputError for inputs that are not text, or a model with a head of labels.
+        Raises:
+            InputError: For inputs that are not text, or a model with a head of labels.
         """
         return self._map(Predictor.embed_with_template, check_texts(listed(texts)), template=self.query_template)
 
@@ -148,7 +149,8 @@ class ModernBert(Predictor):
 
         `prompt` replaces the prompt of documents.
 
-        Raises: InputError for inputs that are not text, or a model with a head of labels.
+        Raises:
+            InputError: For inputs that are not text, or a model with a head of labels.
         """
         template = self.document_template if prompt is None else replace(self.document_template, prompt=prompt)
         return self._map(Predictor.embed_with_template, check_texts(listed(texts)), template=template)
@@ -160,7 +162,8 @@ class ModernBert(Predictor):
 
         `prompt` and `overflow` work as in `embed`, but chunks cannot be averaged.
 
-        Raises: InputError for a text that is too long or not text.
+        Raises:
+            InputError: For a text that is too long or not text.
         """
         check_overflow(overflow, mean_of="vectors of tokens have no mean")
         return self._map(
@@ -173,7 +176,8 @@ class ModernBert(Predictor):
 
         Texts are embedded as queries, others as documents; texts that are too long are cut.
 
-        Raises: InputError for inputs that are not text, or a model with a head of labels.
+        Raises:
+            InputError: For inputs that are not text, or a model with a head of labels.
         """
         return similarities(self.embed_queries(texts).vectors, self.embed_documents(others).vectors)
 
@@ -185,7 +189,8 @@ class ModernBert(Predictor):
         A cross-encoder scores pairs: with a probability, or if it is a regression with its number. A model without a
         head compares vectors, see `similarity`. `overflow` is that of `embed`; only a cross-encoder averages chunks.
 
-        Raises: InputError for a text or pair that is too long or not text, or a model with several labels.
+        Raises:
+            InputError: For a text or pair that is too long or not text, or a model with several labels.
         """
         if top_k is not None:
             check_number("top_k", top_k)
@@ -211,8 +216,9 @@ class ModernBert(Predictor):
 
         One text has one answer, several a list of them. With `split-mean`, scores are averaged over chunks.
 
-        Raises: InputError for a model without labels, a single text for a model of pairs, or a text that is too long or
-            not text.
+        Raises:
+            InputError: For a model without labels, a single text for a model of pairs, or a text that is too long or
+                not text.
         """
         check_overflow(overflow)
         is_one = isinstance(texts, (str, tuple))
@@ -232,7 +238,8 @@ class ModernBert(Predictor):
     def tag(self, texts: str | Iterable[str], *, overflow: str = "error") -> list[Span] | list[list[Span]]:
         """Return the spans found in each text, as ranges of its characters; of one text, its spans.
 
-        Raises: InputError for a model without tags, or a text that is too long or not text.
+        Raises:
+            InputError: For a model without tags, or a text that is too long or not text.
         """
         several = check_texts(listed(texts))
         task = self.task_of_head()
@@ -247,7 +254,8 @@ class ModernBert(Predictor):
 
         One text has one list for each mask, several texts a list of those.
 
-        Raises: InputError for a text without a mask or too long, or a model without the masked-LM head.
+        Raises:
+            InputError: For a text without a mask or too long, or a model without the masked-LM head.
         """
         if self.model.task != FILL_MASK:
             raise InputError("this model folder has no masked-LM head (head.dense, head.norm, decoder.bias)")
@@ -258,7 +266,8 @@ class ModernBert(Predictor):
     def count_tokens(self, texts: str | Iterable[str]) -> list[int]:
         """Return how many tokens each text has, special tokens included.
 
-        Raises: InputError for inputs that are not text.
+        Raises:
+            InputError: For inputs that are not text.
         """
         return [len(ids) for ids in self.all_ids(check_texts(listed(texts)), "")]
 
@@ -268,7 +277,8 @@ class ModernBert(Predictor):
         Weights are written in the precision they are held in: load with `dtype="float32"` to keep every bit of a
         float32 folder where `auto` would take bfloat16.
 
-        Raises: InputError if the folder exists already, or the disk is full.
+        Raises:
+            InputError: If the folder exists already, or the disk is full.
         """
         if self.model.family != MODERNBERT:
             raise InputError("a model of another family is saved by the library it came from")

@@ -77,7 +77,8 @@ class ModelConfig:
         >>> ModelConfig.preset("large").num_hidden_layers
         28
 
-        Raises: InputError for an unknown name or field, with the nearest known one.
+        Raises:
+            InputError: For an unknown name or field, with the nearest known one.
         """
         if name not in PRESETS:
             raise InputError(
@@ -93,7 +94,8 @@ class ModelConfig:
     def from_fields(values: Mapping[str, Any]) -> "ModelConfig":
         """Return a config from parsed JSON or YAML, whose values may be of any type.
 
-        Raises: InputError naming the first field with a value of the wrong type, or impossible sizes.
+        Raises:
+            InputError: Naming the first field with a value of the wrong type, or impossible sizes.
         """
         return ModelConfig(**_typed(values))
 
