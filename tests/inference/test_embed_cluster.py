@@ -128,7 +128,7 @@ def test_a_cluster_is_asked_for_what_it_can_do(folder: Path, tmp_path: Path, mon
     for changes, said in (
         ({"output": None}, "executor: ray embeds files or standard input, into a file"),
         ({"input": (), "texts": ["a"]}, "executor: ray embeds files or standard input, into a file"),
-        ({"device": ["cpu", "cpu"]}, "device: found 2, expected one; --processes says how many"),
+        ({"device": ["cpu", "cpu"]}, "device: found 2, expected one; `processes` says how many"),
     ):
         with pytest.raises(InputError, match=said):
             run(EmbedConfig(**(vars(config) | changes)))
