@@ -96,24 +96,43 @@ def http_page() -> str:
         "Routes of `modernbert serve`. The running server shows the same at `/docs`, with a form to try each route. "
         "Errors have a JSON body with `error` and `error_type`; see the [guide](../guides/serve.md).",
     ]
+    schemas = schema["components"]["schemas"]
+    routes: dict[str, list[tuple[str, dict[str, Any]]]] = {}
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
-            parts += [f"## {method.upper()} {path}", operation.get("description") or operation.get("summary", "")]
-            parts += fields_of(operation, schema["components"]["schemas"])
-    return "\n\n".join(filter(None, parts))
+            routes.setdefault(operation["summary"], []).append((f"{method.upper()} {path}", operation))
+    for summary, same in routes.items():
+        names, operation = ", ".join(f"`{name}`" for name, _ in same), same[0][1]
+        parts += [f"## {summary}", names, operation["description"]]
+        content = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
+        if body := schemas.get(name_of(content.get("schema", {}))):
+            parts.append("\n".join([*TABLE, *field_rows(body, schemas)]))
+            parts.append(f"```json\n{json.dumps(body['example'])}\n```")
+        answer = operation["responses"]["200"]
+        parts.append(f"Returns: {answer['description']}")
+        if example := answer.get("content", {}).get("application/json", {}).get("example"):
+            parts.append(f"```json\n{json.dumps(example)}\n```")
+    return "\n\n".join(parts)
 
 
-def fields_of(operation: dict[str, Any], schemas: dict[str, Any]) -> Iterator[str]:
-    """Yield a table of the fields of a request body."""
-    content = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema", {})
-    body = schemas.get(content.get("$ref", "").rsplit("/", 1)[-1], content)
-    if not body.get("properties"):
-        return
-    rows = ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
-    for name, field in body["properties"].items():
-        default = "required" if name in body.get("required", ()) else f"`{json.dumps(field.get('default'))}`"
-        rows.append(f"| `{name}` | {cell(type_of(field))} | {cell(default)} | {cell(field.get('description', ''))} |")
-    yield "\n".join(rows)
+TABLE = ("| field | type | default | meaning |", "| --- | --- | --- | --- |")
+
+
+def field_rows(body: dict[str, Any], schemas: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield a row for each field of a body and of the objects in it, required ones first."""
+    required = body.get("required", ())
+    for name, field in sorted(body["properties"].items(), key=lambda each: each[0] not in required):
+        default = "required" if name in required else f"`{json.dumps(field.get('default'))}`"
+        cells = (f"`{prefix}{name}`", type_of(field), default, field["description"])
+        yield f"| {' | '.join(map(cell, cells))} |"
+        for kind in (field, *field.get("anyOf", ())):
+            if inner := schemas.get(name_of(kind)):
+                yield from field_rows(inner, schemas, f"{prefix}{name}.")
+
+
+def name_of(kind: dict[str, Any]) -> str:
+    """Return the name of the schema that a type refers to."""
+    return str(kind.get("$ref", "")).rsplit("/", 1)[-1]
 
 
 def type_of(field: dict[str, Any]) -> str:
@@ -126,7 +145,7 @@ def type_of(field: dict[str, Any]) -> str:
         return f"`{json.dumps(field['const'])}`"
     if field.get("type") == "array":
         return f"array of {type_of(field.get('items', {}))}"
-    return str(field.get("type") or field.get("$ref", "any").rsplit("/", 1)[-1])
+    return str(field.get("type") or "object")
 
 
 def server_app() -> Any:

@@ -14,6 +14,7 @@ from modernbert.inference.outputs import LabelScores, MaskGuesses
 from modernbert.inference.overflow import encode_words
 from modernbert.model.interface import FILL_MASK
 from modernbert.serving import schemas
+from modernbert.serving.schemas import described
 from modernbert.serving.service import Service, json_response
 from modernbert.tasks.tagging import spans_of_best
 from modernbert.tokenizer.input_templates import EncodedText
@@ -30,23 +31,45 @@ def add_answers(app: FastAPI, service: Service) -> None:
     """Add the routes; each refuses a model whose head is for something else."""
     bert = service.bert
 
-    @app.post("/rerank")
+    ranking = [{"index": 1, "score": 0.41}, {"index": 0, "score": -0.04}]
+
+    @app.post("/rerank", **described("Answers", "Rank texts", "The numbers of the texts, best first.", ranking))
     async def rerank(http: Request, body: schemas.RerankIn) -> list[dict[str, Any]]:
+        """Return the scores of texts for a query, best first.
+
+        A cross-encoder scores with a probability, a regression with its number. Other models score with the cosine
+        similarity of vectors, or with MaxSim.
+        """
         scores = await service.rank(http, body.query, body.texts, bool(body.truncate), body.raw_scores)
         order = sorted(range(len(scores)), key=lambda n: -scores[n])
         text = (lambda n: {"text": body.texts[n]}) if body.return_text else lambda n: {}
         return [{"index": n, "score": scores[n], **text(n)} for n in order]
 
-    @app.post("/v1/rerank")
+    results_of_cohere = described(
+        "Answers", "Rank documents, for Cohere's clients", "The numbers of the documents, best first.",
+        {"model": "m", "results": [{"index": 1, "relevance_score": 0.41}]},
+    )  # fmt: skip
+
+    @app.post("/v1/rerank", **results_of_cohere)
     async def cohere(http: Request, body: schemas.RerankV1In) -> dict[str, Any]:
-        scores = await service.rank(http, body.query, body.documents, body.truncate, False)
+        """Return the scores of documents for a query, best first, in the form of Cohere's API."""
+        scores = await service.rank(http, body.query, body.documents, bool(body.truncate), False)
         order = sorted(range(len(scores)), key=lambda n: -scores[n])[: body.top_n]
         text = (lambda n: {"document": {"text": body.documents[n]}}) if body.return_documents else lambda n: {}
         results = [{"index": n, "relevance_score": scores[n], **text(n)} for n in order]
         return {"model": body.model or service.settings.model_id, "results": results}
 
-    @app.post("/predict")
+    labels = described(
+        "Answers", "Label texts", "The labels of each text; for a single text or pair, without the outer array.",
+        [[{"label": "billing", "score": 0.93}, {"label": "delivery", "score": 0.07}]],
+    )  # fmt: skip
+
+    @app.post("/predict", **labels)
     async def predict(http: Request, body: schemas.PredictIn) -> Any:
+        """Return the labels of each text with their probabilities, or the spans that a tagger finds.
+
+        A model without a classification head refuses the request.
+        """
         model, _ = service.head()
         batched = not isinstance(body.inputs, str) and bool(body.inputs) and isinstance(body.inputs[0], list)
         if body.inputs == []:
@@ -65,8 +88,14 @@ def add_answers(app: FastAPI, service: Service) -> None:
         answer: Any = rerank if bert.answers == "ranking" else predict
         app.add_api_route("/", answer, methods=["POST"], include_in_schema=False)
 
-    @app.post("/fill-mask")
+    guesses = described(
+        "Answers", "Fill masks", "The tokens of each text; with several masks in a text, an array for each.",
+        [{"token": 1929, "token_str": " card", "score": 0.31}],
+    )  # fmt: skip
+
+    @app.post("/fill-mask", **guesses)
     async def fill_mask(http: Request, body: schemas.FillMaskIn) -> Any:
+        """Return the most probable tokens for each [MASK]; a model without a masked-LM head refuses the request."""
         model = bert.model
         if model.task != FILL_MASK:
             raise InputError("this model has no masked-LM head")

@@ -24,6 +24,7 @@ from modernbert.serving.api_page import add_docs
 from modernbert.serving.playground import add_page, facts_of
 from modernbert.serving.request_guard import Metrics, RequestGuard, refusal_of
 from modernbert.serving.scheduler import Busy, Gone, Scheduler
+from modernbert.serving.schemas import described
 from modernbert.serving.service import ServeSettings, Service
 from modernbert.serving.vector_routes import add_vectors
 
@@ -53,7 +54,11 @@ def make_app(bert: ModernBert, scheduler: Scheduler, settings: ServeSettings) ->
     def close() -> None:
         service.is_ready, service.is_closing = False, True
 
-    app = FastAPI(title="modernbert", lifespan=lifespan, docs_url=None, redoc_url=None, responses=schemas.REFUSALS)
+    app = FastAPI(
+        title=f"modernbert: {settings.model_id}", version=version("modernbert"), lifespan=lifespan, docs_url=None,
+        redoc_url=None, responses=schemas.REFUSALS,
+        description="Routes of text-embeddings-inference, OpenAI and Cohere. Unknown fields are ignored.",
+    )  # fmt: skip
     metrics = Metrics(scheduler)
     app.state.close = close
     paths: set[str] = set()
@@ -127,8 +132,11 @@ def _add_errors(app: FastAPI) -> None:
 def _add_tokens(app: FastAPI, service: Service) -> None:
     tokenizer = service.bert.tokenizer
 
-    @app.post("/tokenize")
+    tokens = [[{"id": 42, "special": False, "start": 0, "stop": 1, "text": "I"}]]
+
+    @app.post("/tokenize", **described("Tokens", "Tokenize texts", "The tokens of each text.", tokens))
     async def tokenize(body: schemas.TokenizeIn) -> Response:
+        """Return the tokens of each text with their ids and character ranges; special tokens have no range."""
         texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs
 
         def located() -> bytes:
@@ -149,8 +157,11 @@ def _add_tokens(app: FastAPI, service: Service) -> None:
 
         return Response(await run_in_threadpool(located), media_type="application/json")
 
-    @app.post("/decode")
+    @app.post(
+        "/decode", **described("Tokens", "Decode token ids", "A text for each array of ids.", ["I forgot my password."])
+    )
     async def decode(body: schemas.DecodeIn) -> list[str]:
+        """Return the text of token ids."""
         rows: list[Any] = body.ids if body.ids and isinstance(body.ids[0], list) else [body.ids]
 
         def texts() -> list[str]:
@@ -167,8 +178,10 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
     @app.head("/health", include_in_schema=False)
     @app.head("/ping", include_in_schema=False)
-    @app.get("/health", response_class=Response)
-    @app.get("/ping", response_class=Response)
+    @app.get(
+        "/health", response_class=Response, **described("Server", "Check that the server runs", "The server runs.")
+    )
+    @app.get("/ping", response_class=Response, **described("Server", "Check that the server runs", "The server runs."))
     async def health() -> Response:
         """Return 200 while the scheduler runs, else 503."""
         if not service.scheduler.is_alive:
@@ -176,12 +189,16 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
         return Response(status_code=200)
 
     @app.head("/ready", include_in_schema=False)
-    @app.get("/ready", response_class=Response)
+    @app.get(
+        "/ready",
+        response_class=Response,
+        **described("Server", "Check that the server is ready", "The server is ready."),
+    )
     async def ready() -> Response:
         """Return 200 if the server answers; 503 before its first batch and while it closes."""
         return Response(status_code=200 if service.is_ready and service.scheduler.is_alive else 503)
 
-    @app.get("/info")
+    @app.get("/info", **described("Server", "Show the model and the limits", "The model, and the limits of requests."))
     async def info() -> dict[str, Any]:
         """Return the served model and the limits of requests."""
         kind: dict[str, Any] = {"embedding": {"pooling": bert.vectors.pooling}}
@@ -197,7 +214,11 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
             **facts_of(bert),
         }  # fmt: skip
 
-    @app.get("/metrics", response_class=PlainTextResponse)
+    @app.get(
+        "/metrics",
+        response_class=PlainTextResponse,
+        **described("Server", "Show metrics", "Metrics in the text format of Prometheus."),
+    )
     async def prometheus() -> Response:
         """Return the metrics in Prometheus's text format."""
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

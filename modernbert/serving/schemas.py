@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 __all__ = [
     "KINDS",
@@ -16,6 +16,7 @@ __all__ = [
     "RerankV1In",
     "SimilarityIn",
     "TokenizeIn",
+    "described",
 ]
 
 
@@ -39,134 +40,197 @@ KINDS: tuple[str, ...] = get_args(Kind)
 Precision = Literal["float32", "float16", "int8", "binary"]
 
 
-class EmbedIn(BaseModel):
-    """Request vectors of a text, of token ids, or of several of either.
+def _example(**fields: Any) -> ConfigDict:
+    """Return settings with an example, which the API page shows and sends."""
+    return ConfigDict(json_schema_extra={"example": fields})
 
-    Ids with [CLS] and [SEP] are used as they are; others are put between the two. With `prompt_name` or `input_type`,
-    query or document, texts are encoded with the template of the fine-tuned model; `prompt_name` may also be a prompt
-    of the model's folder. `prompt` is put before each text. Without any of the three, the folder's default prompt is
-    used; an empty `prompt` turns it off.
-    """
 
-    inputs: Inputs
-    normalize: bool = True
+class _Body(BaseModel):
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class _Texts(_Body):
     truncate: bool | None = None
+    """Cut texts over the length limit; otherwise such a text is an error."""
+
+
+class _Vectors(_Texts):
+    prompt: str | None = None
+    """Text to put before each text, instead of the default prompt of the model; an empty one turns that off."""
+    input_type: Kind | None = None
+    """Encode texts with the template for queries or documents that the model was fine-tuned with."""
+    dimensions: Dimensions = None
+    """Number of components to keep; null keeps all."""
+    precision: Precision = "float32"
+    """Data type of the vectors."""
+    encoding_format: Literal["float", "base64"] = "float"
+    """Form of a vector: an array of numbers, or the base64 of its little-endian bytes."""
+
+
+class EmbedIn(_Vectors):
+    """Texts to embed."""
+
+    model_config = _example(inputs=["My parcel has not arrived.", "I forgot my password."])
+    inputs: Inputs
+    """A text, its token ids, or an array of either. Ids without [CLS] and [SEP] are put between the two."""
+    normalize: bool = True
+    """Scale vectors to length 1; vectors of tokens only if the model is one for late interaction."""
     truncation_direction: Literal["Right", "right"] = "Right"
-    prompt: str | None = None
+    """Side on which texts are cut."""
     prompt_name: Annotated[str, Field(max_length=200)] | None = None
-    input_type: Kind | None = None
-    dimensions: Dimensions = None
-    precision: Precision = "float32"
-    encoding_format: Literal["float", "base64"] = "float"
+    """`query`, `document`, or the name of a prompt of the model folder."""
 
 
-class OpenAIIn(BaseModel):
-    """Request vectors with OpenAI's fields; `prompt` and ids are as in `/embed`."""
+class OpenAIIn(_Vectors):
+    """Texts to embed, with OpenAI's fields."""
 
+    model_config = _example(model="m", input=["My parcel has not arrived.", "I forgot my password."])
     input: Inputs
+    """A text, its token ids, or an array of either. Ids without [CLS] and [SEP] are put between the two."""
     model: Name = None
-    truncate: bool = False
-    encoding_format: Literal["float", "base64"] = "float"
-    prompt: str | None = None
-    input_type: Kind | None = None
-    dimensions: Dimensions = None
-    precision: Precision = "float32"
+    """Name to return; any name is accepted."""
     user: str | None = None
+    """Has no effect."""
 
 
-class SimilarPair(BaseModel):
+class SimilarPair(_Body):
     """A text and the texts to compare it with."""
 
     source_sentence: str
+    """Text to compare with the others."""
     sentences: Texts
+    """Texts to compare it with."""
 
 
-class SimilarityIn(BaseModel):
-    """Request the similarity of texts."""
+class SimilarityIn(_Texts):
+    """Texts to compare."""
 
+    model_config = _example(
+        inputs={
+            "source_sentence": "I cannot log in.",
+            "sentences": ["Choose Forgot password.", "Orders can be paid in three installments."],
+        }
+    )
     inputs: SimilarPair
-    truncate: bool | None = None
+    """The texts."""
 
 
-class RerankIn(BaseModel):
-    """Request texts in the order in which they answer a query.
+class RerankIn(_Texts):
+    """A query, and texts to rank."""
 
-    A cross-encoder scores with a probability, or with logits if `raw_scores`; a regression with its number. A model
-    without a head compares vectors.
-    """
-
+    model_config = _example(
+        query="can I pay in parts", texts=["Choose Forgot password.", "Orders can be paid in three installments."]
+    )
     query: str
+    """Question or search terms."""
     texts: Texts
+    """Texts to rank."""
     raw_scores: bool = False
+    """Return the logits of a cross-encoder, instead of probabilities."""
     return_text: bool = False
-    truncate: bool | None = None
+    """Return each text beside its score."""
 
 
-class RerankV1In(BaseModel):
-    """Request a ranking with Cohere's fields."""
+class RerankV1In(_Texts):
+    """A query, and documents to rank, with Cohere's fields."""
 
+    model_config = _example(
+        query="can I pay in parts",
+        documents=["Choose Forgot password.", "Orders can be paid in three installments."],
+        top_n=1,
+    )
     query: str
+    """Question or search terms."""
     documents: Texts
+    """Texts to rank."""
     model: Name = None
-    truncate: bool = False
+    """Name to return; any name is accepted."""
     top_n: Annotated[int, Field(ge=1)] | None = None
+    """Number of best documents to return; null returns all."""
     return_documents: bool = False
+    """Return each document beside its score."""
 
 
-class PredictIn(BaseModel):
-    """Request labels of a text, of a pair (a list of two), or of a list of lists of one or two texts."""
+class PredictIn(_Texts):
+    """Texts to label."""
 
+    model_config = _example(inputs=[["I was charged twice."], ["The parcel never came."]])
     inputs: str | Texts | Annotated[list[Texts], _LISTED]
+    """A text, a pair (an array of two texts), or an array of arrays of one or two texts."""
     raw_scores: bool = False
-    truncate: bool | None = None
+    """Return logits instead of probabilities."""
 
 
-class TokenizeIn(BaseModel):
-    """Request the tokens of texts."""
+class TokenizeIn(_Body):
+    """Texts to tokenize."""
 
+    model_config = _example(inputs=["I forgot my password."])
     inputs: str | Texts
+    """A text, or an array of texts."""
     add_special_tokens: bool = True
+    """Put the tokens between [CLS] and [SEP]."""
 
 
-class DecodeIn(BaseModel):
-    """Request the text of token ids."""
+class DecodeIn(_Body):
+    """Token ids to decode."""
 
+    model_config = _example(ids=[[42, 310, 7]])
     ids: Ids | Rows
+    """The ids of a text, or an array of the ids of each text."""
     skip_special_tokens: bool = True
+    """Leave out special tokens such as [CLS]."""
 
 
 TopK = Annotated[int, Field(ge=1, le=100)]
 
 
-class FillMaskParameters(BaseModel):
-    """`top_k`, where clients of the Hub send it."""
+class FillMaskParameters(_Body):
+    """Parameters, where clients of the Hub send them."""
 
     top_k: TopK | None = None
+    """Number of tokens for each mask, instead of the `top_k` beside `inputs`."""
 
 
-class FillMaskIn(BaseModel):
-    """Request the likeliest tokens for each mask."""
+class FillMaskIn(_Body):
+    """Texts with masks to fill."""
 
+    model_config = _example(inputs="The refund is sent to the [MASK].", top_k=3)
     inputs: str | Texts
+    """A text, or an array of texts, each with one [MASK] or more."""
     top_k: TopK = 5
+    """Number of tokens for each mask."""
     parameters: FillMaskParameters | None = None
+    """Parameters, where clients of the Hub send them."""
 
 
-class Reason(BaseModel):
+class Reason(_Body):
     """An error in OpenAI's form, for paths below /v1."""
 
     message: str
+    """The value that was found, and the expected one."""
     type: str
+    """Kind of the error: Validation, Overloaded, Unhealthy or Backend."""
     code: int
+    """HTTP status."""
 
 
-class Refusal(BaseModel):
+class Refusal(_Body):
     """An error in the form of text-embeddings-inference."""
 
     error: str | Reason
+    """The value that was found, and the expected one; for paths below /v1 an object, as OpenAI's clients expect."""
     error_type: str
+    """Kind of the error: Validation, Overloaded, Unhealthy or Backend."""
     message: str
+    """The text of `error`."""
     code: int
+    """HTTP status."""
+
+
+def described(group: str, summary: str, returns: str, example: Any = None) -> dict[str, Any]:
+    """Return the arguments of a route that the API page shows, with an example of the body of its response."""
+    content = {} if example is None else {"content": {"application/json": {"example": example}}}
+    return {"tags": [group], "summary": summary, "responses": {200: {"description": returns} | content}}
 
 
 REFUSALS: dict[int | str, dict[str, Any]] = {

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from modernbert.inference.outputs import TokenVectors
 from modernbert.inference.quantize import quantize
 from modernbert.serving import schemas
+from modernbert.serving.schemas import described
 from modernbert.serving.service import Service, json_response, listed
 from modernbert.tokenizer.input_templates import EncodedText
 
@@ -21,8 +22,12 @@ def add_vectors(app: FastAPI, service: Service) -> None:
     """Add the routes that every model answers."""
     bert = service.bert
 
-    @app.post("/embed")
+    @app.post(
+        "/embed",
+        **described("Vectors", "Embed texts", "A vector for each text; shortened here.", [[0.01, -0.03], [0.04, 0.02]]),
+    )
     async def embed(http: Request, body: schemas.EmbedIn) -> Response:
+        """Return one vector for each text, with the pooling and the prompts of the model."""
         template, texts = service.template(body.prompt_name, body.input_type, body.prompt), listed(body.inputs)
         output = service.text_vectors(body.normalize, body.dimensions)
         service.check_size(len(texts), body.dimensions)
@@ -32,9 +37,17 @@ def add_vectors(app: FastAPI, service: Service) -> None:
     if not bert.model.is_classifier:
         app.add_api_route("/", embed, methods=["POST"], include_in_schema=False)
 
-    @app.post("/embed_all")
-    @app.post("/embed_multi")
+    token_vectors = described(
+        "Vectors",
+        "Embed tokens",
+        "An array of vectors for each text.",
+        [[[0.013, -0.027, 0.041], [0.002, 0.019, -0.03]]],
+    )
+
+    @app.post("/embed_multi", **token_vectors)
+    @app.post("/embed_all", **token_vectors)
     async def embed_all(http: Request, body: schemas.EmbedIn) -> Response:
+        """Return one vector for each token of each text: those of late interaction, or of the last layer."""
         template = service.template(body.prompt_name, body.input_type, body.prompt)
         service.check_dimensions(body.dimensions, bert.vector_width)
 
@@ -56,9 +69,22 @@ def add_vectors(app: FastAPI, service: Service) -> None:
 
         return await json_response(rows, _size(found))
 
-    @app.post("/v1/embeddings")
-    @app.post("/embeddings")
+    embeddings = described(
+        "Vectors", "Embed texts, for OpenAI's clients", "Vectors, shortened here, and the number of tokens.",
+        {
+            "object": "list", "model": "m",
+            "data": [
+                {"object": "embedding", "index": 0, "embedding": [0.01, -0.03]},
+                {"object": "embedding", "index": 1, "embedding": [0.04, 0.02]},
+            ],
+            "usage": {"prompt_tokens": 16, "total_tokens": 16},
+        },
+    )  # fmt: skip
+
+    @app.post("/embeddings", **embeddings)
+    @app.post("/v1/embeddings", **embeddings)
     async def openai(http: Request, body: schemas.OpenAIIn) -> Response:
+        """Return one vector of length 1 for each text, in the form of OpenAI's API."""
         template, texts = service.template(None, body.input_type, body.prompt), listed(body.input)
         output = service.text_vectors(True, body.dimensions)
         service.check_size(len(texts), body.dimensions)
@@ -66,7 +92,7 @@ def add_vectors(app: FastAPI, service: Service) -> None:
 
         def encode() -> list[EncodedText]:
             nonlocal used
-            encoded = service.encode(texts, template, body.truncate)
+            encoded = service.encode(texts, template, bool(body.truncate))
             used = sum(len(each.tokens) for each in encoded)
             return encoded
 
@@ -82,8 +108,9 @@ def add_vectors(app: FastAPI, service: Service) -> None:
 
         return await json_response(answer, _size(found))
 
-    @app.post("/similarity")
+    @app.post("/similarity", **described("Vectors", "Compare texts", "A number for each text.", [0.54, -0.02]))
     async def similarity(http: Request, body: schemas.SimilarityIn) -> list[float]:
+        """Return the cosine similarity of a text to each of the others, or MaxSim for late interaction."""
         return await service.compare(http, body.inputs.source_sentence, body.inputs.sentences, bool(body.truncate))
 
 

@@ -57,6 +57,10 @@ class Page:
         )
         return self.js(code, self.panel, selector)
 
+    def texts_of(self, selector: str) -> list[str]:
+        """Return the texts of elements anywhere on the page."""
+        return [each.text for each in self.driver.find_elements("css selector", selector)]
+
     @property
     def status(self) -> str:
         return self.texts(".status")[0]

@@ -44,7 +44,7 @@ def classifier(bert: ModernBert) -> ModernBert:
     return ModernBert(bert.tokenizer, start_classifier(model, "classify", ["no", "yes"], seed=1).eval())
 
 
-@pytest.fixture(scope="module", params=["masks", "labels"])
+@pytest.fixture(params=["masks", "labels"])
 def client(small_bert: ModernBert, request: pytest.FixtureRequest) -> Iterator[TestClient]:
     bert = small_bert if request.param == "masks" else classifier(small_bert)
     scheduler = Scheduler(bert, budget_tokens=500)
@@ -93,3 +93,19 @@ def test_no_request_of_the_description_breaks_the_server(client: TestClient, sma
     assert max(seen) < 500 and {200, 422} <= set(seen)
     canary = client.post("/embed", json={"inputs": "a canary"}).json()
     np.testing.assert_allclose(canary, small_bert.embed(["a canary"]), atol=1e-5)
+
+
+def test_every_route_and_field_is_described_and_every_example_works(client: TestClient) -> None:
+    description = client.get("/openapi.json").json()
+    for path, operations in description["paths"].items():
+        for operation in operations.values():
+            assert operation["description"].split("\n")[0].endswith("."), path
+            assert not operation["summary"].endswith(".") and operation["tags"], path
+            if body := operation.get("requestBody"):
+                name = body["content"]["application/json"]["schema"]["$ref"].rsplit("/", 1)[-1]
+                answer = client.post(path, json=description["components"]["schemas"][name]["example"])
+                assert answer.status_code == 200 or "his model has " in answer.text, (path, answer.text)
+                assert operation["responses"]["200"]["content"]["application/json"]["example"]
+    for name, schema in description["components"]["schemas"].items():
+        for field, facts in schema["properties"].items():
+            assert facts.get("description", "").endswith("."), (name, field)

@@ -30,6 +30,15 @@ def test_the_api_page_shows_every_route(page: Page, masked: Served) -> None:
     page.until(lambda: page.js("return document.querySelectorAll('.opblock').length") >= len(paths))
     shown = page.js("return [...document.querySelectorAll('.opblock-summary-path')].map((each) => each.dataset.path)")
     assert len(paths) > 15 and set(paths) == set(shown)
+    page.find("[data-path='/rerank'] button, [data-path='/rerank']").click()
+    page.until(lambda: page.texts_of(".opblock.is-open .opblock-description"))
+    (described,) = page.texts_of(".opblock.is-open .opblock-description")
+    assert described.startswith("Return the scores of texts for a query, best first.")
+    page.find(".opblock.is-open .try-out__btn").click()
+    page.until(lambda: page.texts_of(".opblock.is-open textarea"))
+    page.find(".opblock.is-open .execute").click()
+    page.until(lambda: page.texts_of(".opblock.is-open .live-responses-table .response-col_status"))
+    assert '"score":' in "".join(page.texts_of(".opblock.is-open .live-responses-table .microlight"))
 
 
 def test_the_page_works_without_a_mouse(page: Page, masked: Served) -> None:
