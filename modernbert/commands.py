@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modernbert.config_files import resolve, takes_options, takes_options_of, value_of
+from modernbert.data.example_data import ExampleDataConfig
 from modernbert.data.prepare_options import PrepareConfig, TokenizerConfig
 from modernbert.errors import InputError
 from modernbert.evaluation.retrieval_options import RetrievalConfig
@@ -25,7 +26,25 @@ from modernbert.training.finetuning_config import FinetuneConfig
 from modernbert.training.pretraining_config import PretrainConfig
 from modernbert.training.retriever_config import RetrieverConfig
 
-__all__ = ["embed_files", "evaluate", "finetune", "prepare", "pretrain", "serve", "sweep", "train_tokenizer"]
+__all__ = [
+    "embed_files",
+    "evaluate",
+    "example_data",
+    "finetune",
+    "prepare",
+    "pretrain",
+    "serve",
+    "sweep",
+    "train_tokenizer",
+]
+
+
+@takes_options(ExampleDataConfig)
+def example_data(options: ExampleDataConfig) -> Path:
+    """Write the small data sets that the documentation and the examples use, and return their folder."""
+    from modernbert.data.example_data import run
+
+    return run(options)
 
 
 @takes_options(TokenizerConfig)

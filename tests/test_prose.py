@@ -33,7 +33,7 @@ def prose_of(path: Path) -> Iterator[tuple[int, str]]:
 
 def test_prose_has_no_paraphrases() -> None:
     suffixes = {".py", ".cpp", ".h", ".js", ".html", ".md", ".yaml", ".toml"}
-    folders = [ROOT / name for name in ("modernbert", "benchmarks", "docs", "tests")]
+    folders = [ROOT / name for name in ("modernbert", "benchmarks", "docs", "examples", "tests")]
     paths = [path for folder in folders for path in folder.rglob("*") if path.suffix in suffixes]
     paths += [path for path in ROOT.iterdir() if path.suffix in suffixes]
     found = [

@@ -9,7 +9,9 @@ ROOT = Path(__file__).parents[2]
 SITE, SOURCE = "https://modernbert.github.io/modernbert/", "https://github.com/modernbert/modernbert/blob/main/"
 # Written when the site is built.
 GENERATED = {"contributing", "changelog", "reference/cli", "reference/configs", "reference/http"}
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/**/*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")] + sorted(
+    ROOT.glob("docs/**/*.md")
+)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

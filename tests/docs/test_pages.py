@@ -2,56 +2,16 @@
 
 import contextlib
 import io
-import shutil
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from docs.page_blocks import blocks_of, check_output
 from docs.page_shell import CommandServer, PageShell
-from modernbert.inference.modernbert import ModernBert
-from modernbert.model.config import ModelConfig
-from modernbert.model.heads import MaskedLM
-from modernbert.model.initialization import initialize
-from modernbert.tokenizer.bpe_training import train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if blocks_of(page)]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture(scope="session")
-def hub(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> Iterator[Path]:
-    """A cache of the Hub: a small random model of the width of ModernBERT-base by its name, and the real MiniLM."""
-    cache = tmp_path_factory.mktemp("hub")
-    texts = [path.read_text() for path in (ROOT / "modernbert" / "data" / "example_files").rglob("*.*")]
-    tokenizer = train_tokenizer(texts, 1024)
-    config = ModelConfig(
-        vocab_size=1024, hidden_size=768, intermediate_size=64, num_hidden_layers=1, num_attention_heads=12,
-        pad_token_id=tokenizer.pad_id, cls_token_id=tokenizer.cls_id, sep_token_id=tokenizer.sep_id,
-    )  # fmt: skip
-    model = MaskedLM(config)
-    initialize(model, config, seed=0)
-    for name, write in {
-        "answerdotai/ModernBERT-base": ModernBert(tokenizer, model.eval()).save,
-        "sentence-transformers/all-MiniLM-L6-v2": lambda folder: shutil.copytree(minilm_folder, folder),
-    }.items():
-        kept = cache / f"models--{name.replace('/', '--')}"
-        (kept / "refs").mkdir(parents=True)
-        (kept / "refs" / "main").write_text(COMMIT)
-        (kept / "snapshots").mkdir()
-        write(kept / "snapshots" / COMMIT)
-    yield cache
-    shutil.rmtree(cache)
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, hub: Path) -> Iterator[CommandServer]:
-    server = CommandServer(tmp_path_factory.mktemp("server"), PYTHONPATH=str(ROOT), HF_HUB_CACHE=str(hub))
-    yield server
-    server.close()
 
 
 @pytest.mark.slow
