@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         finetune,
         prepare,
         pretrain,
+        push,
         serve,
         sweep,
         train_tokenizer,
@@ -42,6 +43,7 @@ __all__ = [
     "finetune",
     "prepare",
     "pretrain",
+    "push",
     "serve",
     "sweep",
     "train_tokenizer",
@@ -60,7 +62,7 @@ _HOMES = {
     "Span": "modernbert.tasks.tagging",
     "Tokenizer": "modernbert.tokenizer.tokenizer",
     **dict.fromkeys(
-        ("embed_files", "evaluate", "finetune", "prepare", "pretrain", "serve", "sweep", "train_tokenizer"),
+        ("embed_files", "evaluate", "finetune", "prepare", "pretrain", "push", "serve", "sweep", "train_tokenizer"),
         "modernbert.commands",
     ),
 }

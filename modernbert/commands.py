@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from modernbert.checkpoints.push_options import PushConfig
 from modernbert.config_files import resolve, takes_options, takes_options_of, value_of
 from modernbert.data.example_data import ExampleDataConfig
 from modernbert.data.prepare_options import PrepareConfig, TokenizerConfig
@@ -33,6 +34,7 @@ __all__ = [
     "finetune",
     "prepare",
     "pretrain",
+    "push",
     "serve",
     "sweep",
     "train_tokenizer",
@@ -150,6 +152,19 @@ def embed_files(options: EmbedConfig) -> Path | None:
 
     run(options)
     return options.output
+
+
+@takes_options(PushConfig)
+def push(options: PushConfig) -> str:
+    """Upload a model folder to the Hugging Face Hub in one commit, and return its address.
+
+    >>> push("runs/sst2/model", "me/sst2", private=True)  # doctest: +SKIP
+
+    Raises: InputError for a folder that is not a model folder, or an upload that the Hub refuses.
+    """
+    from modernbert.checkpoints.push import run
+
+    return run(options)
 
 
 @takes_options(ServeConfig)

@@ -9,7 +9,7 @@ from textwrap import shorten
 
 from modernbert.errors import InputError, shown
 
-__all__ = ["MODEL_FILES", "find_folder", "find_tokenizer"]
+__all__ = ["MODEL_FILES", "find_folder", "find_tokenizer", "name_on_hub"]
 
 logger = logging.getLogger("modernbert")
 
@@ -83,6 +83,16 @@ def _reason(error: Exception, offline: bool) -> str:
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     return shorten(str(error.__cause__ or error), 120, placeholder=" ...")
+
+
+def name_on_hub(name: str | Path) -> str | None:
+    """Return the name of a model that was downloaded from the Hub; None for a folder, even one that is deleted."""
+    if os.path.isdir(name) or not _HUB_NAME.fullmatch(str(name)):
+        return None
+    from huggingface_hub import constants
+
+    cached = Path(constants.HF_HUB_CACHE) / f"models--{str(name).replace('/', '--')}"
+    return str(name) if cached.is_dir() else None
 
 
 def find_tokenizer(name: str) -> Path:

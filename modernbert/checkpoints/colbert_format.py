@@ -45,7 +45,7 @@ _KEYS = frozenset(
     "ncells centroid_score_threshold ndocs load_index_with_mmap meta".split()
 )
 
-_NOT_COPIED = ("model.safetensors", "config.json", "modules.json", "sentence_bert", "config_sentence")
+_NOT_COPIED = ("model.safetensors", "config.json", "modules.json", "sentence_bert", "config_sentence", "README.md")
 
 
 def config_of_pylate(settings: Mapping[str, Any], prompts: tuple[str, str], place: Path) -> EmbeddingConfig:

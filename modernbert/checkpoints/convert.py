@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from modernbert.checkpoints.command_line import command_line
 from modernbert.checkpoints.convert_options import ConvertConfig
 from modernbert.checkpoints.flexbert import (
     Found,
@@ -23,6 +24,7 @@ from modernbert.checkpoints.flexbert import (
 )
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.hf_config import config_to_json
+from modernbert.checkpoints.model_card import ModelCard
 from modernbert.checkpoints.modernbert_format import build_model
 from modernbert.checkpoints.torch_file import open_torch_file
 from modernbert.config_files import value_of
@@ -66,7 +68,8 @@ def run(config: ConvertConfig) -> Path:
     if len(kinds) > 1:
         raise InputError(f"{path}: holds {' and '.join(kinds)}, expected one precision")
     model = build_model(described, weights, path)
-    ModelFolder.save(config.output, model, tokenizer)
+    card = ModelCard(method="Converted from a checkpoint.", command=command_line("modernbert convert", config))
+    ModelFolder.save(config.output, model, tokenizer, card=card)
     print(f"{config.output}: {sum(each.numel() for each in model.parameters()):,} parameters in {kinds[0]}")
     if tokenizer is None:
         print(f"{config.output}: has no tokenizer; pass --tokenizer FOLDER to add one")

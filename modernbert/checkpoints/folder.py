@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from modernbert.checkpoints.hf_config import config_from_json
+from modernbert.checkpoints.model_card import CARD, ModelCard, ModelFacts
 from modernbert.checkpoints.modernbert_format import load_modernbert, verify_written, write_model
 from modernbert.checkpoints.sentence_transformers_format import (
     SentenceTransformersSettings,
@@ -210,9 +211,10 @@ class ModelFolder:
         projection: nn.Linear | None = None,
         settings: SentenceTransformersSettings | None = None,
         source: Path | None = None,
+        card: ModelCard | bytes | None = None,
         replace: bool = False,
         kept: Path | None = None,
-    ) -> None:
+    ) -> ModelFacts:
         """Write a folder that this package, `transformers` and sentence-transformers load unedited.
 
         A ModernBERT is read back, and its outputs are compared with the model's, before the folder is renamed into
@@ -227,13 +229,18 @@ class ModelFolder:
             projection: The linear layer behind the encoder.
             settings: The other settings of sentence-transformers.
             source: The folder that a model of another family was loaded from, for its tokenizer files.
+            card: How the model was made, for the model card, or the content of a card; None writes none.
             replace: Whether an existing folder is replaced.
             kept: Where the folder goes if it fails the check, see `files.new_folder`.
+
+        Returns: the facts of the model that its card shows.
 
         Raises: InputError if the folder exists and may not be replaced, or the disk is full. CheckFailed if the outputs
             of the written folder differ from the model's, or the tokenizer files of another family are gone.
         """
         limit = model.max_length if max_length is None else max_length
+        mask = tokenizer.id_to_token(tokenizer.mask_id) if tokenizer is not None else None
+        facts = ModelFacts.of(model, limit, vectors, projection, mask)
         with new_folder(path, replace=replace, kept=kept) as partial:
             if model.family == MODERNBERT:
                 write_model(partial, model)
@@ -244,6 +251,8 @@ class ModelFolder:
                 write_foreign(partial, model, source)
             if vectors is not None:
                 write_embedding_config(partial, vectors, projection, limit, settings)
+            if card is not None:
+                (partial / CARD).write_bytes(card.text(facts).encode() if isinstance(card, ModelCard) else card)
             if model.family == MODERNBERT:
                 try:
                     verify_written(partial, model, path)
@@ -251,3 +260,4 @@ class ModelFolder:
                     raise
                 except (InputError, RuntimeError, MemoryError) as error:
                     raise CheckFailed(f"{path}: the written model cannot be checked ({error})") from error
+        return facts

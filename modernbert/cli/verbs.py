@@ -234,6 +234,12 @@ VERBS = {
         "checkpoints.convert:run",
         examples=("modernbert convert ep0-ba1000-rank0.pt --tokenizer answerdotai/ModernBERT-base --output converted",),
     ),
+    "push": Verb(
+        "Tools",
+        "Upload a model folder to the Hugging Face Hub.",
+        "checkpoints.push_options:PushConfig",
+        "checkpoints.push:run",
+    ),
     "doctor": Verb(
         "Tools",
         "Print versions, engines and folders, for a bug report.",

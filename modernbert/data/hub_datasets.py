@@ -12,9 +12,10 @@ from modernbert.data.splits import match_split
 from modernbert.errors import InputError
 from modernbert.extras import missing
 
-__all__ = ["check_hub_rows", "is_hub_dataset", "read_hub_rows"]
+__all__ = ["check_hub_rows", "is_hub_dataset", "name_of_dataset", "read_hub_rows"]
 
 _URL = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?/?")
+_NAME = re.compile(r"hf://datasets/([\w.-]+/[\w.-]+)")
 # The Hub's conversions of data sets that `datasets` cannot read are read as folders.
 _CONVERTED = "refs/convert/parquet"
 _ROWS_AT_A_TIME = 1_024
@@ -28,6 +29,16 @@ def is_hub_dataset(source: str) -> bool:
     """
     match = _URL.fullmatch(dataset_url(source) or source)
     return match is not None and match[2] != _CONVERTED
+
+
+def name_of_dataset(source: str) -> str | None:
+    """Return the name of the data set on the Hub that a source is, or is a file of.
+
+    >>> name_of_dataset("hf://datasets/stanfordnlp/sst2@main/x.parquet"), name_of_dataset("./train.tsv")
+    ('stanfordnlp/sst2', None)
+    """
+    match = _NAME.match(dataset_url(source) or source)
+    return match[1] if match else None
 
 
 def read_hub_rows(source: str, split: str, subset: str | None = None) -> Iterator[Row]:

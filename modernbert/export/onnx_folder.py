@@ -14,9 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from modernbert.checkpoints.command_line import command_line
 from modernbert.checkpoints.folder import ModelFolder
+from modernbert.checkpoints.model_card import CARD, ModelCard, ModelFacts
 from modernbert.checkpoints.sentence_transformers_format import write_embedding_config
 from modernbert.errors import CheckFailed, InputError
+from modernbert.export.export_options import ExportConfig
 from modernbert.export.onnx_check import Agreement, compare, compared_output, open_file, random_batches, short_batches
 from modernbert.export.onnx_graph import build, outputs_of
 from modernbert.export.onnx_nodes import OPSET, needed, write_model
@@ -87,6 +90,7 @@ def export_folder(folder: ModelFolder, target: Path, *, int8: bool = False, text
         _copy_beside(source, partial)
         report = _write_graphs(source, partial, target, int8)
         (partial / "export.json").write_text(json.dumps(_described(source, report), indent=2) + "\n")
+        (partial / CARD).write_text(_card(source, report))
     return report
 
 
@@ -189,6 +193,26 @@ def _choices(num_layers: int) -> list[tuple[str, ...]]:
     """
     ends = ("embeddings.*", "layers.0.*", f"layers.{num_layers - 1}.*")
     return [(), ("*.mlp.Wo",), ("*.mlp.Wo", *ends), ("*.mlp.*", *ends)]
+
+
+def _card(source: _Source, report: Report) -> str:
+    """Return the model card."""
+    model, tokenizer, folder = source.model, source.tokenizer, source.folder
+    int8 = report.int8_agreement
+    settings = {"Opset": OPSET} | {f"Bytes of {name}": size for name, size in report.sizes.items()}
+    card = ModelCard(
+        method=f"Exported to ONNX, and compared with the model on {report.num_documents:,} documents.",
+        command=command_line("modernbert export", ExportConfig(folder.name, output=Path(), int8=int8 is not None)),
+        bases=[folder.name],
+        relation="quantized" if int8 else None,
+        settings=settings,
+    )
+    embeds = model.pooling is not None
+    facts = ModelFacts.of(
+        model, folder.max_length, folder.embedding_config if embeds else None, model.projection if embeds else None,
+        tokenizer.id_to_token(tokenizer.mask_id), is_onnx=True,
+    )  # fmt: skip
+    return card.text(facts)
 
 
 def _described(source: _Source, report: Report) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from modernbert.checkpoints.folder import ModelFolder
+from modernbert.checkpoints.model_card import ModelCard, read_card
 from modernbert.checkpoints.sentence_transformers_format import SentenceTransformersSettings
 from modernbert.devices import choose_device, choose_precision, dtype_name
 from modernbert.errors import InputError
@@ -275,7 +276,7 @@ class ModernBert(Predictor):
         """Write a folder that this package, `transformers` and sentence-transformers load unedited.
 
         Weights are written in the precision they are held in: load with `dtype="float32"` to keep every bit of a
-        float32 folder where `auto` would take bfloat16.
+        float32 folder where `auto` would take bfloat16. The model card of the folder that it was loaded from is kept.
 
         Raises:
             InputError: If the folder exists already, or the disk is full.
@@ -284,9 +285,16 @@ class ModernBert(Predictor):
             raise InputError("a model of another family is saved by the library it came from")
         defaults = (EmbeddingConfig(), None, SentenceTransformersSettings())
         vectors = None if (self.vectors, self.projection, self.settings) == defaults else self.vectors
+        card: ModelCard | bytes | None = None
+        if self.origin is None:
+            card = ModelCard("Saved from memory.")
+        else:
+            source = self.origin.folder
+            is_local = source.path == Path(source.name)
+            card = (read_card(source.path) if is_local else None) or ModelCard("A saved copy.", bases=[source.name])
         ModelFolder.save(
             Path(folder), self.model, self.tokenizer, self.max_length, vectors=vectors, projection=self.projection,
-            settings=self.settings,
+            settings=self.settings, card=card,
         )  # fmt: skip
 
     def _map(

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import torch
 
+from modernbert.checkpoints.command_line import command_line
 from modernbert.checkpoints.folder import ModelFolder
+from modernbert.checkpoints.model_card import ModelCard
 from modernbert.errors import InputError
 from modernbert.model.heads import MaskedLM
 from modernbert.training.command_options import AverageConfig
@@ -30,7 +32,13 @@ def run(config: AverageConfig) -> Path:
     starts = [open_initial_model(name) for name in named]
     model = _mean(starts, named)
     out = Path(config.output)
-    ModelFolder.save(out, model, starts[0].tokenizer)
+    card = ModelCard(
+        method=f"The mean of the weights of {len(starts)} models.",
+        command=command_line("modernbert average", config),
+        bases=named,
+        relation="merge",
+    )
+    ModelFolder.save(out, model, starts[0].tokenizer, card=card)
     print(f"{out}: the mean of {len(starts)} models")
     return out
 

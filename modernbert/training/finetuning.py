@@ -9,7 +9,7 @@ Source: the paper's fine-tuning, appendix E.1: linear decay after a warm-up of a
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 
 from modernbert.batch import batch_by_size
 from modernbert.checkpoints.folder import ModelFolder
+from modernbert.checkpoints.model_card import CARD, Scores
 from modernbert.data.example_sampler import ExampleSampler
 from modernbert.data.labeled_rows import check_files, read_rows
 from modernbert.data.rows import Row
@@ -39,6 +40,7 @@ from modernbert.training.finetuning_loop import (
     FinetuneResult,
     LabeledBatches,
     StopRule,
+    card_of,
     check_finished,
     check_sharding,
     digest_of_rows,
@@ -235,9 +237,11 @@ def _write(out: Path, config: FinetuneConfig, inputs: _Inputs, model: Model, tun
     model.cpu()
     # The limit of the start folder stays, unless the model was trained on longer texts.
     max_length = max(inputs.folder.max_length, config.max_len or 0)
-    ModelFolder.save(
-        out / "model", model, inputs.folder.tokenizer, max_length, source=inputs.folder.path, replace=True
-    )  # fmt: skip
+    sizes = {name: len(examples.items) for name, examples in inputs.splits.items()}
+    card = card_of(config, tuned, sizes, inputs.dtype)
+    facts = ModelFolder.save(
+        out / "model", model, inputs.folder.tokenizer, max_length, source=inputs.folder.path, card=card, replace=True
+    )
     model.to(inputs.device)
     written: dict[str, Any] = {
         "metric": inputs.metric,
@@ -257,4 +261,6 @@ def _write(out: Path, config: FinetuneConfig, inputs: _Inputs, model: Model, tun
         ]
         write_file(out / "predictions.jsonl", "\n".join(lines) + "\n")
         print("test: " + ", ".join(f"{name} {value:.4f}" for name, value in written["test"].items()))
+        card = replace(card, scores=[*card.scores, Scores("test", written["test"], config.test)])
+        write_file(out / "model" / CARD, card.text(facts))
     write_file(out / "scores.json", json.dumps(written, indent=2) + "\n")

@@ -15,8 +15,10 @@ from jaxtyping import Float32
 from torch import Tensor, nn
 
 from modernbert.batch import Batch
+from modernbert.checkpoints.command_line import command_line
+from modernbert.checkpoints.model_card import ModelCard, Scores
 from modernbert.data.example_sampler import ExampleSampler
-from modernbert.devices import autocast
+from modernbert.devices import autocast, dtype_name
 from modernbert.engines.registry import find_optimizer_kernels
 from modernbert.errors import InputError
 from modernbert.model.interface import MODERNBERT, Model
@@ -40,6 +42,7 @@ __all__ = [
     "StepBatches",
     "FinetuneRecipe",
     "FinetuneResult",
+    "card_of",
     "check_finished",
     "check_sharding",
     "digest_of_rows",
@@ -161,6 +164,31 @@ class FinetuneResult:
     best_step: int
     best_scores: dict[str, float]
     stopped: str | None
+
+
+def card_of(
+    config: FinetuneOptions, tuned: FinetuneResult, num_rows: Mapping[str, int], dtype: torch.dtype
+) -> ModelCard:
+    """Return the card of a fine-tuned model, with its scores on the dev data."""
+    settings: dict[str, Any] = {f"Rows of {name}": number for name, number in num_rows.items()}
+    settings |= {
+        "Epochs": config.epochs, "Examples of a step": config.batch, "Peak learning rate": config.lr,
+        "Weight decay": config.weight_decay, "Optimizer": config.optim.kind, "Seed": config.seed,
+        "Data type of the matrix products": dtype_name(dtype),
+    }  # fmt: skip
+    if tuned.best_scores:
+        settings["Step with the best score"] = tuned.best_step
+    if config.subset is not None:
+        settings["Subset of the data sets"] = config.subset
+    return ModelCard(
+        method=f"Fine-tuned for the task `{config.task}`.",
+        command=command_line("modernbert finetune", config, config.FREE_TO_CHANGE),
+        bases=[config.model],
+        relation="finetune",
+        data=config.train,
+        settings=settings,
+        scores=[Scores("dev", tuned.best_scores, config.dev)] if tuned.best_scores else [],
+    )
 
 
 class FinetuneRecipe(Recipe):

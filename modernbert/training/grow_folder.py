@@ -5,7 +5,9 @@ from pathlib import Path
 
 import torch
 
+from modernbert.checkpoints.command_line import command_line
 from modernbert.checkpoints.folder import ModelFolder
+from modernbert.checkpoints.model_card import ModelCard
 from modernbert.errors import InputError
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
@@ -36,7 +38,12 @@ def run(config: GrowConfig) -> Path:
         for name, parameter in model.named_parameters():
             parameter.copy_(grown[name])
     out = Path(config.output)
-    ModelFolder.save(out, model, start.tokenizer)
+    card = ModelCard(
+        method="A larger model with the weights of a smaller one, to be trained further.",
+        command=command_line("modernbert grow", config),
+        bases=[config.model],
+    )
+    ModelFolder.save(out, model, start.tokenizer, card=card)
     layers = layer_map(start.config.num_hidden_layers, shape.num_hidden_layers)
     print(f"layers copied from {', '.join(map(str, layers))}")
     print(f"{out}: {sum(parameter.numel() for parameter in model.parameters()):,} parameters")

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from modernbert.batch import Batch
+from modernbert.checkpoints.command_line import command_line
 from modernbert.checkpoints.folder import ModelFolder
+from modernbert.checkpoints.model_card import ModelCard, Scores
 from modernbert.data.corpus import find_files
 from modernbert.data.prepare import find_changed_file
 from modernbert.data.prepare import run as prepare
@@ -110,9 +112,9 @@ def pretrain(config: PretrainConfig) -> Path:
             with world.together():
                 inputs = _with_text(config, inputs, world)
         recipe = _PretrainRecipe(config, inputs, world)
-        TrainingRun(config, recipe, world, inputs.device).train()
+        state = TrainingRun(config, recipe, world, inputs.device).train()
         with world.together():
-            _export(out / "model", recipe.model, inputs, world)
+            _export(out / "model", recipe.model, inputs, world, _card(config, inputs, state))
         if world.is_main:
             for line in position_lines(read_log(out)):
                 print(line)
@@ -307,14 +309,39 @@ class _PackedFeed(Feed):
         self._ahead.close()  # type: ignore[attr-defined]
 
 
-def _export(folder: Path, model: MaskedLM, inputs: _Inputs, world: World) -> None:
+def _card(config: PretrainConfig, inputs: _Inputs, state: TrainState) -> ModelCard:
+    settings: dict[str, Any] = {"Tokens": state.tokens, "Steps": state.step}
+    for number, (name, phase) in enumerate(config.phases.items(), start=1):
+        settings[f"Phase {number}"] = (
+            f"{name}: {phase.tokens:,} tokens, documents of up to {phase.max_len:,} tokens, "
+            f"peak learning rate {phase.lr:g}, mask rate {phase.mask_rate:g}"
+        )
+    settings |= {
+        "Optimizer": config.optim.kind, "Seed": config.seed,
+        "Data type of the matrix products": dtype_name(inputs.dtype),
+    }  # fmt: skip
+    scored = state.evaluation if inputs.heldout and state.evaluation.get("step") == state.step else None
+    return ModelCard(
+        method="Trained further by masked language modeling."
+        if config.init_from
+        else "Pretrained from random weights.",
+        command=command_line("modernbert pretrain", config, config.FREE_TO_CHANGE),
+        bases=[config.init_from] if config.init_from else [],
+        relation="finetune" if config.init_from else None,
+        data=[*config.text, *config.data.sources.values()],
+        settings=settings,
+        scores=[Scores("heldout", {"loss": scored["loss"]}, list(inputs.heldout))] if scored else [],
+    )
+
+
+def _export(folder: Path, model: MaskedLM, inputs: _Inputs, world: World, card: ModelCard) -> None:
     """Write the model folder; a collective call, if the model is sharded."""
     weights = {name: full_tensor(parameter.detach()).cpu() for name, parameter in model.named_parameters()}
     if not world.is_main:
         return
     exported = MaskedLM(inputs.model)
     exported.load_state_dict(weights, strict=False)
-    ModelFolder.save(folder, exported, inputs.tokenizer)
+    ModelFolder.save(folder, exported, inputs.tokenizer, card=card)
 
 
 def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> _Inputs:

@@ -9,7 +9,7 @@ Source: section 3.1.2 and appendix E.2 of the paper.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from hashlib import sha256
 from itertools import chain, pairwise
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import nn
 from modernbert.batch import Batch, batch_by_size
 from modernbert.checkpoints.colbert_format import write_stanford
 from modernbert.checkpoints.folder import ModelFolder
+from modernbert.checkpoints.model_card import CARD, Scores
 from modernbert.data.example_sampler import ExampleSampler
 from modernbert.devices import autocast, dtype_name, keep_freed_memory
 from modernbert.engines.registry import PORTABLE
@@ -42,6 +43,7 @@ from modernbert.training.finetuning_loop import (
     FinetuneResult,
     StepBatches,
     StopRule,
+    card_of,
     check_finished,
     digest_of_rows,
 )
@@ -233,9 +235,10 @@ def _write(out: Path, config: RetrieverConfig, inputs: RetrieverInputs, model: M
     """Write the model, then the scores, which mark the run as finished. An error in scoring does not lose the model."""
     model.cpu()
     folder = out / "model"
-    ModelFolder.save(
+    card = card_of(config, tuned, {"train": len(inputs.examples)}, inputs.dtype)
+    facts = ModelFolder.save(
         folder, model.encoder, inputs.folder.tokenizer, inputs.folder.max_length, vectors=inputs.vectors,
-        projection=model.projection, source=inputs.folder.path, replace=True,
+        projection=model.projection, source=inputs.folder.path, card=card, replace=True,
     )  # fmt: skip
     if config.stanford:
         assert model.projection is not None, "checked before the run"
@@ -254,4 +257,9 @@ def _write(out: Path, config: RetrieverConfig, inputs: RetrieverInputs, model: M
         named = zip(inputs.collections["test"], scores, strict=True)
         written["test"] = {collection.name: asdict(each) for collection, each in named}
         print("test: " + ", ".join(f"{name} {value:.4f}" for name, value in _mean(scores).items()))
+        tested = [
+            Scores("test", {name: getattr(each, name) for name in _METRICS}, [source])
+            for source, each in zip(config.test, scores, strict=True)
+        ]
+        write_file(folder / CARD, replace(card, scores=[*card.scores, *tested]).text(facts))
     write_file(out / "scores.json", json.dumps(written, indent=2) + "\n")
