@@ -27,6 +27,7 @@ __all__ = ["CARD", "ModelCard", "ModelFacts", "Scores", "read_card"]
 
 CARD = "README.md"
 _MOST_BYTES = 2**22
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _MOST_LABELS, _MOST_CHARS = 40, 200
 _PIPELINES = {
     "SequenceClassification": "text-classification",
@@ -113,7 +114,7 @@ class ModelCard:
         """Return the YAML header."""
         from huggingface_hub import EvalResult, ModelCardData
 
-        bases = [name for each in self.bases if (name := name_on_hub(each))]
+        bases = list(dict.fromkeys(name for each in self.bases for name in _models_on_hub(each)))
         datasets = [name for each in self.data if (name := name_of_dataset(each))]
         results = [
             EvalResult(
@@ -286,6 +287,21 @@ def read_card(folder: Path) -> bytes | None:
     """
     path = folder / CARD
     return read_bytes(path, _MOST_BYTES) if path.exists() else None
+
+
+def _models_on_hub(name: str) -> list[str]:
+    """Return the name of a model on the Hub; of a local folder, the models that its card names as its bases."""
+    if found := name_on_hub(name):
+        return [found]
+    from huggingface_hub import metadata_load
+
+    try:
+        metadata = metadata_load(Path(name) / CARD) if read_card(Path(name)) else None
+        bases = (metadata or {}).get("base_model") or []
+    except Exception:  # an edited card can have anything
+        return []
+    listed = [bases] if isinstance(bases, str) else bases
+    return [each for each in listed if isinstance(each, str) and _HUB_NAME.fullmatch(each)]
 
 
 def _base(name: str) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
+from glob import escape
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -16,6 +17,7 @@ from modernbert.checkpoints.loading_examples import FOLDER
 from modernbert.checkpoints.model_card import CARD, read_card
 from modernbert.checkpoints.push_options import PushConfig
 from modernbert.checkpoints.safetensors_files import read_weights
+from modernbert.checkpoints.sentence_transformers_modules import listed_modules
 from modernbert.errors import InputError, shown
 from modernbert.files import UNVERIFIED
 
@@ -86,8 +88,11 @@ def _checked_files(folder: Path) -> list[Path]:
         raise InputError(f"{folder}: no such folder, expected a model folder")
     if folder.name.endswith(UNVERIFIED):
         raise InputError(f"{folder}: failed its check when it was written, expected a model folder that passed it")
-    _check(ModelFolder(folder))
-    found = sorted(path for path in folder.rglob("*") if _matches(path.relative_to(folder).as_posix(), _UPLOADED))
+    opened = ModelFolder(folder)
+    _check(opened)
+    parts = [escape(module.path) for module in listed_modules(opened.files) if module.path]
+    patterns = [*_UPLOADED, *(f"{part}/{name}" for part in parts for name in ("config.json", "*.safetensors"))]
+    found = sorted(path for path in folder.rglob("*") if _matches(path.relative_to(folder).as_posix(), patterns))
     for path in found:
         if path.is_symlink() or path.parent.is_symlink() or not path.is_file():
             raise InputError(f"{path}: is a link or no file, expected a file of the folder itself")
@@ -99,7 +104,7 @@ def _check(folder: ModelFolder) -> None:
     if (folder.path / _ONNX).is_file():
         _ = folder.config
     elif folder.is_modernbert:
-        folder.load_model()
+        folder.load_projection(folder.load_model().hidden_size)
     else:
         read_weights(folder.path)
     _ = folder.tokenizer, folder.max_length, folder.embedding_config, folder.settings

@@ -154,6 +154,22 @@ def test_a_card_that_was_edited_is_kept(start: Path, tmp_path: Path) -> None:
     check_card(tmp_path / "new")
 
 
+def test_the_base_of_a_local_base_is_named(start: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    ModernBert.load(start).save(base)
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in rows_of("classify")))
+    cards = {
+        "good": "---\nbase_model: owner/name\n---\n",
+        "broken": "---\na: [\n---\n",
+        "odd": "---\nbase_model: [1, '../x y']\n---\n",
+    }
+    for name, card in cards.items():
+        (base / "README.md").write_text(card)
+        folder = modernbert.finetune(base, task="classify", train=rows, output=tmp_path / name, **QUICK)
+        assert check_card(folder).get("base_model") == ("owner/name" if name == "good" else None)
+
+
 def test_an_exported_folder_has_a_card(start: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from commands import modernbert
 from hub_server import READER, WRITER, Hub, serve_hub
+from torch import nn
 
 from modernbert import ModernBert
+from modernbert.checkpoints.folder import ModelFolder
+from modernbert.model.embedding_config import EmbeddingConfig
 
 LOAD = """
 import sys
@@ -82,6 +86,21 @@ def test_a_second_push_replaces_the_model_and_keeps_other_files(hub: Hub, start:
     after = hub.repositories["me/mine"].branches["main"]
     assert set(after) == {*(path.name for path in start.iterdir()), "picture.png", "docs/config.json"}
     assert after["README.md"] == b"# Mine\n"
+
+
+def test_the_modules_of_an_embedding_model_are_pushed(hub: Hub, small_bert: ModernBert, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    projection = nn.Linear(64, 16, bias=False)
+    folder = tmp_path / "model"
+    ModelFolder.save(
+        folder, small_bert.model.encoder, small_bert.tokenizer, vectors=EmbeddingConfig(), projection=projection
+    )
+    (folder / "2_Dense").rename(folder / "dense")
+    listed = (folder / "modules.json").read_text()
+    (folder / "modules.json").write_text(listed.replace("2_Dense", "dense"))
+    done = push(hub, tmp_path, folder, "me/mine")
+    assert done.returncode == 0, done.stderr
+    assert {"dense/config.json", "dense/model.safetensors"} < set(hub.repositories["me/mine"].branches["main"])
 
 
 def test_a_branch_is_made_and_main_stays(hub: Hub, start: Path, tmp_path: Path) -> None:
