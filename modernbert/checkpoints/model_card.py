@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from modernbert import __version__
 from modernbert.checkpoints.command_line import public_name
 from modernbert.checkpoints.loading_examples import examples_of
 from modernbert.data.hub_datasets import name_of_dataset
@@ -349,6 +350,6 @@ def _longest_run(text: str) -> int:
 
 
 def _versions(facts: ModelFacts) -> str:
-    libraries = ["modernbert", "torch", *(["onnx"] if facts.is_onnx else []),
-                 *(["transformers"] if facts.family != MODERNBERT else [])]  # fmt: skip
-    return ", ".join(f"{each} {version(each)}" for each in libraries)
+    libraries = ["torch", *(["onnx"] if facts.is_onnx else [])]
+    libraries += ["transformers"] if facts.family != MODERNBERT else []
+    return ", ".join([f"modernbert {__version__}", *(f"{each} {version(each)}" for each in libraries)])

@@ -239,6 +239,7 @@ VERBS = {
         "Upload a model folder to the Hugging Face Hub.",
         "checkpoints.push_options:PushConfig",
         "checkpoints.push:run",
+        examples=("modernbert push runs/tickets/model me/tickets --private",),
     ),
     "doctor": Verb(
         "Tools",
