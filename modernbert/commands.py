@@ -160,7 +160,8 @@ def push(options: PushConfig) -> str:
 
     >>> push("runs/sst2/model", "me/sst2", private=True)  # doctest: +SKIP
 
-    Raises: InputError for a folder that is not a model folder, or an upload that the Hub refuses.
+    Raises:
+        InputError: For a folder that is not a model folder, or an upload that the Hub refuses.
     """
     from modernbert.checkpoints.push import run
 

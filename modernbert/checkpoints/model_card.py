@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 from torch import nn
 
-from modernbert import __version__
 from modernbert.checkpoints.command_line import public_name
 from modernbert.checkpoints.loading_examples import examples_of
 from modernbert.data.hub_datasets import name_of_dataset
@@ -350,6 +349,6 @@ def _longest_run(text: str) -> int:
 
 
 def _versions(facts: ModelFacts) -> str:
-    libraries = ["torch", *(["onnx"] if facts.is_onnx else [])]
+    libraries = ["modernbert", "torch"] + (["onnx"] if facts.is_onnx else [])
     libraries += ["transformers"] if facts.family != MODERNBERT else []
-    return ", ".join([f"modernbert {__version__}", *(f"{each} {version(each)}" for each in libraries)])
+    return ", ".join(f"{each} {version(each)}" for each in libraries)
