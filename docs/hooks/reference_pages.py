@@ -45,12 +45,12 @@ def cli_page() -> str:
     ]
     for name, verb in VERBS.items():
         parts += [f"## {name}", verb.summary]
+        examples = ["\n".join(shell_lines(each, 76)) for each in verb.examples]
+        parts.append("```sh\n" + "\n".join(examples) + "\n```")
         tasks = ("classify", "embed") if verb.by_task else (None,)
         for task in tasks:
             if task:
                 parts.append(f"### {name} --task {task}")
-            examples = ["\n".join(shell_lines(each, 100)) for each in verb.examples_for(task)]
-            parts.append("```sh\n" + "\n".join(examples) + "\n```")
             parts += option_tables(verb.load_options(task))
     return "\n\n".join(parts)
 
@@ -64,7 +64,7 @@ def option_tables(schema: type) -> Iterator[str]:
     for option in options_of(schema):
         name, text = option_row(option)
         heading = "Arguments" if option.positional else option.section or "Options"
-        sections.setdefault(heading, []).append(f"| `{cell(name)}` | {cell(text)} |")
+        sections.setdefault(heading, []).append(f"| `{name}` | {cell(text)} |")
     for heading, rows in sections.items():
         yield f"**{heading}**"
         yield "\n".join(["| option | meaning |", "| --- | --- |", *rows])
