@@ -16,10 +16,10 @@ class PushConfig:
     folder: Path
     """Model folder."""
     name: str
-    """Name on the Hub, OWNER/NAME; it is created if it does not exist."""
+    """Name on the Hub, OWNER/NAME; the repository is created if it does not exist."""
     _: KW_ONLY
     private: bool | None = None
-    """Whether a new name is private; the setting of the owner, by default."""
+    """Whether a new repository is private; the setting of the owner, by default."""
     revision: str | None = None
     """Branch to commit to, created if it does not exist; main, by default."""
     message: str = "Upload a model folder"

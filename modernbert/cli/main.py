@@ -99,7 +99,7 @@ def _skip_garbage_collection() -> None:
 def main() -> None:
     """Run the command line."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for name in ("httpx", "huggingface_hub", "matplotlib"):
+    for name in ("httpx", "httpx2", "huggingface_hub", "matplotlib"):
         logging.getLogger(name).setLevel(logging.WARNING)
     # SIGTERM is an exit like any other, so that temporary files are deleted.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

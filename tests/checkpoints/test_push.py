@@ -63,7 +63,7 @@ def test_a_pushed_model_loads_by_its_name(hub: Hub, start: Path, tmp_path: Path)
         (folder / name).write_text("secret")
     done = push(hub, tmp_path, folder, "me/mine", "--private", "--message", "The first")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == f"{hub.endpoint}/me/mine"
+    assert done.stdout.splitlines()[-1] == f"{hub.endpoint}/me/mine" and "HTTP Request" not in done.stderr
     repository = hub.repositories["me/mine"]
     assert repository.private and sorted(repository.branches["main"]) == sorted(path.name for path in start.iterdir())
     assert [(branch, message) for branch, message, _ in repository.commits] == [("main", "The first")]
