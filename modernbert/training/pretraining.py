@@ -320,7 +320,8 @@ def _card(config: PretrainConfig, inputs: _Inputs, state: TrainState) -> ModelCa
         "Optimizer": config.optim.kind, "Seed": config.seed,
         "Data type of the matrix products": dtype_name(inputs.dtype),
     }  # fmt: skip
-    scored = state.evaluation if inputs.heldout and state.evaluation.get("step") == state.step else None
+    # The loss is None if it is not finite.
+    loss = state.evaluation.get("loss") if state.evaluation.get("step") == state.step else None
     return ModelCard(
         method="Trained further by masked language modeling."
         if config.init_from
@@ -330,7 +331,7 @@ def _card(config: PretrainConfig, inputs: _Inputs, state: TrainState) -> ModelCa
         relation="finetune" if config.init_from else None,
         data=[*config.text, *config.data.sources.values()],
         settings=settings,
-        scores=[Scores("heldout", {"loss": scored["loss"]}, list(inputs.heldout))] if scored else [],
+        scores=[Scores("heldout", {"loss": loss}, list(inputs.heldout))] if loss is not None else [],
     )
 
 

@@ -66,7 +66,7 @@ def check_card(folder: Path) -> dict[str, Any]:
     assert data.get("base_model_relation") in {*RELATIONS, None} and "license" not in data and "language" not in data
     assert all(isinstance(tag, str) for tag in data["tags"])
     assert str(Path.home()) not in text and "/tmp" not in text and str(folder) not in text
-    examples = re.findall(r"^With (.+):\n\n```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    examples = re.findall(r"^With ([^\n]+):\n\n```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert examples
     for library, code in examples:
         assert FOLDER in code
