@@ -37,7 +37,7 @@ def main() -> None:
     bert = ModernBert.load(folder)
     # For each message the labels with their probabilities, the most probable one first.
     answers = bert.classify([row["text"] for row in rows])
-    found = [max(answer, key=answer.get) for answer in answers]
+    found = [next(iter(answer)) for answer in answers]
     wrong = [(row, label) for row, label in zip(rows, found, strict=True) if label != row["label"]]
 
     print(f"\n{len(rows) - len(wrong)} of {len(rows)} messages have the right label. The model is {folder}.")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -210,6 +210,11 @@ class ModernBert(Predictor):
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [Ranked(int(number), float(scores[number])) for number in order]
 
+    # A string is an iterable of strings, too; the first signature that fits is taken.
+    @overload
+    def classify(self, texts: Text, *, overflow: str = "error") -> dict[str, float]: ...  # type: ignore[overload-overlap]
+    @overload
+    def classify(self, texts: Iterable[Text], *, overflow: str = "error") -> list[dict[str, float]]: ...
     def classify(
         self, texts: Text | Iterable[Text], *, overflow: str = "error"
     ) -> dict[str, float] | list[dict[str, float]]:
@@ -236,6 +241,10 @@ class ModernBert(Predictor):
         found = task.label_scores(self.model.labels, logits)
         return found[0] if is_one else found
 
+    @overload
+    def tag(self, texts: str, *, overflow: str = "error") -> list[Span]: ...  # type: ignore[overload-overlap]
+    @overload
+    def tag(self, texts: Iterable[str], *, overflow: str = "error") -> list[list[Span]]: ...
     def tag(self, texts: str | Iterable[str], *, overflow: str = "error") -> list[Span] | list[list[Span]]:
         """Return the spans found in each text, as ranges of its characters; of one text, its spans.
 
@@ -250,6 +259,10 @@ class ModernBert(Predictor):
         found = self._map(Predictor.tag_list, several, overflow=overflow)
         return found[0] if isinstance(texts, str) else found
 
+    @overload
+    def fill_mask(self, texts: str, top_k: int = 5) -> list[list[Guess]]: ...  # type: ignore[overload-overlap]
+    @overload
+    def fill_mask(self, texts: Iterable[str], top_k: int = 5) -> list[list[list[Guess]]]: ...
     def fill_mask(self, texts: str | Iterable[str], top_k: int = 5) -> list[list[Guess]] | list[list[list[Guess]]]:
         """Return the `top_k` likeliest tokens for each mask of a text, in the order of the masks.
 
