@@ -4,6 +4,7 @@ import logging
 import os
 import re
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from textwrap import shorten
 
@@ -68,10 +69,14 @@ def find_folder(
         reason = shorten(str(error), 200, placeholder=" ...")
         raise InputError(f"{name}: no such folder, and not available on the Hub ({reason})") from None
     if not _COMMIT.fullmatch(revision or ""):
-        logger.warning(
-            "%s: %s is commit %s today; revision=%s pins it", name, revision or "main", found.name, found.name
-        )
+        _log_commit(str(name), revision or "main", found.name)
     return found
+
+
+@cache
+def _log_commit(name: str, revision: str, commit: str) -> None:
+    """Log which commit a branch or tag is now, once in a process."""
+    logger.info("%s: %s is commit %s", name, revision, commit)
 
 
 def _reason(error: Exception, offline: bool) -> str:

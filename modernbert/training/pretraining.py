@@ -247,11 +247,11 @@ class _PretrainRecipe(Recipe):
         for name, phase in config.phases.items():
             if phase.warmup_tokens > phase.tokens:
                 print(
-                    f"phases.{name}.lr: is never reached, for the {phase.warmup_tokens:,} warmup_tokens are more than "
-                    f"its {phase.tokens:,} tokens"
+                    f"phases.{name}: the learning rate does not reach {phase.lr:g}, since its {phase.tokens:,} tokens "
+                    f"are fewer than {phase.warmup_tokens:,} warmup_tokens"
                 )
-        length = f"{len(config.phases)} phases, {num_steps:,} steps, {self.num_tokens:,} tokens"
-        print(f"{num_parameters:,} parameters, {length}")
+        phases = f"phase{'s' * (len(config.phases) > 1)} {', '.join(config.phases)}"
+        print(f"{num_parameters:,} parameters, {phases}, {num_steps:,} steps, {self.num_tokens:,} tokens")
         if checkpoint is not None:
             before = checkpoint.state.get("engine", self.engine)
             if before != self.engine:

@@ -204,5 +204,8 @@ def test_changes_of_the_initial_model_and_settings_without_effect_are_logged(
     run(replace(config, phases={"adapt": phase}, distributed=DistributedConfig("full")))
     said = capsys.readouterr().out
     assert "max_position_embeddings: changes from 1,000 to 128, the max_len of phases.adapt" in said
-    assert "phases.adapt.lr: is never reached, for the 4,096 warmup_tokens are more than its 2,048 tokens" in said
+    assert (
+        "phases.adapt: the learning rate does not reach" in said
+        and "2,048 tokens are fewer than 4,096 warmup_tokens" in said
+    )
     assert "distributed.sharding: full has no effect in one process" in said
