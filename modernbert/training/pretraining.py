@@ -8,7 +8,7 @@ Source: section 2.2 of the paper (stable phase, context extension, decay phase).
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +19,30 @@ from modernbert.batch import Batch
 from modernbert.checkpoints.command_line import command_line
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.model_card import ModelCard, Scores
-from modernbert.data.corpus import find_files
-from modernbert.data.prepare import find_changed_file
 from modernbert.data.prepare import run as prepare
-from modernbert.data.prepare_options import PrepareConfig, SplitDocuments
-from modernbert.data.shards import Shards
 from modernbert.data.stream import Packed, Stream, prefetch
-from modernbert.devices import choose_precision, dtype_name, peak_memory
-from modernbert.engines.engine import Engine
-from modernbert.engines.registry import choose_engine
-from modernbert.errors import InputError
-from modernbert.files import new_folder, sha256_of
-from modernbert.hub_download import find_tokenizer
+from modernbert.devices import dtype_name, peak_memory
+from modernbert.files import new_folder
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.initialization import initialize
 from modernbert.model.surgery import change_vocabulary
 from modernbert.tokenizer.shared_entries import entries_of
-from modernbert.tokenizer.tokenizer import Tokenizer
 from modernbert.training.distributed import World, full_tensor
 from modernbert.training.flops import peak_flops, step_flops
 from modernbert.training.heldout_evaluation import mean_loss, position_lines, score_heldout
-from modernbert.training.initial_model import TOKENIZER_OF_RUN, InitialModel, open_initial_model, shape_of
+from modernbert.training.initial_model import TOKENIZER_OF_RUN
 from modernbert.training.losses import masked_lm
 from modernbert.training.optimizers import Optimizer, OptimizerContext, build_optimizer, parameter_groups
 from modernbert.training.pretraining_config import Phase, PretrainConfig, schedule_of
-from modernbert.training.pretraining_model import model_config
-from modernbert.training.run_checkpoint import Checkpoint, latest
-from modernbert.training.run_folder import check_run_folder
+from modernbert.training.pretraining_inputs import (
+    PretrainInputs,
+    add_text_shards,
+    check_digests,
+    open_inputs,
+    preparation,
+)
+from modernbert.training.run_checkpoint import Checkpoint
 from modernbert.training.run_log import read_log
 from modernbert.training.schedules import StepPlan
 from modernbert.training.spike_guard import LossSpikeGuard
@@ -54,27 +50,6 @@ from modernbert.training.training_loop import StepResult, derive_seed
 from modernbert.training.training_run import Feed, Recipe, Stage, TrainingRun, TrainState, run_in_folder
 
 __all__ = ["Phase", "PretrainConfig", "pretrain", "run"]
-
-SHARDS_OF_RUN = "shards"
-"""Folder in the run folder, with the shards of the text that the run tokenized."""
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """The opened and checked inputs of a run."""
-
-    tokenizer: Tokenizer
-    sources: dict[str, Shards]
-    heldout: dict[str, Shards]
-    model: ModelConfig
-    start: InitialModel | None
-    device: torch.device
-    dtype: torch.dtype
-    engine: Engine
-    digests: dict[str, str]
-    """SHA-256 of the index of each folder of shards; a resumed run must find the same."""
-    needs_text: bool
-    """Whether text is to be tokenized; a run with a checkpoint has its shards."""
 
 
 def run(config: PretrainConfig) -> Path:
@@ -98,19 +73,19 @@ def pretrain(config: PretrainConfig) -> Path:
     """
     out = Path(config.output)
 
-    def begin(inputs: _Inputs) -> None:
+    def begin(inputs: PretrainInputs) -> None:
         """Copy the tokenizer of the model to start from, which may be gone when the run continues; tokenize text."""
         if config.tokenizer is None and inputs.start is not None:
             with new_folder(out / TOKENIZER_OF_RUN, replace=True) as partial:
                 inputs.tokenizer.save_folder(partial, inputs.model.max_position_embeddings)
         if inputs.needs_text:
             tokenizer = config.tokenizer or str(out / TOKENIZER_OF_RUN)
-            prepare(_preparation(config, tokenizer), replace_other=True)
+            prepare(preparation(config, tokenizer), replace_other=True)
 
-    def train_and_write(inputs: _Inputs, world: World) -> None:
+    def train_and_write(inputs: PretrainInputs, world: World) -> None:
         if config.text:
             with world.together():
-                inputs = _with_text(config, inputs, world)
+                inputs = add_text_shards(config, inputs, world)
         recipe = _PretrainRecipe(config, inputs, world)
         state = TrainingRun(config, recipe, world, inputs.device).train()
         with world.together():
@@ -120,7 +95,7 @@ def pretrain(config: PretrainConfig) -> Path:
                 print(line)
 
     return run_in_folder(
-        config, "model", lambda world, device: _open_inputs(config, world, device), train_and_write, begin
+        config, "model", lambda world, device: open_inputs(config, world, device), train_and_write, begin
     )
 
 
@@ -130,7 +105,7 @@ class _PretrainRecipe(Recipe):
     model: MaskedLM
     evaluates_first = True
 
-    def __init__(self, config: PretrainConfig, inputs: _Inputs, world: World) -> None:
+    def __init__(self, config: PretrainConfig, inputs: PretrainInputs, world: World) -> None:
         self.config, self.inputs, self.world = config, inputs, world
         self.model = MaskedLM(inputs.model, inputs.engine)
         self.model.to(inputs.device)
@@ -207,7 +182,7 @@ class _PretrainRecipe(Recipe):
 
     def check(self, checkpoint: Checkpoint | None) -> None:
         """Refuse to continue with shards whose content has changed."""
-        _check_digests(checkpoint, self.inputs.digests)
+        check_digests(checkpoint, self.inputs.digests)
 
     def checkpoint_state(self, run: TrainingRun) -> dict[str, Any]:
         """Return the state that `--init-from` and averaging need."""
@@ -264,7 +239,7 @@ class _PackedFeed(Feed):
     It counts the floating-point operations of the batches of this process.
     """
 
-    def __init__(self, stream: Stream, model: ModelConfig, inputs: _Inputs, world: World) -> None:
+    def __init__(self, stream: Stream, model: ModelConfig, inputs: PretrainInputs, world: World) -> None:
         self._last: Packed
         self._flops = 0
         self._model, self._inputs, self._world = model, inputs, world
@@ -309,7 +284,7 @@ class _PackedFeed(Feed):
         self._ahead.close()  # type: ignore[attr-defined]
 
 
-def _card(config: PretrainConfig, inputs: _Inputs, state: TrainState) -> ModelCard:
+def _card(config: PretrainConfig, inputs: PretrainInputs, state: TrainState) -> ModelCard:
     settings: dict[str, Any] = {"Tokens": state.tokens, "Steps": state.step}
     for number, (name, phase) in enumerate(config.phases.items(), start=1):
         settings[f"Phase {number}"] = (
@@ -335,7 +310,7 @@ def _card(config: PretrainConfig, inputs: _Inputs, state: TrainState) -> ModelCa
     )
 
 
-def _export(folder: Path, model: MaskedLM, inputs: _Inputs, world: World, card: ModelCard) -> None:
+def _export(folder: Path, model: MaskedLM, inputs: PretrainInputs, world: World, card: ModelCard) -> None:
     """Write the model folder; a collective call, if the model is sharded."""
     weights = {name: full_tensor(parameter.detach()).cpu() for name, parameter in model.named_parameters()}
     if not world.is_main:
@@ -343,114 +318,3 @@ def _export(folder: Path, model: MaskedLM, inputs: _Inputs, world: World, card: 
     exported = MaskedLM(inputs.model)
     exported.load_state_dict(weights, strict=False)
     ModelFolder.save(folder, exported, inputs.tokenizer, card=card)
-
-
-def _open_inputs(config: PretrainConfig, world: World, device: torch.device) -> _Inputs:
-    """Check a config and open its inputs; writes nothing."""
-    dtype = choose_precision(config.dtype, device, "dtype")
-    out = Path(config.output)
-    check_run_folder(out, config)
-    own = latest(out / "checkpoints", clean=False)
-    start = None
-    # A run with checkpoints does not need the initial model, which may have been deleted.
-    if config.init_from is not None and (own is None or "model" not in own.state):
-        start = open_initial_model(str(config.init_from))
-    tokenizer = _open_tokenizer(config, start)
-    shape: ModelConfig | None = None
-    if start is not None:
-        _check_start(config, tokenizer, start)
-        shape = start.config
-    elif config.init_from is not None and own is not None:
-        shape = shape_of(own)
-    needs_text = bool(config.text) and own is None and not (out / "model").exists()
-    if needs_text:
-        find_files(config.text, text_field=config.text_field, on_error=config.on_error)
-    elif config.text and world.is_main:
-        _check_text(config)
-    model = model_config(config, tokenizer, shape)
-    engine = choose_engine(config.engine, device, dtype, model)
-    inputs = _Inputs(tokenizer, {}, {}, model, start, device, dtype, engine, {}, needs_text)
-    inputs = _with_shards(config, inputs, world, config.data.sources, config.data.heldout)
-    _check_digests(own, inputs.digests, with_text=False)
-    return inputs
-
-
-def _check_text(config: PretrainConfig) -> None:
-    """Refuse to continue if text has changed since the run tokenized it; text that was deleted is not needed."""
-    out, files, complete = Path(config.output), [], True
-    for source in config.text:
-        try:
-            files += find_files([source], text_field=config.text_field, on_error=config.on_error)
-        except InputError as error:
-            print(f"text: {error}; the run has its shards, and does not need it")
-            complete = False
-    if (out / SHARDS_OF_RUN).is_dir() and (changed := find_changed_file(out / SHARDS_OF_RUN, files, complete=complete)):
-        raise InputError(
-            f"{changed} since {out} tokenized its text; undo that, or start a run with another --output "
-            f"(and `init_from={out}`, to continue from this one)"
-        )
-
-
-def _check_digests(checkpoint: Checkpoint | None, found: Mapping[str, str], *, with_text: bool = True) -> None:
-    """Refuse shards whose content differs from the shards that a checkpoint was trained on."""
-    for key, digest in checkpoint.state.get("shards", {}).items() if checkpoint else ():
-        if found.get(key) != digest and (with_text or key in found):
-            raise InputError(
-                f"{key}: found other shards than this run began with (sha256 of index.json {str(found.get(key))[:16]}, "
-                f"expected {digest[:16]}); choose another `output` for other data"
-            )
-
-
-def _preparation(config: PretrainConfig, tokenizer: str) -> PrepareConfig:
-    """Return the options of `prepare` for the text of a run."""
-    options = {each.name: getattr(config, each.name) for each in fields(SplitDocuments)}
-    return PrepareConfig(input=config.text, tokenizer=tokenizer, output=Path(config.output) / SHARDS_OF_RUN, **options)
-
-
-def _with_text(config: PretrainConfig, inputs: _Inputs, world: World) -> _Inputs:
-    """Open the shards of the text that the run folder has."""
-    shards = Path(config.output) / SHARDS_OF_RUN
-    heldout = {"text": shards / "heldout"} if config.heldout else {}
-    return _with_shards(config, inputs, world, {"text": shards / "train"}, heldout)
-
-
-def _with_shards(
-    config: PretrainConfig,
-    inputs: _Inputs,
-    world: World,
-    sources: Mapping[str, Path | str],
-    heldout: Mapping[str, Path | str],
-) -> _Inputs:
-    """Open folders of shards, and add them to the inputs."""
-    opened: dict[str, dict[str, Shards]] = {"sources": dict(inputs.sources), "heldout": dict(inputs.heldout)}
-    digests = dict(inputs.digests)
-    for group, folders in (("sources", sources), ("heldout", heldout)):
-        for name, folder in folders.items():
-            key = f"data.{group}.{name}"
-            shards = Shards.open(Path(folder), verify=config.data.verify and world.is_main)
-            if shards.fingerprint != inputs.tokenizer.fingerprint:
-                named = config.tokenizer or config.init_from
-                raise InputError(
-                    f"{key}: {folder} was made with tokenizer {shards.fingerprint}, but {named} is "
-                    f"{inputs.tokenizer.fingerprint}; prepare the text again with --tokenizer {named}"
-                )
-            opened[group][name] = shards
-            digests[key] = sha256_of(Path(folder) / "index.json")
-    return replace(inputs, sources=opened["sources"], heldout=opened["heldout"], digests=digests)
-
-
-def _open_tokenizer(config: PretrainConfig, start: InitialModel | None) -> Tokenizer:
-    """Return the tokenizer of the config, or that of the model to start from, of which a run folder has a copy."""
-    if config.tokenizer is not None:
-        return Tokenizer.load(find_tokenizer(config.tokenizer))
-    return Tokenizer.load(Path(config.output) / TOKENIZER_OF_RUN) if start is None else start.tokenizer
-
-
-def _check_start(config: PretrainConfig, tokenizer: Tokenizer, start: InitialModel) -> None:
-    if start.tokenizer.fingerprint != tokenizer.fingerprint and not config.new_vocabulary:
-        raise InputError(
-            f"init_from: {config.init_from} has tokenizer {start.tokenizer.fingerprint}, but {config.tokenizer} is "
-            f"{tokenizer.fingerprint}; pass `new_vocabulary=True` to give the model the new one"
-        )
-    if config.init_optimizer and not start.optimizer:
-        raise InputError(f"init_optimizer: {config.init_from} has no optimizer state, expected a checkpoint or a run")
