@@ -1,6 +1,6 @@
 """The routes that return ranks, labels, spans and filled masks, with the fields of the common inference servers."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -29,8 +29,16 @@ _MAX_SCORES = 2**20
 
 def add_answers(app: FastAPI, service: Service) -> None:
     """Add the routes; each refuses a model whose head is for something else."""
-    bert = service.bert
+    rerank, predict = _add_ranks(app, service), _add_labels(app, service)
+    # Clients of the Hub send the requests of the model's task to the root.
+    if service.bert.model.is_classifier:
+        answer = rerank if service.bert.answers == "ranking" else predict
+        app.add_api_route("/", answer, methods=["POST"], include_in_schema=False)
+    _add_masks(app, service)
 
+
+def _add_ranks(app: FastAPI, service: Service) -> Callable[..., Any]:
+    """Add the routes of rankings, and return the function of `/rerank`."""
     ranking = [{"index": 1, "score": 0.41}, {"index": 0, "score": -0.04}]
 
     @app.post("/rerank", **described("Answers", "Rank texts", "The numbers of the texts, best first.", ranking))
@@ -59,6 +67,11 @@ def add_answers(app: FastAPI, service: Service) -> None:
         results = [{"index": n, "relevance_score": scores[n], **text(n)} for n in order]
         return {"model": body.model or service.settings.model_id, "results": results}
 
+    return rerank
+
+
+def _add_labels(app: FastAPI, service: Service) -> Callable[..., Any]:
+    """Add the route of labels, and return its function."""
     labels = described(
         "Answers", "Label texts", "The labels of each text; for a single text or pair, without the outer array.",
         [[{"label": "billing", "score": 0.93}, {"label": "delivery", "score": 0.07}]],
@@ -83,11 +96,11 @@ def add_answers(app: FastAPI, service: Service) -> None:
         found = await _predicted(http, service, texts, bool(body.truncate), body.raw_scores)
         return await json_response(lambda: _each_written(found, batched), len(texts) * len(model.labels))
 
-    # Clients of the Hub send the requests of the model's task to the root.
-    if bert.model.is_classifier:
-        answer: Any = rerank if bert.answers == "ranking" else predict
-        app.add_api_route("/", answer, methods=["POST"], include_in_schema=False)
+    return predict
 
+
+def _add_masks(app: FastAPI, service: Service) -> None:
+    bert = service.bert
     guesses = described(
         "Answers", "Fill masks", "The tokens of each text; with several masks in a text, an array for each.",
         [{"token": 1929, "token_str": " card", "score": 0.31}],

@@ -20,8 +20,17 @@ __all__ = ["add_vectors"]
 
 def add_vectors(app: FastAPI, service: Service) -> None:
     """Add the routes that every model answers."""
-    bert = service.bert
+    _add_text_vectors(app, service)
+    _add_token_vectors(app, service)
+    _add_openai(app, service)
 
+    @app.post("/similarity", **described("Vectors", "Compare texts", "A number for each text.", [0.54, -0.02]))
+    async def similarity(http: Request, body: schemas.SimilarityIn) -> list[float]:
+        """Return the cosine similarity of a text to each of the others, or MaxSim for late interaction."""
+        return await service.compare(http, body.inputs.source_sentence, body.inputs.sentences, bool(body.truncate))
+
+
+def _add_text_vectors(app: FastAPI, service: Service) -> None:
     @app.post(
         "/embed",
         **described("Vectors", "Embed texts", "A vector for each text; shortened here.", [[0.01, -0.03], [0.04, 0.02]]),
@@ -34,9 +43,12 @@ def add_vectors(app: FastAPI, service: Service) -> None:
         found = await service.compute(http, lambda: service.encode(texts, template, bool(body.truncate)), output)
         return await json_response(lambda: _written(found, body.precision, body.encoding_format), _size(found))
 
-    if not bert.model.is_classifier:
+    if not service.bert.model.is_classifier:
         app.add_api_route("/", embed, methods=["POST"], include_in_schema=False)
 
+
+def _add_token_vectors(app: FastAPI, service: Service) -> None:
+    bert = service.bert
     token_vectors = described(
         "Vectors",
         "Embed tokens",
@@ -69,6 +81,8 @@ def add_vectors(app: FastAPI, service: Service) -> None:
 
         return await json_response(rows, _size(found))
 
+
+def _add_openai(app: FastAPI, service: Service) -> None:
     embeddings = described(
         "Vectors", "Embed texts, for OpenAI's clients", "Vectors, shortened here, and the number of tokens.",
         {
@@ -107,11 +121,6 @@ def add_vectors(app: FastAPI, service: Service) -> None:
             }  # fmt: skip
 
         return await json_response(answer, _size(found))
-
-    @app.post("/similarity", **described("Vectors", "Compare texts", "A number for each text.", [0.54, -0.02]))
-    async def similarity(http: Request, body: schemas.SimilarityIn) -> list[float]:
-        """Return the cosine similarity of a text to each of the others, or MaxSim for late interaction."""
-        return await service.compare(http, body.inputs.source_sentence, body.inputs.sentences, bool(body.truncate))
 
 
 def _written(vectors: Sequence[np.ndarray], precision: str, encoding: str) -> list[Any]:
