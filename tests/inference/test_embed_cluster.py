@@ -99,6 +99,7 @@ def test_begun_here_killed_and_ended_on_a_cluster_of_which_a_process_dies(words:
     assert len(workers) == 2 and not parts.exists()
 
 
+@pytest.mark.slow
 def test_begun_on_a_cluster_killed_and_ended_here(words: list[str], tmp_path: Path) -> None:
     parts = tmp_path / "v.npy.parts"
     there = started(*words, "--executor", "ray")
@@ -111,6 +112,7 @@ def test_begun_on_a_cluster_killed_and_ended_here(words: list[str], tmp_path: Pa
     np.testing.assert_allclose(np.load(tmp_path / "v.npy"), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_one_line_from_there_too(words: list[str], tmp_path: Path) -> None:
     with (tmp_path / "t.jsonl").open("a") as file:
         file.write('{"text": "' + "word " * 3_000 + '"}\n')
