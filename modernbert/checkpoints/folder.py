@@ -81,6 +81,11 @@ class ModelFolder:
     def __str__(self) -> str:
         return str(self.path)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it was named as a folder, not as a model on the Hub."""
+        return self.path == Path(self.name)
+
     @staticmethod
     def open(
         name: str | Path,

@@ -266,7 +266,7 @@ def _value(kind: Any, text: str, option: str) -> Any:
         text.encode()
     except UnicodeEncodeError:
         raise InputError(f"{option}: {text.encode(errors='replace').decode()} is not UTF-8 text.") from None
-    if text == "null" and kind is not str:
+    if text == "null" and kind is not str and "null" not in get_args(plain_kind(kind)):
         return None
     if plain_kind(kind) is not Any:
         return text

@@ -21,16 +21,23 @@ class ExampleDataConfig:
 
 
 def run(config: ExampleDataConfig) -> Path:
-    """Copy the data sets into a new folder, list them, and return the folder.
+    """Copy the data sets into a new folder, list them, and return the folder; a folder that has them is left as it is.
 
-    Raises: InputError if the folder exists.
+    Raises: InputError if the folder exists and lacks a file or has another content.
     """
     source = Path(__file__).with_name("example_files")
-    with new_folder(config.output) as folder:
-        shutil.copytree(source, folder, dirs_exist_ok=True)
+    if not _has_all(config.output, source):
+        with new_folder(config.output) as folder:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
     for name, content in _CONTENT.items():
         logger.info("%s: %s", config.output / name, content)
     return config.output
+
+
+def _has_all(folder: Path, source: Path) -> bool:
+    files = (path for path in source.rglob("*") if path.is_file())
+    copies = ((path, folder / path.relative_to(source)) for path in files)
+    return all(copy.is_file() and copy.read_bytes() == path.read_bytes() for path, copy in copies)
 
 
 _CONTENT = {

@@ -34,7 +34,8 @@ class ModernBert(Predictor):
     """A tokenizer and a model that belong together. Calls are independent of each other."""
 
     def __repr__(self) -> str:
-        name = self.origin.folder.path.name if self.origin else "in memory"
+        folder = self.origin.folder if self.origin else None
+        name = "in memory" if folder is None else folder.path.name if folder.is_local else folder.name
         head = self.model.task or ("late interaction" if self.is_late else "encoder")
         engine = self.model.encoder.engine.name if self.model.family == MODERNBERT else "transformers"
         return (
@@ -303,8 +304,9 @@ class ModernBert(Predictor):
             card = ModelCard("Saved from memory.")
         else:
             source = self.origin.folder
-            is_local = source.path == Path(source.name)
-            card = (read_card(source.path) if is_local else None) or ModelCard("A saved copy.", bases=[source.name])
+            card = (read_card(source.path) if source.is_local else None) or ModelCard(
+                "A saved copy.", bases=[source.name]
+            )
         ModelFolder.save(
             Path(folder), self.model, self.tokenizer, self.max_length, vectors=vectors, projection=self.projection,
             settings=self.settings, card=card,

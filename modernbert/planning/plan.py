@@ -94,7 +94,7 @@ def _load(config: PlanConfig) -> tuple[PretrainConfig, ModelConfig]:
     config = replace(
         config,
         tokenizer=config.tokenizer or ".",
-        data=DataConfig({"any": "."}, {"any": "."}),
+        data=DataConfig(config.data.sources or {"any": "."}, config.data.heldout or {"any": "."}),
         phases=config.phases or _PHASES,
     )
     config.check()

@@ -447,3 +447,8 @@ def test_limits_of_serve_reach_the_scheduler_and_the_guard(bert: Path, monkeypat
     (given, named), limits = received
     assert given[1:] == (64, 300) and named == {"wait_s": 0.75, "batch_s": 0.25}
     assert limits == Limits(7, 2_000, 2.0, "secret")
+
+
+def test_null_is_a_choice_where_it_is_one_and_no_value_elsewhere() -> None:
+    done = modernbert("embed", "x", "--on-error", "null", "--prompt", "null", "--print")
+    assert "on_error: 'null'\n" in done.stdout and "prompt: null\n" in done.stdout

@@ -33,6 +33,16 @@ def test_they_have_the_sizes_that_the_command_prints_and_answers_that_exist(tmp_
     assert all(any(str(row.values["positive"]) in text for text in collection.documents.values()) for row in questions)
 
 
+def test_a_second_call_changes_nothing_and_a_changed_file_is_not_overwritten(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    assert modernbert("example-data", str(folder)).returncode == 0
+    again = modernbert("example-data", str(folder))
+    assert again.returncode == 0 and "160 messages" in again.stderr
+    (folder / "tickets-dev.tsv").write_text("mine")
+    assert modernbert("example-data", str(folder)).returncode == 2
+    assert (folder / "tickets-dev.tsv").read_text() == "mine"
+
+
 def test_an_existing_folder_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("kept")
     done = modernbert("example-data", str(tmp_path))
