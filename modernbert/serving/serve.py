@@ -86,5 +86,7 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(2048)
     except OSError as error:
         listener.close()
-        raise InputError(f"host, port: cannot listen at {host}:{port} ({error.strerror or error})") from None
+        raise InputError(
+            f"host, port: cannot listen at {host}:{port} ({error.strerror or error}); `port=0` takes a free port"
+        ) from None
     return listener
