@@ -29,6 +29,7 @@ __all__ = [
     "first_row",
     "join",
     "local_shard",
+    "print_once",
     "reshard",
     "sharded_like",
     "gradient_sync",
@@ -187,6 +188,12 @@ def join(device: str, sharding: str) -> Iterator[tuple[World, torch.device]]:
         yield World(dist.get_rank(), size, mesh, writers), place
     finally:
         dist.destroy_process_group()
+
+
+def print_once(line: str) -> None:
+    """Print a line, in the first of the processes that `torchrun` started."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line)
 
 
 def _own_device(name: str, local_rank: int) -> str:

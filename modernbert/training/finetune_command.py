@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from modernbert.training.distributed import print_once
 from modernbert.training.finetuning import FinetuneConfig, finetune
 from modernbert.training.retriever_finetuning import RetrieverConfig, finetune_retriever
 
@@ -14,5 +15,5 @@ def run(config: FinetuneConfig | RetrieverConfig) -> Path:
     Raises: InputError for inputs that cannot be learned from, before anything is written.
     """
     folder = finetune_retriever(config) if isinstance(config, RetrieverConfig) else finetune(config)
-    print(f"model: {folder}")
+    print_once(f"model: {folder}")
     return folder
