@@ -99,14 +99,16 @@ def _features() -> list[str]:
 
 
 def _compiler() -> str:
-    for name in ("g++", "c++"):
-        if path := shutil.which(name):
-            try:
-                done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20)
-            except (OSError, subprocess.TimeoutExpired) as error:
-                return f"{path}: {error}"
-            return f"{path}: {(done.stdout or done.stderr).splitlines()[0]}"
-    return "none; install g++ for the engine cpu"
+    from modernbert.engines.cpu.build import find_compiler
+
+    path = find_compiler()
+    if path is None:
+        return "none; install g++ for the CPU kernels"
+    try:
+        done = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"{path}: {error}"
+    return f"{path}: {(done.stdout or done.stderr).splitlines()[0]}"
 
 
 def _engines() -> Iterator[str]:

@@ -132,10 +132,13 @@ def _find_difference(out: Path, identity: dict[str, Any], files: Sequence[File])
     """
     if not (out / "prepare.json").is_file():
         raise InputError(f"{out}: exists already, expected a new folder")
-    found = _read_json(out / "prepare.json")
+    return _difference(_read_json(out / "prepare.json"), identity, files)
+
+
+def _difference(found: Mapping[str, Any], identity: Mapping[str, Any], files: Sequence[File]) -> str | None:
     if differing := [name for name in identity if found.get(name) != identity[name]]:
         return f"with another {differing[0]}"
-    changed = find_changed_file(out, files)
+    changed = _find_changed(found["files"], files) if isinstance(found.get("files"), dict) else None
     return f"from other files ({changed})" if changed else None
 
 
@@ -157,9 +160,7 @@ def _begin(work: Path, identity: dict[str, Any], files: Sequence[File]) -> dict[
     if path.exists():
         try:
             found = _read_json(path)
-            was = found.get("files")
-            is_same = found == {**identity, "files": was} and isinstance(was, dict)
-            is_same = is_same and _find_changed(found["files"], files) is None
+            is_same = isinstance(found.get("files"), dict) and _difference(found, identity, files) is None
         except InputError:
             is_same = False
         if is_same:

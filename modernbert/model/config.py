@@ -95,7 +95,7 @@ class ModelConfig:
         """Return a config from parsed JSON or YAML, whose values may be of any type.
 
         Raises:
-            InputError: Naming the first field with a value of the wrong type, or impossible sizes.
+            InputError: For a value of the wrong type, or impossible sizes; names the first such field.
         """
         return ModelConfig(**_typed(values))
 

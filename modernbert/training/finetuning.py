@@ -207,7 +207,7 @@ def _digests(config: FinetuneConfig, inputs: _Inputs) -> dict[str, str]:
 def _digest(config: FinetuneConfig, inputs: _Inputs, split: str) -> str:
     items = inputs.splits[split].items
     arrays = (each for item in items for each in (item.tokens, item.labels, item.label_positions) if each is not None)
-    return digest_of_rows(config.epochs * -(-len(items) // config.batch), inputs.labels, arrays)
+    return digest_of_rows(config.epochs * config.steps_per_epoch(len(items)), inputs.labels, arrays)
 
 
 def _class_weights(config: FinetuneConfig, inputs: _Inputs) -> torch.Tensor | None:

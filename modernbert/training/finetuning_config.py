@@ -78,9 +78,13 @@ class FinetuneOptions(RunOptions):
             if not getattr(self, data) and getattr(self, name) != getattr(FinetuneOptions, name):
                 raise InputError(f"{name}: found {getattr(self, name)!r}, which has no effect without `{data}`")
 
+    def steps_per_epoch(self, num_examples: int) -> int:
+        """Return the steps of a pass over the training data."""
+        return -(-num_examples // self.batch)
+
     def check_scorings(self, num_examples: int) -> None:
         """Check that an epoch has a step for each scoring. Raises: InputError."""
-        steps = -(-num_examples // self.batch)
+        steps = self.steps_per_epoch(num_examples)
         if self.scorings_per_epoch > steps:
             raise InputError(
                 f"scorings_per_epoch: found {self.scorings_per_epoch}, but an epoch has {steps} steps of {self.batch} "

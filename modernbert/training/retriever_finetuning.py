@@ -112,7 +112,7 @@ def _digests(config: RetrieverConfig, inputs: RetrieverInputs) -> dict[str, str]
 
 
 def _digest_of_train(config: RetrieverConfig, inputs: RetrieverInputs) -> str:
-    num_steps = config.epochs * -(-len(inputs.examples) // config.batch)
+    num_steps = config.epochs * config.steps_per_epoch(len(inputs.examples))
     return digest_of_rows(num_steps, [], _learned_from(config, inputs))
 
 

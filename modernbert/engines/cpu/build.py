@@ -19,7 +19,7 @@ import torch  # first, so that its OpenMP is the one the library finds
 from modernbert.errors import InputError
 from modernbert.files import write_file
 
-__all__ = ["cache_folder", "library", "unavailable_reason"]
+__all__ = ["cache_folder", "find_compiler", "library", "unavailable_reason"]
 
 logger = logging.getLogger("modernbert")
 
@@ -137,9 +137,14 @@ def cache_folder() -> Path:
         return Path(tempfile.gettempdir()) / f"modernbert-{os.getuid()}"
 
 
+def find_compiler() -> str | None:
+    """Return the path of the C++ compiler, if there is one."""
+    return next((found for name in ("g++", "c++") if (found := shutil.which(name))), None)
+
+
 def _compile(made: Path) -> None:
     """Raises: subprocess.CalledProcessError if it does not compile; InputError if there is no compiler."""
-    compiler = next((found for name in ("g++", "c++") if (found := shutil.which(name))), None)
+    compiler = find_compiler()
     if compiler is None:
         raise InputError("needs a C++ compiler, found none (apt install g++)")
     logger.warning("compiling the CPU kernels for this processor, once")
