@@ -11,8 +11,8 @@ import csv
 import tempfile
 from pathlib import Path
 
-from modernbert import ModernBert, finetune
-from modernbert.commands import example_data
+from modernbert import ModernBert, example_data, finetune
+from modernbert.errors import exit_on_error
 
 
 def main() -> None:
@@ -46,4 +46,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_error():
+        main()

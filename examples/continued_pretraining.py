@@ -11,8 +11,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from modernbert import ModernBert, pretrain
-from modernbert.commands import example_data
+from modernbert import ModernBert, example_data, pretrain
+from modernbert.errors import exit_on_error
 
 STEP_TOKENS = 8_192
 TEXTS = (
@@ -57,4 +57,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_error():
+        main()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from modernbert import ModernBert
-from modernbert.commands import example_data
+from modernbert import ModernBert, example_data
+from modernbert.errors import exit_on_error
 
 
 def main() -> None:
@@ -42,4 +42,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_error():
+        main()

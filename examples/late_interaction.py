@@ -11,8 +11,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from modernbert import ModernBert, evaluate, finetune
-from modernbert.commands import example_data
+from modernbert import ModernBert, evaluate, example_data, finetune
+from modernbert.errors import exit_on_error
 
 QUERY = "can I pay in parts"
 
@@ -51,4 +51,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_error():
+        main()

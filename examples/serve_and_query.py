@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
-from modernbert.commands import example_data
+from modernbert import InputError, example_data
+from modernbert.errors import exit_on_error
 
 
 def post(address: str, body: dict[str, Any]) -> Any:
@@ -38,11 +39,13 @@ def main() -> None:
     command = [sys.executable, "-m", "modernbert", "serve", options.model, "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
-            lines = iter(server.stderr or ())
-            ready = next((line for line in lines if "API documentation" in line), "")
-            if not ready:
-                sys.exit("The server did not start.")
-            address = ready.rsplit(maxsplit=1)[1].removesuffix("/docs")
+            line = ""
+            for line in server.stderr or ():
+                if "API documentation" in line:
+                    break
+            else:
+                raise InputError(line.strip().removeprefix("modernbert: "))
+            address = line.rsplit(maxsplit=1)[1].removesuffix("/docs")
 
             vectors = post(f"{address}/embed", {"inputs": texts, "input_type": "document"})
             print(f"/embed: {len(vectors)} vectors of {len(vectors[0])} numbers")
@@ -54,4 +57,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_error():
+        main()

@@ -10,8 +10,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from modernbert import ModernBert, Span, finetune
-from modernbert.commands import example_data
+from modernbert import ModernBert, Span, example_data, finetune
+from modernbert.errors import exit_on_error
 
 SENTENCES = (
     "I ordered a blue sofa and two lamps from Oslo.",
@@ -54,4 +54,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_error():
+        main()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from modernbert.commands import (
         embed_files,
         evaluate,
+        example_data,
         finetune,
         prepare,
         pretrain,
@@ -40,6 +41,7 @@ __all__ = [
     "Tokenizer",
     "embed_files",
     "evaluate",
+    "example_data",
     "finetune",
     "prepare",
     "pretrain",
@@ -62,7 +64,7 @@ _HOMES = {
     "Span": "modernbert.tasks.tagging",
     "Tokenizer": "modernbert.tokenizer.tokenizer",
     **dict.fromkeys(
-        ("embed_files", "evaluate", "finetune", "prepare", "pretrain", "push", "serve", "sweep", "train_tokenizer"),
+        "embed_files evaluate example_data finetune prepare pretrain push serve sweep train_tokenizer".split(),
         "modernbert.commands",
     ),
 }

@@ -1,6 +1,11 @@
 """`InputError`, the exception for errors that users cause; the command line prints one line and exits with status 2."""
 
-__all__ = ["CheckFailed", "InputError", "shown"]
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["CheckFailed", "InputError", "exit_on_error", "shown"]
 
 _MOST_CHARS = 2_000
 
@@ -14,6 +19,23 @@ class InputError(ValueError):
 
 class CheckFailed(InputError):
     """A written model failed its last check; `files.new_folder` keeps it under another name."""
+
+
+@contextmanager
+def exit_on_error(program: str = "") -> Iterator[None]:
+    """Print an `InputError` as one line and exit with status 2, as the command line does, instead of a traceback.
+
+    >>> with exit_on_error():  # doctest: +SKIP
+    ...     main()
+
+    Args:
+        program: The name in front of the message; by default that of the script.
+    """
+    try:
+        yield
+    except InputError as error:
+        print(f"{program or Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def shown(text: str, most_chars: int = _MOST_CHARS) -> str:

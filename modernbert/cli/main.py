@@ -16,8 +16,8 @@ from importlib import metadata
 import click
 from click.shell_completion import get_completion_class
 
-from modernbert.cli.parser import OutputClosed, VerbGroup
-from modernbert.errors import InputError
+from modernbert.cli.parser import VerbGroup
+from modernbert.errors import InputError, exit_on_error
 
 __all__ = ["cli", "exit_status", "main", "run"]
 
@@ -71,22 +71,17 @@ def run(words: Sequence[str] | None = None) -> None:
 def exit_status() -> Iterator[None]:
     """Turn exceptions into one line and an exit status."""
     try:
-        yield
-        sys.stdout.flush()
-    except InputError as error:
-        print(f"modernbert: {error}", file=sys.stderr)
-        sys.exit(2)
+        with exit_on_error("modernbert"):
+            yield
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("modernbert: interrupted", file=sys.stderr)
         sys.exit(130)
-    except (BrokenPipeError, OutputClosed):
-        # The reader of the output has closed it, as `head` does.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except SystemExit as end:
-        if not isinstance(end.__context__, BrokenPipeError):
+    except (BrokenPipeError, SystemExit) as end:
+        # The reader of the output has closed it, as `head` does. click and rich exit with 1 then.
+        if not isinstance(end, BrokenPipeError) and not isinstance(end.__context__, BrokenPipeError):
             raise
-        # rich exits with 1 when the reader of the output has closed it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
 
 

@@ -16,16 +16,12 @@ from modernbert.errors import InputError
 from modernbert.option_types import FileOrUrl
 from modernbert.options import MISSING, Option, kind_of, options_of, plain_kind
 
-__all__ = ["OutputClosed", "VerbCommand", "VerbGroup", "identifier", "option_row", "shell_lines"]
+__all__ = ["VerbCommand", "VerbGroup", "identifier", "option_row", "shell_lines"]
 
 _SHORT = {"input": "-i", "output": "-o"}
 # The default of an option whose value is None: "Maximum tokens of a text; from the model, by default."
 _DEFAULT_IN_WORDS = re.compile(r"; ([^;]+), by default\.$")
 _METAVARS: dict[Any, str] = {str: "TEXT", Path: "PATH", FileOrUrl: "PATH", int: "INT", float: "NUMBER"}
-
-
-class OutputClosed(Exception):
-    """The reader of the output has closed it, as `head` does. Click itself would exit with status 1."""
 
 
 class VerbGroup(click.Group):
@@ -34,13 +30,6 @@ class VerbGroup(click.Group):
     def __init__(self, name: str, prefix: str = "", **settings: Any) -> None:
         super().__init__(name, no_args_is_help=True, **settings)
         self.prefix = prefix
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. Raises: OutputClosed if its output is closed."""
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            raise OutputClosed from None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

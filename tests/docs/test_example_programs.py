@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,18 @@ def test_every_example_is_listed_and_tested() -> None:
     names = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
     assert names == {*PROGRAMS, "search.ipynb"}
     assert names == set(re.findall(r"^\| \[(\S+)\]\(\1\)", (EXAMPLES / "README.md").read_text(), re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_an_example_reports_a_wrong_option_in_one_line(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [name, "--model", str(tmp_path), "--output", str(tmp_path / "work")])
+    monkeypatch.setenv("PYTHONPATH", str(EXAMPLES.parent))
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    assert end.value.code == 2
+    assert re.fullmatch(rf"{name}: {tmp_path}\S*: .+\n", capfd.readouterr().err)
 
 
 @pytest.mark.slow
