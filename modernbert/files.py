@@ -47,15 +47,17 @@ _OLD = "old-"
 logger = logging.getLogger(__name__)
 
 
-def check_target(target: Path | None) -> None:
+def check_target(target: Path | None, *, overwrite: bool = True) -> None:
     """Check before long work that the file `target` can be written; None is accepted.
 
-    Raises: InputError if `target` is a folder, or its folder is not writable.
+    Raises: InputError if `target` is a folder, exists and `overwrite` is false, or its folder is not writable.
     """
     if target is None:
         return
     if target.is_dir():
         raise InputError(f"{target}: is a folder, expected the name of a file")
+    if target.exists() and not overwrite:
+        raise InputError(f"{target}: exists already, expected a new file, or `overwrite=True` to replace it")
     above = next(path for path in target.absolute().parents if path.exists())
     if not above.is_dir():
         raise InputError(f"{target}: cannot be written ({above} is a file)")

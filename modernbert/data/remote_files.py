@@ -151,7 +151,11 @@ def _translate_errors(url: str, call: Callable[Given, Answer], *args: Given.args
     """Call a store, and turn its exceptions into one-line errors with the URL."""
     try:
         return call(*args, **kwargs)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        cause = error.__cause__
+        # fsspec raises this for every failure of HTTP.
+        if url.startswith("http") and isinstance(cause, Exception) and getattr(cause, "status", 404) != 404:
+            raise Outage(f"{url}: cannot be read ({_line(cause)})") from None
         raise InputError(f"{url}: no such file or folder") from None
     except ImportError as error:
         raise _needs_library(url, error) from None

@@ -47,7 +47,7 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
     folders = [Path(name).resolve().name for name in config.collections if not name.startswith(_MTEB)]
     if config.index is not None and len(set(folders)) < len(folders):
         raise InputError("collections: found two folders of one name, which would share an index; rename one")
-    check_target(config.output)
+    check_target(config.output, overwrite=config.overwrite)
     check_target(None if config.index is None else config.index / "vectors.lance")
     collections = [each for name in config.collections for each in _open(name, config.split)]
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype)

@@ -37,5 +37,7 @@ class RetrievalConfig(OneDevice):
     """Maximum tokens of a document; from the model, by default."""
     output: Path | None = None
     """JSON file for the scores; none, by default."""
+    overwrite: bool = False
+    """Replace the file of --output if it exists."""
     index: Path | None = None
     """Folder that keeps the embeddings of the documents; none, by default."""

@@ -25,7 +25,7 @@ from modernbert.data.source_files import File
 from modernbert.devices import choose_device
 from modernbert.errors import InputError
 from modernbert.extras import require
-from modernbert.files import check_target, only_process, remove_leftovers, try_delete
+from modernbert.files import only_process, remove_leftovers, try_delete
 from modernbert.inference.modernbert import ModernBert
 from modernbert.inference.replicas import load_in_process
 from modernbert.inference.text_checks import check_number
@@ -58,7 +58,8 @@ __all__ = ["EmbedConfig", "run"]
 _INPUT = 0
 # Fields that do not change the vectors of a text.
 _FREE = (
-    "texts", "input", "text_field", "output", "on_error", "device", "engine", "model", "executor", "processes"
+    "texts", "input", "text_field", "output", "overwrite", "on_error", "device", "engine", "model", "executor",
+    "processes",
 )  # fmt: skip
 
 
@@ -77,15 +78,31 @@ def run(config: EmbedConfig) -> None:
                 print(line)
         skips.show()
         return
-    write = check_writer(config.output)
-    if config.output.suffix != ".lance":
-        check_target(config.output)
+    write = _announced(check_writer(config.output, overwrite=config.overwrite))
     if config.texts:
         blocks = list(_blocks(_embedded_in_order(config), config.on_error, skips))
         write(config.output, iter(blocks), named)
         skips.show()
     else:
         _write_read(_anywhere(config) if config.executor == "ray" else config, config.output, write)
+
+
+def _announced(write: Write) -> Write:
+    """Return a writer that prints afterwards what it has written, and where."""
+
+    def announced(out: Path, blocks: Iterator[Block], named: bool) -> None:
+        num_texts, width, dtype = 0, 0, ""
+
+        def counted() -> Iterator[Block]:
+            nonlocal num_texts, width, dtype
+            for block in blocks:
+                num_texts, width, dtype = num_texts + len(block.rows), block.vectors.shape[1], str(block.vectors.dtype)
+                yield block
+
+        write(out, counted(), named)
+        print(f"{out}: {num_texts:,} vectors of {width:,} numbers, {dtype}", file=sys.stderr)
+
+    return announced
 
 
 def _write_read(config: EmbedConfig, out: Path, write: Write) -> None:

@@ -36,6 +36,8 @@ class EmbedConfig:
     """What to do with rows that have no text or that the model cannot process; null writes a vector of NaN."""
     output: Path | None = None
     """File to write: .npy, .jsonl, .parquet, or a .lance folder; JSON lines on standard output, by default."""
+    overwrite: bool = False
+    """Replace the file or folder of --output if it exists."""
     pooling: Literal["mean", "cls"] | None = None
     """Pooling of token vectors; from the model, by default."""
     normalize: bool = True

@@ -10,7 +10,7 @@ import numpy as np
 
 from modernbert.errors import InputError
 from modernbert.extras import require
-from modernbert.files import new_file, new_folder, unwrap_errors
+from modernbert.files import check_target, new_file, new_folder, unwrap_errors
 from modernbert.inference.text_rows import TextRow
 
 __all__ = ["WRITERS", "Block", "Write", "block_lines", "check_writer", "json_line"]
@@ -33,11 +33,11 @@ Write = Callable[[Path, Iterator[Block], bool], None]
 """(target, blocks, whether JSON lines name their rows)"""
 
 
-def check_writer(out: Path) -> Write:
+def check_writer(out: Path, *, overwrite: bool = False) -> Write:
     """Return the function that writes a file of this name.
 
-    Raises: InputError for an unknown suffix, a missing library, a name that the library cannot write, or a table that
-        exists already.
+    Raises: InputError for an unknown suffix, a missing library, a name that the library cannot write, a folder that is
+        not writable, or a file that exists already and is not to be overwritten.
     """
     if out.suffix not in WRITERS:
         *known, last = WRITERS
@@ -49,8 +49,10 @@ def check_writer(out: Path) -> Write:
                 str(out.absolute()).encode()
             except UnicodeEncodeError:
                 raise InputError(f"{out}: is a name that {libraries[0]} cannot write, expected UTF-8 text") from None
-    if out.suffix == ".lance" and out.exists():
-        raise InputError(f"{out}: exists already, expected a new folder")
+    if out.suffix != ".lance":
+        check_target(out, overwrite=overwrite)
+    elif out.exists() and not overwrite:
+        raise InputError(f"{out}: exists already, expected a new folder, or `overwrite=True` to replace it")
     return WRITERS[out.suffix]
 
 
@@ -129,7 +131,7 @@ def _write_parquet(out: Path, blocks: Iterator[Block], named: bool) -> None:
 def _write_lance(out: Path, blocks: Iterator[Block], named: bool) -> None:
     import lancedb
 
-    with new_folder(out) as partial, unwrap_errors():
+    with new_folder(out, replace=True) as partial, unwrap_errors():
         table = None
         for rows in _tables(blocks):
             bad: Any = "null" if rows["vector"].null_count else "error"

@@ -66,7 +66,7 @@ def bench(config: BenchConfig) -> BenchResult:
     Raises:
         InputError: The model cannot be loaded, or the file cannot be written.
     """
-    check_target(config.output)
+    check_target(config.output, overwrite=config.overwrite)
     bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
     console = open_console()
     on_gpu = bert.device.type == "cuda"

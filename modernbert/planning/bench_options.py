@@ -32,3 +32,5 @@ class BenchConfig(Compute):
     """Calls with one text, for the latency."""
     output: Path | None = None
     """JSON file for the results. Without it, they are only printed."""
+    overwrite: bool = False
+    """Replace the file of --output if it exists."""

@@ -193,10 +193,17 @@ def test_names_that_are_no_text_are_written_or_one_line(name: bytes, config: Emb
     assert sorted(tmp_path.iterdir()) == sorted([texts, tmp_path / "texts.jsonl.gz"])
 
 
-def test_a_table_that_is_there_is_not_written_over(config: EmbedConfig, tmp_path: Path) -> None:
-    run(replace(config, output=tmp_path / "v.lance"))
-    with pytest.raises(InputError, match="v.lance: exists already"):
-        run(replace(config, output=tmp_path / "v.lance"))
+@pytest.mark.parametrize("name", ["v.npy", "v.lance"])
+def test_an_output_that_exists_is_replaced_only_when_asked(name: str, config: EmbedConfig, tmp_path: Path) -> None:
+    words = ["embed", config.model, "--device", "cpu", "--dtype", "float32", "--output", str(tmp_path / name)]
+    done = modernbert(*words, "--precision", "int8", "a text", "another")
+    assert f"{tmp_path / name}: 2 vectors of 64 numbers, int8\n" in done.stderr
+    done = modernbert(*words, "a text")
+    assert done.returncode == 2
+    assert re.search(rf"{name}: exists already, expected a new \w+, or --overwrite to replace it\n$", done.stderr)
+    done = modernbert(*words, "--overwrite", given="one\ntwo\nthree\n")
+    assert done.stderr.endswith(f"{tmp_path / name}: 3 vectors of 64 numbers, float32\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, "texts.jsonl.gz"])
 
 
 def test_texts_are_never_replaced_by_their_vectors(config: EmbedConfig, folder: Path, tmp_path: Path) -> None:
@@ -212,7 +219,7 @@ def test_texts_are_never_replaced_by_their_vectors(config: EmbedConfig, folder: 
     assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "is read as texts" in done.stderr
     assert texts.read_text() == '{"body": "a"}\n'
     run(replace(config, input=[texts], output=tmp_path / "x.jsonl"))
-    run(replace(config, input=[texts], output=tmp_path / "x.jsonl"))
+    run(replace(config, input=[texts], output=tmp_path / "x.jsonl", overwrite=True))
 
 
 LINES = b"\xef\xbb\xbffirst\r\n\r\nthi\x00rd\nlast"
@@ -545,10 +552,10 @@ def test_a_stopped_command_goes_on_with_another_answer_to_bad_rows(
     def full(*_: Any) -> None:
         raise InputError("no space left")
 
-    monkeypatch.setattr(embed, "check_writer", lambda out: full)
+    monkeypatch.setattr(embed, "check_writer", lambda out, **_: full)
     with pytest.raises(InputError, match="no space left"):
         run(replace(config, on_error="skip"))
-    monkeypatch.setattr(embed, "check_writer", lambda out: write)
+    monkeypatch.setattr(embed, "check_writer", lambda out, **_: write)
     with pytest.raises(InputError, match=f"{file}:101: has 15,002 tokens"):
         run(config)
     capsys.readouterr()
