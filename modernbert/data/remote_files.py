@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path, PurePosixPath
 from typing import Any, ParamSpec, TypeVar
 
@@ -152,11 +153,13 @@ def _translate_errors(url: str, call: Callable[Given, Answer], *args: Given.args
     try:
         return call(*args, **kwargs)
     except FileNotFoundError as error:
-        cause = error.__cause__
-        # fsspec raises this for every failure of HTTP.
-        if url.startswith("http") and isinstance(cause, Exception) and getattr(cause, "status", 404) != 404:
-            raise Outage(f"{url}: cannot be read ({_line(cause)})") from None
-        raise InputError(f"{url}: no such file or folder") from None
+        # fsspec raises this for every failure of HTTP, from an error of aiohttp.
+        cause: Any = error.__cause__ if url.startswith("http") else None
+        status = getattr(cause, "status", None)
+        if cause is None or status == HTTPStatus.NOT_FOUND:
+            raise InputError(f"{url}: no such file or folder") from None
+        reason = _line(cause) if status is None else f"{status} {cause.message}"
+        raise Outage(f"{url}: cannot be read ({reason})") from None
     except ImportError as error:
         raise _needs_library(url, error) from None
     except Exception as error:

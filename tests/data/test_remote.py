@@ -113,6 +113,29 @@ def test_a_store_that_fails_is_no_broken_file(memory: Any, monkeypatch: pytest.M
         assert not isinstance(caught.value, BrokenInput)
 
 
+def test_a_failed_request_is_reported_with_its_reason(memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fsspec raises FileNotFoundError for every failure of HTTP, from the error of aiohttp."""
+
+    class Response(Exception):
+        def __init__(self, status: int, message: str) -> None:
+            self.status, self.message = status, message
+
+    cases = {
+        r"cannot be read \(Cannot connect to host example.org:80\)": OSError("Cannot connect to host example.org:80"),
+        r"cannot be read \(503 Service Unavailable\)": Response(503, "Service Unavailable"),
+        "no such file or folder": Response(404, "Not Found"),
+    }
+    for said, cause in cases.items():
+
+        def info(path: str, cause: Exception = cause) -> None:
+            raise FileNotFoundError(path) from cause
+
+        monkeypatch.setattr(memory, "info", info)
+        monkeypatch.setattr("fsspec.core.url_to_fs", lambda url: (memory, url))
+        with pytest.raises(InputError, match=f"^http://example.org/a.txt: {said}$"):
+            find_remote("http://example.org/a.txt")
+
+
 def test_a_name_of_a_dataset_is_its_url_unless_it_could_be_a_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
