@@ -28,6 +28,7 @@ from modernbert.checkpoints.transformers_models import (
     family_of,
     load_foreign_classifier,
     load_foreign_encoder,
+    load_foreign_model,
     num_positions_of,
     vocabulary_of,
     write_foreign,
@@ -170,14 +171,14 @@ class ModelFolder:
         return hashlib.sha256("\n".join(named).encode()).hexdigest()
 
     def load_model(self, *, dtype: torch.dtype | None = None, engine: Engine = PORTABLE) -> Model:
-        """Load a ModernBERT with its head, or an encoder of another family; `dtype=None` keeps the file's precision.
+        """Load a model with its head; `dtype=None` keeps the file's precision of a ModernBERT.
 
         Raises: InputError naming the file and the tensor, if weights are missing or of the wrong shape.
         """
         if self.is_modernbert:
             return load_modernbert(self.files, dtype=dtype, engine=engine)
-        tokenizer = self.tokenizer
-        return load_foreign_encoder(self.files, tokenizer.pad_id, tokenizer.sep_id, dtype or torch.float32)
+        load = load_foreign_encoder if self.unused_head is None else load_foreign_model
+        return load(self.files, self.tokenizer.pad_id, self.tokenizer.sep_id, dtype or torch.float32)
 
     def load_classifier(self, task: str, labels: Sequence[str], seed: int, *, engine: Engine = PORTABLE) -> Model:
         """Load a model to fine-tune, in float32.

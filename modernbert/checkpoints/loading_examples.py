@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from modernbert.model.interface import MODERNBERT
-
 if TYPE_CHECKING:
     from modernbert.checkpoints.model_card import ModelFacts
 
@@ -68,12 +66,7 @@ def examples_of(facts: "ModelFacts") -> dict[str, str]:
 
 
 def _ours(facts: "ModelFacts") -> str:
-    """Return a call of this package; nothing for tasks whose answers it does not compute.
-
-    Heads of models of other families are not loaded.
-    """
-    if facts.head and facts.family != MODERNBERT:
-        return ""
+    """Return a call of this package; nothing for tasks whose answers it does not compute."""
     calls = {
         "fill-mask": f'bert.fill_mask("The capital of France is {facts.mask}.")',
         "feature-extraction": 'bert.embed("Paris is in France.").shape',

@@ -1,48 +1,47 @@
-"""Encoders of other families (BERT, RoBERTa, DeBERTa-v3, NomicBERT, ...), computed by `transformers`.
+"""Models of other families (BERT, RoBERTa, DeBERTa-v3, NomicBERT, ...), computed by `transformers`.
 
-Batches are padded for the model and its outputs unpadded. Nothing in a folder is executed, and `transformers` never
-reads the folder: it gets the sizes in config.json that its own config class declares, and tensors that this package has
-read. So it never loads code, kernels, quantizers, adapters or other files that a config names.
+Nothing in a folder is executed, and `transformers` never reads the folder: it gets the sizes in config.json that its
+own config class declares, and tensors that this package has read. So it never loads code, kernels, quantizers, adapters
+or other files that a config names.
 """
 
 import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
+from torch import nn
 
-from modernbert.batch import Batch, SequenceLengths
+from modernbert.checkpoints.hf_config import head_to_json, labels_of_json, reads_pairs_of_json, task_of_json
+from modernbert.checkpoints.padded_models import ForeignClassifier, ForeignEncoder, ForeignModel
 from modernbert.checkpoints.safetensors_files import WEIGHTS, check_tensor, is_of_adapter, read_weights, refuse_adapters
 from modernbert.errors import CheckFailed, InputError, shown
 from modernbert.extras import missing
 from modernbert.files import unwrap_errors
-from modernbert.model.interface import MODERNBERT, HeadSpec, Model
+from modernbert.model.interface import MODERNBERT, Model
 from modernbert.safe_files import FolderFiles, is_there, read_bytes, read_json
-from modernbert.tasks.task import classifier_task
+from modernbert.tasks.task import ClassifierTask, classifier_task
 
 __all__ = [
-    "ForeignClassifier",
-    "ForeignEncoder",
+    "FAMILIES",
     "family_of",
     "load_foreign_classifier",
     "load_foreign_encoder",
+    "load_foreign_model",
     "num_positions_of",
     "vocabulary_of",
     "write_foreign",
 ]
 
 _OLD_PLACE = "0_Transformer"
-# Text encoders whose classes need no input but tokens.
-_FAMILIES = frozenset(
+FAMILIES = frozenset(
     "albert bert camembert data2vec-text deberta deberta-v2 distilbert electra ernie eurobert gte jina_embeddings_v3 "
     "megatron-bert mobilebert mpnet nomic_bert rembert roberta roberta-prelayernorm xlm-roberta xlm-roberta-xl".split()
 )
+"""Values of `model_type` of text encoders whose classes need no input but tokens."""
 # Fields of transformers' configs that do not affect the shape, and fields that some classes read without declaring.
 _NOT_OF_SHAPE = frozenset(
     "architectures dtype id2label is_encoder_decoder label2id model_type output_hidden_states problem_type return_dict "
@@ -60,21 +59,8 @@ _IGNORED = re.compile(r"position_ids|rotary_emb|inv_freq|masked_bias|attn\.bias$
 _COUNTED = re.compile("layer|group|network|heads")
 _MAX_VALUE, _MAX_COUNT, _MAX_POSITIONS = 2**24, 2**7, 2**20
 _VOCABULARY = 2**18
+_MOST_LABELS = 2**20
 _MAX_TOKENIZER_BYTES = 2**27
-# Rows are padded to a multiple of this, since libraries prepare a GEMM for each new shape.
-_STEP = 8
-# Tokens of a padded batch, padding included.
-_GRID_TOKENS = 8_192
-
-
-@dataclass(frozen=True)
-class _Grid:
-    """Documents of similar length, padded to rows; `numbers` are their positions in the batch."""
-
-    numbers: Sequence[int]
-    ids: Int64[Tensor, "N S"]
-    mask: Int64[Tensor, "N S"]
-    real: Bool[Tensor, "N S"]
 
 
 def family_of(folder: FolderFiles) -> str:
@@ -89,8 +75,8 @@ def family_of(folder: FolderFiles) -> str:
             'these files beside modules.json, with the path ""'
         )
     family = folder.read_json("config.json").get("model_type", MODERNBERT)
-    if not isinstance(family, str) or family not in (MODERNBERT, *_FAMILIES):
-        known = ", ".join((MODERNBERT, *sorted(_FAMILIES)))
+    if not isinstance(family, str) or family not in (MODERNBERT, *FAMILIES):
+        known = ", ".join((MODERNBERT, *sorted(FAMILIES)))
         raise InputError(f"{folder / 'config.json'}: model_type: found {family!r}, expected one of {known}")
     return family
 
@@ -118,94 +104,32 @@ def vocabulary_of(folder: FolderFiles) -> int:
     return _whole(folder, folder.read_json("config.json"), "vocab_size", _VOCABULARY, most=_MAX_VALUE)
 
 
-class ForeignModel(Model):
-    """A model of transformers that computes padded batches inside, with the interface of `Model`."""
+def load_foreign_model(folder: FolderFiles, pad_id: int, sep_id: int, dtype: torch.dtype) -> ForeignModel:
+    """Load a model with the head that config.json names, or an encoder if no task of this package has such a head.
 
-    def __init__(self, inner: nn.Module, pad_id: int, sep_id: int, max_length: int) -> None:
-        super().__init__()
-        self.inner, self.pad_id, self.sep_id = inner, pad_id, sep_id
-        self.family = str(self._facts.model_type)
-        self.base_model_prefix = str(inner.base_model_prefix)
-        self._max_length = max_length
+    The head stays in float32: in bfloat16, ranked documents would tie.
 
-    @property
-    def _facts(self) -> Any:
-        """The config of transformers."""
-        return self.inner.config
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of the hidden states, D."""
-        return int(self._facts.hidden_size)
-
-    @property
-    def num_layers(self) -> int:
-        """Number of layers."""
-        return int(self._facts.num_hidden_layers)
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids that the model has embeddings for, V."""
-        return int(self._facts.vocab_size)
-
-    @property
-    def max_length(self) -> int:
-        """The most tokens of a document."""
-        return self._max_length
-
-
-class ForeignEncoder(ForeignModel):
-    """An encoder without a head."""
-
-    def encode(self, batch: Batch, rows: Int64[Tensor, " M"] | None = None) -> Float[Tensor, "M D"]:
-        """Return the hidden states of every token of a batch, or of the tokens `rows`."""
-        return self(batch.tokens, batch.layout, rows)
-
-    def forward(
-        self, tokens: Int64[Tensor, " T"], layout: SequenceLengths, where: Int64[Tensor, " M"] | None = None
-    ) -> Float[Tensor, "M D"]:
-        """Return the hidden states of every token, or of the tokens `where`."""
-        grids = _grids(tokens, layout, self.pad_id, self.max_length)
-        rows = [self.inner(**_inputs(self.inner, grid, self.sep_id)).last_hidden_state[grid.real] for grid in grids]
-        hidden = _in_order(rows, grids, layout.lengths)
-        return hidden if where is None else hidden.index_select(0, where)
-
-
-class ForeignClassifier(ForeignModel):
-    """An encoder with the head that its family scores documents or tokens with."""
-
-    task: str
-
-    def __init__(
-        self, inner: nn.Module, spec: HeadSpec, labels: Sequence[str], pad_id: int, sep_id: int, max_length: int
-    ) -> None:
-        super().__init__(inner, pad_id, sep_id, max_length)
-        self.set_head(spec, labels)
-
-    @property
-    def encoder(self) -> ForeignEncoder:
-        """The encoder, which shares the weights."""
-        body = getattr(self.inner, self.base_model_prefix)
-        return ForeignEncoder(body, self.pad_id, self.sep_id, self.max_length)
-
-    def encode(self, batch: Batch, rows: Int64[Tensor, " M"] | None = None) -> Float[Tensor, "M D"]:
-        """Return the hidden states of every token of a batch, or of the tokens `rows`."""
-        return self.encoder.encode(batch, rows)
-
-    def logits(self, batch: Batch) -> Float[Tensor, "M labels"]:
-        """Return `forward`."""
-        return self(batch)
-
-    def forward(self, batch: Batch) -> Float[Tensor, "M labels"]:
-        """Return the scores of every document or every token, or of those in `batch.label_positions`."""
-        grids = _grids(batch.tokens, batch.layout, self.pad_id, self.max_length)
-        scores = [self.inner(**_inputs(self.inner, grid, self.sep_id)).logits for grid in grids]
-        if self.scores_tokens:
-            scores = [each[grid.real] for each, grid in zip(scores, grids, strict=True)]
-            rows = _in_order(scores, grids, batch.layout.lengths)
-        else:
-            rows = _in_order(scores, grids, [1] * batch.layout.num_docs)
-        return rows if batch.label_positions is None else rows.index_select(0, batch.label_positions)
+    Raises: InputError if transformers is not installed or does not load the folder, or a part of the head is missing.
+    """
+    found = folder.read_json("config.json")
+    named = found.get("id2label")
+    num_labels = len(named) if isinstance(named, dict) else _whole(folder, found, "num_labels", 2, most=_MOST_LABELS)
+    task = task_of_json(found, num_labels, folder.path)
+    if task is None or not task.other_families:
+        return load_foreign_encoder(folder, pad_id, sep_id, dtype)
+    labels = labels_of_json(found, num_labels, folder.path)
+    inner, lacks = _load(folder, f"AutoModelFor{task.head}", torch.float32, _head_settings(task, labels))
+    body = getattr(inner.eval(), str(inner.base_model_prefix)).to(dtype)
+    num_positions = num_positions_of(folder)
+    if {name for name in inner.state_dict() if not name.startswith(f"{inner.base_model_prefix}.")} <= set(lacks):
+        return ForeignEncoder(body, pad_id, sep_id, num_positions)
+    if lacks:
+        raise InputError(f"{folder}: the weights have no {lacks[0]} of the shape that config.json describes")
+    if isinstance(pooler := getattr(body, "pooler", None), nn.Module):
+        pooler.float()
+    model = ForeignClassifier(inner, task.head_spec, labels, pad_id, sep_id, num_positions)
+    model.reads_pairs = model.reads_pairs or reads_pairs_of_json(found, folder.path)
+    return model
 
 
 def load_foreign_encoder(folder: FolderFiles, pad_id: int, sep_id: int, dtype: torch.dtype) -> ForeignEncoder:
@@ -213,7 +137,7 @@ def load_foreign_encoder(folder: FolderFiles, pad_id: int, sep_id: int, dtype: t
 
     Raises: InputError if transformers is not installed or does not load the folder.
     """
-    inner = _load(folder, "AutoModel", dtype, {})
+    inner, _ = _load(folder, "AutoModel", dtype, {})
     return ForeignEncoder(inner.eval(), pad_id, sep_id, num_positions_of(folder))
 
 
@@ -227,13 +151,8 @@ def load_foreign_classifier(
     known = classifier_task(task)
     if not known.other_families:
         raise InputError(f"task: found {task!r}, which only ModernBERT models support")
-    named = dict(enumerate(labels))
-    head = {
-        "id2label": named, "label2id": {label: n for n, label in named.items()}, "num_labels": len(labels),
-        "problem_type": known.problem_type,
-    }  # fmt: skip
     torch.manual_seed(seed)
-    inner = _load(folder, f"AutoModelFor{known.head}", torch.float32, head)
+    inner, _ = _load(folder, f"AutoModelFor{known.head}", torch.float32, _head_settings(known, labels))
     return ForeignClassifier(inner, known.head_spec, labels, pad_id, sep_id, num_positions_of(folder))
 
 
@@ -245,45 +164,21 @@ def write_foreign(folder: Path, model: Model, source: Path) -> None:
     assert isinstance(model, ForeignModel), "models of this package are written by write_model"
     with unwrap_errors():
         model.inner.save_pretrained(folder)  # type: ignore[operator]
+        config = folder / "config.json"
+        config.write_text(json.dumps(read_json(config) | head_to_json(model), indent=2, sort_keys=True) + "\n")
     try:
         _copy_tokenizer(source, folder)
     except InputError as error:
         raise CheckFailed(f"{error}; the model was written without its tokenizer") from error
 
 
-def _grids(tokens: Tensor, layout: SequenceLengths, pad_id: int, max_length: int) -> list[_Grid]:
-    """Pad documents of similar length together, the longest first."""
-    order = sorted(range(layout.num_docs), key=lambda number: -layout.lengths[number])
-    documents = tokens.split(list(layout.lengths))
-    grids = []
-    while order:
-        size = layout.lengths[order[0]]
-        size = max(size, min(-(-size // _STEP) * _STEP, max_length))
-        most = max(1, _GRID_TOKENS // size)
-        numbers, order = order[:most], order[most:]
-        lengths = torch.tensor([layout.lengths[number] for number in numbers], device=tokens.device)
-        real = torch.arange(size, device=tokens.device) < lengths[:, None]
-        ids = torch.full(real.shape, pad_id, dtype=torch.int64, device=tokens.device)
-        ids[real] = torch.cat([documents[number] for number in numbers])
-        grids.append(_Grid(numbers, ids, real.long(), real))
-    return grids
-
-
-def _in_order(rows: Sequence[Tensor], grids: Sequence[_Grid], sizes: Sequence[int]) -> Tensor:
-    """Return the rows of all grids in the order of the documents; a document has `sizes` rows."""
-    numbers = [number for grid in grids for number in grid.numbers]
-    parts = torch.cat(list(rows)).split([sizes[number] for number in numbers])
-    return torch.cat([part for _, part in sorted(zip(numbers, parts, strict=True), key=lambda pair: pair[0])])
-
-
-def _inputs(inner: nn.Module, grid: _Grid, sep_id: int) -> dict[str, Tensor]:
-    """Return the inputs of a model of transformers; the second text of a pair has token type 1, if there are types."""
-    inputs = {"input_ids": grid.ids, "attention_mask": grid.mask}
-    if int(getattr(inner.config, "type_vocab_size", 0) or 0) > 1:
-        ends = (grid.ids == sep_id).long()
-        # Tokens behind the first separator belong to the second text.
-        inputs["token_type_ids"] = ((ends.cumsum(1) - ends) > 0).long() * grid.mask
-    return inputs
+def _head_settings(task: ClassifierTask, labels: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of a head in the config of transformers."""
+    named = dict(enumerate(labels))
+    return {
+        "id2label": named, "label2id": {label: n for n, label in named.items()}, "num_labels": len(labels),
+        "problem_type": task.problem_type,
+    }  # fmt: skip
 
 
 def _transformers() -> Any:
@@ -297,8 +192,8 @@ def _transformers() -> Any:
     return transformers
 
 
-def _load(folder: FolderFiles, kind: str, dtype: torch.dtype, head: Mapping[str, Any]) -> nn.Module:
-    """Build a model of a class of transformers with the weights of a folder; weights of the head may be missing."""
+def _load(folder: FolderFiles, kind: str, dtype: torch.dtype, head: Mapping[str, Any]) -> tuple[nn.Module, list[str]]:
+    """Build a model of transformers with a folder's weights; return it and the missing tensors of head and pooler."""
     transformers = _transformers()
     weights = read_weights(folder.path)
     for name, tensor in weights.items():
@@ -329,11 +224,11 @@ def _load(folder: FolderFiles, kind: str, dtype: torch.dtype, head: Mapping[str,
                 f"{folder}: the weights have {name}, which config.json's {family_of(folder)} does not have"
             )
     of_body = f"{inner.base_model_prefix}." if head else ""
-    lacks = [*report["missing_keys"], *(each[0] for each in report["mismatched_keys"])]
-    lacks = sorted(name for name in lacks if name.startswith(of_body) and "pooler." not in name)
+    missing_names = sorted([*report["missing_keys"], *(each[0] for each in report["mismatched_keys"])])
+    lacks = [name for name in missing_names if name.startswith(of_body) and "pooler." not in name]
     if lacks:
         raise InputError(f"{folder}: the weights have no {lacks[0]} of the shape that config.json describes")
-    return inner
+    return inner, [name for name in missing_names if not name.startswith(of_body) or "pooler." in name]
 
 
 def _config(transformers: Any, folder: FolderFiles, num_tensors: int, head: Mapping[str, Any]) -> Any:

@@ -44,7 +44,7 @@ def load_for_inference(folder: ModelFolder, device: str, dtype: str, engine: str
     else:
         model = folder.load_model(dtype=precision).to(place)
         release_threads_before_fork()
-        computes = f"a {folder.family} of transformers"
+        computes = "engine transformers"
     if "auto" in (device, dtype, engine) or not folder.is_modernbert:
         print(f"{folder.name}: device {place}, dtype {dtype_name(precision)}, {computes}", file=sys.stderr)
     projection = folder.load_projection(model.hidden_size)

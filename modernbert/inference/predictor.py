@@ -190,15 +190,10 @@ class Predictor:
 
         Raises: InputError for a model without such a head.
         """
-        if self.model.family != MODERNBERT:
-            raise InputError(
-                "classify and tag need a ModernBERT model; models of other families are loaded without their head. "
-                "Load the folder with the AutoModelFor... classes of transformers."
-            )
         if self.model.task is None or not self.model.is_classifier:
             raise InputError(
                 "This model has no classification head. Fine-tune one (modernbert finetune), or load a "
-                "ModernBertForSequenceClassification or ModernBertForTokenClassification folder."
+                "folder of a ...ForSequenceClassification or ...ForTokenClassification model of transformers."
             )
         return find_task(self.model.task)
 

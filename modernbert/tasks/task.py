@@ -283,7 +283,7 @@ def start_classifier(model: Model, task: str, labels: Sequence[str], seed: int) 
 def task_of_config(architectures: Sequence[str], problem_type: str | None, num_labels: int) -> ClassifierTask | None:
     """Return the task that a published config.json is for, if this package has it."""
     published = [task for task in known_tasks().values() if isinstance(task, ClassifierTask) and task.is_published]
-    named = [task for task in published if task.architecture in architectures]
+    named = [task for task in published if any(str(each).endswith(f"For{task.head}") for each in architectures)]
     # `problem_type` distinguishes tasks of documents. In configs of other tasks it means nothing.
     if len(named) <= 1:
         return named[0] if named else None

@@ -168,9 +168,8 @@ def _start(config: FinetuneConfig, inputs: _Inputs) -> Model:
     """Return the model to start from."""
     engine = inputs.engine or PORTABLE
     model = inputs.folder.load_classifier(config.task, inputs.labels, config.seed, engine=engine)
-    if inputs.folder.is_modernbert:
-        # Saved with the model, so that it never scores single texts.
-        model.reads_pairs = model.reads_pairs or config.columns.pair is not None
+    # Saved with the model, so that it never scores single texts.
+    model.reads_pairs = model.reads_pairs or config.columns.pair is not None
     if config.dropout is not None:
         model.encoder.set_dropout(config.dropout)
     return model

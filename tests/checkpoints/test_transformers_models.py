@@ -15,9 +15,13 @@ from modernbert import ModernBert
 from modernbert.batch import Batch
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.transformers_models import (
+    FAMILIES as ALL_FAMILIES,
+)
+from modernbert.checkpoints.transformers_models import (
     family_of,
     load_foreign_classifier,
     load_foreign_encoder,
+    load_foreign_model,
     num_positions_of,
 )
 from modernbert.errors import InputError
@@ -77,6 +81,43 @@ def test_scores_of_documents_and_of_words(folder: Path) -> None:
         torch.testing.assert_close(whole(batch)[2:3], alone, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("family", sorted(ALL_FAMILIES))
+def test_scores_of_every_family_are_those_of_transformers(family: str, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = SIZES | {"max_position_embeddings": 68, "id2label": {0: "O", 1: "B-x", 2: "I-x"}}
+    if family == "distilbert":
+        sizes |= {"dim": 64, "hidden_dim": 96, "n_layers": 2, "n_heads": 2}
+    if family in ("albert", "mobilebert"):
+        sizes |= {"embedding_size": 32, "intra_bottleneck_size": 32}
+    for kind, task in (("SequenceClassification", "classify"), ("TokenClassification", "tag")):
+        torch.manual_seed(1)
+        config = transformers.AutoConfig.for_model(family, **sizes)
+        theirs = getattr(transformers, f"AutoModelFor{kind}").from_config(config).eval()
+        theirs.save_pretrained(tmp_path / task)
+        ours = load_foreign_model(FolderFiles(tmp_path / task), 3, 2, torch.float32)
+        rounded = load_foreign_model(FolderFiles(tmp_path / task), 3, 2, torch.bfloat16)
+        assert (ours.task, ours.labels, rounded.dtype) == (task, ("O", "B-x", "I-x"), torch.bfloat16)
+        batch = Batch.from_documents(documents())
+        with torch.no_grad():
+            scores = [theirs(input_ids=torch.from_numpy(each)[None]).logits for each in documents()]
+            expected = torch.cat(scores) if task == "classify" else torch.cat(scores, dim=1)[0]
+            torch.testing.assert_close(ours(batch), expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(rounded(batch), expected, atol=0.02, rtol=0)
+
+
+def test_a_head_without_one_of_its_tensors_is_refused_and_without_all_of_them_not_loaded(folder: Path) -> None:
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    model.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    of_head = {name for name in weights if not name.startswith(f"{model.base_model_prefix}.")}
+    for dropped in ({"classifier.bias", "classifier.out_proj.bias"} & of_head, of_head):
+        save_file({name: each for name, each in weights.items() if name not in dropped}, folder / "model.safetensors")
+        if dropped == of_head:
+            assert ModernBert.load(folder, device="cpu", dtype="float32").embed("a city").shape == (1, 64)
+            continue
+        with pytest.raises(InputError, match="the weights have no classifier.*bias of the shape"):
+            ModernBert.load(folder, device="cpu")
+
+
 def test_many_texts_come_back_in_their_order_though_short_ones_go_apart_from_long_ones(folder: Path) -> None:
     rng = np.random.default_rng(1)
     lengths = rng.permutation([*[60] * 150, *[2] * 40, *[31] * 30]).tolist()
@@ -134,6 +175,15 @@ def test_a_foreign_model_is_tuned_and_loads_in_its_own_library(folder: Path, tmp
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(model)
     assert loaded.config.id2label == {0: "no", 1: "yes"}
     assert transformers.AutoTokenizer.from_pretrained(model)("city").input_ids
+    bert = ModernBert.load(model, device="cpu", dtype="float32")
+    texts = ["a city in the land", "the capital", "land land"]
+    together = bert.classify(texts)
+    theirs = transformers.pipeline("text-classification", str(model), top_k=None)(texts)
+    for text, found, rows in zip(texts, together, theirs, strict=True):
+        assert found == pytest.approx({row["label"]: row["score"] for row in rows}, abs=1e-5)
+        assert bert.classify(text) == pytest.approx(found, abs=1e-5)
+    assert max(together[0], key=together[0].__getitem__) == "yes"
+    assert "bert.classify(" in (model / "README.md").read_text()
     with pytest.raises(InputError, match="layer_decay: found 0.9, but .* is a"):
         finetune(replace(config, layer_decay=0.9, output=str(tmp_path / "other")))
     with pytest.raises(InputError, match="max_len: found 65, but .* takes at most 64"):

@@ -14,6 +14,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
 )
 
@@ -170,27 +171,53 @@ def test_commands_that_compare_refuse_a_model_with_labels(
     assert not any((tmp_path / name).exists() for name in ("new", "vectors", "scores.json"))
 
 
-def test_a_head_that_was_not_loaded_is_not_passed_over(
-    small_bert: ModernBert, plain: Path, of_transformers: Callable[[str | None], Path], tmp_path: Path
-) -> None:
-    """A cross-encoder of another family, of which the encoder alone is loaded, and a head of a kind not known here."""
+@pytest.fixture
+def berts(small_bert: ModernBert, tmp_path: Path) -> dict[str, Path]:
+    """BERTs that transformers wrote: a cross-encoder, a masked LM, and a model that extracts answers."""
+    torch.manual_seed(0)
     shape = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config = BertConfig(vocab_size=512, num_labels=1, **shape)
-    for name, kind in (("cross", BertForSequenceClassification), ("masked", BertForMaskedLM)):
+    config = BertConfig(vocab_size=512, num_labels=1, type_vocab_size=1, initializer_range=0.2, pad_token_id=3, **shape)
+    kinds = {"cross": BertForSequenceClassification, "masked": BertForMaskedLM, "extracts": BertForQuestionAnswering}
+    for name, kind in kinds.items():
         kind(config).save_pretrained(tmp_path / name)
         small_bert.tokenizer.save_folder(tmp_path / name, 512)
+    return {name: tmp_path / name for name in kinds}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_cross_encoder_of_another_family_ranks_by_its_score(berts: dict[str, Path], dtype: str) -> None:
+    logits = scores_of(berts["cross"])
+    bert = ModernBert.load(berts["cross"], **CPU | {"dtype": dtype})
+    found = bert.rerank("what", TEXTS)
+    expected = sorted(1 / (1 + np.exp(-logits)), reverse=True)
+    assert [each.score for each in found] == pytest.approx(expected, abs=1e-5 if dtype == "float32" else 0.02)
+    alone = [bert.rerank("what", [TEXTS[each.index]])[0].score for each in found]
+    assert [each.score for each in found] == pytest.approx(alone, abs=1e-5 if dtype == "float32" else 0.02)
+    with serve(bert) as client:
+        rows = client.post("/rerank", json={"query": "what", "texts": TEXTS}).json()
+        assert [row["score"] for row in rows] == pytest.approx([each.score for each in found], abs=1e-5)
+        pair = client.post("/predict", json={"inputs": [["what", TEXTS[0]]]}).json()
+        assert pair[0][0]["score"] == pytest.approx(bert.rerank("what", TEXTS[:1])[0].score, abs=1e-5)
+    with pytest.raises(InputError, match="expected a pair .text, other.: this model was trained on pairs"):
+        bert.classify("a text")
+
+
+def test_a_head_that_was_not_loaded_is_not_passed_over(
+    berts: dict[str, Path], plain: Path, of_transformers: Callable[[str | None], Path]
+) -> None:
+    """Heads of tasks that other families or this package do not have; the encoder alone is loaded."""
     unknown = of_transformers(None)
     place = unknown / "config.json"
     place.write_text(json.dumps(json.loads(place.read_text()) | {"problem_type": "ordinal_regression"}))
-    with pytest.raises(InputError, match="^classify and tag need a ModernBERT model; .* without their head"):
-        ModernBert.load(tmp_path / "cross", **CPU).classify("a text")
-    for folder in (tmp_path / "cross", unknown):
+    with pytest.raises(InputError, match="^This model has no classification head"):
+        ModernBert.load(berts["extracts"], **CPU).classify("a text")
+    for folder in (berts["extracts"], unknown):
         bert = ModernBert.load(folder, **CPU)
         assert len(bert.embed(TEXTS)) == 5
         for call in (lambda bert: bert.rerank("what", TEXTS), lambda bert: bert.similarity("what", TEXTS)):
-            with pytest.raises(InputError, match="ForSequenceClassification, a head that was not loaded"):
+            with pytest.raises(InputError, match="For(SequenceClassification|QuestionAnswering), a head that was not"):
                 call(bert)
-    for folder in (tmp_path / "masked", plain):
+    for folder in (berts["masked"], plain):
         assert len(ModernBert.load(folder, **CPU).rerank("what", TEXTS)) == 5
 
 
