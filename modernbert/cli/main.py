@@ -63,8 +63,8 @@ def run(words: Sequence[str] | None = None) -> None:
         raise InputError(f"Unknown option {error.option_name}.") from None
     except click.ClickException as error:
         raise InputError(error.format_message()) from None
-    except click.Abort:
-        raise KeyboardInterrupt from None
+    except click.Abort as error:
+        raise error.__cause__ or KeyboardInterrupt from None
 
 
 @contextmanager
@@ -74,11 +74,11 @@ def exit_status() -> Iterator[None]:
         with exit_on_error("modernbert"):
             yield
             sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("modernbert: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("; ".join(["modernbert: interrupted", *map(str, error.args)]), file=sys.stderr)
         sys.exit(130)
     except (BrokenPipeError, SystemExit) as end:
-        # The reader of the output has closed it, as `head` does. click and rich exit with 1 then.
+        # The reader of the output may have closed it, as `head` does.
         if not isinstance(end, BrokenPipeError) and not isinstance(end.__context__, BrokenPipeError):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
