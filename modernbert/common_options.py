@@ -5,7 +5,15 @@ from dataclasses import dataclass
 from modernbert.engines.engine_names import EngineName
 from modernbert.option_types import Dtype, FileOrUrl, OnError
 
-__all__ = ["Compute", "OneDevice", "TextFile"]
+__all__ = ["Compute", "ModelRevision", "OneDevice", "TextFile"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRevision:
+    """Model."""
+
+    revision: str | None = None
+    """Commit, tag or branch of the model on the Hub; its main branch, by default."""
 
 
 @dataclass(frozen=True, kw_only=True)

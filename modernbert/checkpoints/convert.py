@@ -7,7 +7,7 @@ disagree are an error, and the source of each setting is printed.
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from modernbert.config_files import value_of
 from modernbert.devices import dtype_name
 from modernbert.errors import InputError
 from modernbert.files import new_file, write_tensors
-from modernbert.hub_download import find_tokenizer
+from modernbert.hub_download import at_revision, find_tokenizer
 from modernbert.model.config import ModelConfig
 from modernbert.safe_files import read_json
 from modernbert.tokenizer.tokenizer import Tokenizer
@@ -41,7 +41,12 @@ __all__ = ["ConvertConfig", "run"]
 _PUBLISHED, _SAFETENSORS = "modernbert", ".safetensors"
 
 
-_OPTIONS = tuple(field.name for field in fields(ConvertConfig))[4:]
+# The options that describe the model.
+_OPTIONS = tuple(
+    field.name
+    for field in fields(ConvertConfig)
+    if field.name not in ("revision", "checkpoint", "output", "tokenizer", "training_config")
+)
 
 
 def run(config: ConvertConfig) -> Path:
@@ -50,6 +55,10 @@ def run(config: ConvertConfig) -> Path:
     Raises: InputError if the file is damaged or not a ModernBERT, or if a setting is unknown.
     """
     path = config.checkpoint
+    if config.revision is not None:
+        if config.tokenizer is None:
+            raise InputError(f"revision: found {config.revision!r}, which has no effect without `tokenizer`")
+        config = replace(config, tokenizer=at_revision(config.tokenizer, config.revision), revision=None)
     if config.output.suffix == _SAFETENSORS:
         return _convert_tensors(config)
     with open_torch_file(path) as file:

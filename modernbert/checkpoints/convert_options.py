@@ -6,11 +6,13 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt
 
+from modernbert.common_options import ModelRevision
+
 __all__ = ["ConvertConfig"]
 
 
-@dataclass
-class ConvertConfig:
+@dataclass(frozen=True)
+class ConvertConfig(ModelRevision):
     """Convert a checkpoint of the reference repository, or a pytorch_model.bin, to a model folder.
 
     Nothing in the file is executed. Options of the model are needed only if the checkpoint does not store them.

@@ -37,7 +37,7 @@ from modernbert.engines.engine import Engine
 from modernbert.engines.registry import PORTABLE
 from modernbert.errors import CheckFailed, InputError
 from modernbert.files import new_folder, sha256_of
-from modernbert.hub_download import MODEL_FILES, find_folder
+from modernbert.hub_download import MODEL_FILES, at_revision, find_folder
 from modernbert.model.config import ModelConfig
 from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.model.interface import MODERNBERT, Model
@@ -100,7 +100,8 @@ class ModelFolder:
 
         Raises: InputError if there is neither, or the folder is not a model of a supported family.
         """
-        return ModelFolder(find_folder(name, revision, token=token, offline=offline, files=patterns), str(name))
+        path = find_folder(name, revision, token=token, offline=offline, files=patterns)
+        return ModelFolder(path, at_revision(name, revision))
 
     @property
     def is_modernbert(self) -> bool:

@@ -21,6 +21,7 @@ from modernbert.evaluation.retrieval_eval import rank_by_index, rank_by_model, r
 from modernbert.evaluation.retrieval_options import RetrievalConfig
 from modernbert.extras import require
 from modernbert.files import check_target, write_file
+from modernbert.hub_download import at_revision
 from modernbert.inference.modernbert import ModernBert
 
 __all__ = ["RetrievalConfig", "run"]
@@ -37,6 +38,7 @@ def run(config: RetrievalConfig) -> list[dict[str, Any]]:
     if not config.collections:
         raise InputError("collections: found none, expected a folder in BEIR's format")
     check_values(config)
+    config = replace(config, model=at_revision(config.model, config.revision), revision=None)
     if config.bm25:
         require("bm25", "bm25s")
     for name in config.collections:

@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from modernbert.common_options import OneDevice
+from modernbert.common_options import ModelRevision, OneDevice
 
 __all__ = ["RetrievalConfig"]
 
 
 @dataclass(frozen=True)
-class RetrievalConfig(OneDevice):
+class RetrievalConfig(ModelRevision, OneDevice):
     """Rank the documents of collections for their queries: nDCG@10, MRR@10, recall@100."""
 
     model: str

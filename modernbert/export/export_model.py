@@ -17,7 +17,9 @@ def run(config: ExportConfig) -> Report:
     """
     require("export", "onnx", "onnxruntime")
     texts = gather_texts([], config.input) if config.input else ()
-    report = export_folder(ModelFolder.open(config.model), config.output, int8=config.int8, texts=texts)
+    report = export_folder(
+        ModelFolder.open(config.model, config.revision), config.output, int8=config.int8, texts=texts
+    )
     for name, size in report.sizes.items():
         print(f"{config.output / name}: {size / 1e6:,.1f} MB")
     if report.num_truncated:

@@ -3,11 +3,13 @@
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from modernbert.common_options import ModelRevision
+
 __all__ = ["ExportConfig"]
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(ModelRevision):
     """Write a model for ONNX Runtime, and compare its outputs with the model's before it is kept."""
 
     model: str

@@ -18,7 +18,9 @@ def run(config: ClassifyConfig) -> None:
     rows = gather_rows(
         config.texts, config.input, text_field=config.text_field, pair_field=config.pair_field, on_error=config.on_error
     )
-    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
+    bert = ModernBert.load(
+        config.model, revision=config.revision, device=config.device, dtype=config.dtype, engine=config.engine
+    )
     if bert.reads_pairs and config.pair_field is None:
         raise InputError(
             f"{config.model}: was trained on pairs of texts, found single texts; "

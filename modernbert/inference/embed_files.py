@@ -26,6 +26,7 @@ from modernbert.devices import choose_device
 from modernbert.errors import InputError
 from modernbert.extras import require
 from modernbert.files import only_process, remove_leftovers, try_delete
+from modernbert.hub_download import at_revision
 from modernbert.inference.modernbert import ModernBert
 from modernbert.inference.replicas import load_in_process
 from modernbert.inference.text_checks import check_number
@@ -59,7 +60,7 @@ _INPUT = 0
 # Fields that do not change the vectors of a text.
 _FREE = (
     "texts", "input", "text_field", "output", "overwrite", "on_error", "device", "engine", "model", "executor",
-    "processes",
+    "processes", "revision",
 )  # fmt: skip
 
 
@@ -69,6 +70,8 @@ def run(config: EmbedConfig) -> None:
     Raises: InputError for a row that cannot be embedded (see `on_error`), an unknown kind of file, a full disk, or
         chunks that were made with another model or other settings.
     """
+    # Worker processes, too, load the model by this name.
+    config = replace(config, model=at_revision(config.model, config.revision), revision=None)
     _check(config)
     skips = Skips()
     named = config.on_error == "skip"

@@ -20,7 +20,9 @@ def run(config: FillMaskConfig) -> None:
     Raises: InputError for a row that cannot be used, as a text without a mask, or a folder without the head.
     """
     rows = gather_rows(config.texts, config.input, text_field=config.text_field, on_error=config.on_error)
-    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
+    bert = ModernBert.load(
+        config.model, revision=config.revision, device=config.device, dtype=config.dtype, engine=config.engine
+    )
 
     def work(texts: list[str]) -> list[list[list[Guess]]]:
         return bert.fill_mask(texts, config.top_k)  # type: ignore[return-value]

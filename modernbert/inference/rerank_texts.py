@@ -15,7 +15,9 @@ def run(config: RerankConfig) -> None:
     Raises: InputError for a row that cannot be used, as a pair that is too long, or a model that cannot compare.
     """
     rows = gather_rows(config.texts, config.input, text_field=config.text_field, on_error=config.on_error)
-    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
+    bert = ModernBert.load(
+        config.model, revision=config.revision, device=config.device, dtype=config.dtype, engine=config.engine
+    )
 
     def scores(texts: list[str]) -> list[float]:
         ranked = bert.rerank(config.query, texts, overflow=config.overflow)

@@ -19,7 +19,9 @@ def run(config: TagConfig) -> None:
     Raises: InputError for a model without tags, or a row that cannot be used.
     """
     rows = gather_rows(config.texts, config.input, text_field=config.text_field, on_error=config.on_error)
-    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
+    bert = ModernBert.load(
+        config.model, revision=config.revision, device=config.device, dtype=config.dtype, engine=config.engine
+    )
 
     def work(texts: list[str]) -> list[list[Span]]:
         return bert.tag(texts, overflow=config.overflow)  # type: ignore[return-value]

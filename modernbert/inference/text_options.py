@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from modernbert.common_options import Compute, TextFile
+from modernbert.common_options import Compute, ModelRevision, TextFile
 from modernbert.engines.engine_names import EngineName
 from modernbert.option_types import Dtype, Executor, FileOrUrl, Overflow
 
@@ -15,7 +15,7 @@ __all__ = ["ClassifyConfig", "EmbedConfig", "FillMaskConfig", "RerankConfig", "T
 
 
 @dataclass(frozen=True)
-class EmbedConfig:
+class EmbedConfig(ModelRevision):
     """Write one embedding for each text.
 
     Input of any size is embedded chunk by chunk. A stopped command continues with the chunks that are not finished. The
@@ -63,7 +63,7 @@ class EmbedConfig:
 
 
 @dataclass(frozen=True)
-class ClassifyConfig(Compute, TextFile):
+class ClassifyConfig(ModelRevision, Compute, TextFile):
     """Print the labels of texts, or of pairs of texts, with their probabilities."""
 
     model: str
@@ -82,7 +82,7 @@ class ClassifyConfig(Compute, TextFile):
 
 
 @dataclass(frozen=True)
-class TagConfig(Compute, TextFile):
+class TagConfig(ModelRevision, Compute, TextFile):
     """Print the spans that a token classification model finds in texts."""
 
     model: str
@@ -97,7 +97,7 @@ class TagConfig(Compute, TextFile):
 
 
 @dataclass(frozen=True)
-class RerankConfig(Compute, TextFile):
+class RerankConfig(ModelRevision, Compute, TextFile):
     """Print texts in the order of their relevance to a query.
 
     A cross-encoder scores the pairs; other models compare embeddings by cosine similarity or MaxSim.
@@ -119,7 +119,7 @@ class RerankConfig(Compute, TextFile):
 
 
 @dataclass(frozen=True)
-class FillMaskConfig(Compute, TextFile):
+class FillMaskConfig(ModelRevision, Compute, TextFile):
     """Print the most probable tokens for each [MASK] in texts."""
 
     model: str

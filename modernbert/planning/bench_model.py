@@ -17,6 +17,7 @@ from modernbert.batch import Batch, batch_by_size
 from modernbert.console import describe_machine, open_console, p50_and_p95
 from modernbert.devices import dtype_name, peak_memory, restart_peak
 from modernbert.files import check_target, write_file
+from modernbert.hub_download import at_revision
 from modernbert.inference.modernbert import ModernBert
 from modernbert.model.heads import pool
 from modernbert.planning.bench_options import BenchConfig
@@ -67,7 +68,9 @@ def bench(config: BenchConfig) -> BenchResult:
         InputError: The model cannot be loaded, or the file cannot be written.
     """
     check_target(config.output, overwrite=config.overwrite)
-    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
+    bert = ModernBert.load(
+        config.model, revision=config.revision, device=config.device, dtype=config.dtype, engine=config.engine
+    )
     console = open_console()
     on_gpu = bert.device.type == "cuda"
     sizes = {"short": 1_024, "long": 32} if on_gpu else {"short": 16, "long": 2}
@@ -81,7 +84,7 @@ def bench(config: BenchConfig) -> BenchResult:
     lengths = [length for length in _LATENCY_LENGTHS if length <= bert.max_length]
     engine = getattr(bert.model.encoder, "engine", None)
     result = BenchResult(
-        config.model,
+        at_revision(config.model, config.revision),
         describe_machine(bert.device),
         dtype_name(next(bert.model.parameters()).dtype),
         "transformers" if engine is None else engine.name,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
-from modernbert.common_options import Compute
+from modernbert.common_options import Compute, ModelRevision
 
 __all__ = ["BenchConfig", "SetName"]
 
@@ -16,7 +16,7 @@ Count = Annotated[int, Ge(1), Le(1_000_000)]
 
 
 @dataclass(frozen=True)
-class BenchConfig(Compute):
+class BenchConfig(ModelRevision, Compute):
     """Measure the speed, latency and peak memory of a model on this machine."""
 
     model: str

@@ -35,9 +35,11 @@ def run(config: IndexConfig) -> None:
     documents = read_documents(files, tally, text_field=config.text_field, on_error=config.on_error, empty_ok=exists)
     # Read a document before anything is written: an error leaves no folder behind.
     first = list(islice(documents, 1))
-    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
-    model = str(Path(config.model).absolute()) if Path(config.model).is_dir() else config.model
+    bert = ModernBert.load(
+        config.model, revision=config.revision, device=config.device, dtype=config.dtype, engine=config.engine
+    )
     assert bert.origin is not None, "it was loaded from a folder"
+    model = str(Path(config.model).absolute()) if Path(config.model).is_dir() else bert.origin.folder.name
     index = PassageIndex.begin(config.output, bert, model, bert.origin.folder.digest, config.passage_tokens)
     with only_process(config.output), show_texts(None, True) as show:
 

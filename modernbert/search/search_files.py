@@ -25,7 +25,7 @@ def run(config: SearchConfig) -> None:
         InputError: The folder is not an index, or its model is missing or has changed.
     """
     index = PassageIndex.open(config.index)
-    folder = _model_folder(index, config.model)
+    folder = _model_folder(index, config)
     index.check({"model_files": folder.digest})
     of_reranker = None if config.rerank is None else ModelFolder.open(config.rerank)
     bert = ModernBert.from_folder(folder, device=config.device, dtype=config.dtype)
@@ -44,10 +44,10 @@ def run(config: SearchConfig) -> None:
         console.print("\n".join(f"    {escape(line)}" for line in [*lines[:_LINES_SHOWN], *more]))
 
 
-def _model_folder(index: PassageIndex, named: str | None) -> ModelFolder:
-    if named is not None:
-        return ModelFolder.open(named)
+def _model_folder(index: PassageIndex, config: SearchConfig) -> ModelFolder:
+    if config.model is not None:
+        return ModelFolder.open(config.model, config.revision)
     try:
-        return ModelFolder.open(str(index.about["model"]))
+        return ModelFolder.open(str(index.about["model"]), config.revision)
     except InputError as error:
         raise InputError(f"{error}; if the model was moved, name its folder with `model`") from None

@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge
 
-from modernbert.common_options import Compute, OneDevice
+from modernbert.common_options import Compute, ModelRevision, OneDevice
 from modernbert.option_types import OnError
 
 __all__ = ["IndexConfig", "SearchConfig"]
 
 
 @dataclass(frozen=True)
-class IndexConfig(Compute):
+class IndexConfig(ModelRevision, Compute):
     """Index files for search, or bring an index up to date with its files."""
 
     model: str
@@ -33,7 +33,7 @@ class IndexConfig(Compute):
 
 
 @dataclass(frozen=True)
-class SearchConfig(OneDevice):
+class SearchConfig(ModelRevision, OneDevice):
     """Print the passages of indexed files that match a query."""
 
     index: Path
@@ -46,7 +46,8 @@ class SearchConfig(OneDevice):
     how: Literal["hybrid", "vectors", "words"] = "hybrid"
     """Ranking: by embeddings, by words (BM25), or by both."""
     rerank: str | None = None
-    """Cross-encoder that ranks the best passages again: a model folder, or a name on the Hub; none, by default."""
+    """Cross-encoder that ranks the best passages again: a model folder, or NAME or NAME@REVISION on the Hub; none, by
+    default."""
     model: str | None = None
     """Model of the index, if its folder was moved."""
     json: bool = False

@@ -40,7 +40,9 @@ def run(config: ServeConfig) -> None:
         raise InputError("host: is empty, expected an address (0.0.0.0: all network interfaces)")
     sys.setswitchinterval(_SWITCH_S)
     listener = _listen(config.host, config.port)
-    bert = ModernBert.load(config.model, device=config.device, dtype=config.dtype, engine=config.engine)
+    bert = ModernBert.load(
+        config.model, revision=config.revision, device=config.device, dtype=config.dtype, engine=config.engine
+    )
     scheduler = Scheduler(
         bert, config.batch_tokens, config.queue_tokens, wait_s=config.max_wait, batch_s=config.batch_seconds
     )

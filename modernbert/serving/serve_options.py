@@ -5,13 +5,13 @@ from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from modernbert.common_options import Compute
+from modernbert.common_options import Compute, ModelRevision
 
 __all__ = ["ServeConfig"]
 
 
 @dataclass(frozen=True)
-class ServeConfig(Compute):
+class ServeConfig(ModelRevision, Compute):
     """Serve a model over HTTP, with the routes of text-embeddings-inference, OpenAI and Cohere."""
 
     model: str

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
+from modernbert.common_options import ModelRevision
 from modernbert.option_types import Dtype
 from modernbert.training.finetuning_config import FinetuneConfig
 from modernbert.training.retriever_config import RetrieverConfig
@@ -29,8 +30,8 @@ LABELED_TASKS = ("choose", "classify", "extract", "multilabel", "regress", "rera
 RETRIEVAL_TASKS = ("embed", "late")
 
 
-@dataclass
-class GrowConfig:
+@dataclass(frozen=True)
+class GrowConfig(ModelRevision):
     """Initialize a larger model with the weights of a trained one."""
 
     model: str
@@ -61,8 +62,8 @@ class AverageConfig:
     """Average the last checkpoint of the run, too."""
 
 
-@dataclass
-class GlueConfig:
+@dataclass(frozen=True)
+class GlueConfig(ModelRevision):
     """Fine-tune a model on the tasks of GLUE, and print the scores beside the published ones.
 
     A stopped command continues.

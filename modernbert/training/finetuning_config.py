@@ -23,6 +23,9 @@ class FinetuneOptions(RunOptions):
     model: str = MISSING
     """Model folder, or name of a model on the Hub, to start from."""
     _: KW_ONLY
+    # Not from `ModelRevision`: a class that can be changed cannot inherit from a frozen one.
+    revision: str | None = None
+    """Commit, tag or branch of the model on the Hub; its main branch, by default."""
     task: str = MISSING
     """Task: classify, tag, rerank, embed, late, ..."""
     train: list[str] = MISSING
@@ -97,8 +100,7 @@ class FinetuneConfig(FinetuneOptions):
     """Fine-tune a model on labeled rows."""
 
     task: str = MISSING
-    """classify, multilabel, regress, rerank, choose, tag, extract, or a task that was added; embed and late, for
-    retrieval, have other options, which `--task embed --help` lists."""
+    """classify, multilabel, regress, rerank, choose, tag, extract, or the name of a task that was added."""
     columns: Columns = field(default_factory=Columns)
     """Names of the columns."""
     max_len: Annotated[int, Ge(8)] | None = None

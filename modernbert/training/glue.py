@@ -19,6 +19,7 @@ from modernbert.config_files import resolve
 from modernbert.console import open_console
 from modernbert.errors import InputError
 from modernbert.files import new_folder, write_file
+from modernbert.hub_download import at_revision
 from modernbert.training.command_options import GlueConfig
 from modernbert.training.finetuning import FinetuneConfig, check_inputs
 from modernbert.training.glue_tasks import DECAYS, PUBLISHED, RATES, TASKS, GlueTask, config_of, tasks_in
@@ -34,6 +35,7 @@ def run(config: GlueConfig) -> dict[str, Any]:
 
     Raises: InputError for a task that is not in the folder, or rows that cannot be used.
     """
+    config = replace(config, model=at_revision(config.model, config.revision), revision=None)
     there = tasks_in(config.data)
     for name in config.tasks:
         if name not in there:

@@ -9,6 +9,7 @@ from modernbert.checkpoints.command_line import command_line
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.model_card import ModelCard
 from modernbert.errors import InputError
+from modernbert.hub_download import at_revision
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
 from modernbert.model.surgery import grow, layer_map
@@ -26,7 +27,7 @@ def run(config: GrowConfig) -> Path:
 
     Raises: InputError if there is no such source, or it is larger than the new shape.
     """
-    start = open_initial_model(config.model)
+    start = open_initial_model(at_revision(config.model, config.revision))
     unknown = [key for key in config.shape if key not in _SHAPE]
     if unknown:
         raise InputError(f"shape.{unknown[0]}: is not a size to grow, expected {', '.join(_SHAPE)}")

@@ -59,7 +59,7 @@ def open_inputs(config: RetrieverConfig, device: torch.device) -> RetrieverInput
     Raises: InputError for inputs that cannot be learned from, or do not fit together.
     """
     dtype = choose_precision(config.dtype, device, "dtype")
-    folder = ModelFolder.open(config.model)
+    folder = ModelFolder.open(config.model, config.revision)
     if not folder.is_modernbert:
         require(str(folder), "transformers")
     check_sharding(config, folder.family)

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ def test_sources_that_disagree_are_refused_and_an_option_settles_it(tmp_path: Pa
     config = ConvertConfig(tmp_path / "c.pt", output=tmp_path / "out", training_config=tmp_path / "training.yaml")
     with pytest.raises(InputError, match=r"global_rope_theta is 160000.0, but 10000.0 by .*--global-rope-theta"):
         run(config)
-    config.global_rope_theta = 160000.0
+    config = replace(config, global_rope_theta=160000.0)
     run(config)
     assert_same(logits_of(tmp_path / "out"), flexbert)
 
