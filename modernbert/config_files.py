@@ -1,7 +1,6 @@
 """Configs: the defaults of a dataclass, a YAML file over them, and given values over both, checked as a whole."""
 
 import dataclasses
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, Protocol, TypeVar, cast, get_args, get_origin, overload, runtime_checkable
 
 from modernbert.errors import InputError
-from modernbert.options import MISSING, default_of, hints_of, kind_of, options_of, plain_kind
+from modernbert.options import MISSING, default_of, did_you_mean, hints_of, kind_of, options_of, plain_kind
 
 __all__ = [
     "MISSING",
@@ -305,8 +304,7 @@ def _message(schema: type, key: str, error: Any, place: str) -> str:
     parent, _, name = key.rpartition(".")
     if error["type"] == "unexpected_keyword_argument":
         known = hints_of(cast(type, plain_kind(kind_of(schema, parent)))) if parent else hints_of(schema)
-        near = difflib.get_close_matches(name, known, n=1)
-        return f"{place}: unknown option.{f' Did you mean {near[0]}?' if near else ''}"
+        return f"{place}: unknown option.{did_you_mean(name, known)}"
     expected = error["msg"].split(", unable to ")[0].removeprefix("Input should be ")
     expected = expected.replace("greater than or equal to", "at least").replace("less than or equal to", "at most")
     expected = expected.replace("greater than", "more than")

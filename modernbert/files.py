@@ -22,6 +22,7 @@ from modernbert.errors import CheckFailed, InputError
 __all__ = [
     "UNVERIFIED",
     "check_target",
+    "check_writable",
     "translate_errors",
     "move_into_place",
     "new_file",
@@ -58,7 +59,13 @@ def check_target(target: Path | None, *, overwrite: bool = True) -> None:
         raise InputError(f"{target}: is a folder, expected the name of a file")
     if target.exists() and not overwrite:
         raise InputError(f"{target}: exists already, expected a new file, or `overwrite=True` to replace it")
-    above = next(path for path in target.absolute().parents if path.exists())
+    check_writable(target)
+
+
+def check_writable(target: Path) -> None:
+    """Check before long work that a file or a folder can be written. Raises: InputError if it cannot."""
+    target_folder = target.absolute()
+    above = target_folder if target.is_dir() else next(path for path in target_folder.parents if path.exists())
     if not above.is_dir():
         raise InputError(f"{target}: cannot be written ({above} is a file)")
     if not os.access(above, os.W_OK | os.X_OK):

@@ -12,11 +12,25 @@ import inspect
 import textwrap
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, is_dataclass
+from difflib import SequenceMatcher
 from typing import Annotated, Any, Union
 
-__all__ = ["MISSING", "Option", "default_of", "hints_of", "kind_of", "options_of", "plain_kind"]
+__all__ = [
+    "MISSING",
+    "Option",
+    "default_of",
+    "did_you_mean",
+    "hints_of",
+    "kind_of",
+    "option_name",
+    "options_of",
+    "plain_kind",
+]
+
+# The share of equal characters above which a name is taken for a misspelled one.
+_MIN_LIKENESS = 0.6
 
 MISSING: Any = "???"
 """A value that must be replaced: the default of a required field, or in a config file."""
@@ -103,6 +117,36 @@ def default_of(field: "dataclasses.Field[Any]") -> Any:
     if field.default is not dataclasses.MISSING:
         return field.default
     return MISSING if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def option_name(key: str) -> str:
+    """Return how an option is written on the command line.
+
+    >>> option_name("guard.loss_rise")
+    '--guard.loss-rise'
+    """
+    return f"--{key.replace('_', '-')}"
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return a hint with the known name that is most like a given one; nothing if none is like it.
+
+    Names with dots are compared part by part; a last part alone is enough.
+
+    >>> did_you_mean("--phases.one.tokns", ["--phases.one.tokens", "--phases.one.lr"])
+    ' Did you mean --phases.one.tokens?'
+    >>> did_you_mean("--nope", ["--input", "--dtype"])
+    ''
+    """
+
+    def likeness(name: str) -> float:
+        ours, others = (each.removeprefix("--").split(".") for each in (given, name))
+        if len(ours) != len(others):
+            return float(len(ours) == 1 and ours[-1] == others[-1])
+        return min(SequenceMatcher(None, *pair).ratio() for pair in zip(ours, others, strict=True))
+
+    best = max(known, key=likeness, default=given)
+    return f" Did you mean {best}?" if best != given and likeness(best) >= _MIN_LIKENESS else ""
 
 
 @functools.cache

@@ -6,8 +6,8 @@ import pytest
 from commands import modernbert
 
 from modernbert import ModernBert
-from modernbert.cli.option_names import option_name
 from modernbert.config_files import nested, resolve, to_yaml
+from modernbert.options import option_name
 from modernbert.training.pretraining import PretrainConfig
 from modernbert.training.retriever_finetuning import RetrieverConfig
 

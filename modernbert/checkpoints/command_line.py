@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from modernbert.errors import shown
-from modernbert.options import MISSING, default_of
+from modernbert.options import MISSING, default_of, option_name
 
 __all__ = ["command_line", "public_name"]
 
@@ -52,10 +52,10 @@ def public_name(value: Any) -> str:
 
 
 def _words(key: str, value: Any) -> list[str]:
-    option = key.replace("_", "-")
+    option = option_name(key)
     if isinstance(value, bool):
-        return [f"--{option}" if value else f"--no-{option}"]
-    return [f"--{public_name(option)}", public_name(value)]
+        return [option if value else f"--no-{option.removeprefix('--')}"]
+    return [public_name(option), public_name(value)]
 
 
 def _changed(config: Any, prefix: str = "", usual: Any = None) -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from importlib import metadata
 import click
 from click.shell_completion import get_completion_class
 
-from modernbert.cli.parser import OutputClosed, VerbGroup
+from modernbert.cli.parser import VerbGroup
 from modernbert.errors import InputError, exit_on_error
 
 __all__ = ["cli", "exit_status", "main", "run"]
@@ -63,8 +63,8 @@ def run(words: Sequence[str] | None = None) -> None:
         raise InputError(f"Unknown option {error.option_name}.") from None
     except click.ClickException as error:
         raise InputError(error.format_message()) from None
-    except click.Abort:
-        raise KeyboardInterrupt from None
+    except click.Abort as error:
+        raise error.__cause__ or KeyboardInterrupt from None
 
 
 @contextmanager
@@ -74,12 +74,12 @@ def exit_status() -> Iterator[None]:
         with exit_on_error("modernbert"):
             yield
             sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("modernbert: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print("; ".join(["modernbert: interrupted", *map(str, error.args)]), file=sys.stderr)
         sys.exit(130)
-    except (BrokenPipeError, OutputClosed, SystemExit) as end:
-        # The reader of the output has closed it, as `head` does. rich exits with 1 then.
-        if isinstance(end, SystemExit) and not isinstance(end.__context__, BrokenPipeError):
+    except (BrokenPipeError, SystemExit) as end:
+        # The reader of the output may have closed it, as `head` does.
+        if not isinstance(end, BrokenPipeError) and not isinstance(end.__context__, BrokenPipeError):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

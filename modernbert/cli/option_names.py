@@ -1,25 +1,14 @@
-"""Names of options on the command line: in errors, and hints for names that are misspelt."""
+"""Names of options in errors, as they are typed on the command line."""
 
 import re
-from collections.abc import Iterable, Sequence
-from difflib import SequenceMatcher
+from collections.abc import Sequence
 
-from modernbert.options import Option
+from modernbert.options import Option, option_name
 
-__all__ = ["did_you_mean", "option_name", "spell_options"]
+__all__ = ["spell_options"]
 
 # An error names an option at its start, or in backticks, alone or with a value: `truncate_dim`, `overflow="truncate"`.
 _NAMED = re.compile(r"^(?P<first>[a-z]\w*(?:\.\w+)*)(?=: )|`(?P<key>[a-z]\w*(?:\.\w+)*)(?:=(?P<value>[^`]+))?`")
-_MIN_LIKENESS = 0.6
-
-
-def option_name(key: str) -> str:
-    """Return how an option is written on the command line.
-
-    >>> option_name("guard.loss_rise")
-    '--guard.loss-rise'
-    """
-    return f"--{key.replace('_', '-')}"
 
 
 def spell_options(message: str, options: Sequence[Option]) -> str:
@@ -51,24 +40,3 @@ def _fits(key: str, pattern: str) -> bool:
     """Return whether a key is an option, an option of a mapping (`phases.NAME.lr`), or a group of options."""
     given, parts = key.split("."), pattern.split(".")
     return len(given) <= len(parts) and all(part in ("NAME", each) for each, part in zip(given, parts, strict=False))
-
-
-def did_you_mean(given: str, known: Iterable[str]) -> str:
-    """Return a hint with the known name that is most like a given one; nothing if none is like it.
-
-    Names with dots are compared part by part; a last part alone is enough.
-
-    >>> did_you_mean("--phases.one.tokns", ["--phases.one.tokens", "--phases.one.lr"])
-    ' Did you mean --phases.one.tokens?'
-    >>> did_you_mean("--nope", ["--input", "--dtype"])
-    ''
-    """
-
-    def likeness(name: str) -> float:
-        ours, others = (each.removeprefix("--").split(".") for each in (given, name))
-        if len(ours) != len(others):
-            return float(len(ours) == 1 and ours[-1] == others[-1])
-        return min(SequenceMatcher(None, *pair).ratio() for pair in zip(ours, others, strict=True))
-
-    best = max(known, key=likeness, default=given)
-    return f" Did you mean {best}?" if best != given and likeness(best) >= _MIN_LIKENESS else ""

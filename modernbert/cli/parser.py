@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,22 +11,18 @@ from typing import Any, Literal, get_args, get_origin
 import click
 from click.shell_completion import CompletionItem
 
-from modernbert.cli.option_names import did_you_mean, option_name, spell_options
+from modernbert.cli.option_names import spell_options
 from modernbert.cli.verbs import GROUPS, SECTIONS, TASKS, VERBS, Verb
 from modernbert.errors import InputError
 from modernbert.option_types import FileOrUrl
-from modernbert.options import MISSING, Option, kind_of, options_of, plain_kind
+from modernbert.options import MISSING, Option, did_you_mean, kind_of, option_name, options_of, plain_kind
 
-__all__ = ["OutputClosed", "VerbCommand", "VerbGroup", "identifier", "option_row", "shell_lines"]
+__all__ = ["VerbCommand", "VerbGroup", "identifier", "option_row", "shell_lines"]
 
 _SHORT = {"input": "-i", "output": "-o"}
 # The default of an option whose value is None: "Maximum tokens of a text; from the model, by default."
 _DEFAULT_IN_WORDS = re.compile(r"; ([^;]+), by default\.$")
 _METAVARS: dict[Any, str] = {str: "TEXT", Path: "PATH", FileOrUrl: "PATH", int: "INT", float: "NUMBER"}
-
-
-class OutputClosed(Exception):
-    """The reader of the output has closed it, as `head` does. Click itself would exit with status 1."""
 
 
 class VerbGroup(click.Group):
@@ -36,11 +33,11 @@ class VerbGroup(click.Group):
         self.prefix = prefix
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. Raises: OutputClosed if its output is closed."""
+        """Run a command. Raises: SystemExit, as rich does, if its output is closed; click would hide the cause."""
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
-            raise OutputClosed from None
+            sys.exit(1)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -87,7 +84,8 @@ class VerbCommand(click.Command):
             ),
         ]
         note = f"The tasks embed and late have other options: modernbert {name} --task embed --help lists them."
-        super().__init__(name, callback=self._run, epilog=note if verb.by_task else None)
+        settings = {"allow_extra_args": True}  # reported below, with the option that takes them
+        super().__init__(name, settings, callback=self._run, epilog=note if verb.by_task else None)
         self._use(verb.load_options())
 
     def _use(self, schema: type, task: str | None = None) -> None:
@@ -119,15 +117,25 @@ class VerbCommand(click.Command):
                 given[key] = _value(kind_of(self.schema, key), value, name)
         try:
             self._refuse_repeated(ctx, rest)
-            return super().parse_args(ctx, rest)
+            super().parse_args(ctx, rest)
         except click.NoSuchOption as error:
             raise self._unknown(error.option_name, args) from None
+        if ctx.args and not ctx.resilient_parsing:
+            raise self._unexpected(ctx.args[0])
+        return ctx.args
 
     def _refuse_repeated(self, ctx: click.Context, args: list[str]) -> None:
         _, _, given = self.make_parser(ctx).parse_args(list(args))
         for parameter, number in Counter(given).items():
             if number > 1 and isinstance(parameter, click.Option) and not parameter.multiple:
                 raise _repeated(parameter.opts[0])
+
+    def _unexpected(self, word: str) -> InputError:
+        """Return the error for an argument too many, with the option that takes files."""
+        keys = {option.key for option in self.options if not option.positional}
+        key = next((each for each in ("input", "train", "text") if each in keys), None)
+        hint = f"; pass files with {option_name(key)}, as in {option_name(key)} {word}" if key else ""
+        return InputError(f"{word}: is an argument too many, expected options{hint}.")
 
     def _unknown(self, name: str, args: list[str]) -> InputError:
         """Return the error for an unknown option: it may belong to another task, or be misspelt."""

@@ -273,10 +273,19 @@ class ModernBert(Predictor):
             InputError: For a text without a mask or too long, or a model without the masked-LM head.
         """
         if self.model.task != FILL_MASK:
-            raise InputError("this model folder has no masked-LM head (head.dense, head.norm, decoder.bias)")
+            name = self.origin.folder.name if self.origin else "this model"
+            raise InputError(
+                f"{name}: has no masked-LM head, it is {self._describe_head()}; load a pretrained model, such as "
+                "answerdotai/ModernBERT-base"
+            )
         check_number("top_k", top_k, self.tokenizer.vocab_size)
         found = self._map(Predictor.fill_list, check_texts(listed(texts)), top_k=top_k)
         return found[0] if isinstance(texts, str) else found
+
+    def _describe_head(self) -> str:
+        if self.model.family != MODERNBERT:
+            return f"a {self.model.family}, which is loaded without its head"
+        return f"fine-tuned for {self.model.task}" if self.model.is_classifier else "an encoder without a head"
 
     def count_tokens(self, texts: str | Iterable[str]) -> list[int]:
         """Return how many tokens each text has, special tokens included.

@@ -55,7 +55,7 @@ class Predictor:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        model: Model,
+        model: Model | None = None,
         budget_tokens: int = _BUDGET_TOKENS,
         vectors: EmbeddingConfig | None = None,
         projection: nn.Linear | None = None,
@@ -74,8 +74,10 @@ class Predictor:
             origin: The folder that the model was loaded from.
 
         Raises:
-            InputError: The tokenizer has more entries than the model.
+            InputError: There is no model, or the tokenizer has more entries than it.
         """
+        if model is None:
+            raise InputError(f"model: found none, expected one; ModernBert.load({str(tokenizer)!r}) loads a folder")
         self.tokenizer = tokenizer
         self.model = model
         self.budget_tokens = budget_tokens

@@ -3,13 +3,13 @@
 Fields are named as in config.json. Only settings that differ between published models are fields.
 """
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from modernbert.errors import InputError
+from modernbert.options import did_you_mean
 
 __all__ = ["PRESETS", "ModelConfig"]
 
@@ -82,12 +82,12 @@ class ModelConfig:
         """
         if name not in PRESETS:
             raise InputError(
-                f"model.preset: found {name!r}, expected one of {', '.join(PRESETS)}{_nearest(name, PRESETS)}"
+                f"model.preset: found {name!r}, expected one of {', '.join(PRESETS)}.{did_you_mean(name, PRESETS)}"
             )
         known = [field.name for field in fields(ModelConfig)]
         for key in changes:
             if key not in known:
-                raise InputError(f"model.{key}: no such field of a model{_nearest(key, known)}")
+                raise InputError(f"model.{key}: no such field of a model.{did_you_mean(key, known)}")
         return replace(PRESETS[name], **_typed(changes))
 
     @staticmethod
@@ -152,11 +152,6 @@ def _typed(values: Mapping[str, Any]) -> dict[str, Any]:
 def _expect(holds: bool, name: str, found: Any, expected: str) -> None:
     if not holds:
         raise InputError(f"{name}: found {found!r}, expected {expected}")
-
-
-def _nearest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _ettin(layers: int, width: int, feed_forward: int, heads: int) -> ModelConfig:

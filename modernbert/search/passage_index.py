@@ -14,6 +14,7 @@ import numpy as np
 from modernbert.batch import batch_by_size
 from modernbert.data.corpus import Document
 from modernbert.errors import InputError
+from modernbert.files import check_writable
 from modernbert.inference.modernbert import ModernBert
 from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.search.embedding_table import about_of, connect, open_table, translate_lance_errors, vector_type
@@ -112,12 +113,13 @@ class PassageIndex:
         """Check that a folder is an index, or can become one.
 
         Raises:
-            InputError: It is a file, or has other files.
+            InputError: It is a file, has other files, or cannot be written.
         """
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder}: is a file, expected a new folder or an index")
         if folder.is_dir() and any(folder.iterdir()) and not PassageIndex.is_in(folder):
             raise InputError(f"{folder}: exists and is not an index, expected a new folder or an index")
+        check_writable(folder)
 
     @staticmethod
     def is_in(folder: Path) -> bool:

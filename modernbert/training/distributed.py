@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, cast
@@ -26,10 +26,10 @@ __all__ = [
     "SINGLE_PROCESS",
     "Objective",
     "World",
+    "first_process_prints",
     "first_row",
     "join",
     "local_shard",
-    "print_once",
     "reshard",
     "sharded_like",
     "gradient_sync",
@@ -190,10 +190,14 @@ def join(device: str, sharding: str) -> Iterator[tuple[World, torch.device]]:
         dist.destroy_process_group()
 
 
-def print_once(line: str) -> None:
-    """Print a line, in the first of the processes that `torchrun` started."""
+@contextmanager
+def first_process_prints() -> Iterator[None]:
+    """Discard what the processes print that `torchrun` started, except for the first one."""
     if os.environ.get("RANK", "0") == "0":
-        print(line)
+        yield
+        return
+    with open(os.devnull, "w", encoding="utf-8") as nothing, redirect_stdout(nothing):
+        yield
 
 
 def _own_device(name: str, local_rank: int) -> str:

@@ -2,18 +2,19 @@
 
 from pathlib import Path
 
-from modernbert.training.distributed import print_once
+from modernbert.training.distributed import first_process_prints
 from modernbert.training.finetuning import FinetuneConfig, finetune
 from modernbert.training.retriever_finetuning import RetrieverConfig, finetune_retriever
 
 __all__ = ["run"]
 
 
+@first_process_prints()
 def run(config: FinetuneConfig | RetrieverConfig) -> Path:
     """Fine-tune a model and print its folder.
 
     Raises: InputError for inputs that cannot be learned from, before anything is written.
     """
     folder = finetune_retriever(config) if isinstance(config, RetrieverConfig) else finetune(config)
-    print_once(f"model: {folder}")
+    print(f"model: {folder}")
     return folder

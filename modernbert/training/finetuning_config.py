@@ -100,7 +100,8 @@ class FinetuneConfig(FinetuneOptions):
     """Fine-tune a model on labeled rows."""
 
     task: str = MISSING
-    """classify, multilabel, regress, rerank, choose, tag, extract, or the name of a task that was added."""
+    """classify, multilabel, regress, rerank, choose, tag, extract, or a task that was added; embed and late, for
+    retrieval, have other options, which `--task embed --help` lists."""
     columns: Columns = field(default_factory=Columns)
     """Names of the columns."""
     max_len: Annotated[int, Ge(8)] | None = None

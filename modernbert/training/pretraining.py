@@ -28,7 +28,7 @@ from modernbert.model.heads import MaskedLM
 from modernbert.model.initialization import initialize
 from modernbert.model.surgery import change_vocabulary
 from modernbert.tokenizer.shared_entries import entries_of
-from modernbert.training.distributed import World, full_tensor, print_once
+from modernbert.training.distributed import World, first_process_prints, full_tensor
 from modernbert.training.flops import peak_flops, step_flops
 from modernbert.training.heldout_evaluation import mean_loss, position_lines, score_heldout
 from modernbert.training.initial_model import TOKENIZER_OF_RUN
@@ -52,10 +52,11 @@ from modernbert.training.training_run import Feed, Recipe, Stage, TrainingRun, T
 __all__ = ["Phase", "PretrainConfig", "pretrain", "run"]
 
 
+@first_process_prints()
 def run(config: PretrainConfig) -> Path:
     """Pretrain and print where the model is; see `pretrain`."""
     folder = pretrain(config)
-    print_once(f"model: {folder}")
+    print(f"model: {folder}")
     return folder
 
 

@@ -31,7 +31,7 @@ from modernbert.files import (
 )
 from modernbert.training.distributed import SINGLE_PROCESS, World, first_row, local_shard
 
-__all__ = ["Checkpoint", "CheckpointWriter", "checkpoints", "latest", "open_checkpoint", "save"]
+__all__ = ["Checkpoint", "CheckpointWriter", "checkpoints", "latest", "newest_step", "open_checkpoint", "save"]
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
@@ -139,6 +139,11 @@ def latest(root: Path, *, clean: bool = True) -> Checkpoint | None:
     if folders:
         raise InputError(f"{root}: all {len(folders)} checkpoints are damaged, expected at least one intact checkpoint")
     return None
+
+
+def newest_step(root: Path) -> int | None:
+    """Return the step of the newest checkpoint, without verifying it; None if there is none."""
+    return max(map(_step, _folders(root)), default=None)
 
 
 def checkpoints(root: Path) -> list[Checkpoint]:

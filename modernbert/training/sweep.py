@@ -87,7 +87,7 @@ def sweep(base: Base, out: Path, points: Sequence[Point], devices: Sequence[str]
     whose loss was not finite has none.
 
     Raises: InputError for invalid training data, missing dev rows, an unavailable device, or a folder with runs of
-    another config.
+    another config or of other data.
     """
     if not base.dev:
         raise InputError("dev: found nothing, expected rows or collections to compare runs by")
@@ -100,6 +100,9 @@ def sweep(base: Base, out: Path, points: Sequence[Point], devices: Sequence[str]
     earlier, left = _earlier(base, out), unfinished(out, points)
     print(f"{out}: {len(points)} runs, {len(points) - len(left)} of them done")
     everything = list(dict.fromkeys([*points, *earlier]))
+    if finished := [point for point in everything if (out / point.name / "scores.json").exists()]:
+        # Every start of a sweep does this, so that all its runs have the data of the first.
+        _run(base, out, everything, devices[0], finished[0])
     if len(devices) > 1 and len(left) > 1:
         _run_on_devices(base, out, everything, left, devices)
     else:

@@ -6,7 +6,7 @@ A `Recipe` defines the model, loss, data and evaluation. `TrainingRun` runs any 
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, nullcontext, redirect_stdout
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
@@ -22,7 +22,7 @@ from modernbert.files import only_process
 from modernbert.progress import ShowStep, show_steps
 from modernbert.training.distributed import Loss, Objective, World, first_row, full_tensor, join, local_shard
 from modernbert.training.optimizers import Optimizer, load_named_state, named_state
-from modernbert.training.run_checkpoint import Checkpoint, CheckpointWriter, latest
+from modernbert.training.run_checkpoint import Checkpoint, CheckpointWriter, latest, newest_step
 from modernbert.training.run_folder import open_run_folder, remove_unused
 from modernbert.training.run_log import RunLog, number
 from modernbert.training.run_options import RunOptions
@@ -168,9 +168,6 @@ def run_in_folder(
     config.check()
     out = Path(config.output)
     with join(config.device, config.distributed.sharding) as (world, device), ExitStack() as held:
-        if not world.is_main:
-            # Only the main process prints.
-            held.enter_context(redirect_stdout(held.enter_context(open(os.devnull, "w", encoding="utf-8"))))
         with world.together():
             inputs = open_inputs(world, device)
         with world.together():
@@ -178,6 +175,7 @@ def run_in_folder(
                 is_new = not os.path.exists(out)  # a name that is too long is reported by the next line
                 open_run_folder(out, config)
                 held.enter_context(only_process(out))
+                held.enter_context(_tell_how_to_continue(out))
                 try:
                     begin(inputs)
                 except InputError:
@@ -192,6 +190,17 @@ def run_in_folder(
             train_and_write(inputs, world)
         world.wait()
     return out / "model"
+
+
+@contextmanager
+def _tell_how_to_continue(out: Path) -> Iterator[None]:
+    """Add to an interrupt how the run continues."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        step = newest_step(out / "checkpoints")
+        where = f"after step {step:,}" if step else "from its start, since there is no checkpoint yet"
+        raise KeyboardInterrupt(f"the same command continues {out} {where}") from None
 
 
 class TrainingRun:

@@ -30,12 +30,28 @@ TOO_LONG = "city " * 1_500
          "--columns.text: is an option of --task classify, found --task late."),
         (["embed", "m", "--output", "a.npy", "--output=b.npy"], "--output: was given twice, expected once."),
         (["embed", "m", "--normalize", "--no-normalize"], "--normalize: was given twice, expected once."),
+        (["tokenizer", "data/articles"],
+         "data/articles: is an argument too many, expected options; pass files with --input, as in --input "
+         "data/articles."),
+        (["finetune", "m", "a.tsv", "--task", "embed"],
+         "a.tsv: is an argument too many, expected options; pass files with --train, as in --train a.tsv."),
+        (["doctor", "x"], "x: is an argument too many, expected options."),
         (["pretrain", "--phases.a.lr", "1", "--phases.a.lr", "2"], "--phases.a.lr: was given twice, expected once."),
     ],
 )  # fmt: skip
 def test_an_unknown_or_repeated_name_is_refused_with_a_hint(words: list[str], said: str) -> None:
     done = run_here(*words)
     assert (done.returncode, done.stderr) == (2, f"modernbert: {said}\n")
+
+
+def test_an_interrupt_says_how_to_continue(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(config: object) -> None:
+        raise KeyboardInterrupt("the same command continues runs/a after step 3")
+
+    monkeypatch.setattr("modernbert.doctor.run", interrupted)
+    done = run_here("doctor")
+    assert done.returncode == 130
+    assert done.stderr.strip() == "modernbert: interrupted; the same command continues runs/a after step 3"
 
 
 def test_an_error_names_options_as_they_are_typed(bert: Path, tmp_path: Path) -> None:

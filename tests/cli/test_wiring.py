@@ -11,10 +11,9 @@ from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from commands import run_here
 
 from modernbert.cli.main import cli
-from modernbert.cli.option_names import option_name
 from modernbert.cli.parser import VerbCommand, identifier
 from modernbert.cli.verbs import VERBS, Verb
-from modernbert.options import MISSING, Option, options_of, plain_kind
+from modernbert.options import MISSING, Option, option_name, options_of, plain_kind
 
 # Commands whose options depend on the task have two classes of them.
 TASKS = {verb: (None, "embed") if VERBS[verb].by_task else (None,) for verb in VERBS}

@@ -3,9 +3,8 @@
 import re
 from pathlib import Path
 
-from modernbert.cli.option_names import option_name
 from modernbert.cli.verbs import VERBS
-from modernbert.options import options_of
+from modernbert.options import option_name, options_of
 
 ROOT = Path(__file__).parents[2]
 # Options of other programs, and of the example in CONTRIBUTING.md.

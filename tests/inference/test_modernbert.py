@@ -23,6 +23,7 @@ from modernbert.engines.registry import choose_engine
 from modernbert.hub_download import at_revision, find_folder, name_on_hub
 from modernbert.model.embedding_config import EmbeddingConfig
 from modernbert.model.heads import MaskedLM
+from modernbert.tasks.task import start_classifier
 
 TEXTS = ["The capital of France is Paris.", "", "x", "def f(a):\n    return a  # naïve ✓", "word " * 150, "x"]
 
@@ -132,8 +133,19 @@ def test_a_tokenizer_that_does_not_fit_and_a_folder_without_the_head(bert: Moder
     ModelFolder.save(tmp_path / "encoder", bert.encoder, bert.tokenizer, 1_000)
     headless = ModernBert.load(tmp_path / "encoder", device="cpu", dtype="float32", engine="torch")
     np.testing.assert_allclose(headless.embed(TEXTS), bert.embed(TEXTS), atol=1e-6)
-    with pytest.raises(InputError, match="has no masked-LM head"):
+    with pytest.raises(InputError, match="encoder: has no masked-LM head, it is an encoder without a head; load a pre"):
         headless.fill_mask("a [MASK]")
+    ModelFolder.save(
+        tmp_path / "labels", start_classifier(bert.encoder, "classify", ["no", "yes"], 0), bert.tokenizer, 99
+    )
+    done = modernbert("fill-mask", str(tmp_path / "labels"), "a [MASK]")
+    assert "labels: has no masked-LM head, it is fine-tuned for classify; load a pretrained model" in done.stderr
+
+
+def test_a_name_instead_of_a_tokenizer_and_a_model_is_answered_with_the_call_that_takes_it() -> None:
+    program = "from modernbert import ModernBert; ModernBert('owner/name')"  # without the type checks of the tests
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "model: found none, expected one; ModernBert.load('owner/name') loads a folder" in done.stderr
 
 
 def test_bfloat16_stays_near_float32(bert: ModernBert, folder: Path) -> None:

@@ -62,9 +62,9 @@ def test_no_token_is_special_to_the_embedding(small_model: MaskedLM, small_confi
 
 
 def test_unknown_preset_and_field_suggest_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"found 'lagre'.*did you mean large"):
+    with pytest.raises(InputError, match=r"found 'lagre'.*Did you mean large"):
         ModelConfig.preset("lagre")
-    with pytest.raises(InputError, match=r"model.hiden_size: no such field.*did you mean hidden_size"):
+    with pytest.raises(InputError, match=r"model.hiden_size: no such field.*Did you mean hidden_size"):
         ModelConfig.preset("base", hiden_size=64)
     with pytest.raises(InputError, match="hidden_size: found '64', expected int"):
         ModelConfig.preset("base", hidden_size="64")

@@ -265,6 +265,14 @@ def test_a_refused_index_leaves_no_folder(config: IndexConfig, notes: Path, tmp_
     run(config)
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(
+    config: IndexConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(InputError, match=f"^{config.output}: cannot be written \\({config.output.parent} is not wri"):
+        run(replace(config, model="/absent"))
+
+
 def test_a_file_that_is_named_twice_is_indexed_once(
     config: IndexConfig, notes: Path, capsys: pytest.CaptureFixture[str], small_bert: ModernBert
 ) -> None:

@@ -352,7 +352,7 @@ def test_a_run_goes_on_with_the_rows_it_was_begun_with(config: FinetuneConfig, t
         if len(asked) == 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=f"the same command continues {config.output} after step 1$"):
         finetune(config, pull_the_plug)
     begun = Path(train).read_text()
     for was, now in (("\tno\t", "\tzno\t"), ("city", "country")):

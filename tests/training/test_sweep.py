@@ -60,6 +60,12 @@ def test_a_sweep_keeps_the_best_model_and_goes_on_where_it_was(
     with pytest.raises(InputError, match="started with `batch=16`, found `batch=8`"):
         sweep(replace(base, batch=8), tmp_path / "sweep", points_of([3e-3], [1e-5], [2], [0]))
     assert not list((tmp_path / "sweep").glob("lr0.003*"))
+    train = Path(base.train[0])
+    rows = train.read_text()
+    train.write_text(rows.replace("city", "town"))
+    with pytest.raises(InputError, match="train.tsv has changed since .* finished; choose another `output`"):
+        sweep(base, tmp_path / "sweep", points)
+    train.write_text(rows)
     best = best_of(results)
     assert best.point.lr == 1e-3 and best.score == max(result.score for result in results)
     kept = [path.parent.name for path in (tmp_path / "sweep").glob("*/model")]
