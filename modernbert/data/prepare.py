@@ -32,6 +32,8 @@ from modernbert.tokenizer.tokenizer import Tokenizer
 __all__ = ["PrepareConfig", "find_changed_file", "run"]
 
 SHARD_CHARS = 16_000_000
+# Files of more bytes in all are compared by size and modification time only: hashing them would delay the first token.
+MAX_HASHED_BYTES = 4 * 2**30
 _CONTINUES = "continues with the finished shards"
 
 
@@ -78,7 +80,8 @@ def _splits(config: PrepareConfig) -> list[str]:
 def find_changed_file(folder: Path, files: Sequence[File], *, complete: bool = True) -> str | None:
     """Return how a file differs from the files that a folder of shards was made from; None if all are the same.
 
-    A file with another modification time is the same if its content is. Without `complete`, files may be missing.
+    A file with another modification time is the same if its content is, and its content was hashed (see
+    `MAX_HASHED_BYTES`). Without `complete`, files may be missing.
     """
     found = _read_json(folder / "prepare.json").get("files")
     return _find_changed(found, files, complete) if isinstance(found, dict) else None
@@ -173,7 +176,14 @@ def _begin(work: Path, identity: dict[str, Any], files: Sequence[File]) -> dict[
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     except OSError as error:
         raise InputError(f"{work}: cannot be emptied ({error.strerror or error}); delete it by hand") from None
-    settings = {**identity, "files": {str(file): [size_of(file), mark_of(file), _digest(file)] for file in files}}
+    sizes = {file: size_of(file) for file in files}
+    is_hashed = sum(size for file, size in sizes.items() if isinstance(file, Path)) <= MAX_HASHED_BYTES
+    settings = {
+        **identity,
+        "files": {
+            str(file): [size, mark_of(file), _digest(file) if is_hashed else None] for file, size in sizes.items()
+        },
+    }
     write_file(path, json.dumps(settings))
     return settings
 

@@ -287,15 +287,16 @@ def _parts(config: EmbedConfig, kept: Path | None, done: Container[str], charact
 
 def _embedded(config: EmbedConfig, left: Iterator[TextChunk]) -> Iterator[tuple[str, ChunkVectors]]:
     """Yield the vectors of chunks, in order."""
-    _check_width(config)
-    # Read before a model is loaded: an error in the first rows does not wait for it.
+    # Read before a model is opened: an error in the first rows does not wait for it.
     if (first := next(left, None)) is None:
         return
     left = chain([first], left)
+    folder = ModelFolder.open(config.model)
+    _check_width(config, folder)
     number = config.processes or len(config.device)
     devices = [config.device[n % len(config.device)] for n in range(number)]
     if number == 1:
-        bert = _load(config, devices[0])
+        bert = _load(config, folder, devices[0])
         yield from _shown(config, (_embed(bert, part, config) for part in left))
         return
     begin = partial(load_in_process, config.model, config.dtype, config.engine, number, torch.get_num_threads())
@@ -303,12 +304,9 @@ def _embedded(config: EmbedConfig, left: Iterator[TextChunk]) -> Iterator[tuple[
         yield from _shown(config, pool.map(partial(_embed, config=config), left))
 
 
-def _check_width(config: EmbedConfig) -> None:
+def _check_width(config: EmbedConfig, folder: ModelFolder) -> None:
     """Check the number of components by the config of a ModernBERT, before its weights are loaded."""
-    if config.truncate_dim is None:
-        return
-    folder = ModelFolder.open(config.model)
-    if folder.is_modernbert:
+    if config.truncate_dim is not None and folder.is_modernbert:
         width = folder.config.hidden_size
         is_late = folder.embedding_config.pooling == "tokens"
         projection = None if is_late else folder.load_projection(width)
@@ -334,8 +332,8 @@ def _shown(config: EmbedConfig, found: Iterator[tuple[str, ChunkVectors]]) -> It
             show(num_texts, 0)
 
 
-def _load(config: EmbedConfig, device: str) -> ModernBert:
-    return ModernBert.load(config.model, device=device, dtype=config.dtype, engine=config.engine)
+def _load(config: EmbedConfig, folder: ModelFolder, device: str) -> ModernBert:
+    return ModernBert.from_folder(folder, device=device, dtype=config.dtype, engine=config.engine)
 
 
 def _load_there(config: EmbedConfig, files: str, device: str) -> ModernBert:
@@ -343,9 +341,10 @@ def _load_there(config: EmbedConfig, files: str, device: str) -> ModernBert:
 
     Raises: InputError if the model of this name has other files there.
     """
-    if ModelFolder.open(config.model).digest != files:
+    folder = ModelFolder.open(config.model)
+    if folder.digest != files:
         raise InputError(f"{config.model}: has other files on another machine of the cluster")
-    return _load(config, device)
+    return _load(config, folder, device)
 
 
 def _embed(bert: ModernBert, part: TextChunk, config: EmbedConfig) -> tuple[str, ChunkVectors]:

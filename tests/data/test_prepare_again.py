@@ -165,6 +165,18 @@ def test_the_content_of_files_decides_and_a_changed_file_is_named(corpus: Path, 
         prepare.run(config(corpus, tokenizer_folder))
 
 
+def test_many_bytes_are_not_hashed_and_a_newer_file_is_another(
+    corpus: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "MAX_HASHED_BYTES", corpus.stat().st_size - 1)
+    monkeypatch.setattr(prepare, "sha256_of", None)
+    for _ in range(2):
+        prepare.run(config(corpus, tokenizer_folder))
+    os.utime(corpus, (1, 1))
+    with pytest.raises(InputError, match=rf"out: exists already, prepared from other files \({corpus}: has changed\)"):
+        prepare.run(config(corpus, tokenizer_folder))
+
+
 def test_a_folder_that_cannot_be_new_is_refused(
     corpus: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
