@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["CheckFailed", "InputError", "exit_on_error", "shown"]
+__all__ = ["CheckFailed", "InputError", "counted", "exit_on_error", "shown"]
 
 _MOST_CHARS = 2_000
 
@@ -36,6 +36,15 @@ def exit_on_error(program: str = "") -> Iterator[None]:
     except InputError as error:
         print(f"{program or Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "step"), counted(1_024, "step"), counted(2, "process", "processes")
+    ('1 step', '1,024 steps', '2 processes')
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def shown(text: str, most_chars: int = _MOST_CHARS) -> str:

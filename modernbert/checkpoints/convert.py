@@ -29,7 +29,7 @@ from modernbert.checkpoints.modernbert_format import build_model
 from modernbert.checkpoints.torch_file import open_torch_file
 from modernbert.config_files import value_of
 from modernbert.devices import dtype_name
-from modernbert.errors import InputError
+from modernbert.errors import InputError, counted
 from modernbert.files import new_file, write_tensors
 from modernbert.hub_download import at_revision, find_tokenizer
 from modernbert.model.config import ModelConfig
@@ -93,7 +93,7 @@ def _convert_tensors(config: ConvertConfig) -> Path:
         raise InputError(f"{config.output}: exists already, expected a new file")
     with new_file(config.output) as partial:
         write_tensors(partial, tensors, metadata={"format": "pt"})
-    print(f"{config.output}: {len(tensors)} tensors")
+    print(f"{config.output}: {counted(len(tensors), 'tensor')}")
     return config.output
 
 

@@ -17,7 +17,7 @@ from modernbert.data.source_files import File, Parts, fail, list_source
 from modernbert.data.splits import splits_in
 from modernbert.data.suffixes import CONLL, KNOWN, PROSE, ROWS, check_suffix, format_of, known_suffixes
 from modernbert.data.utf8 import find_problem
-from modernbert.errors import InputError
+from modernbert.errors import InputError, counted
 from modernbert.progress import show_progress
 
 __all__ = ["Document", "Tally", "check_choice", "find_files", "read_documents", "show_documents", "stored_bytes"]
@@ -66,13 +66,17 @@ class Tally:
 
     def describe(self) -> str:
         """Return the counts as one line."""
-        counts = f"{self.documents:,} documents read, {self.empty:,} empty ones left out, {self.repaired:,} repaired"
-        counts += f", {self.passed_over:,} files of other formats or linked folders passed over"
-        if self.duplicates:
-            counts += f", {self.duplicates:,} duplicates left out"
-        if self.skipped:
-            counts += f", {self.skipped:,} broken rows or files skipped"
-        return counts
+        others = {
+            "empty document left out": self.empty,
+            "document repaired": self.repaired,
+            "file of another format or linked folder ignored": self.passed_over,
+            "duplicate left out": self.duplicates,
+            "broken row or file skipped": self.skipped,
+        }
+        plurals = ("empty documents left out", "documents repaired", "files of other formats or linked folders ignored",
+                   "duplicates left out", "broken rows or files skipped")  # fmt: skip
+        more = [counted(n, noun, plural) for (noun, n), plural in zip(others.items(), plurals, strict=True) if n]
+        return ", ".join([f"{counted(self.documents, 'document')} read", *more])
 
 
 def read_documents(

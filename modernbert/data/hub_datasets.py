@@ -9,7 +9,7 @@ from typing import Any
 from modernbert.data.remote_files import dataset_url
 from modernbert.data.rows import Row
 from modernbert.data.splits import match_split
-from modernbert.errors import InputError
+from modernbert.errors import InputError, counted
 from modernbert.extras import missing
 
 __all__ = ["check_hub_rows", "is_hub_dataset", "name_of_dataset", "read_hub_rows"]
@@ -59,7 +59,7 @@ def read_hub_rows(source: str, split: str, subset: str | None = None) -> Iterato
         table = builder.as_dataset(split=name).with_format("arrow")
     except Exception as error:
         raise _one_line(source, error) from None
-    print(f"{source}: split {name}, {len(table):,} rows")
+    print(f"{source}: split {name}, {counted(len(table), 'row')}")
     number = 0
     for batch in table.iter(batch_size=_ROWS_AT_A_TIME):
         for values in batch.to_pylist():

@@ -11,7 +11,7 @@ from modernbert.data.rows import Row
 from modernbert.data.source_files import File, Parts, list_source
 from modernbert.data.splits import Subset, choose_split, is_shard, splits_in, subset_of
 from modernbert.data.suffixes import CONLL, KNOWN, ROWS, format_of, unknown_suffix
-from modernbert.errors import InputError
+from modernbert.errors import InputError, counted
 
 __all__ = ["check_files", "read_rows"]
 
@@ -101,7 +101,7 @@ def _files(source: str, split: str, subset: str | None, *, report: bool = True) 
         left_out = ["/".join(parts) for n, (parts, _) in enumerate(known) if n not in numbers]
         left_out = [path for path in left_out if path != "README.md"]
         more = f"; left out {', '.join(left_out[:6])}{' ...' if len(left_out) > 6 else ''}" if left_out else ""
-        print(f"{source}: split {name}, {len(found)} of {len(known)} files{more}")
+        print(f"{source}: split {name}, {len(found)} of {counted(len(known), 'file')}{more}")
     return found
 
 

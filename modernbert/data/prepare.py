@@ -15,7 +15,7 @@ from modernbert.data.prepare_options import PrepareConfig, SplitDocuments
 from modernbert.data.readers import mark_of, size_of
 from modernbert.data.shards import Shards, fill_folder
 from modernbert.data.source_files import File
-from modernbert.errors import InputError
+from modernbert.errors import InputError, counted
 from modernbert.extras import require
 from modernbert.files import (
     move_into_place,
@@ -69,7 +69,7 @@ def run(config: PrepareConfig, *, replace_other: bool = False) -> Path:
             _write_all(config, out, work, _begin(work, identity, files))
     for split in _splits(config):
         shards = Shards.open(out / split, verify=False)
-        print(f"{out / split}: {shards.num_docs:,} documents, {shards.num_tokens:,} tokens")
+        print(f"{out / split}: {counted(shards.num_docs, 'document')}, {counted(shards.num_tokens, 'token')}")
     return out
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from modernbert.data.corpus import Tally, find_files, show_documents
 from modernbert.data.prepare_options import TokenizerConfig
-from modernbert.errors import InputError
+from modernbert.errors import InputError, counted
 from modernbert.files import new_folder
 from modernbert.tokenizer.bpe_training import adapt_olmo, train_tokenizer
 from modernbert.tokenizer.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ def run(config: TokenizerConfig) -> Path:
     with new_folder(out) as folder:
         tokenizer = adapt_olmo(config.adapt) if config.adapt else _train(config)
         tokenizer.save_folder(folder, config.max_length)
-    print(f"{out}: {tokenizer.vocab_size:,} entries, fingerprint {tokenizer.fingerprint}")
+    print(f"{out}: {counted(tokenizer.vocab_size, 'entry', 'entries')}, fingerprint {tokenizer.fingerprint}")
     return out
 
 

@@ -1,6 +1,7 @@
 """`modernbert export`: export a model folder to ONNX."""
 
 from modernbert.checkpoints.folder import ModelFolder
+from modernbert.errors import counted
 from modernbert.export.export_options import ExportConfig
 from modernbert.export.onnx_folder import Report, export_folder
 from modernbert.extras import require
@@ -23,11 +24,11 @@ def run(config: ExportConfig) -> Report:
     for name, size in report.sizes.items():
         print(f"{config.output / name}: {size / 1e6:,.1f} MB")
     if report.num_truncated:
-        print(f"{report.num_truncated} texts were longer than the model's limit, and cut")
+        print(f"{counted(report.num_truncated, 'text was', 'texts were')} longer than the model's limit, and cut")
     for name, found in report.agreements.items():
         print(
-            f"{name}: {report.num_documents} documents, largest difference {found.difference:.1e} of the largest value,"
-            f" least cosine {found.cosine:.7f}"
+            f"{name}: {counted(report.num_documents, 'document')}, largest difference {found.difference:.1e} of the "
+            f"largest value, least cosine {found.cosine:.7f}"
         )
     if report.int8_agreement is not None:
         kept = f", in float32 {', '.join(report.kept)}" if report.kept else ""

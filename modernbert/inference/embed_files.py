@@ -23,7 +23,7 @@ from modernbert.data.input_errors import Skips
 from modernbert.data.remote_files import RemoteFile, is_url
 from modernbert.data.source_files import File
 from modernbert.devices import choose_device
-from modernbert.errors import InputError
+from modernbert.errors import InputError, counted
 from modernbert.extras import require
 from modernbert.files import only_process, remove_leftovers, try_delete
 from modernbert.hub_download import at_revision
@@ -96,14 +96,14 @@ def _announced(write: Write) -> Write:
     def announced(out: Path, blocks: Iterator[Block], named: bool) -> None:
         num_texts, width, dtype = 0, 0, ""
 
-        def counted() -> Iterator[Block]:
+        def watched() -> Iterator[Block]:
             nonlocal num_texts, width, dtype
             for block in blocks:
                 num_texts, width, dtype = num_texts + len(block.rows), block.vectors.shape[1], str(block.vectors.dtype)
                 yield block
 
-        write(out, counted(), named)
-        print(f"{out}: {num_texts:,} vectors of {width:,} numbers, {dtype}", file=sys.stderr)
+        write(out, watched(), named)
+        print(f"{out}: {counted(num_texts, 'vector')} of {counted(width, 'number')}, {dtype}", file=sys.stderr)
 
     return announced
 
@@ -141,7 +141,7 @@ def _write_read(config: EmbedConfig, out: Path, write: Write) -> None:
             raise
     try_delete(folder)
     if before & met:
-        print(f"{out}: {len(before & met):,} of {len(met):,} parts were finished before", file=sys.stderr)
+        print(f"{out}: {len(before & met):,} of {counted(len(met), 'part')} were finished before", file=sys.stderr)
     skips.show()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from modernbert.data.corpus import Document, Tally, find_files, read_documents
 from modernbert.data.source_files import File
+from modernbert.errors import counted
 from modernbert.extras import require
 from modernbert.files import only_process
 from modernbert.inference.modernbert import ModernBert
@@ -51,11 +52,13 @@ def run(config: IndexConfig) -> None:
         # Skipped documents keep their passages, so none can be removed as gone.
         update = index.update(bert, watched(), is_whole=lambda: not tally.skipped)
     skipped = f"; {tally.skipped:,} broken skipped ({tally.skipped_reasons[0]}), none removed" if tally.skipped else ""
-    cut = f"; {update.cut:,} passages were too long for the model and truncated" if update.cut else ""
-    passed = f", {tally.passed_over:,} files of other formats ignored" if tally.passed_over else ""
+    long = counted(update.cut, "passage was", "passages were")
+    cut = f"; {long} too long for the model and truncated" if update.cut else ""
+    others = counted(tally.passed_over, "file of another format", "files of other formats")
+    passed = f", {others} ignored" if tally.passed_over else ""
     print(
-        f"{config.output}: {update.passages:,} passages; documents: {update.added:,} new or changed, {update.kept:,} "
-        f"unchanged, {update.removed:,} removed{passed}{cut}{skipped}"
+        f"{config.output}: {counted(update.passages, 'passage')}; documents: {update.added:,} new or changed, "
+        f"{update.kept:,} unchanged, {update.removed:,} removed{passed}{cut}{skipped}"
     )
     tally.skips.show()
 

@@ -180,12 +180,12 @@ class PassageIndex:
             return update
 
     def search(
-        self, bert: ModernBert, query: str, k: int, how: str = "hybrid", reranker: ModernBert | None = None
+        self, bert: ModernBert | None, query: str, k: int, how: str = "hybrid", reranker: ModernBert | None = None
     ) -> list[SearchResult]:
         """Return the `k` passages that answer a query best.
 
-        `vectors` compares embeddings, `words` is full-text search (BM25), `hybrid` fuses both rankings. `reranker`
-        ranks the best passages again, see `ModernBert.rerank`.
+        `vectors` compares embeddings, `words` is full-text search (BM25) without a model, `hybrid` fuses both rankings.
+        `reranker` ranks the best passages again, see `ModernBert.rerank`.
 
         Raises:
             InputError: `how` is unknown, or the index is empty or has no full-text index.
@@ -210,7 +210,7 @@ class PassageIndex:
             found = [replace(found[each.index], score=each.score) for each in ranked]
         return found[:k]
 
-    def _rank(self, bert: ModernBert, query: str, depth: int, how: str) -> list[SearchResult]:
+    def _rank(self, bert: ModernBert | None, query: str, depth: int, how: str) -> list[SearchResult]:
         from lancedb.query import MatchQuery
         from lancedb.rerankers import RRFReranker
 
@@ -219,6 +219,7 @@ class PassageIndex:
         if how == "words":
             rows = self._table.search(words, query_type="fts").limit(depth).to_list()
             return [_result(row, row["_score"]) for row in rows]
+        assert bert is not None, "only a search by words needs no model"
         (vector,) = bert.embed_queries([query]).vectors
         asked: Any
         if how == "vectors":

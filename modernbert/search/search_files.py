@@ -25,11 +25,8 @@ def run(config: SearchConfig) -> None:
         InputError: The folder is not an index, or its model is missing or has changed.
     """
     index = PassageIndex.open(config.index)
-    folder = _model_folder(index, config)
-    index.check({"model_files": folder.digest})
     of_reranker = None if config.rerank is None else ModelFolder.open(config.rerank)
-    bert = ModernBert.from_folder(folder, device=config.device, dtype=config.dtype)
-    index.check({"vectors": asdict(bert.vectors)})
+    bert = _model(index, config)
     reranker = None
     if of_reranker is not None:
         reranker = ModernBert.from_folder(of_reranker, device=config.device, dtype=config.dtype)
@@ -42,6 +39,21 @@ def run(config: SearchConfig) -> None:
         more = ["..."] if len(lines) > _LINES_SHOWN else []
         console.print(f"[bold]{number}[/bold]  {hit.score:.3f}  [cyan]{escape(shown(hit.origin))}:{hit.line}[/cyan]")
         console.print("\n".join(f"    {escape(line)}" for line in [*lines[:_LINES_SHOWN], *more]))
+
+
+def _model(index: PassageIndex, config: SearchConfig) -> ModernBert | None:
+    """Load the model of the index, if the search needs it."""
+    if config.how == "words":
+        for name in ("model", "revision"):
+            if (found := getattr(config, name)) is not None:
+                raise InputError(f'{name}: found {found!r}, which has no effect with `how="words"`')
+        index.check({})
+        return None
+    folder = _model_folder(index, config)
+    index.check({"model_files": folder.digest})
+    bert = ModernBert.from_folder(folder, device=config.device, dtype=config.dtype)
+    index.check({"vectors": asdict(bert.vectors)})
+    return bert
 
 
 def _model_folder(index: PassageIndex, config: SearchConfig) -> ModelFolder:

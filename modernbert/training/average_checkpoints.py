@@ -12,7 +12,7 @@ import torch
 from modernbert.checkpoints.command_line import command_line
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.model_card import ModelCard
-from modernbert.errors import InputError
+from modernbert.errors import InputError, counted
 from modernbert.model.heads import MaskedLM
 from modernbert.training.command_options import AverageConfig
 from modernbert.training.initial_model import InitialModel, open_initial_model
@@ -39,7 +39,7 @@ def run(config: AverageConfig) -> Path:
         relation="merge",
     )
     ModelFolder.save(out, model, starts[0].tokenizer, card=card)
-    print(f"{out}: the mean of {len(starts)} models")
+    print(f"{out}: the mean of {counted(len(starts), 'model')}")
     return out
 
 

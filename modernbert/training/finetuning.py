@@ -26,7 +26,7 @@ from modernbert.data.unused_columns import check_ignored, check_signals, without
 from modernbert.devices import choose_device, choose_precision, dtype_name, keep_freed_memory
 from modernbert.engines.engine import Engine
 from modernbert.engines.registry import PORTABLE, choose_engine
-from modernbert.errors import InputError
+from modernbert.errors import InputError, counted
 from modernbert.extras import require
 from modernbert.files import write_file
 from modernbert.model.interface import Model
@@ -156,12 +156,13 @@ def _report_shared_rows(rows: Mapping[str, Sequence[Row]]) -> None:
     learned = {row.origin for row in rows["train"]}
     for name in ("dev", "test"):
         if shared := sum(row.origin in learned for row in rows.get(name, ())):
-            print(f"{name}: {shared:,} rows are also trained on; their scores measure memorization")
+            what = "row is" if shared == 1 else "rows are"
+            print(f"{name}: {shared:,} {what} also trained on, so the score measures memorization")
 
 
 def _report_split(name: str, examples: Examples) -> None:
     more = "".join(f", {number:,} {what}" for number, what in examples.losses() if number)
-    print(f"{name}: {len(examples.items):,} rows, {examples.num_tokens:,} tokens{more}")
+    print(f"{name}: {counted(len(examples.items), 'row')}, {counted(examples.num_tokens, 'token')}{more}")
 
 
 def _start(config: FinetuneConfig, inputs: _Inputs) -> Model:
@@ -180,7 +181,8 @@ def _finetune(config: FinetuneConfig, inputs: _Inputs, world: World, stop_rule: 
     keep_freed_memory()
     model = _start(config, inputs).to(inputs.device)
     engine = inputs.engine.name if inputs.engine else "transformers"
-    print(f"{config.task}: {len(inputs.labels)} labels, on {inputs.device}, {dtype_name(inputs.dtype)}, {engine}")
+    computation = f"device {inputs.device}, dtype {dtype_name(inputs.dtype)}, engine {engine}"
+    print(f"{config.task}: {counted(len(inputs.labels), 'label')}, {computation}")
     examples = inputs.splits["train"].items
     lengths = [len(each.tokens) for each in examples]
     sampler = ExampleSampler(lengths, config.batch, config.epochs, config.seed, config.budget_tokens)

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 
-from modernbert.errors import InputError
+from modernbert.errors import InputError, counted
 from modernbert.extras import require
 from modernbert.options import MISSING
 from modernbert.tasks.columns import Columns
@@ -90,8 +90,8 @@ class FinetuneOptions(RunOptions):
         steps = self.steps_per_epoch(num_examples)
         if self.scorings_per_epoch > steps:
             raise InputError(
-                f"scorings_per_epoch: found {self.scorings_per_epoch}, but an epoch has {steps} steps of {self.batch} "
-                "examples (`batch`)"
+                f"scorings_per_epoch: found {self.scorings_per_epoch}, but an epoch has {counted(steps, 'step')} of "
+                f"{counted(self.batch, 'example')} (`batch`)"
             )
 
 

@@ -22,6 +22,7 @@ from modernbert.checkpoints.model_card import ModelCard, Scores
 from modernbert.data.prepare import run as prepare
 from modernbert.data.stream import Packed, Stream, prefetch
 from modernbert.devices import dtype_name, peak_memory
+from modernbert.errors import counted
 from modernbert.files import new_folder
 from modernbert.model.config import ModelConfig
 from modernbert.model.heads import MaskedLM
@@ -200,7 +201,7 @@ class _PretrainRecipe(Recipe):
         num_steps = sum(stage.schedule.num_steps for stage in self.stages)
         num_parameters = sum(parameter.numel() for parameter in self.model.parameters())
         dtype = dtype_name(inputs.dtype)
-        print(f"device {inputs.device}, precision {dtype}, engine {inputs.engine.name}")
+        print(f"device {inputs.device}, dtype {dtype}, engine {inputs.engine.name}")
         if world.size > 1:
             print(f"{world.size} processes, sharding {config.distributed.sharding}")
             for name, phase in config.phases.items():
@@ -227,7 +228,7 @@ class _PretrainRecipe(Recipe):
                     f"are fewer than {phase.warmup_tokens:,} warmup_tokens"
                 )
         phases = f"phase{'s' * (len(config.phases) > 1)} {', '.join(config.phases)}"
-        print(f"{num_parameters:,} parameters, {phases}, {num_steps:,} steps, {self.num_tokens:,} tokens")
+        print(f"{num_parameters:,} parameters, {phases}, {counted(num_steps, 'step')}, {self.num_tokens:,} tokens")
         if checkpoint is not None:
             before = checkpoint.state.get("engine", self.engine)
             if before != self.engine:

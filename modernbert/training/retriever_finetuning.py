@@ -26,6 +26,7 @@ from modernbert.checkpoints.model_card import CARD, Scores
 from modernbert.data.example_sampler import ExampleSampler
 from modernbert.devices import autocast, dtype_name, keep_freed_memory
 from modernbert.engines.registry import PORTABLE
+from modernbert.errors import counted
 from modernbert.evaluation.retrieval_eval import Retrieval, rank_by_model, score_collection
 from modernbert.files import write_file
 from modernbert.inference.modernbert import ModernBert
@@ -81,8 +82,8 @@ def _finetune(config: RetrieverConfig, inputs: RetrieverInputs, world: World, st
     keep_freed_memory()
     model = _start(config, inputs).to(inputs.device)
     engine = inputs.engine.name if inputs.engine else "transformers"
-    print(f"{config.task}: {len(inputs.examples):,} examples, on {inputs.device}, {dtype_name(inputs.dtype)}, "
-          f"{engine}")  # fmt: skip
+    print(f"{config.task}: {counted(len(inputs.examples), 'example')}, device {inputs.device}, "
+          f"dtype {dtype_name(inputs.dtype)}, engine {engine}")  # fmt: skip
     temperature = config.temperature or retrieval_task(config.task).default_temperature
     loss = RetrievalLoss(temperature, config.normalize_scores)
     batches = _Steps(config, inputs, loss, world)

@@ -16,7 +16,7 @@ from modernbert.data.unused_columns import check_ignored, without_columns
 from modernbert.devices import choose_precision
 from modernbert.engines.engine import Engine
 from modernbert.engines.registry import choose_engine
-from modernbert.errors import InputError
+from modernbert.errors import InputError, counted
 from modernbert.evaluation.retrieval_eval import rank_by_model, rank_by_words
 from modernbert.extras import require
 from modernbert.inference.modernbert import ModernBert
@@ -192,5 +192,6 @@ def _encode(tokenizer: Tokenizer, template: InputTemplate, name: str, texts: Seq
     distinct = list(dict.fromkeys(texts))
     encoded, num_truncated = template.encode(tokenizer, distinct)
     cut = f", {num_truncated:,} cut at {template.max_length:,} tokens" if num_truncated else ""
-    print(f"{name}: {len(distinct):,} texts, {sum(len(each.tokens) for each in encoded):,} tokens{cut}")
+    num_tokens = sum(len(each.tokens) for each in encoded)
+    print(f"{name}: {counted(len(distinct), 'text')}, {counted(num_tokens, 'token')}{cut}")
     return dict(zip(distinct, encoded, strict=True))

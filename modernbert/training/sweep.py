@@ -16,7 +16,7 @@ from pathlib import Path
 
 from modernbert.config_files import resolve
 from modernbert.devices import choose_device
-from modernbert.errors import InputError
+from modernbert.errors import InputError, counted
 from modernbert.files import remove_leftovers, try_delete, write_file
 from modernbert.training.finetuning import FinetuneConfig, finetune
 from modernbert.training.retriever_finetuning import RetrieverConfig, finetune_retriever
@@ -98,7 +98,7 @@ def sweep(base: Base, out: Path, points: Sequence[Point], devices: Sequence[str]
         config.check()
         check_run_folder(out / point.name, config)
     earlier, left = _earlier(base, out), unfinished(out, points)
-    print(f"{out}: {len(points)} runs, {len(points) - len(left)} of them done")
+    print(f"{out}: {counted(len(points), 'run')}, {len(points) - len(left)} done")
     everything = list(dict.fromkeys([*points, *earlier]))
     if finished := [point for point in everything if (out / point.name / "scores.json").exists()]:
         # Every start of a sweep does this, so that all its runs have the data of the first.

@@ -159,7 +159,9 @@ def test_the_second_text_of_a_pair_has_the_second_type(tmp_path: Path) -> None:
         torch.testing.assert_close(ours(batch.tokens, batch.layout), expected, atol=1e-5, rtol=0)
 
 
-def test_a_foreign_model_is_tuned_and_loads_in_its_own_library(folder: Path, tmp_path: Path) -> None:
+def test_a_foreign_model_is_tuned_and_loads_in_its_own_library(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rng = np.random.default_rng(0)
     for split in ("train", "dev"):
         texts = [" ".join(rng.choice(["capital", "city", "land"], 5)) for _ in range(120)]
@@ -170,6 +172,8 @@ def test_a_foreign_model_is_tuned_and_loads_in_its_own_library(folder: Path, tmp
         output=str(tmp_path / "run"), epochs=4, batch=8, lr=2e-3, device="cpu", dtype="float32",
     )  # fmt: skip
     model = finetune(config)
+    line = "classify: 2 labels, device cpu, dtype float32, engine transformers\n"
+    assert line in capsys.readouterr().out
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert scores["dev"]["accuracy"] > 0.85
     loaded = transformers.AutoModelForSequenceClassification.from_pretrained(model)

@@ -39,7 +39,7 @@ def test_a_vocabulary_is_learned_from_files(corpus: Path, tmp_path: Path, capsys
     assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 2048
     printed = capsys.readouterr()
     assert f"512 entries, fingerprint {loaded.fingerprint}" in printed.out
-    assert "450 documents read, 1 empty ones left out, 0 repaired" in printed.err
+    assert "450 documents read, 1 empty document left out" in printed.err
 
 
 def test_learning_and_adapting_exclude_each_other(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_without_heldout_everything_is_for_training(
     out = prepare.run(prepare_config(corpus, tokenizer_folder))
     assert sorted(path.name for path in out.iterdir()) == ["prepare.json", "train"]
     printed = capsys.readouterr().out
-    assert "450 documents read, 1 empty ones left out, 0 repaired" in printed
+    assert "450 documents read, 1 empty document left out" in printed
     assert f"{out / 'train'}: 450 documents, {Shards.open(out / 'train').num_tokens:,} tokens" in printed
 
 
@@ -129,8 +129,8 @@ def test_skipped_files_are_counted(
     (folder / "linked").symlink_to(folder / "below")
     (folder / ".hidden").write_text("x")
     out = prepare.run(prepare_config(folder, tokenizer_folder))
-    assert "1 documents read" in (printed := capsys.readouterr().out)
-    assert "2 files of other formats or linked folders passed over" in printed
+    assert "1 document read" in (printed := capsys.readouterr().out)
+    assert "2 files of other formats or linked folders ignored" in printed
     assert json.loads((out / "train" / "index.json").read_text())["corpus"]["passed_over"] == 2
 
 

@@ -122,7 +122,7 @@ def test_a_dataset_of_the_hub_is_read_by_split(hub: None, capsys: pytest.Capture
     for source in ("owner/name", "hf://datasets/owner/name", "owner/name@v1"):
         assert names_in(source, "train", "sst2") == ["sst2/train-0.parquet"]
     assert names_in("owner/name", "dev", "cola") == ["cola/validation-0.parquet"]
-    assert "owner/name: split validation, 1 rows" in capsys.readouterr().out
+    assert "owner/name: split validation, 1 row" in capsys.readouterr().out
     (row,) = read_rows(["owner/name"], "test", "sst2")
     assert (row.values, row.origin) == ({"text": "sst2/test-0.parquet", "label": "a"}, "owner/name:test[0]")
     with pytest.raises(InputError, match="^owner/name: .*available configs: .'cola', 'sst2'.*`subset=NAME`$"):
@@ -276,7 +276,7 @@ def words(config: FinetuneConfig, **changes: str) -> list[str]:
 def test_a_run_learns_from_the_split_train_and_is_scored_by_dev(config: FinetuneConfig, tmp_path: Path) -> None:
     done = modernbert("finetune", *words(config, dev=f"[file://{tmp_path}/ds]"))
     assert done.returncode == 0, done.stderr
-    assert "train: 2 rows" in done.stdout and "dev: 1 rows" in done.stdout and "classify: 2 labels" in done.stdout
+    assert "train: 2 rows" in done.stdout and "dev: 1 row," in done.stdout and "classify: 2 labels" in done.stdout
     assert f"{tmp_path}/ds: split train, 1 of 3 files; left out test.tsv, validation.tsv" in done.stdout
     written = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert written["id2label"] == {"0": "0", "1": "1"}

@@ -106,8 +106,9 @@ def test_the_command_keeps_vectors_and_refuses_other_settings(
     folder = write_collection(tmp_path / "made-up")
     small_bert.save(tmp_path / "model")
     config = RetrievalConfig(
-        str(tmp_path / "model"), [str(folder)], device="cpu", index=tmp_path / "kept", output=tmp_path / "r.json"
-    )
+        str(tmp_path / "model"), [str(folder)], device="cpu", index=tmp_path / "kept", output=tmp_path / "r.json",
+        overwrite=True,
+    )  # fmt: skip
     first = run(config)
     again = run(config)
     assert {**again[0], "seconds": 0} == {**first[0], "seconds": 0}

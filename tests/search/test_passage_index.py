@@ -184,14 +184,18 @@ def test_two_commands_search_notes(notes: Path, tmp_path: Path, small_bert: Mode
     )
     assert done.returncode == 0, done.stderr
     assert "documents: 3 new or changed, 0 unchanged, 0 removed" in done.stdout
+    (tmp_path / "model").rename(tmp_path / "moved")  # words are found without the model
     done = modernbert("search", str(tmp_path / "index"), "sorted values", "--how", "words", "--json", "--device", "cpu")
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    (tmp_path / "moved").rename(tmp_path / "model")
     hit = SearchResult(**json.loads(done.stdout.splitlines()[0]))
     assert Path(hit.origin).name == "sort.py" and Path(hit.origin).read_text().split("\n")[hit.line - 1] in hit.text
     done = modernbert("search", str(tmp_path / "index"), "sorted values", "--device", "cpu")
     assert f"sort.py:{hit.line}" in done.stdout
     done = modernbert("search", str(notes), "a")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
+    done = modernbert("search", str(tmp_path / "index"), "a", "--how", "words", "--model", "m")
+    assert "--model: found 'm', which has no effect with --how words" in done.stderr
 
 
 def test_documents_have_their_text_whole(small_bert: ModernBert) -> None:

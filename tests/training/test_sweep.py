@@ -52,7 +52,7 @@ def test_a_sweep_keeps_the_best_model_and_goes_on_where_it_was(
     first = sweep(base, tmp_path / "sweep", points[:2])
     capsys.readouterr()
     results = sweep(base, tmp_path / "sweep", points)
-    assert "4 runs, 2 of them done" in capsys.readouterr().out
+    assert "4 runs, 2 done" in capsys.readouterr().out
     assert [result.point for result in results] == points and results[:2] == first
     with pytest.raises(InputError, match="started with `batch=16`, found `batch=8`"):
         sweep(replace(base, batch=8), tmp_path / "sweep", points)
