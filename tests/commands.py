@@ -3,41 +3,20 @@
 import atexit
 import functools
 import io
-import json
 import os
-import select
-import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
+from fork_server import ForkServer
+
 from modernbert.cli import main as cli
+from modernbert.options import option_name
 
 _MOST_SECONDS = 200
-_SERVER = """
-import json, os, sys
-import modernbert.planning.cost_model, modernbert.inference.modernbert, modernbert.training.training_loop
-from modernbert.cli.main import main
-for line in sys.stdin:
-    words, streams, cwd, env, without = json.loads(line)
-    if child := os.fork():
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-        continue
-    for number, (path, mode) in enumerate(zip(streams, (os.O_RDONLY, os.O_WRONLY, os.O_WRONLY))):
-        os.dup2(os.open(path, mode), number)
-    sys.stdin = open(0, encoding="utf-8")
-    os.chdir(cwd)
-    os.environ.clear()
-    os.environ.update(env)
-    sys.modules.update(dict.fromkeys(without))
-    sys.argv = ["modernbert", *words]
-    main()
-    sys.exit(0)
-"""
 
 
 def modernbert(
@@ -56,33 +35,24 @@ def modernbert(
             streams[0] = given
         else:
             streams[0].write_text(given)
-        server = _server()
-        assert server.stdin is not None and server.stdout is not None
-        asked = [words, [str(stream) for stream in streams], os.getcwd(), os.environ | variables, list(without)]
-        server.stdin.write(json.dumps(asked) + "\n")
-        server.stdin.flush()
-        if not select.select([server.stdout], [], [], _MOST_SECONDS)[0]:
-            _end(server)
-            raise TimeoutError(f"{words}: not done after {_MOST_SECONDS} seconds")
-        status = int(server.stdout.readline())
+        with open(streams[0]) as source, open(streams[1], "w") as output, open(streams[2], "w") as errors:
+            numbers = [source.fileno(), output.fileno(), errors.fileno()]
+            try:
+                status = _server().run(words, numbers, os.environ | variables, without, _MOST_SECONDS)
+            except TimeoutError:
+                _server.cache_clear()
+                raise
         return subprocess.CompletedProcess(words, status, streams[1].read_text(), streams[2].read_text())
 
 
-def options(*words: str) -> list[str]:
-    """Return `key=value` words as options, and a list such as `train=[a, b]` as one option for each entry.
+def options(**values: object) -> list[str]:
+    """Return the words of options; a list is one option for each entry.
 
-    >>> options("max_len=8", "train=[a, b]")
+    >>> options(max_len=8, train=["a", "b"])
     ['--max-len', '8', '--train', 'a', '--train', 'b']
     """
-    found = []
-    for word in words:
-        key, _, value = word.partition("=")
-        values = value[1:-1].split(", ") if value[:1] == "[" and value[-1:] == "]" else [value]
-        if value in ("true", "false"):
-            found.append(f"--{'' if value == 'true' else 'no-'}{key.replace('_', '-')}")
-        else:
-            found += [part for each in values for part in (f"--{key.replace('_', '-')}", each)]
-    return found
+    several = {key: value if isinstance(value, list) else [value] for key, value in values.items()}
+    return [word for key, found in several.items() for each in found for word in (option_name(key), str(each))]
 
 
 def run_here(*words: str, given: bytes = b"") -> subprocess.CompletedProcess[str]:
@@ -106,18 +76,9 @@ def run_here(*words: str, given: bytes = b"") -> subprocess.CompletedProcess[str
 
 
 @functools.cache
-def _server() -> subprocess.Popen[str]:
-    server = subprocess.Popen(
-        [sys.executable, "-c", _SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        start_new_session=True,
-    )  # fmt: skip
-    atexit.register(_end, server)
+def _server() -> ForkServer:
+    folder = tempfile.TemporaryDirectory()
+    server = ForkServer(Path(folder.name), "modernbert.planning.cost_model")
+    atexit.register(folder.cleanup)
+    atexit.register(server.close)
     return server
-
-
-def _end(server: subprocess.Popen[str]) -> None:
-    """End the process and the command that it waits for."""
-    _server.cache_clear()
-    if server.poll() is None:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()

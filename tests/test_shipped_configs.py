@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from commands import modernbert
+from hub_cache import add_to_cache
 
 from modernbert import ModernBert
 from modernbert.config_files import nested, resolve, to_yaml
@@ -11,7 +12,7 @@ from modernbert.options import option_name
 from modernbert.training.pretraining import PretrainConfig
 from modernbert.training.retriever_finetuning import RetrieverConfig
 
-HUB_NAME, COMMIT = "answerdotai/ModernBERT-base", "0123456789abcdef0123456789abcdef01234567"
+HUB_NAME = "answerdotai/ModernBERT-base"
 
 
 @pytest.fixture
@@ -24,10 +25,7 @@ def elsewhere(tmp_path: Path, small_bert: ModernBert, monkeypatch: pytest.Monkey
             for n in range(number * 100, number * 100 + 100)
         ]
         (tmp_path / "work" / "corpus" / f"{number}.txt").write_text("\n".join(lines))
-    kept = tmp_path / "hub" / f"models--{HUB_NAME.replace('/', '--')}"
-    small_bert.save(kept / "snapshots" / COMMIT)
-    (kept / "refs").mkdir()
-    (kept / "refs" / "main").write_text(COMMIT)
+    add_to_cache(tmp_path / "hub", HUB_NAME, small_bert.save)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work"

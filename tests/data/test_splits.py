@@ -269,12 +269,12 @@ def config(tmp_path: Path, small_bert: ModernBert) -> FinetuneConfig:
 
 def words(config: FinetuneConfig, **changes: str) -> list[str]:
     given = {name: getattr(config, name) for name in ("task", "output", "epochs", "device")}
-    given |= {"train": f"[{config.train[0]}]", "dtype": "float32", "engine": "torch"} | changes
-    return [config.model, *options(*(f"{name}={value}" for name, value in given.items()))]
+    given |= {"train": config.train, "dtype": "float32", "engine": "torch"} | changes
+    return [config.model, *options(**given)]
 
 
 def test_a_run_learns_from_the_split_train_and_is_scored_by_dev(config: FinetuneConfig, tmp_path: Path) -> None:
-    done = modernbert("finetune", *words(config, dev=f"[file://{tmp_path}/ds]"))
+    done = modernbert("finetune", *words(config, dev=f"file://{tmp_path}/ds"))
     assert done.returncode == 0, done.stderr
     assert "train: 2 rows" in done.stdout and "dev: 1 row," in done.stdout and "classify: 2 labels" in done.stdout
     assert f"{tmp_path}/ds: split train, 1 of 3 files; left out test.tsv, validation.tsv" in done.stdout

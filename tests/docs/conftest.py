@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hub_cache import add_to_cache
 
 from docs.page_shell import CommandServer
 from modernbert.inference.modernbert import ModernBert
@@ -14,7 +15,6 @@ from modernbert.model.initialization import initialize
 from modernbert.tokenizer.bpe_training import train_tokenizer
 
 ROOT = Path(__file__).parents[2]
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @pytest.fixture(scope="session")
@@ -33,11 +33,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> Iterat
         "answerdotai/ModernBERT-base": ModernBert(tokenizer, model.eval()).save,
         "sentence-transformers/all-MiniLM-L6-v2": lambda folder: shutil.copytree(minilm_folder, folder),
     }.items():
-        kept = cache / f"models--{name.replace('/', '--')}"
-        (kept / "refs").mkdir(parents=True)
-        (kept / "refs" / "main").write_text(COMMIT)
-        (kept / "snapshots").mkdir()
-        write(kept / "snapshots" / COMMIT)
+        add_to_cache(cache, name, write)
     yield cache
     shutil.rmtree(cache)
 

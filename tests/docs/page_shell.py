@@ -10,72 +10,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fork_server import ForkServer
+
 _MARK = "__end of block__"
 _MOST_SECONDS = 240
-# Imports once, then forks for each client, which sends its streams, its folder and its words.
-_SERVER = """
-import json, os, signal, socket, sys
-import modernbert.inference.modernbert, modernbert.training.training_loop
-import transformers.models.bert.modeling_bert
-from modernbert.cli.main import main
-listener = socket.socket(socket.AF_UNIX)
-listener.bind(sys.argv[1])
-listener.listen(16)
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-while True:
-    client, _ = listener.accept()
-    if os.fork():
-        client.close()
-        continue
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    data, streams, _, _ = socket.recv_fds(client, 1 << 20, 3)
-    words, cwd, env = json.loads(data)
-    if child := os.fork():
-        client.send(f"{child}\\n".encode())
-        client.send(f"{os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])}\\n".encode())
-        os._exit(0)
-    client.close()
-    listener.close()
-    for number, stream in enumerate(streams):
-        os.dup2(stream, number)
-    sys.stdin, sys.stdout, sys.stderr = (open(n, mode, encoding="utf-8", closefd=False) for n, mode in enumerate("rww"))
-    os.chdir(cwd)
-    os.environ.clear()
-    os.environ.update(env)
-    sys.argv = ["modernbert", *words]
-    main()
-    sys.exit(0)
-"""
-_CLIENT = """#!{python} -SE
-import json, os, signal, socket, sys
-server = socket.socket(socket.AF_UNIX)
-server.connect({address!r})
-socket.send_fds(server, [json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()], [0, 1, 2])
-answer = server.makefile()
-child = int(answer.readline())
-for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, lambda number, _: os.kill(child, number))
-status = int(answer.readline())
-sys.exit(status if status >= 0 else 128 - status)
-"""
 
 
 class CommandServer:
     """A process that runs the commands of all pages, and a folder with the program `modernbert` that asks it."""
 
     def __init__(self, folder: Path, **variables: str) -> None:
-        address = str(folder / "server")
-        self.folder, self.env = folder, os.environ | {"PATH": _path(folder)} | variables
+        self.env = os.environ | {"PATH": _path(folder)} | variables
         self.env.pop("PYTHONDONTWRITEBYTECODE", None)
-        client = folder / "modernbert"
-        client.write_text(_CLIENT.format(python=sys.executable, address=address))
-        client.chmod(0o755)
-        self.process = subprocess.Popen([sys.executable, "-c", _SERVER, address], env=self.env, start_new_session=True)
-        _wait_for(lambda: os.path.exists(address))
+        self._server = ForkServer(folder, "transformers.models.bert.modeling_bert", env=self.env)
+        self._server.write_program(folder / "modernbert")
 
     def close(self) -> None:
         """End the process and the commands that it runs."""
-        _end(self.process)
+        self._server.close()
 
 
 class PageShell:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from commands import modernbert
+from hub_cache import add_to_cache
 from sentence_transformers import SentenceTransformer
 from transformers import AutoModel, AutoTokenizer
 
@@ -315,14 +316,11 @@ def test_a_model_of_the_hub_is_found_in_its_cache_and_its_commit_is_said(
     tmp_path: Path, small_bert: ModernBert, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The folders the hub's client leaves behind, of a model that was downloaded before."""
-    commit = "89abcdef0123456789abcdef0123456789abcdef"
     caplog.set_level("INFO")
-    kept = tmp_path / "models--owner--name"
-    small_bert.save(kept / "snapshots" / commit)
-    (kept / "refs").mkdir()
-    (kept / "refs" / "main").write_text(commit)
+    folder = add_to_cache(tmp_path, "owner/name", small_bert.save)
+    commit = folder.name
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert find_folder("owner/name", offline=True) == kept / "snapshots" / commit
+    assert find_folder("owner/name", offline=True) == folder
     assert find_folder("owner/name", offline=True).name == commit
     assert caplog.messages == [f"owner/name: main is commit {commit}"]
     caplog.clear()
@@ -336,8 +334,8 @@ def test_a_model_of_the_hub_is_found_in_its_cache_and_its_commit_is_said(
     ):
         find_folder("owner/other", offline=True)
     older = "0123456789abcdef0123456789abcdef01234567"
-    (kept / "snapshots" / older).mkdir()
-    (kept / "refs" / "v1").write_text(older)
+    (folder.parent / older).mkdir()
+    (folder.parents[1] / "refs" / "v1").write_text(older)
     assert find_folder("owner/name@v1", offline=True) == find_folder("owner/name", "v1", offline=True)
     assert find_folder("owner/name@v1", offline=True).name == older
     assert caplog.messages == [f"owner/name: v1 is commit {older}"]
@@ -345,7 +343,7 @@ def test_a_model_of_the_hub_is_found_in_its_cache_and_its_commit_is_said(
     with pytest.raises(InputError, match="owner/name@v2: no such folder, no earlier download"):
         find_folder("owner/name", "v2", offline=True)
     with pytest.raises(InputError, match="revision: found 'v1', but .* is a folder"):
-        find_folder(kept / "snapshots" / commit, "v1")
+        find_folder(folder, "v1")
     monkeypatch.chdir(tmp_path)
     for name, revision, message in (
         ("models--owner--name/refs@v1", None, "revision: found 'v1', but models--owner--name/refs is a folder"),

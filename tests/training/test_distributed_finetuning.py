@@ -37,9 +37,7 @@ def given(tmp_path: Path, small_bert: ModernBert) -> list[str]:
     (folder / "queries.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
     judged = [f"q{n}\td{n}\t1" for n in range(len(queries))]
     (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *judged]) + "\n")
-    return [
-        str(tmp_path / "start"), *options("device=cpu", "dtype=float32", "engine=torch", "dropout=0.0"),
-    ]  # fmt: skip
+    return [str(tmp_path / "start"), *options(device="cpu", dtype="float32", engine="torch", dropout=0.0)]
 
 
 def finetune(words: Sequence[str], output: Path, processes: int = 1) -> list[dict[str, Any]]:
@@ -72,11 +70,8 @@ def assert_same_run(ours: Path, theirs: Path, rows: Sequence[Sequence[dict[str, 
 @pytest.mark.parametrize("sharding", ["none", pytest.param("full", marks=pytest.mark.slow)])
 def test_two_processes_classify_as_one(sharding: str, given: list[str], tmp_path: Path) -> None:
     """Whole batches of 7 and a last one of 1: in the last step, a process has no row."""
-    rows = f"[{tmp_path / 'rows.tsv'}]"
-    words = [
-        *given, *options("task=classify", f"train={rows}", f"dev={rows}", f"test={rows}", "batch=7", "epochs=2",
-                         "lr=1e-3"),
-    ]  # fmt: skip
+    rows = tmp_path / "rows.tsv"
+    words = [*given, *options(task="classify", train=rows, dev=rows, test=rows, batch=7, epochs=2, lr=1e-3)]
     alone = finetune(words, tmp_path / "alone")
     both = finetune([*words, "--distributed.sharding", sharding], tmp_path / "both", processes=2)
     assert [row["micro_batches"] for row in both if row["kind"] == "step"] == [2] * 7 + [1] + [2] * 7 + [1]
@@ -93,10 +88,10 @@ def test_two_processes_compare_all_passages_of_a_step(
     task: str, sharding: str, given: list[str], tmp_path: Path
 ) -> None:
     words = [
-        *given, "--task", task, "--train", str(tmp_path / "queries.jsonl"), "--dev", str(tmp_path / "collection"),
-        *options("dev_split=test", "batch=4", "epochs=2", "vectors.query_length=16", "vectors.document_length=16",
-                 "lr=1e-4"),
-    ]  # fmt: skip
+        *given,
+        *options(task=task, train=tmp_path / "queries.jsonl", dev=tmp_path / "collection", dev_split="test"),
+        *options(**{"batch": 4, "epochs": 2, "lr": 1e-4, "vectors.query_length": 16, "vectors.document_length": 16}),
+    ]
     alone = finetune(words, tmp_path / "alone")
     both = finetune([*words, "--distributed.sharding", sharding], tmp_path / "both", processes=2)
     for log in (alone, both):

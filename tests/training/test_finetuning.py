@@ -293,10 +293,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bits(config: FinetuneConfig
     config = replace(config, dropout=0.1, checkpoint=CheckpointConfig(every_s=1e-9), epochs=1)
     finetune(config)
     killed = replace(config, output=str(tmp_path / "killed"))
-    words = [f"{name}={getattr(killed, name)}" for name in
-             ("task", "output", "epochs", "batch", "lr", "dropout", "device", "dtype", "engine")]  # fmt: skip
-    words += ["checkpoint.every_s=1e-9"] + [f"{name}=[{getattr(killed, name)[0]}]" for name in ("train", "dev", "test")]
-    command = [sys.executable, "-m", "modernbert", "finetune", killed.model, *options(*words)]
+    names = "task output epochs batch lr dropout device dtype engine train dev test".split()
+    words = options(**{name: getattr(killed, name) for name in names}, **{"checkpoint.every_s": 1e-9})
+    command = [sys.executable, "-m", "modernbert", "finetune", killed.model, *words]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not list((tmp_path / "killed").glob("checkpoints/step-*")):
         assert process.poll() is None

@@ -150,9 +150,9 @@ def test_a_sweep_needs_something_to_compare_by(base: FinetuneConfig, tmp_path: P
 
 
 def test_the_command_sweeps(base: FinetuneConfig, tmp_path: Path) -> None:
-    words = [f"{name}={getattr(base, name)}" for name in ("task", "output", "batch", "dtype", "engine")]
-    words += [f"train=[{base.train[0]}]", f"dev=[{base.dev[0]}]", "epochs=1", "device=cpu"]
-    done = modernbert("sweep", base.model, *options(*words), "--sweep.lr", "1e-3", "--sweep.lr", "1e-4")
+    given = {name: getattr(base, name) for name in ("task", "output", "batch", "dtype", "engine", "train", "dev")}
+    words = options(**given, epochs=1, device="cpu", **{"sweep.lr": [1e-3, 1e-4]})
+    done = modernbert("sweep", base.model, *words)
     assert done.returncode == 0, done.stderr
     said = json.loads((Path(base.output) / "sweep.json").read_text())
     assert {run["lr"] for run in said["runs"]} == {1e-3, 1e-4}
