@@ -333,7 +333,7 @@ def test_a_model_of_the_hub_is_found_in_its_cache_and_its_commit_is_said(
         match=r"owner/other: no such folder, no earlier download, and the Hub cannot be reached \(offline=True\)",
     ):
         find_folder("owner/other", offline=True)
-    older = "0123456789abcdef0123456789abcdef01234567"
+    older = "89abcdef0123456789abcdef0123456789abcdef"
     (folder.parent / older).mkdir()
     (folder.parents[1] / "refs" / "v1").write_text(older)
     assert find_folder("owner/name@v1", offline=True) == find_folder("owner/name", "v1", offline=True)
