@@ -10,6 +10,7 @@ import numpy as np
 
 from modernbert.errors import InputError
 from modernbert.inference.modernbert import ModernBert
+from modernbert.inference.predictor import check_compares
 
 __all__ = ["MtebEncoder"]
 
@@ -29,7 +30,7 @@ class MtebEncoder:
         """
         if bert.is_late:
             raise InputError("the model has a vector per token, expected one per text; use MtebSearch for retrieval")
-        bert.check_compares()
+        check_compares(bert)
         self.bert, self.name, self.num_truncated = bert, name, 0
 
     @property

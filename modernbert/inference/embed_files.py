@@ -27,7 +27,7 @@ from modernbert.errors import InputError, counted
 from modernbert.extras import require
 from modernbert.files import only_process, remove_leftovers, try_delete
 from modernbert.hub_download import at_revision
-from modernbert.inference.modernbert import ModernBert
+from modernbert.inference.modernbert import ModernBert, load_folder
 from modernbert.inference.replicas import load_in_process
 from modernbert.inference.text_checks import check_number
 from modernbert.inference.text_inputs import (
@@ -333,7 +333,7 @@ def _shown(config: EmbedConfig, found: Iterator[tuple[str, ChunkVectors]]) -> It
 
 
 def _load(config: EmbedConfig, folder: ModelFolder, device: str) -> ModernBert:
-    return ModernBert.from_folder(folder, device=device, dtype=config.dtype, engine=config.engine)
+    return load_folder(folder, device=device, dtype=config.dtype, engine=config.engine)
 
 
 def _load_there(config: EmbedConfig, files: str, device: str) -> ModernBert:

@@ -25,7 +25,7 @@ from modernbert.model.interface import FILL_MASK, MODERNBERT
 from modernbert.progress import show_texts
 from modernbert.tasks.tagging import Span
 
-__all__ = ["Guess", "ModernBert", "Ranked", "TextVectors"]
+__all__ = ["Guess", "ModernBert", "Ranked", "TextVectors", "load_folder"]
 
 Result = TypeVar("Result")
 
@@ -70,24 +70,7 @@ class ModernBert(Predictor):
         """
         choose_precision(dtype, choose_device(device), "dtype")  # before a download
         folder = ModelFolder.open(name, revision, token=token, offline=offline)
-        return ModernBert.from_folder(folder, device=device, dtype=dtype, engine=engine)
-
-    @staticmethod
-    def from_folder(
-        folder: ModelFolder, *, device: str = "auto", dtype: str = "auto", engine: str = "auto"
-    ) -> "ModernBert":
-        """Load the model of an opened folder, see `load`."""
-        model, projection = load_for_inference(folder, device, dtype, engine)
-        origin, vectors = Origin(folder, dtype, engine), None
-        if model.is_classifier:
-            # Embedding settings of the folder, if any, do not describe the head.
-            folder.check_no_default_prompt()
-        else:
-            vectors = folder.embedding_config
-            origin = replace(origin, settings=folder.settings, unused_head=folder.unused_head)
-        return ModernBert(
-            folder.tokenizer, model, vectors=vectors, projection=projection, max_length=folder.max_length, origin=origin
-        )
+        return load_folder(folder, device=device, dtype=dtype, engine=engine)
 
     def on(self, devices: Sequence[str]) -> AbstractContextManager["ModernBert"]:
         """Yield a model that answers from several processes, one for each device.
@@ -131,10 +114,10 @@ class ModernBert(Predictor):
         Raises:
             InputError: A text is too long or not text, or an option is unknown.
         """
-        self.check_vectors(pooling, truncate_dim, precision)
+        self._check_vectors(pooling, truncate_dim, precision)
         check_overflow(overflow)
         return self._map(
-            Predictor.embed_list, check_texts(listed(texts)), progress, pooling=pooling, truncate_dim=truncate_dim,
+            Predictor._embed_list, check_texts(listed(texts)), progress, pooling=pooling, truncate_dim=truncate_dim,
             normalize=normalize, prompt=self._prompt(prompt), overflow=overflow, precision=precision,
         )  # fmt: skip
 
@@ -144,7 +127,7 @@ class ModernBert(Predictor):
         Raises:
             InputError: For inputs that are not text, or a model with a head of labels.
         """
-        return self._map(Predictor.embed_with_template, check_texts(listed(texts)), template=self.query_template)
+        return self._map(Predictor._embed_with_template, check_texts(listed(texts)), template=self.query_template)
 
     def embed_documents(self, texts: str | Iterable[str], *, prompt: str | None = None) -> TextVectors:
         """Return the vectors of documents as the model was fine-tuned to make them; texts that are too long are cut.
@@ -155,7 +138,7 @@ class ModernBert(Predictor):
             InputError: For inputs that are not text, or a model with a head of labels.
         """
         template = self.document_template if prompt is None else replace(self.document_template, prompt=prompt)
-        return self._map(Predictor.embed_with_template, check_texts(listed(texts)), template=template)
+        return self._map(Predictor._embed_with_template, check_texts(listed(texts)), template=template)
 
     def embed_tokens(
         self, texts: str | Iterable[str], *, prompt: str | None = None, overflow: str = "error", progress: bool = False
@@ -169,7 +152,7 @@ class ModernBert(Predictor):
         """
         check_overflow(overflow, mean_of="vectors of tokens have no mean")
         return self._map(
-            Predictor.embed_tokens_list, check_texts(listed(texts)), progress, prompt=self._prompt(prompt),
+            Predictor._embed_tokens_list, check_texts(listed(texts)), progress, prompt=self._prompt(prompt),
             overflow=overflow,
         )  # fmt: skip
 
@@ -202,11 +185,11 @@ class ModernBert(Predictor):
         if self.model.task is not None and self.model.is_ranker:
             check_overflow(overflow)
             pairs = [(query, document) for document in texts]
-            scores = self.pair_scores(self._map(Predictor.score_list, pairs, overflow=overflow))
+            scores = self._pair_scores(self._map(Predictor._score_list, pairs, overflow=overflow))
         else:
             check_overflow(overflow, mean_of="this model compares vectors")
             if overflow == "error":
-                self.check_lengths(query, texts)
+                self._check_lengths(query, texts)
             scores = self.similarity([query], texts)[0]
         order = np.argsort(-scores, kind="stable")[:top_k]
         return [Ranked(int(number), float(scores[number])) for number in order]
@@ -235,10 +218,10 @@ class ModernBert(Predictor):
             raise InputError(
                 f"text {number}: found a single text, expected a pair (text, other): this model was trained on pairs"
             )
-        task = self.task_of_head()
+        task = self._task_of_head()
         if task.answers not in ("labels", "ranking"):
             raise InputError(f"this model has a head for {task.name}, expected one for classify, multilabel or regress")
-        logits = torch.from_numpy(self._map(Predictor.score_list, several, overflow=overflow))
+        logits = torch.from_numpy(self._map(Predictor._score_list, several, overflow=overflow))
         found = task.label_scores(self.model.labels, logits)
         return found[0] if is_one else found
 
@@ -253,11 +236,11 @@ class ModernBert(Predictor):
             InputError: For a model without tags, or a text that is too long or not text.
         """
         several = check_texts(listed(texts))
-        task = self.task_of_head()
+        task = self._task_of_head()
         if task.answers != "spans":
             raise InputError(f"this model has a head for {task.name}, expected one for tag")
         check_overflow(overflow, mean_of="tags have no mean")
-        found = self._map(Predictor.tag_list, several, overflow=overflow)
+        found = self._map(Predictor._tag_list, several, overflow=overflow)
         return found[0] if isinstance(texts, str) else found
 
     @overload
@@ -279,7 +262,7 @@ class ModernBert(Predictor):
                 "answerdotai/ModernBERT-base"
             )
         check_number("top_k", top_k, self.tokenizer.vocab_size)
-        found = self._map(Predictor.fill_list, check_texts(listed(texts)), top_k=top_k)
+        found = self._map(Predictor._fill_list, check_texts(listed(texts)), top_k=top_k)
         return found[0] if isinstance(texts, str) else found
 
     def _describe_head(self) -> str:
@@ -293,7 +276,7 @@ class ModernBert(Predictor):
         Raises:
             InputError: For inputs that are not text.
         """
-        return [len(ids) for ids in self.all_ids(check_texts(listed(texts)), "")]
+        return [len(ids) for ids in self._all_ids(check_texts(listed(texts)), "")]
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that this package, `transformers` and sentence-transformers load unedited.
@@ -307,7 +290,7 @@ class ModernBert(Predictor):
         if self.model.family != MODERNBERT:
             raise InputError("a model of another family is saved by the library it came from")
         defaults = (EmbeddingConfig(), None, SentenceTransformersSettings())
-        vectors = None if (self.vectors, self.projection, self.settings) == defaults else self.vectors
+        vectors = None if (self.vectors, self.projection, self._settings) == defaults else self.vectors
         card: ModelCard | bytes | None = None
         if self.origin is None:
             card = ModelCard("Saved from memory.")
@@ -318,7 +301,7 @@ class ModernBert(Predictor):
             )
         ModelFolder.save(
             Path(folder), self.model, self.tokenizer, self.max_length, vectors=vectors, projection=self.projection,
-            settings=self.settings, card=card,
+            settings=self._settings, card=card,
         )  # fmt: skip
 
     def _map(
@@ -332,3 +315,18 @@ class ModernBert(Predictor):
         if not isinstance(prompt, str | None):
             raise InputError(f"prompt: found {type(prompt).__name__}, expected str")
         return self.default_prompt if prompt is None else prompt
+
+
+def load_folder(folder: ModelFolder, *, device: str = "auto", dtype: str = "auto", engine: str = "auto") -> ModernBert:
+    """Load the model of an opened folder, see `ModernBert.load`."""
+    model, projection = load_for_inference(folder, device, dtype, engine)
+    origin, vectors = Origin(folder, dtype, engine), None
+    if model.is_classifier:
+        # Embedding settings of the folder, if any, do not describe the head.
+        folder.check_no_default_prompt()
+    else:
+        vectors = folder.embedding_config
+        origin = replace(origin, settings=folder.settings, unused_head=folder.unused_head)
+    return ModernBert(
+        folder.tokenizer, model, vectors=vectors, projection=projection, max_length=folder.max_length, origin=origin
+    )

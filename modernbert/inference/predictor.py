@@ -27,7 +27,7 @@ from modernbert.tasks.task import Answers, Task, find_task
 from modernbert.tokenizer.input_templates import EncodedText, InputTemplate
 from modernbert.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["Origin", "Predictor"]
+__all__ = ["Origin", "Predictor", "check_compares", "compared_vectors", "encode_masked", "text_vectors"]
 
 Show = Callable[[int, int], None]
 """(texts done in all, tokens since the last call), called after each batch."""
@@ -133,19 +133,19 @@ class Predictor:
         return self.model.reads_pairs
 
     @property
-    def settings(self) -> SentenceTransformersSettings:
+    def _settings(self) -> SentenceTransformersSettings:
         """The settings of the folder beside its `EmbeddingConfig`, which `save` writes again."""
         return self.origin.settings if self.origin else SentenceTransformersSettings()
 
     @property
     def prompts(self) -> Mapping[str, str]:
         """The prompts of the folder, by name."""
-        return {name: text or "" for name, text in self.settings.prompts.items()}
+        return {name: text or "" for name, text in self._settings.prompts.items()}
 
     @property
     def default_prompt(self) -> str:
         """The prompt that `embed` puts before each text by default: `default_prompt_name` of the folder."""
-        return self.settings.prompt
+        return self._settings.prompt
 
     @property
     def query_template(self) -> InputTemplate:
@@ -154,7 +154,7 @@ class Predictor:
         Raises: InputError if the model does not compare vectors, or compares them by another similarity.
         """
         # A length of queries overrides the limit of all texts.
-        return self._within_positions(query_template(self.check_compares(), self.max_length))
+        return self._within_positions(query_template(check_compares(self), self.max_length))
 
     @property
     def document_template(self) -> InputTemplate:
@@ -162,32 +162,12 @@ class Predictor:
 
         Raises: InputError if the model does not compare vectors, or compares them by another similarity.
         """
-        return self._within_positions(document_template(self.check_compares(), self.max_length, self.tokenizer))
+        return self._within_positions(document_template(check_compares(self), self.max_length, self.tokenizer))
 
     def _within_positions(self, template: InputTemplate) -> InputTemplate:
         return replace(template, max_length=min(template.max_length, self.model.max_length))
 
-    def check_compares(self) -> EmbeddingConfig:
-        """Return how texts become the vectors that are compared.
-
-        Raises: InputError if the model does not compare vectors, or compares them by another similarity.
-        """
-        if self.model.is_classifier:
-            labels = ", ".join(self.model.labels)
-            raise InputError(
-                f"This model has a head for {self.model.task} (labels: {shown(labels, 80)}) and does not compare "
-                "vectors. Use a model fine-tuned for the task embed, late or rerank, or one without a head."
-            )
-        if self.origin is not None and self.origin.unused_head is not None:
-            raise InputError(
-                f"{self.origin.unused_head}, a head that was not loaded, so vectors are not compared. Use a model "
-                "fine-tuned for the task embed, late or rerank, or one without a head."
-            )
-        if self.settings.unsupported_similarity is not None:
-            raise InputError(f"{self.settings.unsupported_similarity}: vectors are compared by their directions here")
-        return self.vectors
-
-    def task_of_head(self) -> Task:
+    def _task_of_head(self) -> Task:
         """Return the task of the fine-tuned head.
 
         Raises: InputError for a model without such a head.
@@ -205,52 +185,36 @@ class Predictor:
         task = self.model.task
         return find_task(task).answers if task is not None and self.model.is_classifier else None
 
-    def check_lengths(self, query: str, documents: Sequence[str]) -> None:
+    def _check_lengths(self, query: str, documents: Sequence[str]) -> None:
         """Check that a query and documents fit their templates.
 
         Raises: InputError naming the first text that is too long.
         """
         for name, texts, form in (("query", [query], self.query_template), ("text", documents, self.document_template)):
-            for number, ids in enumerate(self.all_ids(texts, form.prompt)):
+            for number, ids in enumerate(self._all_ids(texts, form.prompt)):
                 if len(ids) > form.max_length:
                     place = name if name == "query" else f"{name} {number}"
                     raise InputError(f"{place}: {too_long(len(ids), form.max_length, CUT)}")
 
-    def all_ids(self, texts: Sequence[str], prompt: str) -> Iterator[np.ndarray]:
+    def _all_ids(self, texts: Sequence[str], prompt: str) -> Iterator[np.ndarray]:
         """Yield the ids of each text, whatever its length."""
         return (ids for _, ids in encode_texts(self.tokenizer, texts, sys.maxsize, "error", prompt=prompt))
 
-    def text_vectors(self, pooling: str | None = None, truncate_dim: int | None = None) -> PooledVectors:
-        """Return the output of one vector for each text; the folder has the defaults.
-
-        The projection and truncation of a late-interaction model are for vectors of tokens, so they are left out.
-        """
-        if self.is_late:
-            return PooledVectors(pooling or "mean", None, truncate_dim)
-        pooling, truncate_dim = pooling or self.vectors.pooling, truncate_dim or self.vectors.truncate_dim
-        return PooledVectors(pooling, self.projection, truncate_dim)
-
-    def check_vectors(self, pooling: str | None, truncate_dim: int | None, precision: str) -> None:
+    def _check_vectors(self, pooling: str | None, truncate_dim: int | None, precision: str) -> None:
         """Check the options of `embed`.
 
         Raises: InputError naming an option with an unknown value.
         """
         if pooling not in (None, "mean", "cls"):
             raise InputError(f"pooling: found {pooling!r}, expected mean or cls")
-        projection = self.text_vectors().projection
+        projection = text_vectors(self).projection
         width = self.width if projection is None else projection.out_features
         if truncate_dim is not None:
             check_number("truncate_dim", truncate_dim, width)
-        kept = self.text_vectors(pooling, truncate_dim).truncate_dim
+        kept = text_vectors(self, pooling, truncate_dim).truncate_dim
         quantize(np.zeros((0, min(width, kept or width)), np.float32), precision)
 
-    def compared_vectors(self) -> PooledVectors | TokenVectors:
-        """Return the output of the vectors that queries and documents are compared by."""
-        if self.is_late:
-            return TokenVectors(self.projection, self.vectors.truncate_dim, normalize=True)
-        return self.text_vectors()
-
-    def embed_list(
+    def _embed_list(
         self,
         texts: Sequence[str],
         show: Show,
@@ -263,7 +227,7 @@ class Predictor:
         precision: str,
     ) -> np.ndarray:
         """Return one vector for each text [N, E]; chunks of a text are averaged before truncation."""
-        output = self.text_vectors(pooling, truncate_dim)
+        output = text_vectors(self, pooling, truncate_dim)
         whole = PooledVectors(output.pooling, output.projection, normalize=False)
         width = self.width if output.projection is None else output.projection.out_features
         numbers: list[int] = []
@@ -277,9 +241,9 @@ class Predictor:
         averaged = torch.from_numpy(average_chunks(np.concatenate(found), np.array(numbers), np.array(lengths)))
         return quantize(finish_vectors(averaged, None, output.truncate_dim, normalize).numpy(), precision)
 
-    def embed_with_template(self, texts: Sequence[str], show: Show, *, template: InputTemplate) -> TextVectors:
+    def _embed_with_template(self, texts: Sequence[str], show: Show, *, template: InputTemplate) -> TextVectors:
         """Return the vectors that texts are compared by; texts that are too long for the template are cut."""
-        output = self.compared_vectors()
+        output = compared_vectors(self)
         num_truncated = 0
 
         def encoded() -> Iterator[EncodedText]:
@@ -294,12 +258,12 @@ class Predictor:
             return TextVectors(list(chain.from_iterable(found)), num_truncated)
         return TextVectors(np.concatenate([np.zeros((0, self.vector_width), np.float32), *found]), num_truncated)
 
-    def embed_tokens_list(self, texts: Sequence[str], show: Show, *, prompt: str, overflow: str) -> list[np.ndarray]:
+    def _embed_tokens_list(self, texts: Sequence[str], show: Show, *, prompt: str, overflow: str) -> list[np.ndarray]:
         """Return the hidden states of each text's tokens, each float32 [its tokens, D]."""
         documents = encode_texts(self.tokenizer, texts, self.max_length, overflow, prompt=prompt, fix=CUT)
         return [each for _, _, vectors in self._numbered(documents, TokenVectors(), show) for each in vectors]
 
-    def score_list(self, texts: Sequence[Text], show: Show, *, overflow: str) -> np.ndarray:
+    def _score_list(self, texts: Sequence[Text], show: Show, *, overflow: str) -> np.ndarray:
         """Return the logits of each text or pair, float32 [N, labels], averaged over the chunks of a text."""
         numbers: list[int] = []
         found = [np.zeros((0, self.model.num_labels), np.float32)]
@@ -311,11 +275,11 @@ class Predictor:
         sums = torch.zeros(len(texts), scores.shape[1]).index_add_(0, owners, scores)
         return (sums / torch.bincount(owners, minlength=len(texts))[:, None]).numpy()
 
-    def pair_scores(self, logits: np.ndarray) -> np.ndarray:
+    def _pair_scores(self, logits: np.ndarray) -> np.ndarray:
         """Return the scores of a cross-encoder for its logits [N, 1], float32 [N]."""
-        return self.task_of_head().activate(torch.from_numpy(logits[:, 0])).numpy()
+        return self._task_of_head().activate(torch.from_numpy(logits[:, 0])).numpy()
 
-    def tag_list(self, texts: Sequence[str], show: Show, *, overflow: str) -> list[list[Span]]:
+    def _tag_list(self, texts: Sequence[str], show: Show, *, overflow: str) -> list[list[Span]]:
         """Return the spans that a tagger finds in each text."""
         words = encode_words(self.tokenizer, texts, self.max_length, overflow)
         outputs = compute(self.model, (encoded for _, encoded in words), LabelScores(self.model), self.budget_tokens)
@@ -325,27 +289,15 @@ class Predictor:
             for text, (ranges, _), best in zip(texts, words, tags, strict=True)
         ]
 
-    def fill_list(self, texts: Sequence[str], show: Show, *, top_k: int) -> list[list[list[Guess]]]:
+    def _fill_list(self, texts: Sequence[str], show: Show, *, top_k: int) -> list[list[list[Guess]]]:
         """Return the likeliest tokens for each mask of each text."""
         output = MaskGuesses(self.model, self.tokenizer.mask_id, self.tokenizer.vocab_size, top_k)
-        outputs = self._numbered(self.encode_masked(texts), output, show)
+        outputs = self._numbered(encode_masked(self, texts), output, show)
         guessed = chain.from_iterable(answers for _, _, answers in outputs)
         return [
             [self._guesses(*each) for each in zip(tokens.tolist(), probabilities.tolist(), strict=True)]
             for tokens, probabilities in guessed
         ]
-
-    def encode_masked(self, texts: Iterable[str]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the number and ids of each text.
-
-        Raises: InputError for a text without a mask, or one that is too long.
-        """
-        mask_id = self.tokenizer.mask_id
-        fix = "a text with masks is not cut"
-        for number, ids in encode_texts(self.tokenizer, texts, self.max_length, "error", fix=fix):
-            if mask_id not in ids:
-                raise InputError(f"text {number}: has no {self.tokenizer.text_of(mask_id)}, expected at least one")
-            yield number, ids
 
     def _guesses(self, tokens: list[int], probabilities: list[float]) -> list[Guess]:
         return [
@@ -368,3 +320,55 @@ class Predictor:
             some, numbers[: len(group)] = numbers[: len(group)], []
             yield some, group, answers
             show(some[-1] + 1, sum(len(each.tokens) for each in group))
+
+
+def check_compares(bert: "Predictor") -> EmbeddingConfig:
+    """Return how texts become the vectors that are compared.
+
+    Raises: InputError if the model does not compare vectors, or compares them by another similarity.
+    """
+    if bert.model.is_classifier:
+        labels = ", ".join(bert.model.labels)
+        raise InputError(
+            f"This model has a head for {bert.model.task} (labels: {shown(labels, 80)}) and does not compare "
+            "vectors. Use a model fine-tuned for the task embed, late or rerank, or one without a head."
+        )
+    if bert.origin is not None and bert.origin.unused_head is not None:
+        raise InputError(
+            f"{bert.origin.unused_head}, a head that was not loaded, so vectors are not compared. Use a model "
+            "fine-tuned for the task embed, late or rerank, or one without a head."
+        )
+    if bert._settings.unsupported_similarity is not None:
+        raise InputError(f"{bert._settings.unsupported_similarity}: vectors are compared by their directions here")
+    return bert.vectors
+
+
+def text_vectors(bert: "Predictor", pooling: str | None = None, truncate_dim: int | None = None) -> PooledVectors:
+    """Return the output of one vector for each text; the folder has the defaults.
+
+    The projection and truncation of a late-interaction model are for vectors of tokens, so they are left out.
+    """
+    if bert.is_late:
+        return PooledVectors(pooling or "mean", None, truncate_dim)
+    pooling, truncate_dim = pooling or bert.vectors.pooling, truncate_dim or bert.vectors.truncate_dim
+    return PooledVectors(pooling, bert.projection, truncate_dim)
+
+
+def compared_vectors(bert: "Predictor") -> PooledVectors | TokenVectors:
+    """Return the output of the vectors that queries and documents are compared by."""
+    if bert.is_late:
+        return TokenVectors(bert.projection, bert.vectors.truncate_dim, normalize=True)
+    return text_vectors(bert)
+
+
+def encode_masked(bert: "Predictor", texts: Iterable[str]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the number and ids of each text.
+
+    Raises: InputError for a text without a mask, or one that is too long.
+    """
+    mask_id = bert.tokenizer.mask_id
+    fix = "a text with masks is not cut"
+    for number, ids in encode_texts(bert.tokenizer, texts, bert.max_length, "error", fix=fix):
+        if mask_id not in ids:
+            raise InputError(f"text {number}: has no {bert.tokenizer.text_of(mask_id)}, expected at least one")
+        yield number, ids

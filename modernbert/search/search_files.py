@@ -8,7 +8,7 @@ from rich.markup import escape
 
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.errors import InputError, shown
-from modernbert.inference.modernbert import ModernBert
+from modernbert.inference.modernbert import ModernBert, load_folder
 from modernbert.inference.text_inputs import visible
 from modernbert.search.passage_index import PassageIndex
 from modernbert.search.search_options import SearchConfig
@@ -29,7 +29,7 @@ def run(config: SearchConfig) -> None:
     bert = _model(index, config)
     reranker = None
     if of_reranker is not None:
-        reranker = ModernBert.from_folder(of_reranker, device=config.device, dtype=config.dtype)
+        reranker = load_folder(of_reranker, device=config.device, dtype=config.dtype)
     console = Console(highlight=False, soft_wrap=True)
     for number, hit in enumerate(index.search(bert, config.query, config.top_k, config.how, reranker), 1):
         if config.json:
@@ -51,7 +51,7 @@ def _model(index: PassageIndex, config: SearchConfig) -> ModernBert | None:
         return None
     folder = _model_folder(index, config)
     index.check({"model_files": folder.digest})
-    bert = ModernBert.from_folder(folder, device=config.device, dtype=config.dtype)
+    bert = load_folder(folder, device=config.device, dtype=config.dtype)
     index.check({"vectors": asdict(bert.vectors)})
     return bert
 

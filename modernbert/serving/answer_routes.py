@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from modernbert.errors import InputError
 from modernbert.inference.outputs import LabelScores, MaskGuesses
 from modernbert.inference.overflow import encode_words
+from modernbert.inference.predictor import encode_masked
 from modernbert.model.interface import FILL_MASK
 from modernbert.serving import schemas
 from modernbert.serving.schemas import described
@@ -116,7 +117,7 @@ def _add_masks(app: FastAPI, service: Service) -> None:
         top_k = (body.parameters and body.parameters.top_k) or body.top_k
 
         def encode() -> list[EncodedText]:
-            encoded = [EncodedText(ids) for _, ids in bert.encode_masked(texts)]
+            encoded = [EncodedText(ids) for _, ids in encode_masked(bert, texts)]
             guesses = top_k * sum(int((each.tokens == bert.tokenizer.mask_id).sum()) for each in encoded)
             if guesses > _MAX_GUESSES:
                 raise InputError(f"found {guesses:,} guesses to make, expected at most {_MAX_GUESSES:,} at once")

@@ -15,6 +15,7 @@ from modernbert.inference.exact_search import similarities
 from modernbert.inference.modernbert import ModernBert
 from modernbert.inference.outputs import LabelScores, Output, PooledVectors
 from modernbert.inference.overflow import apply_overflow, encode_texts
+from modernbert.inference.predictor import compared_vectors, text_vectors
 from modernbert.inference.text_parts import relocate_error
 from modernbert.model.interface import Model
 from modernbert.serving.request_guard import Limits
@@ -184,7 +185,7 @@ class Service:
             InputError: The vectors have fewer dimensions.
         """
         self.check_dimensions(dimensions, self.bert.width if self.bert.is_late else self.bert.vector_width)
-        return replace(self.bert.text_vectors(truncate_dim=dimensions), normalize=normalize)
+        return replace(text_vectors(self.bert, truncate_dim=dimensions), normalize=normalize)
 
     def head(self) -> tuple[Model, Task]:
         """Return the model and the task of its head.
@@ -228,7 +229,7 @@ class Service:
                 self.check_size(sum(each.num_rows for each in encoded))
             return encoded
 
-        query, *others = await self.compute(http, encode, bert.compared_vectors())
+        query, *others = await self.compute(http, encode, compared_vectors(bert))
         if bert.is_late:
             return similarities([query], others)[0].tolist()
         return similarities(query[None], np.stack(others))[0].tolist() if others else []

@@ -357,6 +357,15 @@ def test_a_model_of_the_hub_is_found_in_its_cache_and_its_commit_is_said(
             at_revision(name.partition("@")[0] if revision is None else name, revision or "")
 
 
+def test_the_public_names_of_a_model_are_its_documented_ones(small_bert: ModernBert) -> None:
+    calls = "load save on embed embed_queries embed_documents embed_tokens similarity rerank classify tag fill_mask"
+    facts = "config device width vector_width is_late reads_pairs answers prompts default_prompt"
+    parts = "tokenizer model encoder vectors projection origin query_template document_template"
+    limits = "count_tokens max_length budget_tokens"
+    found = {name for name in dir(small_bert) if not name.startswith("_")}
+    assert found == set(f"{calls} {facts} {parts} {limits}".split())
+
+
 def test_a_model_and_its_tokenizer_print_as_one_line(small_bert: ModernBert) -> None:
     shape = "fill-mask, 4 layers, width 64, max_length 1,000"
     assert repr(small_bert) == f"ModernBert(in memory: {shape}, float32 on cpu, engine torch)"
