@@ -318,7 +318,8 @@ def option_row(option: Option) -> tuple[str, str]:
     else:
         items = default if isinstance(default, list | tuple) else [default]
         shown = f"[default: {', '.join(str(each).lower() if isinstance(each, bool) else str(each) for each in items)}]"
-    said = _DEFAULT_IN_WORDS.sub(r". [default: \1]", option.help.replace("`", ""))
+    # A group of options may have another default than its class.
+    said = _DEFAULT_IN_WORDS.sub("." if shown else r". [default: \1]", option.help.replace("`", ""))
     text = " ".join(filter(None, (said, shown)))
     if option.positional:
         return _metavar(option), text

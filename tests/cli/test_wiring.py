@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt, MultipleOf
 from commands import run_here
 
 from modernbert.cli.main import cli
-from modernbert.cli.parser import VerbCommand, identifier
+from modernbert.cli.parser import VerbCommand, identifier, option_row
 from modernbert.cli.verbs import VERBS, Verb
 from modernbert.options import MISSING, Option, option_name, options_of, plain_kind
 
@@ -44,6 +44,7 @@ def test_no_option_of_the_command_line_is_left_out() -> None:
 @pytest.mark.parametrize(("verb", "task", "option"), OPTIONS, ids=IDS)
 def test_every_option_has_a_help_text_that_says_its_default(verb: str, task: str | None, option: Option) -> None:
     assert option.help.endswith("."), "a sentence"
+    assert option_row(option)[1].count("[default: ") <= 1
     if option.default is None:
         assert any(word in option.help for word in ("default", "Without", ", if", ", for", "or null")), (
             "what None means"
