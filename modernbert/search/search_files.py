@@ -43,14 +43,13 @@ def run(config: SearchConfig) -> None:
 
 def _model(index: PassageIndex, config: SearchConfig) -> ModernBert | None:
     """Load the model of the index, if the search needs it."""
-    if config.how == "words":
-        for name in ("model", "revision"):
-            if (found := getattr(config, name)) is not None:
-                raise InputError(f'{name}: found {found!r}, which has no effect with `how="words"`')
+    if config.how == "words" and config.model is None and config.revision is None:
         index.check({})
         return None
     folder = _model_folder(index, config)
     index.check({"model_files": folder.digest})
+    if config.how == "words":
+        return None
     bert = load_folder(folder, device=config.device, dtype=config.dtype)
     index.check({"vectors": asdict(bert.vectors)})
     return bert

@@ -194,8 +194,8 @@ def test_two_commands_search_notes(notes: Path, tmp_path: Path, small_bert: Mode
     assert f"sort.py:{hit.line}" in done.stdout
     done = modernbert("search", str(notes), "a")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
-    done = modernbert("search", str(tmp_path / "index"), "a", "--how", "words", "--model", "m")
-    assert "--model: found 'm', which has no effect with --how words" in done.stderr
+    done = modernbert("search", str(tmp_path / "index"), "a", "--how", "words", "--model", str(tmp_path / "m"))
+    assert done.returncode == 2 and "m: no such folder" in done.stderr
 
 
 def test_documents_have_their_text_whole(small_bert: ModernBert) -> None:
