@@ -59,13 +59,13 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device, field: str = "precision") -> torch.dtype:
+def choose_precision(name: str, device: torch.device, field: str = "precision", *others: str) -> torch.dtype:
     """Return the dtype of GEMMs; `auto` is bfloat16 if the hardware multiplies it, else float32.
 
     >>> choose_precision("float32", torch.device("cpu"))
     torch.float32
 
-    Raises: InputError for any other name, with `field` as the name of the option.
+    Raises: InputError for any other name, with `field` as the name of the option, and `others` it accepts.
     """
     if name == "auto":
         return torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32
@@ -73,7 +73,8 @@ def choose_precision(name: str, device: torch.device, field: str = "precision") 
         return torch.float32
     if name == "bfloat16":
         return torch.bfloat16
-    raise InputError(f"{field}: found {name!r}, expected auto, float32 or bfloat16")
+    names = ["auto", "float32", "bfloat16", *others]
+    raise InputError(f"{field}: found {name!r}, expected {', '.join(names[:-1])} or {names[-1]}")
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:

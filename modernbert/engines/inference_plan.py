@@ -6,6 +6,7 @@ only for a plain encoder (no hooks, adapters or replaced modules), and is rebuil
 
 import operator
 import threading
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["InferencePlan", "PlanCache", "is_plain", "is_plain_norm"]
 
 _TORCH_TYPES = (nn.Dropout, nn.Embedding, nn.Identity, nn.LayerNorm, nn.Linear, nn.ModuleList)
-_OUR_TYPES = "modernbert.model.encoder"
+_OUR_TYPES = ("modernbert.model.encoder", "modernbert.model.int8_linear")
 _get_version = operator.attrgetter("_version")
 _is_training = operator.attrgetter("training")
 
@@ -84,7 +85,7 @@ class PlanCache:
                 if snapshot.is_plain:
                     plan = encoder.engine.inference_plan(encoder, encoder.final_norm.weight.dtype)
                 if plan is not None and self._mapped:
-                    release_pages(encoder.layers.parameters())
+                    release_pages(chain(encoder.layers.parameters(), encoder.layers.buffers()))
                 self._built = snapshot, plan
             return self._built
 
@@ -146,7 +147,7 @@ class _Snapshot:
 def is_plain(module: nn.Module) -> bool:
     """Return whether a module computes what its type and weights say: no subclass, no hook, no replaced `forward`."""
     kind = type(module)
-    if kind not in _TORCH_TYPES and kind.__module__ != _OUR_TYPES:
+    if kind not in _TORCH_TYPES and kind.__module__ not in _OUR_TYPES:
         return False
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return not (any(hooks) or "forward" in module.__dict__ or _has_global_hooks())

@@ -3,7 +3,7 @@
 import mmap
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import IO
 
 import torch
@@ -15,16 +15,19 @@ from modernbert.devices import (
     choose_precision,
     dtype_name,
     keep_freed_memory,
+    release_pages,
     release_threads_before_fork,
 )
 from modernbert.engines.engine import Engine
 from modernbert.engines.inference_plan import PlanCache
 from modernbert.engines.registry import choose_engine
+from modernbert.errors import InputError
 from modernbert.extras import require
 from modernbert.model.encoder import Encoder
+from modernbert.model.int8_linear import INT8, Int8Linear, linear_slots
 from modernbert.model.interface import Model
 
-__all__ = ["load_for_inference", "load_model_for_inference", "permit_plans"]
+__all__ = ["choose_dtype", "load_for_inference", "load_model_for_inference", "permit_plans"]
 
 
 def load_for_inference(folder: ModelFolder, device: str, dtype: str, engine: str) -> tuple[Model, nn.Linear | None]:
@@ -33,32 +36,56 @@ def load_for_inference(folder: ModelFolder, device: str, dtype: str, engine: str
     Raises: InputError if the folder is incomplete or invalid, or the device, dtype or engine is not available.
     """
     place = choose_device(device)
-    precision = choose_precision(dtype, place, "dtype")
+    precision = choose_dtype(dtype, device)
+    if dtype == INT8 and not folder.is_modernbert:
+        raise InputError(f"dtype: int8 needs a ModernBERT, found a {folder.family}; use float32 or bfloat16")
     if not folder.is_modernbert:
         require(folder.name, "transformers")
     _ = folder.tokenizer  # an invalid tokenizer is an error before the weights are read
     if folder.is_modernbert:
         chosen = choose_engine(engine, place, precision, folder.config)
-        model = load_model_for_inference(folder, place, precision, chosen)
+        model = load_model_for_inference(folder, place, precision, chosen, int8=dtype == INT8)
         computes = f"engine {chosen.name}"
     else:
         model = folder.load_model(dtype=precision).to(place)
         release_threads_before_fork()
         computes = "engine transformers"
     if "auto" in (device, dtype, engine) or not folder.is_modernbert:
-        print(f"{folder.name}: device {place}, dtype {dtype_name(precision)}, {computes}", file=sys.stderr)
+        print(
+            f"{folder.name}: device {place}, dtype {INT8 if dtype == INT8 else dtype_name(precision)}, {computes}",
+            file=sys.stderr,
+        )
     projection = folder.load_projection(model.hidden_size)
     return model, projection if projection is None else projection.to(place, precision)
 
 
-def load_model_for_inference(folder: ModelFolder, device: torch.device, dtype: torch.dtype, engine: Engine) -> Model:
+def choose_dtype(name: str, device: str) -> torch.dtype:
+    """Return the dtype of what is not int8, which is what `auto` takes if the name is `int8`.
+
+    Raises: InputError for an unknown name, a device that is not there, or int8 on another device than a CPU.
+    """
+    place = choose_device(device)
+    if name != INT8:
+        return choose_precision(name, place, "dtype", INT8)
+    if place.type != "cpu":
+        raise InputError(f"dtype: int8 needs a CPU, found {place}; use --device cpu, or bfloat16")
+    return choose_precision("auto", place)
+
+
+def load_model_for_inference(
+    folder: ModelFolder, device: torch.device, dtype: torch.dtype, engine: Engine, *, int8: bool = False
+) -> Model:
     """Load the model of a folder with an engine and its inference plan. It stays an ordinary module.
+
+    With `int8`, the linear layers of the encoder become `Int8Linear`.
 
     Raises: InputError if the folder lacks a file or holds a wrong one.
     """
     model = folder.load_model(engine=engine)  # mapped, in the dtype of the file
+    if int8:
+        _quantize_layers(model.encoder)
     if device.type == "cpu":
-        _convert_mapped(model.parameters(), dtype)
+        _convert(model.parameters(), dtype)
     else:
         model = model.to(device, dtype)
     return permit_plans(model, mapped=device.type == "cpu")
@@ -80,28 +107,50 @@ def permit_plans(model: Model, *, mapped: bool = False) -> Model:
     return model
 
 
-@torch.inference_mode(False)
-def _convert_mapped(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
-    """Convert parameters in place, by way of a temporary file that is mapped.
+def _quantize_layers(encoder: Model) -> None:
+    """Quantize the linear layers of an encoder, one after the other; the new weights are in a mapped file."""
+    slots = list(linear_slots(encoder))
 
-    Converted copies in ordinary memory would double the memory of a model with packed weights. Pages of a file can be
-    dropped, like pages of the model's own file, until the parameters are read.
-    """
+    def quantized() -> Iterator[Tensor]:
+        for _, _, linear in slots:
+            layer = Int8Linear.quantize(linear.weight)
+            release_pages([linear.weight])
+            yield from (layer.weight, layer.scale)
+
+    tensors = iter(_mapped(quantized))
+    for (parent, name, _), weight, scale in zip(slots, tensors, tensors, strict=True):
+        parent.add_module(name, Int8Linear(weight, scale).eval())
+
+
+def _convert(parameters: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
+    """Convert parameters in place; the new ones are in a mapped file."""
     converted = [parameter for parameter in parameters if parameter.dtype != dtype]
-    if not converted:
-        return
+    for parameter, data in zip(converted, _mapped(lambda: (p.detach().to(dtype) for p in converted)), strict=True):
+        parameter.data = data
+
+
+@torch.inference_mode(False)
+def _mapped(make: Callable[[], Iterable[Tensor]]) -> list[Tensor]:
+    """Return tensors in a temporary file that is mapped, or in ordinary memory if the disk is full.
+
+    Ordinary memory would double the memory of a model with packed weights. Pages of a file can be dropped, like pages
+    of the model's own file, until the weights are read.
+    """
+    kinds: list[tuple[int, torch.dtype, torch.Size]] = []
     try:
         with tempfile.TemporaryFile() as file:
-            offsets = [_write_aligned(file, parameter.detach().to(dtype)) for parameter in converted]
+            for tensor in make():
+                kinds.append((_write_aligned(file, tensor), tensor.dtype, tensor.shape))
+            if not kinds:
+                return []
             file.flush()
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    except OSError:  # the disk is full
-        for parameter in converted:
-            parameter.data = parameter.data.to(dtype)
-        return
-    for parameter, offset in zip(converted, offsets, strict=True):
-        data = torch.frombuffer(mapped, dtype=dtype, count=parameter.numel(), offset=offset)
-        parameter.data = data.view(parameter.shape)
+    except OSError:
+        return list(make())
+    return [
+        torch.frombuffer(mapped, dtype=dtype, count=shape.numel(), offset=offset).view(shape)
+        for offset, dtype, shape in kinds
+    ]
 
 
 def _write_aligned(file: IO[bytes], tensor: Tensor) -> int:

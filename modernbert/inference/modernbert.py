@@ -12,10 +12,9 @@ import torch
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.model_card import ModelCard, read_card
 from modernbert.checkpoints.sentence_transformers_format import SentenceTransformersSettings
-from modernbert.devices import choose_device, choose_precision, dtype_name
 from modernbert.errors import InputError
 from modernbert.inference.exact_search import similarities
-from modernbert.inference.loading import load_for_inference
+from modernbert.inference.loading import choose_dtype, load_for_inference
 from modernbert.inference.overflow import Text, check_overflow
 from modernbert.inference.predictor import Origin, Predictor
 from modernbert.inference.results import Guess, Ranked, TextVectors
@@ -40,7 +39,7 @@ class ModernBert(Predictor):
         engine = self.model.encoder.engine.name if self.model.family == MODERNBERT else "transformers"
         return (
             f"ModernBert({name}: {head}, {self.model.num_layers} layers, width {self.width}, "
-            f"max_length {self.max_length:,}, {dtype_name(self.model.dtype)} on {self.device}, engine {engine})"
+            f"max_length {self.max_length:,}, {self.dtype} on {self.device}, engine {engine})"
         )
 
     @staticmethod
@@ -59,7 +58,8 @@ class ModernBert(Predictor):
         Args:
             name: A folder, or a name such as `answerdotai/ModernBERT-base`.
             device: `auto` takes a CUDA device if there is one.
-            dtype: `auto` takes bfloat16 if the hardware multiplies it, else float32.
+            dtype: `auto` takes bfloat16 if the hardware multiplies it, else float32. `int8` quantizes the layers of a
+                ModernBERT for a CPU.
             engine: `auto` takes the fastest engine that runs there. Choices are printed to standard error.
             revision: The commit or branch of a model on the Hub.
             token: An access token for private models.
@@ -68,7 +68,7 @@ class ModernBert(Predictor):
         Raises:
             InputError: The folder is incomplete or invalid, or the device, dtype or engine is not available.
         """
-        choose_precision(dtype, choose_device(device), "dtype")  # before a download
+        choose_dtype(dtype, device)  # before a download
         folder = ModelFolder.open(name, revision, token=token, offline=offline)
         return load_folder(folder, device=device, dtype=dtype, engine=engine)
 

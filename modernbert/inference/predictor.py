@@ -12,6 +12,7 @@ from torch import nn
 
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.sentence_transformers_format import SentenceTransformersSettings
+from modernbert.devices import dtype_name
 from modernbert.errors import InputError, shown
 from modernbert.inference.outputs import LabelScores, MaskGuesses, Output, PooledVectors, TokenVectors, compute
 from modernbert.inference.overflow import CUT, Text, average_chunks, encode_texts, encode_words, too_long
@@ -21,6 +22,7 @@ from modernbert.inference.text_checks import check_number
 from modernbert.model.config import ModelConfig
 from modernbert.model.embedder import document_template, finish_vectors, query_template
 from modernbert.model.embedding_config import EmbeddingConfig
+from modernbert.model.int8_linear import INT8, is_int8
 from modernbert.model.interface import MODERNBERT, Model
 from modernbert.tasks.tagging import Span, spans_of_best
 from modernbert.tasks.task import Answers, Task, find_task
@@ -110,6 +112,11 @@ class Predictor:
     def device(self) -> torch.device:
         """The device of the model."""
         return self.model.device
+
+    @property
+    def dtype(self) -> str:
+        """Data type of the computation: `float32`, `bfloat16` or `int8`."""
+        return INT8 if is_int8(self.model) else dtype_name(self.model.dtype)
 
     @property
     def width(self) -> int:

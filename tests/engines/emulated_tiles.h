@@ -80,6 +80,21 @@ inline void multiply(int c, int a, int b) {
         }
 }
 
+// c[m][n] += a[m][4k + i] b[k][4n + i], unsigned times signed bytes
+inline void multiply_bytes(int c, int a, int b) {
+    require(state.configured && c != a && a != b && c != b);
+    require(state.rows[c] == state.rows[a] && state.bytes[a] == state.rows[b] * 4 && state.bytes[c] == state.bytes[b]);
+    for (int m = 0; m < state.rows[c]; ++m)
+        for (int n = 0; n < state.bytes[c] / 4; ++n) {
+            int32_t total;
+            std::memcpy(&total, state.tile[c][m] + 4 * n, 4);
+            for (int k = 0; k < state.rows[b]; ++k)
+                for (int i = 0; i < 4; ++i)
+                    total += int32_t(state.tile[a][m][4 * k + i]) * int32_t(int8_t(state.tile[b][k][4 * n + i]));
+            std::memcpy(state.tile[c][m] + 4 * n, &total, 4);
+        }
+}
+
 inline void release() { state.configured = false; }
 
 }  // namespace emulated
@@ -88,10 +103,12 @@ inline void release() { state.configured = false; }
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbf16ps
+#undef _tile_dpbusd
 #define _tile_loadd(tile, base, stride) emulated::load(tile, base, stride)
 #define _tile_stored(tile, base, stride) emulated::store(tile, base, stride)
 #define _tile_zero(tile) emulated::zero(tile)
 #define _tile_dpbf16ps(c, a, b) emulated::multiply(c, a, b)
+#define _tile_dpbusd(c, a, b) emulated::multiply_bytes(c, a, b)
 #define _tile_loadconfig(shape) emulated::configure(shape)
 #define _tile_release() emulated::release()
 #define syscall(...) 0

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -416,45 +415,14 @@ def test_changes_of_a_layer_take_effect() -> None:
         model(batch).sum().backward()
 
 
-@pytest.fixture(scope="module")
-def cache_of_tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache of the library with AMX tiles, which all test processes share."""
-    folder = tmp_path_factory.getbasetemp()
-    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "tiles"
-
-
-@pytest.fixture
-def tiles(cache_of_tiles: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Use the library for AMX; without such a processor, its instructions are emulated."""
-    if "amx_bf16" not in build._processor_features():
-        emulation = ["-include", str(Path(__file__).parent / "emulated_tiles.h"), "-D__AMX_BF16__"]
-        monkeypatch.setattr(build, "_FLAGS", [*build._FLAGS, *emulation])
-    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_of_tiles))
-    build._load.cache_clear()
-    cache_of_tiles.mkdir(exist_ok=True)
-    with FileLock(cache_of_tiles / "lock"):
-        assert build.unavailable_reason() is None
-    yield
-    build._load.cache_clear()
-
-
-def test_kernels_for_avx2_equal_dense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """AVX2 without bfloat16 instructions, as in a laptop."""
-    narrow = ["-march=haswell" if flag == "-march=native" else flag for flag in build._FLAGS]
-    monkeypatch.setattr(build, "_FLAGS", narrow)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build._load.cache_clear()
-    try:
-        assert build.unavailable_reason() is None
-        for window, dtype in itertools.product((None, WINDOW), TOLERANCE):
-            exact = attention("reference", [3, 200, 65], window, dtype, exact=True)
-            for found, expected in zip(attention("cpu", [3, 200, 65], window, dtype), exact, strict=True):
-                assert error(found, expected) < TOLERANCE[dtype]
-        for dtype in TOLERANCE:
-            assert_whole_encoder(dtype, [7], [3, 200, 65], [400, 300])
-            assert_linear((1_600, 896), 145, dtype)
-    finally:
-        build._load.cache_clear()
+def test_kernels_for_avx2_equal_dense(avx2: None) -> None:
+    for window, dtype in itertools.product((None, WINDOW), TOLERANCE):
+        exact = attention("reference", [3, 200, 65], window, dtype, exact=True)
+        for found, expected in zip(attention("cpu", [3, 200, 65], window, dtype), exact, strict=True):
+            assert error(found, expected) < TOLERANCE[dtype]
+    for dtype in TOLERANCE:
+        assert_whole_encoder(dtype, [7], [3, 200, 65], [400, 300])
+        assert_linear((1_600, 896), 145, dtype)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Float, Int8, Int32, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -29,7 +29,7 @@ from modernbert.engines.cpu.checked_calls import (
 
 __all__ = [
     "PackedLayers", "apply_moments_", "attend", "cross_entropy_", "encode", "geglu", "linear", "multiply_",
-    "pack_weight", "residual_layer_norm", "unpack_weight", "update_moments_",
+    "pack_int8", "pack_weight", "residual_layer_norm", "unpack_weight", "update_moments_",
 ]  # fmt: skip
 
 # Outputs of one GEMM panel.
@@ -42,7 +42,7 @@ class PackedLayers:
 
     Args:
         weights: For each layer Wqkv, Wo, both halves of Wi, and the MLP's Wo, packed by `pack_weight` and all of one
-            dtype; then the scales of its two norms, float32 [D].
+            dtype, or by `pack_int8`; then the scales of its two norms, float32 [D].
         is_global: For each layer, whether it attends to whole documents.
     """
 
@@ -107,7 +107,8 @@ def encode(
     """
     num_tokens, width = embedded.shape
     embedded = embedded.contiguous()
-    expect("embeddings", embedded, (layers.dtype,), num_tokens, num_heads * HEAD_WIDTH)
+    dtypes = FLOATS if layers.dtype == torch.int8 else (layers.dtype,)
+    expect("embeddings", embedded, dtypes, num_tokens, num_heads * HEAD_WIDTH)
     expect("scale of the final norm", final_norm, FLOAT32, width)
     angles = [tuple(part.flatten(1) for part in pair) for pair in angles]  # type: ignore[misc]
     for pair in angles:
@@ -118,9 +119,9 @@ def encode(
     hidden = torch.empty(num_rows, width)
     qkv, attn_out = (embedded.new_empty(num_rows, number * width) for number in (3, 1))
     call(
-        "encode", (layers.dtype,), embedded, out, hidden, qkv, attn_out, layers.table, final_norm, *angles[0],
-        *angles[1], offsets, len(offsets) - 1, num_tokens, len(layers.weights), width, feed_width, num_heads, *window,
-        eps,
+        "encode", (embedded.dtype, layers.dtype), embedded, out, hidden, qkv, attn_out, layers.table, final_norm,
+        *angles[0], *angles[1], offsets, len(offsets) - 1, num_tokens, len(layers.weights), width, feed_width,
+        num_heads, *window, eps,
     )  # fmt: skip
     return out
 
@@ -161,6 +162,26 @@ def pack_weight(
     name = "pack_transposed" if transposed else "pack"
     call(name, (matrix.dtype, dtype), matrix.contiguous(), packed, num_columns, depth)
     return packed
+
+
+def pack_int8(weight: Int8[Tensor, "n k"], scale: Float[Tensor, " n"]) -> Int8[Tensor, "panels groups width four"]:
+    """Pack the weight and the scales of an int8 layer as the right operand of a GEMM: in panels of outputs.
+
+    Four inputs of an output are adjacent. Behind the inputs of a panel are its scales, float32, and the offsets that
+    cancel the unsigned zero of the left operand, int32.
+
+    Raises: ValueError unless n and k are multiples of 64.
+    """
+    num_columns, depth = weight.shape
+    expect("weight", weight, (torch.int8,), num_columns, depth)
+    expect("scale", scale, FLOAT32, num_columns)
+    if num_columns % PANEL or depth % 64:
+        raise ValueError(f"an int8 weight of {depth} by {num_columns}, expected multiples of 64")
+    width = int(library().packed_width())
+    groups = weight.view(-1, width, depth // 4, 4).transpose(1, 2)
+    offsets = weight.sum(dim=1, dtype=torch.int32) * -int(library().int8_zero())
+    scales, zeros = (each.view(torch.int8).view(-1, 1, width, 4) for each in (scale, offsets))
+    return torch.cat((groups, scales, zeros), dim=1)
 
 
 def _padded_depth(depth: int) -> int:

@@ -17,6 +17,7 @@ from modernbert.engines.engine import AttentionFn, Engine, OptimizerKernels, Rop
 from modernbert.engines.inference_plan import InferencePlan, is_plain
 from modernbert.engines.linear_cross_entropy import ChunkKernels
 from modernbert.model.config import ModelConfig
+from modernbert.model.int8_linear import is_int8
 
 if TYPE_CHECKING:
     from modernbert.model.encoder import Encoder
@@ -77,7 +78,7 @@ class CpuEngine(Engine):
         """Return all layers in one call, or, where C++ has no GEMM for the widths, oneDNN's packed linear layers."""
         config, device = encoder.config, encoder.final_norm.weight.device
         if device.type == "cpu" and dtype in (torch.float32, torch.bfloat16):
-            if supports_gemm(config.hidden_size, config.intermediate_size):
+            if is_int8(encoder) or supports_gemm(config.hidden_size, config.intermediate_size):
                 return PackedEncoder(encoder)
             if can_prepack(device, dtype):
                 return PrepackedLinears(encoder)

@@ -5,9 +5,12 @@
 // they are in its cache. With too few rows for that, as in one short text, all threads share the same rows and split
 // the weights, since reading the weights from memory is then the bottleneck.
 //
-//   weights   packed, [N / PACK_WIDTH][k / GROUP][PACK_WIDTH][GROUP]
+//   weights   packed, [N / PACK_WIDTH][k / GROUP][PACK_WIDTH][GROUP], for int8 with the scales of gemm.h
 //   hidden    [T][D]     the residual stream, float32 throughout
 //   qkv       [T][3][H][K],  attn_out [T][H][K]
+//
+// T is the dtype between GEMMs, W that of their operands: T, or int8. A row becomes an int8 operand by itself, so
+// the other rows of a batch change no bit of it.
 //
 // T is rounded up to ROW_STEP rows in memory, at most 16; D and F are multiples of 64.
 #include <omp.h>
@@ -16,7 +19,9 @@
 
 #include "gemm.h"
 #include "interface.h"
+#include "rotate_quantize.h"
 #include "row_ops.h"
+#include "scratch_arena.h"
 
 namespace modernbert {
 namespace {
@@ -25,16 +30,16 @@ constexpr int CHUNK = 128;           // rows of a chunk
 constexpr int ROWS_PER_THREAD = 64;  // with fewer, threads share rows
 
 // In the order of `PackedLayers` in Python.
-template <class T>
+template <class W>
 struct Layer {
-    const T *qkv, *out, *activated, *gate, *down;
+    const W *qkv, *out, *activated, *gate, *down;
     const float *attn_norm, *mlp_norm;
     int64_t is_global;
 };
 
-template <class T>
+template <class W>
 struct Encoder {
-    const Layer<T>* layers;
+    const Layer<W>* layers;
     int num_layers;
     const float* final_norm;
     int width, feed;
@@ -63,32 +68,49 @@ struct Team {
 };
 
 // Rows of the residual stream, and scratch buffers for their intermediate values.
-template <class T>
+template <class T, class W>
 struct Chunk {
     int first, height, padded;
-    T *normed, *gated;
+    W *normed, *gated;  // operands of GEMMs
+    T* products;        // of GeGLU; `gated` itself if W is T
 };
 
+// Write rows of T as operands of a GEMM, each of its own scale.
+template <class T>
+void quantize_rows(const Team& team, const T* rows, int height, int width, int8* to) {
+    static thread_local std::vector<float> scratch;
+    scratch.resize(width);
+    int first, last;
+    team.share(height, first, last);
+    for (int row = first; row < last; ++row) {
+        for (int i = 0; i < width; i += LANES) store(scratch.data() + i, load(rows + int64_t(row) * width + i));
+        quantize_row(scratch.data(), width, to + int64_t(row) * operand_stride<int8>(width));
+    }
+    team.wait();
+}
+
 // Multiply rows with panels of 64 outputs, and call `use(panel, row, height, piece)` on each result [height][64].
-template <class T, class Use>
-void for_panels(const Team& team, const T* rows, int height, int depth, const T* weights, int num_panels,
+template <class W, class Use>
+void for_panels(const Team& team, const W* rows, int height, int depth, const W* weights, int num_panels,
                 const Use& use) {
     alignas(64) static thread_local float piece[CHUNK * PANEL];
+    const int stride = operand_stride<W>(depth);
     int first, last;
     team.share(num_panels, first, last);
     for (int panel = first; panel < last; ++panel)
         for (int row = 0; row < height; row += CHUNK) {
             const int num_rows = std::min(CHUNK, height - row);
-            multiply<PACK_WIDTH>(rows + int64_t(row) * depth, depth, weights + int64_t(panel) * depth * PANEL, piece,
-                                 PANEL, num_rows, PANEL, depth, false);
+            multiply<PACK_WIDTH>(rows + int64_t(row) * stride, stride,
+                                 weights + int64_t(panel) * packed_rows<W>(depth) * PANEL, piece, PANEL, num_rows,
+                                 PANEL, depth, false);
             use(panel, row, num_rows, piece);
         }
 }
 
 // hidden += rows @ weights
-template <class T>
-void add_product(const Team& team, const Encoder<T>& encoder, Stream<T>& stream, const Chunk<T>& chunk, const T* rows,
-                 int depth, const T* weights) {
+template <class T, class W>
+void add_product(const Team& team, const Encoder<W>& encoder, Stream<T>& stream, const Chunk<T, W>& chunk,
+                 const W* rows, int depth, const W* weights) {
     for_panels(team, rows, chunk.padded, depth, weights, encoder.width / PANEL,
                [&](int panel, int row, int height, const float* piece) {
                    for (int r = 0; r < height; ++r) {
@@ -99,19 +121,29 @@ void add_product(const Team& team, const Encoder<T>& encoder, Stream<T>& stream,
     team.wait();
 }
 
-template <class T>
-void norm_rows(const Team& team, const Encoder<T>& encoder, Stream<T>& stream, const Chunk<T>& chunk,
-               const float* scale, T* to, int height) {
+template <class T, class W, class To>
+void norm_rows(const Team& team, const Encoder<W>& encoder, Stream<T>& stream, const Chunk<T, W>& chunk,
+               const float* scale, To* to, int height) {
+    static thread_local std::vector<float> scratch;
+    const int width = encoder.width;
+    scratch.resize(width);
     int first, last;
     team.share(height, first, last);
-    for (int row = first; row < last; ++row)
-        norm_row(stream.hidden + int64_t(chunk.first + row) * encoder.width, scale, encoder.eps, encoder.width,
-                 to + int64_t(row) * encoder.width);
+    for (int row = first; row < last; ++row) {
+        const float* from = stream.hidden + int64_t(chunk.first + row) * width;
+        if constexpr (IS_INT8<To>) {
+            norm_row(from, scale, encoder.eps, width, scratch.data());
+            quantize_row(scratch.data(), width, to + int64_t(row) * operand_stride<To>(width));
+        } else {
+            norm_row(from, scale, encoder.eps, width, to + int64_t(row) * width);
+        }
+    }
     team.wait();
 }
 
-template <class T>
-void project(const Team& team, const Encoder<T>& encoder, Stream<T>& stream, const Chunk<T>& chunk, const T* weights) {
+template <class T, class W>
+void project(const Team& team, const Encoder<W>& encoder, Stream<T>& stream, const Chunk<T, W>& chunk,
+             const W* weights) {
     const int width = 3 * encoder.width;
     for_panels(team, chunk.normed, chunk.padded, encoder.width, weights, width / PANEL,
                [&](int panel, int row, int height, const float* piece) {
@@ -123,26 +155,28 @@ void project(const Team& team, const Encoder<T>& encoder, Stream<T>& stream, con
 }
 
 // gated = gelu(normed @ activated) * (normed @ gate)
-template <class T>
-void gate(const Team& team, const Encoder<T>& encoder, const Chunk<T>& chunk, const Layer<T>& layer) {
+template <class T, class W>
+void gate(const Team& team, const Encoder<W>& encoder, const Chunk<T, W>& chunk, const Layer<W>& layer) {
     alignas(64) static thread_local float gates[CHUNK * PANEL];
+    const int stride = operand_stride<W>(encoder.width);
     for_panels(team, chunk.normed, chunk.padded, encoder.width, layer.activated, encoder.feed / PANEL,
                [&](int panel, int row, int height, const float* piece) {
-                   multiply<PACK_WIDTH>(chunk.normed + int64_t(row) * encoder.width, encoder.width,
-                                        layer.gate + int64_t(panel) * encoder.width * PANEL, gates, PANEL, height,
-                                        PANEL, encoder.width, false);
+                   multiply<PACK_WIDTH>(chunk.normed + int64_t(row) * stride, stride,
+                                        layer.gate + int64_t(panel) * packed_rows<W>(encoder.width) * PANEL, gates,
+                                        PANEL, height, PANEL, encoder.width, false);
                    for (int r = 0; r < height; ++r) {
-                       T* to = chunk.gated + int64_t(row + r) * encoder.feed + panel * PANEL;
+                       T* to = chunk.products + int64_t(row + r) * encoder.feed + panel * PANEL;
                        for (int i = r * PANEL; i < (r + 1) * PANEL; i += LANES, to += LANES)
                            store(to, gelu(load(piece + i)) * load(gates + i));
                    }
                });
     team.wait();
+    if constexpr (IS_INT8<W>) quantize_rows(team, chunk.products, chunk.padded, encoder.feed, chunk.gated);
 }
 
 // From the embeddings to the first layer's queries, keys and values.
-template <class T>
-void start_layers(const Team& team, const Encoder<T>& encoder, Stream<T>& stream, const Chunk<T>& chunk,
+template <class T, class W>
+void start_layers(const Team& team, const Encoder<W>& encoder, Stream<T>& stream, const Chunk<T, W>& chunk,
                   const T* embedded) {
     int first, last;
     team.share(chunk.padded, first, last);
@@ -152,18 +186,27 @@ void start_layers(const Team& team, const Encoder<T>& encoder, Stream<T>& stream
             const vfloat x = row < chunk.height ? load(embedded + at) : vfloat{};
             store(stream.hidden + at, x);
             if (row >= chunk.height) store(stream.attn_out + at, vfloat{});  // no attention writes there
-            store(chunk.normed + int64_t(row) * encoder.width + i, x);
+            if constexpr (!IS_INT8<W>) store(chunk.normed + int64_t(row) * encoder.width + i, x);
         }
     team.wait();
+    if constexpr (IS_INT8<W>)
+        quantize_rows(team, stream.hidden + int64_t(chunk.first) * encoder.width, chunk.padded, encoder.width,
+                      chunk.normed);
     project(team, encoder, stream, chunk, encoder.layers[0].qkv);
 }
 
 // From a layer's attention output to the next layer's queries, keys and values, or to the final norm.
-template <class T>
-void finish_layer(const Team& team, const Encoder<T>& encoder, Stream<T>& stream, const Chunk<T>& chunk, int number) {
-    const Layer<T>& layer = encoder.layers[number];
+template <class T, class W>
+void finish_layer(const Team& team, const Encoder<W>& encoder, Stream<T>& stream, const Chunk<T, W>& chunk,
+                  int number) {
+    const Layer<W>& layer = encoder.layers[number];
     const T* attn_out = stream.attn_out + int64_t(chunk.first) * encoder.width;
-    add_product(team, encoder, stream, chunk, attn_out, encoder.width, layer.out);
+    if constexpr (IS_INT8<W>) {
+        quantize_rows(team, attn_out, chunk.padded, encoder.width, chunk.normed);
+        add_product(team, encoder, stream, chunk, chunk.normed, encoder.width, layer.out);
+    } else {
+        add_product(team, encoder, stream, chunk, attn_out, encoder.width, layer.out);
+    }
     norm_rows(team, encoder, stream, chunk, layer.mlp_norm, chunk.normed, chunk.padded);
     gate(team, encoder, chunk, layer);
     add_product(team, encoder, stream, chunk, chunk.gated, encoder.feed, layer.down);
@@ -176,32 +219,43 @@ void finish_layer(const Team& team, const Encoder<T>& encoder, Stream<T>& stream
     project(team, encoder, stream, chunk, encoder.layers[number + 1].qkv);
 }
 
-template <class T, class Do>
-void for_chunks(const Encoder<T>& encoder, int num_tokens, int num_threads, const Do& run) {
+template <class T, class W, class Do>
+void for_chunks(const Encoder<W>& encoder, int num_tokens, int num_threads, const Do& run) {
     const bool is_shared = num_tokens < ROWS_PER_THREAD * num_threads;
     const int min_chunks = (num_tokens + CHUNK - 1) / CHUNK;
     const int num_chunks = is_shared ? 1 : (min_chunks + num_threads - 1) / num_threads * num_threads;
     const int height = round_up((num_tokens + num_chunks - 1) / num_chunks, ROW_STEP);
-    const int64_t scratch_size = int64_t(height) * (encoder.width + encoder.feed);
-    static thread_local std::vector<T> shared_scratch;
-    if (is_shared) shared_scratch.resize(scratch_size);
-    T* const shared_data = shared_scratch.data();
+    const auto allocate = [&](ScratchArena& memory) {
+        const int64_t normed_size = int64_t(height) * operand_stride<W>(encoder.width);
+        const int64_t gated_size = int64_t(height) * operand_stride<W>(encoder.feed);
+        const int64_t products_size = IS_INT8<W> ? int64_t(height) * encoder.feed : 0;
+        memory.reset((normed_size + gated_size) * sizeof(W) + products_size * sizeof(T) + 128);
+        Chunk<T, W> chunk = {0, 0, 0, memory.alloc<W>(normed_size), memory.alloc<W>(gated_size), nullptr};
+        if constexpr (IS_INT8<W>)
+            chunk.products = memory.alloc<T>(products_size);
+        else
+            chunk.products = chunk.gated;
+        return chunk;
+    };
+    static thread_local ScratchArena shared_memory;
+    Chunk<T, W> shared = {};
+    if (is_shared) shared = allocate(shared_memory);
 #pragma omp parallel num_threads(num_threads)
     {
         Tiles tiles;
-        static thread_local std::vector<T> private_scratch;
-        if (!is_shared) private_scratch.resize(scratch_size);
-        const auto chunk_at = [&](int first, T* memory) {
-            const int num_rows = std::min(height, num_tokens - first);
-            return Chunk<T>{first, num_rows, round_up(num_rows, ROW_STEP), memory,
-                            memory + int64_t(height) * encoder.width};
+        static thread_local ScratchArena private_memory;
+        Chunk<T, W> chunk = is_shared ? shared : allocate(private_memory);
+        const auto run_rows = [&](const Team& team, int first) {
+            chunk.first = first;
+            chunk.height = std::min(height, num_tokens - first);
+            chunk.padded = round_up(chunk.height, ROW_STEP);
+            run(team, chunk);
         };
         if (is_shared) {
-            run(Team{omp_get_thread_num(), omp_get_num_threads()}, chunk_at(0, shared_data));
+            run_rows(Team{omp_get_thread_num(), omp_get_num_threads()}, 0);
         } else {
 #pragma omp for schedule(dynamic)
-            for (int first = 0; first < num_tokens; first += height)
-                run(Team{0, 1}, chunk_at(first, private_scratch.data()));
+            for (int first = 0; first < num_tokens; first += height) run_rows(Team{0, 1}, first);
         }
     }
 }
@@ -212,29 +266,37 @@ void for_chunks(const Encoder<T>& encoder, int num_tokens, int num_threads, cons
 using namespace modernbert;
 
 EXPORT int64_t packed_width() { return PACK_WIDTH; }
+EXPORT int64_t int8_zero() { return INT8_ZERO; }
 
 // cosines and sines are [T][K / 2]; `left` and `right` are the window of local layers.
-#define FOR_TYPE(T)                                                                                                    \
-    EXPORT void attend_##T(const T*, T*, float*, const float*, const float*, const int32_t*, int64_t, int64_t,         \
-                           int64_t, int64_t, int64_t);                                                                 \
-    EXPORT void encode_##T(const T* embedded, T* out, float* hidden, T* qkv, T* attn_out, const Layer<T>* layers,      \
-                           const float* final_norm, const float* global_cosines, const float* global_sines,            \
-                           const float* local_cosines, const float* local_sines, const int32_t* offsets,               \
-                           int64_t num_docs, int64_t num_tokens, int64_t num_layers, int64_t width, int64_t feed,      \
-                           int64_t num_heads, int64_t left, int64_t right, float eps, int64_t num_threads) {           \
-        const Encoder<T> encoder = {layers, int(num_layers), final_norm, int(width), int(feed), eps};                  \
+#define DECLARE_ATTEND(T)                                                                                      \
+    EXPORT void attend_##T(const T*, T*, float*, const float*, const float*, const int32_t*, int64_t, int64_t, \
+                           int64_t, int64_t, int64_t);
+DECLARE_ATTEND(float32)
+DECLARE_ATTEND(bfloat16)
+
+#define FOR_TYPES(T, W)                                                                                                \
+    EXPORT void encode_##T##_##W(                                                                                      \
+        const T* embedded, T* out, float* hidden, T* qkv, T* attn_out, const Layer<W>* layers,                         \
+        const float* final_norm, const float* global_cosines, const float* global_sines, const float* local_cosines,   \
+        const float* local_sines, const int32_t* offsets, int64_t num_docs, int64_t num_tokens, int64_t num_layers,    \
+        int64_t width, int64_t feed, int64_t num_heads, int64_t left, int64_t right, float eps, int64_t num_threads) { \
+        typedef Chunk<T, W> Rows;                                                                                      \
+        const Encoder<W> encoder = {layers, int(num_layers), final_norm, int(width), int(feed), eps};                  \
         Stream<T> stream = {hidden, qkv, attn_out, out, int(num_tokens)};                                              \
-        for_chunks(encoder, stream.num_tokens, int(num_threads), [&](const Team& team, const Chunk<T>& chunk) {        \
+        for_chunks<T>(encoder, stream.num_tokens, int(num_threads), [&](const Team& team, const Rows& chunk) {         \
             start_layers(team, encoder, stream, chunk, embedded);                                                      \
         });                                                                                                            \
         for (int number = 0; number < num_layers; ++number) {                                                          \
             const bool all = layers[number].is_global;                                                                 \
             attend_##T(qkv, attn_out, nullptr, all ? global_cosines : local_cosines, all ? global_sines : local_sines, \
                        offsets, num_docs, num_heads, all ? -1 : left, all ? -1 : right, num_threads);                  \
-            for_chunks(encoder, stream.num_tokens, int(num_threads), [&](const Team& team, const Chunk<T>& chunk) {    \
+            for_chunks<T>(encoder, stream.num_tokens, int(num_threads), [&](const Team& team, const Rows& chunk) {     \
                 finish_layer(team, encoder, stream, chunk, number);                                                    \
             });                                                                                                        \
         }                                                                                                              \
     }
-FOR_TYPE(float32)
-FOR_TYPE(bfloat16)
+FOR_TYPES(float32, float32)
+FOR_TYPES(bfloat16, bfloat16)
+FOR_TYPES(float32, int8)
+FOR_TYPES(bfloat16, int8)

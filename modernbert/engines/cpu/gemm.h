@@ -1,18 +1,23 @@
-// GEMM of matrices that fit a core's caches: C = A B, or C += A B, accumulated in float32.
+// GEMM of matrices that fit a core's caches: C = A B, or C += A B, accumulated in float32, or for int8 in int32.
 //
 //   A  [m][lda]                      row-major
 //   B  [n / W][k / GROUP][W][GROUP]  packed in panels of W columns: bfloat16 in pairs of adjacent rows, as AVX-512 BF16
-//                                    and AMX read it, float32 row-major
+//                                    and AMX read it, int8 in fours, as VNNI reads it, float32 row-major
 //   C  [m][ldc]                      float32
 //
-// m is a multiple of ROW_STEP, n is 64, 32 or PACK_WIDTH, k a multiple of 32: the AMX tile shape. Callers pad smaller
-// matrices.
+// m is a multiple of ROW_STEP, n is 64, 32 or PACK_WIDTH, k a multiple of 32, for int8 of 64: the AMX tile shape.
+// Callers pad smaller matrices.
+//
+// Values of int8 have scales. Behind the k values of a row of A is its scale, and behind a panel of B are the scales of
+// its columns, then INT8_ZERO times their sums, negated: the instructions multiply unsigned by signed numbers, so A is
+// stored with INT8_ZERO added.
 #pragma once
 #include <algorithm>
 #include <climits>
+#include <type_traits>
 
 #include "vectors.h"
-#if defined(__linux__) && defined(__AMX_BF16__) && !defined(MODERNBERT_NO_AMX)
+#if defined(__linux__) && defined(__AMX_BF16__) && defined(__AMX_INT8__) && !defined(MODERNBERT_NO_AMX)
 #include <sys/syscall.h>
 #include <unistd.h>
 #define MODERNBERT_AMX 1
@@ -27,7 +32,20 @@ inline int round_up(int x, int multiple) { return (x + multiple - 1) / multiple 
 template <class T>
 constexpr int GROUP = 4 / sizeof(T);
 
-// Accumulate one group along k: one float32 product, or two bfloat16 products.
+template <class T>
+constexpr bool IS_INT8 = std::is_same_v<T, int8>;
+
+// Rows of a packed panel: for int8, the scales and offsets of the columns follow.
+template <class T>
+constexpr int packed_rows(int k) {
+    return IS_INT8<T> ? k + 8 : k;
+}
+
+// The sum of products: float32, or int32.
+template <class T>
+using Sum = std::conditional_t<IS_INT8<T>, vint, vfloat>;
+
+// Accumulate one group along k: one float32 product, two bfloat16 products, or four int8 products.
 inline vfloat multiply_add(vfloat total, vfloat a, vfloat b, const float*) { return total + a * b; }
 inline vfloat multiply_add(vfloat total, vfloat a, vfloat b, const bfloat16*) {
 #if defined(__AVX512BF16__)
@@ -36,6 +54,25 @@ inline vfloat multiply_add(vfloat total, vfloat a, vfloat b, const bfloat16*) {
     vu32 x = (vu32)a, y = (vu32)b;
     total += (vfloat)(x << 16) * (vfloat)(y << 16);
     return total + (vfloat)(x & 0xffff0000u) * (vfloat)(y & 0xffff0000u);
+#endif
+}
+
+// Where the instruction adds two products in 16 bits, as AVX2's does, A has 7 bits, so that no sum overflows.
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+constexpr int INT8_MOST = 127;
+#else
+constexpr int INT8_MOST = 63;
+#endif
+constexpr int INT8_ZERO = INT8_MOST + 1;
+
+inline vint multiply_add(vint total, vfloat a, vfloat b, const int8*) {
+#if defined(__AVX512VNNI__)
+    return (vint)_mm512_dpbusd_epi32((__m512i)total, (__m512i)a, (__m512i)b);
+#elif defined(__AVXVNNI__)
+    return (vint)_mm256_dpbusd_avx_epi32((__m256i)total, (__m256i)a, (__m256i)b);
+#else
+    const integers pairs = INTRINSIC(maddubs_epi16)((integers)a, (integers)b);
+    return total + (vint)INTRINSIC(madd_epi16)(pairs, INTRINSIC(set1_epi16)(1));
 #endif
 }
 
@@ -62,8 +99,14 @@ constexpr int PACK_WIDTH = COLUMNS * LANES, ROW_STEP = 4;
 template <int W, int M, int N, class T>
 __attribute__((noinline)) void gemm_tile(const T* a, int lda, const T* b, float* c, int ldc, int k, bool add,
                                          const T* ahead, int step) {
+    static_assert(!IS_INT8<T> || N * LANES == W, "scales are behind the whole panel");
     constexpr int G = GROUP<T>;
-    vfloat total[M][N] = {};
+    Sum<T> total[M][N] = {};
+    if constexpr (IS_INT8<T>)
+        for (int j = 0; j < N; ++j) {
+            std::memcpy(&total[0][j], b + (k + 4) * W + j * LANES * 4, sizeof(vint));
+            for (int i = 1; i < M; ++i) total[i][j] = total[0][j];
+        }
 #pragma GCC unroll UNROLL
     for (int kk = 0; kk < k / G; ++kk) {
         if (PREFETCH && W == PACK_WIDTH) __builtin_prefetch((const char*)ahead + kk * step);
@@ -79,7 +122,12 @@ __attribute__((noinline)) void gemm_tile(const T* a, int lda, const T* b, float*
     for (int i = 0; i < M; ++i)
         for (int j = 0; j < N; ++j) {
             float* to = c + i * ldc + j * LANES;
-            store(to, add ? load(to) + total[i][j] : total[i][j]);
+            if constexpr (IS_INT8<T>) {
+                const vfloat scale = load((const float*)(b + k * W) + j * LANES) * *(const float*)(a + i * lda + k);
+                store(to, __builtin_convertvector(total[i][j], vfloat) * scale);
+            } else {
+                store(to, add ? load(to) + total[i][j] : total[i][j]);
+            }
         }
 }
 
@@ -101,15 +149,15 @@ inline void gemm_columns(const T* a, int lda, const T* b, float* c, int ldc, int
 
 template <int W, class T>
 inline void gemm_vectors(const T* a, int lda, const T* b, float* c, int ldc, int m, int n, int k, bool add) {
-    constexpr int PART = BYTES_PER_BLOCK / (W * sizeof(T));
+    constexpr int PART = IS_INT8<T> ? INT_MAX : BYTES_PER_BLOCK / (W * sizeof(T));
     for (int j = 0, width; j < n; j += width) {
         width = std::min(COLUMNS * LANES, n - j);
-        const T* panel = b + j / W * k * W + j % W * GROUP<T>;
-        for (int kk = 0; kk < k; kk += PART) {
-            const int part = std::min(PART, k - kk);
-            if (width == COLUMNS * LANES)
+        const T* panel = b + j / W * packed_rows<T>(k) * W + j % W * GROUP<T>;
+        for (int kk = 0, part; kk < k; kk += part) {
+            part = std::min(PART, k - kk);
+            if (IS_INT8<T> || width == COLUMNS * LANES)
                 gemm_columns<W, COLUMNS>(a + kk, lda, panel + kk * W, c + j, ldc, m, part, add || kk > 0);
-            else
+            else if constexpr (!IS_INT8<T>)
                 gemm_columns<W, 2>(a + kk, lda, panel + kk * W, c + j, ldc, m, part, add || kk > 0);
         }
     }
@@ -134,8 +182,26 @@ struct Tiles {
 // Linux enables AMX tile state for a process on request.
 inline bool request_tiles() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
 
-inline void gemm_amx(const bfloat16* a, int lda, const bfloat16* b, float* c, int ldc, int m, int n, int k, bool add) {
-    const int step_a = lda * 2, step_b = PANEL * 4, step_c = ldc * 4;
+#define MULTIPLY_TILES(T, c, a, b) \
+    if constexpr (IS_INT8<T>) _tile_dpbusd(c, a, b); else _tile_dpbf16ps(c, a, b)
+
+// Sums of int8 products in C -> float32.
+inline void scale_sums(const int8* a, int lda, const int8* b, float* c, int ldc, int m, int k) {
+    const float* scales = (const float*)(b + k * PANEL);
+    for (int i = 0; i < m; ++i)
+        for (int j = 0; j < PANEL; j += LANES) {
+            vint sum, offset;
+            std::memcpy(&sum, c + i * ldc + j, sizeof sum);
+            std::memcpy(&offset, scales + PANEL + j, sizeof offset);
+            store(c + i * ldc + j, __builtin_convertvector(sum + offset, vfloat) *
+                                       (load(scales + j) * *(const float*)(a + i * lda + k)));
+        }
+}
+
+template <class T>
+inline void gemm_amx(const T* a, int lda, const T* b, float* c, int ldc, int m, int n, int k, bool add) {
+    constexpr int DEPTH = 64 / sizeof(T);
+    const int step_a = lda * sizeof(T), step_b = PANEL * 4, step_c = ldc * 4;
     asm volatile("" ::: "memory");  // GCC does not model that a tile load reads memory
     for (int j = 0; j < n; j += 32) {
         int i = 0;
@@ -155,17 +221,17 @@ inline void gemm_amx(const bfloat16* a, int lda, const bfloat16* b, float* c, in
                 _tile_zero(2);
                 _tile_zero(3);
             }
-            for (int kk = 0; kk < k; kk += 32) {
-                const bfloat16* panel = b + kk * PANEL + j * 2;
+            for (int kk = 0; kk < k; kk += DEPTH) {
+                const T* panel = b + kk * PANEL + j * GROUP<T>;
                 _tile_loadd(6, panel, step_b);
-                _tile_loadd(7, panel + 32, step_b);
+                _tile_loadd(7, panel + 16 * GROUP<T>, step_b);
                 _tile_loadd(4, a + i * lda + kk, step_a);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 4, 7);
+                MULTIPLY_TILES(T, 0, 4, 6);
+                MULTIPLY_TILES(T, 1, 4, 7);
                 if (two) {
                     _tile_loadd(5, a + (i + 16) * lda + kk, step_a);
-                    _tile_dpbf16ps(2, 5, 6);
-                    _tile_dpbf16ps(3, 5, 7);
+                    MULTIPLY_TILES(T, 2, 5, 6);
+                    MULTIPLY_TILES(T, 3, 5, 7);
                 }
             }
             _tile_stored(0, block, step_c);
@@ -176,6 +242,7 @@ inline void gemm_amx(const bfloat16* a, int lda, const bfloat16* b, float* c, in
             }
         }
     }
+    asm volatile("" ::: "memory");
 }
 #else
 struct Tiles {
@@ -197,6 +264,21 @@ inline void multiply(const bfloat16* a, int lda, const bfloat16* b, float* c, in
     gemm_amx(a, lda, b, c, ldc, m, n, k, add);
 #else
     gemm_vectors<W>(a, lda, b, c, ldc, m, n, k, add);
+#endif
+}
+
+// C = A B of whole panels.
+template <int W>
+inline void multiply(const int8* a, int lda, const int8* b, float* c, int ldc, int m, int n, int k, bool) {
+#if defined(MODERNBERT_AMX)
+    static_assert(W == PANEL, "AMX tiles read panels of 64 columns");
+    for (int j = 0; j < n; j += PANEL) {
+        const int8* panel = b + j * packed_rows<int8>(k);
+        gemm_amx(a, lda, panel, c + j, ldc, m, PANEL, k, false);
+        scale_sums(a, lda, panel, c + j, ldc, m, k);
+    }
+#else
+    gemm_vectors<W>(a, lda, b, c, ldc, m, n, k, false);
 #endif
 }
 

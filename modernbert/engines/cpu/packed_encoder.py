@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from modernbert.batch import SequenceLengths
 from modernbert.engines.cpu import calls
+from modernbert.model.int8_linear import Int8Linear
 
 if TYPE_CHECKING:
     from modernbert.model.encoder import Encoder
@@ -15,7 +16,10 @@ __all__ = ["PackedEncoder"]
 
 
 class PackedEncoder:
-    """Compute an encoder in the dtype of its weights, with a residual stream in float32."""
+    """Compute an encoder in the dtype of its weights, with a residual stream in float32.
+
+    With int8 layers, attention is in the dtype of the norms.
+    """
 
     def __init__(self, encoder: "Encoder") -> None:
         kinds = [encoder.config.is_global(number) for number in range(len(encoder.layers))]
@@ -41,8 +45,14 @@ class PackedEncoder:
 def _pack(layer: Any) -> list[Tensor]:
     """Return a layer's tensors in the order of `PackedLayers`."""
     linears = [layer.attn.Wqkv, layer.attn.Wo, layer.mlp.Wi, layer.mlp.Wo]
-    qkv, out, up, down = (calls.pack_weight(linear.weight, transposed=True) for linear in linears)
+    qkv, out, up, down = map(_pack_linear, linears)
     activated, gate = up.chunk(2)
     # The first layer has no attention norm; C++ does not read this entry.
     norms = [layer.mlp_norm if isinstance(layer.attn_norm, nn.Identity) else layer.attn_norm, layer.mlp_norm]
     return [qkv, out, activated, gate, down, *(norm.weight.float() for norm in norms)]
+
+
+def _pack_linear(linear: nn.Linear | Int8Linear) -> Tensor:
+    if isinstance(linear, Int8Linear):
+        return calls.pack_int8(linear.weight, linear.scale)
+    return calls.pack_weight(linear.weight, transposed=True)

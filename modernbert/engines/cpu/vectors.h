@@ -1,4 +1,4 @@
-// SIMD vectors of the processor's width; values in memory are float32 or bfloat16.
+// SIMD vectors of the processor's width; values in memory are float32, bfloat16 or int8.
 //
 // Arithmetic uses the vector extensions of GCC; other operations use intrinsics.
 #pragma once
@@ -12,10 +12,12 @@ namespace modernbert {
 #if defined(__AVX512F__)
 constexpr int LANES = 16;
 typedef __m512 native;
+typedef __m512i integers;
 #define INTRINSIC(name) _mm512_##name
 #else
 constexpr int LANES = 8;
 typedef __m256 native;
+typedef __m256i integers;
 #define INTRINSIC(name) _mm256_##name
 #endif
 typedef float vfloat __attribute__((vector_size(LANES * 4)));
@@ -24,6 +26,7 @@ typedef uint32_t vu32 __attribute__((vector_size(LANES * 4)));
 typedef uint16_t vu16 __attribute__((vector_size(LANES * 2)));
 
 typedef float float32;
+typedef int8_t int8;
 struct bfloat16 {
     uint16_t bits;
 };

@@ -1,0 +1,76 @@
+// Rows as int8 operands of a GEMM: rotated by Hadamard matrices, and scaled by their largest number.
+//
+// The rotation spreads an outlier over its block, so that it does not take the range of all other numbers. Weights are
+// rotated once, which cancels it: (x H) (H W) = x W times the size of a block. Source: Ashkboos et al. 2024 (QuaRot).
+#pragma once
+#include "gemm.h"
+
+namespace modernbert {
+
+// Numbers per rotated block: 128, or 64 where the width is no multiple of it.
+inline int rotation_block(int width) { return width % 128 ? 64 : 128; }
+
+// Stride of a row of `width` values as the left operand of a GEMM: for int8, its scale is behind the values.
+template <class T>
+constexpr int operand_stride(int width) {
+    return IS_INT8<T> ? width + 64 : width;
+}
+
+// Add and subtract lanes whose numbers differ in one bit.
+template <int BIT>
+inline vfloat butterfly(vfloat x) {
+    vint partner;
+    vfloat sign;
+    for (int lane = 0; lane < LANES; ++lane) partner[lane] = lane ^ BIT, sign[lane] = lane & BIT ? -1.0f : 1.0f;
+    return x * sign + __builtin_shuffle(x, partner);
+}
+
+// x H, for the Hadamard matrix H of N x N, without the factor that keeps lengths. In place.
+template <int N>
+inline void rotate_block(float* values) {
+    constexpr int NUMBER = N / LANES;
+    vfloat x[NUMBER];
+    for (int i = 0; i < NUMBER; ++i) {
+        x[i] = butterfly<4>(butterfly<2>(butterfly<1>(load(values + i * LANES))));
+        if constexpr (LANES > 8) x[i] = butterfly<8>(x[i]);
+    }
+#pragma GCC unroll 4
+    for (int step = 1; step < NUMBER; step *= 2)
+#pragma GCC unroll 16
+        for (int i = 0; i < NUMBER; ++i)
+            if (!(i & step)) {
+                const vfloat first = x[i], second = x[i + step];
+                x[i] = first + second, x[i + step] = first - second;
+            }
+    for (int i = 0; i < NUMBER; ++i) store(values + i * LANES, x[i]);
+}
+
+// Write a row of float32, which is overwritten, as int8 values and their scale. A number that is not finite makes the
+// scale NaN.
+inline void quantize_row(float* row, int width, int8* to) {
+    vfloat most = {}, not_finite = {};
+    const int block = rotation_block(width);
+    for (int at = 0; at < width; at += block) {
+        if (block == 128)
+            rotate_block<128>(row + at);
+        else
+            rotate_block<64>(row + at);
+        not_finite += load(row + at) - load(row + at);
+        for (int i = at; i < at + block; i += LANES) {
+            const vfloat x = load(row + i);
+            most = max(max(x, -x), most);
+        }
+    }
+    const float largest = hmax(most), inverse = largest > 1e-30f ? INT8_MOST / largest : 0.0f;
+    // Adding 1.5 * 2^23 rounds to an integer, in the low bits.
+    const vfloat shift = broadcast(12582912.0f + INT8_ZERO);
+    for (int i = 0; i < width; i += LANES) {
+        typedef int8_t bytes __attribute__((vector_size(LANES)));
+        const bytes values = __builtin_convertvector((vint)(load(row + i) * inverse + shift), bytes);
+        std::memcpy(to + i, &values, sizeof values);
+    }
+    const float scale = largest / INT8_MOST + hsum(not_finite);
+    std::memcpy(to + width, &scale, sizeof scale);
+}
+
+}  // namespace modernbert
