@@ -64,11 +64,7 @@ inline void quantize_row(float* row, int width, int8* to) {
     const float largest = hmax(most), inverse = largest > 1e-30f ? INT8_MOST / largest : 0.0f;
     // Adding 1.5 * 2^23 rounds to an integer, in the low bits.
     const vfloat shift = broadcast(12582912.0f + INT8_ZERO);
-    for (int i = 0; i < width; i += LANES) {
-        typedef int8_t bytes __attribute__((vector_size(LANES)));
-        const bytes values = __builtin_convertvector((vint)(load(row + i) * inverse + shift), bytes);
-        std::memcpy(to + i, &values, sizeof values);
-    }
+    for (int i = 0; i < width; i += LANES) store_low_bytes(to + i, (vint)(load(row + i) * inverse + shift));
     const float scale = largest / INT8_MOST + hsum(not_finite);
     std::memcpy(to + width, &scale, sizeof scale);
 }

@@ -65,6 +65,19 @@ inline void store(bfloat16* p, vfloat x) {
     std::memcpy(p, &half, sizeof half);
 }
 
+// Store the low byte of each lane.
+inline void store_low_bytes(int8* p, vint x) {
+#if defined(__AVX512F__)
+    const __m128i bytes = _mm512_cvtepi32_epi8((__m512i)x);
+    std::memcpy(p, &bytes, LANES);
+#else
+    const __m128i first_bytes = _mm_set1_epi32(0x0c080400);
+    const __m256i four = _mm256_shuffle_epi8((__m256i)x, _mm256_broadcastsi128_si256(first_bytes));
+    const __m128i bytes = _mm_unpacklo_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1));
+    std::memcpy(p, &bytes, LANES);
+#endif
+}
+
 // Store two adjacent vectors.
 inline void store(float* p, vfloat x, vfloat y) { store(p, x), store(p + LANES, y); }
 inline void store(bfloat16* p, vfloat x, vfloat y) {
