@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         prepare,
         pretrain,
         push,
+        quantize,
         serve,
         sweep,
         train_tokenizer,
@@ -46,6 +47,7 @@ __all__ = [
     "prepare",
     "pretrain",
     "push",
+    "quantize",
     "serve",
     "sweep",
     "train_tokenizer",
@@ -64,7 +66,7 @@ _HOMES = {
     "Span": "modernbert.tasks.tagging",
     "Tokenizer": "modernbert.tokenizer.tokenizer",
     **dict.fromkeys(
-        "embed_files evaluate example_data finetune prepare pretrain push serve sweep train_tokenizer".split(),
+        "embed_files evaluate example_data finetune prepare pretrain push quantize serve sweep train_tokenizer".split(),
         "modernbert.commands",
     ),
 }

@@ -14,6 +14,7 @@ from modernbert.data.example_data import ExampleDataConfig
 from modernbert.data.prepare_options import PrepareConfig, TokenizerConfig
 from modernbert.errors import InputError
 from modernbert.evaluation.retrieval_options import RetrievalConfig
+from modernbert.inference.quantize_options import QuantizeConfig
 from modernbert.inference.text_options import EmbedConfig
 from modernbert.serving.serve_options import ServeConfig
 from modernbert.training.command_options import (
@@ -35,6 +36,7 @@ __all__ = [
     "prepare",
     "pretrain",
     "push",
+    "quantize",
     "serve",
     "sweep",
     "train_tokenizer",
@@ -45,6 +47,14 @@ __all__ = [
 def example_data(options: ExampleDataConfig) -> Path:
     """Write the small data sets that the documentation and the examples use, and return their folder."""
     from modernbert.data.example_data import run
+
+    return run(options)
+
+
+@takes_options(QuantizeConfig)
+def quantize(options: QuantizeConfig) -> Path:
+    """Write a model folder with int8 layers, and return it."""
+    from modernbert.inference.quantize_model import run
 
     return run(options)
 

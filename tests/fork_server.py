@@ -70,7 +70,7 @@ class ForkServer:
     """The process, with its socket in a folder."""
 
     def __init__(self, folder: Path, *modules: str, env: Mapping[str, str] | None = None) -> None:
-        """Start the process, and wait for it. `modules` are imported beside those that every command needs."""
+        """Start the process, and wait for it. `modules` are imported too."""
         self._address = str(folder / "server")
         command = [sys.executable, "-c", _SERVER, self._address, *_MODULES, *modules]
         self._process = subprocess.Popen(command, env=env, start_new_session=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from modernbert.checkpoints.hf_config import config_from_json
+from modernbert.checkpoints.hf_config import config_from_json, is_int8_json
 from modernbert.checkpoints.model_card import CARD, ModelCard, ModelFacts
 from modernbert.checkpoints.modernbert_format import load_modernbert, verify_written, write_model
 from modernbert.checkpoints.sentence_transformers_format import (
@@ -171,11 +171,21 @@ class ModelFolder:
         named = (f"{path.relative_to(self.path).as_posix()} {sha256_of(path)}" for path in found)
         return hashlib.sha256("\n".join(named).encode()).hexdigest()
 
-    def load_model(self, *, dtype: torch.dtype | None = None, engine: Engine = PORTABLE) -> Model:
+    @cached_property
+    def is_int8(self) -> bool:
+        """Whether the layers of the model are int8."""
+        return self.is_modernbert and is_int8_json(self.files.read_json("config.json"))
+
+    def load_model(
+        self, *, dtype: torch.dtype | None = None, engine: Engine = PORTABLE, takes_int8: bool = False
+    ) -> Model:
         """Load a model with its head; `dtype=None` keeps the file's precision of a ModernBERT.
 
-        Raises: InputError naming the file and the tensor, if weights are missing or of the wrong shape.
+        Raises: InputError naming the file and the tensor, if weights are missing or of the wrong shape; for int8
+            layers, unless the caller takes them.
         """
+        if self.is_int8 and not takes_int8:
+            raise InputError(f"{self.path}: has int8 layers, for inference only; use the model it was quantized from")
         if self.is_modernbert:
             return load_modernbert(self.files, dtype=dtype, engine=engine)
         load = load_foreign_encoder if self.unused_head is None else load_foreign_model

@@ -21,6 +21,7 @@ __all__ = [
     "config_from_json",
     "config_to_json",
     "head_to_json",
+    "is_int8_json",
     "labels_of_json",
     "reads_pairs_of_json",
     "task_of_json",
@@ -50,11 +51,12 @@ _NO_EFFECT: dict[str, Any] = {
     "partial_rotary_factor": 1.0,
     "pruned_heads": {},
     "per_layer_config": None,
-    "quantization_config": None,
     "transformers_weights": "model.safetensors",
 }
 # Dropouts that transformers applies in training and this package does not have. They change nothing at inference.
 _UNUSED_DROPOUTS = ("embedding_dropout", "mlp_dropout")
+# What this package writes for int8 layers; other quantized weights have other names, and are refused.
+_INT8 = {"quant_method": "modernbert_int8", "rotation": "hadamard"}
 _ROLES = {"cls_token_id": "bos_token_id", "sep_token_id": "eos_token_id"}
 # Fields that may be null; transformers refuses null in every other number.
 _MAY_BE_NULL = ("norm_eps", "local_rope_theta", "pad_token_id", *_ROLES)
@@ -77,6 +79,8 @@ def config_from_json(found: Mapping[str, Any], origin: str) -> ModelConfig:
     try:
         _check(found, _FIXED)
         _check({key: value for key, value in found.items() if value is not None}, _NO_EFFECT)
+        if not is_int8_json(found):
+            _check({"quantization_config": found.get("quantization_config")}, {"quantization_config": None})
         known = [field.name for field in fields(ModelConfig)]
         may_be_null = (*_MAY_BE_NULL, *(["global_attn_every_n_layers"] if found.get("layer_types") else []))
         for key in known:
@@ -139,13 +143,19 @@ def _check_heads(found: Mapping[str, Any], config: ModelConfig) -> None:
             raise InputError(f"{key}: found {found[key]!r}, expected {expected}, as in every published ModernBERT")
 
 
-def config_to_json(config: ModelConfig, architecture: str, dtype: str) -> dict[str, Any]:
+def is_int8_json(found: Mapping[str, Any]) -> bool:
+    """Return whether a config.json is of a model with int8 layers."""
+    return found.get("quantization_config") == _INT8
+
+
+def config_to_json(config: ModelConfig, architecture: str, dtype: str, *, int8: bool = False) -> dict[str, Any]:
     """Return the content of a config.json that old and new readers load unedited.
 
     Args:
         config: The shape.
         architecture: The class that transformers builds.
         dtype: The precision of the stored weights.
+        int8: Whether the layers are int8, and `dtype` is that of the other weights.
     """
     kinds = [_FULL if config.is_global(layer) else _SLIDING for layer in range(config.num_hidden_layers)]
     thetas = {_FULL: config.global_rope_theta, _SLIDING: config.local_rope_theta}
@@ -168,6 +178,7 @@ def config_to_json(config: ModelConfig, architecture: str, dtype: str) -> dict[s
         "dtype": dtype,
         "torch_dtype": dtype,
         "transformers_version": "4.48.0",
+        **({"quantization_config": _INT8} if int8 else {}),
     }
 
 

@@ -49,6 +49,8 @@ def examples_of(facts: "ModelFacts") -> dict[str, str]:
     if facts.is_onnx:
         return {"ONNX Runtime": _ONNX.rstrip()}
     found = {"modernbert": _ours(facts), "transformers": _transformers(facts)}
+    if facts.is_int8:
+        return {"modernbert": found["modernbert"].rstrip()}
     if facts.mask is None:
         found = {"transformers": _auto(facts)}
     elif facts.is_late:

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from modernbert.checkpoints.command_line import public_name
 from modernbert.checkpoints.loading_examples import examples_of
@@ -19,6 +19,7 @@ from modernbert.data.hub_datasets import name_of_dataset
 from modernbert.errors import shown
 from modernbert.hub_download import name_on_hub
 from modernbert.model.embedding_config import EmbeddingConfig
+from modernbert.model.int8_linear import int8_layers, is_int8
 from modernbert.model.interface import FILL_MASK, MODERNBERT, Model
 from modernbert.safe_files import read_bytes
 from modernbert.tasks.task import ClassifierTask, find_task
@@ -88,7 +89,7 @@ class ModelCard:
 
     def text(self, facts: "ModelFacts") -> str:
         """Return the content of README.md."""
-        title = f"{facts.title}, in ONNX" if facts.is_onnx else facts.title
+        title = facts.title + (", in ONNX" if facts.is_onnx else ", in int8" if facts.is_int8 else "")
         lines = [f"# {title}", "", self.method, "", *self._facts(facts)]
         examples = examples_of(facts)
         if examples:
@@ -188,6 +189,7 @@ class ModelFacts:
         reads_pairs: Whether the head scores pairs of texts.
         mask: The mask token; None for a folder without a tokenizer.
         is_onnx: Whether the folder has ONNX graphs instead of weights.
+        is_int8: Whether its layers are int8, which this package alone loads.
     """
 
     task: str | None
@@ -202,6 +204,7 @@ class ModelFacts:
     reads_pairs: bool = False
     mask: str | None = None
     is_onnx: bool = False
+    is_int8: bool = False
 
     @staticmethod
     def of(
@@ -215,7 +218,7 @@ class ModelFacts:
     ) -> "ModelFacts":
         """Return the facts of a model and its settings."""
         parts = [model, *([projection] if projection is not None and model.pooling is None else [])]
-        weights = {id(weight): weight.numel() for part in parts for weight in part.parameters()}
+        weights = {id(weight): weight.numel() for part in parts for weight in _weights(part)}
         named = find_task(model.task) if model.task not in (None, FILL_MASK) else None
         task = named if isinstance(named, ClassifierTask) else None
         head = task.head if task else "MaskedLM" if model.task == FILL_MASK else ""
@@ -232,6 +235,7 @@ class ModelFacts:
             reads_pairs=model.reads_pairs,
             mask=mask,
             is_onnx=is_onnx,
+            is_int8=is_int8(model),
         )
 
     @property
@@ -253,7 +257,7 @@ class ModelFacts:
     @property
     def library(self) -> str | None:
         """The `library_name` of the Hub."""
-        if self.is_onnx:
+        if self.is_onnx or self.is_int8:
             return None
         if self.is_late:
             return "PyLate"
@@ -268,12 +272,18 @@ class ModelFacts:
             found += ["PyLate", "ColBERT", "late-interaction"]
         elif self.library == "sentence-transformers":
             found += ["sentence-transformers", "cross-encoder" if self.head else "feature-extraction"]
-        return [*found, "onnx"] if self.is_onnx else found
+        return [*found, *(["onnx"] if self.is_onnx else []), *(["int8"] if self.is_int8 else [])]
 
     @property
     def title(self) -> str:
         """The heading of the card."""
         return "Late-interaction model" if self.is_late else _TITLES[self.pipeline]
+
+
+def _weights(model: nn.Module) -> Iterator[Tensor]:
+    """Yield the parameters of a model, and the weights of its int8 layers."""
+    yield from model.parameters()
+    yield from (layer.weight for _, layer in int8_layers(model))
 
 
 def _retrieval_task(vectors: EmbeddingConfig | None) -> str | None:

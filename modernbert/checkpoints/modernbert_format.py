@@ -17,6 +17,7 @@ from modernbert.checkpoints.hf_config import (
     config_from_json,
     config_to_json,
     head_to_json,
+    is_int8_json,
     labels_of_json,
     reads_pairs_of_json,
     task_of_json,
@@ -31,6 +32,7 @@ from modernbert.files import write_tensors
 from modernbert.model.config import ModelConfig
 from modernbert.model.encoder import Encoder
 from modernbert.model.heads import MaskedLM
+from modernbert.model.int8_linear import Int8Linear, int8_layers, is_int8, linear_slots
 from modernbert.model.interface import Model
 from modernbert.model.meta_device import on_meta
 from modernbert.safe_files import FolderFiles
@@ -80,12 +82,19 @@ def build_model(
         raise InputError(f"{folder}: the weights have no {last}, expected {config.num_hidden_layers} layers")
     with on_meta():
         model = _build(config, found, weights, engine, folder)
+        if is_int8_json(found):
+            for parent, name, linear in linear_slots(model.encoder):
+                parent.add_module(name, Int8Linear.quantize(linear.weight))
     expected = {name.removeprefix("model."): tensor for name, tensor in _stored_state(model).items()}
     _check_names_and_shapes(expected, weights, folder, has_head=model.task is not None)
-    for name in expected:
-        check_tensor(folder, name, weights[name])
+    for name, tensor in expected.items():
+        check_tensor(folder, name, weights[name], int8=tensor.dtype == torch.int8)
+    kept = {f"{name}.{part}" for name, each in int8_layers(model) for part in ("weight", "scale")}
     try:
-        state = {name: weights[name.removeprefix("model.")].to(dtype) for name in _stored_state(model)}
+        state = {
+            name: weights[name.removeprefix("model.")].to(tensor.dtype if name in kept else dtype)
+            for name, tensor in _stored_state(model).items()
+        }
     except RuntimeError as error:
         raise InputError(f"{folder}: not enough memory for the weights ({error})") from None
     model.load_state_dict(state, strict=False, assign=True)
@@ -103,7 +112,8 @@ def write_model(folder: Path, model: Model) -> None:
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in _stored_state(model).items()}
     dtype = dtype_name(model.dtype)
-    config = config_to_json(model.encoder.config, _architecture(model), dtype) | head_to_json(model)
+    config = config_to_json(model.encoder.config, _architecture(model), dtype, int8=is_int8(model))
+    config |= head_to_json(model)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
     write_tensors(folder / WEIGHTS, state, metadata={"format": "pt"})
 
@@ -133,7 +143,8 @@ def verify_written(written: Path, model: Model, folder: Path) -> None:
     # The last bit of a product with one column depends on the alignment of its weights. Terms of a sum can cancel, so
     # the bound is relative to the terms, not to the sum.
     size = max(float(ours.abs().max()), _largest_sum_of_terms(original))
-    bound = 8 * torch.finfo(next(original.parameters()).dtype).eps * size
+    # With int8 layers, the last bit of a number decides which way it is rounded to 8 bits.
+    bound = 8 * (1 / 127 if is_int8(original) else torch.finfo(next(original.parameters()).dtype).eps) * size
     difference = float((ours - theirs).abs().max())
     if not difference <= bound:
         raise CheckFailed(

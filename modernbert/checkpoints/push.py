@@ -104,7 +104,7 @@ def _check(folder: ModelFolder) -> None:
     if (folder.path / _ONNX).is_file():
         _ = folder.config
     elif folder.is_modernbert:
-        folder.load_projection(folder.load_model().hidden_size)
+        folder.load_projection(folder.load_model(takes_int8=True).hidden_size)
     else:
         read_weights(folder.path)
     _ = folder.tokenizer, folder.max_length, folder.embedding_config, folder.settings

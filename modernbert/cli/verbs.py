@@ -234,6 +234,13 @@ VERBS = {
         "checkpoints.convert:run",
         examples=("modernbert convert ep0-ba1000-rank0.pt --tokenizer answerdotai/ModernBERT-base --output converted",),
     ),
+    "quantize": Verb(
+        "Tools",
+        "Write a model with int8 layers, for inference on a CPU.",
+        "inference.quantize_options:QuantizeConfig",
+        "inference.quantize_model:run",
+        examples=("modernbert quantize runs/tickets/model --output tickets-int8 --texts data/tickets-train.tsv",),
+    ),
     "push": Verb(
         "Tools",
         "Upload a model folder to the Hugging Face Hub.",

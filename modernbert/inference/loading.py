@@ -35,7 +35,11 @@ def load_for_inference(folder: ModelFolder, device: str, dtype: str, engine: str
 
     Raises: InputError if the folder is incomplete or invalid, or the device, dtype or engine is not available.
     """
-    place = choose_device(device)
+    place, is_automatic = choose_device(device), "auto" in (device, dtype, engine)
+    if folder.is_int8:
+        if dtype not in ("auto", INT8):
+            raise InputError(f"dtype: found {dtype}, but {folder.name} has int8 layers; expected auto or int8")
+        dtype = INT8
     precision = choose_dtype(dtype, device)
     if dtype == INT8 and not folder.is_modernbert:
         raise InputError(f"dtype: int8 needs a ModernBERT, found a {folder.family}; use float32 or bfloat16")
@@ -50,7 +54,7 @@ def load_for_inference(folder: ModelFolder, device: str, dtype: str, engine: str
         model = folder.load_model(dtype=precision).to(place)
         release_threads_before_fork()
         computes = "engine transformers"
-    if "auto" in (device, dtype, engine) or not folder.is_modernbert:
+    if is_automatic or not folder.is_modernbert:
         print(
             f"{folder.name}: device {place}, dtype {INT8 if dtype == INT8 else dtype_name(precision)}, {computes}",
             file=sys.stderr,
@@ -81,8 +85,8 @@ def load_model_for_inference(
 
     Raises: InputError if the folder lacks a file or holds a wrong one.
     """
-    model = folder.load_model(engine=engine)  # mapped, in the dtype of the file
-    if int8:
+    model = folder.load_model(engine=engine, takes_int8=True)  # mapped, in the dtype of the file
+    if int8 and not folder.is_int8:
         _quantize_layers(model.encoder)
     if device.type == "cpu":
         _convert(model.parameters(), dtype)

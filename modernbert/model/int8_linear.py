@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modernbert.errors import InputError
 
-__all__ = ["INT8", "Int8Linear", "check_int8_width", "is_int8", "linear_slots"]
+__all__ = ["INT8", "Int8Linear", "int8_layers", "is_int8", "linear_slots"]
 
 INT8 = "int8"
 _MOST = 127
@@ -46,7 +46,8 @@ class Int8Linear(nn.Module):
 
         Raises: InputError unless the number of inputs divides by 64.
         """
-        check_int8_width("a linear layer", weight.shape[1])
+        if weight.shape[1] % 64:
+            raise InputError(f"dtype: int8 needs widths that divide by 64, found a linear layer of {weight.shape[1]}")
         with torch.no_grad():
             rotated = _rotate(weight.float())
             scale = _scale(rotated)
@@ -73,15 +74,6 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
-def check_int8_width(name: str, width: int) -> None:
-    """Check that whole blocks cover the inputs of a layer.
-
-    Raises: InputError if they do not.
-    """
-    if width % 64:
-        raise InputError(f"dtype: int8 needs widths that divide by 64, found {name} of {width}")
-
-
 def linear_slots(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
     """Yield each linear layer of a module, and the module and the name that it is an attribute of."""
     for parent in list(module.modules()):
@@ -90,9 +82,14 @@ def linear_slots(module: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]
                 yield parent, name, child
 
 
+def int8_layers(module: nn.Module) -> Iterator[tuple[str, "Int8Linear"]]:
+    """Yield the int8 layers of a module by name."""
+    return ((name, each) for name, each in module.named_modules() if isinstance(each, Int8Linear))
+
+
 def is_int8(module: nn.Module) -> bool:
     """Return whether a module has int8 layers."""
-    return any(isinstance(each, Int8Linear) for each in module.modules())
+    return next(int8_layers(module), None) is not None
 
 
 def _block(width: int) -> int:

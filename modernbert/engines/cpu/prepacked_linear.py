@@ -53,6 +53,8 @@ class _PrepackedEngine(Engine):
         }
 
     def linear(self, layer: nn.Module, x: Tensor) -> Tensor:
+        if layer not in self.packed:  # an int8 layer
+            return self.base.linear(layer, x)
         return torch.ops.mkldnn._linear_pointwise(x.detach(), self.packed[layer], layer.bias, "none", [], "")
 
     def plan_attention(self, lengths: SequenceLengths, window: Window, rope: Rope, dtype: torch.dtype) -> AttentionFn:
