@@ -289,17 +289,8 @@ class ModernBert(Predictor):
         """
         if self.model.family != MODERNBERT:
             raise InputError("a model of another family is saved by the library it came from")
-<<<<<<< HEAD
-        defaults = (EmbeddingConfig(), None, SentenceTransformersSettings())
-        vectors = None if (self.vectors, self.projection, self._settings) == defaults else self.vectors
-        card: ModelCard | bytes | None = None
-        if self.origin is None:
-            card = ModelCard("Saved from memory.")
-        else:
-=======
         card: ModelCard | bytes = ModelCard("Saved from memory.")
         if self.origin is not None:
->>>>>>> 3cc55b2 (quantize: write model folders with int8 layers behind a gate of agreement)
             source = self.origin.folder
             card = (read_card(source.path) if source.is_local else None) or ModelCard(
                 "A saved copy.", bases=[source.name]
@@ -309,15 +300,10 @@ class ModernBert(Predictor):
     def _save(self, folder: Path, card: ModelCard | bytes) -> None:
         """Write a folder with a model card."""
         defaults = (EmbeddingConfig(), None, SentenceTransformersSettings())
-        vectors = None if (self.vectors, self.projection, self.settings) == defaults else self.vectors
+        vectors = None if (self.vectors, self.projection, self._settings) == defaults else self.vectors
         ModelFolder.save(
-<<<<<<< HEAD
-            Path(folder), self.model, self.tokenizer, self.max_length, vectors=vectors, projection=self.projection,
-            settings=self._settings, card=card,
-=======
             folder, self.model, self.tokenizer, self.max_length, vectors=vectors, projection=self.projection,
-            settings=self.settings, card=card,
->>>>>>> 3cc55b2 (quantize: write model folders with int8 layers behind a gate of agreement)
+            settings=self._settings, card=card,
         )  # fmt: skip
 
     def _map(
