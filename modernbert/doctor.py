@@ -98,6 +98,17 @@ def _features() -> list[str]:
     return [each for each in _FEATURES if each in words]
 
 
+def _int8() -> str:
+    """Return what `--dtype int8` computes with."""
+    from modernbert.engines.cpu import build
+
+    if build.unavailable_reason() is not None:
+        return "slower than float32: only engine cpu has kernels for it"
+    if {"avx512_vnni", "avx_vnni"} & set(_features()):
+        return "available, with VNNI"
+    return "available, without VNNI: activations have 7 bits"
+
+
 def _compiler() -> str:
     from modernbert.engines.cpu.build import find_compiler
 
@@ -125,6 +136,7 @@ def _engines() -> Iterator[str]:
         reason = engine.unavailable_reason(at, dtype, config)
         yield f"{engine.name}: {'available' if reason is None else f'not available: {reason}'}"
     yield f"auto computes on {device.type} in {dtype_name(dtype)}"
+    yield f"int8 on cpu: {_int8()}"
 
 
 def _extras() -> Iterator[str]:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import run_here
 from safetensors.torch import load_file, save_file
 
 from modernbert import InputError, ModernBert, quantize
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.model.heads import MaskedLM
 from modernbert.model.initialization import initialize
-from tests.commands import run_here
 
 TEXTS = [f"The capital of country {n} is city {n * 7}, in a land of rivers. " * (n % 5 + 1) for n in range(40)]
 
