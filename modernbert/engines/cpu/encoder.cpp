@@ -75,7 +75,7 @@ struct Chunk {
     T* products;        // of GeGLU; `gated` itself if W is T
 };
 
-// Write rows of T as operands of a GEMM, each of its own scale.
+// Write rows of T as operands of a GEMM; each has a scale.
 template <class T>
 void quantize_rows(const Team& team, const T* rows, int height, int width, int8* to) {
     static thread_local std::vector<float> scratch;
