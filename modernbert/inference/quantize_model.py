@@ -27,14 +27,15 @@ def run(config: QuantizeConfig) -> Path:
     """
     if config.output.exists():
         raise InputError(f"{config.output}: exists already, expected a new folder")
-    if ModelFolder.open(config.model).is_int8:
+    folder = ModelFolder.open(config.model, config.revision)
+    if folder.is_int8:
         raise InputError(f"{config.model}: has int8 layers already")
     rows = gather_rows((), config.texts, text_field=config.text_field)
     texts = [row.text for row in rows if row.text is not None]
-    exact = ModernBert.load(config.model, device="cpu", dtype="float32")
+    exact = ModernBert.from_folder(folder, device="cpu", dtype="float32")
     expected = _vectors(exact, texts)
     del exact
-    quantized = ModernBert.load(config.model, device="cpu", dtype=INT8)
+    quantized = ModernBert.from_folder(folder, device="cpu", dtype=INT8)
     cosines = (_vectors(quantized, texts) * expected).sum(axis=1)
     mean, worst = float(cosines.mean()), int(cosines.argmin())
     agreement = f"cosine to float32 on {len(texts):,} texts: mean {mean:.5f}, least {cosines[worst]:.5f}"

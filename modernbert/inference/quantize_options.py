@@ -3,13 +3,14 @@
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
+from modernbert.common_options import ModelRevision
 from modernbert.option_types import FileOrUrl
 
 __all__ = ["QuantizeConfig"]
 
 
-@dataclass
-class QuantizeConfig:
+@dataclass(frozen=True)
+class QuantizeConfig(ModelRevision):
     """Write a model folder with int8 layers, for inference on a CPU, if its vectors agree with those of float32.
 
     The mean cosine must be at least 0.999, and the least 0.995; otherwise nothing is written.

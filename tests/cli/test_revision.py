@@ -81,6 +81,7 @@ COMMANDS = {
     "evaluate retrieval": ("{model}", "."),
     "evaluate glue": ("{model}", ".", "--output", "o"),
     "bench": ("{model}",),
+    "quantize": ("{model}", "--output", "o", "--texts", "rows.tsv"),
     "convert": ("c.pt", "--tokenizer", "{model}", "--output", "o"),
 }
 
