@@ -9,7 +9,7 @@ from modernbert.checkpoints.command_line import command_line
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.model_card import ModelCard
 from modernbert.errors import InputError
-from modernbert.inference.modernbert import ModernBert
+from modernbert.inference.modernbert import ModernBert, load_folder
 from modernbert.inference.quantize_options import QuantizeConfig
 from modernbert.inference.text_inputs import gather_rows
 from modernbert.model.int8_linear import INT8
@@ -32,10 +32,10 @@ def run(config: QuantizeConfig) -> Path:
         raise InputError(f"{config.model}: has int8 layers already")
     rows = gather_rows((), config.texts, text_field=config.text_field)
     texts = [row.text for row in rows if row.text is not None]
-    exact = ModernBert.from_folder(folder, device="cpu", dtype="float32")
+    exact = load_folder(folder, device="cpu", dtype="float32")
     expected = _vectors(exact, texts)
     del exact
-    quantized = ModernBert.from_folder(folder, device="cpu", dtype=INT8)
+    quantized = load_folder(folder, device="cpu", dtype=INT8)
     cosines = (_vectors(quantized, texts) * expected).sum(axis=1)
     mean, worst = float(cosines.mean()), int(cosines.argmin())
     agreement = f"cosine to float32 on {len(texts):,} texts: mean {mean:.5f}, least {cosines[worst]:.5f}"

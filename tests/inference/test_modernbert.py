@@ -228,7 +228,7 @@ WRONG = {
     "ModernBert.load('')": "model: found '', expected a folder or the name of a model on the hub",
     "ModernBert.load('x' * 5000)": "x ... (5,000 characters): no such folder, and not a name on the hub",
     "ModernBert.load(folder, device=None)": "device: found None, expected auto, cpu, cuda or cuda:N",
-    "ModernBert.load(folder, dtype='foo')": "dtype: found 'foo', expected auto, float32 or bfloat16",
+    "ModernBert.load(folder, dtype='foo')": "dtype: found 'foo', expected auto, float32, bfloat16 or int8",
 }
 
 
@@ -359,7 +359,7 @@ def test_a_model_of_the_hub_is_found_in_its_cache_and_its_commit_is_said(
 
 def test_the_public_names_of_a_model_are_its_documented_ones(small_bert: ModernBert) -> None:
     calls = "load save on embed embed_queries embed_documents embed_tokens similarity rerank classify tag fill_mask"
-    facts = "config device width vector_width is_late reads_pairs answers prompts default_prompt"
+    facts = "config device dtype width vector_width is_late reads_pairs answers prompts default_prompt"
     parts = "tokenizer model encoder vectors projection origin query_template document_template"
     limits = "count_tokens max_length budget_tokens"
     found = {name for name in dir(small_bert) if not name.startswith("_")}
