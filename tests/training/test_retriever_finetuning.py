@@ -396,7 +396,13 @@ def test_an_index_serves_other_queries_and_json_is_written_as_scores_come(
     config: RetrieverConfig, tmp_path: Path, write_collection: Callable[..., Path]
 ) -> None:
     asked = RetrievalConfig(
-        config.model, config.test, device="cpu", dtype="float32", index=tmp_path / "kept", output=tmp_path / "r.json"
+        config.model,
+        config.test,
+        device="cpu",
+        dtype="float32",
+        index=tmp_path / "kept",
+        output=tmp_path / "r.json",
+        overwrite=True,
     )
     evaluate(asked)
     with pytest.raises(InputError, match="was made with other dtype"):
