@@ -166,8 +166,10 @@ void gate(const Team& team, const Encoder<W>& encoder, const Chunk<T, W>& chunk,
                                         PANEL, height, PANEL, encoder.width, false);
                    for (int r = 0; r < height; ++r) {
                        T* to = chunk.products + int64_t(row + r) * encoder.feed + panel * PANEL;
-                       for (int i = r * PANEL; i < (r + 1) * PANEL; i += LANES, to += LANES)
-                           store(to, gelu(load(piece + i)) * load(gates + i));
+                       for (int i = r * PANEL; i < (r + 1) * PANEL; i += LANES, to += LANES) {
+                           const vfloat x = load(piece + i);
+                           store(to, (IS_INT8<W> ? approximate_gelu(x) : gelu(x)) * load(gates + i));
+                       }
                    }
                });
     team.wait();

@@ -99,6 +99,7 @@ inline float to_float(bfloat16 x) {
 
 // Where `a` is NaN, `b`.
 inline vfloat max(vfloat a, vfloat b) { return (vfloat)INTRINSIC(max_ps)((native)a, (native)b); }
+inline vfloat min(vfloat a, vfloat b) { return (vfloat)INTRINSIC(min_ps)((native)a, (native)b); }
 
 inline vfloat vsqrt(vfloat x) { return (vfloat)INTRINSIC(sqrt_ps)((native)x); }
 
