@@ -67,18 +67,21 @@ def error(found: Tensor, expected: Tensor) -> float:
 
 
 def assert_kernels_equal_formula(bits: int, lengths: list[int]) -> None:
-    """Sums are exact, so results differ where a number is rounded to the other side, and in attention.
+    """The kernels follow the roundings of the formula, but for attention, GELU and the last bits of float32.
 
-    In bfloat16 more numbers are, so that the kernels are only as near to float32 as the formula.
+    Independent roundings would make their difference 1.4 times the error of the formula.
     """
     for widths in WIDTHS:
         exact = float_encoder(**widths)
         formula, batch = quantized(exact), batch_of(lengths)
         expected, best = states(formula, batch), states(exact, batch)
-        noise = error(expected, best)
-        bound = 0.5 if bits == 8 else 2.2  # of 7 bits, the noise of the activations is twice as large
-        assert error(states(planned(formula), batch), expected) < bound * noise
-        assert error(states(planned(formula, torch.bfloat16), batch), best) < max(1.3, bound) * noise + 0.01
+        noise, found = error(expected, best), states(planned(formula), batch)
+        bound = 1.3 if bits == 8 else 2.2  # of 7 bits, the noise of the activations is twice as large
+        assert error(found, best) < bound * noise
+        assert bits == 7 or error(found, expected) < 1.1 * noise
+        narrow = torch.bfloat16
+        rounding = error(states(planned(exact, narrow), batch), best)
+        assert error(states(planned(formula, narrow), batch), best) < bound * (noise + rounding)
 
 
 @needs_kernels

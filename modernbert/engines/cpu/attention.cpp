@@ -14,7 +14,7 @@
 
 #include "gemm.h"
 #include "interface.h"
-#include "pack_weights.h"
+#include "rotate_quantize.h"
 #include "scratch_arena.h"
 
 namespace modernbert {
@@ -151,17 +151,48 @@ void online_softmax_row(float* scores, T* weights, int width, Span seen, float s
     l_i += hsum(added[0] + added[1]);
 }
 
+// Queries and keys as the operands of their product: in the dtype of qkv, or rotated and quantized.
 template <class T>
+void queries_as_rows(Rows<const T> rows, T* to, Span span, int padded, const Heads& heads, int start, float*) {
+    rotate_rows(rows, to, span, padded, heads, start);
+}
+template <class T>
+void queries_as_rows(Rows<const T> rows, int8* to, Span span, int padded, const Heads& heads, int start, float* wide) {
+    for (int row = span.first; row < span.first + padded; ++row, to += operand_stride<int8>(K)) {
+        if (row < span.last)
+            rotate(rows[row], wide, heads, start + row, 1.0f);
+        else
+            std::memset(wide, 0, K * sizeof(float));
+        quantize_row(wide, K, to);
+    }
+}
+template <class T>
+void keys_as_panel(Rows<const T> rows, T* panel, Span span, const Heads& heads, int start, T* scratch, float*) {
+    rotate_rows(rows, scratch, span, PANEL, heads, start);
+    pack_rows_transposed<PANEL>(scratch, K, K, panel);
+}
+template <class T>
+void keys_as_panel(Rows<const T> rows, int8* panel, Span span, const Heads& heads, int start, T* scratch, float* wide) {
+    for (int row = span.first; row < span.last; ++row)
+        rotate(rows[row], wide + (row - span.first) * K, heads, start + row, 1.0f);
+    std::memset(wide + (span.last - span.first) * K, 0, (PANEL - (span.last - span.first)) * K * sizeof(float));
+    quantize_panel(wide, K, panel, (int8*)scratch);
+}
+
+// T is the dtype of qkv and of the weights, S that of the queries and keys in their product.
+template <class S, class T>
 void attention_task(const T* qkv, T* attn_out, float* lse, const Heads& heads, const Task& task, ScratchArena& memory) {
     const int block = heads.block();
     const Span keys = visible_keys(heads, task.length, task.queries);
     const size_t num_keys = round_up(keys.last - keys.first, PANEL);
-    memory.reset(2 * num_keys * K * sizeof(T) + (2 * K + 2 * KEYS_PER_STEP + 2) * size_t(block) * 4 + PANEL * K * 4 +
-                 1024);
-    T* key_panels = memory.alloc<T>(num_keys * K);  // [num_keys / 64][K / GROUP][64][GROUP]
+    constexpr int KEY_ROWS = packed_rows<S>(K), STRIDE = operand_stride<S>(K);
+    memory.reset(num_keys * (KEY_ROWS * sizeof(S) + K * sizeof(T)) + (2 * K + 2 * KEYS_PER_STEP + 2) * size_t(block) * 4 +
+                 2 * PANEL * K * 4 + 1024);
+    S* key_panels = memory.alloc<S>(num_keys * KEY_ROWS);  // [num_keys / 64][K / GROUP][64][GROUP]
     T* values = memory.alloc<T>(num_keys * K);      // [num_keys / GROUP][K][GROUP]
     T* scratch = memory.alloc<T>(PANEL * K);
-    T* queries = memory.alloc<T>(block * K);
+    float* wide = memory.alloc<float>(PANEL * K);
+    S* queries = memory.alloc<S>(block * STRIDE);
     T* weights = memory.alloc<T>(block * KEYS_PER_STEP);
     float* scores = memory.alloc<float>(block * KEYS_PER_STEP);
     float* totals = memory.alloc<float>(block * K);
@@ -172,8 +203,7 @@ void attention_task(const T* qkv, T* attn_out, float* lse, const Heads& heads, c
     for (size_t at = 0; at < num_keys; at += PANEL) {
         const int first = keys.first + int(at);
         const Span span = {first, std::min(keys.last, first + PANEL)};
-        rotate_rows(k, scratch, span, PANEL, heads, task.start);
-        pack_rows_transposed<PANEL>(scratch, K, K, key_panels + at * K);
+        keys_as_panel(k, key_panels + at * KEY_ROWS, span, heads, task.start, scratch, wide);
         copy_rows(v, scratch, span, PANEL);
         pack_rows<PANEL>(scratch, K, PANEL, PANEL, values + at * K);
     }
@@ -181,7 +211,7 @@ void attention_task(const T* qkv, T* attn_out, float* lse, const Heads& heads, c
     for (int begin = task.queries.first; begin < task.queries.last; begin += block) {
         const int end = std::min(task.queries.last, begin + block), num_queries = end - begin;
         const int padded = round_up(num_queries, ROW_STEP);
-        rotate_rows(q, queries, {begin, end}, padded, heads, task.start);
+        queries_as_rows(q, queries, {begin, end}, padded, heads, task.start, wide);
         std::memset(totals, 0, padded * K * sizeof(float));
         std::fill(row_max, row_max + padded, -INFINITY);
         std::fill(row_sum, row_sum + padded, 0.0f);
@@ -192,8 +222,8 @@ void attention_task(const T* qkv, T* attn_out, float* lse, const Heads& heads, c
             for (int j = 0, n; j < width; j += n) {
                 const int column = (at + j) % PANEL;
                 n = std::min(PANEL - column, width - j);
-                const T* panel = key_panels + size_t(at + j - column) * K + column * GROUP<T>;
-                multiply(queries, K, panel, scores + j, KEYS_PER_STEP, padded, n, K, false);
+                const S* panel = key_panels + size_t(at + j - column) * KEY_ROWS + column * GROUP<S>;
+                multiply(queries, STRIDE, panel, scores + j, KEYS_PER_STEP, padded, n, K, false);
             }
             for (int r = 0; r < padded; ++r) {
                 const Span row_keys = visible_keys(heads, task.length, {begin + r, begin + r + 1});
@@ -353,12 +383,12 @@ void run_tasks(const std::vector<Task>& tasks, int num_threads, const Do& run) {
     }
 }
 
-template <class T>
+template <class S, class T>
 void attend(const T* qkv, T* attn_out, float* lse, const Heads& heads, const int32_t* offsets, int num_docs,
             int num_threads) {
     const auto tasks = split_tasks(offsets, num_docs, heads, queries_per_task(heads, offsets[num_docs], num_threads));
     run_tasks(tasks, num_threads,
-              [&](const Task& task, ScratchArena& memory) { attention_task(qkv, attn_out, lse, heads, task, memory); });
+              [&](const Task& task, ScratchArena& memory) { attention_task<S>(qkv, attn_out, lse, heads, task, memory); });
 }
 
 template <class T>
@@ -377,19 +407,26 @@ using namespace modernbert;
 
 EXPORT int64_t init_kernels() { return request_tiles(); }
 
-#define FOR_TYPE(T)                                                                                                  \
-    EXPORT void attend_##T(const T* qkv, T* attn_out, float* lse, const float* cosines, const float* sines,          \
-                           const int32_t* offsets, int64_t num_docs, int64_t num_heads, int64_t left, int64_t right, \
-                           int64_t num_threads) {                                                                    \
-        const Heads heads = {int(num_heads), cosines, sines, int(left), int(right)};                                 \
-        attend(qkv, attn_out, lse, heads, offsets, int(num_docs), int(num_threads));                                 \
-    }                                                                                                                \
-    EXPORT void attend_backward_##T(const T* qkv, const T* attn_out, const float* lse, const T* grad, T* grad_qkv,   \
-                                    const float* cosines, const float* sines, const int32_t* offsets,                \
-                                    int64_t num_docs, int64_t num_heads, int64_t left, int64_t right,                \
-                                    int64_t num_threads) {                                                           \
-        const Heads heads = {int(num_heads), cosines, sines, int(left), int(right)};                                 \
-        attend_backward(qkv, attn_out, lse, grad, grad_qkv, heads, offsets, int(num_docs), int(num_threads));        \
+// W is the dtype of queries and keys in their product.
+#define FOR_TYPES(T, W)                                                                                               \
+    EXPORT void attend_##T##_##W(const T* qkv, T* attn_out, float* lse, const float* cosines, const float* sines,     \
+                                 const int32_t* offsets, int64_t num_docs, int64_t num_heads, int64_t left,           \
+                                 int64_t right, int64_t num_threads) {                                                \
+        const Heads heads = {int(num_heads), cosines, sines, int(left), int(right)};                                  \
+        attend<W>(qkv, attn_out, lse, heads, offsets, int(num_docs), int(num_threads));                               \
+    }
+FOR_TYPES(float32, float32)
+FOR_TYPES(bfloat16, bfloat16)
+FOR_TYPES(float32, int8)
+FOR_TYPES(bfloat16, int8)
+
+#define FOR_TYPE(T)                                                                                                   \
+    EXPORT void attend_backward_##T(const T* qkv, const T* attn_out, const float* lse, const T* grad, T* grad_qkv,    \
+                                    const float* cosines, const float* sines, const int32_t* offsets,                 \
+                                    int64_t num_docs, int64_t num_heads, int64_t left, int64_t right,                 \
+                                    int64_t num_threads) {                                                            \
+        const Heads heads = {int(num_heads), cosines, sines, int(left), int(right)};                                  \
+        attend_backward(qkv, attn_out, lse, grad, grad_qkv, heads, offsets, int(num_docs), int(num_threads));         \
     }
 FOR_TYPE(float32)
 FOR_TYPE(bfloat16)

@@ -356,7 +356,7 @@ class _Attend(torch.autograd.Function):
         attn_out = qkv.new_empty(num_tokens, num_heads, width)
         lse = torch.empty(num_tokens, num_heads) if ctx.needs_input_grad[0] else None
         shape = (len(offsets) - 1, num_heads, *window)
-        call("attend", (qkv.dtype,), qkv, attn_out, lse, cosines, sines, offsets, *shape)
+        call("attend", (qkv.dtype, qkv.dtype), qkv, attn_out, lse, cosines, sines, offsets, *shape)
         ctx.save_for_backward(qkv, attn_out, lse, cosines, sines, offsets)
         ctx.shape = shape
         return attn_out

@@ -271,11 +271,13 @@ EXPORT int64_t packed_width() { return PACK_WIDTH; }
 EXPORT int64_t int8_zero() { return INT8_ZERO; }
 
 // cosines and sines are [T][K / 2]; `left` and `right` are the window of local layers.
-#define DECLARE_ATTEND(T)                                                                                      \
-    EXPORT void attend_##T(const T*, T*, float*, const float*, const float*, const int32_t*, int64_t, int64_t, \
-                           int64_t, int64_t, int64_t);
-DECLARE_ATTEND(float32)
-DECLARE_ATTEND(bfloat16)
+#define DECLARE_ATTEND(T, W)                                                                                         \
+    EXPORT void attend_##T##_##W(const T*, T*, float*, const float*, const float*, const int32_t*, int64_t, int64_t, \
+                                 int64_t, int64_t, int64_t);
+DECLARE_ATTEND(float32, float32)
+DECLARE_ATTEND(bfloat16, bfloat16)
+DECLARE_ATTEND(float32, int8)
+DECLARE_ATTEND(bfloat16, int8)
 
 #define FOR_TYPES(T, W)                                                                                                \
     EXPORT void encode_##T##_##W(                                                                                      \
@@ -291,7 +293,7 @@ DECLARE_ATTEND(bfloat16)
         });                                                                                                            \
         for (int number = 0; number < num_layers; ++number) {                                                          \
             const bool all = layers[number].is_global;                                                                 \
-            attend_##T(qkv, attn_out, nullptr, all ? global_cosines : local_cosines, all ? global_sines : local_sines, \
+            attend_##T##_##W(qkv, attn_out, nullptr, all ? global_cosines : local_cosines, all ? global_sines : local_sines, \
                        offsets, num_docs, num_heads, all ? -1 : left, all ? -1 : right, num_threads);                  \
             for_chunks<T>(encoder, stream.num_tokens, int(num_threads), [&](const Team& team, const Rows& chunk) {     \
                 finish_layer(team, encoder, stream, chunk, number);                                                    \

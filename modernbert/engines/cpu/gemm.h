@@ -10,7 +10,7 @@
 //
 // Values of int8 have scales. Behind the k values of a row of A is its scale, and behind a panel of B are the scales of
 // its columns, then INT8_ZERO times their sums, negated: the instructions multiply unsigned by signed numbers, so A is
-// stored with INT8_ZERO added.
+// stored with INT8_ZERO added. A column has 4 bytes in each group, among the scales and among the sums.
 #pragma once
 #include <algorithm>
 #include <climits>
@@ -99,7 +99,6 @@ constexpr int PACK_WIDTH = COLUMNS * LANES, ROW_STEP = 4;
 template <int W, int M, int N, class T>
 __attribute__((noinline)) void gemm_tile(const T* a, int lda, const T* b, float* c, int ldc, int k, bool add,
                                          const T* ahead, int step) {
-    static_assert(!IS_INT8<T> || N * LANES == W, "scales are behind the whole panel");
     constexpr int G = GROUP<T>;
     Sum<T> total[M][N] = {};
     if constexpr (IS_INT8<T>)
@@ -155,9 +154,9 @@ inline void gemm_vectors(const T* a, int lda, const T* b, float* c, int ldc, int
         const T* panel = b + j / W * packed_rows<T>(k) * W + j % W * GROUP<T>;
         for (int kk = 0, part; kk < k; kk += part) {
             part = std::min(PART, k - kk);
-            if (IS_INT8<T> || width == COLUMNS * LANES)
+            if (width == COLUMNS * LANES)
                 gemm_columns<W, COLUMNS>(a + kk, lda, panel + kk * W, c + j, ldc, m, part, add || kk > 0);
-            else if constexpr (!IS_INT8<T>)
+            else
                 gemm_columns<W, 2>(a + kk, lda, panel + kk * W, c + j, ldc, m, part, add || kk > 0);
         }
     }
@@ -186,10 +185,10 @@ inline bool request_tiles() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
     if constexpr (IS_INT8<T>) _tile_dpbusd(c, a, b); else _tile_dpbf16ps(c, a, b)
 
 // Sums of int8 products in C -> float32.
-inline void scale_sums(const int8* a, int lda, const int8* b, float* c, int ldc, int m, int k) {
+inline void scale_sums(const int8* a, int lda, const int8* b, float* c, int ldc, int m, int n, int k) {
     const float* scales = (const float*)(b + k * PANEL);
     for (int i = 0; i < m; ++i)
-        for (int j = 0; j < PANEL; j += LANES) {
+        for (int j = 0; j < n; j += LANES) {
             vint sum, offset;
             std::memcpy(&sum, c + i * ldc + j, sizeof sum);
             std::memcpy(&offset, scales + PANEL + j, sizeof offset);
@@ -267,16 +266,13 @@ inline void multiply(const bfloat16* a, int lda, const bfloat16* b, float* c, in
 #endif
 }
 
-// C = A B of whole panels.
-template <int W>
+// C = A B; `add` is not supported. n is at most 64.
+template <int W = PANEL>
 inline void multiply(const int8* a, int lda, const int8* b, float* c, int ldc, int m, int n, int k, bool) {
 #if defined(MODERNBERT_AMX)
     static_assert(W == PANEL, "AMX tiles read panels of 64 columns");
-    for (int j = 0; j < n; j += PANEL) {
-        const int8* panel = b + j * packed_rows<int8>(k);
-        gemm_amx(a, lda, panel, c + j, ldc, m, PANEL, k, false);
-        scale_sums(a, lda, panel, c + j, ldc, m, k);
-    }
+    gemm_amx(a, lda, b, c, ldc, m, n, k, false);
+    scale_sums(a, lda, b, c, ldc, m, n, k);
 #else
     gemm_vectors<W>(a, lda, b, c, ldc, m, n, k, false);
 #endif

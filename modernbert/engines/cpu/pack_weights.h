@@ -4,8 +4,13 @@
 
 namespace modernbert {
 
-// Load LANES groups of T: 32-bit words that hold one float32 or two bfloat16.
+// Load LANES groups of T: 32-bit words that hold one float32, two bfloat16 or four int8.
 inline vu32 load_groups(const float* from, const float*) { return (vu32)load(from); }
+inline vu32 load_groups(const int8* from, const int8*) {
+    vu32 words;
+    std::memcpy(&words, from, sizeof words);
+    return words;
+}
 inline vu32 load_groups(const bfloat16* from, const bfloat16*) {
     vu32 words;
     std::memcpy(&words, from, sizeof words);

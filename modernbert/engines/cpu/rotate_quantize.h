@@ -3,7 +3,7 @@
 // The rotation spreads an outlier over its block, so that it does not take the range of all other numbers. Weights are
 // rotated once, which cancels it: (x H) (H W) = x W times the size of a block. Source: Ashkboos et al. 2024 (QuaRot).
 #pragma once
-#include "gemm.h"
+#include "pack_weights.h"
 
 namespace modernbert {
 
@@ -45,9 +45,9 @@ inline void rotate_block(float* values) {
     for (int i = 0; i < NUMBER; ++i) store(values + i * LANES, x[i]);
 }
 
-// Write a row of float32, which is overwritten, as int8 values and their scale. A number that is not finite makes the
-// scale NaN.
-inline void quantize_row(float* row, int width, int8* to) {
+// Rotate a row of float32 in place, write it as int8 values up to `most_value` with `zero` added, and return their scale. A
+// number that is not finite makes the scale NaN.
+inline float quantize_values(float* row, int width, int8* to, int most_value, int zero) {
     vfloat most = {}, not_finite = {};
     const int block = rotation_block(width);
     for (int at = 0; at < width; at += block) {
@@ -61,12 +61,31 @@ inline void quantize_row(float* row, int width, int8* to) {
             most = max(max(x, -x), most);
         }
     }
-    const float largest = hmax(most), inverse = largest > 1e-30f ? INT8_MOST / largest : 0.0f;
+    const float largest = hmax(most), inverse = largest > 1e-30f ? most_value / largest : 0.0f;
     // Adding 1.5 * 2^23 rounds to an integer, in the low bits.
-    const vfloat shift = broadcast(12582912.0f + INT8_ZERO);
+    const vfloat shift = broadcast(12582912.0f + zero);
     for (int i = 0; i < width; i += LANES) store_low_bytes(to + i, (vint)(load(row + i) * inverse + shift));
-    const float scale = largest / INT8_MOST + hsum(not_finite);
+    return largest / most_value + hsum(not_finite);
+}
+
+// Write a row of float32, which is overwritten, as the left operand of a GEMM.
+inline void quantize_row(float* row, int width, int8* to) {
+    const float scale = quantize_values(row, width, to, INT8_MOST, INT8_ZERO);
     std::memcpy(to + width, &scale, sizeof scale);
+}
+
+// Write PANEL rows of `depth` values, which are overwritten, as the packed panel of their transpose.
+inline void quantize_panel(float* rows, int depth, int8* panel, int8* scratch) {
+    float* scales = (float*)(panel + depth * PANEL);
+    int32_t* offsets = (int32_t*)scales + PANEL;
+    for (int row = 0; row < PANEL; ++row) {
+        int8* values = scratch + row * depth;
+        scales[row] = quantize_values(rows + row * depth, depth, values, 127, 0) / rotation_block(depth);
+        int sum = 0;
+        for (int i = 0; i < depth; ++i) sum += values[i];
+        offsets[row] = -INT8_ZERO * sum;
+    }
+    pack_rows_transposed<PANEL>(scratch, depth, depth, panel);
 }
 
 }  // namespace modernbert
