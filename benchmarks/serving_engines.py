@@ -16,17 +16,18 @@ from torch import Tensor, nn
 
 from benchmarks.peers import Absent, Documents, pad
 from modernbert.checkpoints.folder import ModelFolder
-from modernbert.devices import choose_device, choose_precision, dtype_name
+from modernbert.devices import choose_device, dtype_name
 from modernbert.engines.registry import REFERENCE, choose_engine
 from modernbert.errors import InputError
 from modernbert.export.onnx_graph import build
 from modernbert.export.onnx_nodes import write_model
-from modernbert.inference.loading import load_model_for_inference
+from modernbert.inference.loading import choose_dtype, load_model_for_inference
 from modernbert.inference.outputs import PooledVectors, compute
 from modernbert.model.config import ModelConfig
 from modernbert.model.embedder import Embedder
 from modernbert.model.encoder import Encoder
 from modernbert.model.initialization import initialize
+from modernbert.model.int8_linear import INT8
 from modernbert.tokenizer.input_templates import EncodedText
 
 __all__ = ["ENGINES", "Engine", "embed_all", "load_engine", "load_reference", "make_folder"]
@@ -95,16 +96,18 @@ def embed_all(engine: Engine, documents: Documents, budget_tokens: int) -> np.nd
 def _ours(precision: str, engine_name: str = "auto") -> Callable[[Path, Path], Engine]:
     def load(folder: Path, workspace: Path) -> Engine:
         cpu = choose_device("cpu")
-        dtype = choose_precision(precision, cpu)
+        dtype = choose_dtype(precision, "cpu")
         opened = ModelFolder(folder)
         engine = choose_engine(engine_name, cpu, dtype, opened.config)
-        model = load_model_for_inference(opened, cpu, dtype, engine)
+        model = load_model_for_inference(opened, cpu, dtype, engine, int8=precision == INT8)
         output = PooledVectors("mean", normalize=False)
 
         def embed(documents: Documents) -> np.ndarray:
             texts = [EncodedText(np.asarray(ids)) for ids in documents]
             return np.concatenate([vectors for _, vectors in compute(model, texts, output, sys.maxsize)])
 
+        if precision == INT8:
+            return Engine(f"ragged, {engine.name}, int8 and {dtype_name(dtype)}", torch.int8, embed, is_padded=False)
         return Engine(f"ragged, {engine.name}, {dtype_name(dtype)}", dtype, embed, is_padded=False)
 
     return load
@@ -157,23 +160,32 @@ def _sentence_transformers(folder: Path, workspace: Path) -> Engine:
     return Engine("padded, sdpa, bfloat16", torch.bfloat16, embed, is_padded=True)
 
 
-def _onnxruntime(folder: Path, workspace: Path) -> Engine:
-    runtime = _import("onnxruntime")
-    _import("onnx")
-    file = workspace / "model.onnx"
-    if not file.exists():
-        # The graph of this package: local layers are faster than in torch's export of the model of transformers.
-        write_model(build(Embedder(ModelFolder(folder).load_model(dtype=torch.float32), "mean")), file)
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+def _onnxruntime(dtype: torch.dtype) -> Callable[[Path, Path], Engine]:
+    def load(folder: Path, workspace: Path) -> Engine:
+        runtime = _import("onnxruntime")
+        _import("onnx")
+        file = workspace / "model.onnx"
+        if not file.exists():
+            # The graph of this package: local layers are faster than in torch's export of the model of transformers.
+            write_model(build(Embedder(ModelFolder(folder).load_model(dtype=torch.float32), "mean")), file)
+        if dtype == torch.int8:
+            exact, file = file, workspace / "model-int8.onnx"
+            if not file.exists():
+                library = _import("onnxruntime.quantization")
+                library.quantize_dynamic(exact, file, per_channel=True, weight_type=library.QuantType.QInt8)
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = runtime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
-    def embed(documents: Documents) -> np.ndarray:
-        ids, mask = pad(documents)
-        (found,) = session.run(["sentence_embedding"], {"input_ids": ids, "attention_mask": mask})
-        return found  # type: ignore[no-any-return]
+        def embed(documents: Documents) -> np.ndarray:
+            ids, mask = pad(documents)
+            (found,) = session.run(["sentence_embedding"], {"input_ids": ids, "attention_mask": mask})
+            return found  # type: ignore[no-any-return]
 
-    return Engine("padded, float32", torch.float32, embed, is_padded=True)
+        setting = "int8, dynamic, per channel" if dtype == torch.int8 else dtype_name(dtype)
+        return Engine(f"padded, {setting}", dtype, embed, is_padded=True)
+
+    return load
 
 
 class _WithFiniteMasks(nn.Module):
@@ -206,7 +218,12 @@ def _openvino(dtype: torch.dtype) -> Callable[[Path, Path], Engine]:
             example = {name: torch.ones(2, 9, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
             model = _WithFiniteMasks(_pooled(folder, torch.float32)).eval()
             library.save_model(library.convert_model(model, example_input=example), file, compress_to_fp16=False)
-        hint = "bf16" if dtype == torch.bfloat16 else "f32"
+        if dtype == torch.int8:
+            exact, file = file, workspace / "model-int8.xml"
+            if not file.exists():
+                library.save_model(_calibrated(library.Core().read_model(exact)), file)
+        floats = choose_dtype(dtype_name(dtype), "cpu")  # of what is not int8
+        hint = "bf16" if floats == torch.bfloat16 else "f32"
         compiled = library.Core().compile_model(
             file, "CPU", {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
         )
@@ -214,9 +231,21 @@ def _openvino(dtype: torch.dtype) -> Callable[[Path, Path], Engine]:
         def embed(documents: Documents) -> np.ndarray:
             return np.asarray(compiled(list(pad(documents)))[0], dtype=np.float32)
 
-        return Engine(f"padded, {dtype_name(dtype)}", dtype, embed, is_padded=True)
+        setting = f"int8 by NNCF, {hint}" if dtype == torch.int8 else dtype_name(dtype)
+        return Engine(f"padded, {setting}", dtype, embed, is_padded=True)
 
     return load
+
+
+def _calibrated(model: Any) -> Any:
+    """Quantize an OpenVINO model with NNCF, as its documentation does for transformers, on 32 random texts."""
+    library = _import("nncf")
+    random = np.random.default_rng(0)
+    texts = [pad([random.integers(100, 4_000, length)]) for length in random.integers(8, 512, 32)]
+    inputs = [{"input_ids": ids, "attention_mask": mask} for ids, mask in texts]
+    return library.quantize(
+        model, library.Dataset(inputs), model_type=library.ModelType.TRANSFORMER, subset_size=len(inputs)
+    )
 
 
 def _pooled(folder: Path, dtype: torch.dtype) -> Any:
@@ -235,11 +264,14 @@ def _import(name: str) -> Any:
 ENGINES: dict[str, Callable[[Path, Path], Engine]] = {
     "modernbert": _ours("auto"),
     "modernbert-float32": _ours("float32"),
+    "modernbert-int8": _ours(INT8),
     "transformers-bfloat16": _of_transformers(torch.bfloat16),
     "transformers-bfloat16-compiled": _of_transformers(torch.bfloat16, compiled=True),
     "transformers-float32": _of_transformers(torch.float32),
     "sentence-transformers": _sentence_transformers,
-    "onnxruntime": _onnxruntime,
+    "onnxruntime": _onnxruntime(torch.float32),
+    "onnxruntime-int8": _onnxruntime(torch.int8),
     "openvino-bfloat16": _openvino(torch.bfloat16),
     "openvino-float32": _openvino(torch.float32),
+    "openvino-int8": _openvino(torch.int8),
 }
