@@ -1,11 +1,13 @@
-"""Devices and dtypes: the choice of both, and the memory of a process and of a machine."""
+"""Devices and dtypes: the choice of both, threads, and the memory of a process and of a machine."""
 
 import ctypes
 import functools
+import math
 import mmap
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -21,11 +23,13 @@ __all__ = [
     "dtype_name",
     "has_amx",
     "keep_freed_memory",
+    "limit_threads",
     "name_of",
     "peak_memory",
     "release_pages",
     "release_threads_before_fork",
     "restart_peak",
+    "serial_torch",
 ]
 
 # `omp_pause_soft` of omp.h: threads end, settings stay.
@@ -35,6 +39,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 2**30
 # Of Linux's madvise.
 _MADV_PAGEOUT = 21
+_MAX_THREADS = 1_024
+# Rows times threads of torch operations that one thread computes; for more, other threads save time.
+_MAX_SERIAL = 2**14
 
 
 def choose_device(name: str) -> torch.device:
@@ -174,12 +181,91 @@ def release_threads_before_fork() -> None:
     Otherwise the forked process inherits OpenMP's record of the threads, but no threads, and waits for them forever.
     Source: `omp_pause_resource_all`, OpenMP 5.0, section 3.2.44.
     """
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
-    if not hasattr(os, "register_at_fork") or not library.exists():
-        return
-    pause = getattr(ctypes.CDLL(str(library)), "omp_pause_resource_all", None)  # the OpenMP that torch loads
-    if pause is not None:
+    pause = _of_torch("omp_pause_resource_all")
+    if pause is not None and hasattr(os, "register_at_fork"):
         os.register_at_fork(before=functools.partial(pause, _OMP_PAUSE_SOFT))
+
+
+@contextmanager
+def serial_torch(num_rows: int) -> Iterator[None]:
+    """Run torch's operations on a few rows on the calling thread alone.
+
+    OpenMP's threads spin for milliseconds after an operation, and take cores from the threads of the CPU kernels.
+    `torch.get_num_threads()` is 1 meanwhile.
+    """
+    num_threads = torch.get_num_threads()
+    # Unlike torch's function, both change the calling thread alone. MKL counts its threads separately, for cos and sin.
+    set_threads, set_mkl_threads = _of_torch("omp_set_num_threads"), _of_torch("MKL_Set_Num_Threads_Local")
+    if set_threads is None or num_threads == 1 or num_rows * num_threads > _MAX_SERIAL:
+        yield
+        return
+    set_threads(1)
+    mkl_threads = set_mkl_threads(1) if set_mkl_threads else 0
+    try:
+        yield
+    finally:
+        set_threads(num_threads)
+        if set_mkl_threads:
+            set_mkl_threads(mkl_threads)
+
+
+@functools.cache
+def _of_torch(name: str) -> Callable[[int], int] | None:
+    """Return a function of the OpenMP or MKL that torch loads, or None."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    return getattr(ctypes.CDLL(str(library)), name, None) if library.exists() else None
+
+
+def limit_threads() -> None:
+    """Set torch's number of threads to `MODERNBERT_NUM_THREADS`, or lower its default to the CPU quota of the cgroup.
+
+    A number from `OMP_NUM_THREADS`, `MKL_NUM_THREADS` or `torch.set_num_threads` stays.
+
+    Raises: InputError if `MODERNBERT_NUM_THREADS` is not a number of threads.
+    """
+    asked = os.environ.get("MODERNBERT_NUM_THREADS")
+    if asked is not None:
+        if not (asked.isascii() and asked.isdigit() and 1 <= int(asked) <= _MAX_THREADS):
+            raise InputError(f"MODERNBERT_NUM_THREADS: found {asked!r}, expected a number from 1 to {_MAX_THREADS:,}")
+        torch.set_num_threads(int(asked))
+        return
+    if any(os.environ.get(name) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")):
+        return
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, found = _cpu_quota(), torch.get_num_threads()
+    # torch's default is the number of logical or of physical cores; any other number was set.
+    if quota is not None and quota < found and found in (num_cores, num_cores // 2):
+        torch.set_num_threads(max(1, math.ceil(quota)))
+
+
+def _cpu_quota(membership: Path = Path("/proc/self/cgroup"), groups: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Return the number of cores that Linux grants this process, the least of its control groups, or None."""
+    quotas = []
+    try:
+        for line in membership.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
+                continue
+            root = groups / "cpu" if controllers else groups
+            here = root / path.strip("/")
+            # In a container, the path may be of the host; then the root is the container's group.
+            for folder in {root, here, *(each for each in here.parents if root in each.parents)}:
+                quota = _quota_of(folder)
+                quotas += [] if quota is None else [quota]
+    except (OSError, ValueError):
+        return None
+    return min(quotas, default=None)
+
+
+def _quota_of(folder: Path) -> float | None:
+    try:
+        quota, period = (folder / "cpu.max").read_text().split()  # version 2
+    except OSError:
+        try:
+            quota, period = ((folder / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        except OSError:
+            return None
+    return None if quota in ("max", "-1") else int(quota) / int(period)
 
 
 def _libc() -> ctypes.CDLL | None:

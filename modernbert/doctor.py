@@ -27,8 +27,8 @@ _FEATURES = (
     "i8mm",
 )
 _VARIABLES = (
-    "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "OMP_NUM_THREADS", "OMP_WAIT_POLICY",
-    "RAY_ADDRESS", "XDG_CACHE_HOME",
+    "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "MODERNBERT_NUM_THREADS",
+    "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "RAY_ADDRESS", "XDG_CACHE_HOME",
 )  # fmt: skip
 # Their values may hold a password.
 _SECRET_VARIABLES = ("HF_TOKEN", "HTTPS_PROXY", "HTTP_PROXY", "MODERNBERT_API_KEY", "https_proxy")
@@ -74,8 +74,9 @@ def _machine() -> Iterator[str]:
     import torch
 
     from modernbert.console import processor_name
-    from modernbert.devices import available_memory
+    from modernbert.devices import available_memory, limit_threads
 
+    limit_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = torch.get_num_threads()
     yield f"processor: {processor_name() or platform.machine()}, {cores} cores, torch uses {threads} threads"

@@ -22,7 +22,7 @@ from modernbert.checkpoints.folder import ModelFolder
 from modernbert.data.input_errors import Skips
 from modernbert.data.remote_files import RemoteFile, is_url
 from modernbert.data.source_files import File
-from modernbert.devices import choose_device
+from modernbert.devices import choose_device, limit_threads
 from modernbert.errors import InputError, counted
 from modernbert.extras import require
 from modernbert.files import only_process, remove_leftovers, try_delete
@@ -299,6 +299,7 @@ def _embedded(config: EmbedConfig, left: Iterator[TextChunk]) -> Iterator[tuple[
         bert = _load(config, folder, devices[0])
         yield from _shown(config, (_embed(bert, part, config) for part in left))
         return
+    limit_threads()
     begin = partial(load_in_process, config.model, config.dtype, config.engine, number, torch.get_num_threads())
     with WorkerPool(devices, begin) as pool:
         yield from _shown(config, pool.map(partial(_embed, config=config), left))

@@ -15,6 +15,7 @@ from modernbert.devices import (
     choose_precision,
     dtype_name,
     keep_freed_memory,
+    limit_threads,
     release_pages,
     release_threads_before_fork,
 )
@@ -35,6 +36,7 @@ def load_for_inference(folder: ModelFolder, device: str, dtype: str, engine: str
 
     Raises: InputError if the folder is incomplete or invalid, or the device, dtype or engine is not available.
     """
+    limit_threads()
     place, is_automatic = choose_device(device), "auto" in (device, dtype, engine)
     if folder.is_int8:
         if dtype not in ("auto", INT8):

@@ -13,7 +13,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 
 from modernbert.batch import Batch, SequenceLengths, batch_by_size
-from modernbert.devices import autocast
+from modernbert.devices import autocast, serial_torch
 from modernbert.errors import InputError
 from modernbert.model.embedder import finish_vectors
 from modernbert.model.heads import pool
@@ -52,8 +52,9 @@ class PooledVectors:
 
     def of_batch(self, hidden: Float[Tensor, "T D"], layout: SequenceLengths) -> Float32[Tensor, "N E"]:
         """Return the vectors of a batch's documents, on its device."""
-        rows = pool(hidden.float(), layout, self.pooling)
-        return finish_vectors(rows, self.projection, self.truncate_dim, self.normalize)
+        with serial_torch(len(hidden)):
+            rows = pool(hidden.float(), layout, self.pooling)
+            return finish_vectors(rows, self.projection, self.truncate_dim, self.normalize)
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,8 @@ class TokenVectors:
 
     def __call__(self, hidden: Float[Tensor, "T D"], texts: Sequence[EncodedText]) -> list[np.ndarray]:
         """Return the vectors of each text's tokens."""
-        rows = finish_vectors(_rows_of(hidden, texts), self.projection, self.truncate_dim, self.normalize)
+        with serial_torch(len(hidden)):
+            rows = finish_vectors(_rows_of(hidden, texts), self.projection, self.truncate_dim, self.normalize)
         return _split(rows.cpu().numpy(), texts)
 
 
@@ -116,7 +118,8 @@ class LabelScores:
     def __call__(self, hidden: Float[Tensor, "T D"], texts: Sequence[EncodedText]) -> Sequence[Any] | np.ndarray:
         """Return the scores of each text."""
         if not self.model.scores_tokens:
-            return self.model.head_logits(hidden, _lengths_of(texts, hidden.device)).float().cpu().numpy()
+            with serial_torch(len(hidden)):
+                return self.model.head_logits(hidden, _lengths_of(texts, hidden.device)).float().cpu().numpy()
         rows = _rows_of(hidden, texts)
         labels = np.empty(len(rows), np.int64)
         probabilities = np.empty(len(rows), np.float32)

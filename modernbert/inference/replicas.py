@@ -104,8 +104,8 @@ def load_in_process(
     budget_tokens: int | None = None,
 ) -> ModernBert:
     """Load a model in a worker process, which takes its share of the threads."""
-    torch.set_num_threads(max(1, num_threads // num_processes))
     bert = ModernBert.load(name, device=device, dtype=dtype, engine=engine)
+    torch.set_num_threads(max(1, num_threads // num_processes))
     bert.budget_tokens = budget_tokens or bert.budget_tokens
     return bert
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from modernbert.batch import Batch
-from modernbert.devices import choose_device
+from modernbert.devices import choose_device, limit_threads
 from modernbert.errors import InputError
 
 if TYPE_CHECKING:
@@ -158,6 +158,7 @@ def join(device: str, sharding: str) -> Iterator[tuple[World, torch.device]]:
 
     Raises: InputError for an unknown device.
     """
+    limit_threads()
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         if sharding != "none":

@@ -16,6 +16,7 @@
 #include "interface.h"
 #include "rotate_quantize.h"
 #include "scratch_arena.h"
+#include "thread_pool.h"
 
 namespace modernbert {
 namespace {
@@ -374,13 +375,11 @@ std::vector<Task> split_tasks(const int32_t* offsets, int num_docs, const Heads&
 
 template <class Do>
 void run_tasks(const std::vector<Task>& tasks, int num_threads, const Do& run) {
-#pragma omp parallel num_threads(num_threads)
-    {
+    parallel_for(num_threads, int64_t(tasks.size()), [&](int64_t i) {
         Tiles tiles;
-        thread_local ScratchArena memory;
-#pragma omp for schedule(dynamic)
-        for (size_t i = 0; i < tasks.size(); ++i) run(tasks[i], memory);
-    }
+        static thread_local ScratchArena memory;
+        run(tasks[i], memory);
+    });
 }
 
 template <class S, class T>

@@ -14,7 +14,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch  # first, so that its OpenMP is the one the library finds
+import torch
 
 from modernbert.errors import InputError
 from modernbert.files import write_file
@@ -23,7 +23,7 @@ __all__ = ["cache_folder", "find_compiler", "library", "unavailable_reason"]
 
 logger = logging.getLogger("modernbert")
 
-_FLAGS = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-fvisibility=hidden", "-w"]
+_FLAGS = ["-O3", "-march=native", "-std=c++17", "-pthread", "-fPIC", "-shared", "-fvisibility=hidden", "-w"]
 _FOLDER = Path(__file__).parent
 _SOURCES = ("attention.cpp", "elementwise.cpp", "encoder.cpp", "linear.cpp", "training.cpp")
 

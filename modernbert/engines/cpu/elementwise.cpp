@@ -7,6 +7,7 @@
 
 #include "interface.h"
 #include "row_ops.h"
+#include "thread_pool.h"
 
 namespace modernbert {
 namespace {
@@ -14,9 +15,9 @@ namespace {
 template <class Do>
 void for_blocks(int64_t num_rows, int num_threads, const Do& run) {
     const int64_t num_blocks = (num_rows + ROWS_PER_BLOCK - 1) / ROWS_PER_BLOCK;
-#pragma omp parallel for num_threads(num_threads) schedule(static)
-    for (int64_t block = 0; block < num_blocks; ++block)
+    parallel_for(num_threads, num_blocks, [&](int64_t block) {
         run(block, block * ROWS_PER_BLOCK, std::min(num_rows, (block + 1) * ROWS_PER_BLOCK));
+    });
 }
 
 // residual [T][D], x [T][D] -> total = residual + dropout(x), normed = LayerNorm(total).

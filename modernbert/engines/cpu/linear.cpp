@@ -14,6 +14,7 @@
 #include "interface.h"
 #include "pack_weights.h"
 #include "scratch_arena.h"
+#include "thread_pool.h"
 
 namespace modernbert {
 namespace {
@@ -32,22 +33,22 @@ int padded_depth(int k) { return round_up(std::max(k, 1), 32); }
 // [k][n] -> packed panels.
 template <class From, class T>
 void pack(const From* matrix, T* packed, int n, int k, int num_threads) {
-    const int padded = padded_depth(k);
-#pragma omp parallel for collapse(2) num_threads(num_threads) schedule(static)
-    for (int panel = 0; panel < n / PACK_WIDTH; ++panel)
-        for (int first = 0; first < padded; first += 128)
-            pack_rows<PACK_WIDTH>(matrix + int64_t(first) * n + panel * PACK_WIDTH, n, k - first,
-                                  std::min(128, padded - first),
-                                  packed + (int64_t(panel) * padded + first) * PACK_WIDTH);
+    constexpr int DEPTH_STEP = 128;
+    const int padded = padded_depth(k), num_steps = (padded + DEPTH_STEP - 1) / DEPTH_STEP;
+    parallel_for(num_threads, int64_t(n / PACK_WIDTH) * num_steps, [&](int64_t item) {
+        const int64_t panel = item / num_steps;
+        const int first = int(item % num_steps) * DEPTH_STEP;
+        pack_rows<PACK_WIDTH>(matrix + int64_t(first) * n + panel * PACK_WIDTH, n, k - first,
+                              std::min(DEPTH_STEP, padded - first), packed + (panel * padded + first) * PACK_WIDTH);
+    });
 }
 
 // [n][k] -> packed panels of its transpose; k is a multiple of 32.
 template <class From, class T>
 void pack_transposed(const From* matrix, T* packed, int n, int k, int num_threads) {
-#pragma omp parallel for num_threads(num_threads) schedule(static)
-    for (int panel = 0; panel < n / PACK_WIDTH; ++panel)
-        pack_rows_transposed<PACK_WIDTH>(matrix + int64_t(panel) * PACK_WIDTH * k, k, k,
-                                         packed + int64_t(panel) * PACK_WIDTH * k);
+    parallel_for(num_threads, n / PACK_WIDTH, [&](int64_t panel) {
+        pack_rows_transposed<PACK_WIDTH>(matrix + panel * PACK_WIDTH * k, k, k, packed + panel * PACK_WIDTH * k);
+    });
 }
 
 // Copy rows [first, last) and columns [from, to) of [m][k], zero-padded.
@@ -117,16 +118,14 @@ void multiply_rows(const Product<T, Out>& product, int num_threads) {
     const int row_multiple = product.transposed ? 16 : ROW_STEP;  // transposition works on 16 x 16 tiles
     const int block_rows =
         num_blocks ? std::min(HEIGHT, round_up((product.m + num_blocks - 1) / num_blocks, row_multiple)) : HEIGHT;
-#pragma omp parallel num_threads(num_threads)
-    {
+    const int num_row_blocks = (product.m + block_rows - 1) / block_rows;
+    parallel_for(num_threads, int64_t(num_parts) * num_row_blocks, [&](int64_t item) {
         Tiles tiles;
         static thread_local ScratchArena memory;
-#pragma omp for collapse(2) schedule(dynamic)
-        for (int part = 0; part < num_parts; ++part)
-            for (int first = 0; first < product.m; first += block_rows)
-                multiply_block(product, first, std::min(product.m - first, block_rows), part * num_panels / num_parts,
-                               (part + 1) * num_panels / num_parts, memory);
-    }
+        const int part = int(item / num_row_blocks), first = int(item % num_row_blocks) * block_rows;
+        multiply_block(product, first, std::min(product.m - first, block_rows), part * num_panels / num_parts,
+                       (part + 1) * num_panels / num_parts, memory);
+    });
 }
 
 }  // namespace

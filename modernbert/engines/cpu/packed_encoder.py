@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from modernbert.batch import SequenceLengths
+from modernbert.devices import serial_torch
 from modernbert.engines.cpu import calls
 from modernbert.model.int8_linear import Int8Linear
 
@@ -34,12 +35,17 @@ class PackedEncoder:
     def run(self, encoder: "Encoder", tokens: Tensor, lengths: SequenceLengths, rows: Tensor | None) -> Tensor:
         """Return the hidden states of some rows, or of all."""
         config = encoder.config
+        with serial_torch(len(tokens)):
+            embedded = encoder.embeddings(tokens)
+            angles = [encoder.rope(lengths, is_global) for is_global in (True, False)]
         hidden = calls.encode(
-            encoder.embeddings(tokens), self.layers, self.final_norm,
-            [encoder.rope(lengths, is_global) for is_global in (True, False)], lengths.cu_seqlens, config.window,
+            embedded, self.layers, self.final_norm, angles, lengths.cu_seqlens, config.window,
             num_heads=config.num_attention_heads, feed_width=config.intermediate_size, eps=config.norm_eps,
         )  # fmt: skip
-        return hidden if rows is None else hidden.index_select(0, rows)
+        if rows is None:
+            return hidden
+        with serial_torch(len(rows)):
+            return hidden.index_select(0, rows)
 
 
 def _pack(layer: Any) -> list[Tensor]:

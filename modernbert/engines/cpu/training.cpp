@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "interface.h"
+#include "thread_pool.h"
 #include "vectors.h"
 
 namespace modernbert {
@@ -38,8 +39,7 @@ double cross_entropy(T* logits, const float* bias, const int64_t* labels, float*
                      int64_t width, int num_threads) {
     const int64_t num_blocks = (num_rows + ROWS_PER_BLOCK - 1) / ROWS_PER_BLOCK;
     std::vector<double> losses(num_blocks);
-#pragma omp parallel for num_threads(num_threads) schedule(dynamic)
-    for (int64_t block = 0; block < num_blocks; ++block) {
+    parallel_for(num_threads, num_blocks, [&](int64_t block) {
         float* bias_part = bias_parts ? bias_parts + block * width : nullptr;
         if (bias_part) std::fill(bias_part, bias_part + width, 0.0f);
         const int64_t last = std::min(num_rows, (block + 1) * ROWS_PER_BLOCK);
@@ -66,7 +66,7 @@ double cross_entropy(T* logits, const float* bias, const int64_t* labels, float*
             store(rounded, broadcast(std::exp(target - lse) - 1.0f));
             logit[label] = rounded[0];
         }
-    }
+    });
     double total = 0;
     for (double loss : losses) total += loss;
     return total;
@@ -81,8 +81,7 @@ struct Adam {
 double update(const float* grad, float* mean, float* square, int64_t number, const Adam& adam, int num_threads) {
     const int64_t num_blocks = (number + VALUES_PER_BLOCK - 1) / VALUES_PER_BLOCK;
     std::vector<double> partial_sums(num_blocks);
-#pragma omp parallel for num_threads(num_threads) schedule(static)
-    for (int64_t block = 0; block < num_blocks; ++block) {
+    parallel_for(num_threads, num_blocks, [&](int64_t block) {
         const int64_t last = std::min(number, (block + 1) * VALUES_PER_BLOCK);
         vfloat squares = {};
         for (int64_t i = block * VALUES_PER_BLOCK; i < last; i += LANES) {
@@ -94,7 +93,7 @@ double update(const float* grad, float* mean, float* square, int64_t number, con
             squares += ratio * ratio;
         }
         partial_sums[block] = hsum(squares);
-    }
+    });
     double total = 0;
     for (double part : partial_sums) total += part;
     return total;
@@ -103,14 +102,13 @@ double update(const float* grad, float* mean, float* square, int64_t number, con
 void apply(float* weight, const float* mean, const float* square, int64_t number, float lr, float decay, float eps,
            int num_threads) {
     const int64_t num_blocks = (number + VALUES_PER_BLOCK - 1) / VALUES_PER_BLOCK;
-#pragma omp parallel for num_threads(num_threads) schedule(static)
-    for (int64_t block = 0; block < num_blocks; ++block) {
+    parallel_for(num_threads, num_blocks, [&](int64_t block) {
         const int64_t last = std::min(number, (block + 1) * VALUES_PER_BLOCK);
         for (int64_t i = block * VALUES_PER_BLOCK; i < last; i += LANES) {
             vfloat step = load_up_to(mean, i, last, 0) / (vsqrt(load_up_to(square, i, last, 0)) + eps);
             store_up_to(weight, i, last, load_up_to(weight, i, last, 0) * decay - step * lr);
         }
-    }
+    });
 }
 
 }  // namespace
