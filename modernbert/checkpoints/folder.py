@@ -176,6 +176,14 @@ class ModelFolder:
         """Whether the layers of the model are int8."""
         return self.is_modernbert and is_int8_json(self.files.read_json("config.json"))
 
+    def check_not_int8(self) -> None:
+        """Check that the model is not for inference only.
+
+        Raises: InputError for int8 layers.
+        """
+        if self.is_int8:
+            raise InputError(f"{self.path}: has int8 layers, for inference only; use the model it was quantized from")
+
     def load_model(
         self, *, dtype: torch.dtype | None = None, engine: Engine = PORTABLE, takes_int8: bool = False
     ) -> Model:
@@ -184,8 +192,8 @@ class ModelFolder:
         Raises: InputError naming the file and the tensor, if weights are missing or of the wrong shape; for int8
             layers, unless the caller takes them.
         """
-        if self.is_int8 and not takes_int8:
-            raise InputError(f"{self.path}: has int8 layers, for inference only; use the model it was quantized from")
+        if not takes_int8:
+            self.check_not_int8()
         if self.is_modernbert:
             return load_modernbert(self.files, dtype=dtype, engine=engine)
         load = load_foreign_encoder if self.unused_head is None else load_foreign_model

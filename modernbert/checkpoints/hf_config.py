@@ -17,6 +17,7 @@ from modernbert.safe_files import check_keys, is_one_line, read_json
 from modernbert.tasks.task import ClassifierTask, classifier_task, known_tasks, task_of_config
 
 __all__ = [
+    "INT8_FAMILY",
     "check_head",
     "config_from_json",
     "config_to_json",
@@ -51,12 +52,14 @@ _NO_EFFECT: dict[str, Any] = {
     "partial_rotary_factor": 1.0,
     "pruned_heads": {},
     "per_layer_config": None,
+    "quantization_config": None,
     "transformers_weights": "model.safetensors",
 }
 # Dropouts that transformers applies in training and this package does not have. They change nothing at inference.
 _UNUSED_DROPOUTS = ("embedding_dropout", "mlp_dropout")
-# What this package writes for int8 layers; other quantized weights have other names, and are refused.
-_INT8 = {"quant_method": "modernbert_int8", "rotation": "hadamard"}
+# Of a folder with int8 layers. With `modernbert`, transformers would read the numbers as weights, after a warning.
+INT8_FAMILY = "modernbert_int8"
+_INT8 = {"model_type": INT8_FAMILY, "quantization_config": {"quant_method": INT8_FAMILY, "rotation": "hadamard"}}
 _ROLES = {"cls_token_id": "bos_token_id", "sep_token_id": "eos_token_id"}
 # Fields that may be null; transformers refuses null in every other number.
 _MAY_BE_NULL = ("norm_eps", "local_rope_theta", "pad_token_id", *_ROLES)
@@ -77,10 +80,10 @@ def config_from_json(found: Mapping[str, Any], origin: str) -> ModelConfig:
     """
     origins: dict[str, str] = {}
     try:
+        if is_int8_json(found):
+            found = {key: value for key, value in found.items() if key not in _INT8}
         _check(found, _FIXED)
         _check({key: value for key, value in found.items() if value is not None}, _NO_EFFECT)
-        if not is_int8_json(found):
-            _check({"quantization_config": found.get("quantization_config")}, {"quantization_config": None})
         known = [field.name for field in fields(ModelConfig)]
         may_be_null = (*_MAY_BE_NULL, *(["global_attn_every_n_layers"] if found.get("layer_types") else []))
         for key in known:
@@ -145,7 +148,7 @@ def _check_heads(found: Mapping[str, Any], config: ModelConfig) -> None:
 
 def is_int8_json(found: Mapping[str, Any]) -> bool:
     """Return whether a config.json is of a model with int8 layers."""
-    return found.get("quantization_config") == _INT8
+    return all(found.get(key) == value for key, value in _INT8.items())
 
 
 def config_to_json(config: ModelConfig, architecture: str, dtype: str, *, int8: bool = False) -> dict[str, Any]:
@@ -178,7 +181,7 @@ def config_to_json(config: ModelConfig, architecture: str, dtype: str, *, int8: 
         "dtype": dtype,
         "torch_dtype": dtype,
         "transformers_version": "4.48.0",
-        **({"quantization_config": _INT8} if int8 else {}),
+        **(_INT8 if int8 else {}),
     }
 
 

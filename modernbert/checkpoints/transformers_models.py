@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from modernbert.checkpoints.hf_config import head_to_json, labels_of_json, reads_pairs_of_json, task_of_json
+from modernbert.checkpoints.hf_config import (
+    INT8_FAMILY,
+    head_to_json,
+    labels_of_json,
+    reads_pairs_of_json,
+    task_of_json,
+)
 from modernbert.checkpoints.padded_models import ForeignClassifier, ForeignEncoder, ForeignModel
 from modernbert.checkpoints.safetensors_files import WEIGHTS, check_tensor, is_of_adapter, read_weights, refuse_adapters
 from modernbert.errors import CheckFailed, InputError, shown
@@ -75,6 +81,8 @@ def family_of(folder: FolderFiles) -> str:
             'these files beside modules.json, with the path ""'
         )
     family = folder.read_json("config.json").get("model_type", MODERNBERT)
+    if family == INT8_FAMILY:
+        return MODERNBERT
     if not isinstance(family, str) or family not in (MODERNBERT, *FAMILIES):
         known = ", ".join((MODERNBERT, *sorted(FAMILIES)))
         raise InputError(f"{folder / 'config.json'}: model_type: found {family!r}, expected one of {known}")

@@ -139,6 +139,9 @@ class VerbCommand(click.Command):
 
     def _unknown(self, name: str, args: list[str]) -> InputError:
         """Return the error for an unknown option: it may belong to another task, or be misspelt."""
+        for option in self.options:
+            if option.positional and option_name(option.key) == name:
+                return InputError(f"{name}: is an argument, not an option; write its value without {name}.")
         for other in TASKS if self.verb.by_task else ():
             if any(option_name(each.key) == name for each in options_of(self.verb.load_options(other))):
                 task = _task_in(args)

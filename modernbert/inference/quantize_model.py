@@ -9,6 +9,7 @@ from modernbert.checkpoints.command_line import command_line
 from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.model_card import ModelCard
 from modernbert.errors import InputError
+from modernbert.files import check_target
 from modernbert.inference.modernbert import ModernBert, load_folder
 from modernbert.inference.quantize_options import QuantizeConfig
 from modernbert.inference.text_inputs import gather_rows
@@ -17,6 +18,7 @@ from modernbert.model.int8_linear import INT8
 __all__ = ["QuantizeConfig", "run"]
 
 _LEAST_MEAN, _LEAST = 0.999, 0.995
+_FEWEST = 20
 
 
 def run(config: QuantizeConfig) -> Path:
@@ -25,13 +27,16 @@ def run(config: QuantizeConfig) -> Path:
     Raises: InputError if the vectors differ too much, the model is not a ModernBERT in floating point, or a row has no
         text.
     """
-    if config.output.exists():
-        raise InputError(f"{config.output}: exists already, expected a new folder")
+    check_target(config.output, overwrite=False)
     folder = ModelFolder.open(config.model, config.revision)
     if folder.is_int8:
         raise InputError(f"{config.model}: has int8 layers already")
+    if not folder.is_modernbert:
+        raise InputError(f"{config.model}: is a {folder.family}, expected a ModernBERT")
     rows = gather_rows((), config.texts, text_field=config.text_field)
-    texts = [row.text for row in rows if row.text is not None]
+    texts = [row.text for row in rows if row.text and not row.text.isspace()]
+    if len(texts) < _FEWEST:
+        raise InputError(f"{config.texts}: found {len(texts)} texts, expected at least {_FEWEST} to compare")
     exact = load_folder(folder, device="cpu", dtype="float32")
     expected = _vectors(exact, texts)
     del exact

@@ -15,7 +15,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from modernbert.devices import dtype_name
 from modernbert.errors import InputError
 from modernbert.inference.modernbert import ModernBert
 from modernbert.serving import schemas
@@ -208,7 +207,7 @@ def _add_state(app: FastAPI, service: Service, metrics: Metrics) -> None:
             names = {str(number): name for number, name in enumerate(bert.model.labels)}
             kind = {"classifier": {"id2label": names, "task": bert.model.task}}
         return {
-            "model_id": service.settings.model_id, "model_dtype": dtype_name(bert.model.dtype), "model_type": kind,
+            "model_id": service.settings.model_id, "model_dtype": bert.dtype, "model_type": kind,
             "max_input_length": bert.max_length, "max_batch_tokens": service.scheduler.budget_tokens,
             "max_concurrent_requests": limits.max_requests, "auto_truncate": False, "version": version("modernbert"),
             **facts_of(bert),

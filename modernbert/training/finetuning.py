@@ -95,6 +95,7 @@ def check_inputs(config: FinetuneConfig) -> None:
 def _open_inputs(config: FinetuneConfig, device: torch.device) -> _Inputs:
     dtype = choose_precision(config.dtype, device, "dtype")
     folder = ModelFolder.open(config.model, config.revision)
+    folder.check_not_int8()
     task = classifier_task(config.task)
     if not folder.is_modernbert:
         _check_family(config, task, folder)

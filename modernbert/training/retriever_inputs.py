@@ -60,6 +60,7 @@ def open_inputs(config: RetrieverConfig, device: torch.device) -> RetrieverInput
     """
     dtype = choose_precision(config.dtype, device, "dtype")
     folder = ModelFolder.open(config.model, config.revision)
+    folder.check_not_int8()
     if not folder.is_modernbert:
         require(str(folder), "transformers")
     check_sharding(config, folder.family)

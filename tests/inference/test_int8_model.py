@@ -11,6 +11,7 @@ import pytest
 import torch
 from commands import run_here
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
 
 from modernbert import InputError, ModernBert, quantize
 from modernbert.checkpoints.folder import ModelFolder
@@ -95,6 +96,17 @@ def test_a_written_folder_is_smaller_and_gives_the_vectors_of_its_card(folder: P
     card = (written / "README.md").read_text()
     assert float(re.search(r"least (\d\.\d+)", card)[1]) == pytest.approx(cosines.min(), abs=2e-5)
     assert "transformers import" not in card, "other libraries do not load int8 layers of this kind"
+
+
+def test_transformers_refuses_a_written_folder(written: Path) -> None:
+    with pytest.raises(ValueError, match="modernbert_int8"):
+        AutoModel.from_pretrained(written)
+
+
+def test_texts_that_show_nothing_are_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "few.txt").write_text("a text\n" * 19 + "\n \n")
+    with pytest.raises(InputError, match=r"few.txt: found 19 texts, expected at least 20"):
+        quantize(str(folder), output=tmp_path / "int8", texts=tmp_path / "few.txt")
 
 
 def test_a_written_folder_is_saved_and_loaded_again(written: Path, tmp_path: Path) -> None:
