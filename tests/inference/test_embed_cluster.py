@@ -77,6 +77,7 @@ def below(process: int, name: str) -> list[int]:
     return [number for number in parents if name in names.get(number, "") and is_below(number)]
 
 
+@pytest.mark.slow
 def test_begun_here_killed_and_ended_on_a_cluster_of_which_a_process_dies(words: list[str], tmp_path: Path) -> None:
     parts = tmp_path / "v.npy.parts"
     here = started(*words)

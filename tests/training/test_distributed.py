@@ -92,7 +92,9 @@ def alone(data, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("sharding", ["none", "full", pytest.param("hybrid", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "sharding", [pytest.param("none", marks=pytest.mark.slow), "full", pytest.param("hybrid", marks=pytest.mark.slow)]
+)
 def test_two_processes_train_as_one(data, alone, tmp_path, sharding):
     finish(start(tmp_path, config_of(data, tmp_path / "run", distributed__sharding=sharding)))
     assert_same_course(tmp_path / "run", alone)
