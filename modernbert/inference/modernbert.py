@@ -24,7 +24,7 @@ from modernbert.model.interface import FILL_MASK, MODERNBERT
 from modernbert.progress import show_texts
 from modernbert.tasks.tagging import Span
 
-__all__ = ["Guess", "ModernBert", "Ranked", "TextVectors", "load_folder"]
+__all__ = ["Guess", "ModernBert", "Ranked", "TextVectors", "load_folder", "save_folder"]
 
 Result = TypeVar("Result")
 
@@ -295,16 +295,7 @@ class ModernBert(Predictor):
             card = (read_card(source.path) if source.is_local else None) or ModelCard(
                 "A saved copy.", bases=[source.name]
             )
-        self._save(Path(folder), card)
-
-    def _save(self, folder: Path, card: ModelCard | bytes) -> None:
-        """Write a folder with a model card."""
-        defaults = (EmbeddingConfig(), None, SentenceTransformersSettings())
-        vectors = None if (self.vectors, self.projection, self._settings) == defaults else self.vectors
-        ModelFolder.save(
-            folder, self.model, self.tokenizer, self.max_length, vectors=vectors, projection=self.projection,
-            settings=self._settings, card=card,
-        )  # fmt: skip
+        save_folder(self, Path(folder), card)
 
     def _map(
         self, work: Callable[..., Result], texts: Sequence[Any], progress: bool = False, /, **settings: Any
@@ -317,6 +308,16 @@ class ModernBert(Predictor):
         if not isinstance(prompt, str | None):
             raise InputError(f"prompt: found {type(prompt).__name__}, expected str")
         return self.default_prompt if prompt is None else prompt
+
+
+def save_folder(bert: ModernBert, folder: Path, card: ModelCard | bytes) -> None:
+    """Write a model folder with a model card, see `ModernBert.save`."""
+    defaults = (EmbeddingConfig(), None, SentenceTransformersSettings())
+    vectors = None if (bert.vectors, bert.projection, bert._settings) == defaults else bert.vectors
+    ModelFolder.save(
+        folder, bert.model, bert.tokenizer, bert.max_length, vectors=vectors, projection=bert.projection,
+        settings=bert._settings, card=card,
+    )  # fmt: skip
 
 
 def load_folder(folder: ModelFolder, *, device: str = "auto", dtype: str = "auto", engine: str = "auto") -> ModernBert:

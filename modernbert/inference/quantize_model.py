@@ -10,7 +10,7 @@ from modernbert.checkpoints.folder import ModelFolder
 from modernbert.checkpoints.model_card import ModelCard
 from modernbert.errors import InputError
 from modernbert.files import check_target
-from modernbert.inference.modernbert import ModernBert, load_folder
+from modernbert.inference.modernbert import ModernBert, load_folder, save_folder
 from modernbert.inference.quantize_options import QuantizeConfig
 from modernbert.inference.text_inputs import gather_rows
 from modernbert.model.int8_linear import INT8
@@ -56,7 +56,7 @@ def run(config: QuantizeConfig) -> Path:
         bases=[config.model],
         relation="quantized",
     )
-    quantized._save(config.output, card)
+    save_folder(quantized, config.output, card)
     size = sum(path.stat().st_size for path in config.output.glob("*.safetensors"))
     print(f"{config.output}: {size / 1e6:,.0f} MB of weights; {agreement}")
     return config.output
